@@ -1,0 +1,43 @@
+"""InvarLock: is an edited checkpoint still as good as its baseline?
+
+config -> pinned revisions -> baseline -> windows -> baseline run -> edited and damaged checkpoints
+-> evaluations -> verdict -> signed pack -> verification. Every step is a file; a repeated command
+goes on where the last one stopped.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/pin.smk"
+include: "rules/baseline.smk"
+include: "rules/edit.smk"
+include: "rules/evaluate.smk"
+include: "rules/decide.smk"
+include: "rules/pack.smk"
+
+
+rule all:
+    """The verified pack (what a plain `snakemake` makes)."""
+    default_target: True
+    input:
+        OUT / "evidence_pack/manifest.json",
+        OUT / "verify_pack.json",
+
+
+rule suite:
+    """Everything but the pack."""
+    input:
+        OUT / "reports/final_verdict.json",
+        rendered(),
+
+
+rule pack:
+    """The pack, signed if a key is configured."""
+    input:
+        OUT / "evidence_pack/manifest.json",

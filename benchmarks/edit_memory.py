@@ -1,0 +1,181 @@
+"""Memory and speed of every edit on a seeded random Llama checkpoint of 2 GB in four shards.
+
+    python benchmarks/edit_memory.py [--folder DIR] [--layers 20]
+
+Each row is a fresh process. "peak above" is its peak resident memory minus that of an
+interpreter that has only imported torch (target: below 600 MB). CPU seconds begin after the
+imports. The last row copies the same shards and takes their SHA-256: the least that any
+tool has to do. Nothing here is asserted; the table is the result. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 32, 4, 32000
+SHARDS = 4
+SPECS = (
+    "noop",
+    "quant_rtn:8:0:all",
+    "quant_rtn:4:64:all",
+    "quant_rtn:8:0:embed",
+    "fp8_quant:e4m3:all",
+    "fp8_quant:e5m2:all",
+    "magnitude_prune:0.5:all",
+    "magnitude_prune:0.5:embed",
+    "lowrank_svd:32:ffn",
+    "lowrank_svd:512:ffn@layer=0",
+)
+
+
+def shapes(layers: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an untied Llama, in model order."""
+    small = HIDDEN // HEADS * KV_HEADS
+    result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for layer in range(layers):
+        for name, shape in {
+            "input_layernorm": (HIDDEN,),
+            "self_attn.q_proj": (HIDDEN, HIDDEN),
+            "self_attn.k_proj": (small, HIDDEN),
+            "self_attn.v_proj": (small, HIDDEN),
+            "self_attn.o_proj": (HIDDEN, HIDDEN),
+            "post_attention_layernorm": (HIDDEN,),
+            "mlp.gate_proj": (INNER, HIDDEN),
+            "mlp.up_proj": (INNER, HIDDEN),
+            "mlp.down_proj": (HIDDEN, INNER),
+        }.items():
+            result[f"model.layers.{layer}.{name}.weight"] = shape
+    return result | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+
+
+def make_checkpoint(folder: Path, layers: int) -> None:
+    """Write the checkpoint tensor by tensor; no model object is made."""
+    import torch
+
+    from invarlock.checkpoints import INDEX_NAME
+    from invarlock.files import write_json
+    from invarlock.shards import ShardEntry, write_shard
+
+    def chunks(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        for start in range(0, shape[0], 1024):
+            block = (min(1024, shape[0] - start), *shape[1:])
+            values = torch.randn(block, generator=generator).mul_(0.02).bfloat16()
+            yield values.view(torch.int16).numpy().tobytes()
+
+    folder.mkdir(parents=True)
+    wanted = shapes(layers)
+    total = sum(2 * rows * (rest[0] if rest else 1) for rows, *rest in wanted.values())
+    entries: list[list[ShardEntry]] = [[] for _ in range(SHARDS)]
+    position = 0
+    for name, shape in wanted.items():
+        entry = ShardEntry(name, "BF16", shape, lambda n=name, s=shape: chunks(n, s))  # type: ignore[misc]
+        entries[position * SHARDS // total].append(entry)
+        position += entry.nbytes
+    weight_map = {}
+    for number, mine in enumerate(entries, 1):
+        file = f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
+        write_shard(folder / file, mine, {"format": "pt"})
+        weight_map |= {entry.name: file for entry in mine}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / INDEX_NAME, index)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
+    }
+    write_json(folder / "config.json", config)
+
+
+def measure(task: str, baseline: Path, out: Path) -> dict[str, float]:
+    """Run one task in this process: ``torch`` (imports only), ``copy`` or an edit spec."""
+    import torch  # noqa: F401
+
+    before, seconds = time.process_time(), time.perf_counter()
+    if task == "copy":
+        _copy(baseline, out)
+    elif task != "torch":
+        from invarlock.checkpoints import Checkpoint
+        from invarlock.edits.apply import apply_edit
+        from invarlock.edits.metadata import edit_metadata
+        from invarlock.edits.specs import parse_edit_spec
+
+        before, seconds = time.process_time(), time.perf_counter()
+        checkpoint = Checkpoint.open(baseline)
+        edit_metadata(checkpoint, apply_edit(checkpoint, parse_edit_spec(task), out))
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return {
+        "cpu": time.process_time() - before,
+        "wall": time.perf_counter() - seconds,
+        "peak_mb": int(peak.split()[1]) / 1000,
+    }
+
+
+def _copy(baseline: Path, out: Path) -> None:
+    import shutil
+
+    from invarlock.files import sha256_file
+
+    out.mkdir()
+    for path in sorted(baseline.glob("*.safetensors")):
+        shutil.copyfile(path, out / path.name)
+        sha256_file(out / path.name)
+
+
+def table(folder: Path, layers: int) -> None:
+    """Make the checkpoint, run every task in its own process and print the rows."""
+    import shutil
+
+    baseline, out = folder / "baseline", folder / "out"
+    call = [sys.executable, __file__, "--folder", str(folder), "--layers", str(layers), "--task"]
+    subprocess.run([*call, "make"], check=True)
+    size = sum(p.stat().st_size for p in baseline.glob("*.safetensors")) / 1e6
+    print(f"checkpoint: {size:.0f} MB, {SHARDS} shards, {layers} layers, bfloat16\n")
+    print(f"{'edit':<30}{'peak above, MB':>16}{'CPU s':>8}{'wall s':>8}{'MB per CPU s':>14}")
+    floor = 0.0
+    for task in ("torch", *SPECS, "copy"):
+        done = subprocess.run([*call, task], check=True, capture_output=True, text=True)
+        row = json.loads(done.stdout)
+        shutil.rmtree(out, ignore_errors=True)
+        if task == "torch":
+            floor = row["peak_mb"]
+            continue
+        name = "copy + sha256" if task == "copy" else task
+        above, cpu, wall = row["peak_mb"] - floor, row["cpu"], row["wall"]
+        print(f"{name:<30}{above:>16.0f}{cpu:>8.1f}{wall:>8.1f}{size / cpu:>14.0f}", flush=True)
+    print(f"\ninterpreter with torch: {floor:.0f} MB")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Memory and speed of every edit.")
+    parser.add_argument("--folder", type=Path, help="where 5 GB may be written (default: temp)")
+    parser.add_argument("--layers", type=int, default=20, help="88 MB each (default 20: 2 GB)")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.task == "make":
+        make_checkpoint(args.folder / "baseline", args.layers)
+    elif args.task:
+        print(json.dumps(measure(args.task, args.folder / "baseline", args.folder / "out")))
+    else:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            table(Path(folder), args.layers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Checkpoint folders, known by ``config.json`` and the shard headers: no torch, no model."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invarlock.errors import InputError
+from invarlock.files import digest_json, read_json, read_json_object, unreadable
+from invarlock.shards import DTYPES, TensorInfo, read_header, read_shard_header
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+READ_CHUNK = 4 << 20  # bytes held while hashing or copying
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "checkpoint_digest",
+    "read_header",
+    "tokenizer_digest",
+]
+
+
+def tokenizer_digest(folder: Path) -> str | None:
+    """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one."""
+    path = folder / "tokenizer.json"
+    return digest_json(read_json(path)) if path.is_file() else None
+
+
+def checkpoint_digest(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, tuple[str, tuple[int, ...], str]],
+    tokenizer: str | None,
+) -> str:
+    """Content digest of a checkpoint, independent of how it is sharded.
+
+    ``tensors`` maps each name to (dtype, shape, SHA-256 of its bytes).
+    """
+    listed = {name: [dtype, list(shape), sha] for name, (dtype, shape, sha) in tensors.items()}
+    return digest_json({"config": digest_json(config), "tensors": listed, "tokenizer": tokenizer})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with ``config.json`` and safetensors weights, known by its headers.
+
+    ``tensors`` is sorted by name, ``shards`` lists file names in sorted order.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    shards: tuple[str, ...]
+    metadata: dict[str, dict[str, str]]  # shard -> its __metadata__
+    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Read the configuration and every shard header of ``folder``.
+
+        Raises:
+            InputError: no such folder, no safetensors weights, a missing, truncated or garbled
+                shard, a tensor in two shards, or an index that disagrees with the shards.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError("no such checkpoint folder", where=str(folder))
+        if not (folder / "config.json").is_file():
+            raise InputError("the checkpoint folder has no config.json", where=str(folder))
+        config = read_json_object(folder / "config.json")
+        weight_map = _weight_map(folder)
+        shards = (SINGLE_NAME,) if weight_map is None else tuple(sorted(set(weight_map.values())))
+        tensors: dict[str, TensorInfo] = {}
+        metadata: dict[str, dict[str, str]] = {}
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise InputError(
+                    f"shard {shard} is named by the index but missing",
+                    where=str(folder),
+                    hint="copy or download the folder again",
+                )
+            header = read_shard_header(folder / shard)
+            metadata[shard] = header.metadata
+            for name, info in header.tensors.items():
+                if name in tensors:
+                    first = tensors[name].file
+                    raise InputError(
+                        f"tensor {name} is in two shards: {first} and {shard}", where=str(folder)
+                    )
+                tensors[name] = info
+        if weight_map is not None:
+            _refuse_disagreement(folder, weight_map, tensors)
+        if not tensors:
+            raise InputError("the checkpoint holds no tensor", where=str(folder))
+        return cls(folder, config, dict(sorted(tensors.items())), shards, metadata)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the shards are listed by an index file."""
+        return (self.folder / INDEX_NAME).is_file()
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Number of stored elements (a tied matrix that is stored once counts once)."""
+        return sum(info.numel for info in self.tensors.values())
+
+    def info(self, name: str) -> TensorInfo:
+        """The entry of tensor ``name``.
+
+        Raises:
+            InputError: the checkpoint has no such tensor.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise InputError(
+                f"no tensor {name} in the checkpoint", where=str(self.folder)
+            ) from None
+
+    def chunks(self, name: str, size: int = READ_CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes in order, ``size`` at a time (the last chunk may be shorter).
+
+        A chunk may be written to, and dies with the next: one buffer serves all. The digest of
+        the bytes as read is taken on the way, for :meth:`tensor_digest`.
+        """
+        info = self.info(name)
+        digest = None if name in self._digests else hashlib.sha256()
+        buffer = memoryview(bytearray(min(size, info.nbytes)))
+        path = self.folder / info.file
+        try:
+            with open(path, "rb", buffering=0) as handle:
+                handle.seek(info.begin)
+                for start in range(0, info.nbytes, max(size, 1)):
+                    chunk = buffer[: min(size, info.nbytes - start)]
+                    _fill(chunk, handle, path)
+                    if digest is not None:
+                        digest.update(chunk)
+                    yield chunk
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if digest is not None:
+            self._digests[name] = digest.hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """All bytes of tensor ``name``."""
+        return b"".join(bytes(chunk) for chunk in self.chunks(name))
+
+    def load(self, name: str) -> torch.Tensor:
+        """Tensor ``name`` as a CPU tensor of its stored dtype and shape.
+
+        The bytes are mapped privately: nothing is copied until written to, and the file is
+        never changed. Unaligned tensors are copied.
+        """
+        import torch
+
+        info = self.info(name)
+        dtype: torch.dtype = getattr(torch, DTYPES[info.dtype][1])
+        if info.numel == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        if info.begin % DTYPES[info.dtype][0]:
+            return torch.frombuffer(bytearray(self.read(name)), dtype=dtype).reshape(info.shape)
+        page = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
+        path = self.folder / info.file
+        try:
+            with open(path, "rb") as handle:
+                mapped = mmap.mmap(
+                    handle.fileno(), info.end - page, access=mmap.ACCESS_COPY, offset=page
+                )
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be mapped: {error}", where=str(path)) from error
+        flat = torch.frombuffer(mapped, dtype=dtype, count=info.numel, offset=info.begin - page)
+        return flat.reshape(info.shape)
+
+    def tensor_digest(self, name: str) -> str:
+        """SHA-256 of the tensor's raw bytes (kept after the first time)."""
+        if name not in self._digests:
+            for _ in self.chunks(name):
+                pass
+        return self._digests[name]
+
+    def digest(self, names: Iterable[str] | None = None) -> str:
+        """:func:`checkpoint_digest` of this checkpoint, or of the named tensors of it."""
+        chosen = sorted(self.tensors if names is None else set(names))
+        rows = {n: (self.info(n).dtype, self.info(n).shape, self.tensor_digest(n)) for n in chosen}
+        return checkpoint_digest(self.config, rows, tokenizer_digest(self.folder))
+
+
+def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:
+    """Read until ``chunk`` is full (one system call may return less)."""
+    done = 0
+    while done < len(chunk):
+        got = handle.readinto(chunk[done:])
+        if not got:
+            raise InputError("the shard became shorter while being read", where=str(path))
+        done += got
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """The index's tensor -> shard map, or None for a single-file checkpoint."""
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if not index.is_file():
+        if not single.is_file():
+            raise _no_weights(folder)
+        return None
+    document = read_json_object(index)
+    weight_map = document.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("/weight_map is missing or empty", where=str(index))
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard or shard in (".", "..") or "/" in shard:
+            raise InputError(
+                f"/weight_map/{name} is not a file name", where=str(index), found=repr(shard)
+            )
+    if single.is_file() and SINGLE_NAME not in weight_map.values():
+        raise InputError(
+            f"two sets of weights: {SINGLE_NAME} and the shards of {INDEX_NAME}",
+            where=str(folder),
+            hint="remove the one that is not meant",
+        )
+    return weight_map
+
+
+def _no_weights(folder: Path) -> InputError:
+    names = sorted(os.listdir(folder))
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    tensors = [name for name in names if name.endswith(".safetensors")]
+    if tensors:
+        return InputError(
+            f"neither {SINGLE_NAME} nor {INDEX_NAME}",
+            where=str(folder),
+            found=", ".join(tensors[:4]),
+            hint="add the index that lists the shards",
+        )
+    if pickles:
+        return InputError(
+            "only pickle weights (" + ", ".join(pickles[:4]) + "), which can run code when loaded",
+            where=str(folder),
+            expected=SINGLE_NAME,
+            hint="convert the checkpoint to safetensors",
+        )
+    return InputError(
+        "no weights in the folder", where=str(folder), expected=f"{SINGLE_NAME} or {INDEX_NAME}"
+    )
+
+
+def _refuse_disagreement(
+    folder: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]
+) -> None:
+    where = str(folder / INDEX_NAME)
+    for name, shard in sorted(weight_map.items()):
+        if name not in tensors or tensors[name].file != shard:
+            raise InputError(
+                f"tensor {name} is not in {shard}, where the index puts it", where=where
+            )
+    for name, info in sorted(tensors.items()):
+        if name not in weight_map:
+            raise InputError(f"tensor {name} of {info.file} is not in the index", where=where)

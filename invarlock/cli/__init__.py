@@ -1,0 +1,93 @@
+"""The command line. One module a command; only the one that is asked for is imported."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from invarlock import __version__
+from invarlock.errors import InvarlockError
+
+
+class Command(NamedTuple):
+    """A command's module (``configure(parser)`` and ``main(args)``) and its one-line help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("run", "measure one checkpoint on the windows"),
+    "evaluate": Command("evaluate", "measure a subject and compare it with its baseline"),
+    "report": Command("report", "render or explain an evaluation report"),
+    "verify": Command("verify", "re-check evaluation reports from their recorded evidence"),
+    "gate": Command("gate", "turn a verdict or a report into an exit code"),
+    "scenarios": Command("scenarios", "write the effective scenario manifest"),
+    "pin": Command("pin", "pin models and data sets by revision and digest"),
+    "baseline": Command("baseline", "place the pinned baseline checkpoint"),
+    "windows": Command("windows", "cut the evaluation windows"),
+    "edit": Command("edit", "make an edited checkpoint"),
+    "inject": Command("inject", "make a deliberately damaged checkpoint"),
+    "verdict": Command("verdict", "judge all evaluations of a suite"),
+    "advanced evidence-pack": Command("evidence_pack", "keygen, build, inspect, verify"),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
+    return "usage: invarlock COMMAND [OPTIONS]\n\n" + "\n".join(lines) + (
+        "\n\ninvarlock COMMAND --help lists a command's options; --version, --debug (tracebacks)"
+    )
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[str]] | None:
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if name in COMMANDS:
+            return name, list(argv[words:])
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; expected errors become one line on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"invarlock {__version__}")
+        return 0
+    chosen = _split(argv)
+    if chosen is None:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        guess = f"did you mean {near[0]}?" if near else "see invarlock --help"
+        print(f"invarlock: {argv[0]} is not a command; {guess}", file=sys.stderr)
+        return 2
+    name, rest = chosen
+    module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
+    parser = argparse.ArgumentParser(
+        prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False
+    )
+    module.configure(parser)
+    args = parser.parse_args(rest)
+    try:
+        return int(module.main(args))
+    except InvarlockError as error:
+        if debug:
+            raise
+        print(f"invarlock {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"invarlock {name}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,198 @@
+"""Measure a subject checkpoint and compare it with its baseline on the same windows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from invarlock.cli.measuring import add_measuring_options
+from invarlock.errors import ConfigError, InputError, MeasurementError
+from invarlock.policy import load_policy
+from invarlock.reporting.runtime_manifest import in_container
+
+EXIT_OUT_OF_MEMORY = 75  # of the worker
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the measuring process needs; travels as JSON on its standard input."""
+
+    baseline: str
+    subject: str
+    baseline_report: str
+    windows: str
+    out: str
+    model_id: str
+    device: str
+    dtype: str
+    token_budget: int
+    threads: int
+    determinism: str
+    seed: int
+    profile: str
+    tier: str
+    replicates: int
+    alpha: float
+    edit_label: str
+    scenario: str  # the catalogue entry as JSON, or empty
+    edit_metadata: str
+    run: int
+    attempt: int
+    image_ref: str
+    image_digest: str
+    allow_network: bool
+    allow_remote_code: bool
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``invarlock evaluate``."""
+    add = parser.add_argument
+    add("--baseline", type=Path, required=True, metavar="DIR", help="baseline checkpoint")
+    add("--subject", type=Path, required=True, metavar="DIR", help="edited checkpoint")
+    add(
+        "--baseline-report",
+        type=Path,
+        metavar="DIR",
+        help="folder of invarlock run on the baseline (default: measured first, in OUT/baseline)",
+    )
+    add_measuring_options(parser)
+    add("--edit-label", default="custom", help="name of the edit (default: custom)")
+    add("--scenario", default="", metavar="JSON", help="the scenario's catalogue entry")
+    add("--edit-metadata", type=Path, metavar="FILE", help="metadata to keep with the report")
+    add("--run-number", type=int, default=1, metavar="N")
+    add("--replicates", type=int, default=2000, metavar="N", help="bootstrap (default: 2000)")
+    add("--alpha", type=float, default=0.05, help="two-sided error of the interval")
+    add("--timeout-minutes", type=float, default=0, metavar="M", help="0: none (default)")
+    add("--attempt", type=int, default=1, metavar="N", help="halves the batch from 2 on")
+    add(
+        "--record-failure",
+        action="store_true",
+        help="when the subject cannot be measured, record that as the outcome and exit 0",
+    )
+    add(
+        "--require-container",
+        action="store_true",
+        help="refuse to run outside a container whose digest is given",
+    )
+    add("--image-ref", default="", help="container image this runs in")
+    add("--image-digest", default="", help="its digest, resolved outside: sha256:...")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the worker, classify how it ended, and show the result."""
+    job = _job(args)
+    code, error = _supervise(job, args.timeout_minutes * 60)
+    if code in (2, 3):  # the worker has already said what is wrong with the request
+        return code
+    out = Path(job.out)
+    if code != 0:
+        status = _status(code)
+        line = f"the subject could not be measured: {status} ({error})"
+        if not args.record_failure:
+            raise MeasurementError(line, where=job.subject, hint="repeat the command to try again")
+        from invarlock.cli.evaluate_record import record_failure
+
+        record_failure(job, status, code, error)
+        print(f"{status}: {error}")
+        return 0
+    from invarlock.cli.evaluate_record import summary_line
+
+    print(summary_line(out))
+    return 0
+
+
+def _job(args: argparse.Namespace) -> Job:
+    load_policy(args.tier)  # a misspelt tier must not cost a measurement
+    if args.require_container and not (in_container() and args.image_digest):
+        raise ConfigError(
+            "host execution is not allowed here and this is not a container with a known digest",
+            hint="use the container profile with container_digest, or allow_host_execution: true",
+        )
+    if not 0 < args.alpha < 1:
+        raise ConfigError("--alpha is not a probability", found=str(args.alpha))
+    for folder in (args.baseline, args.subject):
+        if not folder.is_dir():
+            raise InputError("no such checkpoint folder", where=str(folder))
+    scenario = json.loads(args.scenario) if args.scenario else {}
+    reference = args.baseline_report or args.out / "baseline"
+    if args.baseline_report and not (reference / "report.json").is_file():
+        raise InputError("no run of the baseline is there", where=str(reference))
+    return Job(
+        baseline=str(args.baseline),
+        subject=str(args.subject),
+        baseline_report=str(reference),
+        windows=str(args.windows),
+        out=str(args.out),
+        model_id=args.model_id or args.baseline.resolve().name,
+        device=args.device,
+        dtype=args.dtype,
+        token_budget=max(1, args.token_budget >> (args.attempt - 1)),
+        threads=args.threads,
+        determinism=args.determinism,
+        seed=args.seed,
+        profile=args.profile,
+        tier=args.tier,
+        replicates=args.replicates,
+        alpha=args.alpha,
+        edit_label=args.edit_label,
+        scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
+        edit_metadata=str(args.edit_metadata or ""),
+        run=args.run_number,
+        attempt=args.attempt,
+        image_ref=args.image_ref,
+        image_digest=args.image_digest,
+        allow_network=args.allow_network,
+        allow_remote_code=args.allow_remote_code,
+    )
+
+
+def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:
+    """Run the worker to its end; return its exit code and the last line it wrote to stderr.
+
+    A crash of the measuring process must not take the record of it along, and nothing that
+    happens there may be mistaken for a result.
+    """
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "invarlock.cli.evaluate_worker"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def stop(number: int, _: FrameType | None) -> None:
+        worker.kill()
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        _, stderr = worker.communicate(json.dumps(asdict(job)), timeout=timeout_seconds or None)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.communicate()
+        return 124, f"no result after {timeout_seconds / 60:g} minutes"
+    except KeyboardInterrupt:
+        worker.kill()
+        raise
+    sys.stderr.write(stderr)
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return worker.returncode, lines[-1][:300] if lines else f"exit code {worker.returncode}"
+
+
+def _status(code: int) -> str:
+    """Outcome status of a worker that did not measure."""
+    if code == 124:
+        return "timeout"
+    # SIGKILL from outside is, in practice, the kernel's out-of-memory killer
+    return "out_of_memory" if code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL) else "crashed"
+
+
+def from_json(document: dict[str, Any]) -> Job:
+    """The job the supervisor sent."""
+    return Job(**document)

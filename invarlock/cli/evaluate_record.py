@@ -1,0 +1,157 @@
+"""What ``invarlock evaluate`` writes beside the run report: report, manifest, outcome."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invarlock import __version__
+from invarlock.contracts import validate
+from invarlock.files import (
+    canonical_json,
+    read_json_object,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from invarlock.metrics.perplexity import Bootstrap
+from invarlock.policy import load_policy
+from invarlock.reporting.evaluation import Comparison, evaluation_report
+from invarlock.reporting.runtime_manifest import (
+    Allowances,
+    Image,
+    in_container,
+    write_runtime_manifest,
+)
+
+if TYPE_CHECKING:
+    from invarlock.cli.evaluate import Job
+
+EVALUATION_NAME, OUTCOME_NAME = "evaluation.report.json", "outcome.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an evaluation ended and what was measured."""
+
+    baseline: Mapping[str, Any]
+    subject: Mapping[str, Any]
+    status: str
+    exit_code: int = 0
+    error: str | None = None
+    top1_agreement: Sequence[int] | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+def write_results(job: Job, result: Result) -> None:
+    """Write ``evaluation.report.json``, ``runtime.manifest.json`` and, last, ``outcome.json``."""
+    out = Path(job.out)
+    measured = result.status in ("reported", "rejected_by_invariants")
+    comparison = Comparison(
+        baseline=result.baseline,
+        subject=result.subject,
+        bootstrap=Bootstrap(job.replicates, job.alpha, job.seed),
+        profile=job.profile,
+        reason_not_run="" if result.status == "reported" else result.status,
+        invariants_evaluated=measured,
+        top1_agreement=result.top1_agreement,
+    )
+    report = evaluation_report(comparison, load_policy(job.tier))
+    validate(report, "evaluation-report", str(out / EVALUATION_NAME))
+    write_bytes(out / EVALUATION_NAME, canonical_json(report) + b"\n")
+    write_runtime_manifest(
+        out / EVALUATION_NAME,
+        Allowances(network=job.allow_network, remote_code=job.allow_remote_code),
+        Image(job.image_ref, job.image_digest),
+        _context(job, result),
+    )
+    write_json(out / OUTCOME_NAME, _outcome(job, result, report))
+
+
+def _context(job: Job, result: Result) -> dict[str, Any]:
+    container = in_container() and bool(job.image_digest)
+    return {
+        "command": "evaluate",
+        "execution_mode": "container" if container else "host-bypass",
+        "profile": job.profile,
+        "tier": job.tier,
+        "assurance": "off",
+        "attempt": job.attempt,
+        "invarlock_version": __version__,
+        "timings_seconds": dict(result.timings),
+        "peak_memory_mb": _peak_memory() if result.timings else None,
+    }
+
+
+def _peak_memory() -> float:
+    from invarlock.run.measure import peak_memory_mb
+
+    return peak_memory_mb()
+
+
+def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, Any]:
+    from invarlock.verdict.detectors import evaluate_detectors
+
+    entry = json.loads(job.scenario) if job.scenario else {}
+    found = evaluate_detectors(entry.get("requirements", {}), report)
+    usable = result.status in ("reported", "rejected_by_invariants")
+    subject = result.subject["meta"]["checkpoint_sha256"]
+    injected = None
+    if job.edit_metadata and entry.get("generation", {}).get("kind") == "error":
+        injected = read_json_object(Path(job.edit_metadata)).get("injected") is True
+    return {
+        "schema": "invarlock/outcome-v1",
+        "model_id": job.model_id,
+        "scenario": entry.get("id", job.edit_label),
+        "run": job.run,
+        "status": result.status,
+        "exit_code": result.exit_code,
+        "injected": injected,
+        "detectors_hit": found.hit if usable else [],
+        "detectors_missed": found.missed,
+        "windows_sha256": sha256_file(Path(job.windows)),
+        "subject_sha256": subject,
+        "baseline_sha256": result.baseline["meta"]["checkpoint_sha256"],
+        "preset_sha256": None,
+        "attempt": job.attempt,
+        "error": result.error,
+    }
+
+
+def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
+    """Record an evaluation that measured nothing: it never passes and never detects."""
+    out = Path(job.out)
+    baseline = read_json_object(Path(job.baseline_report) / "report.json")
+    subject = {
+        "meta": {**baseline["meta"], "run_id": f"not-run-{status}", "checkpoint_sha256": None},
+        "edit": {"name": job.edit_label, "scenario": None},
+        "guards": [],
+        "evaluation_windows": {},
+    }
+    if job.scenario:
+        subject["edit"]["scenario"] = json.loads(job.scenario)["id"]
+    write_json(out / "report.json", {"schema": "invarlock/run-report-v1", **subject})
+    write_bytes(out / "events.jsonl", canonical_json({"seq": 0, "event": status}) + b"\n")
+    if job.edit_metadata:
+        metadata = Path(job.edit_metadata)
+        write_bytes(out / metadata.name, metadata.read_bytes())
+    write_results(job, Result(baseline, subject, status, exit_code, error))
+
+
+def summary_line(out: Path) -> str:
+    """One line for the person who typed the command."""
+    outcome = read_json_object(out / OUTCOME_NAME)
+    report = read_json_object(out / EVALUATION_NAME)
+    metric, flags = report["primary_metric"], report["validation"]
+    if "ratio_vs_baseline" not in metric:
+        what = f"not measured ({metric['degraded_reason']})"
+    else:
+        low, high = metric.get("display_ci", (float("nan"),) * 2)
+        what = f"ratio {metric['ratio_vs_baseline']:.4f} [{low:.4f}, {high:.4f}]"
+        what += f" {metric['decision']}"
+    failed = [flag for flag in report["context"]["gates"] if flags.get(flag) is not True]
+    gates = "all gates hold" if not failed else "not held: " + ", ".join(failed)
+    return f"{outcome['scenario']}: {outcome['status']}; {what}; {gates}"

@@ -1,0 +1,150 @@
+"""The measuring process of ``invarlock evaluate``: reads a job, writes the results."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
+from invarlock.errors import InvarlockError
+
+if TYPE_CHECKING:
+    from invarlock.checkpoints import Checkpoint
+    from invarlock.guards.invariants_decision import Failure
+    from invarlock.run.measure import Measurement, RunWindows
+    from invarlock.run.report import Reference
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process with its supervisor, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def work(job: Job) -> None:
+    """Measure the subject (and the baseline, if no run of it is given) and write everything."""
+    from invarlock.run.determinism import seed_everything, set_environment
+
+    set_environment(job.determinism, job.threads, job.allow_network)
+    determinism = seed_everything(job.determinism, job.threads, job.seed)
+
+    from invarlock.checkpoints import Checkpoint, tokenizer_digest
+    from invarlock.guards.invariants import check_checkpoint
+    from invarlock.run.measure import RunWindows
+    from invarlock.run.report import Reference
+
+    baseline, subject = Checkpoint.open(Path(job.baseline)), Checkpoint.open(Path(job.subject))
+    windows = RunWindows.read(Path(job.windows), tokenizer_digest(baseline.folder))
+    if not (Path(job.baseline_report) / "report.json").is_file():
+        _run_baseline(job, baseline, windows, determinism)
+    reference = Reference.read(Path(job.baseline_report))
+    failures = check_checkpoint(baseline, subject)
+    measured = None
+    if not any(failure["severity"] == "fatal" for failure in failures):
+        measured = _measure(job, subject, windows, keep_top=False)
+        reference.require_same_conditions(
+            windows, baseline.digest(), measured.dtype, measured.device
+        )
+    _write(job, reference, (subject, windows, failures, measured), determinism)
+
+
+def _measure(job: Job, subject: Checkpoint, windows: RunWindows, *, keep_top: bool) -> Measurement:
+    from invarlock.run.loading import Target
+    from invarlock.run.measure import measure_checkpoint
+
+    return measure_checkpoint(
+        subject,
+        windows,
+        Target(job.device, job.dtype, job.allow_remote_code),
+        token_budget=job.token_budget,
+        keep_top=keep_top,
+    )
+
+
+def _settings(job: Job, edit: str) -> Any:
+    from invarlock.run.report import RunSettings
+
+    scenario = json.loads(job.scenario)["id"] if job.scenario else None
+    return RunSettings(
+        model_id=job.model_id,
+        seed=job.seed,
+        token_budget=job.token_budget,
+        profile=job.profile,
+        tier=job.tier,
+        edit_name=edit,
+        scenario=scenario if edit != "noop" else None,
+    )
+
+
+def _run_baseline(
+    job: Job, baseline: Checkpoint, windows: RunWindows, determinism: dict[str, Any]
+) -> None:
+    from invarlock.run.report import run_report, write_reference, write_run
+
+    measured = _measure(job, baseline, windows, keep_top=True)
+    report = run_report(_settings(job, "noop"), baseline, windows, [], measured, determinism)
+    folder = Path(job.baseline_report)
+    write_reference(folder, measured)
+    write_run(folder, report)
+
+
+def _write(
+    job: Job,
+    reference: Reference,
+    run: tuple[Checkpoint, RunWindows, Sequence[Failure], Measurement | None],
+    determinism: dict[str, Any],
+) -> None:
+    from invarlock.cli.evaluate_record import Result, write_results
+    from invarlock.run.report import run_report, write_run
+
+    subject, windows, failures, measured = run
+    settings = _settings(job, job.edit_label)
+    report = run_report(settings, subject, windows, failures, measured, determinism)
+    out = Path(job.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_run(out, report)
+    if job.edit_metadata:
+        metadata = Path(job.edit_metadata)
+        shutil.copyfile(metadata, out / metadata.name)
+    write_results(
+        job,
+        Result(
+            baseline=reference.report,
+            subject=report,
+            status="reported" if measured else "rejected_by_invariants",
+            top1_agreement=reference.top1_agreement(measured.arms["final"]) if measured else None,
+            timings=measured.timings if measured else {},
+        ),
+    )
+
+
+def main() -> int:
+    """Read the job from standard input; expected errors become one line and their exit code."""
+    _die_with_parent()
+    job = from_json(json.load(sys.stdin))
+    try:
+        work(job)
+    except InvarlockError as error:
+        print(f"invarlock evaluate: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError as error:
+        print(f"invarlock evaluate: out of memory: {error}", file=sys.stderr)
+        return EXIT_OUT_OF_MEMORY
+    except RuntimeError as error:  # torch reports both of its allocators this way
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(f"invarlock evaluate: {str(error).splitlines()[0]}", file=sys.stderr)
+        return EXIT_OUT_OF_MEMORY
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

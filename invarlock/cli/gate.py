@@ -1,0 +1,172 @@
+"""Turn a verdict, an evaluation report or a pack into an exit code: 0 PASS, 1 FAIL."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from invarlock.errors import ContractError, InputError
+from invarlock.evidence import escape
+from invarlock.evidence.report_verify import REPORT_NAME
+from invarlock.files import read_bytes, read_json_object, write_bytes
+
+VERDICT_SCHEMA = "invarlock/final-verdict-v1"
+VERDICTS = ("results/final_verdict.json", "reports/final_verdict.json")
+
+
+class Case(NamedTuple):
+    """One test case: a model and scenario, and why it failed (empty: it did not)."""
+
+    suite: str
+    name: str
+    why: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help=f"final_verdict.json, {REPORT_NAME}, a pack, or a suite's output folder",
+    )
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print one line; 0 PASS, 1 FAIL; a pack is verified before its verdict counts."""
+    passed, line, cases = judge(args.path)
+    if args.junit:
+        write_bytes(args.junit, junit(cases))
+    print(escape(line))
+    return 0 if passed else 1
+
+
+def judge(path: Path) -> tuple[bool, str, list[Case]]:
+    """Whether the thing at ``path`` passes, one line about it, and its cases.
+
+    Raises:
+        InputError: it is missing, unreadable, or neither verdict, report nor pack (exit 3).
+    """
+    if path.is_dir():
+        if (path / "manifest.json").exists():
+            return _pack(path)
+        found = next((path / name for name in VERDICTS if (path / name).is_file()), None)
+        found = found or (path / REPORT_NAME if (path / REPORT_NAME).is_file() else None)
+        if found is None:
+            raise InputError(
+                "holds no verdict", where=str(path), expected=f"{' or '.join(VERDICTS)}"
+            )
+        path = found
+    document = read_json_object(path)
+    if "verdict" in document and "records" in document:
+        return _verdict(document, str(path))
+    if "schema_version" in document:
+        return _report(path)
+    raise ContractError(
+        "is neither a verdict nor an evaluation report", where=str(path), hint="name another file"
+    )
+
+
+def _verdict(document: Mapping[str, Any], where: str) -> tuple[bool, str, list[Case]]:
+    from invarlock.contracts import validate
+
+    if document.get("schema") != VERDICT_SCHEMA:  # of a published version: only its word
+        word = str(document["verdict"])
+        return word == "PASS", f"{word}: as recorded", [Case("verdict", "verdict", _bad(word))]
+    validate(document, "final-verdict", where)
+    records = document["records"]
+    cases = [
+        Case(r["model"], f"{r['name']}/run_{r['run_num']}", "" if r["as_expected"] else _why(r))
+        for r in records
+    ]
+    cases += [
+        Case("requirements", r["id"], "; ".join(r["details"]))
+        for r in document["requirements"]
+        if not r["ok"]
+    ]
+    failed = document["failed_requirements"]
+    passed = document["verdict"] == "PASS"
+    if passed and (failed or any(case.why for case in cases)):
+        raise ContractError("says PASS above records that failed", where=where)
+    suffix = f"; failed: {', '.join(failed)}" if failed else ""
+    good = sum(r["as_expected"] for r in records)
+    line = f"{document['verdict']}: {good} of {len(records)} evaluations as expected{suffix}"
+    return passed, line, cases
+
+
+def _bad(word: str) -> str:
+    return "" if word == "PASS" else f"the verdict is {word}"
+
+
+def _why(record: Mapping[str, Any]) -> str:
+    return str(record["why"]) or "not as expected"
+
+
+def _report(path: Path) -> tuple[bool, str, list[Case]]:
+    """An evaluation report passes when it verifies and every gate of it is true."""
+    from invarlock.evidence.report_checks import report_passes
+    from invarlock.evidence.report_verify import ReportOptions, verify_report
+    from invarlock.reporting import signals
+
+    beside = path.parent / "runtime.manifest.json"
+    manifest = read_bytes(beside) if beside.is_file() else None
+    options = ReportOptions(provenance="host", assurance="off")
+    result = verify_report(read_bytes(path), manifest, str(path), options)
+    if result.report is None:
+        raise ContractError(result.findings[0].message, where=str(path))
+    reasons = [finding.message for finding in result.findings]
+    if not report_passes(result.report):
+        reasons += signals.pass_reasons(result.report) or ["not every gate is true"]
+    edit = signals.block(result.report, "edit")
+    name = str(edit.get("scenario") or edit.get("name") or result.report["run_id"])
+    model = str(signals.block(result.report, "meta").get("model_id", "model"))
+    why = "; ".join(reasons)
+    line = f"{'FAIL' if why else 'PASS'}: {name} on {model}" + (f": {why}" if why else "")
+    return not why, line, [Case(model, name, why)]
+
+
+def _pack(path: Path) -> tuple[bool, str, list[Case]]:
+    """A pack passes when it verifies (an unsigned one too, and that is said) and says PASS."""
+    from invarlock.evidence.result import VerifyOptions
+    from invarlock.evidence.verify import verify_pack
+
+    result = verify_pack(path, VerifyOptions(allow_unsigned=True))
+    if result.exit_code:
+        why = "; ".join(result.errors[:3])
+        line = f"FAIL: the pack does not verify (exit {result.exit_code}): {why}"
+        return False, line, [Case("pack", "verify", "; ".join(result.errors))]
+    assert result.tree is not None  # it verified
+    verdict = result.claims.verdict or result.tree.json_object(VERDICTS[0])
+    passed, line, cases = _verdict(verdict, str(path))
+    signed = f"signed by {result.signer}" if result.signer else "unsigned pack"
+    return passed, f"{line}; {signed}", [*cases, Case("pack", "verify", "")]
+
+
+def junit(cases: list[Case]) -> bytes:
+    """JUnit XML: one test suite a model, one test case a record. No times: nothing was timed."""
+    from xml.etree import ElementTree
+
+    root = ElementTree.Element("testsuites", name="invarlock")
+    _count(root, cases)
+    for name in dict.fromkeys(case.suite for case in cases):
+        members = [case for case in cases if case.suite == name]
+        suite = ElementTree.SubElement(root, "testsuite", name=escape(name))
+        _count(suite, members)
+        for case in members:
+            node = ElementTree.SubElement(
+                suite, "testcase", classname=escape(name), name=escape(case.name)
+            )
+            if case.why:
+                failure = ElementTree.SubElement(node, "failure", message=escape(case.why)[:500])
+                failure.text = escape(case.why)
+    ElementTree.indent(root)
+    data: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return data + b"\n"
+
+
+def _count(node: Any, cases: list[Case]) -> None:
+    node.set("tests", str(len(cases)))
+    node.set("failures", str(sum(bool(case.why) for case in cases)))

@@ -1,0 +1,92 @@
+"""Pin models and texts by revision and by the SHA-256 of every file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import slug
+from invarlock.sources import hub_model, local_model, packages, text
+from invarlock.sources.hub_model import Hub
+from invarlock.sources.pins import Allow, Pin, Revisions, read_revisions, write_revisions
+from invarlock.sources.spec import (
+    ModelSource,
+    TextSource,
+    parse_named_model,
+    parse_text_source,
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``invarlock pin``."""
+    add = parser.add_argument
+    add("--suite", required=True, help="name of the suite, recorded")
+    add("--model", required=True, action="append", metavar="ID=SOURCE", help="repeat for more")
+    add("--text", required=True, action="append", metavar="SOURCE", help="repeat for more")
+    add("--net", action="store_true", help="allow the network (hub sources need it)")
+    add("--allow-remote-code", action="store_true", help="allow models with code of their own")
+    add("--allow-pickle", action="store_true", help="allow models with pickle weights only")
+    add("--out", required=True, type=Path, metavar="FILE", help="state/model_revisions.json")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write ``model_revisions.json``; nothing is written unless everything could be pinned."""
+    models = _models(args.model)
+    texts = _texts(args.text)
+    hub = Hub(args.net, fill="invarlock pin with --net (snakemake --config net=1)")
+    allow = Allow(args.allow_remote_code, args.allow_pickle)
+    pins = {name: _pin_model(source, hub, allow) for name, source in models.items()}
+    if args.out.is_file():
+        _refuse_moved(args.out, models, pins)
+    datasets = {name: text.pin_text(source, hub) for name, source in texts.items()}
+    write_revisions(args.out, Revisions(args.suite, pins, datasets))
+    return 0
+
+
+def _models(words: list[str]) -> dict[str, ModelSource]:
+    models: dict[str, ModelSource] = {}
+    slugs: dict[str, str] = {}
+    for word in words:
+        name, source = parse_named_model(word)
+        if source is None:
+            raise ConfigError("a model without a source", where=word, expected="ID=SOURCE")
+        other = slugs.setdefault(slug(name), name)
+        if name in models or other != name:
+            raise ConfigError(f"models {other} and {name} would share the folder {slug(name)}")
+        models[name] = source
+    return models
+
+
+def _texts(words: list[str]) -> dict[str, TextSource]:
+    texts: dict[str, TextSource] = {}
+    for word in words:
+        source = parse_text_source(word)
+        if source.dataset_id in texts:
+            raise ConfigError("the text is given twice", where=word, found=source.dataset_id)
+        texts[source.dataset_id] = source
+    return texts
+
+
+def _pin_model(source: ModelSource, hub: Hub, allow: Allow) -> Pin:
+    if source.kind == "package":
+        return packages.pin_model(source.name)
+    if source.kind == "local":
+        return local_model.pin_folder(Path(source.name), allow)
+    return hub_model.pin_model(hub, source.name, source.revision, allow)
+
+
+def _refuse_moved(path: Path, models: dict[str, ModelSource], pins: dict[str, Pin]) -> None:
+    """An earlier pin holds until somebody removes it or names another revision."""
+    earlier = read_revisions(path).models
+    for name, pin in pins.items():
+        old = earlier.get(name)
+        if old is None or old.revision == pin.revision or models[name].revision is not None:
+            continue
+        raise InputError(
+            f"the hub has moved on since model {name} was pinned",
+            where=str(path),
+            expected=str(old.revision),
+            found=str(pin.revision),
+            hint=f"remove the file to pin anew, or name the revision: {models[name]}@REVISION",
+        )

@@ -1,0 +1,95 @@
+"""Judge all evaluations of a suite: summaries, final_verdict.json and final_verdict.txt.
+
+A FAIL verdict is a result, so the exit code is 0; ``invarlock gate`` turns it into another.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from invarlock.errors import ConfigError
+from invarlock.files import read_json_object, write_json, write_text
+from invarlock.scenarios import expected_evaluations, parse_catalogue
+from invarlock.verdict.records import Evaluation, load_evaluation
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--scenarios", type=Path, required=True, help="effective manifest")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="DIR",
+        help="run_<n> folders",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="model that has to be there; those of the evaluations always have to; repeatable",
+    )
+    parser.add_argument("--out-dir", type=Path, required=True, help="folder of the verdict")
+    parser.add_argument("--analysis-dir", type=Path, required=True, help="folder of the analysis")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    manifest = read_json_object(args.scenarios)
+    scenarios = parse_catalogue(manifest, str(args.scenarios)).scenarios
+    evaluations = [load_evaluation(folder) for folder in args.evaluation]
+    known = {s.id for s in scenarios}
+    for folder, evaluation in zip(args.evaluation, evaluations, strict=True):
+        if evaluation.scenario not in known:
+            raise ConfigError(
+                f"scenario {evaluation.scenario} is not in {args.scenarios}", where=str(folder)
+            )
+    models = {e.model for e in evaluations} | set(args.model)
+    expected = expected_evaluations(scenarios, models, {e.run for e in evaluations})
+    verdict = write_verdict(manifest, evaluations, expected, args.out_dir, args.analysis_dir)
+    print(f"{args.out_dir / 'final_verdict.json'}: {verdict['verdict']}")
+    return 0
+
+
+def write_verdict(
+    manifest: dict[str, Any],
+    evaluations: list[Evaluation],
+    expected: tuple[tuple[str, str, int], ...],
+    out_dir: Path,
+    analysis_dir: Path,
+) -> dict[str, Any]:
+    """Compile the verdict and write it with its summaries; returns the verdict document."""
+    from invarlock.contracts import validate
+    from invarlock.verdict.summaries import edit_artifact_summary
+    from invarlock.verdict.text import render_verdict
+    from invarlock.verdict.verdict import compile_verdict
+
+    verdict = compile_verdict(manifest, evaluations, expected)
+    scenarios = parse_catalogue(manifest, "scenarios").scenarios
+    documents: list[tuple[Path, str, object]] = [
+        (out_dir / f"{name}.json", name.replace("_", "-"), verdict[name]) for name in SUMMARIES
+    ]
+    artifacts = edit_artifact_summary(scenarios, evaluations)
+    documents.append(
+        (analysis_dir / "edit_artifact_summary.json", "edit-artifact-summary", artifacts)
+    )
+    documents.append((out_dir / "final_verdict.json", "final-verdict", verdict))
+    for path, contract, document in documents:
+        validate(document, contract, str(path))
+    for path, _, document in documents:
+        write_json(path, document)
+    write_text(out_dir / "final_verdict.txt", render_verdict(verdict))
+    return verdict
+
+
+SUMMARIES = (
+    "category_summary",
+    "guard_signal_summary",
+    "guard_intervention_summary",
+    "scenario_signal_summary",
+)

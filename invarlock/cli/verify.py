@@ -1,0 +1,117 @@
+"""Re-check evaluation reports: schema, consistency, runtime manifest, and a full replay."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from invarlock.errors import ConfigError, InputError
+from invarlock.evidence import escape
+from invarlock.evidence.report_verify import (
+    REPORT_NAME,
+    ReportOptions,
+    ReportResult,
+    envelope,
+    exit_code,
+    verify_report,
+)
+from invarlock.files import read_bytes, read_json_object, write_json
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+
+WARNING_POLICIES = {"pass": False, "warn": False, "advisory": False, "fail": True, "strict": True}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("report", type=Path, nargs="+", metavar="REPORT", help=f"{REPORT_NAME}, or its folder")
+    add("--baseline", type=Path, metavar="FILE", help="the baseline's run report: check parity")
+    add(
+        "--profile",
+        choices=("dev", "ci", "release"),
+        default="dev",
+        help="dev: the report is true; ci, release: and acceptable",
+    )
+    add(
+        "--assurance",
+        choices=("off", "report", "strict"),
+        default="report",
+        help="strict: the full claim; report: where the report claims it",
+    )
+    add(
+        "--runtime-provenance",
+        choices=("declared", "container", "host"),
+        default="declared",
+        help="container: demand one; host: no runtime manifest is needed",
+    )
+    add(
+        "--tolerance", type=float, default=1e-9, help="of recomputed numbers, relative and absolute"
+    )
+    add(
+        "--warning-policy",
+        choices=tuple(WARNING_POLICIES),
+        default="pass",
+        help="fail: guard warnings fail",
+    )
+    add("--fail-on-warnings", action="store_true", help="the same as --warning-policy fail")
+    add("--replay", action="store_true", help="evidence that is missing for the replay fails")
+    add("--json", action="store_true", help="print the verify-v1 envelope")
+    add("--out", type=Path, metavar="FILE", help="write the verify-v1 envelope to a file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command: 0 ok, 1 policy, 2 malformed or unusable, 3 typed error in ci and release."""
+    if not 0 <= args.tolerance < 1:
+        raise ConfigError("not a tolerance", where="--tolerance", expected="0 to 1")
+    options = ReportOptions(
+        profile=args.profile,
+        assurance=args.assurance,
+        provenance="container" if args.assurance == "strict" else args.runtime_provenance,
+        tolerance=args.tolerance,
+        fail_on_warnings=args.fail_on_warnings or WARNING_POLICIES[args.warning_policy],
+        require_replay=args.replay,
+    )
+    try:
+        baseline = read_json_object(args.baseline) if args.baseline else None
+        loaded = [_load(path) for path in args.report]
+    except InputError as error:
+        raise ConfigError(str(error)) from error  # exit 2, as published
+    results = [
+        verify_report(data, manifest, str(path), options, baseline)
+        for path, data, manifest in loaded
+    ]
+    document = envelope(results, args.profile)
+    if args.out:
+        write_json(args.out, document)
+    if args.json:
+        print(json.dumps(document, sort_keys=True, allow_nan=False))
+    else:
+        for result in results:
+            _print(result)
+    return exit_code(results, args.profile)
+
+
+def _load(path: Path) -> tuple[Path, bytes, bytes | None]:
+    report = path / REPORT_NAME if path.is_dir() else path
+    beside = report.parent / RUNTIME_MANIFEST
+    return report, read_bytes(report), read_bytes(beside) if beside.is_file() else None
+
+
+def _print(result: ReportResult) -> None:
+    for finding in result.findings:
+        print(f"{escape(result.ident)}: {finding.code} {escape(finding.message)}")
+    for claim in result.believed:
+        print(f"{escape(result.ident)}: only believed: {escape(claim)}")
+    if not result.ok:
+        print(f"VERIFY FAIL {escape(result.ident)}: {len(result.findings)} findings")
+        return
+    shown = result.to_json()
+    interval = shown["ci"]
+    point = "-" if shown["ratio_vs_baseline"] is None else f"{shown['ratio_vs_baseline']:.6g}"
+    ci = f"[{interval[0]:.6g}, {interval[1]:.6g}]" if interval else "-"
+    width = f"{interval[1] - interval[0]:.3g}" if interval else "-"
+    print(
+        f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} ratio={point} "
+        f"ci={ci} width={width} replayed={'yes' if result.replayed else 'no'}"
+    )

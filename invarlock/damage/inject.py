@@ -1,0 +1,62 @@
+"""One injection, from its parameters to a damaged checkpoint folder and its metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.contracts import validate
+from invarlock.damage.plans import plan_change, settle
+from invarlock.damage.specs import Damage
+from invarlock.edits.blocks import one_thread
+from invarlock.edits.stream import Change, Subject, write_subject
+
+SCHEMA = "invarlock/error-metadata-v1"
+
+
+@dataclass(frozen=True)
+class Injected:
+    """The result of an injection: what was meant and what was written."""
+
+    damage: Damage
+    seed: int
+    change: Change
+    subject: Subject
+
+
+def inject(baseline: Checkpoint, damage: Damage, out: Path, seed: int = 0) -> Injected:
+    """Write the damaged checkpoint to ``out``.
+
+    Raises:
+        ConfigError: no target, or nothing would change.
+        InputError: a file cannot be read or written, or the weights cannot be damaged this way.
+    """
+    settled = settle(baseline, damage)
+    change = plan_change(baseline, settled, seed)
+    with one_thread():
+        subject = write_subject(baseline, change, out)
+    return Injected(settled, seed, change, subject)
+
+
+def error_metadata(baseline: Checkpoint, injected: Injected) -> dict[str, object]:
+    """The document ``error_metadata.json``, valid against its contract."""
+    subject, change = injected.subject, injected.change
+    config = baseline.config if change.config is None else change.config
+    keys = {*config, *baseline.config}
+    document: dict[str, object] = {
+        "schema": SCHEMA,
+        "artifact_class": "fault_injection_fixture",
+        "error_type": injected.damage.error_type,
+        "injected": True,
+        "targets": sorted({*subject.written, *change.dropped}),
+        "parameters": injected.damage.parameters(),
+        "seed": injected.seed,
+        "changed_tensors": subject.written,
+        "dropped_tensors": sorted(change.dropped),
+        "changed_config_keys": sorted(k for k in keys if config.get(k) != baseline.config.get(k)),
+        "baseline_checkpoint_sha256": baseline.digest(),
+        "subject_checkpoint_sha256": subject.digest,
+    }
+    validate(document, "error-metadata", "error_metadata.json")
+    return document

@@ -1,0 +1,5 @@
+"""Edits: streamed from safetensors to safetensors, one matrix in memory at a time.
+
+``specs`` says what can be asked for, ``scope`` which tensors it means, one module per edit
+holds its arithmetic, ``stream`` writes the checkpoint and ``apply`` joins them.
+"""

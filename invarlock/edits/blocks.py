@@ -1,0 +1,84 @@
+"""Float32 work copies of a matrix, a block of rows at a time, and what the change cost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from invarlock.errors import InputError
+
+BLOCK_ELEMENTS = 1 << 18  # elements of a work copy; 1 MB of float32 stays in the cache
+
+
+@dataclass
+class Loss:
+    """Squared Frobenius norms of the change and of the original, summed over matrices."""
+
+    error: float = 0.0
+    norm: float = 0.0
+    zeros: int = 0
+
+    def add(self, other: Loss) -> None:
+        """Add another matrix's sums to this one's."""
+        self.error += other.error
+        self.norm += other.norm
+        self.zeros += other.zeros
+
+    @property
+    def relative(self) -> float:
+        """Frobenius norm of the change over that of the original; 0 for an all-zero original."""
+        return (self.error / self.norm) ** 0.5 if self.norm else 0.0
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums and products in one order whatever the number of cores, so that bytes are the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def row_blocks(weight: torch.Tensor, elements: int = BLOCK_ELEMENTS) -> Iterator[torch.Tensor]:
+    """Views of consecutive rows with about ``elements`` elements each."""
+    yield from torch.split(weight, max(1, elements // max(1, weight.shape[1])))
+
+
+def squared_norm(block: torch.Tensor) -> float:
+    """Squared Frobenius norm, accumulated in float64."""
+    return float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
+
+
+def refuse_non_finite(block: torch.Tensor) -> None:
+    """Raise when a block of the original holds NaN or infinity.
+
+    Raises:
+        InputError: it does; the caller adds the tensor's name.
+    """
+    if not bool(torch.isfinite(block).all()):
+        raise InputError("the weights hold NaN or infinity", expected="finite numbers only")
+
+
+def transform_rows(
+    weight: torch.Tensor,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    elements: int = BLOCK_ELEMENTS,
+) -> Loss:
+    """Replace ``weight`` (rows, columns) in place by ``transform`` of float32 blocks of rows.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    loss = Loss()
+    for rows in row_blocks(weight, elements):
+        work = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        refuse_non_finite(work)
+        loss.norm += squared_norm(work)
+        rows.copy_(transform(work))
+        loss.error += squared_norm(rows.to(torch.float32) - work)
+    return loss

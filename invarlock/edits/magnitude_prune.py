@@ -1,0 +1,74 @@
+"""Magnitude pruning: exactly ``count`` entries of a matrix, smallest first, ties by position.
+
+The bit pattern of |w|, read as an integer, orders finite floats like their values. The
+threshold is found by counting 16-bit digits of the patterns from the top (radix selection),
+so it is exact, needs no sorted copy, and its memory does not grow with the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from invarlock.edits.blocks import BLOCK_ELEMENTS, Loss, refuse_non_finite, squared_norm
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DIGIT_BITS = 16
+
+
+def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
+    """Set the ``count`` entries of smallest magnitude of a contiguous tensor to zero, in place.
+
+    Entries of equal magnitude go in storage order. Zeros that were there count.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    flat = weight.view(-1)
+    loss = Loss()
+    for block in torch.split(flat, BLOCK_ELEMENTS):
+        refuse_non_finite(block)
+        loss.norm += squared_norm(block)
+    if count == 0:
+        return loss
+    threshold, ties = _select(flat, count)
+    for block, pattern in zip(torch.split(flat, BLOCK_ELEMENTS), _patterns(flat), strict=True):
+        chosen = pattern < threshold
+        if ties:
+            equal = pattern == threshold
+            found = int(equal.sum())
+            if found > ties:
+                equal &= equal.cumsum(0) <= ties
+            chosen |= equal
+            ties -= min(found, ties)
+        loss.error += squared_norm(block[chosen])
+        loss.zeros += int(chosen.sum())
+        block.masked_fill_(chosen, 0.0)
+    return loss
+
+
+def _patterns(flat: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The bits of |w| as non-negative integers, block by block."""
+    integer = _INTEGERS[flat.element_size()]
+    for block in torch.split(flat.view(integer), BLOCK_ELEMENTS):
+        yield block & torch.iinfo(integer).max
+
+
+def _select(flat: torch.Tensor, count: int) -> tuple[int, int]:
+    """The pattern of the ``count``-th smallest magnitude, and how many entries equal to it go."""
+    prefix, left = 0, count
+    for shift in range(8 * flat.element_size() - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)
+        above = shift + _DIGIT_BITS
+        for pattern in _patterns(flat):
+            wide = pattern.to(torch.int64)
+            if above < 8 * flat.element_size():
+                wide = wide[wide >> above == prefix]
+            digits = (wide >> shift) & ((1 << _DIGIT_BITS) - 1)
+            histogram += torch.bincount(digits, minlength=1 << _DIGIT_BITS)
+        before = histogram.cumsum(0)
+        digit = int(torch.searchsorted(before, left))
+        left -= int(before[digit - 1]) if digit else 0
+        prefix = prefix << _DIGIT_BITS | digit
+    return prefix, left

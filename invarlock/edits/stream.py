@@ -1,0 +1,211 @@
+"""Writing a changed copy of a checkpoint, shard by shard, never holding more than a matrix.
+
+Shards stay what they are: tensors keep their file and order, a shard without a change is
+hard-linked (copied where the file system cannot link), and so is every other file. The index
+and the configuration come last, and the folder is renamed into place when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from invarlock.checkpoints import (
+    INDEX_NAME,
+    Checkpoint,
+    TensorInfo,
+    checkpoint_digest,
+    tokenizer_digest,
+)
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import atomic_directory, free_bytes, pretty_json, read_json_object
+from invarlock.shards import ShardEntry, write_shard
+
+Chunks = Iterable[bytes | bytearray | memoryview]
+
+# Weights in another form would still be the baseline's, so they are not carried over.
+_OTHER_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx",
+    ".index.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor's new content; ``chunks()`` yields its bytes in order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Chunks]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a subject differs from its baseline.
+
+    ``replaced`` names existing tensors, ``added`` maps a new name to (shard, content), and
+    ``config`` is the whole new configuration when it differs.
+    """
+
+    replaced: Mapping[str, NewTensor] = field(default_factory=dict)
+    added: Mapping[str, tuple[str, NewTensor]] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    config: Mapping[str, Any] | None = None
+
+    def touches(self, info: TensorInfo) -> bool:
+        """Whether the tensor is written anew or left out."""
+        return info.name in self.replaced or info.name in self.dropped
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was written: content digest, and SHA-256 of the tensors that were written anew."""
+
+    digest: str
+    written: dict[str, str]
+    differing: tuple[str, ...]  # names whose bytes, or presence, differ from the baseline
+
+
+def write_subject(
+    baseline: Checkpoint, change: Change, out: Path, *, allow_identical: bool = False
+) -> Subject:
+    """Write ``baseline`` with ``change`` to the folder ``out``, whole or not at all.
+
+    Raises:
+        ConfigError: ``out`` overlaps the baseline folder, or the result would be identical to
+            the baseline and that was not allowed.
+        InputError: not enough disk, an unreadable shard or an unwritable target.
+    """
+    _refuse_same_place(baseline.folder, out)
+    plan = {shard: _entries(baseline, change, shard) for shard in baseline.shards}
+    rewritten = {shard for shard in plan if _is_changed(baseline, change, shard)}
+    _refuse_full_disk(out, sum(e.nbytes for shard in rewritten for e in plan[shard]))
+    sums: dict[str, str] = {}
+    with atomic_directory(out) as stage:
+        for shard, entries in plan.items():
+            if shard not in rewritten:
+                link_or_copy(baseline.folder / shard, stage / shard)
+            elif entries:
+                sums |= write_shard(stage / shard, entries, baseline.metadata[shard])
+        for path in _other_files(baseline):
+            link_or_copy(path, stage / path.name)
+        _write_index(baseline, change, plan, stage)
+        if change.config is None:
+            link_or_copy(baseline.folder / "config.json", stage / "config.json")
+        else:
+            (stage / "config.json").write_bytes(pretty_json(change.config))
+        rows = {
+            e.name: (e.dtype, e.shape, sums.get(e.name) or baseline.tensor_digest(e.name))
+            for entries in plan.values()
+            for e in entries
+        }
+        differing = {*change.added, *change.dropped}
+        differing |= {n for n in change.replaced if rows[n][2] != baseline.tensor_digest(n)}
+        config = baseline.config if change.config is None else change.config
+        if not differing and config == baseline.config and not allow_identical:
+            raise ConfigError(
+                "the result is byte-identical to the baseline",
+                where=str(baseline.folder),
+                expected="at least one changed byte",
+                hint="choose other parameters or another scope",
+            )
+        digest = checkpoint_digest(config, rows, tokenizer_digest(stage))
+    written = {name: rows[name][2] for name in sorted({*change.replaced, *change.added})}
+    return Subject(digest, written, tuple(sorted(differing)))
+
+
+def _entries(baseline: Checkpoint, change: Change, shard: str) -> list[ShardEntry]:
+    old = [info for info in baseline.tensors.values() if info.file == shard]
+    entries = []
+    for info in sorted(old, key=lambda info: (info.begin, info.name)):
+        if info.name in change.dropped:
+            continue
+        new = change.replaced.get(info.name)
+        if new is None:
+            chunks = partial(baseline.chunks, info.name)
+            entries.append(ShardEntry(info.name, info.dtype, info.shape, chunks))
+        else:
+            entries.append(ShardEntry(info.name, new.dtype, new.shape, new.chunks))
+    for name, (home, new) in sorted(change.added.items()):
+        if home == shard:
+            entries.append(ShardEntry(name, new.dtype, new.shape, new.chunks))
+    return entries
+
+
+def _is_changed(baseline: Checkpoint, change: Change, shard: str) -> bool:
+    if any(home == shard for home, _ in change.added.values()):
+        return True
+    return any(change.touches(info) for info in baseline.tensors.values() if info.file == shard)
+
+
+def _other_files(baseline: Checkpoint) -> list[Path]:
+    """Tokenizer, generation settings, licence and the like: visible files of the top level."""
+    return [
+        path
+        for path in sorted(baseline.folder.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and not path.name.endswith(_OTHER_WEIGHTS)
+        and path.name != "config.json"
+    ]
+
+
+def _write_index(
+    baseline: Checkpoint, change: Change, plan: Mapping[str, list[ShardEntry]], stage: Path
+) -> None:
+    if not baseline.indexed:
+        return
+    entries = {entry.name: (shard, entry) for shard in plan for entry in plan[shard]}
+    if entries.keys() == baseline.tensors.keys() and all(
+        new.shape == baseline.tensors[name].shape for name, new in change.replaced.items()
+    ):
+        link_or_copy(baseline.folder / INDEX_NAME, stage / INDEX_NAME)
+        return
+    index = read_json_object(baseline.folder / INDEX_NAME)
+    index["metadata"] = {
+        **(index.get("metadata") or {}),
+        "total_size": sum(entry.nbytes for _, entry in entries.values()),
+    }
+    index["metadata"].pop("total_parameters", None)  # optional, and no longer true
+    index["weight_map"] = {name: shard for name, (shard, _) in sorted(entries.items())}
+    (stage / INDEX_NAME).write_bytes(pretty_json(index))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link ``source`` (the file behind a symbolic link), or copy it where that fails."""
+    real = source.resolve()
+    with contextlib.suppress(OSError):  # another file system, no permission, too many links
+        os.link(real, target)
+        return
+    shutil.copyfile(real, target)
+
+
+def _refuse_same_place(baseline: Path, out: Path) -> None:
+    source, target = baseline.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ConfigError(
+            "the output folder and the baseline folder overlap",
+            where=str(out),
+            found=f"baseline {baseline}",
+            hint="name a folder outside the baseline",
+        )
+    if out.exists() and not out.is_dir():
+        raise ConfigError("the output is an existing file", where=str(out), expected="a folder")
+
+
+def _refuse_full_disk(out: Path, needed: int) -> None:
+    free = free_bytes(out)
+    if needed > free:
+        raise InputError(
+            "not enough disk for the checkpoint",
+            where=str(out),
+            expected=f"{needed / 1e9:.2f} GB free",
+            found=f"{free / 1e9:.2f} GB",
+            hint="make space or choose another folder",
+        )

@@ -1,0 +1,339 @@
+"""``evidence-pack build``: stage beside the target, verify the stage, rename it into place.
+
+Order within the stage: the allow-listed files, README, checksums, manifest, signature. Whatever
+goes wrong, the stage is removed; a kill leaves at most a hidden folder ``.<name>.tmp.*``. The
+same inputs give the same bytes, signature included.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from invarlock import __version__
+from invarlock.errors import ConfigError, InputError
+from invarlock.evidence import Code, PackError, claims
+from invarlock.evidence import checksums as sums
+from invarlock.evidence import manifest as manifests
+from invarlock.evidence.collect import Inputs, read_object
+from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.keys import SigningKey, fingerprint, load_signing_key
+from invarlock.evidence.readme import Summary, render
+from invarlock.evidence.result import PackResult, VerifyOptions
+from invarlock.evidence.scenarios_check import places, read_scenarios
+from invarlock.evidence.tree import Tree, read_source, read_tree
+from invarlock.evidence.verify import verify_pack
+from invarlock.files import (
+    fsync_directory,
+    parse_json,
+    sha256_bytes,
+    temporary_sibling,
+    unwritable,
+)
+
+BUILDER = {"id": "invarlock/evidence-pack@v1", "name": "invarlock", "version": __version__}
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to pack and how. ``signing_key`` None: an unsigned pack, with a warning."""
+
+    out: Path
+    inputs: Inputs
+    signing_key: Path | None = None
+    require_signature: bool = False
+    readme: Path | None = None
+    profile: str = "dev"
+    report_assurance: str = "report"
+    release_review: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built; ``checked`` is the verification of the finished stage."""
+
+    pack: Path
+    verdict: str
+    evidence_level: str
+    signer: str | None
+    hashed: int
+    reports: int
+    warnings: tuple[str, ...]
+    checked: PackResult
+
+
+def build_pack(request: BuildRequest) -> Built:
+    """Build one pack; FAIL verdicts are packed like PASS ones.
+
+    Raises:
+        ConfigError: the target exists, a key is demanded and none is named, the key can be read
+            by others, or a release review is asked for without its conditions (exit 2).
+        InputError: the target cannot be written (exit 3).
+        PackError: an input or the key is refused (4), or the pack would not verify (7).
+    """
+    generated_at = _generated_at()
+    _check_target(request.out)
+    if request.require_signature and request.signing_key is None:
+        raise ConfigError("a signature is demanded and no --signing-key is named")
+    key = load_signing_key(request.signing_key) if request.signing_key else None
+    _check_review(request)
+    stage = temporary_sibling(request.out)
+    try:
+        stage.mkdir(parents=True)
+        digests = {
+            path: _copy(source, stage / path, path)
+            for path, source in sorted(request.inputs.files.items())
+        }
+        built = _finish(request, stage, digests, key, generated_at)
+        _fsync_tree(stage)
+        _put_in_place(stage, request.out)
+    except OSError as error:
+        raise unwritable(request.out, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return built
+
+
+def _check_target(out: Path) -> None:
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if os.path.lexists(out) and not empty:
+        raise ConfigError(
+            "the pack folder exists and is not overwritten",
+            where=str(out),
+            hint="remove it or name another",
+        )
+
+
+def _check_review(request: BuildRequest) -> None:
+    if not request.release_review:
+        return
+    verdict = read_object(request.inputs.files[manifests.VERDICT]).get("verdict")
+    rules = (
+        (request.profile in ("ci", "release"), "--profile ci or release"),
+        (request.report_assurance == "strict", "--report-assurance strict"),
+        (request.signing_key is not None, "--signing-key"),
+        (verdict == "PASS", "the verdict PASS"),
+    )
+    for holds, what in rules:
+        if not holds:
+            raise ConfigError(f"--release-review needs {what}")
+
+
+def _generated_at() -> str | None:
+    """The time of SOURCE_DATE_EPOCH; without it a pack carries no time of its own."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return None
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError("SOURCE_DATE_EPOCH is no number of seconds", found=epoch[:40]) from error
+
+
+# --- stage ---------------------------------------------------------------------------------
+
+
+def _copy(source: Path, target: Path, path: str) -> str:
+    """Copy one input and return its SHA-256; JSON is decoded strictly before it gets in."""
+    data = read_source(source)
+    if path.endswith(".json"):
+        try:
+            document = parse_json(data, str(source))
+        except InputError as error:
+            raise PackError(Code.MANIFEST, str(error)) from error
+        if not isinstance(document, dict) and not path.startswith("results/"):
+            raise PackError(Code.MANIFEST, "is not a JSON object", where=str(source))
+    return _write(target, data)
+
+
+def _write(target: Path, data: bytes) -> str:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "xb") as handle:
+        handle.write(data)
+    target.chmod(0o644)
+    return sha256_bytes(data)
+
+
+def _finish(
+    request: BuildRequest,
+    stage: Path,
+    digests: dict[str, str],
+    key: SigningKey | None,
+    generated_at: str | None,
+) -> Built:
+    """Add README, checksums, manifest and signature to a stage, and verify it."""
+    tree = read_tree(stage)
+    scenarios, _ = read_scenarios(tree)
+    draft = _manifest(request, tree, digests)
+    found = claims.check(tree, draft, scenarios)
+    verdict = found.verdict or tree.json_object(manifests.VERDICT)
+    level, signer = str(found.evidence_level), fingerprint(key.public) if key else None
+    reports = len(places(tree))
+    readme = (
+        read_source(request.readme)
+        if request.readme
+        else render(Summary(verdict, level, signer, reports, generated_at))
+    )
+    first_line = readme.split(b"\n", 1)[0]
+    if verdict.get("verdict") != "PASS" and b"FAIL" not in first_line:
+        raise PackError(
+            Code.MANIFEST, "its first line does not say FAIL", where=str(request.readme)
+        )
+    digests[claims.README] = _write(stage / claims.README, readme)
+    listing = sums.render(digests)
+    _write(stage / sums.CHECKSUMS, listing)
+    document = draft | {
+        "checksums_sha256_digest": sha256_bytes(listing),
+        "evidence_level": level,
+        "verification": _counts(request, tree, scenarios, verdict),
+    }
+    if signer:
+        document["signing_key_fingerprint"] = signer
+    if generated_at:
+        document["generated_at"] = generated_at
+    data = manifests.render(document)
+    _write(stage / sums.MANIFEST, data)
+    if key:
+        _write(stage / sums.SIGNATURE, manifests.sign(data, key))
+    checked = _self_check(request, stage, signer)
+    warnings = [] if key else ["the pack is not signed; name a key with --signing-key"]
+    return Built(
+        pack=request.out,
+        verdict=str(verdict.get("verdict")),
+        evidence_level=level,
+        signer=signer,
+        hashed=len(digests),
+        reports=reports,
+        warnings=(*warnings, *_host_paths(tree)),
+        checked=checked,
+    )
+
+
+def _manifest(request: BuildRequest, tree: Tree, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The manifest without what is known only when README and checksums are written."""
+
+    def reference(path: str) -> dict[str, str]:
+        return {"path": path, "digest": "sha256:" + digests[path]}
+
+    verdict = tree.json_object(manifests.VERDICT)
+    document: dict[str, Any] = {
+        "format": manifests.FORMAT,
+        "checksums_sha256": sums.CHECKSUMS,
+        "builder": BUILDER,
+        "invarlock_version": __version__,
+        "subject": {"name": "final_verdict", **reference(manifests.VERDICT)},
+        "materials": [
+            {"name": name, **reference(path)}
+            for name, path in sorted(request.inputs.materials.items())
+        ],
+    }
+    if manifests.ENVIRONMENT in digests:
+        document["environment"] = reference(manifests.ENVIRONMENT)
+    scenarios, _ = read_scenarios(tree)
+    parameters: dict[str, Any] = {"scenario_ids": sorted(scenarios)} if scenarios else {}
+    suite = first_text(verdict.get("suite"))
+    if suite:
+        document["suite"] = parameters["suite"] = suite
+    invocation: dict[str, Any] = {"parameters": parameters}
+    if manifests.SOURCE_REPO in digests:
+        invocation["config_source"] = reference(manifests.SOURCE_REPO)
+    document["invocation"] = invocation
+    models = _models(tree)
+    if models:
+        document["models"] = models
+    return document
+
+
+def _models(tree: Tree) -> list[dict[str, Any]]:
+    if claims.REVISIONS not in tree.files:
+        return []
+    models = tree.json_object(claims.REVISIONS).get("models")
+    return [
+        {"model_id": name, "revision": first_text(dig(models, name, "revision"))}
+        for name in sorted(models if isinstance(models, dict) else {})
+    ]
+
+
+def _counts(
+    request: BuildRequest,
+    tree: Tree,
+    scenarios: Mapping[str, Mapping[str, Any]] | None,
+    verdict: Mapping[str, Any],
+) -> dict[str, Any]:
+    found = places(tree)
+    counts = dig(verdict, "counts") or {}
+    clean = sum(claims.expects_pass(place, scenarios) for place in found)
+    return {
+        "clean_reports": counts.get("clean_reports", clean),
+        "error_injection_reports": counts.get(
+            "error_injection_reports", sum(place.below_errors for place in found)
+        ),
+        "failed_reports": counts.get("failed_reports", 0),
+        "policy_profile": request.profile,
+        "report_assurance": request.report_assurance,
+    }
+
+
+def _self_check(request: BuildRequest, stage: Path, signer: str | None) -> PackResult:
+    """A pack that our own verifier would refuse is not put in place."""
+    checked = verify_pack(
+        stage,
+        VerifyOptions(
+            strict=signer is not None,
+            profile=request.profile,
+            report_assurance=request.report_assurance,
+            pinned=signer,
+            allow_unsigned=signer is None,
+            pack_whatever_is_true=not request.release_review,
+        ),
+    )
+    if checked.exit_code:
+        shown = "; ".join(checked.errors[:5])
+        more = f" (and {len(checked.errors) - 5} more)" if len(checked.errors) > 5 else ""
+        raise PackError(Code.REPORTS, f"the pack would not verify: {shown}{more}")
+    checked.pack = str(request.out)
+    return checked
+
+
+def _host_paths(tree: Tree) -> list[str]:
+    """Files that name the home folder of whoever builds: it has no place in a published pack."""
+    home = os.path.expanduser("~")
+    if len(home) < 2:
+        return []
+    needles = [(home + "/").encode(), (home + '"').encode()]
+    return [
+        f"{path} names the folder {home}"
+        for path, found in sorted(tree.files.items())
+        if found.data is not None and any(needle in found.data for needle in needles)
+    ]
+
+
+# --- into place ----------------------------------------------------------------------------
+
+
+def _fsync_tree(stage: Path) -> None:
+    for folder, _, names in os.walk(stage):
+        for name in names:
+            with open(Path(folder) / name, "rb") as handle:
+                os.fsync(handle.fileno())
+        os.chmod(folder, 0o755)
+        fsync_directory(Path(folder))
+
+
+def _put_in_place(stage: Path, out: Path) -> None:
+    """Rename the stage. A folder replaces only an empty folder: that is what rename(2) does."""
+    try:
+        os.rename(stage, out)
+    except OSError as error:
+        if os.path.lexists(out):
+            raise ConfigError(
+                "the pack folder appeared while the pack was built and is not overwritten",
+                where=str(out),
+            ) from error
+        raise
+    fsync_directory(out.parent)

@@ -1,0 +1,266 @@
+"""What a pack claims as a whole: verdict, summaries and evidence level, recomputed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from invarlock.errors import InputError, InvarlockError
+from invarlock.evidence import escape
+from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.manifest import (
+    LEVELS,
+    VERDICT,
+    Evidence,
+    evidence_level,
+    referenced,
+)
+from invarlock.evidence.scenarios_check import (
+    EDIT_METADATA,
+    ERROR_METADATA,
+    OUTCOME_NAME,
+    SCENARIOS,
+    Entry,
+    Place,
+    places,
+)
+from invarlock.evidence.tree import Tree
+from invarlock.files import parse_json, slug
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+
+README = "README.md"
+REVISIONS = "metadata/model_revisions.json"
+SUMMARIES = (
+    "category_summary",
+    "guard_signal_summary",
+    "guard_intervention_summary",
+    "scenario_signal_summary",
+)
+MAX_DIFFERENCES = 20  # listed of one document
+_RUN = re.compile(r"run_([1-9][0-9]{0,5})")
+
+
+@dataclass
+class Claims:
+    """The recomputed claims; ``verdict`` is None where the pack does not hold what it needs."""
+
+    recorded: str | None = None
+    verdict: Mapping[str, Any] | None = None
+    why_believed: str = ""
+    evidence_level: str | None = None
+    records: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by report folder
+    findings: list[str] = field(default_factory=list)
+
+
+def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry] | None) -> Claims:
+    """Recompute verdict, summaries and evidence level; findings where the pack claims otherwise.
+
+    The verdict can be recomputed when the pack holds its scenarios and an outcome beside every
+    report (packs of published versions hold no outcomes).
+    """
+    claims = Claims()
+    recorded: Mapping[str, Any] = {}
+    if VERDICT in tree.files:
+        try:
+            recorded = tree.json_object(VERDICT)
+        except InputError as error:
+            claims.findings.append(escape(error))
+        claims.recorded = first_text(recorded.get("verdict"))
+    _recompute(tree, scenarios, claims)
+    if claims.verdict is not None:
+        claims.findings += _compare(tree, recorded, claims.verdict)
+    claims.findings += _first_line(tree, claims)
+    claims.evidence_level = level(tree, manifest, scenarios, claims.verdict)
+    claimed = manifest.get("evidence_level")
+    if claimed in LEVELS and LEVELS.index(claimed) > LEVELS.index(claims.evidence_level):
+        claims.findings.append(
+            f"manifest.json: /evidence_level is {claimed}; "
+            f"the pack supports {claims.evidence_level}"
+        )
+    return claims
+
+
+# --- verdict -------------------------------------------------------------------------------
+
+
+def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims) -> None:
+    outcomes = places(tree, OUTCOME_NAME)
+    if scenarios is None or not outcomes:
+        claims.why_believed = f"no {SCENARIOS}" if scenarios is None else "no outcome.json"
+        return
+    from invarlock.scenarios import expected_evaluations, parse_catalogue
+    from invarlock.verdict.verdict import compile_verdict
+
+    with_outcome = {place.folder for place in outcomes}
+    for place in places(tree):
+        if place.folder not in with_outcome:
+            claims.findings.append(f"{escape(place.report)}: has no {OUTCOME_NAME} beside it")
+    evaluations = []
+    for place in outcomes:
+        try:
+            evaluations.append(_evaluation(tree, place, scenarios))
+        except InvarlockError as error:
+            claims.findings.append(escape(error))
+    if claims.findings:
+        return
+    try:
+        document = tree.json_object(SCENARIOS)
+        catalogue = parse_catalogue(document, SCENARIOS)
+        models = {evaluation.model for evaluation in evaluations} | _pinned_models(tree)
+        runs = {evaluation.run for evaluation in evaluations}
+        expected = expected_evaluations(catalogue.scenarios, models, runs)
+        verdict = compile_verdict(document, evaluations, expected)
+    except InvarlockError as error:
+        claims.findings.append(escape(error))
+        return
+    verdict = json.loads(json.dumps(verdict))  # tuples become lists, as in the file
+    claims.verdict = verdict
+    folders = {_folder(e.model, e.scenario, e.run, scenarios): e.key for e in evaluations}
+    records = verdict["records"]
+    by_key = {(r["model"], r["name"], r["run_num"]): r for r in records}
+    claims.records = {folder: by_key[key] for folder, key in folders.items()}
+
+
+def _folder(model: str, scenario: str, run: int, scenarios: Mapping[str, Entry]) -> str:
+    """The folder of an evaluation in a pack, with a trailing slash."""
+    damage = dig(scenarios.get(scenario), "category") == "error_injection"
+    return f"reports/{slug(model)}/{'errors/' if damage else ''}{scenario}/run_{run}/"
+
+
+def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Any:
+    """The evaluation in a folder; InvarlockError when it is not where it belongs."""
+    from invarlock.contracts import validate
+    from invarlock.verdict.records import MEASURED, Evaluation, canonical_path
+
+    path = place.folder + OUTCOME_NAME
+    outcome = tree.json_object(path)
+    validate(outcome, "outcome", path)
+    key = outcome["model_id"], outcome["scenario"], outcome["run"]
+    if outcome["scenario"] not in scenarios:
+        raise InputError("names a scenario that the pack does not hold", where=path)
+    if _folder(*key, scenarios) != place.folder:
+        raise InputError("belongs to another folder", where=path, expected=_folder(*key, scenarios))
+    report = tree.json_object(place.report) if outcome["status"] in MEASURED else None
+    names = (place.folder + name for name in (EDIT_METADATA, ERROR_METADATA))
+    metadata = next((tree.json_object(name) for name in names if name in tree.files), None)
+    return Evaluation(*key, report, outcome, canonical_path(*key), metadata)
+
+
+def _pinned_models(tree: Tree) -> set[str]:
+    """The model ids of ``model_revisions.json``: each of them has to be judged."""
+    if REVISIONS not in tree.files:
+        return set()
+    models = tree.json_object(REVISIONS).get("models")
+    return {name for name in models if isinstance(name, str)} if isinstance(models, dict) else set()
+
+
+def _compare(tree: Tree, recorded: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
+    """Where the recorded verdict, its summaries and its text depart from the recomputed one."""
+    from invarlock.verdict.text import render_verdict
+
+    documents: list[tuple[str, object, object]] = [(VERDICT, recorded, verdict)]
+    for name in SUMMARIES:
+        path = f"results/{name}.json"
+        if path in tree.files:
+            try:
+                stored = parse_json(tree.data(path), path)
+            except InputError as error:
+                yield escape(error)
+            else:
+                documents.append((path, stored, verdict[name]))
+    for path, stored, computed in documents:
+        lines = list(_differences("", stored, computed))
+        for line in lines[:MAX_DIFFERENCES]:
+            yield f"{path}: {line}"
+        if len(lines) > MAX_DIFFERENCES:
+            yield f"{path}: and {len(lines) - MAX_DIFFERENCES} more differences"
+    text = "results/final_verdict.txt"
+    if text in tree.files and tree.data(text) != render_verdict(verdict).encode():
+        yield f"{text}: is not the text of the recomputed verdict"
+
+
+def _differences(pointer: str, stored: object, computed: object) -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(computed, dict):
+        for key in sorted({*stored, *computed}):
+            at = f"{pointer}/{escape(key)[:60]}"
+            if key not in stored or key not in computed:
+                yield f"{at} is {'missing' if key in computed else 'not known'}"
+            else:
+                yield from _differences(at, stored[key], computed[key])
+    elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
+        for index, (mine, other) in enumerate(zip(stored, computed, strict=True)):
+            yield from _differences(f"{pointer}/{index}", mine, other)
+    elif type(stored) is not type(computed) or stored != computed:
+        yield f"{pointer or '/'} is {_short(stored)}; the reports give {_short(computed)}"
+
+
+def _short(value: object) -> str:
+    text = escape(repr(value)[:200])
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _first_line(tree: Tree, claims: Claims) -> list[str]:
+    """The README must not say PASS above a FAIL (or the other way round)."""
+    verdict = dig(claims.verdict, "verdict") or claims.recorded
+    found = tree.files.get(README)
+    if found is None or not found.data or not verdict:
+        return []
+    line = found.data.split(b"\n", 1)[0].decode("ascii", "replace")
+    return [
+        f"{README}: its first line says {word}; the verdict is {escape(verdict)}"
+        for word in re.findall(r"\b(?:PASS|FAIL)\b", line)
+        if word != verdict
+    ]
+
+
+# --- evidence level ------------------------------------------------------------------------
+
+
+def level(
+    tree: Tree,
+    manifest: Mapping[str, Any],
+    scenarios: Mapping[str, Entry] | None,
+    verdict: Mapping[str, Any] | None,
+) -> str:
+    """The evidence level that the files of a pack support.
+
+    Where the verdict cannot be recomputed, reports that have to pass count as passing here:
+    whether they do is the last step of ``verify``, which fails the pack if not.
+    """
+    found = places(tree)
+    if verdict is not None:
+        clean = verdict["counts"]["clean_reports"]
+        failed = verdict["counts"]["failed_reports"]
+    else:
+        clean = sum(expects_pass(place, scenarios) for place in found)
+        failed = 0
+    return evidence_level(
+        Evidence(
+            has_subject=referenced(manifest, "/subject"),
+            bound=True,
+            clean_reports=clean,
+            failed_reports=failed,
+            has_source=referenced(manifest, "/invocation/config_source"),
+            has_environment=referenced(manifest, "/environment"),
+            all_container=all(_container(tree, place) for place in found),
+        )
+    )
+
+
+def expects_pass(place: Place, scenarios: Mapping[str, Entry] | None) -> bool:
+    """Whether a report has to pass: by its scenario where that is known, else by its folder."""
+    entry = (scenarios or {}).get(place.scenario or "")
+    if entry is None:
+        return not place.below_errors
+    return bool(entry["strictness"] == "must_pass")
+
+
+def _container(tree: Tree, place: Place) -> bool:
+    try:
+        manifest = tree.json_object(place.folder + RUNTIME_MANIFEST)
+    except InputError:
+        return False
+    return manifest.get("execution_mode") == "container"

@@ -1,0 +1,170 @@
+"""Which files become a pack: an allow-list, from a suite's output folder or from named reports.
+
+Nothing is found by searching: a run folder also holds checkpoints, logs and run reports, and
+none of them may get in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from invarlock.contracts import violations
+from invarlock.errors import InputError
+from invarlock.evidence import Code, PackError
+from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
+from invarlock.evidence.claims import SUMMARIES
+from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
+from invarlock.evidence.report_verify import REPORT_NAME
+from invarlock.evidence.scenarios_check import (
+    DEPLOYABLE_SIDECARS,
+    EDIT_METADATA,
+    ERROR_METADATA,
+    OUTCOME_NAME,
+)
+from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
+from invarlock.files import parse_json
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+
+OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *DEPLOYABLE_SIDECARS)
+RENDERED = ("evaluation.html", "evaluation.md")
+_RECORD_PATH = re.compile(r"([a-z0-9][a-z0-9._-]*)/reports/([A-Za-z0-9._-]+)/(run_[1-9][0-9]*)")
+_MATERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MEASURED = ("reported", "rejected_by_invariants")
+
+
+@dataclass
+class Inputs:
+    """The files of a pack: ``{path in the pack: source}``, and the named materials among them."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    materials: dict[str, str] = field(default_factory=dict)  # name -> path in the pack
+
+    def add(self, path: str, source: Path) -> None:
+        """Add one file; PackError (exit 4) when the path is taken or is a control file's."""
+        if path in self.files or path in MIRRORS or path in CONTROL_FILES:
+            raise PackError(
+                Code.MANIFEST, f"two inputs for {path}, or a reserved name", where=str(source)
+            )
+        self.files[path] = source
+
+    def add_material(self, name: str, source: Path) -> None:
+        """Add ``metadata/<name><suffix>``; PackError (exit 4) for a bad or taken name.
+
+        Naming a file again that is already this material changes nothing.
+        """
+        taken = self.files.get(self.materials.get(name, ""))
+        if taken is not None and taken.resolve() == source.resolve():
+            return
+        if not _MATERIAL.fullmatch(name) or name in self.materials:
+            raise PackError(Code.MANIFEST, f"a bad or repeated material name: {name!r}")
+        path = f"metadata/{name}{source.suffix or '.json'}"
+        self.add(path, source)
+        self.materials[name] = path
+
+    def replace(self, path: str, source: Path | None) -> None:
+        """Take ``source`` for ``path`` where one is named on the command line."""
+        if source is not None:
+            self.files[path] = source
+
+
+def read_object(source: Path) -> dict[str, Any]:
+    """An input that must be a JSON object; PackError (exit 4) for anything else."""
+    try:
+        document = parse_json(read_source(source, MAX_PARSED_FILE), str(source))
+    except InputError as error:
+        raise PackError(Code.MANIFEST, str(error)) from error
+    if not isinstance(document, dict):
+        raise PackError(Code.MANIFEST, "is not a JSON object", where=str(source))
+    return document
+
+
+def from_reports(reports: Iterable[Path], final_verdict: Path) -> Inputs:
+    """Named reports, as ``reports/report-NNN/`` with what lies beside each of them.
+
+    Raises:
+        PackError: a folder instead of a report, or no runtime manifest beside one (exit 4).
+    """
+    inputs = Inputs()
+    inputs.add(VERDICT, final_verdict)
+    for number, report in enumerate(reports, 1):
+        if report.is_dir():
+            raise PackError(Code.MANIFEST, "is a folder; name the report itself", where=str(report))
+        folder = f"reports/report-{number:03d}/"
+        inputs.add(folder + REPORT_NAME, report)
+        inputs.add(folder + RUNTIME_MANIFEST, _beside(report, RUNTIME_MANIFEST))
+        for name in (*OPTIONAL_SIDECARS, OUTCOME_NAME):
+            if (report.parent / name).exists():
+                inputs.add(folder + name, report.parent / name)
+    return inputs
+
+
+def _beside(report: Path, name: str) -> Path:
+    path = report.parent / name
+    if not path.is_file():
+        raise PackError(Code.MANIFEST, f"there is no {name} beside it", where=str(report))
+    return path
+
+
+def from_run(out: Path) -> Inputs:
+    """The files of a suite's output folder, by the records of its verdict.
+
+    Raises:
+        PackError: a file that has to be there is missing or unusable (exit 4).
+    """
+    inputs = Inputs()
+    verdict = out / "reports" / "final_verdict.json"
+    document = read_object(verdict)
+    wrong = violations(document, "final-verdict")
+    if wrong:
+        raise PackError(Code.MANIFEST, wrong[0], where=str(verdict))
+    inputs.add(VERDICT, verdict)
+    for name in ("final_verdict.txt", *(f"{summary}.json" for summary in SUMMARIES)):
+        inputs.add(f"results/{name}", _needed(out / "reports" / name))
+    models = {_add_record(inputs, out, record) for record in document["records"]}
+    inputs.add_material("scenarios", _needed(out / "state" / "scenarios.json"))
+    if (out / "state" / "model_revisions.json").exists():
+        inputs.add_material("model_revisions", out / "state" / "model_revisions.json")
+    for path in (SOURCE_REPO, ENVIRONMENT):
+        source = out / "state" / Path(path).name
+        if source.exists():
+            inputs.add(path, source)
+    for model in sorted(models):
+        if (out / model / "baseline.json").exists():
+            inputs.add_material(f"baseline.{model}", out / model / "baseline.json")
+    return inputs
+
+
+def _needed(path: Path) -> Path:
+    if not path.is_file():
+        raise PackError(Code.MANIFEST, "is missing", where=str(path), hint="run the suite first")
+    return path
+
+
+def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
+    """Add the files of one evaluation; returns the model's folder name."""
+    match = _RECORD_PATH.fullmatch(record["path"])
+    if not match:
+        raise PackError(
+            Code.MANIFEST, f"a record with the path {record['path']!r}", where="final_verdict.json"
+        )
+    model, scenario, run = match.groups()
+    damage = "errors/" if record["category"] == "error_injection" else ""
+    source, target = out / record["path"], f"reports/{model}/{damage}{scenario}/{run}/"
+    needed = {OUTCOME_NAME}
+    if record["status"] in MEASURED:
+        needed |= {REPORT_NAME, RUNTIME_MANIFEST}
+    for name in (
+        OUTCOME_NAME,
+        REPORT_NAME,
+        RUNTIME_MANIFEST,
+        EDIT_METADATA,
+        ERROR_METADATA,
+        *RENDERED,
+    ):
+        if name in needed or (source / name).exists():
+            inputs.add(target + name, _needed(source / name))
+    return model

@@ -1,0 +1,68 @@
+"""``evidence-pack inspect``: what a pack is, its integrity and its signature, without replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from invarlock.evidence import checksums as sums
+from invarlock.evidence.checksums import MIRRORS
+from invarlock.evidence.claims import expects_pass
+from invarlock.evidence.manifest import FORMAT as PACK_FORMAT
+from invarlock.evidence.result import PackResult, VerifyOptions
+from invarlock.evidence.scenarios_check import places, read_scenarios
+from invarlock.evidence.tree import Tree
+from invarlock.evidence.verify import verify_pack
+
+FORMAT = "evidence-pack-inspect-v1"
+
+
+def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
+    """The verification without its last step, and the ``evidence-pack-inspect-v1`` document."""
+    result = verify_pack(root, VerifyOptions(skip_verify=True, allow_unsigned=True))
+    steps = {step.name: not step.findings for step in result.steps}
+    tree = result.tree or Tree()
+    scenarios, _ = read_scenarios(tree)
+    found = places(tree)
+    clean = sum(expects_pass(place, scenarios) for place in found)
+    extra = [w.split(": ", 1)[0] for w in result.warnings if w.endswith(sums.CHECKSUMS)]
+    listed = [f for step in result.steps if step.name == "checksums" for f in step.findings]
+    mirrors = not any(line.startswith(tuple(MIRRORS)) for line in listed)
+    signed = sums.SIGNATURE in tree.files
+    ok = result.exit_code == 0
+    level = result.claims.evidence_level
+    return result, {
+        "format_version": FORMAT,
+        "pack": result.pack,
+        "ok": ok,
+        "manifest": {
+            "valid": steps.get("manifest", False),
+            "format": PACK_FORMAT if steps.get("manifest") else None,
+            "evidence_level": level,
+        },
+        "signature": {
+            "present": signed,
+            "valid": signed and result.signer is not None and steps.get("signature", False),
+            "signer_fingerprint": result.signer,
+        },
+        "reports": {"total": len(found), "clean": clean, "errors": len(found) - clean},
+        "artifacts": {
+            "files": len(tree.files),
+            "hashed": len(tree.files) - len(extra) - sum(n in tree.files for n in CONTROL),
+        },
+        "integrity": {
+            "checksums_bound": not any(line.startswith(sums.CHECKSUMS + ": has") for line in listed)
+            and "checksums" in steps,
+            "checksums_ok": steps.get("checksums", False),
+            "control_file_mirrors_ok": mirrors,
+            "manifest_provenance_ok": steps.get("references", False),
+            "extra_files": extra,
+        },
+        "issues": result.errors + result.warnings,
+        "strict_ready": ok and result.signer is not None and not extra,
+        "evidence_level": level,
+        "verdict": result.verdict,
+    }
+
+
+CONTROL = (*sums.CONTROL_FILES, *MIRRORS)

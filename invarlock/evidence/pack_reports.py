@@ -1,0 +1,193 @@
+"""Step 8 of ``evidence-pack verify``: every report of the pack, and what it had to show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.evidence import Code, coherence, escape
+from invarlock.evidence.claims import expects_pass
+from invarlock.evidence.findings import dig
+from invarlock.evidence.report_checks import report_passes
+from invarlock.evidence.report_verify import (
+    REPLAYED,
+    ReportOptions,
+    ReportResult,
+    envelope,
+    verify_report,
+)
+from invarlock.evidence.result import PackResult, Step, VerifyOptions
+from invarlock.evidence.scenarios_check import Entry, Place, places
+from invarlock.evidence.tree import Tree
+from invarlock.files import digest_json
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+
+
+def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: PackResult) -> None:
+    """Take step 8 and add it to ``result``."""
+    step = Step(8, "reports", Code.REPORTS)
+    result.steps.append(step)
+    options = result.options
+    if options.skip_verify:
+        step.note = "not verified: --skip-verify"
+        return
+    found = places(tree)
+    expected_pass = [place for place in found if expects_pass(place, scenarios)]
+    if not options.pack_whatever_is_true:
+        if not found:
+            step.findings.append("reports/: there is no report")
+        elif not expected_pass:
+            step.findings.append("reports/: no report has to pass, so nothing shows that any can")
+    if options.replay and result.claims.verdict is None and found:
+        step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
+    results = []
+    baselines: dict[str, dict[str, str]] = {}
+    for place in found:
+        report = _verify_one(tree, place, options)
+        results.append(report)
+        step.findings += [
+            f"{escape(place.report)}: {text}"
+            for text in _failures(report, place, scenarios, result)
+        ]
+        step.findings += _same_baseline(tree, place, report, baselines)
+        report.report = _without_evidence(report.report)
+    result.envelope = _envelope(found, results, expected_pass, options.profile)
+    if any(report.replayed for report in results):
+        result.replayed.append(f"{REPLAYED} of {sum(r.replayed for r in results)} reports")
+    result.believed += [
+        f"{escape(place.report)}: {claim}"
+        for place, report in zip(found, results, strict=True)
+        for claim in report.believed
+    ]
+    step.note = (
+        f"{len(found)} reports, {sum(r.replayed for r in results)} replayed; "
+        f"{len(expected_pass)} have to pass"
+    )
+
+
+def _verify_one(tree: Tree, place: Place, options: VerifyOptions) -> ReportResult:
+    beside = tree.files.get(place.folder + RUNTIME_MANIFEST)
+    strict = options.report_assurance == "strict"
+    return verify_report(
+        tree.files[place.report].data or b"",
+        beside.data if beside else None,
+        escape(place.report),
+        ReportOptions(
+            profile=options.profile,
+            assurance=options.report_assurance,
+            provenance="container" if strict else "declared",
+            require_replay=options.replay,
+        ),
+    )
+
+
+def _failures(
+    report: ReportResult,
+    place: Place,
+    scenarios: Mapping[str, Entry] | None,
+    result: PackResult,
+) -> list[str]:
+    """Why a report fails the pack.
+
+    What is not true always does. What is true and not good does where the scenario asks for a
+    pass, and the other way round - unless the pack's own recomputed verdict says so: then it is
+    an honest FAIL, which only profiles ci and release refuse.
+    """
+    options, record = result.options, result.claims.records.get(place.folder)
+    admitted = record is not None and record["as_expected"] is not True
+    tolerated = admitted and (options.profile == "dev" or options.pack_whatever_is_true)
+    must_pass = expects_pass(place, scenarios) and not tolerated
+    lines = [
+        f"{finding.code} {escape(finding.message)}"
+        for finding in report.findings
+        if must_pass or finding.kind != "policy" or finding.code == "PROVENANCE"
+    ]
+    if record is not None:
+        why = str(record["why"]) if admitted else ""
+    else:
+        entry = (scenarios or {}).get(place.scenario or "")
+        why = _shortfall(report, entry, place.below_errors)
+    if why and tolerated:
+        result.warnings.append(f"{escape(place.report)}: not as expected: {escape(why)}")
+    elif why:
+        lines.append(f"not as expected: {escape(why)}")
+    return lines
+
+
+def _same_baseline(
+    tree: Tree, place: Place, report: ReportResult, seen: dict[str, dict[str, str]]
+) -> list[str]:
+    """All reports about one model record the same baseline run; ``seen``: by model folder."""
+    if report.report is None or place.scenario is None:
+        return []
+    model = place.folder.split("/")[1]
+    if model not in seen:
+        path = f"metadata/baseline.{model}.json"
+        try:
+            digest = tree.json_object(path).get("checkpoint_sha256")
+        except InputError:
+            digest = None  # not there; where it is and is no JSON, step 6 has said so
+        seen[model] = {"checkpoint": digest_json(digest)} if digest else {}
+    return [
+        f"{escape(place.report)}: E006 its baseline's {name} is not that of the others"
+        for name, value in coherence.baseline_parts(report.report).items()
+        if seen[model].setdefault(name, value) != value
+    ]
+
+
+def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A report as far as results show it: the per-window evidence of many would fill memory."""
+    kept = ("primary_metric", "guard_warnings")
+    return None if report is None else {key: report[key] for key in kept if key in report}
+
+
+def _envelope(
+    found: list[Place], results: list[ReportResult], expected_pass: list[Place], profile: str
+) -> dict[str, Any]:
+    """The verify-v1 envelope: reports that have to pass, and an envelope for each other one."""
+    passing = {place.folder for place in expected_pass}
+    both = list(zip(found, results, strict=True))
+    document = envelope([r for p, r in both if p.folder in passing], profile)
+    others = [(p, r) for p, r in both if p.folder not in passing]
+    if others:
+        document["expected_failures"] = {
+            "verify": [envelope([report], profile) for _, report in others],
+            "reports": [escape(place.report) for place, _ in others],
+        }
+    return document
+
+
+def _shortfall(result: ReportResult, entry: Mapping[str, Any] | None, below_errors: bool) -> str:
+    """What is missing of the expectation, empty when nothing is.
+
+    A report that has to fail must fail for a reason: one that is malformed or contradicts itself
+    has shown nothing. An unknown scenario below ``errors/`` has to fail in some way.
+    """
+    if result.report is None:
+        return ""  # malformed, which is a finding of its own
+    strictness = dig(entry, "strictness") if entry is not None else None
+    if entry is None:
+        strictness = "must_fail" if below_errors else "must_pass"
+    passes = report_passes(result.report) and result.ok
+    if strictness == "must_fail" and passes:
+        return "passed, but has to fail"
+    if strictness in ("must_fail", "must_detect") and entry is not None:
+        return _detectors(result.report, entry, strictness)
+    return ""
+
+
+def _detectors(report: Mapping[str, Any], entry: Mapping[str, Any], strictness: str) -> str:
+    from invarlock.verdict.detectors import evaluate_detectors
+
+    needs = entry.get("requirements")
+    if not isinstance(needs, Mapping):
+        return "" if strictness == "must_fail" else "the scenario names no detector"
+    asked = bool(needs.get("detectors_any_of") or needs.get("detectors_all_of"))
+    if not asked:
+        return "" if strictness == "must_fail" else "the scenario names no detector"
+    try:
+        found = evaluate_detectors(needs, report)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return f"its detectors cannot be read: {type(error).__name__}"
+    return "" if found.satisfied else "not detected: " + "; ".join(found.missed)

@@ -1,0 +1,86 @@
+"""The README of a pack: the verdict in its first line, what is in it, how to check it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from invarlock.evidence import escape
+from invarlock.evidence.findings import dig, number
+
+NOT_CLAIMED = (
+    "A pass is about the control regression risk of these edits on these windows, compared with "
+    "this baseline. It says nothing about safety, alignment, tasks outside the windows or the "
+    "baseline itself."
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the README states."""
+
+    verdict: Mapping[str, Any]
+    level: str
+    signer: str | None
+    reports: int
+    generated_at: str | None
+
+
+def render(summary: Summary) -> bytes:
+    """Markdown, UTF-8, LF."""
+    verdict = summary.verdict
+    suite = dig(verdict, "suite")
+    title = f"# Evidence pack: {escape(verdict.get('verdict'))}"
+    lines = [title + (f" (suite {_cell(suite)})" if suite else ""), ""]
+    signed = f"signed by `{summary.signer}`" if summary.signer else "**not signed**"
+    lines += [f"Evidence level {summary.level}, {summary.reports} reports, {signed}.", ""]
+    if summary.generated_at:
+        lines += [f"Generated at {summary.generated_at}.", ""]
+    failed = verdict.get("failed_requirements")
+    if isinstance(failed, list) and failed:
+        lines += ["Requirements that failed:", ""]
+        lines += [f"- {_cell(name)}" for name in failed] + [""]
+    lines += _records(verdict.get("records"))
+    lines += ["## What this does not say", "", NOT_CLAIMED, ""]
+    pin = f" --expected-fingerprint {summary.signer}" if summary.signer else ""
+    lines += [
+        "## Verify",
+        "",
+        "```",
+        "sha256sum --check --quiet checksums.sha256",
+        "invarlock advanced evidence-pack inspect .",
+        f"invarlock advanced evidence-pack verify . --replay{pin}",
+        "```",
+    ]
+    if summary.signer:
+        lines += ["", "Take the fingerprint from its owner, not from this file."]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _records(records: object) -> list[str]:
+    rows = [r for r in records if isinstance(r, Mapping)] if isinstance(records, list) else []
+    if not rows:
+        return []
+    lines = [
+        "| model | scenario | expected | ratio | as expected | why not |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = number(row.get("ratio_vs_baseline"))
+        cells = (
+            row.get("model"),
+            f"{row.get('name')} run {row.get('run_num')}",
+            str(row.get("strictness")).replace("_", " "),
+            "-" if ratio is None else f"{ratio:.4g}",
+            "yes" if row.get("as_expected") is True else "**no**",
+            row.get("why") or "",
+        )
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return [*lines, ""]
+
+
+def _cell(value: object) -> str:
+    """Text that cannot break a table row or start markup."""
+    text = escape(value)
+    return "".join("\\" + c if c in "|`<[" else c for c in text)

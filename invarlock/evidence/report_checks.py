@@ -1,0 +1,334 @@
+"""The check matrix of ``verify`` for one evaluation report: what the report says of itself.
+
+Numbers in brackets are the rows of the published matrix. Rows that hold only in profiles ``ci``
+and ``release``, or only in ``release``, are marked C and R. What is recomputed from the recorded
+evidence and the verifier's own tier table is in ``invarlock.reporting.replay``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from invarlock.evidence.findings import Finding, dig, first_text, number, numbers
+from invarlock.files import sha256_bytes
+from invarlock.reporting import signals
+
+RATIO_TOLERANCE = 1e-6  # relative or absolute, of ratio against final / baseline
+INTERVAL_TOLERANCE = 5e-4  # of display_ci against exp(ci), times max(1, |exp(ci)|)
+MIN_MATCH = 0.999999  # share of windows that must be paired
+MAX_OVERLAP = 1e-9  # share of windows that may be in both arms
+PROFILES = ("dev", "ci", "release")
+RELEASE_GATES = (*signals.REQUIRED_GATES, "rmt_stable")
+
+Report = Mapping[str, Any]
+
+
+def report_passes(report: Report) -> bool:
+    """Whether the report passes as a verdict counts it; a flag that is absent is false.
+
+    Reports of published versions name no gates of their own: theirs are those of ``release``.
+    """
+    if signals.gates(report):
+        return not signals.pass_reasons(report)
+    metric = signals.block(report, "primary_metric")
+    sound = metric.get("invalid") is not True and metric.get("degraded") is not True
+    return sound and all(dig(report, "validation", gate) is True for gate in RELEASE_GATES)
+
+
+def rejected(report: Report) -> bool:
+    """Whether the report says itself that it holds no usable measurement."""
+    metric = report.get("primary_metric")
+    return isinstance(metric, Mapping) and metric.get("invalid") is True
+
+
+def check(report: Report, profile: str) -> list[Finding]:
+    """Every finding of the matrix for a report that follows its schema, in row order."""
+    rows: list[Callable[[Report, str], list[Finding]]] = [
+        _digests,
+        _ratio,
+        _pairing,
+        _interval,
+        _gates,
+        _lints,
+        _tokenizer,
+        _contracts,
+        _release,
+    ]
+    return [finding for row in rows for finding in row(report, profile)]
+
+
+def _digests(report: Report, profile: str) -> list[Finding]:
+    """[2, C] the digest of the window ids."""
+    if profile != "dev" and not first_text(
+        dig(report, "provenance", "provider_digest", "ids_sha256")
+    ):
+        return [Finding("E004", "missing", "/provenance/provider_digest/ids_sha256 is missing")]
+    return []
+
+
+def _ratio(report: Report, _: str) -> list[Finding]:
+    """[6, 7, 8] the ratio is final over baseline; a value that is missing is declared."""
+    metric = report["primary_metric"]
+    final = number(metric.get("final"))
+    if rejected(report) and final is None:
+        return []  # declared; the pairing row says what it means
+    if not metric["kind"].startswith("ppl"):
+        if number(metric.get("ratio_vs_baseline")) is None:
+            text = "/primary_metric/ratio_vs_baseline is missing"
+            return [Finding("E602", "missing", text)]
+        return []
+    if final is None:
+        text = "/primary_metric/final is missing and not declared invalid"
+        return [Finding("E602", "missing", text)]
+    base = number(dig(report, "baseline_ref", "primary_metric", "final"))
+    if base is None:
+        return [Finding("E004", "missing", "/baseline_ref/primary_metric/final is missing")]
+    ratio = number(metric.get("ratio_vs_baseline"))
+    if base <= 0 or final <= 0:
+        text = "/primary_metric/final and its baseline must be positive"
+        return [Finding("E602", "contradiction", text)]
+    close = ratio is not None and math.isclose(
+        ratio, final / base, rel_tol=RATIO_TOLERANCE, abs_tol=RATIO_TOLERANCE
+    )
+    if not close:
+        text = f"/primary_metric/ratio_vs_baseline is {ratio}; expected {final / base} (mismatch)"
+        return [Finding("E602", "contradiction", text)]
+    return []
+
+
+def _pairing(report: Report, _: str) -> list[Finding]:
+    """[9, 10] both runs saw the same windows, and the counts agree."""
+    windows = report["dataset"]["windows"]
+    if rejected(report) and windows["final"] == 0:
+        reason = str(report["primary_metric"].get("degraded_reason"))[:80]
+        return [Finding("E001", "policy", f"/primary_metric: nothing was measured: {reason}")]
+    stats, at = windows["stats"], "/dataset/windows/stats"
+    found = []
+
+    def expect(holds: bool, text: str) -> None:
+        if not holds:
+            found.append(Finding("E001", "contradiction", text))
+
+    reason = stats.get("window_pairing_reason")
+    expect(reason is None, f"{at}/window_pairing_reason is {str(reason)[:80]!r}; expected null")
+    paired = number(stats.get("paired_windows"))
+    expect(paired is not None and paired > 0, f"{at}/paired_windows is not above 0")
+    match = number(stats.get("window_match_fraction"))
+    expect(
+        match is not None and match >= MIN_MATCH,
+        f"{at}/window_match_fraction is {match}; expected at least {MIN_MATCH}",
+    )
+    overlap = number(stats.get("window_overlap_fraction"))
+    expect(
+        overlap is not None and overlap <= MAX_OVERLAP,
+        f"{at}/window_overlap_fraction is {overlap}; expected at most {MAX_OVERLAP}",
+    )
+    for arm in ("preview", "final"):
+        count, used = windows[arm], dig(stats, "coverage", arm, "used")
+        expect(count == used, f"/dataset/windows/{arm} is {count}; coverage used {used} (mismatch)")
+    expect(  # published: compared with preview, although the pairs come from final
+        paired in (windows["preview"], windows["final"]),
+        f"{at}/paired_windows is {paired}; expected {windows['final']} (mismatch)",
+    )
+    return found
+
+
+def _interval(report: Report, profile: str) -> list[Finding]:
+    """[11; 12 C] display_ci is exp(ci)."""
+    metric = report["primary_metric"]
+    base = number(dig(report, "baseline_ref", "primary_metric", "final"))
+    if rejected(report) or base is None or not metric["kind"].startswith("ppl"):
+        return []
+    ci, shown = numbers(metric.get("ci")), numbers(metric.get("display_ci"))
+    if ci is None or shown is None:
+        if profile == "dev" and ci is None and shown is None:
+            return []
+        return [Finding("E602", "missing", "/primary_metric/ci or display_ci is missing")]
+    found = []
+    for index, (low, display) in enumerate(zip(ci, shown, strict=True)):
+        wanted = math.exp(low) if low < 700 else math.inf
+        if not abs(display - wanted) <= INTERVAL_TOLERANCE * max(1.0, wanted):
+            text = f"/primary_metric/display_ci/{index} is {display}; expected {wanted} (mismatch)"
+            found.append(Finding("E602", "contradiction", text))
+    if ci[0] > ci[1]:
+        found.append(Finding("E602", "contradiction", "/primary_metric/ci is not ordered"))
+    return found
+
+
+def _gates(report: Report, profile: str) -> list[Finding]:
+    """[13, 14 C] the primary metric and the drift are acceptable (the replay recomputes both)."""
+    if profile == "dev":
+        return []
+    return [
+        Finding("POLICY", "policy", f"/validation/{gate} is not true")
+        for gate in ("primary_metric_acceptable", "preview_final_drift_acceptable")
+        if dig(report, "validation", gate) is not True
+    ]
+
+
+def _lints(report: Report, _: str) -> list[Finding]:
+    """[15] the model profile's own lints: a dotted path equals, is at least or at most a value."""
+    lints = dig(report, "meta", "model_profile", "cert_lints")
+    found = []
+    for index, lint in enumerate(lints if isinstance(lints, list) else []):
+        path, kind, wanted = (dig(lint, key) for key in ("path", "type", "value"))
+        value = dig(report, *str(path).split("."))
+        have, limit = number(value), number(wanted)
+        known = have is not None and limit is not None
+        holds = {
+            "equals": value == wanted,
+            "gte": known and have >= limit,  # type: ignore[operator]
+            "lte": known and have <= limit,  # type: ignore[operator]
+        }.get(str(kind), False)
+        if not holds:
+            text = f"/meta/model_profile/cert_lints/{index} does not hold for {str(path)[:80]}"
+            found.append(Finding("POLICY", "policy", text))
+    return found
+
+
+def _tokenizer(report: Report, _: str) -> list[Finding]:
+    """[16] the subject and its baseline used the same tokenizer."""
+    own = first_text(
+        dig(report, "meta", "tokenizer_hash"), dig(report, "dataset", "tokenizer", "hash")
+    )
+    base = first_text(dig(report, "baseline_ref", "tokenizer_hash"))
+    if own and base and own != base:
+        text = "/baseline_ref/tokenizer_hash differs from the subject's tokenizer (mismatch)"
+        return [Finding("E002", "policy" if rejected(report) else "contradiction", text)]
+    return []
+
+
+def contract_hash(contract: Mapping[str, Any]) -> str:
+    """First 16 hex of SHA-256 over the sorted JSON of a measurement contract, as published."""
+    return sha256_bytes(json.dumps(contract, sort_keys=True).encode())[:16]
+
+
+def _contracts(report: Report, profile: str) -> list[Finding]:
+    """[18, C] spectral and rmt were measured as the resolved policy says."""
+    found: list[Finding] = []
+    for guard in ("spectral", "rmt") if profile != "dev" else ():
+        block = report.get(guard)
+        if dig(block, "evaluated") is False:
+            continue
+        own = dig(block, "measurement_contract")
+        policy = dig(report, "resolved_policy", guard, "measurement_contract")
+        if not (isinstance(own, Mapping) and own and isinstance(policy, Mapping)):
+            text = f"/{guard}/measurement_contract or that of /resolved_policy is missing"
+            found.append(Finding("E004", "missing", text))
+            continue
+        recorded = dig(block, "measurement_contract_hash")
+        same = contract_hash(own) == contract_hash(policy) == recorded
+        if not same or dig(block, "measurement_contract_match") is not True:
+            text = f"/{guard}/measurement_contract differs from the resolved policy (mismatch)"
+            found.append(Finding("E602", "contradiction", text))
+    return found
+
+
+def _release(report: Report, profile: str) -> list[Finding]:
+    """[19, 20, 21 R] every guard was evaluated and passed, the overhead was measured."""
+    if profile != "release":
+        return []
+    flags = report.get("validation")
+    gates = dict.fromkeys(RELEASE_GATES)
+    if "primary_metric_tail" in report or dig(flags, "primary_metric_tail_acceptable") is not None:
+        gates["primary_metric_tail_acceptable"] = None
+    overhead = report.get("guard_overhead")
+    if not isinstance(overhead, Mapping) or not overhead:
+        found = [Finding("E004", "missing", "/guard_overhead is missing")]
+    elif overhead.get("skipped") is True:
+        found = []
+    else:
+        found = []
+        gates["guard_overhead_acceptable"] = None
+        measured = number(overhead.get("overhead_ratio", overhead.get("ratio"))) is not None
+        if overhead.get("evaluated") is not True or not measured:
+            found.append(Finding("E004", "missing", "/guard_overhead was not evaluated"))
+    return found + [
+        Finding("POLICY", "policy", f"/validation/{gate} is not true")
+        for gate in gates
+        if dig(flags, gate) is not True
+        and gate not in ("primary_metric_acceptable", "preview_final_drift_acceptable")  # [13, 14]
+    ]
+
+
+def parity(report: Report, baseline: Mapping[str, Any]) -> list[Finding]:
+    """[3] with ``--baseline``: both runs saw the same windows through the same tokenizer."""
+    pairs = (("E006", "ids_sha256"), ("E002", "tokenizer_sha256"), ("E003", "masking_sha256"))
+    mine = dig(report, "provenance", "provider_digest")
+    theirs = dig(baseline, "provenance", "provider_digest")
+    if not first_text(dig(theirs, "ids_sha256")):
+        return [Finding("E004", "missing", "the baseline report records no provider digest")]
+    return [
+        Finding(
+            code,
+            "contradiction",
+            f"/provenance/provider_digest/{key} differs from the baseline's (mismatch)",
+        )
+        for code, key in pairs
+        if (dig(mine, key) or dig(theirs, key)) and dig(mine, key) != dig(theirs, key)
+    ]
+
+
+# --- recomputation from the recorded windows (24) -------------------------------------------
+
+
+def recompute(
+    report: Report, profile: str, tolerance: float
+) -> tuple[dict[str, Any], list[Finding]]:
+    """The point of the primary metric from the recorded windows, and how it departs."""
+    metric = report["primary_metric"]
+    kind = metric["kind"]
+    family = "ppl" if kind.startswith("ppl") else "accuracy" if kind == "accuracy" else "other"
+    if family == "accuracy":
+        wanted = _accuracy(report)
+        pairs = [("final", wanted)] if wanted is not None else []
+        problems: list[str] = []
+    else:
+        pairs, problems = _weighted_mean(report) if family == "ppl" else ([], [])
+    skipped = {"family": family, "ok": False, "reason": "skipped"}
+    if problems:
+        return (
+            {"family": family, "ok": False, "reason": "mismatch"},
+            [Finding("E602", "contradiction", text) for text in problems],
+        )
+    if not pairs:
+        if profile == "dev" or rejected(report):
+            return skipped, []
+        text = "/evaluation_windows/final has no evidence to recompute the metric from"
+        return skipped, [Finding("E004", "missing", text)]
+    found = []
+    for name, wanted in pairs:
+        value = number(metric.get(name))
+        bound = max(1e-12, tolerance) * max(1.0, abs(wanted))
+        if value is not None and not abs(value - wanted) <= bound:
+            text = f"/primary_metric/{name} is {value}; the windows give {wanted} (mismatch)"
+            found.append(Finding("E602", "contradiction", text))
+    return {"family": family, "ok": not found, "reason": "mismatch" if found else None}, found
+
+
+def _accuracy(report: Report) -> float | None:
+    correct = number(dig(report, "metrics", "classification", "n_correct"))
+    total = number(dig(report, "metrics", "classification", "n_total"))
+    return correct / total if correct is not None and total else None
+
+
+def _weighted_mean(report: Report) -> tuple[list[tuple[str, float]], list[str]]:
+    """``(field, expected)`` pairs from token-weighted mean log loss, and what is wrong with it."""
+    arm = dig(report, "evaluation_windows", "final")
+    losses, counts = numbers(dig(arm, "logloss")), numbers(dig(arm, "token_counts"))
+    if not losses and not counts and not dig(arm, "window_ids"):
+        return [], []
+    ids, at = dig(arm, "window_ids"), "/evaluation_windows/final"
+    if not losses or not counts or len(losses) != len(counts):
+        return [], [f"{at}: logloss and token_counts are no lists of numbers of one length"]
+    if not isinstance(ids, list) or len(ids) != len(losses) or len(set(map(str, ids))) != len(ids):
+        return [], [f"{at}/window_ids are not unique or not as many as the losses"]
+    total = math.fsum(counts)
+    if min(counts) < 0 or total <= 0:
+        return [], [f"{at}/token_counts hold no tokens"]
+    mean = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / total
+    point = math.exp(mean) if mean < 700 else math.inf
+    return [("analysis_point_final", mean), ("final", point)], []

@@ -1,0 +1,120 @@
+"""How a pack is verified, and what was found: options, steps, result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from invarlock.evidence import Code
+from invarlock.evidence.claims import Claims
+from invarlock.evidence.tree import Tree
+
+FORMAT = "evidence-pack-verify-v1"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How strictly a pack is verified.
+
+    ``pinned``: the signer must be this fingerprint; ``trusted``: and one of these, where a trust
+    store is used, named in ``trust_store``. ``allow_unsigned``: a missing signature is a warning
+    (never with ``strict``). ``pack_whatever_is_true``: for ``build`` - a pack that truthfully
+    says that controls failed, or holds none that has to pass, is in order.
+    """
+
+    strict: bool = False
+    replay: bool = False
+    skip_verify: bool = False
+    profile: str = "dev"
+    report_assurance: str = "report"
+    pinned: str | None = None
+    trusted: frozenset[str] | None = None
+    trust_store: str | None = None
+    allow_unsigned: bool = False
+    pack_whatever_is_true: bool = False
+
+
+@dataclass
+class Step:
+    """One step: ``note`` says what was in order, or why it was not taken."""
+
+    number: int
+    name: str
+    code: Code
+    findings: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass
+class PackResult:
+    """Everything a verification found."""
+
+    pack: str
+    options: VerifyOptions
+    steps: list[Step] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    authenticity: str = "unverified"
+    signer: str | None = None
+    claims: Claims = field(default_factory=Claims)
+    envelope: dict[str, Any] | None = None
+    replayed: list[str] = field(default_factory=list)
+    believed: list[str] = field(default_factory=list)
+    tree: Tree | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The smallest code of the failed steps, 0 when none failed."""
+        return min((int(step.code) for step in self.steps if step.findings), default=0)
+
+    @property
+    def errors(self) -> list[str]:
+        """All findings of all steps."""
+        return [finding for step in self.steps for finding in step.findings]
+
+    @property
+    def verdict(self) -> str | None:
+        """The recomputed verdict, else the recorded one."""
+        recomputed = (self.claims.verdict or {}).get("verdict")
+        return str(recomputed) if recomputed else self.claims.recorded
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``evidence-pack-verify-v1`` document."""
+        options = self.options
+        document: dict[str, Any] = {
+            "format_version": FORMAT,
+            "pack": self.pack,
+            "ok": self.exit_code == 0,
+            "exit_code": self.exit_code,
+            "strict": options.strict,
+            "skip_verify": options.skip_verify,
+            "replay": options.replay,
+            "profile": options.profile,
+            "report_assurance": options.report_assurance,
+            "warnings": self.warnings,
+            "errors": self.errors,
+            "steps": [
+                {
+                    "number": step.number,
+                    "name": step.name,
+                    "ok": not step.findings,
+                    "note": step.note,
+                    "findings": step.findings,
+                }
+                for step in self.steps
+            ],
+            "evidence_level": self.claims.evidence_level,
+            "authenticity": self.authenticity,
+            "verdict": {
+                "recorded": self.claims.recorded,
+                "recomputed": (self.claims.verdict or {}).get("verdict"),
+            },
+            "replayed": self.replayed,
+            "believed": self.believed,
+        }
+        if options.trust_store:
+            document["trust_store"] = options.trust_store
+        if self.signer:
+            document["signer_fingerprint"] = self.signer
+        if self.envelope is not None:
+            document["verify"] = self.envelope
+        return document

@@ -1,0 +1,221 @@
+"""What a pack says about its scenarios: where each report belongs and what was done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.evidence import escape
+from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.report_verify import REPORT_NAME
+from invarlock.evidence.tree import Tree
+from invarlock.files import parse_json
+
+SCENARIOS = "metadata/scenarios.json"
+OUTCOME_NAME = "outcome.json"
+EDIT_METADATA, ERROR_METADATA = "edit_metadata.json", "error_metadata.json"
+EDIT_SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
+ERROR_SCHEMA = "invarlock/error-metadata-v1"
+CUSTOM = "custom"  # the edit type of a subject that the user brought: nothing knows its edit
+VALIDATION = "validation_subject_checkpoint"
+DEPLOYABLE = "deployable_optimized_subject"
+FAULT = "fault_injection_fixture"
+CLASSES = {"error": FAULT, "deployable_edit": DEPLOYABLE, "edit": VALIDATION}
+# Sidecars of a deployable subject: schema, and the members that must be exactly true.
+DEPLOYABLE_SIDECARS = {
+    "deployable_artifact_validation.json": (
+        "invarlock/deployable-artifact-validation-v1",
+        ("ok", "load_smoke", "inference_smoke"),
+    ),
+    "backend_inventory.json": (
+        "invarlock/backend-inventory-v1",
+        ("load_smoke", "inference_smoke"),
+    ),
+    "memory_report.json": ("invarlock/deployable-memory-report-v1", ("ok",)),
+    "load_smoke.json": ("invarlock/deployable-load-smoke-v1", ("ok",)),
+    "inference_smoke.json": ("invarlock/deployable-inference-smoke-v1", ("ok",)),
+}
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a report lies: ``reports/[<model>/[errors/]<scenario>/...]``."""
+
+    folder: str  # with a trailing slash
+    scenario: str | None
+    below_errors: bool
+
+    @property
+    def report(self) -> str:
+        """Path of the report."""
+        return self.folder + REPORT_NAME
+
+
+def place_of(path: str) -> Place:
+    """The place of a file ``reports/.../<name>``."""
+    folders = path.split("/")[1:-1]
+    below_errors = "errors" in folders[:2]
+    at = 2 if len(folders) > 2 and folders[1] == "errors" else 1
+    scenario = folders[at] if len(folders) > at and path.count("/") > 2 else None
+    return Place(path.rsplit("/", 1)[0] + "/", scenario, below_errors)
+
+
+def places(tree: Tree, name: str = REPORT_NAME) -> list[Place]:
+    """The places of every file called ``name`` below ``reports/``, sorted."""
+    return [
+        place_of(path)
+        for path in sorted(tree.files)
+        if path.startswith("reports/") and path.endswith("/" + name)
+    ]
+
+
+def read_scenarios(tree: Tree) -> tuple[dict[str, Entry] | None, list[str]]:
+    """The scenario entries by id (None: the pack has no scenarios), and findings.
+
+    A file that is there and unusable is a finding, never treated as absent.
+    """
+    if SCENARIOS not in tree.files:
+        return None, []
+    try:
+        document = tree.json_object(SCENARIOS)
+    except InputError as error:
+        return {}, [escape(error)]
+    entries = document.get("scenarios")
+    if not isinstance(entries, list):
+        return {}, [f"{SCENARIOS}: /scenarios is no list"]
+    found: dict[str, Entry] = {}
+    problems = []
+    for index, entry in enumerate(entries):
+        name = dig(entry, "id")
+        if not isinstance(name, str) or not isinstance(dig(entry, "strictness"), str):
+            problems.append(f"{SCENARIOS}: /scenarios/{index} lacks an id or a strictness")
+        elif name in found:
+            problems.append(f"{SCENARIOS}: /scenarios/{index} repeats the id {escape(name)}")
+        else:
+            found[name] = entry
+    return found, problems
+
+
+def check_json(tree: Tree) -> list[str]:
+    """Findings about JSON that has no or more than one reading; reports have their own step."""
+    findings = []
+    for path in sorted(tree.files):
+        if path.endswith(".json") and not path.endswith("/" + REPORT_NAME):
+            try:
+                parse_json(tree.data(path), escape(path))
+            except InputError as error:
+                findings.append(escape(error))
+    return findings
+
+
+def check_metadata(tree: Tree, scenarios: Mapping[str, Entry]) -> list[str]:
+    """Findings about the metadata beside the reports of known scenarios."""
+    findings = []
+    reported = set()
+    for place in places(tree):
+        entry = scenarios.get(place.scenario or "")
+        if entry is None:
+            continue
+        reported.add(place.scenario)
+        findings += [f"{escape(place.folder)}{text}" for text in _metadata(tree, place, entry)]
+    for name, entry in scenarios.items():
+        if artifact_class(entry) == DEPLOYABLE and name not in reported:
+            findings.append(f"{SCENARIOS}: deployable scenario {escape(name)} has no report")
+    return findings
+
+
+def artifact_class(entry: Entry) -> str | None:
+    """The class of the subject: as named, else by the kind of generation."""
+    named = first_text(entry.get("artifact_class"))
+    return named or CLASSES.get(str(dig(entry, "generation", "kind")))
+
+
+def _edit_type(entry: Entry) -> str | None:
+    spec = first_text(dig(entry, "generation", "edit_spec"))
+    if spec:
+        return spec.split(":", 1)[0]
+    failure = first_text(entry.get("failure_class"))
+    return failure.rsplit(".", 1)[-1] if failure else None
+
+
+def _read(tree: Tree, path: str) -> tuple[Mapping[str, Any], str]:
+    try:
+        return tree.json_object(path), ""
+    except InputError as error:
+        error.where = ""
+        return {}, escape(error.what)
+
+
+def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
+    """Findings, each beginning with the file name."""
+    kind, edit_type = artifact_class(entry), _edit_type(entry)
+    if kind == FAULT:
+        name, wanted = (
+            ERROR_METADATA,
+            {
+                "schema": ERROR_SCHEMA,
+                "artifact_class": kind,
+                "error_type": dig(entry, "generation", "error_type"),
+                "injected": True,
+            },
+        )
+        # Published packs carry no error metadata; ours do, and have an outcome.
+        needed = place.folder + OUTCOME_NAME in tree.files
+    elif kind in (VALIDATION, DEPLOYABLE):
+        backend = kind == DEPLOYABLE
+        name, wanted = (
+            EDIT_METADATA,
+            {
+                "schema": EDIT_SCHEMA,
+                "artifact_class": kind,
+                "edit_type": edit_type,
+                "optimized_deployment_backend": backend,
+            },
+        )
+        if backend or edit_type == "quant_rtn":
+            wanted["packed_quantized_storage"] = backend
+        needed = edit_type != CUSTOM
+    else:
+        return []
+    path = place.folder + name
+    if path not in tree.files and path not in tree.refused:
+        return [f"{name}: is missing"] if needed else []
+    document, problem = _read(tree, path)
+    if problem:
+        return [f"{name}: {problem}"]
+    found = [
+        f"{name}: /{key} is {escape(repr(document.get(key)))[:80]}; expected {value!r}"
+        for key, value in wanted.items()
+        if document.get(key) != value
+        or isinstance(document.get(key), bool) != isinstance(value, bool)
+    ]
+    found += _same_checkpoints(tree, place, name, document)
+    return found + (_sidecars(tree, place) if kind == DEPLOYABLE else [])
+
+
+def _same_checkpoints(
+    tree: Tree, place: Place, name: str, metadata: Mapping[str, Any]
+) -> list[str]:
+    """The metadata and the report are about the same two checkpoints."""
+    report, _ = _read(tree, place.report)
+    found = []
+    for role in ("baseline", "subject"):
+        key = f"{role}_checkpoint_sha256"
+        mine = first_text(metadata.get(key))
+        theirs = first_text(dig(report, "provenance", role, "checkpoint_sha256"))
+        if mine and theirs and mine != theirs:
+            found.append(f"{name}: /{key} is not the {role} of the report")
+    return found
+
+
+def _sidecars(tree: Tree, place: Place) -> list[str]:
+    found = []
+    for name, (schema, true) in DEPLOYABLE_SIDECARS.items():
+        document, problem = _read(tree, place.folder + name)
+        wrong = [key for key in true if document.get(key) is not True]
+        if problem or document.get("schema") != schema or wrong:
+            found.append(f"{name}: {problem or 'schema or ' + ', '.join(true) + ' do not hold'}")
+    return found

@@ -1,0 +1,221 @@
+"""``evidence-pack verify``: numbered steps, deny by default, every finding listed.
+
+    open        the folder, manifest.json and checksums.sha256 are there            exit 3
+    1 tree      regular files and folders with usable names, within limits          exit 6
+    2 manifest  strict JSON, contract, code rules                                   exit 4
+    3 signature Ed25519 over the manifest's bytes, the key, the signer              exit 5
+    4 checksums every file is listed once and unchanged                             exit 6
+    5 references the manifest's references are listed files with their digests      exit 6
+    6 scenarios all JSON is strict, the scenarios usable, metadata agrees with them  exit 6
+    7 claims    verdict, summaries and evidence level are what the files give       exit 6
+    8 reports   runtime manifests, check matrix, replay, expectations               exit 7
+
+Nothing that the manifest says is used before step 3 has passed. Steps 4 to 7 are all taken
+before the exit; step 8 only when they passed. The exit code is the smallest of the failed steps'.
+The bytes that are hashed in step 1 are the bytes that every later step parses.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from invarlock.evidence import Code, PackError, escape
+from invarlock.evidence import checksums as sums
+from invarlock.evidence import claims as pack_claims
+from invarlock.evidence import manifest as manifests
+from invarlock.evidence.pack_reports import check_reports
+from invarlock.evidence.result import PackResult, Step, VerifyOptions
+from invarlock.evidence.scenarios_check import (
+    SCENARIOS,
+    Entry,
+    check_json,
+    check_metadata,
+    read_scenarios,
+)
+from invarlock.evidence.tree import Tree, read_tree
+
+VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
+
+
+def verify_pack(root: Path, options: VerifyOptions) -> PackResult:
+    """Verify the pack in folder ``root``; every problem of the pack is in the result."""
+    result = PackResult(escape(root), options)
+    tree = _open(root, result)
+    if tree is None:
+        return result
+    manifest = _manifest(tree, result)
+    if manifest is None or not _signature(tree, manifest, result):
+        return result
+    listed = _checksums(tree, manifest, result)
+    _references(tree, manifest, listed, result)
+    scenarios = _scenarios(tree, result)
+    _claims(tree, manifest, scenarios, result)
+    if not result.errors:
+        check_reports(tree, scenarios, result)
+    return result
+
+
+# --- steps 0 to 3: nothing is believed yet --------------------------------------------------
+
+
+def _open(root: Path, result: PackResult) -> Tree | None:
+    opened = Step(0, "open", Code.INCOMPLETE)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(root).st_mode)
+    except OSError:
+        is_folder = False
+    if not is_folder:
+        opened.findings.append(f"{escape(root)}: is not a folder")
+    else:
+        opened.findings += [
+            f"{name}: is missing"
+            for name in (sums.MANIFEST, sums.CHECKSUMS)
+            if not os.path.lexists(root / name) or (root / name).is_dir()
+        ]
+    result.steps.append(opened)
+    if opened.findings:
+        return None
+    step = Step(1, "tree", Code.INTEGRITY)
+    result.steps.append(step)
+    try:
+        tree = read_tree(root)
+    except PackError as error:
+        step.findings.append(escape(error))
+        return None
+    result.tree = tree
+    step.findings += tree.findings
+    step.note = f"{len(tree.files)} files, {sum(f.size for f in tree.files.values())} bytes"
+    if any(name not in tree.files for name in (sums.MANIFEST, sums.CHECKSUMS)):
+        return None  # a link or the like in place of a control file, which is a finding
+    return tree
+
+
+def _manifest(tree: Tree, result: PackResult) -> Mapping[str, Any] | None:
+    step = Step(2, "manifest", Code.MANIFEST)
+    result.steps.append(step)
+    found = tree.files[sums.MANIFEST]
+    if found.data is None:
+        step.findings.append(f"{sums.MANIFEST}: is too large")
+        return None
+    document, step.findings = manifests.read_manifest(found.data)
+    step.note = f"format {manifests.FORMAT}"
+    return None if step.findings else document
+
+
+def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> bool:
+    """Step 3; whether the manifest may be used."""
+    step = Step(3, "signature", Code.SIGNATURE)
+    result.steps.append(step)
+    options = result.options
+    bundle, signed = tree.files.get(sums.SIGNATURE), tree.files[sums.MANIFEST].data
+    assert signed is not None  # step 2
+    if bundle is None and sums.SIGNATURE not in tree.refused:
+        result.authenticity = "unsigned"
+        missing = f"{sums.SIGNATURE}: is missing; the pack is not signed"
+        wanted = options.pinned or options.trusted is not None
+        if not options.allow_unsigned or options.strict or wanted:
+            step.findings.append(missing)
+        elif manifest.get("signing_key_fingerprint"):
+            step.findings.append(f"{missing}, although its manifest names a signer")
+        else:
+            result.warnings.append(missing)
+            step.note = "none, and that is allowed here"
+        return not step.findings
+    if bundle is None or bundle.data is None:
+        step.findings.append(f"{sums.SIGNATURE}: is no usable file")
+        return False
+    signer, step.findings = manifests.read_signature(signed, bundle.data)
+    named = manifest.get("signing_key_fingerprint")
+    if not step.findings and named and named != signer:
+        step.findings.append(f"{sums.MANIFEST}: /signing_key_fingerprint is not {signer}")
+    if step.findings:
+        return False
+    result.signer = signer
+    result.authenticity = "unpinned"
+    if options.pinned and signer != options.pinned:
+        step.findings.append(f"the signer is {signer}; expected {options.pinned}")
+    if options.trusted is not None and signer not in options.trusted:
+        step.findings.append(
+            f"the signer {signer} is not in the trust store {escape(options.trust_store)}"
+        )
+    if options.pinned or options.trusted is not None:
+        result.authenticity = "mismatch" if step.findings else "pinned"
+    else:
+        result.warnings.append(
+            "nobody said whose signature to expect; name it with --expected-fingerprint"
+        )
+    step.note = f"{signer} ({result.authenticity})"
+    return not step.findings
+
+
+# --- steps 4 to 7: integrity ----------------------------------------------------------------
+
+
+def _checksums(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> Mapping[str, str]:
+    step = Step(4, "checksums", Code.INTEGRITY)
+    result.steps.append(step)
+    found = tree.files[sums.CHECKSUMS]
+    if manifest["checksums_sha256_digest"] != found.sha256:
+        step.findings.append(
+            f"{sums.CHECKSUMS}: has been changed; expected sha256 "
+            f"{manifest['checksums_sha256_digest']}; found {found.sha256}"
+        )
+    if found.data is None:
+        step.findings.append(f"{sums.CHECKSUMS}: is too large")
+        return {}
+    listed, problems = sums.parse(found.data)
+    changed, extra = sums.compare(tree, listed)
+    step.findings += problems + changed
+    lines = [f"{escape(path)}: is not listed in {sums.CHECKSUMS}" for path in extra]
+    if result.options.strict:
+        step.findings += lines
+    else:
+        result.warnings += lines
+    step.note = f"{len(listed)} files"
+    return listed
+
+
+def _references(
+    tree: Tree, manifest: Mapping[str, Any], listed: Mapping[str, str], result: PackResult
+) -> None:
+    step = Step(5, "references", Code.INTEGRITY)
+    result.steps.append(step)
+    step.findings += manifests.check_references(manifest, tree, listed)
+    step.note = f"{len(manifests.references(manifest))} references"
+
+
+def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
+    step = Step(6, "scenarios", Code.INTEGRITY)
+    result.steps.append(step)
+    step.findings += check_json(tree)
+    scenarios, problems = read_scenarios(tree)
+    step.findings += [line for line in problems if line not in step.findings]
+    if scenarios is None:
+        step.note = f"no {SCENARIOS}: every report is judged by its folder"
+        return None
+    step.findings += check_metadata(tree, scenarios)
+    step.note = f"{len(scenarios)} scenarios, metadata agrees"
+    return scenarios
+
+
+def _claims(
+    tree: Tree,
+    manifest: Mapping[str, Any],
+    scenarios: Mapping[str, Entry] | None,
+    result: PackResult,
+) -> None:
+    step = Step(7, "claims", Code.INTEGRITY)
+    result.steps.append(step)
+    claims = result.claims = pack_claims.check(tree, manifest, scenarios)
+    step.findings += claims.findings
+    level = f"evidence level {claims.evidence_level}"
+    if claims.verdict is not None:
+        result.replayed.append(VERDICT_CLAIM)
+        step.note = f"verdict {result.verdict} recomputed, {level}"
+    else:
+        result.believed.append(f"{VERDICT_CLAIM} ({claims.why_believed})")
+        step.note = f"verdict {escape(result.verdict)} only believed, {level}"

@@ -1,0 +1,288 @@
+"""Reading and writing files so that nothing is half-written and nothing is misread.
+
+Writes go to a temporary name beside the target, are flushed to disk and renamed; a kill at
+any moment leaves the old file or the new one. JSON is read strictly (RFC 8259 without the
+latitude of ``json.loads``): UTF-8 without BOM, no duplicate keys, no NaN or infinity,
+bounded nesting and digits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from invarlock.errors import ConfigError, InputError
+
+MAX_JSON_BYTES = 256 * 1024 * 1024  # bytes; the largest document we write is tens of MB
+MAX_JSON_DEPTH = 64  # nested arrays and objects; our own documents stay below 12
+MAX_JSON_DIGITS = 32  # digits of one integer; 2**64 has 20
+HASH_CHUNK = 1 << 20  # bytes
+
+
+# --- digests -------------------------------------------------------------------------------
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Lower-case hex SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Lower-case hex SHA-256 of a file's bytes.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def canonical_json(value: object) -> bytes:
+    """Compact, sorted, ASCII JSON without NaN: the form that digests are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_json(value: object) -> str:
+    """SHA-256 of :func:`canonical_json`."""
+    return sha256_bytes(canonical_json(value))
+
+
+# --- strict JSON ---------------------------------------------------------------------------
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Decode one JSON document strictly.
+
+    Raises:
+        InputError: not UTF-8, a BOM, a duplicate key, NaN or infinity, an over-long integer,
+            nesting deeper than ``MAX_JSON_DEPTH`` or a syntax error.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise InputError(f"duplicate key {key!r}", where=where)
+            result[key] = value
+        return result
+
+    def no_constant(name: str) -> NoReturn:
+        raise InputError(f"{name} is not a JSON number", where=where)
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")):
+            raise InputError(f"{text[:40]} overflows a double", where=where)
+        return value
+
+    def bounded(text: str) -> int:
+        if len(text) > MAX_JSON_DIGITS:
+            raise InputError(f"an integer of {len(text)} digits", where=where)
+        return int(text)
+
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise InputError("begins with a byte order mark", where=where, expected="plain UTF-8")
+    _refuse_depth(data, where)
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constant,
+            parse_float=finite,
+            parse_int=bounded,
+        )
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 at byte {error.start}", where=where) from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not JSON: {error.msg} at line {error.lineno} column {error.colno}", where=where
+        ) from error
+    return value
+
+
+# Possessive, so that hostile runs of quotes and back-slashes cost linear time and no stack.
+_STRING_OR_BRACKET = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL
+)
+
+
+def _refuse_depth(data: bytes, where: str) -> None:
+    """Count brackets outside strings, so that deep input never reaches the recursive parser."""
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
+        return
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(data):
+        byte = match.group()[0]
+        if byte in b"[{":
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise InputError(f"nested deeper than {MAX_JSON_DEPTH} levels", where=where)
+        elif byte in b"]}":
+            depth -= 1
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Read a whole regular file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: missing, unreadable, not a regular file or too large.
+    """
+    try:
+        with open(path, "rb") as handle:
+            data = handle.read(limit + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) > limit:
+        raise InputError("file is too large", where=str(path), expected=f"at most {limit} bytes")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """Read and strictly decode a JSON file (see :func:`parse_json`)."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Like :func:`read_json`, and the document must be an object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", where=str(path), found=type(value).__name__)
+    return value
+
+
+# --- atomic writes -------------------------------------------------------------------------
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush a directory entry to disk (a rename is durable only after this)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A hidden, unused name beside ``path``; two writers never share one."""
+    return path.parent / f".{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success flush it and rename it to ``path``.
+
+    Raises:
+        InputError: the target cannot be written (disk full, no permission).
+    """
+    temporary = temporary_sibling(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: the old content or the new, never a part."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with LF line ends atomically."""
+    write_bytes(path, text.encode())
+
+
+def pretty_json(value: object) -> bytes:
+    """Indented, sorted JSON with a final LF, for files that people open."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write :func:`pretty_json` atomically."""
+    write_bytes(path, pretty_json(value))
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden sibling folder; on success flush it and put it in place of ``path``.
+
+    An older folder at ``path`` is moved aside first and removed afterwards.
+
+    Raises:
+        InputError: the target cannot be written.
+    """
+    stage = temporary_sibling(path)
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        for folder, _, names in os.walk(stage):
+            for name in names:
+                with open(Path(folder) / name, "rb") as handle:
+                    os.fsync(handle.fileno())
+            fsync_directory(Path(folder))
+        if path.exists():
+            aside = temporary_sibling(path)
+            os.rename(path, aside)
+            os.rename(stage, path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(stage, path)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+# --- the lines users see -------------------------------------------------------------------
+
+
+def unreadable(path: Path | str, error: OSError) -> InputError:
+    """The line for a file or folder that cannot be read."""
+    return InputError(f"cannot be read: {error.strerror or error}", where=str(path))
+
+
+def unwritable(path: Path | str, error: OSError) -> InputError:
+    """The line for a file that cannot be written; a full disk says what is left."""
+    hint = ""
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        hint = f"{free_bytes(Path(path)) / 1e9:.2f} GB are free; make space and repeat the command"
+    return InputError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system that holds ``path`` (or its nearest existing parent)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def slug(model_id: str) -> str:
+    """Folder name of a model: lower case, ``/`` as ``__``, others outside ``[a-z0-9._-]`` as ``-``.
+
+    Raises:
+        ConfigError: nothing is left of the id.
+    """
+    name = re.sub(r"[^a-z0-9._-]", "-", model_id.strip().lower().replace("/", "__")).strip(".")
+    if not name:
+        raise ConfigError("a model id without a usable character", found=repr(model_id))
+    return name

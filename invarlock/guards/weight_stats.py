@@ -1,0 +1,124 @@
+"""Statistics of a weight matrix: largest singular value, stable rank, row and column norms.
+
+The largest singular value comes from Golub-Kahan-Lanczos bidiagonalization with full
+reorthogonalization (Golub and Van Loan, *Matrix Computations*, 4th ed., section 10.4), from a
+start vector that depends on the shape and the seed alone, so that baseline and subject are
+measured alike. It stops when the residual of the leading Ritz triplet is at most ``TOLERANCE``
+times its value; the value itself is then closer still, as its error is quadratic in the
+residual. All arithmetic is float32 (float64 for the small bidiagonal), whatever the storage type.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-3  # residual relative to sigma
+CHECK_EVERY = 4  # steps between looks at the residual
+MAX_STEPS = 200
+SEED = 20_240  # of the start vectors
+
+CONTRACT = {
+    "estimator": {
+        "type": "golub_kahan_lanczos",
+        "reorthogonalization": "full",
+        "dtype": "float32",
+        "residual_tolerance": TOLERANCE,
+        "max_steps": MAX_STEPS,
+        "start": "seeded_gaussian",
+        "seed": SEED,
+    },
+    "degeneracy": {"stable_rank": "frobenius^2/sigma^2", "norm_collapse": "min/median"},
+}
+
+
+@dataclass(frozen=True)
+class WeightStats:
+    """Statistics of one matrix (rows = output features, columns = input features)."""
+
+    sigma_max: float
+    stable_rank: float  # ||W||_F^2 / sigma_max^2, between 1 and the rank
+    frobenius: float
+    row_min: float  # smallest row norm over the median row norm
+    column_min: float  # smallest column norm over the median column norm
+
+    @classmethod
+    def fields(cls) -> tuple[str, ...]:
+        """Names of the statistics, in table order."""
+        return tuple(cls.__dataclass_fields__)
+
+
+def sigma_max(weight: torch.Tensor) -> float:
+    """Largest singular value of a float32 matrix (rows, columns), to 1e-3 relative or better.
+
+    0.0 for a zero matrix; the weight must be finite.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    if rows < columns:  # the Krylov basis is kept on the shorter side
+        weight, rows, columns = weight.T, columns, rows
+    generator = torch.Generator().manual_seed(SEED + columns)
+    v = torch.randn(columns, generator=generator).to(weight.device)
+    v /= v.norm()
+    limit = min(columns, MAX_STEPS)
+    basis = torch.zeros(limit + 1, columns, device=weight.device)
+    basis[0] = v
+    alphas: list[torch.Tensor] = []
+    betas: list[torch.Tensor] = []
+    u = weight @ v
+    sigma = 0.0
+    for step in range(1, limit + 1):
+        alpha = u.norm()
+        u = u / alpha.clamp_min(1e-30)
+        v = weight.T @ u
+        seen = basis[:step]
+        for _ in range(2):  # twice is enough (Parlett)
+            v = v - seen.T @ (seen @ v)
+        beta = v.norm()
+        alphas.append(alpha)
+        betas.append(beta)
+        if step % CHECK_EVERY == 0 or step == limit:
+            sigma, residual = _ritz(torch.stack(alphas), torch.stack(betas))
+            if residual <= TOLERANCE * sigma:
+                return sigma
+        v = v / beta.clamp_min(1e-30)
+        basis[step] = v
+        u = weight @ v - beta * u
+    return sigma
+
+
+def _ritz(alphas: torch.Tensor, betas: torch.Tensor) -> tuple[float, float]:
+    """Largest singular value of the bidiagonal, and the residual of its triplet."""
+    a = alphas.double().cpu().numpy()
+    b = betas.double().cpu().numpy()
+    bidiagonal = np.diag(a) + np.diag(b[:-1], 1)
+    left, values, _ = np.linalg.svd(bidiagonal)
+    return float(values[0]), float(b[-1] * abs(left[-1, 0]))
+
+
+def measure(weight: torch.Tensor) -> WeightStats:
+    """All statistics of one matrix of any floating type, finite."""
+    w = weight.float()
+    squares = w.square()
+    rows, columns = squares.sum(dim=1).sqrt(), squares.sum(dim=0).sqrt()
+    frobenius = float(rows.double().square().sum().sqrt())
+    sigma = sigma_max(w)
+    return WeightStats(
+        sigma_max=sigma,
+        stable_rank=(frobenius / sigma) ** 2 if sigma > 0 else 0.0,
+        frobenius=frobenius,
+        row_min=_lowest(rows),
+        column_min=_lowest(columns),
+    )
+
+
+def _lowest(norms: torch.Tensor) -> float:
+    median = float(norms.median())
+    return float(norms.min()) / median if median > 0 and math.isfinite(median) else 0.0

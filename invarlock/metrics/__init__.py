@@ -1,0 +1,1 @@
+"""Metrics: pure functions of recorded numbers (NumPy only, no model)."""

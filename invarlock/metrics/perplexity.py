@@ -1,0 +1,158 @@
+"""Perplexity of two runs on the same windows, and the three-way decision.
+
+Perplexity is per token, base e: ``exp(sum nll / sum tokens)`` over the windows of an arm, each
+token predicted from its own window only (context = window length, stride = window length).
+``delta = sum(nll_s - nll_b) / sum tokens`` over the final arm, so that
+``exp(delta) = ppl_s / ppl_b``. The decision is a non-inferiority test: *pass* iff the upper
+bound of the interval of ``delta`` is at most ``log(limit + hysteresis)``, *fail* iff the lower
+bound is above it, *inconclusive* otherwise (not acceptable, but with the number of windows that
+would settle it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from invarlock.metrics.bootstrap import Floats, Interval, bca_interval, cluster_sums
+from invarlock.policy import Policy
+
+BOOTSTRAP_SEED_OFFSET = 503  # keeps the resampling stream apart from the data seed
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What both runs recorded on one arm (``preview`` or ``final``); all sequences (windows,)."""
+
+    window_ids: Sequence[str]
+    clusters: Sequence[str]
+    token_counts: Floats  # predicted tokens
+    subject_nll: Floats  # nats, summed over the window
+    baseline_nll: Floats  # nats, summed over the window
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens of the arm."""
+        return int(self.token_counts.sum())
+
+    def perplexity(self, nll: Floats) -> float:
+        """``exp(sum nll / sum tokens)``; infinity when that overflows."""
+        mean = float(nll.sum() / self.token_counts.sum())
+        return math.exp(mean) if mean < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Settings of the interval."""
+
+    replicates: int
+    alpha: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """The primary metric of a comparison and what was decided from it."""
+
+    preview: float  # perplexity of the subject
+    final: float
+    baseline_preview: float
+    baseline_final: float
+    delta: float  # nats per token, final arm
+    interval: Interval | None  # of delta
+    decision: str  # pass | fail | inconclusive
+    windows_needed: int | None
+    hysteresis_applied: bool
+    drift: float  # (final/preview)_s / (final/preview)_b
+    drift_ok: bool
+    coverage_ok: bool
+    tokens_ok: bool
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether every part of the gate holds."""
+        return self.decision == "pass" and self.coverage_ok and self.tokens_ok
+
+
+def finite(arm: Arm) -> bool:
+    """Whether every recorded loss of both runs is a number."""
+    return bool(np.isfinite(arm.subject_nll).all() and np.isfinite(arm.baseline_nll).all())
+
+
+def compare(preview: Arm, final: Arm, policy: Policy, bootstrap: Bootstrap) -> PerplexityResult:
+    """Compare subject and baseline; both arms must be non-empty and finite."""
+    difference = final.subject_nll - final.baseline_nll
+    delta = float(difference.sum() / final.token_counts.sum())
+    sums = cluster_sums(final.clusters, difference, final.token_counts)
+    interval = bca_interval(
+        *sums,
+        replicates=bootstrap.replicates,
+        alpha=bootstrap.alpha,
+        seed=bootstrap.seed + BOOTSTRAP_SEED_OFFSET,
+    )
+    limit = math.log(policy.ratio_limit + policy.hysteresis)
+    decision = decide(delta, interval, limit)
+    ppl = [arm.perplexity(nll) for arm in (preview, final) for nll in _losses(arm)]
+    drift = _drift(preview, final)
+    return PerplexityResult(
+        preview=ppl[0],
+        baseline_preview=ppl[1],
+        final=ppl[2],
+        baseline_final=ppl[3],
+        delta=delta,
+        interval=interval,
+        decision=decision,
+        windows_needed=windows_needed(delta, interval, limit, len(final.window_ids))
+        if decision == "inconclusive"
+        else None,
+        hysteresis_applied=decision == "pass"
+        and interval is not None
+        and interval.high > math.log(policy.ratio_limit),
+        drift=drift,
+        drift_ok=policy.drift_min <= drift <= policy.drift_max,
+        coverage_ok=len(preview.window_ids) >= policy.min_preview
+        and len(final.window_ids) >= policy.min_final
+        and bootstrap.replicates >= policy.min_replicates,
+        tokens_ok=preview.tokens + final.tokens >= policy.min_tokens,
+    )
+
+
+def decide(delta: float, interval: Interval | None, limit: float) -> str:
+    """pass, fail or inconclusive for a log-ratio against a log-limit."""
+    if interval is None:
+        return "inconclusive"
+    if interval.high <= limit and delta <= limit:
+        return "pass"
+    return "fail" if interval.low > limit else "inconclusive"
+
+
+def windows_needed(
+    delta: float, interval: Interval | None, limit: float, windows: int
+) -> int | None:
+    """How many final windows would settle an inconclusive comparison.
+
+    Half-widths shrink with the square root of the number of clusters, and clusters grow with
+    the windows; None when the estimate sits on the limit itself or has no interval.
+    """
+    gap = abs(limit - delta)
+    if interval is None or gap == 0.0:
+        return None
+    half = interval.high - delta if delta <= limit else delta - interval.low
+    return math.ceil(windows * max(half / gap, 1.0) ** 2) + 1
+
+
+def _losses(arm: Arm) -> tuple[Floats, Floats]:
+    return arm.subject_nll, arm.baseline_nll
+
+
+def _drift(preview: Arm, final: Arm) -> float:
+    """(final/preview) of the subject over (final/preview) of the baseline."""
+
+    def change(arm: Arm) -> float:
+        return float((arm.subject_nll - arm.baseline_nll).sum() / arm.token_counts.sum())
+
+    exponent = change(final) - change(preview)
+    return math.exp(exponent) if exponent < 700 else math.inf

@@ -1,0 +1,177 @@
+"""What an evaluation report says, read so that absent evidence says nothing.
+
+A gate passes only when its flag is there and true. A guard has spoken only when it measured
+something and found it bad: a metric that was never computed (the subject was rejected before)
+and a comparison that stayed inconclusive are no detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CORE_GUARDS = ("invariants", "spectral", "rmt", "variance", "primary_metric")
+# A report that does not gate on all of these has not been judged.
+REQUIRED_GATES = (
+    "primary_metric_acceptable",
+    "preview_final_drift_acceptable",
+    "invariants_pass",
+    "spectral_stable",
+)
+# Every gate of the published format; what a report leaves out is listed, never passed.
+KNOWN_GATES = (
+    *REQUIRED_GATES,
+    "rmt_stable",
+    "primary_metric_tail_acceptable",
+    "guard_overhead_acceptable",
+)
+REASONS = {
+    "primary_metric_acceptable": "primary_metric_fail",
+    "preview_final_drift_acceptable": "drift_fail",
+    "invariants_pass": "invariants_fail",
+    "spectral_stable": "spectral_fail",
+    "rmt_stable": "rmt_fail",
+    "primary_metric_tail_acceptable": "tail_fail",
+    "guard_overhead_acceptable": "overhead_fail",
+}
+# The block of the report that carries the evidence of a flag.
+FLAG_BLOCKS = {
+    "primary_metric_acceptable": "primary_metric",
+    "preview_final_drift_acceptable": "primary_metric",
+    "primary_metric_tail_acceptable": "primary_metric_tail",
+    "invariants_pass": "invariants",
+    "spectral_stable": "spectral",
+    "rmt_stable": "rmt",
+    "guard_overhead_acceptable": "guard_overhead",
+}
+REJECTED = "rejected_by_invariants"
+# Reasons for which the subject was not run at all, so that there is no metric to judge by.
+NOT_RUN = (REJECTED, "crashed", "out_of_memory", "timeout")
+
+Report = Mapping[str, Any]
+
+
+def block(report: Report, name: str) -> Mapping[str, Any]:
+    """A section of the report; empty when it is absent or not an object."""
+    found = report.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def gates(report: Report) -> tuple[str, ...]:
+    """The flags this report gates on (``context.gates``), sorted."""
+    listed = block(report, "context").get("gates")
+    if not isinstance(listed, list):
+        return ()
+    return tuple(sorted({name for name in listed if isinstance(name, str)}))
+
+
+def evaluated(report: Report, name: str) -> bool:
+    """Whether the section holds a measurement.
+
+    The primary metric does unless the subject was not run; the others do unless they are
+    absent or say ``evaluated: false``.
+    """
+    section = block(report, name)
+    if name == "primary_metric":
+        return bool(section) and section.get("degraded_reason") not in NOT_RUN
+    return bool(section) and section.get("evaluated") is not False
+
+
+def pass_reasons(report: Report) -> list[str]:
+    """Why the report does not pass; empty iff it passes."""
+    validation, metric = block(report, "validation"), block(report, "primary_metric")
+    asked = gates(report)
+    reasons = [f"gate_missing:{name}" for name in REQUIRED_GATES if name not in asked]
+    if metric.get("degraded_reason") in NOT_RUN:
+        reasons.append(str(metric["degraded_reason"]))
+    elif metric.get("degraded") is True or metric.get("invalid") is True:
+        reasons.append("primary_metric_degraded")
+    for name in asked:
+        if validation.get(name) is True:
+            continue
+        block_name = FLAG_BLOCKS.get(name, "")
+        if name == "primary_metric_acceptable" and metric.get("decision") == "inconclusive":
+            reasons.append("primary_metric_inconclusive")
+        elif name not in validation or (block_name and not evaluated(report, block_name)):
+            reasons.append(f"not_evaluated:{name}")
+        else:
+            reasons.append(REASONS.get(name, f"{name}_false"))
+    return reasons
+
+
+def primary_metric_spoke(report: Report) -> bool:
+    """Whether the primary metric was measured and found bad.
+
+    Inconclusive is not bad, and neither is a comparison that passes but on too few tokens; a
+    subject whose losses are not finite is.
+    """
+    metric = block(report, "primary_metric")
+    if not evaluated(report, "primary_metric"):
+        return False
+    if metric.get("degraded") is True or metric.get("invalid") is True:
+        return True
+    refused = block(report, "validation").get("primary_metric_acceptable") is False
+    return refused and metric.get("decision", "fail") == "fail"
+
+
+def invariants_status(report: Report) -> str | None:
+    """``ok``, ``warn``, ``fail`` or ``error``; None when the guard did not run."""
+    status = block(report, "invariants").get("status")
+    return status if isinstance(status, str) and evaluated(report, "invariants") else None
+
+
+def spectral_caps(report: Report) -> int | None:
+    """How many modules the spectral guard capped; None when it did not run."""
+    caps = block(report, "spectral").get("caps_applied")
+    known = isinstance(caps, int) and not isinstance(caps, bool)
+    return caps if known and evaluated(report, "spectral") else None
+
+
+def capped_modules(report: Report) -> set[str]:
+    """Names of the modules that the spectral guard capped."""
+    violations = block(report, "spectral").get("violations")
+    if not isinstance(violations, list) or not evaluated(report, "spectral"):
+        return set()
+    return {
+        str(item.get("module"))
+        for item in violations
+        if isinstance(item, Mapping) and item.get("type") == "family_z_cap"
+    }
+
+
+def variance_spoke(report: Report) -> bool:
+    """Whether the variance guard measured a shift that a scale would mend."""
+    section = block(report, "variance")
+    proposed = section.get("proposed_scales")
+    count = len(proposed) if isinstance(proposed, (list, Mapping)) else proposed
+    some = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+    return evaluated(report, "variance") and (some or section.get("passed") is False)
+
+
+def guard_flags(report: Report | None) -> dict[str, bool]:
+    """Who spoke, by the published names; all false without a report."""
+    report = report or {}
+    validation = block(report, "validation")
+    status = invariants_status(report)
+
+    def refused(flag: str) -> bool:
+        return validation.get(flag) is False and evaluated(report, FLAG_BLOCKS[flag])
+
+    failed = status in ("fail", "error") or refused("invariants_pass")
+    return {
+        "invariants": failed or status == "warn",
+        "invariants_fail": failed,
+        "invariants_warn": status == "warn",
+        "primary_metric": primary_metric_spoke(report),
+        "spectral": refused("spectral_stable") or (spectral_caps(report) or 0) >= 1,
+        "rmt": refused("rmt_stable"),
+        "variance": variance_spoke(report),
+        "drift": refused("preview_final_drift_acceptable")
+        and block(report, "primary_metric").get("degraded") is not True,
+        "overhead": refused("guard_overhead_acceptable"),
+    }
+
+
+def guard_spoke(report: Report | None, guard: str) -> bool:
+    """Whether one of ``CORE_GUARDS`` measured something bad."""
+    return guard_flags(report)[guard]

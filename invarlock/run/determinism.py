@@ -1,0 +1,75 @@
+"""Determinism: what has to be set before torch is imported, and what was in force."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from typing import Any
+
+from invarlock.errors import ConfigError
+
+LEVELS = ("strict", "throughput")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+def set_environment(level: str, threads: int, network: bool) -> None:
+    """Set the variables that libraries read once, when they are imported.
+
+    Raises:
+        ConfigError: an unknown level.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"{level!r} is not a determinism level", expected="strict or throughput")
+    if "torch" in sys.modules:  # pragma: no cover - a programming error, not a user's
+        raise RuntimeError("set_environment must run before torch is imported")
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if level == "strict":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    set_offline(network)
+
+
+def set_offline(network: bool) -> None:
+    """Make the hub libraries follow the network switch; telemetry is off either way."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "0" if network else "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"
+
+
+def seed_everything(level: str, threads: int, seed: int) -> dict[str, Any]:
+    """Seed all generators, fix torch's switches and say what is in force (``meta.determinism``)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    strict = level == "strict"
+    torch.use_deterministic_algorithms(strict)
+    torch.backends.cudnn.deterministic = strict
+    torch.backends.cudnn.benchmark = not strict
+    torch.backends.cuda.matmul.allow_tf32 = not strict
+    torch.backends.cudnn.allow_tf32 = not strict
+    return {
+        "requested": level,
+        "level": level,
+        "threads": threads,
+        "seed": seed,
+        "seeds": {"python": seed, "numpy": seed, "torch": seed},
+        "torch": {
+            "version": torch.__version__,
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "allow_tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        },
+    }

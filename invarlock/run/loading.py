@@ -1,0 +1,121 @@
+"""Load a checkpoint folder as a model, and say what did not match."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invarlock.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a model is run."""
+
+    device: str  # auto | cpu | cuda | cuda:N | mps
+    dtype: str  # one of DTYPES
+    allow_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode with what loading reported."""
+
+    model: Any  # a transformers PreTrainedModel
+    device: str
+    dtype: str
+    missing: list[str]
+    unexpected: list[str]
+
+
+def resolve_target(target: Target) -> tuple[str, torch.dtype]:
+    """Turn ``auto`` into a device and a dtype.
+
+    bfloat16 where the hardware multiplies it natively (any CUDA device, CPUs with AVX512-BF16 or
+    AMX), float32 elsewhere: emulated bfloat16 is slower than float32 and no more exact.
+
+    Raises:
+        ConfigError: an unknown dtype, or a device that is not there.
+    """
+    import torch
+
+    if target.dtype not in DTYPES:
+        raise ConfigError(f"{target.dtype!r} is not a dtype", expected=", ".join(DTYPES))
+    device = target.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees none", hint="use device: cpu")
+    if target.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, target.dtype)
+    elif device.startswith("cuda") or (device == "cpu" and _native_bfloat16()):
+        dtype = torch.bfloat16
+    else:
+        dtype = torch.float32
+    return device, dtype
+
+
+def _native_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def load_model(folder: Path, target: Target) -> Loaded:
+    """Load a causal language model from safetensors, without touching the network.
+
+    Raises:
+        InputError: transformers refuses the folder.
+        ConfigError: see :func:`resolve_target`; or remote code without the switch.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device, dtype = resolve_target(target)
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=target.allow_remote_code, local_files_only=True
+        )
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=target.allow_remote_code,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                "the model needs code from its repository",
+                where=str(folder),
+                hint="set allow_remote_code: true if you trust it",
+            ) from error
+        raise InputError(
+            f"transformers cannot load it: {str(error).splitlines()[0]}", where=str(folder)
+        ) from error
+    model.requires_grad_(False)
+    model.eval().to(device)
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    missing = [
+        name for name in info["missing_keys"] if not (tied and name.endswith("lm_head.weight"))
+    ]
+    assert isinstance(dtype, torch.dtype)
+    return Loaded(
+        model=model,
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        missing=sorted(missing),
+        unexpected=sorted(info["unexpected_keys"]),
+    )

@@ -1,0 +1,309 @@
+"""The scenario catalogue: which edits and damages a suite holds and what each has to show.
+
+``scenarios/scenarios.json`` follows ``contracts/scenarios.schema.json``. An id may stand more
+than once as long as no suite holds it twice (the same control with other parameters). What was
+selected is written to ``state/scenarios.json`` - the effective manifest - and everything
+downstream reads only that. Nothing is ever added to a selection.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from invarlock.errors import ConfigError
+from invarlock.files import read_json_object, slug
+
+CATALOGUE_SCHEMA = "evidence_pack_scenarios_v1"
+TUNED_SCHEMA = "tuned_edit_params_v1"
+CATEGORIES = ("clean", "stress", "error_injection", "custom")
+NOOP = "noop"  # the edit that changes no byte
+TUNED_MARK = "tuned"  # an edit_spec "<edit type>:tuned" takes its numbers from the tuned table
+# The parameters of a tuned entry in the order of the edit's spec string.
+TUNED_ORDER: Mapping[str, tuple[str, ...]] = {
+    "quant_rtn": ("bits", "group_size", "scope"),
+    "fp8_quant": ("format", "scope"),
+    "magnitude_prune": ("sparsity", "scope"),
+    "lowrank_svd": ("rank", "scope"),
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One control: what is done to the checkpoint and what the evaluation must show.
+
+    ``kind`` is ``edit`` (``edit_spec`` is set) or ``error`` (``error_type`` is set);
+    ``entry`` is the catalogue entry itself.
+    """
+
+    id: str
+    suites: tuple[str, ...]
+    category: str
+    strictness: str
+    intent: str
+    primary_guard: str
+    kind: str
+    edit_spec: str | None
+    error_type: str | None
+    parameters: Mapping[str, Any]
+    catastrophic_required: bool
+    primary_guard_required: bool
+    exact_ratio: float | None
+    detectors_any_of: tuple[Mapping[str, Any], ...]
+    detectors_all_of: tuple[Mapping[str, Any], ...]
+    artifact_class: str
+    entry: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether ``invarlock edit`` makes the subject (or the user brings it)."""
+        return self.kind == "edit"
+
+    @property
+    def is_error(self) -> bool:
+        """Whether ``invarlock inject`` makes the subject."""
+        return self.kind == "error"
+
+    @property
+    def edit_type(self) -> str | None:
+        """The edit's name, the part of ``edit_spec`` before the first colon."""
+        return self.edit_spec.split(":", 1)[0] if self.edit_spec else None
+
+    @property
+    def is_noop(self) -> bool:
+        """Whether the subject's bytes equal the baseline's."""
+        return self.edit_type == NOOP
+
+    @property
+    def requirements(self) -> Mapping[str, Any]:
+        """The ``requirements`` object of the entry (detectors included)."""
+        found: Mapping[str, Any] = self.entry["requirements"]
+        return found
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A loaded catalogue or effective manifest; scenarios in file order."""
+
+    where: str
+    document: Mapping[str, Any] = field(repr=False)
+    scenarios: tuple[Scenario, ...]
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Every suite that some scenario names, sorted."""
+        return tuple(sorted({name for s in self.scenarios for name in s.suites}))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The scenario ids in file order, each once."""
+        return tuple(dict.fromkeys(s.id for s in self.scenarios))
+
+    def select(
+        self, suite: str, ids: Sequence[str] = (), categories: Sequence[str] = ()
+    ) -> tuple[Scenario, ...]:
+        """The scenarios of ``suite``, narrowed to ``ids`` and ``categories`` where given.
+
+        Catalogue order; nothing that was not asked for is added.
+
+        Raises:
+            ConfigError: unknown suite, id or category, or nothing left.
+        """
+        if suite not in self.suites:
+            raise _unknown("suite", suite, self.suites, self.where)
+        members = [s for s in self.scenarios if suite in s.suites]
+        known = [s.id for s in members]
+        for wanted in ids:
+            if wanted not in known:
+                raise self._unknown_scenario(wanted, suite, known)
+        for wanted in categories:
+            if wanted not in CATEGORIES:
+                raise _unknown("scenario category", wanted, CATEGORIES, self.where)
+        chosen = tuple(
+            s
+            for s in members
+            if (not ids or s.id in ids) and (not categories or s.category in categories)
+        )
+        if not chosen:
+            raise ConfigError(
+                f"no scenario of suite {suite} is in category {', '.join(categories)}",
+                where=self.where,
+                hint=f"suite {suite} has: {', '.join(known)}",
+            )
+        return chosen
+
+    def _unknown_scenario(self, wanted: str, suite: str, known: Sequence[str]) -> ConfigError:
+        elsewhere = sorted({n for s in self.scenarios if s.id == wanted for n in s.suites})
+        if elsewhere:
+            return ConfigError(
+                f"scenario {wanted} is not in suite {suite}",
+                where=self.where,
+                hint=f"it belongs to {', '.join(elsewhere)}; {suite} has: {', '.join(known)}",
+            )
+        return _unknown("scenario", wanted, known, self.where, f" of suite {suite}")
+
+
+def _unknown(what: str, wanted: str, known: Sequence[str], where: str, of: str = "") -> ConfigError:
+    near = difflib.get_close_matches(wanted, known, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(
+        f"{wanted!r} is not a {what}{of}", where=where, hint=f"{guess}known: {', '.join(known)}"
+    )
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """Read and check ``scenarios.json`` (or an effective ``state/scenarios.json``).
+
+    Raises:
+        InputError: missing, unreadable or not JSON.
+        ConfigError: departs from its contract, or a suite holds one id twice.
+    """
+    return parse_catalogue(read_json_object(path), str(path))
+
+
+def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
+    """Like :func:`load_catalogue` for a document already read."""
+    from invarlock.contracts import validate
+
+    validate(document, "scenarios", where, config=True)
+    scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
+    seen: set[tuple[str, str]] = set()
+    for scenario in scenarios:
+        for suite in scenario.suites:
+            if (scenario.id, suite) in seen:
+                raise ConfigError(
+                    f"scenario {scenario.id} stands twice in suite {suite}", where=where
+                )
+            seen.add((scenario.id, suite))
+    return Catalogue(where=where, document=document, scenarios=scenarios)
+
+
+def _scenario(entry: Mapping[str, Any]) -> Scenario:
+    generation, needs = entry["generation"], entry["requirements"]
+    return Scenario(
+        id=entry["id"],
+        suites=tuple(entry["suites"]),
+        category=entry["category"],
+        strictness=entry["strictness"],
+        intent=entry["intent"],
+        primary_guard=entry["primary_guard"],
+        kind=generation["kind"],
+        edit_spec=generation.get("edit_spec"),
+        error_type=generation.get("error_type"),
+        parameters=generation.get("env", {}),
+        catastrophic_required=needs["catastrophic_required"],
+        primary_guard_required=needs["primary_guard_required"],
+        exact_ratio=needs.get("exact_ratio"),
+        detectors_any_of=tuple(needs["detectors_any_of"]),
+        detectors_all_of=tuple(needs["detectors_all_of"]),
+        artifact_class=entry["artifact_class"],
+        entry=entry,
+    )
+
+
+def effective_manifest(
+    catalogue: Catalogue, suite: str, ids: Sequence[str] = (), categories: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The document of ``state/scenarios.json``: only what was selected, and how.
+
+    Raises:
+        ConfigError: see :meth:`Catalogue.select`.
+    """
+    chosen = catalogue.select(suite, ids, categories)
+    narrowed = bool(ids or categories)
+    meta = {key: value for key, value in catalogue.document["_meta"].items() if key != "notes"} | {
+        "applied_suite": suite,
+        "scenario_ids_filter": [s.id for s in chosen] if narrowed else None,
+    }
+    return {
+        "schema": CATALOGUE_SCHEMA,
+        "schema_version": catalogue.document["schema_version"],
+        "_meta": meta,
+        "scenarios": [dict(s.entry) for s in chosen],
+    }
+
+
+# --- tuned parameters of clean edits --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TunedParameters:
+    """The table of ``tuned_edit_params.json``: model id -> edit type -> entry."""
+
+    where: str
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    defaults: Mapping[str, Mapping[str, Any]]
+
+
+def load_tuned(path: Path) -> TunedParameters:
+    """Read and check a tuned parameter file.
+
+    Raises:
+        InputError: missing, unreadable or not JSON.
+        ConfigError: departs from its contract.
+    """
+    from invarlock.contracts import validate
+
+    document = read_json_object(path)
+    validate(document, "tuned-edit-params", str(path), config=True)
+    return TunedParameters(str(path), document["models"], document.get("defaults", {}))
+
+
+def resolve_spec(scenario: Scenario, model_id: str, tuned: TunedParameters | None) -> str:
+    """The edit spec string with its numbers, for one model.
+
+    A spec ``<edit type>:tuned`` is looked up by model id, then by the model's folder name,
+    then in the table's defaults. Other specs are returned as they stand.
+
+    Raises:
+        ConfigError: the scenario is no edit, or no selected entry exists.
+    """
+    if scenario.edit_spec is None:
+        raise ConfigError(f"scenario {scenario.id} injects an error and has no edit spec")
+    edit_type, _, rest = scenario.edit_spec.partition(":")
+    if rest != TUNED_MARK:
+        return scenario.edit_spec
+    if tuned is None:
+        raise _untuned(scenario.id, edit_type, model_id, "no tuned parameter file is configured")
+    entry = _tuned_entry(tuned, model_id, edit_type)
+    if entry is None:
+        raise _untuned(scenario.id, edit_type, model_id, "no entry", tuned.where)
+    if entry["status"] != "selected":
+        reason = f"the entry is {entry['status']} ({entry.get('reason', 'no reason given')})"
+        raise _untuned(scenario.id, edit_type, model_id, reason, tuned.where)
+    missing = [name for name in TUNED_ORDER[edit_type] if name not in entry]
+    if missing:
+        raise _untuned(
+            scenario.id, edit_type, model_id, f"the entry lacks {missing[0]}", tuned.where
+        )
+    return ":".join([edit_type, *(str(entry[name]) for name in TUNED_ORDER[edit_type])])
+
+
+def _tuned_entry(tuned: TunedParameters, model_id: str, edit_type: str) -> Mapping[str, Any] | None:
+    by_folder = {slug(name): entries for name, entries in tuned.models.items()}
+    for entries in (tuned.models.get(model_id), by_folder.get(slug(model_id)), tuned.defaults):
+        if entries and edit_type in entries:
+            return entries[edit_type]
+    return None
+
+
+def _untuned(
+    scenario_id: str, edit_type: str, model_id: str, why: str, where: str = ""
+) -> ConfigError:
+    return ConfigError(
+        f"scenario {scenario_id} needs tuned {edit_type} parameters for {model_id}: {why}",
+        where=where,
+        expected=f'models."{model_id}".{edit_type} with status "selected"',
+        hint="add the entry, name another file with tuned_edit_params, or leave the scenario out",
+    )
+
+
+def expected_evaluations(
+    scenarios: Iterable[Scenario], models: Iterable[str], runs: Iterable[int]
+) -> tuple[tuple[str, str, int], ...]:
+    """Every (model, scenario, run) that a verdict has to see; sorted by model, then as listed."""
+    names, numbers = [s.id for s in scenarios], sorted(set(runs))
+    return tuple((m, s, n) for m in sorted(set(models)) for s in names for n in numbers)

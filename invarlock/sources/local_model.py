@@ -1,0 +1,101 @@
+"""A model in a local folder: which of its files count, and their pin by content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from invarlock.checkpoints import INDEX_NAME, Checkpoint
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import read_json_object, unreadable
+from invarlock.sources.pickle_weights import pickle_files, require_allowed
+from invarlock.sources.pins import Allow, FileDigest, Pin
+
+NOTHING = Allow()
+
+# Files of a model folder that are part of the model, besides its weights.
+MODEL_FILES = frozenset({
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json", INDEX_NAME,
+    "LICENSE", "LICENSE.txt", "LICENSE.md",
+})  # fmt: skip
+
+
+def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
+    """Pin a local model folder by the digest of every file that counts.
+
+    Raises:
+        InputError: missing or unreadable folder, damaged shard, no tokenizer.
+        ConfigError: pickle weights only, or Python code of its own, and that is not allowed.
+    """
+    readable_folder(folder)
+    names = set(os.listdir(folder))
+    weights = pickle_files(names)
+    if not weights:
+        weights = set(Checkpoint.open(folder).shards)
+    elif "config.json" not in names:
+        raise InputError("the checkpoint folder has no config.json", where=str(folder))
+    else:
+        require_allowed(allow.pickle, str(folder))
+    remote_code = needs_remote_code(folder, names)
+    if remote_code and not allow.remote_code:
+        raise remote_code_error(str(folder))
+    if "tokenizer.json" not in names:
+        raise no_tokenizer(str(folder))
+    chosen = (names & MODEL_FILES) | weights
+    if remote_code:
+        chosen |= {name for name in names if name.endswith(".py")}
+    return Pin(
+        source={"kind": "local", "name": folder.resolve().name},
+        revision=None,
+        gated=False,
+        private=False,
+        license=None,
+        files={name: FileDigest.of_file(folder / name) for name in sorted(chosen)},
+        remote_code=remote_code,
+    )
+
+
+def readable_folder(folder: Path) -> None:
+    """Refuse a folder that does not exist or cannot be listed.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if not folder.exists():
+        raise InputError("no such folder", where=str(folder), hint="check the model's source")
+    if not folder.is_dir():
+        raise InputError("not a folder", where=str(folder), expected="a model folder")
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def needs_remote_code(folder: Path, names: Collection[str]) -> bool:
+    """Whether a configuration file asks for Python code of the model's own (``auto_map``)."""
+    return any(
+        "auto_map" in read_json_object(folder / name)
+        for name in ("config.json", "tokenizer_config.json")
+        if name in names
+    )
+
+
+def remote_code_error(where: str) -> ConfigError:
+    """The line for a model that would run its own Python code."""
+    return ConfigError(
+        "the model needs Python code of its own (auto_map)",
+        where=where,
+        hint="read that code, then allow it with --allow-remote-code (allow_remote_code: true)",
+    )
+
+
+def no_tokenizer(where: str) -> InputError:
+    """The line for a model without a fast tokenizer."""
+    return InputError(
+        "no tokenizer.json",
+        where=where,
+        hint="save the tokenizer with a fast (tokenizers) backend into the folder",
+    )

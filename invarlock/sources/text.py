@@ -1,0 +1,156 @@
+"""Documents of a text source, read from the very bytes whose digest was checked."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import parse_json, read_bytes
+from invarlock.sources import packages
+from invarlock.sources.hub_model import Hub, dataset_files
+from invarlock.sources.pins import FileDigest, Pin, require_digest
+from invarlock.sources.spec import TEXT_SUFFIXES, TextSource
+
+MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
+
+
+def pin_text(source: TextSource, hub: Hub) -> Pin:
+    """Pin a text by the digest of every file of it.
+
+    Raises:
+        InputError: missing or unreadable file, package not installed, hub not reachable.
+        ConfigError: gated data set, no such configuration or split, unknown file type.
+    """
+    if source.kind == "package":
+        return packages.pin_text(source.name)
+    if source.kind == "local":
+        path = Path(source.name)
+        return Pin(
+            source={"kind": "local", "name": path.name},
+            revision=None,
+            license=None,
+            files={path.name: FileDigest.of_file(path)},
+        )
+    return _pin_hub_text(source, hub)
+
+
+def _pin_hub_text(source: TextSource, hub: Hub) -> Pin:
+    info = hub.info(source.name, source.revision, "dataset")
+    split = source.split or "test"
+    names = dataset_files(source.name, info.revision, source.config, split)
+    for name in names:
+        if not name.endswith(TEXT_SUFFIXES):
+            raise ConfigError(
+                "unknown type of data file",
+                where=f"{source}/{name}",
+                expected=" or ".join(TEXT_SUFFIXES),
+            )
+    files = {name: hub.pin_file(source.name, info, name, "dataset") for name in names}
+    for name, pinned in files.items():  # downloaded now, so that later stages need no network
+        path = hub.fetch(source.name, info.revision, name, "dataset")
+        require_digest(FileDigest.of_file(path), pinned, f"{source}/{name}", "repeat the command")
+    return Pin(
+        source={"kind": "hub", "name": source.name},
+        revision=info.revision,
+        license=info.license,
+        files=files,
+        config=source.config,
+        split=split,
+    )
+
+
+def documents(source: TextSource, pin: Pin, hub: Hub) -> list[str]:
+    """The documents in the order of the sorted file names, each file checked against ``pin``.
+
+    Raises:
+        InputError: a byte other than pinned, an unreadable file, no text field, no document.
+    """
+    if source.revision is not None and source.revision != pin.revision:
+        raise InputError(
+            "the text was pinned at another revision",
+            where=str(source),
+            expected=str(pin.revision),
+            hint="pin again",
+        )
+    found: list[str] = []
+    for name, path in _paths(source, pin, hub):
+        data = read_bytes(path, MAX_TEXT_BYTES)
+        pinned = pin.file(name, str(source))
+        require_digest(FileDigest.of(data), pinned, str(path), "restore the file or pin again")
+        for text in _parse(name, data, source.field):
+            found.append(text)
+            if len(found) == source.max_samples:
+                return found
+    if not found:
+        raise InputError("the text holds no document", where=str(source))
+    return found
+
+
+def _paths(source: TextSource, pin: Pin, hub: Hub) -> Iterator[tuple[str, Path]]:
+    if source.kind == "local":
+        path = Path(source.name)
+        yield path.name, path
+    elif source.kind == "package":
+        paths = {path.name: path for path in packages.text_files(source.name)}
+        missing = sorted(set(pin.files) - set(paths))
+        if missing:
+            raise InputError(f"the package lacks the pinned file {missing[0]}", where=str(source))
+        yield from paths.items()
+    else:
+        for name in sorted(pin.files):
+            yield name, hub.fetch(source.name, str(pin.revision), name, "dataset")
+
+
+def _parse(name: str, data: bytes, field: str) -> Iterator[str]:
+    """The documents of one file: a whole .txt, a line of .jsonl, a row of .parquet.
+
+    ``.gz`` is unpacked first; a ``.json.gz`` of a data set holds one object a line.
+    """
+    if name.endswith(".gz"):
+        name = name.removesuffix(".gz")
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"not a readable gzip file: {error}", where=name) from error
+    if name.endswith(".parquet"):
+        yield from _parquet(name, data, field)
+    elif name.endswith((".jsonl", ".json")):
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if line.strip():
+                yield _text_of(parse_json(line, f"{name}:{number}"), field, f"{name}:{number}")
+    else:
+        try:
+            yield data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8 at byte {error.start}", where=name) from error
+
+
+def _text_of(record: object, field: str, where: str) -> str:
+    if not isinstance(record, dict) or field not in record:
+        found = ", ".join(sorted(record)[:12]) if isinstance(record, dict) else "no object"
+        raise InputError(
+            f"no field {field}", where=where, found=found, hint="name it with ?field=NAME"
+        )
+    value = record[field]
+    if not isinstance(value, str):
+        raise InputError(f"field {field} is not text", where=where, found=type(value).__name__)
+    return value
+
+
+def _parquet(name: str, data: bytes, field: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(io.BytesIO(data))
+        if field not in file.schema_arrow.names:
+            _text_of(dict.fromkeys(file.schema_arrow.names), field, name)
+        for batch in file.iter_batches(columns=[field]):
+            for row, value in enumerate(batch.column(0).to_pylist()):
+                yield _text_of({field: value}, field, f"{name}: row {row}")
+    except pyarrow.ArrowException as error:
+        raise InputError(f"not a readable parquet file: {error}", where=name) from error

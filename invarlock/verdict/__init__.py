@@ -1,0 +1,1 @@
+"""From evaluation reports to a verdict: detectors, records, summaries, requirements, text."""

@@ -1,0 +1,249 @@
+"""One record per evaluation: what its scenario asks for and whether the report shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.files import read_json_object, slug
+from invarlock.reporting import signals
+from invarlock.reporting.signals import Report
+from invarlock.scenarios import Scenario
+from invarlock.verdict.detectors import read_all
+
+MEASURED = ("reported", signals.REJECTED)  # the only outcomes that can count as a detection
+METADATA_FILES = {"edit": "edit_metadata.json", "error": "error_metadata.json"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation as read from its folder; ``report`` is None where nothing was measured.
+
+    ``model`` is the model id; ``path`` the folder below the suite's output folder.
+    """
+
+    model: str
+    scenario: str
+    run: int
+    report: Report | None
+    outcome: Mapping[str, Any]
+    path: str = ""
+    metadata: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """(model, scenario, run)."""
+        return self.model, self.scenario, self.run
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a report that may count as a pass or a detection."""
+        return self.report is not None and self.outcome.get("status") in MEASURED
+
+
+def canonical_path(model: str, scenario: str, run: int) -> str:
+    """Folder of an evaluation below the suite's output folder."""
+    return f"{slug(model)}/reports/{scenario}/run_{run}"
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Read one ``run_<n>`` folder: ``outcome.json``, the report and the metadata file.
+
+    Raises:
+        InputError: a file is missing or unreadable, the outcome departs from its contract,
+            claims a report that is not there, or names another scenario or run than the folder.
+    """
+    from invarlock.contracts import validate
+
+    outcome = read_json_object(folder / "outcome.json")
+    validate(outcome, "outcome", str(folder / "outcome.json"))
+    model, scenario, run = outcome["model_id"], outcome["scenario"], outcome["run"]
+    resolved = folder.resolve()
+    if (resolved.parent.name, resolved.name) != (scenario, f"run_{run}"):
+        raise InputError(
+            "outcome.json belongs to another evaluation",
+            where=str(folder),
+            expected=f"{resolved.parent.name}/{resolved.name}",
+            found=f"{scenario}/run_{run}",
+        )
+    report_file = folder / "evaluation.report.json"
+    report = None
+    if outcome["status"] in MEASURED:
+        report = read_json_object(report_file)
+    metadata = next(
+        (read_json_object(folder / n) for n in METADATA_FILES.values() if (folder / n).is_file()),
+        None,
+    )
+    return Evaluation(
+        model=model,
+        scenario=scenario,
+        run=run,
+        report=report,
+        outcome=outcome,
+        path=canonical_path(model, scenario, run),
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A judged evaluation; the fields are those of ``records[]`` in ``final_verdict.json``."""
+
+    model: str
+    category: str
+    name: str
+    strictness: str
+    intent: str
+    primary_guard: str
+    failure_class: str
+    run_num: int
+    family: str | None
+    status: str
+    injected: bool | None
+    passed: bool
+    reasons: tuple[str, ...]
+    detectors_hit: bool
+    detectors: tuple[str, ...]
+    detectors_all_of: tuple[str, ...]
+    detectors_missed: tuple[str, ...]
+    primary_guard_required: bool
+    primary_guard_hit: bool
+    any_core_guard_flag: bool
+    invariants_status: str | None
+    guard_flags: Mapping[str, bool]
+    spectral_caps_applied: int | None
+    ratio_vs_baseline: float | None
+    display_ci: tuple[float, float] | None
+    decision: str | None
+    as_expected: bool
+    why: str
+    path: str
+
+    @property
+    def measured(self) -> bool:
+        """Whether the outcome may count as a pass or a detection."""
+        return self.status in MEASURED
+
+    @property
+    def spoke(self) -> tuple[str, ...]:
+        """The core guards that spoke, in their order."""
+        return tuple(g for g in signals.CORE_GUARDS if self.guard_flags[g])
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+
+def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None) -> Record:
+    """Judge one evaluation by its scenario; ``noop`` is the no-op's report of the same model."""
+    report = evaluation.report if evaluation.measured else None
+    status = str(evaluation.outcome.get("status"))
+    injected = evaluation.outcome.get("injected")
+    reasons = [status] if report is None else signals.pass_reasons(report)
+    readings_any = read_all(scenario.detectors_any_of, report, noop) if report else []
+    readings_all = read_all(scenario.detectors_all_of, report, noop) if report else []
+    listed = [*readings_any, *readings_all]
+    satisfied = (
+        bool(listed)
+        and (not readings_any or any(r.hit for r in readings_any))
+        and all(r.hit for r in readings_all)
+        and (injected is True or not scenario.is_error)
+    )
+    flags = signals.guard_flags(report)
+    metric = signals.block(report or {}, "primary_metric")
+    ratio = _number(metric.get("ratio_vs_baseline"))
+    if scenario.exact_ratio is not None and report is not None and ratio != scenario.exact_ratio:
+        reasons.append("ratio_not_exact")
+    base = Record(
+        model=evaluation.model,
+        category=scenario.category,
+        name=scenario.id,
+        strictness=scenario.strictness,
+        intent=scenario.intent,
+        primary_guard=scenario.primary_guard,
+        failure_class=str(scenario.entry["failure_class"]),
+        run_num=evaluation.run,
+        family=scenario.edit_type or scenario.error_type,
+        status=status,
+        injected=injected if isinstance(injected, bool) else None,
+        passed=not reasons,
+        reasons=tuple(reasons),
+        detectors_hit=satisfied,
+        detectors=tuple(r.label for r in readings_any if r.hit),
+        detectors_all_of=tuple(r.label for r in readings_all if r.hit),
+        detectors_missed=tuple(str(r) for r in listed if not r.hit),
+        primary_guard_required=scenario.primary_guard_required,
+        primary_guard_hit=flags[scenario.primary_guard],
+        any_core_guard_flag=any(flags[g] for g in signals.CORE_GUARDS),
+        invariants_status=signals.invariants_status(report or {}),
+        guard_flags=flags,
+        spectral_caps_applied=signals.spectral_caps(report or {}),
+        ratio_vs_baseline=ratio,
+        display_ci=_interval(metric.get("display_ci")),
+        decision=metric.get("decision") if isinstance(metric.get("decision"), str) else None,
+        as_expected=False,
+        why="",
+        path=canonical_path(*evaluation.key),
+    )
+    why = "; ".join(_shortfalls(scenario, base))
+    return dataclasses.replace(base, as_expected=not why, why=why)
+
+
+def _shortfalls(scenario: Scenario, record: Record) -> list[str]:
+    """What the evaluation did not show of what its scenario asks for."""
+    if not record.measured:
+        return [f"nothing was measured ({record.status})"]
+    found: list[str] = []
+    if scenario.is_error and record.injected is not True:
+        found.append("no damage was injected")
+    if record.strictness == "must_pass" and not record.passed:
+        found.append("did not pass: " + ", ".join(record.reasons))
+    if record.strictness == "must_fail" and record.passed:
+        found.append("passed, but has to fail")
+    if scenario.catastrophic_required and not record.guard_flags["primary_metric"]:
+        found.append("the primary metric did not fail")
+    asks = bool(scenario.detectors_any_of or scenario.detectors_all_of)
+    if record.strictness == "must_detect" and not record.detectors_hit and not found:
+        found.append("not detected")
+    if record.strictness == "must_fail" and asks and not record.detectors_hit and not found:
+        found.append("no detector was true")
+    if scenario.primary_guard_required and not record.primary_guard_hit:
+        found.append(f"{record.primary_guard} did not speak")
+    return found
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        return None
+    low, high = _number(value[0]), _number(value[1])
+    return (low, high) if low is not None and high is not None else None
+
+
+def consistency_problems(evaluation: Evaluation) -> list[str]:
+    """Contradictions between an outcome and its report."""
+    outcome, report = evaluation.outcome, evaluation.report
+    if report is None:
+        return []
+    found: list[str] = []
+    rejected = signals.block(report, "primary_metric").get("degraded_reason") == signals.REJECTED
+    if rejected != (outcome.get("status") == signals.REJECTED):
+        found.append("outcome and report disagree on whether the subject was rejected")
+    named = signals.block(report, "edit").get("scenario")
+    if named is not None and named != evaluation.scenario:
+        found.append(f"the report is about scenario {named}")
+    subject = signals.block(signals.block(report, "provenance"), "subject").get("checkpoint_sha256")
+    recorded = outcome.get("subject_sha256")
+    if subject is not None and recorded is not None and subject != recorded:
+        found.append("outcome and report name different subject digests")
+    return found

@@ -1,0 +1,326 @@
+"""The verdict of a suite, from all runs of all scenarios on all models.
+
+Differences to the published harness, all of them stricter: a missing evaluation fails (a model
+of the suite too), every run counts, a crash neither passes nor detects, a must_detect scenario
+gates whatever its category, and a required guard has to speak in every evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.files import digest_json
+from invarlock.reporting import signals
+from invarlock.scenarios import Scenario, parse_catalogue
+from invarlock.verdict import summaries
+from invarlock.verdict.intervals import LEVEL, clopper_pearson
+from invarlock.verdict.records import Evaluation, Record, consistency_problems, make_record
+
+VERDICT_SCHEMA = "invarlock/final-verdict-v1"
+MANIFEST_PATH = "state/scenarios.json"
+MIN_SIGNAL_FRACTION = 0.5  # of the evaluations of informational stress scenarios
+DIGITS = 6  # decimals of a recorded interval bound
+Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Everything a requirement looks at."""
+
+    scenarios: Sequence[Scenario]
+    evaluations: Sequence[Evaluation]
+    expected: Sequence[Key]
+    records: Sequence[Record]
+
+    def of(self, *, category: str = "", strictness: str = "") -> list[Record]:
+        return [
+            r
+            for r in self.records
+            if category in ("", r.category) and strictness in ("", r.strictness)
+        ]
+
+    @property
+    def missing(self) -> list[Key]:
+        present = {e.key for e in self.evaluations}
+        return [key for key in self.expected if key not in present]
+
+
+def compile_verdict(
+    manifest: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+    expected: Sequence[Key],
+) -> dict[str, Any]:
+    """The document of ``final_verdict.json``.
+
+    Args:
+        manifest: the effective manifest (``state/scenarios.json``).
+        evaluations: every evaluation there is.
+        expected: every (model id, scenario, run) that has to be there.
+
+    Raises:
+        ConfigError: the manifest departs from its contract.
+        InputError: two evaluations of one (model, scenario, run), or one of a scenario that
+            the manifest does not hold.
+    """
+    scenarios = parse_catalogue(manifest, MANIFEST_PATH).scenarios
+    case = _Case(scenarios, evaluations, expected, judge_all(scenarios, evaluations))
+    requirements = [
+        {"id": name, "ok": not details, "details": details}
+        for name, rule in _REQUIREMENTS.items()
+        for details in [rule(case)]
+    ]
+    failed = [str(r["id"]) for r in requirements if not r["ok"]]
+    records = case.records
+    return {
+        "schema": VERDICT_SCHEMA,
+        "verdict": "FAIL" if failed else "PASS",
+        "suite": manifest["_meta"].get("applied_suite"),
+        "manifest": {
+            "path": MANIFEST_PATH,
+            "schema": manifest["schema"],
+            "schema_version": manifest["schema_version"],
+            "sha256": digest_json(manifest),
+        },
+        "criteria": {
+            "clean_all_pass": True,
+            "stress_required_fail": True,
+            "error_injection_detected": True,
+            "informational_stress_min_signal_fraction": MIN_SIGNAL_FRACTION,
+            "primary_guard_signal_required": True,
+        },
+        "counts": _counts(case),
+        "core_guard_order": list(signals.CORE_GUARDS),
+        "detection": {g: _detection(records, g) for g in signals.CORE_GUARDS},
+        "false_alarms": _false_alarms(case.of(category="clean")),
+        "not_evaluated": _not_evaluated(evaluations),
+        "category_summary": summaries.category_summary(records),
+        "guard_signal_summary": summaries.guard_signal_summary(records),
+        "guard_intervention_summary": summaries.guard_intervention_summary(records),
+        "scenario_signal_summary": summaries.scenario_signal_summary(scenarios, records),
+        "records": [r.as_dict() for r in records],
+        "missing": {"by_model": _missing_by_model(case)},
+        "requirements": requirements,
+        "failed_requirements": failed,
+    }
+
+
+def judge_all(
+    scenarios: Sequence[Scenario], evaluations: Sequence[Evaluation]
+) -> tuple[Record, ...]:
+    """One record per evaluation, by model, then in manifest order, then by run.
+
+    Raises:
+        InputError: see :func:`compile_verdict`.
+    """
+    place = {s.id: i for i, s in enumerate(scenarios)}
+    seen: set[Key] = set()
+    for evaluation in evaluations:
+        if evaluation.scenario not in place:
+            raise InputError(
+                f"scenario {evaluation.scenario} is not in the manifest", where=evaluation.path
+            )
+        if evaluation.key in seen:
+            raise InputError("the same evaluation is given twice", where=evaluation.path)
+        seen.add(evaluation.key)
+    ordered = sorted(evaluations, key=lambda e: (e.model, place[e.scenario], e.run))
+    noops: dict[str, Any] = {}
+    for evaluation in ordered:
+        if evaluation.measured and scenarios[place[evaluation.scenario]].is_noop:
+            noops.setdefault(evaluation.model, evaluation.report)
+    return tuple(make_record(scenarios[place[e.scenario]], e, noops.get(e.model)) for e in ordered)
+
+
+# --- requirements: each returns what broke it -----------------------------------------------
+
+
+def _at(record: Record) -> str:
+    return f"{record.model} {record.name} run_{record.run_num}"
+
+
+def _bad(records: Iterable[Record]) -> list[str]:
+    return [f"{_at(r)}: {r.why}" for r in records if not r.as_expected]
+
+
+def _evidence_present(case: _Case) -> list[str]:
+    return [] if any(r.measured for r in case.records) else ["no evaluation has a report"]
+
+
+def _coverage(case: _Case) -> list[str]:
+    return [f"{m} {s} run_{n} is missing" for m, s, n in case.missing]
+
+
+def _all_measured(case: _Case) -> list[str]:
+    return [f"{_at(r)}: {r.status}" for r in case.records if not r.measured]
+
+
+def _consistent(case: _Case) -> list[str]:
+    return [
+        f"{e.model} {e.scenario} run_{e.run}: {problem}"
+        for e in sorted(case.evaluations, key=lambda e: e.key)
+        for problem in consistency_problems(e)
+    ]
+
+
+def _stress_detectors(case: _Case) -> list[str]:
+    by_id = {s.id: s for s in case.scenarios}
+    return [
+        f"{_at(r)}: {', '.join(r.detectors_missed) or r.why}"
+        for r in case.of(category="stress")
+        if r.strictness in ("must_fail", "must_detect")
+        and (by_id[r.name].detectors_any_of or by_id[r.name].detectors_all_of)
+        and not r.detectors_hit
+    ]
+
+
+def _guard_signal(case: _Case) -> list[str]:
+    return [
+        f"{_at(r)}: {r.primary_guard} did not speak"
+        for r in case.records
+        if r.primary_guard_required and not r.primary_guard_hit
+    ]
+
+
+def _guard_detectors(case: _Case) -> list[str]:
+    return [
+        f"{_at(r)}: {', '.join(r.detectors_missed) or r.why}"
+        for r in case.records
+        if r.primary_guard_required and not r.detectors_hit
+    ]
+
+
+def _guard_demonstrated(case: _Case) -> list[str]:
+    found: list[str] = []
+    for guard in signals.CORE_GUARDS:
+        wanted = [
+            s for s in case.scenarios if s.primary_guard_required and s.primary_guard == guard
+        ]
+        hit = any(r.primary_guard_hit for r in case.records if r.name in {s.id for s in wanted})
+        if wanted and not hit:
+            found.append(f"{guard} caught none of its {len(wanted)} scenarios")
+    return found
+
+
+def _informational(case: _Case) -> list[str]:
+    members = case.of(category="stress", strictness="informational")
+    hits = sum(r.detectors_hit for r in members)
+    if not members or hits / len(members) >= MIN_SIGNAL_FRACTION:
+        return []
+    return [f"{hits} of {len(members)} gave a signal, at least {MIN_SIGNAL_FRACTION:g} must"]
+
+
+_REQUIREMENTS: Mapping[str, Callable[[_Case], list[str]]] = {
+    "evidence_present": _evidence_present,
+    "scenario_coverage": _coverage,
+    "all_measured": _all_measured,
+    "evidence_consistent": _consistent,
+    "clean_all_pass": lambda c: _bad(c.of(category="clean", strictness="must_pass")),
+    "custom_all_pass": lambda c: _bad(c.of(category="custom", strictness="must_pass")),
+    "stress_required_fail": lambda c: _bad(c.of(category="stress", strictness="must_fail")),
+    "stress_expected_detectors": _stress_detectors,
+    "error_injection_detected": lambda c: _bad(
+        r for r in c.of(category="error_injection") if r.strictness in ("must_detect", "must_fail")
+    ),
+    "scenario_primary_guard_signal": _guard_signal,
+    "scenario_expected_detectors": _guard_detectors,
+    "guard_primary_demonstrated": _guard_demonstrated,
+    "informational_stress_min_signal_fraction": _informational,
+}
+
+
+# --- counts and rates -----------------------------------------------------------------------
+
+
+def _units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[bool]:
+    """One truth value per (model, scenario): the rule holds in every run.
+
+    Runs repeat the same windows, so they are no further evidence about the guard.
+    """
+    keys = dict.fromkeys((r.model, r.name) for r in records)
+    return [all(rule(r) for r in records if (r.model, r.name) == key) for key in keys]
+
+
+def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
+    aimed = [r for r in records if r.strictness == "must_detect" and r.primary_guard == guard]
+    return _rate("detected", _units(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
+
+
+def _false_alarms(clean: Sequence[Record]) -> dict[str, Any]:
+    """Harmless edits that a guard spoke on, or that did not pass, in any run."""
+    measured = [r for r in clean if r.measured]
+    quiet = _units(measured, lambda r: r.passed and not r.any_core_guard_flag)
+    return _rate("flagged", [not value for value in quiet])
+
+
+def _rate(name: str, values: Sequence[bool]) -> dict[str, Any]:
+    """k of n with its Clopper-Pearson interval; ``name`` is the key of k."""
+    bounds = clopper_pearson(sum(values), len(values))
+    return {
+        name: sum(values),
+        "total": len(values),
+        "lower": round(bounds[0], DIGITS) if bounds else None,
+        "upper": round(bounds[1], DIGITS) if bounds else None,
+        "level": LEVEL,
+    }
+
+
+def _not_evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Gates that some measured, not rejected report left out; variance has no flag."""
+    reports = [e.report for e in evaluations if e.report and e.outcome.get("status") == "reported"]
+    left_out = [
+        name
+        for name in signals.KNOWN_GATES
+        if any(name not in signals.gates(report) for report in reports)
+    ]
+    if any(not signals.evaluated(report, "variance") for report in reports):
+        left_out.append("variance")
+    return left_out
+
+
+def _missing_by_model(case: _Case) -> dict[str, list[str]]:
+    result: dict[str, list[str]] = {}
+    for model, scenario, run in case.missing:
+        result.setdefault(model, []).append(f"{scenario}/run_{run}")
+    return result
+
+
+def _counts(case: _Case) -> dict[str, int]:
+    catastrophic = {s.id for s in case.scenarios if s.catastrophic_required}
+    severe = [r for r in case.records if r.name in catastrophic]
+    clean, custom = case.of(category="clean"), case.of(category="custom")
+    stress = case.of(category="stress", strictness="must_fail")
+    informational = case.of(category="stress", strictness="informational")
+    errors = [
+        r
+        for r in case.of(category="error_injection")
+        if r.strictness in ("must_detect", "must_fail")
+    ]
+    guarded = [r for r in case.records if r.primary_guard_required]
+    return {
+        "models_total": len({m for m, _, _ in case.expected} | {r.model for r in case.records}),
+        "records_total": len(case.records),
+        "expected_total": len(case.expected),
+        "clean_total": len(clean),
+        "clean_pass": sum(r.passed for r in clean),
+        "custom_total": len(custom),
+        "custom_pass": sum(r.passed for r in custom),
+        "stress_total": len(stress),
+        "stress_fail": sum(r.measured and not r.passed for r in stress),
+        "catastrophic_required_total": sum(s in catastrophic for _, s, _ in case.expected),
+        "catastrophic_required_present": len(severe),
+        "catastrophic_required_fail": sum(r.guard_flags["primary_metric"] for r in severe),
+        "error_injection_total": len(errors),
+        "error_injection_detected": sum(r.as_expected for r in errors),
+        "informational_stress_total": len(informational),
+        "informational_stress_fail": sum(r.measured and not r.passed for r in informational),
+        "informational_stress_signaled": sum(r.detectors_hit for r in informational),
+        "primary_guard_required_scenarios": sum(s.primary_guard_required for s in case.scenarios),
+        "primary_guard_required_records": len(guarded),
+        "primary_guard_required_hits": sum(r.primary_guard_hit for r in guarded),
+        "primary_guard_required_scenarios_hit": len(
+            {r.name for r in guarded} - {r.name for r in guarded if not r.primary_guard_hit}
+        ),
+        **summaries.verification_counts(case.records),
+    }

@@ -1,0 +1,279 @@
+"""Evaluation windows: which tokens are measured, chosen from documents by a seed.
+
+A document is tokenized without special tokens and cut into non-overlapping windows of exactly
+``seq_len`` tokens; the shorter rest is dropped, and documents are never joined. Windows whose
+tokens were seen before are dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
+document and pass, so that preview and final sample the same documents and as many as possible.
+Only ``random()`` of a seeded generator is used, whose sequence Python keeps between versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from invarlock import contracts
+from invarlock.checkpoints import tokenizer_digest
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import canonical_json, read_json_object, write_bytes
+
+SCHEMA = "invarlock/windows-v1"
+Encode = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How many windows of how many tokens, and the seed of their choice.
+
+    Raises:
+        ConfigError: ``seq_len`` below 2 (nothing to predict) or an empty arm.
+    """
+
+    seq_len: int  # tokens
+    preview: int  # windows
+    final: int  # windows
+    seed: int
+
+    def __post_init__(self) -> None:
+        for key, low in (("seq_len", 2), ("preview", 1), ("final", 1)):
+            if getattr(self, key) < low:
+                raise ConfigError(
+                    f"windows.{key} is too small",
+                    expected=f"at least {low}",
+                    found=str(getattr(self, key)),
+                )
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: ``window_id`` is a digest of its tokens, ``cluster`` names its document."""
+
+    window_id: str
+    cluster: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """The content of ``windows.json``."""
+
+    seq_len: int
+    seed: int
+    tokenizer_sha256: str
+    n_documents: int
+    source: Mapping[str, Any]
+    preview: tuple[Window, ...]
+    final: tuple[Window, ...]
+
+    @property
+    def stride(self) -> int:
+        """Windows do not overlap: the stride is the length."""
+        return self.seq_len
+
+
+def window_id(tokens: Sequence[int]) -> str:
+    """First 16 hex digits of SHA-256 over the token ids as little-endian uint32."""
+    return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()[:16]
+
+
+def select_windows(
+    documents: Sequence[str], encode: Encode, plan: WindowPlan
+) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
+    """Choose the (preview, final) windows; a document is encoded only when its turn comes.
+
+    Pass p takes, of every document in seeded order, its p-th pair counted from a seeded start and
+    wrapping round. The t-th pair taken gives its first window to preview when t is even, to final
+    when t is odd, and its second to the other; a full arm takes no more.
+
+    Raises:
+        InputError: the documents hold too few windows.
+    """
+    rng = random.Random(plan.seed)
+    keys = [rng.random() for _ in documents]
+    starts = [rng.random() for _ in documents]  # drawn for all: laziness changes no draw
+    order = sorted(range(len(documents)), key=keys.__getitem__)
+    wanted = (plan.preview, plan.final)
+    arms: tuple[list[Window], list[Window]] = ([], [])
+    pairs: dict[int, list[tuple[Window, Window]]] = {}
+    seen: set[str] = set()
+    taken = 0
+    for turn in itertools.count():
+        before = taken
+        for index in order:
+            if turn == 0:
+                pairs[index] = _pairs(encode(documents[index]), index, plan.seq_len, seen)
+            mine = pairs[index]
+            if turn >= len(mine):
+                continue
+            first, second = mine[(turn + int(starts[index] * len(mine))) % len(mine)]
+            arm = taken % 2
+            taken += 1
+            for target, window in ((arm, first), (1 - arm, second)):
+                if len(arms[target]) < wanted[target]:
+                    arms[target].append(window)
+            if all(len(arms[i]) == wanted[i] for i in (0, 1)):
+                return tuple(arms[0]), tuple(arms[1])
+        if taken == before:
+            raise _too_few(taken, len(documents), plan)
+    raise AssertionError("unreachable")
+
+
+def _pairs(
+    tokens: Sequence[int], index: int, seq_len: int, seen: set[str]
+) -> list[tuple[Window, Window]]:
+    fresh: list[Window] = []
+    for begin in range(0, len(tokens) - seq_len + 1, seq_len):
+        part = tuple(tokens[begin : begin + seq_len])
+        identity = window_id(part)
+        if identity not in seen:
+            seen.add(identity)
+            fresh.append(Window(identity, f"doc-{index}", part))
+    return list(zip(fresh[0::2], fresh[1::2], strict=False))  # an odd last window stays out
+
+
+def _too_few(pairs: int, n_documents: int, plan: WindowPlan) -> InputError:
+    return InputError(
+        f"too few windows of {plan.seq_len} tokens in {n_documents} documents",
+        expected=f"{plan.preview} for preview and {plan.final} for final",
+        found=f"{pairs} for each",
+        hint="lower windows.preview, windows.final or windows.seq_len, or give more text",
+    )
+
+
+def load_encoder(folder: Path) -> Encode:
+    """An encoder from ``tokenizer.json``: no special tokens, no truncation, no padding.
+
+    Control tokens spelled out in a text are encoded as the text they are.
+
+    Raises:
+        InputError: no tokenizer, or one that cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError("no tokenizer.json in the folder", where=str(folder))
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"not a readable tokenizer: {error}", where=str(path)) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+
+    def encode(text: str) -> Sequence[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def make_windows(
+    folder: Path, documents: Sequence[str], plan: WindowPlan, source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The document ``windows.json`` for the tokenizer, and any config, in ``folder``.
+
+    Raises:
+        InputError: too little text, an unreadable tokenizer, or tokens outside the vocabulary.
+        ConfigError: windows longer than the model's context.
+    """
+    encode = load_encoder(folder)
+    digest = tokenizer_digest(folder)
+    config = read_json_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    context = config.get("max_position_embeddings")
+    if isinstance(context, int) and plan.seq_len > context:
+        raise ConfigError(
+            "windows.seq_len is longer than the model's context",
+            where=str(folder / "config.json"),
+            expected=f"at most {context} (max_position_embeddings)",
+            found=str(plan.seq_len),
+        )
+    preview, final = select_windows(documents, encode, plan)
+    vocabulary = config.get("vocab_size")
+    largest = max(max(window.tokens) for window in (*preview, *final))
+    if isinstance(vocabulary, int) and largest >= vocabulary:
+        raise InputError(
+            "the tokenizer does not belong to the model",
+            where=str(folder),
+            expected=f"token ids below {vocabulary} (vocab_size)",
+            found=str(largest),
+        )
+    return {
+        "schema": SCHEMA,
+        "seq_len": plan.seq_len,
+        "stride": plan.seq_len,
+        "seed": plan.seed,
+        "source": dict(source),
+        "tokenizer_sha256": digest,
+        "counts": {"preview": len(preview), "final": len(final)},
+        "n_documents": len(documents),
+        "preview": [_window_json(window) for window in preview],
+        "final": [_window_json(window) for window in final],
+    }
+
+
+def _window_json(window: Window) -> dict[str, Any]:
+    return {
+        "window_id": window.window_id,
+        "cluster": window.cluster,
+        "tokens": list(window.tokens),
+    }
+
+
+def write_windows(path: Path, document: Mapping[str, Any]) -> None:
+    """Check ``document`` against its contract and write it, compact (it is all numbers)."""
+    contracts.validate(document, "windows", str(path))
+    write_bytes(path, canonical_json(document) + b"\n")
+
+
+def read_windows(path: Path, tokenizer_sha256: str | None = None) -> WindowSet:
+    """Read ``windows.json`` and check every window against its id.
+
+    Raises:
+        InputError: against its contract, a wrong length, count or id, a window given twice, or
+            made with another tokenizer than ``tokenizer_sha256`` (where that is given).
+    """
+    document = read_json_object(path)
+    contracts.validate(document, "windows", str(path))
+    if tokenizer_sha256 is not None and document["tokenizer_sha256"] != tokenizer_sha256:
+        raise InputError(
+            "the windows were made with another tokenizer than the checkpoint's",
+            where=str(path),
+            expected=f"tokenizer {tokenizer_sha256}",
+            found=str(document["tokenizer_sha256"]),
+            hint="make the windows again from the baseline's folder",
+        )
+    arms = {arm: _windows(document, arm, str(path)) for arm in ("preview", "final")}
+    identities = [window.window_id for arm in arms.values() for window in arm]
+    if len(set(identities)) != len(identities):
+        raise InputError("a window is given twice", where=str(path))
+    return WindowSet(
+        seq_len=document["seq_len"],
+        seed=document["seed"],
+        tokenizer_sha256=document["tokenizer_sha256"],
+        n_documents=document["n_documents"],
+        source=document["source"],
+        preview=arms["preview"],
+        final=arms["final"],
+    )
+
+
+def _windows(document: Mapping[str, Any], arm: str, where: str) -> tuple[Window, ...]:
+    rows = document[arm]
+    if len(rows) != document["counts"][arm]:
+        raise InputError(f"/{arm} does not hold the windows /counts/{arm} says", where=where)
+    found: list[Window] = []
+    for number, row in enumerate(rows):
+        tokens = tuple(row["tokens"])
+        if len(tokens) != document["seq_len"]:
+            raise InputError(f"/{arm}/{number}/tokens is not seq_len long", where=where)
+        if window_id(tokens) != row["window_id"]:
+            raise InputError(f"/{arm}/{number}/window_id does not fit its tokens", where=where)
+        found.append(Window(row["window_id"], row["cluster"], tokens))
+    return tuple(found)

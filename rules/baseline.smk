@@ -1,0 +1,89 @@
+# Reads: state/model_revisions.json
+# Writes: <model>/models/baseline/, <model>/baseline.json, <model>/windows.json, <model>/runs/baseline/
+# The checkpoint everything is compared with, the windows, and one run of it.
+
+
+rule baseline:
+    """Place the pinned checkpoint; every file is checked against its pin."""
+    input:
+        revisions=OUT / "state/model_revisions.json",
+    output:
+        folder=directory(OUT / "{model}/models/baseline"),
+        record=OUT / "{model}/baseline.json",
+    log:
+        LOGS / "{model}/baseline.log",
+    params:
+        model=lambda wc: f"{S.model(wc.model).model_id}={S.model(wc.model).source}",
+        storage=C["baseline_storage"],
+        net=on("net", "--net"),
+        pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
+        code=code("baseline"),
+    resources:
+        mem_mb=lambda wc, attempt: 2500 * attempt,
+        disk_mb=lambda wc: int(2 * weights_mb(wc)),
+        runtime=lambda wc: int(30 + weights_mb(wc) / 500),
+        free_gb=S.min_free_disk_gb,
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} baseline --model {params.model:q} --revisions {input.revisions:q}"
+        " --storage {params.storage} --min-free-gb {resources.free_gb} {params.net} {params.pickle}"
+        " --out {output.folder:q} --record {output.record:q} > {log:q} 2>&1"
+
+
+rule windows:
+    """Cut the windows that baseline and subjects are measured on."""
+    input:
+        revisions=OUT / "state/model_revisions.json",
+        tokenizer=OUT / "{model}/models/baseline",
+    output:
+        OUT / "{model}/windows.json",
+    log:
+        LOGS / "{model}/windows.log",
+    params:
+        text=S.text,
+        geometry=lambda wc: "--seq-len {0.seq_len} --preview {0.preview} --final {0.final}".format(
+            S.model(wc.model)
+        ),
+        seed=C["windows"]["seed"],
+        net=on("net", "--net"),
+        code=code("windows"),
+    resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
+        runtime=30,
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
+        " --revisions {input.revisions:q} {params.geometry} --seed {params.seed} {params.net}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+rule baseline_report:
+    """Run the baseline once; every evaluation of the model uses this run."""
+    input:
+        model=OUT / "{model}/models/baseline",
+        windows=OUT / "{model}/windows.json",
+    output:
+        OUT / "{model}/runs/baseline/report.json",
+        OUT / "{model}/runs/baseline/events.jsonl",
+        OUT / "{model}/runs/baseline/guards.safetensors",
+    log:
+        LOGS / "{model}/baseline_report.log",
+    benchmark:
+        LOGS / "{model}/baseline_report.benchmark.tsv"
+    params:
+        folder=lambda wc: OUT / wc.model / "runs/baseline",
+        measuring=measuring,
+        code=code("run"),
+    priority: 50  # everything else waits for it
+    threads: C["threads"]
+    resources:
+        mem_mb=run_mb,
+        gpu=gpus,
+        runtime=run_minutes,
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
+        " --out {params.folder:q} > {log:q} 2>&1"

@@ -1,0 +1,32 @@
+# Reads: every evaluation of every selected scenario and model, all runs
+# Writes: reports/*.json, reports/final_verdict.txt, analysis/edit_artifact_summary.json
+
+
+rule verdict:
+    """Judge all evaluations; a missing one cannot be overlooked, it is an input."""
+    input:
+        scenarios=OUT / "state/scenarios.json",
+        outcomes=[folder / "outcome.json" for folder in evaluations()],
+        reports=[folder / "evaluation.report.json" for folder in evaluations()],
+    output:
+        OUT / "reports/final_verdict.json",
+        OUT / "reports/final_verdict.txt",
+        OUT / "reports/category_summary.json",
+        OUT / "reports/guard_signal_summary.json",
+        OUT / "reports/guard_intervention_summary.json",
+        OUT / "reports/scenario_signal_summary.json",
+        OUT / "analysis/edit_artifact_summary.json",
+    log:
+        LOGS / "verdict.log",
+    params:
+        folders=[str(folder) for folder in evaluations()],
+        models=[f"--model '{m.model_id}'" for m in S.models],
+        reports=OUT / "reports",
+        analysis=OUT / "analysis",
+        code=code("verdict"),
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} verdict --scenarios {input.scenarios:q} --evaluation {params.folders:q}"
+        " {params.models} --out-dir {params.reports:q} --analysis-dir {params.analysis:q}"
+        " > {log:q} 2>&1"

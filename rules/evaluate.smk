@@ -1,0 +1,113 @@
+# Reads: baseline, its run, windows, one edited or damaged checkpoint
+# Writes: <model>/reports/<scenario>/run_<n>/{report.json,events.jsonl,evaluation.report.json,
+#         runtime.manifest.json,outcome.json,evaluation.md,evaluation.html,verify.json}
+
+
+def subject(wildcards):
+    """The checkpoint under test: made by a rule, or the user's own folder."""
+    if wildcards.scenario in CUSTOM:
+        return C["subject"]
+    return OUT / wildcards.model / "models" / wildcards.scenario
+
+
+def metadata(wildcards):
+    """What was done to it."""
+    name = "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
+    return OUT / wildcards.model / "edits" / wildcards.scenario / name
+
+
+RUN = OUT / "{model}/reports/{scenario}/run_{run}"
+
+
+rule evaluate:
+    """Measure a subject once and compare it with the baseline's run."""
+    input:
+        baseline=OUT / "{model}/models/baseline",
+        reference=OUT / "{model}/runs/baseline/report.json",
+        tokens=OUT / "{model}/runs/baseline/guards.safetensors",
+        windows=OUT / "{model}/windows.json",
+        subject=subject,
+        metadata=metadata,
+    output:
+        RUN / "report.json",
+        RUN / "events.jsonl",
+        RUN / "evaluation.report.json",
+        RUN / "runtime.manifest.json",
+        RUN / "outcome.json",
+    log:
+        LOGS / "{model}/{scenario}/evaluate.{run}.log",
+    benchmark:
+        LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv"
+    params:
+        out=lambda wc: str(RUN).format(**wc),
+        entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
+        label=lambda wc: C["edit_label"]
+        if wc.scenario in CUSTOM
+        else (S.scenario(wc.scenario).error_type or S.scenario(wc.scenario).edit_type),
+        measuring=measuring,
+        replicates=C["bootstrap"]["replicates"],
+        alpha=C["bootstrap"]["alpha"],
+        timeout=C["timeout_minutes"],
+        image=f"--image-ref {IMAGE} --image-digest {C['container_digest']}"
+        if C["container_digest"]
+        else "",
+        host="" if C["allow_host_execution"] else "--require-container",
+        code=code("evaluate", "evaluate_worker", "evaluate_record"),
+    threads: C["threads"]
+    retries: C["retries"]
+    resources:
+        mem_mb=run_mb,
+        gpu=gpus,
+        runtime=run_minutes,
+        attempt=lambda wc, attempt: attempt,
+        # the last attempt records what it could not measure, so that the verdict can say it
+        record=lambda wc, attempt: "--record-failure" if attempt > C["retries"] else "",
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
+        " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
+        " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
+        " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
+        " --replicates {params.replicates} --alpha {params.alpha}"
+        " --timeout-minutes {params.timeout} --attempt {resources.attempt} {resources.record}"
+        " {params.image} {params.host} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule render:
+    """The report as pages that people read."""
+    input:
+        RUN / "evaluation.report.json",
+    output:
+        markdown=RUN / "evaluation.md",
+        html=RUN / "evaluation.html",
+    log:
+        LOGS / "{model}/{scenario}/render.{run}.log",
+    params:
+        code=code("report"),
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} report --report {input:q} --format markdown --out {output.markdown:q}"
+        " > {log:q} 2>&1 &&"
+        " {INVARLOCK} report html --report {input:q} --out {output.html:q} >> {log:q} 2>&1"
+
+
+rule verify_report:
+    """Re-check a report from its own evidence; what it finds is in the file."""
+    input:
+        report=RUN / "evaluation.report.json",
+        manifest=RUN / "runtime.manifest.json",
+    output:
+        RUN / "verify.json",
+    log:
+        LOGS / "{model}/{scenario}/verify.{run}.log",
+    params:
+        profile=C["profile"],
+        code=code("verify"),
+    container:
+        IMAGE
+    shell:
+        # exit code 1 says that the report does not pass, which is a result
+        "{INVARLOCK} verify {input.report:q} --profile {params.profile} --runtime-provenance host"
+        " --out {output:q} > {log:q} 2>&1 || [ $? -eq 1 ]"

@@ -1,0 +1,79 @@
+# Reads: the verdict and everything it rests on; a received pack
+# Writes: evidence_pack/ (staged beside it, renamed when whole), verify_pack.json
+
+
+rule build_pack:
+    """Build the pack: an allow-list of files, checksums, manifest, signature."""
+    input:
+        verdict=OUT / "reports/final_verdict.json",
+        rendered=rendered(),
+        config=OUT / "state/config.json",
+        revisions=OUT / "state/model_revisions.json",
+        baselines=[OUT / m.slug / "baseline.json" for m in S.models],
+    output:
+        OUT / "evidence_pack/manifest.json",
+    log:
+        LOGS / "build_pack.log",
+    params:
+        pack=OUT / "evidence_pack",
+        run=OUT,
+        materials=[
+            f"--material baseline.{m.slug}={OUT / m.slug / 'baseline.json'}" for m in S.models
+        ],
+        profile=C["profile"],
+        # the key itself never reaches a parameter that is recorded, only which key it is
+        signer=fingerprint_of(C["signing_key"]),
+        require=on("require_signature", "--require-signature"),
+        code=code("evidence_pack"),
+    container:
+        IMAGE
+    shell:
+        # a pack of an older run is replaced as a whole; the new one appears by one rename
+        "rm -rf {params.pack:q} &&"
+        " {INVARLOCK} advanced evidence-pack build {params.pack:q} --run-dir {params.run:q}"
+        " --material config={input.config:q} --material model_revisions={input.revisions:q}"
+        " {params.materials} --profile {params.profile} {params.require} {SIGN_WITH}"
+        " > {log:q} 2>&1"
+
+
+if C["pack"]:
+
+    rule verify_pack:
+        """Verify a received pack, every time it is asked for."""
+        input:
+            Path(C["pack"]) / "manifest.json",
+        log:
+            LOGS / "verify_pack.received.log",
+        params:
+            pack=C["pack"],
+            report=str(Path(C["pack"]).resolve().with_name("verify_pack.json")),
+            signer=expected_signer(),
+        container:
+            IMAGE
+        shell:
+            "{INVARLOCK} advanced evidence-pack verify {params.pack:q} --strict --replay"
+            " {params.signer} --json-out {params.report:q} 2>&1 | tee {log:q}"
+
+else:
+
+    rule verify_pack:
+        """Verify the pack of this run as a stranger would."""
+        input:
+            OUT / "evidence_pack/manifest.json",
+        output:
+            OUT / "verify_pack.json",
+        log:
+            LOGS / "verify_pack.log",
+        params:
+            pack=OUT / "evidence_pack",
+            # without a key the pack is unsigned, which strict verification refuses
+            strict="--strict" if C["signing_key"] else "",
+            unsigned="0" if C["signing_key"] else "1",
+            signer=expected_signer(),
+            code=code("evidence_pack"),
+        container:
+            IMAGE
+        shell:
+            "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE={params.unsigned}"
+            " {INVARLOCK} advanced evidence-pack verify {params.pack:q} {params.strict} --replay"
+            " {params.signer} --json-out {output:q} > {log:q} 2>&1"

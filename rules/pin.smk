@@ -1,0 +1,57 @@
+# Reads: the sources named in the configuration
+# Writes: state/scenarios.json, state/model_revisions.json, state/config.json
+# The only stage that may ask the network what a name means, and only with net: 1.
+
+
+rule scenarios:
+    """The effective scenario manifest: everything later reads only this."""
+    output:
+        OUT / "state/scenarios.json",
+    log:
+        LOGS / "scenarios.log",
+    params:
+        ids=[f"--scenario {s.id}" for s in S.scenarios] if C["scenarios"] else [],
+        suite=C["suite"],
+        catalogue=C["catalogue"],
+        entries=[json.dumps(dict(s.entry), sort_keys=True) for s in S.scenarios],
+        code=code("scenarios"),
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} scenarios --catalogue {params.catalogue:q} --suite {params.suite:q}"
+        " {params.ids} --out {output:q} > {log:q} 2>&1"
+
+
+rule pin_revisions:
+    """Revision and sha256 of every file of every model and data set."""
+    output:
+        OUT / "state/model_revisions.json",
+    log:
+        LOGS / "pin_revisions.log",
+    params:
+        models=[f"--model '{m.model_id}={m.source}'" for m in S.models],
+        text=S.text,
+        suite=C["suite"],
+        net=on("net", "--net"),
+        remote=on("allow_remote_code", "--allow-remote-code"),
+        pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
+        code=code("pin"),
+    container:
+        IMAGE
+    shell:
+        "{INVARLOCK} pin --suite {params.suite:q} {params.models} --text {params.text:q}"
+        " {params.net} {params.remote} {params.pickle} --out {output:q} > {log:q} 2>&1"
+
+
+rule effective_config:
+    """The effective settings and where each came from."""
+    output:
+        OUT / "state/config.json",
+    log:
+        LOGS / "effective_config.log",
+    params:
+        settings=json.dumps(S.recorded(), sort_keys=True, indent=2),
+    container:
+        IMAGE
+    shell:
+        "printf '%s\\n' {params.settings:q} > {output:q} 2> {log:q}"

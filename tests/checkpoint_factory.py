@@ -1,0 +1,172 @@
+"""Small seeded checkpoints on disk, written with the safetensors library, for any test.
+
+``make_llama`` gives a folder that ``LlamaForCausalLM.from_pretrained`` and ``AutoTokenizer``
+load. The weights are bfloat16 and random; they test plumbing and arithmetic, not language.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+_WORDS = (
+    "the state of the union is a message to the people and to the congress of this nation",
+    "we have made progress in peace and in trade and we will keep what we have made",
+    "no law can do more for the people than the people will do for the law",
+)
+VOCABULARY = 320  # rows of the embedding; the tokenizer has as many ids
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer of ``VOCABULARY`` ids, trained on three sentences."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_WORDS, trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": 512,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
+    """Write ``tensors`` as one file, or as ``shards`` files of consecutive tensors and an index."""
+    metadata = {"format": "pt"}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata)
+        return
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: tensors[name] for name in mine}, folder / file, metadata)
+        weight_map |= dict.fromkeys(mine, file)
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return (torch.randn(shape, generator=generator) * 0.05).to(torch.bfloat16)
+
+
+def make_llama(
+    folder: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 16,
+    seed: int = 0,
+    tied: bool = True,
+    shards: int = 1,
+) -> Path:
+    """A Llama folder: configuration, tokenizer and weights; returns ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = 3 * hidden
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": hidden // 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    generator = torch.Generator().manual_seed(seed)
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
+    tensors = {"model.embed_tokens.weight": _random((VOCABULARY, hidden), generator)}
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden // 2, hidden),
+        "self_attn.v_proj": (hidden // 2, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for name, shape in shapes.items():
+            tensors[f"{prefix}{name}.weight"] = _random(shape, generator)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{name}.weight"] = ones.clone()
+    tensors["model.norm.weight"] = ones.clone()
+    if not tied:
+        tensors["lm_head.weight"] = _random((VOCABULARY, hidden), generator)
+    write_weights(folder, tensors, shards)
+    write_tokenizer(folder)
+    return folder
+
+
+def make_folder(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
+    """A folder with any configuration and tensors, in one shard, without a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_weights(folder, tensors)
+    return folder
+
+
+def make_gpt2(folder: Path, seed: int = 0) -> Path:
+    """A GPT-2 folder of two layers whose projections are stored (inputs, outputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        "transformer.wte.weight": _random((32, 8), generator),
+        "transformer.wpe.weight": _random((16, 8), generator),
+    }
+    for layer in range(2):
+        prefix = f"transformer.h.{layer}."
+        for name, shape in {
+            "attn.c_attn": (8, 24),
+            "attn.c_proj": (8, 8),
+            "mlp.c_fc": (8, 32),
+            "mlp.c_proj": (32, 8),
+        }.items():
+            tensors[f"{prefix}{name}.weight"] = _random(shape, generator)
+            tensors[f"{prefix}{name}.bias"] = _random(shape[1:], generator)
+    config = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 32}
+    return make_folder(folder, config, tensors)
+
+
+def make_mixtral(folder: Path, seed: int = 0) -> Path:
+    """A Mixtral folder of one layer with a router and its experts fused into 3-D tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    prefix = "model.layers.0."
+    tensors = {
+        "model.embed_tokens.weight": _random((32, 8), generator),
+        "lm_head.weight": _random((32, 8), generator),
+        prefix + "mlp.gate.weight": _random((3, 8), generator),
+        prefix + "mlp.experts.gate_up_proj": _random((3, 24, 8), generator),
+        prefix + "mlp.experts.down_proj": _random((3, 8, 12), generator),
+    }
+    for name, rows in {"q_proj": 8, "k_proj": 4, "v_proj": 4, "o_proj": 8}.items():
+        tensors[f"{prefix}self_attn.{name}.weight"] = _random((rows, 8), generator)
+    config = {"model_type": "mixtral", "num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 32}
+    return make_folder(folder, config, tensors)

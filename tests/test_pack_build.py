@@ -1,0 +1,339 @@
+"""Keys and building: what gets into a pack, that it is atomic, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pack_factory as packs
+import pytest
+
+from invarlock.cli import main as cli
+from invarlock.evidence import PackError, keys
+from invarlock.evidence import build as building
+from invarlock.evidence.manifest import Evidence, evidence_level
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite whose verdict is PASS."""
+    return packs.write_suite(tmp_path_factory.mktemp("suite") / "out")
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private key."""
+    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
+
+
+# --- keys -----------------------------------------------------------------------------------
+
+
+def test_keygen_makes_a_private_file(tmp_path: Path) -> None:
+    """The private key is 119 bytes of PEM with mode 0600, whatever the umask."""
+    old = os.umask(0)
+    try:
+        key = packs.new_key(tmp_path / "a" / "pack.pem")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert len(key.read_bytes()) == 119
+    public = keys.parse_public_pem((key.parent / "pack.pub.pem").read_text())
+    assert public == keys.load_signing_key(key).public
+
+
+def test_keygen_mode_is_set_when_the_file_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No moment exists at which the key's file has another mode than 0600."""
+    modes = []
+    real = os.open
+
+    def spy(path: str, flags: int, mode: int = 0o777, **kw: int) -> int:
+        if flags & os.O_CREAT:
+            modes.append((mode, bool(flags & os.O_EXCL)))
+        return real(path, flags, mode, **kw)
+
+    monkeypatch.setattr(os, "open", spy)
+    packs.new_key(tmp_path / "pack.pem")
+    assert modes[0] == (0o600, True)
+
+
+@pytest.mark.parametrize("existing", ["pack.pem", "pack.pub.pem"])
+def test_keygen_never_overwrites(tmp_path: Path, existing: str) -> None:
+    """An existing private or public key is left as it is, and nothing else is written."""
+    (tmp_path / existing).write_text("mine")
+    assert cli(["advanced", "evidence-pack", "keygen", "--out", str(tmp_path / "pack.pem")]) == 2
+    assert packs.snapshot(tmp_path) == {existing: b"mine"}
+
+
+def test_keygen_if_missing_keeps_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--if-missing keeps a key that is there, says so, and restores its public half."""
+    words = [
+        "advanced",
+        "evidence-pack",
+        "keygen",
+        "--out",
+        str(tmp_path / "k.pem"),
+        "--if-missing",
+    ]
+    assert cli(words) == 0
+    before = packs.snapshot(tmp_path)
+    (tmp_path / "k.pub.pem").unlink()
+    assert cli(words) == 0
+    assert packs.snapshot(tmp_path) == before
+    assert "kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_key_that_others_can_read_is_refused(suite: Path, tmp_path: Path, mode: int) -> None:
+    """Group or other permission on the signing key: exit 2 and no pack."""
+    key = packs.new_key(tmp_path / "pack.pem")
+    key.chmod(mode)
+    assert packs.build(suite, tmp_path / "pack", key=key) == 2
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no key",
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "\xff",
+    ],
+)
+def test_what_is_no_private_key_is_refused(tmp_path: Path, text: str) -> None:
+    """Anything but one PKCS#8 PEM block of Ed25519: exit 4."""
+    path = tmp_path / "k.pem"
+    path.write_bytes(text.encode("latin-1"))
+    path.chmod(0o600)
+    with pytest.raises(PackError) as caught:
+        keys.load_signing_key(path)
+    assert caught.value.exit_code == 4
+
+
+def test_the_secret_is_not_shown(tmp_path: Path) -> None:
+    """A key's repr names its fingerprint and no secret byte."""
+    key = keys.load_signing_key(packs.new_key(tmp_path / "k.pem"))
+    assert repr(key) == f"SigningKey({keys.fingerprint(key.public)})"
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        bytes(32),  # order 4
+        b"\x01" + bytes(31),  # the neutral element
+        bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+        bytes.fromhex("edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),  # p
+        bytes.fromhex("eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff"),
+        b"\x02" + bytes(31),  # not on the curve
+    ],
+)
+def test_weak_public_keys_are_refused(public: bytes) -> None:
+    """Keys of small order, encoded non-canonically, or off the curve are no keys."""
+    with pytest.raises(ValueError, match="key"):
+        keys.parse_public_pem(keys.public_pem(public))
+
+
+# --- contents -------------------------------------------------------------------------------
+
+
+def test_a_pack_verifies_and_holds_only_the_allow_list(
+    suite: Path, key: Path, tmp_path: Path
+) -> None:
+    """A signed pack passes strict replay; no weights, run reports or events are in it."""
+    assert packs.build(suite, tmp_path / "pack", "--require-signature", key=key) == 0
+    assert packs.verify(tmp_path / "pack", "--strict", "--replay") == 0
+    names = {Path(path).name for path in packs.snapshot(tmp_path / "pack")}
+    assert not names & {"model.safetensors", "report.json", "events.jsonl", "pack.pem"}
+    assert f"{packs.DAMAGE}/error_metadata.json" in packs.snapshot(tmp_path / "pack")
+
+
+def test_two_builds_are_byte_identical(
+    suite: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same inputs and key, same bytes, signature included; a time only with SOURCE_DATE_EPOCH."""
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert packs.build(suite, tmp_path / "a", key=key) == 0
+    assert packs.build(suite, tmp_path / "b", key=key) == 0
+    assert packs.snapshot(tmp_path / "a") == packs.snapshot(tmp_path / "b")
+    assert "generated_at" not in json.loads((tmp_path / "a/manifest.json").read_text())
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert packs.build(suite, tmp_path / "c", key=key) == 0
+    manifest = json.loads((tmp_path / "c/manifest.json").read_text())
+    assert manifest["generated_at"] == "1970-01-02T00:00:00Z"
+
+
+@pytest.mark.parametrize("change", [packs.harmless_stress, packs.failed_clean])
+def test_a_fail_verdict_is_packed_and_says_so(key: Path, tmp_path: Path, change: object) -> None:
+    """FAIL is packed, first in the README; it verifies as an honest record, not in profile ci."""
+    out = packs.write_suite(tmp_path / "out", change=change)  # type: ignore[arg-type]
+    pack = tmp_path / "pack"
+    assert packs.build(out, pack, key=key) == 0
+    assert "FAIL" in (pack / "README.md").read_text().splitlines()[0]
+    assert packs.verify(pack, "--strict", "--replay") == 0
+    assert packs.verify(pack, "--profile", "ci") == 7
+
+
+def test_no_key_gives_a_warning_or_an_error(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a key the pack is unsigned with a warning; --require-signature refuses."""
+    assert packs.build(suite, tmp_path / "a", "--require-signature") == 2
+    assert not (tmp_path / "a").exists()
+    assert packs.build(suite, tmp_path / "b") == 0
+    assert "not signed" in capsys.readouterr().err
+    assert not (tmp_path / "b/manifest.signature.json").exists()
+
+
+def test_named_reports_are_packed_as_published(suite: Path, key: Path, tmp_path: Path) -> None:
+    """--report makes reports/report-NNN; the verdict is then only believed."""
+    pack, words = tmp_path / "pack", ["advanced", "evidence-pack", "build", str(tmp_path / "pack")]
+    report = suite / packs.MODEL / "reports/noop_clean/run_1/evaluation.report.json"
+    words += ["--final-verdict", str(suite / "reports/final_verdict.json"), "--report", str(report)]
+    assert cli([*words, "--signing-key", str(key)]) == 0
+    assert (pack / "reports/report-001/runtime.manifest.json").is_file()
+    assert packs.verify(pack, "--strict") == 0
+    assert packs.verify(pack, "--replay") == 7
+
+
+def test_source_and_environment_are_referenced(suite: Path, key: Path, tmp_path: Path) -> None:
+    """They are packed and referenced; a pack of host runs stays at medium."""
+    packs.write_json(tmp_path / "repo.json", {"commit": "0" * 40})
+    packs.write_json(tmp_path / "env.json", {"python_version": "3.11"})
+    options = ("--source-repo", str(tmp_path / "repo.json"))
+    options += ("--environment", str(tmp_path / "env.json"))  # type: ignore[assignment]
+    assert packs.build(suite, tmp_path / "pack", *options, key=key) == 0
+    manifest = json.loads((tmp_path / "pack/manifest.json").read_text())
+    assert manifest["environment"]["path"] == "metadata/environment.json"
+    assert manifest["invocation"]["config_source"]["path"] == "metadata/source_repo.json"
+    assert manifest["evidence_level"] == "medium"
+
+
+def test_evidence_level_table() -> None:
+    """high needs everything; a failed report or a host run caps it at medium; nothing is low."""
+    full = Evidence(True, True, 1, 0, True, True, True)
+    assert evidence_level(full) == "high"
+    caps = [{"failed_reports": 1}, {"has_source": False}, {"has_environment": False}]
+    for change in [*caps, {"all_container": False}]:
+        assert evidence_level(Evidence(**{**vars(full), **change})) == "medium"
+    for change in [{"has_subject": False}, {"bound": False}, {"clean_reports": 0}]:
+        assert evidence_level(Evidence(**{**vars(full), **change})) == "low"
+
+
+# --- refusals and atomicity -----------------------------------------------------------------
+
+
+def test_an_existing_pack_is_refused(suite: Path, tmp_path: Path) -> None:
+    """A folder with content, a file or a link at the target: exit 2, untouched."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = packs.snapshot(tmp_path)
+    for name in ("full", "file", "link"):
+        assert packs.build(suite, tmp_path / name) == 2
+    assert packs.snapshot(tmp_path) == before
+
+
+def test_an_empty_folder_is_replaced(suite: Path, tmp_path: Path) -> None:
+    """An empty folder at the target is no obstacle."""
+    (tmp_path / "pack").mkdir()
+    assert packs.build(suite, tmp_path / "pack") == 0
+
+
+@pytest.mark.parametrize("step", ["_finish", "_fsync_tree", "_put_in_place", "_self_check"])
+def test_a_failure_leaves_nothing(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever step fails, neither a pack nor its stage is left."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(building, step, fail)
+    assert packs.build(suite, tmp_path / "pack") == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loser_of_two_builds_says_so(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack that appears while another is staged is not replaced: exit 2."""
+    real = building._put_in_place
+
+    def race(stage: Path, out: Path) -> None:
+        out.mkdir()
+        (out / "theirs").write_text("theirs")
+        real(stage, out)
+
+    monkeypatch.setattr(building, "_put_in_place", race)
+    assert packs.build(suite, tmp_path / "pack") == 2
+    assert packs.snapshot(tmp_path) == {"pack/theirs": b"theirs"}
+
+
+def test_a_report_that_contradicts_itself_is_not_packed(tmp_path: Path) -> None:
+    """The stage is verified before it becomes a pack: exit 7, nothing written."""
+    out = packs.write_suite(tmp_path / "out")
+    report = out / packs.MODEL / "reports/quant_8bit_clean/run_1/evaluation.report.json"
+    packs.edit_json(report, lambda r: r["primary_metric"].update(ratio_vs_baseline=1.0))
+    packs.rebind(out)
+    assert packs.build(out, tmp_path / "pack") == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("manifest", 4), ("manifest.signature", 4), ("environment", 4), ("..", 4), ("a/b", 4)],
+)
+def test_reserved_material_names_are_refused(
+    suite: Path, tmp_path: Path, name: str, code: int
+) -> None:
+    """A material can take neither a control file's name nor that of another input."""
+    packs.write_json(tmp_path / "m.json", {})
+    options = ["--environment", str(tmp_path / "m.json"), "--material", f"{name}={tmp_path}/m.json"]
+    assert packs.build(suite, tmp_path / "pack", *options) == code
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        (f"{packs.MODEL}/reports/noop_clean/run_1/outcome.json", None),
+        (f"{packs.MODEL}/reports/noop_clean/run_1/runtime.manifest.json", None),
+        ("reports/final_verdict.json", None),
+        ("state/scenarios.json", None),
+        (f"{packs.MODEL}/baseline.json", '{"a": 1, "a": 2}'),
+        (f"{packs.MODEL}/baseline.json", "[]"),
+        ("state/model_revisions.json", '{"a": NaN}'),
+    ],
+)
+def test_missing_or_unusable_inputs_are_refused(
+    tmp_path: Path, where: str, text: str | None
+) -> None:
+    """Every file that has to be there is, and is strict JSON: else exit 4 and no pack."""
+    out = packs.write_suite(tmp_path / "out")
+    if text is None:
+        (out / where).unlink()
+    else:
+        (out / where).write_text(text)
+    assert packs.build(out, tmp_path / "pack") == 4
+    assert not (tmp_path / "pack").exists()
+
+
+def test_release_review_needs_its_conditions(suite: Path, tmp_path: Path, key: Path) -> None:
+    """--release-review without profile, assurance and key is a usage error."""
+    assert packs.build(suite, tmp_path / "pack", "--release-review", key=key) == 2
+
+
+def test_a_readme_must_not_hide_a_fail(tmp_path: Path) -> None:
+    """One's own README has to say FAIL in its first line, too."""
+    out = packs.write_suite(tmp_path / "out", change=packs.failed_clean)
+    (tmp_path / "mine.md").write_text("# All fine\n")
+    assert packs.build(out, tmp_path / "pack", "--readme", str(tmp_path / "mine.md")) == 4

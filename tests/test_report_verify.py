@@ -1,0 +1,375 @@
+"""``invarlock verify``: the check matrix, the runtime manifest, assurance, and the envelope."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pack_factory as packs
+import pytest
+import report_factory as factory
+from pack_factory import Document
+
+from invarlock.cli import main as cli
+from invarlock.contracts import validate, violations
+from invarlock.evidence import assurance, provenance, report_checks
+from invarlock.evidence.report_verify import ReportOptions, ReportResult, verify_report
+from invarlock.files import canonical_json, sha256_bytes
+
+Change = Callable[[Document], object]
+CLEAN = factory.make_report("quant_8bit_clean", 1.004)
+
+
+def runtime(report: bytes, **changes: object) -> Document:
+    """The manifest of a host run."""
+    document: Document = {
+        "manifest_version": 1,
+        "verifier_contract_version": "runtime-manifest-v1",
+        "generated_at_utc": "2026-01-02T03:04:05+00:00",
+        "execution_mode": "host-bypass",
+        "report": {
+            "path": "evaluation.report.json",
+            "filename": "evaluation.report.json",
+            "sha256": sha256_bytes(report),
+        },
+        "config": {"path": None, "sha256": None, "source": "missing"},
+        "runtime": {
+            "image_ref": "host",
+            "image_digest": None,
+            "container_execution": False,
+            "allow_network": False,
+            "allow_remote_code": False,
+            "allow_third_party_plugins": False,
+        },
+    }
+    return document | changes
+
+
+def container(
+    report: bytes, ref: str = "invarlock:1", digest: str = "sha256:" + "a" * 64
+) -> Document:
+    """The manifest of a container run."""
+    document = runtime(report, execution_mode="container")
+    document["runtime"] |= {
+        "image_ref": ref,
+        "image_digest": digest,
+        "container_execution": True,
+    }
+    return document
+
+
+def check(
+    change: Change | None = None, report: Document = CLEAN, **options: object
+) -> ReportResult:
+    """Verify a changed copy of a report beside a manifest that fits it."""
+    copy = factory.plain(report)
+    if change:
+        change(copy)
+    data = canonical_json(copy)
+    manifest = canonical_json(runtime(data))
+    return verify_report(data, manifest, "r", ReportOptions(**options))  # type: ignore[arg-type]
+
+
+def codes(result: ReportResult) -> set[str]:
+    """The codes of the findings."""
+    return {finding.code for finding in result.findings}
+
+
+@pytest.mark.parametrize("profile", ["dev", "ci"])
+def test_a_good_report_verifies_and_is_replayed(profile: str) -> None:
+    """An honest report has no finding, and its decisions were recomputed."""
+    result = check(profile=profile, require_replay=True)
+    assert result.findings == []
+    assert result.replayed
+    assert result.recompute == {"family": "ppl", "ok": True, "reason": None}
+
+
+def test_release_asks_for_what_was_not_evaluated() -> None:
+    """Guards that this version does not run are missing in profile release."""
+    messages = " ".join(f.message for f in check(profile="release").findings)
+    assert "rmt_stable" in messages
+    assert "guard_overhead" in messages
+
+
+def test_an_honest_fail_is_true_but_not_acceptable() -> None:
+    """dev asks whether the report is true; ci whether it is good, too."""
+    bad = factory.make_report("prune_50pct_stress", 1.6)
+    assert check(report=bad).ok
+    result = check(report=bad, profile="ci")
+    assert (result.exit_code("ci"), codes(result)) == (1, {"POLICY"})
+
+
+def test_a_rejected_subject_does_not_verify() -> None:
+    """Nothing was measured: a policy failure in every profile, and no contradiction."""
+    result = check(report=factory.make_rejected())
+    assert (result.exit_code("dev"), result.sound) == (1, True)
+
+
+def at(path: str, value: object) -> Change:
+    """A change of one member."""
+
+    def change(document: Document) -> None:
+        *parts, last = path.split("/")
+        for part in parts:
+            document = document[int(part) if part.isdigit() else part]  # type: ignore[call-overload]
+        document[last] = value
+
+    return change
+
+
+MATRIX: dict[str, tuple[str, Change, str]] = {
+    "6 ratio": ("dev", at("primary_metric/ratio_vs_baseline", 1.0), "E602"),
+    "6 baseline": ("dev", at("baseline_ref/primary_metric/final", -1.0), "E602"),
+    "7 final missing": ("dev", lambda r: r["primary_metric"].pop("final"), "E602"),
+    "9 reason": ("dev", at("dataset/windows/stats/window_pairing_reason", "no"), "E001"),
+    "9 paired": ("dev", at("dataset/windows/stats/paired_windows", 0), "E001"),
+    "9 match": ("dev", at("dataset/windows/stats/window_match_fraction", 0.99), "E001"),
+    "9 overlap": ("dev", at("dataset/windows/stats/window_overlap_fraction", 0.1), "E001"),
+    "10 count": ("dev", at("dataset/windows/final", 179), "E001"),
+    "10 coverage": ("dev", at("dataset/windows/stats/coverage/preview/used", 9), "E001"),
+    "11 display": ("dev", at("primary_metric/display_ci", [0.5, 2.0]), "E602"),
+    "11 order": ("dev", lambda r: r["primary_metric"]["ci"].reverse(), "E602"),
+    "12 no interval": ("ci", lambda r: r["primary_metric"].pop("ci"), "E602"),
+    "2 no digest": ("ci", at("provenance/provider_digest", {}), "E004"),
+    "15 lint": (
+        "dev",
+        at("meta/model_profile/cert_lints", [{"path": "a.b", "type": "gte", "value": 1}]),
+        "POLICY",
+    ),
+    "16 tokenizer": ("dev", at("baseline_ref/tokenizer_hash", "0"), "E002"),
+    "18 contract": ("ci", at("spectral/measurement_contract_match", False), "E602"),
+    "18 hash": ("ci", at("spectral/measurement_contract_hash", "0" * 16), "E602"),
+    "18 missing": ("ci", at("resolved_policy/spectral/measurement_contract", {}), "E602"),
+    "24 point": ("dev", at("primary_metric/analysis_point_final", 3.0), "E602"),
+    "24 ids": ("dev", lambda r: r["evaluation_windows"]["final"]["window_ids"].pop(), "E602"),
+    "limits": ("dev", at("resolved_policy/metrics/drift/max", 2.0), "E602"),
+    "digest of ids": ("dev", at("provenance/provider_digest/ids_sha256", "0"), "E602"),
+    "guard result": ("dev", at("guards/0/decision", "monitor"), "E602"),
+    "loss of the preview": (
+        "dev",
+        lambda r: r["evaluation_windows"]["preview"]["logloss"].reverse(),
+        "E602",
+    ),
+    "clusters": ("dev", at("dataset/windows/stats/clusters", 1), "E602"),
+    "a gate less": ("dev", at("context/gates", ["invariants_pass"]), "E602"),
+    "a flag": ("dev", at("validation/spectral_stable", False), "E602"),
+}
+
+
+@pytest.mark.parametrize("row", MATRIX)
+def test_the_matrix_catches(row: str) -> None:
+    """Each row of the matrix, and each repeated claim, fails with its code."""
+    profile, change, code = MATRIX[row]
+    result = check(change, profile=profile)
+    assert code in codes(result)
+    assert result.exit_code(profile) == (1 if profile == "dev" or code == "POLICY" else 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[]", b"{}", b'{"a":1,"a":2}', b"\xff", b'{"schema_version": NaN}', b"[" * 1000],
+)
+def test_what_is_no_report_is_malformed(text: bytes) -> None:
+    """Not strict JSON, or not the schema: exit 2."""
+    result = verify_report(text, None, "r", ReportOptions())
+    assert (result.exit_code("dev"), codes(result)) == (2, {"E601"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        at("schema_version", "v2"),
+        at("run_id", ""),
+        at("primary_metric/kind", "vibes"),
+        at("primary_metric/final", "1"),
+        at("primary_metric/ci", [0.0]),
+        at("dataset/windows/preview", -1),
+        at("validation/all_good", True),
+        at("validation/invariants_pass", "yes"),
+        lambda r: r.pop("meta"),
+    ],
+)
+def test_the_schema_of_v1_is_enforced(change: Change) -> None:
+    """The published constraints; further members are allowed where v1 is open."""
+    copy = factory.plain(CLEAN)
+    copy["something_new"] = {"fine": True}
+    assert violations(copy, "evaluation-report") == []
+    change(copy)
+    assert len(violations(copy, "evaluation-report")) == 1
+
+
+def test_replay_that_has_no_evidence_is_only_believed() -> None:
+    """A published report without both runs' sums is believed, unless a replay is demanded."""
+    result = check(lambda r: r.pop("evaluation_windows"))
+    assert result.ok
+    assert result.believed
+    assert codes(check(lambda r: r.pop("evaluation_windows"), require_replay=True)) == {"E004"}
+
+
+def test_parity_with_the_baseline_report() -> None:
+    """--baseline compares the windows and the tokenizer of both runs."""
+    digest = CLEAN["provenance"]["provider_digest"]
+    assert report_checks.parity(CLEAN, {"provenance": {"provider_digest": digest}}) == []
+    for key, code in (("ids_sha256", "E006"), ("tokenizer_sha256", "E002")):
+        other = {"provenance": {"provider_digest": digest | {key: "0"}}}
+        assert [f.code for f in report_checks.parity(CLEAN, other)] == [code]
+    assert [f.code for f in report_checks.parity(CLEAN, {})] == ["E004"]
+
+
+# --- runtime manifest -----------------------------------------------------------------------
+
+
+def issues(manifest: Document | None, mode: str = "declared", report: bytes = b"{}") -> list[str]:
+    """The issue codes of a manifest beside the report ``{}``."""
+    data = None if manifest is None else canonical_json(manifest)
+    return [
+        code
+        for code, _ in provenance.check(json.loads(report), sha256_bytes(report), data, mode).issues
+    ]
+
+
+def test_provenance_modes() -> None:
+    """declared takes host runs, container demands one, host demands no manifest."""
+    assert issues(runtime(b"{}")) == []
+    assert issues(runtime(b"{}"), "container") == ["execution_mode_invalid"]
+    assert issues(container(b"{}"), "container") == []
+    assert issues(None) == ["manifest_missing"]
+    assert issues(None, "host") == []
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        runtime(b"other"),
+        runtime(b"{}", generated_at_utc="twenty characters and more"),
+        runtime(b"{}", config={"path": None, "sha256": None, "source": "file"}),
+        container(b"{}", digest=None),  # type: ignore[arg-type]
+        container(b"{}", ref="invarlock@sha256:" + "b" * 64),
+        runtime(b"{}", execution_mode="container"),
+        runtime(b"{}", extra=1),
+        runtime(b"{}", manifest_version=True),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(manifest: Document) -> None:
+    """Digest, date, configuration, image and mode are checked; the schema is closed."""
+    assert "verifier_failed" in issues(manifest)
+
+
+def test_report_and_manifest_agree_about_the_mode() -> None:
+    """A report that declares a host run beside a container manifest is refused."""
+    report = b'{"meta":{"execution_mode":"host-bypass"}}'
+    assert issues(runtime(report), report=report) == []
+    assert issues(container(report), report=report) == ["verifier_failed"]
+
+
+# --- strict assurance -----------------------------------------------------------------------
+
+
+def strict_report() -> Document:
+    """A report that claims strict assurance and shows everything it needs."""
+    guard = {"evaluated": True, "passed": True, "decision": "allow"}
+    return {
+        "assurance": {
+            "mode": "strict",
+            "claim_set": assurance.CLAIM_SET,
+            "verdict": "pass",
+            "canonical_guard_chain_enforced": True,
+            "profile": "ci",
+            "tier": "balanced",
+            "guard_chain_observed": assurance.GUARD_CHAIN,
+        },
+        **{name: dict(guard) for name in assurance.GUARDS},
+    }
+
+
+def test_strict_assurance_accepts_the_full_claim() -> None:
+    """A complete claim with container provenance has no finding."""
+    assert assurance.check(strict_report(), "strict", True) == []
+    event = {"field": "primary_metric.display_ci", "reason": "computed_from_primary_metric_ci"}
+    report = strict_report() | {"report_build": {"synthesized_fields": [event]}}
+    assert assurance.check(report, "report", True) == []
+
+
+def test_strict_assurance_is_taken_only_where_asked() -> None:
+    """off never asks; report asks where the report claims it."""
+    assert assurance.check({}, "off", False) == []
+    assert assurance.check({}, "report", False) == []
+    assert assurance.check({}, "strict", False)
+    assert assurance.check(strict_report(), "report", False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        at("assurance/claim_set", "mine"),
+        at("assurance/verdict", "fail"),
+        at("assurance/canonical_guard_chain_enforced", 1),
+        at("assurance/fallback_fields_used", True),
+        at("assurance/blocking_reasons", ["x"]),
+        at("assurance/profile", "dev"),
+        at("assurance/tier", "loose"),
+        at("assurance/guard_chain_observed", ["invariants", "spectral"]),
+        at("report_build", {"repaired_fields": [{"field": "x"}]}),
+        at("rmt/evaluated", False),
+        at("variance", {}),
+        at("spectral/decision", "block"),
+        at("spectral/status", "degraded"),
+    ],
+)
+def test_strict_assurance_refuses(change: Change) -> None:
+    """Each condition on its own is enough to refuse."""
+    report = strict_report()
+    change(report)
+    assert len(assurance.check(report, "strict", True)) == 1
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def write(folder: Path, report: Document) -> Path:
+    """A report and its manifest in a folder; the report's path."""
+    folder.mkdir(parents=True)
+    data = canonical_json(report)
+    (folder / "evaluation.report.json").write_bytes(data)
+    packs.write_json(folder / "runtime.manifest.json", runtime(data))
+    return folder / "evaluation.report.json"
+
+
+def test_the_envelope_has_every_report_and_every_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--json and --out hold one result a report, each with its own outcome."""
+    good = write(tmp_path / "good", CLEAN)
+    bad = write(tmp_path / "bad", CLEAN | {"auto": {"tier": "none"}})
+    assert cli(["verify", str(good), str(bad.parent), "--json", "--out", f"{tmp_path}/v.json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tmp_path / "v.json").read_text())
+    validate(document, "verify-v1", "v.json")
+    assert [result["ok"] for result in document["results"]] == [True, False]
+    assert document["results"][1]["errors"]
+    assert cli(["verify", str(good)]) == 0
+    assert capsys.readouterr().out.startswith("VERIFY OK")
+
+
+def test_exit_codes_of_verify(tmp_path: Path) -> None:
+    """0 ok, 1 policy, 2 malformed or missing, 3 typed error in profile ci."""
+    good = write(tmp_path / "good", CLEAN)
+    bad = write(tmp_path / "bad", CLEAN | {"validation": {}})
+    (tmp_path / "no.json").write_text("{}")
+    assert cli(["verify", str(good), "--runtime-provenance", "container"]) == 1
+    assert cli(["verify", str(bad)]) == 1
+    assert cli(["verify", str(bad), "--profile", "ci"]) == 3
+    assert cli(["verify", str(tmp_path / "no.json"), str(bad), "--profile", "ci"]) == 2
+    assert cli(["verify", str(tmp_path / "missing.json")]) == 2
+    with pytest.raises(SystemExit) as caught:
+        cli(["verify", str(good), "--profile", "weak"])
+    assert caught.value.code == 2
+
+
+def test_guard_warnings_fail_when_asked(tmp_path: Path) -> None:
+    """--warning-policy fail and --fail-on-warnings are the same."""
+    path = write(tmp_path / "r", CLEAN | {"guard_warnings": {"warning_count": 2}})
+    assert cli(["verify", str(path)]) == 0
+    assert cli(["verify", str(path), "--warning-policy", "fail"]) == 1
+    assert cli(["verify", str(path), "--fail-on-warnings"]) == 1

@@ -1,0 +1,261 @@
+"""The catalogue: what is in it, exact selection, tuned parameters, the command."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_factory import CATALOGUE, ROOT, catalogue
+
+from invarlock.cli import main
+from invarlock.damage.specs import parse_damage
+from invarlock.edits.specs import parse_edit_spec
+from invarlock.errors import ConfigError
+from invarlock.scenarios import (
+    effective_manifest,
+    expected_evaluations,
+    load_tuned,
+    parse_catalogue,
+    resolve_spec,
+)
+
+TUNED = ROOT / "scenarios" / "tuned_edit_params.json"
+STANDARD = ("subset", "showcase", "workshop3", "full")
+MISTRAL, QWEN14 = "mistralai/Mistral-7B-v0.1", "Qwen/Qwen2.5-14B"
+
+# id: strictness, primary guard, spec for Mistral-7B (the published table)
+PUBLISHED_EDITS = {
+    "quant_4bit_clean": ("must_pass", "primary_metric", "quant_rtn:4:32:ffn"),
+    "fp8_e5m2_clean": ("must_pass", "primary_metric", "fp8_quant:e5m2:ffn"),
+    "prune_clean": ("must_pass", "primary_metric", "magnitude_prune:0.1:ffn"),
+    "svd_rank32_clean": ("must_pass", "primary_metric", "lowrank_svd:32:ffn@layer=15"),
+    "prune_50pct_stress": ("must_fail", "primary_metric", "magnitude_prune:0.5:all"),
+    "svd_rank32_stress": ("must_fail", "primary_metric", "lowrank_svd:32:all"),
+    "quant_4bit_stress": ("informational", "primary_metric", "quant_rtn:4:32:all"),
+    "fp8_e5m2_stress": ("informational", "spectral", "fp8_quant:e5m2:all"),
+}
+# id: primary guard and the numbers of the injection
+INJECTIONS: dict[str, tuple[str, dict[str, float]]] = {
+    "nan_injection": ("invariants", {}),
+    "inf_injection": ("invariants", {}),
+    "shape_mismatch": ("invariants", {"extra_rows": 8}),
+    "missing_tensors": ("invariants", {"layers": 1}),
+    "extreme_quant": ("primary_metric", {}),
+    "scale_explosion": ("spectral", {"factor": 100.0}),
+    "rank_collapse": ("spectral", {"matrices": 8}),
+    "norm_collapse": ("spectral", {"matrices": 32}),
+    "weight_tying_break": ("invariants", {}),
+}
+SMOKE_EDITS = {
+    "noop_clean": "noop",
+    "quant_8bit_clean": "quant_rtn:8:0:all",
+    "fp8_e4m3_clean": "fp8_quant:e4m3:all",
+    "prune_10pct_clean": "magnitude_prune:0.1:all",
+    "quant_4bit_stress": "quant_rtn:4:64:all",
+    "prune_50pct_stress": "magnitude_prune:0.5:all",
+}
+
+
+@pytest.mark.parametrize("suite", STANDARD)
+def test_published_edits(suite: str) -> None:
+    """Each published suite holds the published edits with the published parameters."""
+    tuned = load_tuned(TUNED)
+    found = {s.id: s for s in catalogue().select(suite)}
+    for name, (strictness, guard, spec) in PUBLISHED_EDITS.items():
+        scenario = found[name]
+        assert (scenario.strictness, scenario.primary_guard) == (strictness, guard)
+        assert resolve_spec(scenario, MISTRAL, tuned) == spec
+
+
+@pytest.mark.parametrize("suite", ["smoke", *STANDARD])
+def test_published_injections(suite: str) -> None:
+    """Every suite holds the nine injections with the published numbers, and must detect each."""
+    found = {s.id: s for s in catalogue().select(suite)}
+    for name, (guard, numbers) in INJECTIONS.items():
+        scenario = found[name]
+        assert scenario.is_error
+        assert scenario.error_type == name
+        assert (scenario.strictness, scenario.primary_guard) == ("must_detect", guard)
+        assert scenario.primary_guard_required
+        assert parse_damage(name, scenario.parameters).parameters().items() >= numbers.items()
+
+
+def test_smoke_edits() -> None:
+    """Suite smoke holds its own clean and stress edits and the rank-1 control."""
+    found = {s.id: s for s in catalogue().select("smoke")}
+    for name, spec in SMOKE_EDITS.items():
+        assert found[name].edit_spec == spec
+    assert {"svd_one_layer_clean", "svd_stress", "rank1_projection"} <= set(found)
+    assert found["rank1_projection"].primary_guard == "spectral"
+    assert all(s.strictness == "must_fail" for s in found.values() if s.category == "stress")
+
+
+def test_noop_is_exact() -> None:
+    """Unchanged bytes have to give a ratio of exactly 1, in every suite."""
+    for suite in catalogue().suites:
+        (noop,) = (s for s in catalogue().select(suite) if s.is_noop)
+        assert (noop.id, noop.exact_ratio, noop.strictness) == ("noop_clean", 1.0, "must_pass")
+
+
+def test_everything_can_be_made() -> None:
+    """Every spec and every injection of the catalogue is one that the makers accept."""
+    tuned = load_tuned(TUNED)
+    for scenario in catalogue().scenarios:
+        if scenario.edit_type == "custom":
+            continue
+        if scenario.is_error:
+            parse_damage(str(scenario.error_type), scenario.parameters)
+        for model in tuned.models if scenario.is_edit else ():
+            parse_edit_spec(resolve_spec(scenario, model, tuned))
+
+
+def test_selection_is_exact() -> None:
+    """A selection holds what was asked for, in catalogue order, and nothing else."""
+    chosen = catalogue().select("smoke", ["nan_injection", "noop_clean", "nan_injection"])
+    assert [s.id for s in chosen] == ["noop_clean", "nan_injection"]
+    stress = catalogue().select("smoke", categories=["stress"])
+    assert [s.id for s in stress] == ["quant_4bit_stress", "prune_50pct_stress", "svd_stress"]
+
+
+def test_same_id_by_suite() -> None:
+    """An id that two suites define differently is taken from the suite that was asked for."""
+    specs = {
+        suite: next(s.edit_spec for s in catalogue().select(suite, ["quant_4bit_stress"]))
+        for suite in ("smoke", "subset")
+    }
+    assert specs == {"smoke": "quant_rtn:4:64:all", "subset": "quant_rtn:4:32:all"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "ids", "categories", "parts"),
+    [
+        ("smok", [], [], ["'smok' is not a suite", "did you mean smoke?", "workshop3"]),
+        ("smoke", ["noop_claen"], [], ["did you mean noop_clean?", "rank1_projection"]),
+        ("smoke", ["byoe"], [], ["not in suite smoke", "it belongs to byoe"]),
+        ("smoke", [], ["strees"], ["did you mean stress?"]),
+        ("byoe", [], ["stress"], ["no scenario of suite byoe"]),
+    ],
+)
+def test_unknown_names(suite: str, ids: list[str], categories: list[str], parts: list[str]) -> None:
+    """An unknown suite, id or category is one line with a near match and what there is."""
+    with pytest.raises(ConfigError) as caught:
+        catalogue().select(suite, ids, categories)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(CATALOGUE) in line
+    assert all(part in line for part in parts)
+
+
+def document() -> dict[str, Any]:
+    """The catalogue as JSON, free to be changed."""
+    return copy.deepcopy(dict(catalogue().document))
+
+
+def test_an_id_twice_in_a_suite() -> None:
+    """A suite that would hold one id twice is refused."""
+    changed = document()
+    changed["scenarios"].append(changed["scenarios"][0])
+    with pytest.raises(ConfigError, match="noop_clean stands twice in suite"):
+        parse_catalogue(changed, "x.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("scenarios", 0, "strictnes"), "must_pass", "did you mean strictness"),
+        (("scenarios", 0, "strictness"), "should_pass", "/scenarios/0/strictness is"),
+        (("scenarios", 0, "suites"), [], "/scenarios/0/suites"),
+        (("schema",), "v2", "/schema"),
+    ],
+)
+def test_contract(path: tuple[Any, ...], value: object, message: str) -> None:
+    """A misspelt key or value is refused with the file and the JSON pointer."""
+    changed = document()
+    target = changed
+    for part in path[:-1]:
+        target = target[part]
+    target[path[-1]] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_catalogue(changed, "x.json")
+    assert message in str(caught.value)
+    assert "x.json" in str(caught.value)
+
+
+def test_effective_manifest() -> None:
+    """The manifest holds the selection and says how it came about; reading it gives the same."""
+    manifest = effective_manifest(catalogue(), "smoke", ["nan_injection"])
+    assert manifest["_meta"]["applied_suite"] == "smoke"
+    assert manifest["_meta"]["scenario_ids_filter"] == ["nan_injection"]
+    assert [s.id for s in parse_catalogue(manifest, "m").select("smoke")] == ["nan_injection"]
+    assert effective_manifest(catalogue(), "smoke")["_meta"]["scenario_ids_filter"] is None
+
+
+def test_tuned_per_model() -> None:
+    """Tuned parameters differ by model and are found by id or by folder name."""
+    tuned = load_tuned(TUNED)
+    (prune,) = catalogue().select("subset", ["prune_clean"])
+    assert resolve_spec(prune, QWEN14, tuned) == "magnitude_prune:0.12:attn"
+    assert resolve_spec(prune, "qwen__qwen2.5-14b", tuned) == "magnitude_prune:0.12:attn"
+
+
+def test_untuned_model() -> None:
+    """No entry for a model is one line that names the model, the edit and the file."""
+    (prune,) = catalogue().select("subset", ["prune_clean"])
+    with pytest.raises(ConfigError) as caught:
+        resolve_spec(prune, "acme/unknown", load_tuned(TUNED))
+    line = str(caught.value)
+    assert all(part in line for part in ("acme/unknown", "magnitude_prune", TUNED.name))
+    with pytest.raises(ConfigError, match="no tuned parameter file"):
+        resolve_spec(prune, MISTRAL, None)
+
+
+def test_skipped_entry(tmp_path: Path) -> None:
+    """An entry that is not selected is never used; defaults are, for models without one."""
+    table = json.loads(TUNED.read_text())
+    table["models"][MISTRAL]["magnitude_prune"] |= {"status": "skipped", "reason": "too lossy"}
+    table["defaults"] = {
+        "magnitude_prune": {"status": "selected", "sparsity": 0.05, "scope": "ffn"}
+    }
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps(table))
+    (prune,) = catalogue().select("subset", ["prune_clean"])
+    with pytest.raises(ConfigError, match=r"skipped \(too lossy\)"):
+        resolve_spec(prune, MISTRAL, load_tuned(path))
+    assert resolve_spec(prune, "acme/new", load_tuned(path)) == "magnitude_prune:0.05:ffn"
+
+
+def test_expected_evaluations() -> None:
+    """Every scenario of every model in every run is expected once."""
+    scenarios = catalogue().select("smoke", ["noop_clean", "nan_injection"])
+    found = expected_evaluations(scenarios, ["b", "a", "a"], [2, 1])
+    assert len(found) == 8
+    assert len(set(found)) == 8
+    assert found[:3] == (("a", "noop_clean", 1), ("a", "noop_clean", 2), ("a", "nan_injection", 1))
+
+
+def test_command(tmp_path: Path) -> None:
+    """The command writes the same bytes each time, and nothing when an id is unknown."""
+    base = ["scenarios", "--catalogue", str(CATALOGUE), "--suite", "smoke"]
+    first, second, third = (tmp_path / name for name in "abc")
+    assert main([*base, "--out", str(first)]) == 0
+    assert main([*base, "--out", str(second)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert main([*base, "--scenario", "nope", "--out", str(third)]) == 2
+    assert not third.exists()
+
+
+def test_import_is_light() -> None:
+    """Importing the module (every Snakemake job does) loads neither jsonschema nor numpy."""
+    code = (
+        "import sys, invarlock.scenarios; "
+        "print([m for m in ('jsonschema', 'numpy', 'torch', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

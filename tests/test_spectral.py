@@ -1,0 +1,110 @@
+"""Spectral decisions on planted changes."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from invarlock.guards.spectral import Module, from_table, judge, log_ratio, selected, to_table
+from invarlock.guards.weight_stats import WeightStats
+from invarlock.policy import load_policy
+
+POLICY = load_policy("balanced").spectral
+
+
+def modules(n=40, family="ffn"):
+    """Healthy modules of different sizes."""
+    return [
+        Module(f"layers.{i}.w", family, i, WeightStats(1.0 + i, 30.0 + i, 9.0, 0.5, 0.6))
+        for i in range(n)
+    ]
+
+
+def changed(base, index, **stats):
+    """A copy with one module changed."""
+    subject = list(base)
+    subject[index] = replace(base[index], stats=replace(base[index].stats, **stats))
+    return subject
+
+
+def test_no_change_is_allowed():
+    """The baseline against itself: no cap, all z zero."""
+    block = judge(modules(), modules(), POLICY)
+    assert (block["passed"], block["decision"], block["caps_applied"]) == (True, "allow", 0)
+    assert block["summary"]["max_abs_z"] == 0.0
+
+
+def test_one_scaled_module_is_capped_and_named():
+    """A matrix times 1.5 is one cap: monitored, within the budget of five."""
+    base = modules()
+    block = judge(base, changed(base, 7, sigma_max=8.0 * 1.5), POLICY)
+    assert (block["caps_applied"], block["decision"], block["passed"]) == (1, "monitor", True)
+    assert block["violations"][0]["module"] == "layers.7.w"
+
+
+def test_shrinking_is_seen_as_well_as_growing():
+    """The statistic is a log-ratio: a matrix divided by 1.5 is as far away."""
+    base = modules()
+    up = judge(base, changed(base, 7, sigma_max=8.0 * 1.5), POLICY)["violations"][0]["z_score"]
+    down = judge(base, changed(base, 7, sigma_max=8.0 / 1.5), POLICY)["violations"][0]["z_score"]
+    assert up == pytest.approx(-down)
+
+
+def test_inside_the_deadband_is_silent():
+    """A change of 9 % is below the balanced deadband of 10 %; one of 11 % is not."""
+    base = modules()
+    assert judge(base, changed(base, 3, sigma_max=4 * 1.09), POLICY)["caps_applied"] == 0
+    assert judge(base, changed(base, 3, sigma_max=4 * 1.11), POLICY)["caps_applied"] == 1
+
+
+def test_more_caps_than_the_budget_block():
+    """Six scaled modules exceed max_caps of five; five do not."""
+    base = modules()
+    subject = base
+    for i in range(5):
+        subject = changed(subject, i, sigma_max=(1.0 + i) * 2)
+    assert judge(base, subject, POLICY)["passed"]
+    block = judge(base, changed(subject, 5, sigma_max=12.0), POLICY)
+    assert (block["passed"], block["caps_exceeded"], block["decision"]) == (False, True, "block")
+
+
+@pytest.mark.parametrize("field", ["stable_rank", "row_min", "column_min"])
+def test_collapse_is_fatal_although_sigma_is_unchanged(field):
+    """A fall below the fatal ratio blocks at once; a small one warns."""
+    base = modules()
+    value = getattr(base[0].stats, field)
+    block = judge(base, changed(base, 0, **{field: value * 0.05}), POLICY)
+    assert (block["decision"], block["caps_applied"]) == ("block", 0)
+    warn = judge(base, changed(base, 0, **{field: value * 0.24 if field != "stable_rank" else 10}),
+                 POLICY)  # fmt: skip
+    assert (warn["decision"], warn["violations"][0]["severity"]) == ("monitor", "warning")
+
+
+def test_a_wiped_matrix_is_caught():
+    """Sigma zero is an infinite fall, not an exception."""
+    base = modules()
+    block = judge(base, changed(base, 0, sigma_max=0.0, stable_rank=0.0), POLICY)
+    assert block["decision"] == "block"
+    assert log_ratio(0.0, 1.0) == -20.0
+    assert log_ratio(0.0, 0.0) == 0.0
+
+
+def test_benjamini_hochberg_by_hand():
+    """The step-up rule on the textbook example: the largest k with p_(k) <= alpha k / m."""
+    p = [0.001, 0.2, 0.012, 0.03, 0.9]
+    assert selected(p, "bh", 0.05) == [True, False, True, True, False]
+    assert selected(p, "bonferroni", 0.05) == [True, False, False, False, False]
+    assert selected([0.9, 0.8], "bh", 0.05) == [False, False]
+
+
+def test_table_round_trips():
+    """What is recorded decides exactly as what was measured (after rounding once)."""
+    base = from_table(to_table(modules()))
+    assert from_table(to_table(base)) == base
+
+
+def test_recorded_digits_do_not_decide():
+    """Rounding to the recorded digits moves r by less than a millionth of the deadband."""
+    exact = Module("a", "ffn", 0, WeightStats(math.pi * 1e3, 12.3456789123, 1.0, 0.5, 0.5))
+    kept = from_table(to_table([exact]))[0]
+    assert abs(log_ratio(exact.stats.sigma_max, kept.stats.sigma_max)) < 1e-7

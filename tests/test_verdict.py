@@ -1,0 +1,359 @@
+"""The verdict: what turns PASS into FAIL, what is counted, what is written."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_factory import (
+    MODEL,
+    catalogue,
+    good_suite,
+    make_evaluation,
+    make_rejected,
+    make_report,
+    manifest,
+    write_evaluation,
+)
+
+from invarlock.cli import main
+from invarlock.contracts import validate
+from invarlock.errors import InputError
+from invarlock.scenarios import Scenario
+from invarlock.verdict.records import Evaluation, load_evaluation
+from invarlock.verdict.text import render_verdict
+from invarlock.verdict.verdict import compile_verdict
+
+SMOKE = good_suite()
+EXPECTED = [e.key for e in SMOKE]
+TINY = ["noop_clean", "nan_injection"]
+
+
+def scenario(name: str, suite: str = "smoke") -> Scenario:
+    """A scenario of the catalogue."""
+    return catalogue().select(suite, [name])[0]
+
+
+def judge(
+    evaluations: Sequence[Evaluation], expected: Sequence[tuple[str, str, int]] = EXPECTED
+) -> dict[str, Any]:
+    """The verdict on suite smoke."""
+    return compile_verdict(manifest(), evaluations, expected)
+
+
+def with_other(name: str, report: dict[str, Any] | None, **outcome: Any) -> list[Evaluation]:
+    """Suite smoke with the evaluation of one scenario replaced."""
+    changed = make_evaluation(scenario(name), report, **outcome)
+    return [changed if e.scenario == name else e for e in SMOKE]
+
+
+def failed(verdict: dict[str, Any]) -> set[str]:
+    """The requirements that do not hold."""
+    assert (verdict["verdict"] == "FAIL") == bool(verdict["failed_requirements"])
+    return set(verdict["failed_requirements"])
+
+
+def test_good_suite_passes() -> None:
+    """Every scenario shows what it has to: PASS, and the document follows its contract."""
+    verdict = judge(SMOKE)
+    assert verdict["verdict"] == "PASS"
+    assert all(r["as_expected"] for r in verdict["records"])
+    validate(verdict, "final-verdict", "verdict")
+
+
+@pytest.mark.parametrize("name", [e.scenario for e in SMOKE if scenario(e.scenario).is_error])
+def test_harmless_injection_fails_the_suite(name: str) -> None:
+    """Swapping any one injection for a harmless one turns PASS into FAIL."""
+    verdict = judge(with_other(name, make_report(name)))
+    assert {"error_injection_detected", "scenario_primary_guard_signal"} <= failed(verdict)
+
+
+@pytest.mark.parametrize("name", ["quant_4bit_stress", "prune_50pct_stress", "svd_stress"])
+def test_harmless_stress_fails_the_suite(name: str) -> None:
+    """A stress edit that passes turns PASS into FAIL."""
+    assert "stress_required_fail" in failed(judge(with_other(name, make_report(name, 1.01))))
+
+
+def test_harmful_clean_edit_fails_the_suite() -> None:
+    """A clean edit that does not pass is a false alarm and turns PASS into FAIL."""
+    verdict = judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.3)))
+    assert failed(verdict) == {"clean_all_pass"}
+    assert verdict["false_alarms"]["flagged"] == 1
+
+
+def test_inconclusive_clean_edit_fails_the_suite() -> None:
+    """A clean edit that could not be shown to be harmless does not pass."""
+    verdict = judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.1005)))
+    assert failed(verdict) == {"clean_all_pass"}
+
+
+def test_noop_must_be_exact() -> None:
+    """A no-op whose ratio is not exactly 1 turns PASS into FAIL."""
+    verdict = judge(with_other("noop_clean", make_report("noop_clean", 1.0 + 1e-9)))
+    assert failed(verdict) == {"clean_all_pass"}
+    assert "ratio_not_exact" in verdict["records"][0]["reasons"]
+
+
+def test_missing_evaluation_fails() -> None:
+    """An evaluation that is not there fails the verdict and is named."""
+    verdict = judge(SMOKE[:-1])
+    assert failed(verdict) == {"scenario_coverage"}
+    assert verdict["missing"]["by_model"] == {MODEL: ["rank1_projection/run_1"]}
+
+
+def test_missing_model_fails() -> None:
+    """A model of the suite that produced nothing fails the verdict."""
+    expected = [*EXPECTED, *(("acme/other", s, n) for _, s, n in EXPECTED)]
+    verdict = judge(SMOKE, expected)
+    assert failed(verdict) == {"scenario_coverage"}
+    assert len(verdict["missing"]["by_model"]["acme/other"]) == len(EXPECTED)
+
+
+def test_nothing_at_all_fails() -> None:
+    """No evaluation and nothing expected is not a PASS."""
+    assert "evidence_present" in failed(judge([], []))
+
+
+@pytest.mark.parametrize("status", ["crashed", "out_of_memory", "timeout"])
+@pytest.mark.parametrize("name", ["nan_injection", "quant_8bit_clean", "quant_4bit_stress"])
+def test_crash_is_no_result(name: str, status: str) -> None:
+    """A crash neither detects nor passes nor fails as it must, even beside a report."""
+    good = next(e for e in SMOKE if e.scenario == name)
+    crashed = dataclasses.replace(good, outcome={**good.outcome, "status": status})
+    verdict = judge([crashed if e.scenario == name else e for e in SMOKE])
+    record = next(r for r in verdict["records"] if r["name"] == name)
+    assert "all_measured" in failed(verdict)
+    assert [record[k] for k in ("passed", "detectors_hit", "primary_guard_hit")] == [False] * 3
+    assert not record["as_expected"]
+
+
+def test_not_injected_is_not_detected() -> None:
+    """A report that shows damage proves nothing when none was injected."""
+    good = next(e for e in SMOKE if e.scenario == "nan_injection")
+    for injected in (False, None):
+        swapped = dataclasses.replace(good, outcome={**good.outcome, "injected": injected})
+        verdict = judge([swapped if e.scenario == "nan_injection" else e for e in SMOKE])
+        record = next(r for r in verdict["records"] if r["name"] == "nan_injection")
+        assert "error_injection_detected" in failed(verdict)
+        assert record["why"].startswith("no damage was injected")
+        assert record["detectors_hit"] is False
+
+
+def test_the_named_guard_must_speak() -> None:
+    """Damage aimed at the spectral guard that only perplexity shows counts as missed."""
+    verdict = judge(with_other("scale_explosion", make_report("scale_explosion", 40.0)))
+    assert {"error_injection_detected", "scenario_primary_guard_signal"} <= failed(verdict)
+    assert verdict["detection"]["spectral"]["detected"] == 3
+    assert verdict["detection"]["spectral"]["total"] == 4
+
+
+def test_rejection_is_not_the_metric_failing() -> None:
+    """A stress edit that invariants refuse has not shown that the metric catches it."""
+    verdict = judge(with_other("svd_stress", make_rejected("svd_stress")))
+    assert {"stress_required_fail", "stress_expected_detectors"} <= failed(verdict)
+
+
+def test_every_run_counts() -> None:
+    """A bad first run is not mended by a good second one."""
+    second = [dataclasses.replace(e, run=2) for e in SMOKE]
+    expected = [*EXPECTED, *(e.key for e in second)]
+    assert judge([*SMOKE, *second], expected)["verdict"] == "PASS"
+    first = with_other("nan_injection", make_report("nan_injection"))
+    verdict = judge([*first, *second], expected)
+    assert "error_injection_detected" in failed(verdict)
+    assert verdict["detection"]["invariants"]["detected"] == 4
+    assert verdict["detection"]["invariants"]["total"] == 5
+
+
+def _other_scenario(evaluation: Evaluation) -> None:
+    assert evaluation.report is not None
+    evaluation.report["edit"]["scenario"] = "noop_clean"  # type: ignore[index]
+
+
+def _other_subject(evaluation: Evaluation) -> None:
+    assert evaluation.report is not None
+    evaluation.report["provenance"]["subject"]["checkpoint_sha256"] = "0" * 64  # type: ignore[index]
+
+
+def _other_status(evaluation: Evaluation) -> None:
+    evaluation.outcome["status"] = "reported"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("change", [_other_scenario, _other_subject, _other_status])
+def test_outcome_and_report_must_agree(change: Callable[[Evaluation], None]) -> None:
+    """An outcome that contradicts its report fails the verdict."""
+    changed = copy.deepcopy(SMOKE)
+    change(next(e for e in changed if e.scenario == "nan_injection"))
+    assert "evidence_consistent" in failed(judge(changed))
+
+
+def test_same_evaluation_twice() -> None:
+    """Two evaluations of one run, or one of a foreign scenario, are refused."""
+    with pytest.raises(InputError, match="given twice"):
+        judge([*SMOKE, SMOKE[0]])
+    with pytest.raises(InputError, match="byoe is not in the manifest"):
+        judge([make_evaluation(scenario("byoe", "byoe"), make_report("byoe"))])
+
+
+def test_order_does_not_matter() -> None:
+    """The document does not depend on the order of the evaluations."""
+    assert json.dumps(judge(SMOKE)) == json.dumps(judge(SMOKE[::-1], EXPECTED[::-1]))
+
+
+def test_informational_fraction() -> None:
+    """At least half of the informational stress evaluations have to give a signal."""
+    ids = ["quant_4bit_stress", "fp8_e5m2_stress"]
+    quiet = [make_evaluation(scenario(i, "subset"), make_report(i, 1.01)) for i in ids]
+    loud = make_evaluation(scenario(ids[0], "subset"), make_report(ids[0], 1.5))
+    for evaluations, expected in ((quiet, False), ([loud, quiet[1]], True)):
+        verdict = compile_verdict(manifest("subset", ids), evaluations, [e.key for e in quiet])
+        ok = "informational_stress_min_signal_fraction" not in verdict["failed_requirements"]
+        assert ok is expected
+
+
+def test_custom_subject_decides() -> None:
+    """In suite byoe the user's own subject has to pass, and is no false alarm when it fails."""
+    controls = [e for e in good_suite("byoe") if e.scenario != "byoe"]
+    for ratio, expected in ((1.01, "PASS"), (1.4, "FAIL")):
+        mine = make_evaluation(scenario("byoe", "byoe"), make_report("byoe", ratio))
+        evaluations = [*controls, mine]
+        verdict = compile_verdict(manifest("byoe"), evaluations, [e.key for e in evaluations])
+        assert verdict["verdict"] == expected
+        assert verdict["false_alarms"]["flagged"] == 0
+
+
+def test_counts_and_summaries() -> None:
+    """The published counts and summaries say what the suite holds."""
+    verdict = judge(SMOKE)
+    counts = verdict["counts"]
+    assert (counts["clean_pass"], counts["clean_total"]) == (5, 5)
+    assert (counts["stress_fail"], counts["catastrophic_required_fail"]) == (3, 3)
+    assert (counts["error_injection_detected"], counts["error_injection_total"]) == (10, 10)
+    assert (counts["expected_failure_reports"], counts["failed_reports"]) == (13, 0)
+    assert verdict["guard_signal_summary"]["signals"]["invariants"] == {"flagged": 5, "unique": 5}
+    assert verdict["category_summary"]["stress"]["primary_metric_fail"] == 3
+    signals = {row["id"]: row for row in verdict["scenario_signal_summary"]}
+    assert signals["rank1_projection"]["primary_guard_hits"] == 1
+    assert verdict["guard_intervention_summary"]["signals"]["spectral_caps"]["flagged"] == 4
+
+
+def test_not_evaluated_is_listed() -> None:
+    """Gates of the format that no report evaluates are named, and no guard is credited for them."""
+    verdict = judge(SMOKE)
+    assert {"rmt_stable", "primary_metric_tail_acceptable", "variance"} <= set(
+        verdict["not_evaluated"]
+    )
+    assert verdict["detection"]["rmt"]["total"] == 0
+    assert verdict["detection"]["rmt"]["lower"] is None
+
+
+GOLDEN = """\
+VERDICT: FAIL
+Suite smoke, 1 model, 2 of 2 evaluations; 1 did not show what their scenario asks for.
+
+Model acme/tiny-llama
+  scenario       category  expects            ratio [95% interval]  spoke  outcome
+  -------------  --------  -----------------  --------------------  -----  -------
+  noop_clean     clean     pass               1.000 [1.000, 1.000]  -      ok
+  nan_injection  damage    catch: invariants  1.000 [1.000, 1.000]  -      NOT OK
+      why: not detected; invariants did not speak
+
+Did the checks work on this model? (95% Clopper-Pearson; one count per model and scenario)
+  invariants   caught 0 of 1   [0.000, 0.975]
+  spectral     nothing was aimed at it
+  rmt          nothing was aimed at it
+  variance     nothing was aimed at it
+  metric       nothing was aimed at it
+  false alarms 0 of 1 clean   [0.000, 0.975]
+Not evaluated, and not counted as passed: rmt_stable, primary_metric_tail_acceptable,
+  guard_overhead_acceptable, variance
+
+Requirements
+  ok      evidence_present
+  ok      scenario_coverage
+  ok      all_measured
+  ok      evidence_consistent
+  ok      clean_all_pass
+  ok      custom_all_pass
+  ok      stress_required_fail
+  ok      stress_expected_detectors
+  FAILED  error_injection_detected
+          acme/tiny-llama nan_injection run_1: not detected; invariants did not speak
+  FAILED  scenario_primary_guard_signal
+          acme/tiny-llama nan_injection run_1: invariants did not speak
+  FAILED  scenario_expected_detectors
+          acme/tiny-llama nan_injection run_1: invariants_status=fail|error
+  FAILED  guard_primary_demonstrated
+          invariants caught none of its 1 scenarios
+  ok      informational_stress_min_signal_fraction
+"""
+
+
+def test_text() -> None:
+    """The text of a small verdict is what people read."""
+    tiny = [
+        make_evaluation(scenario("noop_clean"), make_report("noop_clean")),
+        make_evaluation(scenario("nan_injection"), make_report("nan_injection")),
+    ]
+    verdict = compile_verdict(manifest(ids=TINY), tiny, [e.key for e in tiny])
+    assert render_verdict(verdict) == GOLDEN
+
+
+def test_text_is_plain() -> None:
+    """The text is ASCII below 100 columns, whatever the model is called."""
+    name = "acme/\u202eevil\x1b[31m" + "x" * 200
+    evaluations = [make_evaluation(scenario(e.scenario), e.report, model_id=name) for e in SMOKE]
+    text = render_verdict(judge(evaluations, []))
+    assert text.isascii()
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert max(map(len, text.splitlines())) < 100
+
+
+def test_command(tmp_path: Path) -> None:
+    """The command writes verdict, text and summaries, twice the same bytes, and exits 0 on FAIL."""
+    suite = good_suite(ids=TINY)
+    folders = [str(write_evaluation(e, tmp_path / "out")) for e in suite]
+    effective = tmp_path / "scenarios.json"
+    effective.write_text(json.dumps(manifest(ids=TINY)))
+
+    def run(name: str, chosen: list[str]) -> dict[str, bytes]:
+        out = tmp_path / name
+        argv = ["verdict", "--scenarios", str(effective), "--evaluation", *chosen]
+        argv += ["--out-dir", str(out), "--analysis-dir", str(out / "analysis")]
+        assert main(argv) == 0
+        files = sorted(p for p in out.rglob("*") if p.is_file())
+        return {str(p.relative_to(out)): p.read_bytes() for p in files}
+
+    first, second = run("a", folders), run("b", folders[::-1])
+    assert first == second
+    assert set(first) == {
+        "analysis/edit_artifact_summary.json",
+        "category_summary.json",
+        "final_verdict.json",
+        "final_verdict.txt",
+        "guard_intervention_summary.json",
+        "guard_signal_summary.json",
+        "scenario_signal_summary.json",
+    }
+    assert json.loads(first["final_verdict.json"])["verdict"] == "PASS"
+    assert json.loads(run("c", folders[:1])["final_verdict.json"])["verdict"] == "FAIL"
+
+
+def test_load_refuses_the_wrong_folder(tmp_path: Path) -> None:
+    """An outcome in another scenario's folder, or without its report, is refused."""
+    folder = write_evaluation(good_suite(ids=["noop_clean"])[0], tmp_path)
+    assert load_evaluation(folder).scenario == "noop_clean"
+    elsewhere = folder.parent.parent / "nan_injection" / "run_1"
+    elsewhere.parent.mkdir()
+    folder.rename(elsewhere)
+    with pytest.raises(InputError, match="belongs to another evaluation"):
+        load_evaluation(elsewhere)
+    elsewhere.rename(folder)
+    (folder / "evaluation.report.json").unlink()
+    with pytest.raises(InputError, match=r"evaluation\.report\.json"):
+        load_evaluation(folder)
