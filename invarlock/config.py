@@ -63,7 +63,9 @@ class Settings:
     """The effective configuration, checked."""
 
     values: Document
-    origins: Mapping[str, str]  # key -> "given" (profile or command line), "environment NAME" or "config"
+    origins: Mapping[
+        str, str
+    ]  # key -> "given" (profile or command line), "environment NAME" or "config"
     out: Path
     text: str
     min_free_disk_gb: float
@@ -227,9 +229,7 @@ def _edit_specs(
     edits = [s for s in scenarios if s.is_edit]
     needs_table = any((s.edit_spec or "").endswith(":tuned") for s in edits)
     tuned = load_tuned(Path(values["tuned_edit_params"])) if needs_table else None
-    return {
-        (m.slug, s.id): resolve_spec(s, m.model_id, tuned) for m in models for s in edits
-    }
+    return {(m.slug, s.id): resolve_spec(s, m.model_id, tuned) for m in models for s in edits}
 
 
 def _check_paths(values: Document) -> None:

@@ -56,23 +56,23 @@ def validate(document: object, name: str, where: str, *, config: bool = False) -
 
 def _sentence(error: ValidationError) -> str:
     pointer = "".join(f"/{part}" for part in error.absolute_path)
+    schema: Any = error.schema
+    wanted: Any = error.validator_value
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(error.schema.get("properties", {}))
+        known = list(schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(known))
         if unknown:
             near = difflib.get_close_matches(unknown[0], known, n=1)
             guess = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known[:12])})"
             return f"{pointer}/{unknown[0]} is not a known key{guess}"
     if error.validator == "required" and isinstance(error.instance, dict):
-        missing = [key for key in error.validator_value if key not in error.instance]
+        missing = [key for key in wanted if key not in error.instance]
         return f"{pointer or '/'} lacks the key {missing[0]}" if missing else error.message
     if error.validator == "enum":
-        return (
-            f"{pointer or '/'} is {_short(error.instance)}; expected one of "
-            + ", ".join(_short(value) for value in error.validator_value)
+        return f"{pointer or '/'} is {_short(error.instance)}; expected one of " + ", ".join(
+            _short(value) for value in wanted
         )
     if error.validator == "type":
-        wanted = error.validator_value
         wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
         return f"{pointer or '/'} is {_short(error.instance)}; expected {wanted}"
     return f"{pointer or '/'}: {error.message[:200]}"

@@ -9,6 +9,7 @@ bounded nesting and digits.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -113,9 +114,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 # Possessive, so that hostile runs of quotes and back-slashes cost linear time and no stack.
-_STRING_OR_BRACKET = re.compile(
-    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL
-)
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 def _refuse_depth(data: bytes, where: str) -> None:
@@ -175,8 +174,27 @@ def fsync_directory(path: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A hidden, unused name beside ``path``; two writers never share one."""
-    return path.parent / f".{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}"
+    """A hidden, unused name beside ``path``; two writers never share one.
+
+    What a killed process of this machine left under such a name is removed.
+    """
+    prefix = f".{path.name}.tmp.{sha256_bytes(os.uname().nodename.encode())[:8]}."
+    if path.parent.is_dir():
+        for left in path.parent.glob(glob.escape(prefix) + "*"):
+            owner = left.name.removeprefix(prefix).partition(".")[0]
+            if owner.isdigit() and not _alive(int(owner)):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.parent / f"{prefix}{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -12,19 +12,19 @@ rule baseline:
         record=OUT / "{model}/baseline.json",
     log:
         LOGS / "{model}/baseline.log",
+    container:
+        IMAGE
+    resources:
+        mem_mb=lambda wc, attempt: 2500 * attempt,
+        disk_mb=lambda wc: int(2 * weights_mb(wc)),
+        runtime=lambda wc: int(30 + weights_mb(wc) / 500),
+        free_gb=S.min_free_disk_gb,
     params:
         model=lambda wc: f"{S.model(wc.model).model_id}={S.model(wc.model).source}",
         storage=C["baseline_storage"],
         net=on("net", "--net"),
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("baseline"),
-    resources:
-        mem_mb=lambda wc, attempt: 2500 * attempt,
-        disk_mb=lambda wc: int(2 * weights_mb(wc)),
-        runtime=lambda wc: int(30 + weights_mb(wc) / 500),
-        free_gb=S.min_free_disk_gb,
-    container:
-        IMAGE
     shell:
         "{INVARLOCK} baseline --model {params.model:q} --revisions {input.revisions:q}"
         " --storage {params.storage} --min-free-gb {resources.free_gb} {params.net} {params.pickle}"
@@ -40,6 +40,11 @@ rule windows:
         OUT / "{model}/windows.json",
     log:
         LOGS / "{model}/windows.log",
+    container:
+        IMAGE
+    resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
+        runtime=30,
     params:
         text=S.text,
         geometry=lambda wc: "--seq-len {0.seq_len} --preview {0.preview} --final {0.final}".format(
@@ -48,11 +53,6 @@ rule windows:
         seed=C["windows"]["seed"],
         net=on("net", "--net"),
         code=code("windows"),
-    resources:
-        mem_mb=lambda wc, attempt: 2000 * attempt,
-        runtime=30,
-    container:
-        IMAGE
     shell:
         "{INVARLOCK} windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
         " --revisions {input.revisions:q} {params.geometry} --seed {params.seed} {params.net}"
@@ -72,18 +72,18 @@ rule baseline_report:
         LOGS / "{model}/baseline_report.log",
     benchmark:
         LOGS / "{model}/baseline_report.benchmark.tsv"
-    params:
-        folder=lambda wc: OUT / wc.model / "runs/baseline",
-        measuring=measuring,
-        code=code("run"),
     priority: 50  # everything else waits for it
+    container:
+        IMAGE
     threads: C["threads"]
     resources:
         mem_mb=run_mb,
         gpu=gpus,
         runtime=run_minutes,
-    container:
-        IMAGE
+    params:
+        folder=lambda wc: OUT / wc.model / "runs/baseline",
+        measuring=measuring,
+        code=code("run"),
     shell:
         "{INVARLOCK} run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
         " --out {params.folder:q} > {log:q} 2>&1"

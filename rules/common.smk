@@ -157,5 +157,7 @@ SIGN_WITH = "--signing-key " + shlex.quote(C["signing_key"]) if C["signing_key"]
 
 def expected_signer():
     """The pin of the signer: given, or our own key's."""
-    pin = C["expected_fingerprint"] or ("" if C["pack"] else fingerprint_of(C["signing_key"]))
+    pin = C["expected_fingerprint"] or (
+        "" if C["pack"] else fingerprint_of(C["signing_key"])
+    )
     return f"--expected-fingerprint {pin}" if pin else ""

@@ -18,14 +18,14 @@ rule verdict:
         OUT / "analysis/edit_artifact_summary.json",
     log:
         LOGS / "verdict.log",
+    container:
+        IMAGE
     params:
         folders=[str(folder) for folder in evaluations()],
         models=[f"--model '{m.model_id}'" for m in S.models],
         reports=OUT / "reports",
         analysis=OUT / "analysis",
         code=code("verdict"),
-    container:
-        IMAGE
     shell:
         "{INVARLOCK} verdict --scenarios {input.scenarios:q} --evaluation {params.folders:q}"
         " {params.models} --out-dir {params.reports:q} --analysis-dir {params.analysis:q}"

@@ -15,20 +15,20 @@ rule edit:
     output:
         folder=passing(OUT / "{model}/models/{scenario}"),
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
-    wildcard_constraints:
-        scenario=any_of(EDITS),
     log:
         LOGS / "{model}/{scenario}/edit.log",
-    params:
-        spec=lambda wc: S.edit_specs[wc.model, wc.scenario],
-        seed=C["seed"],
-        code=code("edit"),
+    wildcard_constraints:
+        scenario=any_of(EDITS),
+    container:
+        IMAGE
     resources:
         mem_mb=edit_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
         runtime=lambda wc: int(10 + weights_mb(wc) / 1000),
-    container:
-        IMAGE
+    params:
+        spec=lambda wc: S.edit_specs[wc.model, wc.scenario],
+        seed=C["seed"],
+        code=code("edit"),
     shell:
         "{INVARLOCK} edit --baseline {input:q} --spec {params.spec:q} --seed {params.seed}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
@@ -41,21 +41,23 @@ rule inject:
     output:
         folder=passing(OUT / "{model}/models/{scenario}"),
         metadata=OUT / "{model}/edits/{scenario}/error_metadata.json",
-    wildcard_constraints:
-        scenario=any_of(DAMAGE),
     log:
         LOGS / "{model}/{scenario}/inject.log",
-    params:
-        error=lambda wc: S.scenario(wc.scenario).error_type,
-        parameters=lambda wc: json.dumps(dict(S.scenario(wc.scenario).parameters), sort_keys=True),
-        seed=C["seed"],
-        code=code("inject"),
+    wildcard_constraints:
+        scenario=any_of(DAMAGE),
+    container:
+        IMAGE
     resources:
         mem_mb=edit_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
         runtime=lambda wc: int(10 + weights_mb(wc) / 1000),
-    container:
-        IMAGE
+    params:
+        error=lambda wc: S.scenario(wc.scenario).error_type,
+        parameters=lambda wc: json.dumps(
+            dict(S.scenario(wc.scenario).parameters), sort_keys=True
+        ),
+        seed=C["seed"],
+        code=code("inject"),
     shell:
         "{INVARLOCK} inject --baseline {input:q} --error-type {params.error}"
         " --parameters {params.parameters:q} --seed {params.seed}"
@@ -69,18 +71,18 @@ rule describe_subject:
         subject=C["subject"] or [],
     output:
         OUT / "{model}/edits/{scenario}/edit_metadata.json",
-    wildcard_constraints:
-        scenario=any_of(CUSTOM),
     log:
         LOGS / "{model}/{scenario}/describe.log",
-    params:
-        label=C["edit_label"],
-        code=code("edit"),
+    wildcard_constraints:
+        scenario=any_of(CUSTOM),
+    container:
+        IMAGE
     resources:
         mem_mb=edit_mb,
         runtime=lambda wc: int(10 + weights_mb(wc) / 500),
-    container:
-        IMAGE
+    params:
+        label=C["edit_label"],
+        code=code("edit"),
     shell:
         "{INVARLOCK} edit --baseline {input.baseline:q} --spec custom --label {params.label:q}"
         " --subject {input.subject:q} --metadata {output:q} > {log:q} 2>&1"

@@ -12,7 +12,9 @@ def subject(wildcards):
 
 def metadata(wildcards):
     """What was done to it."""
-    name = "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
+    name = (
+        "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
+    )
     return OUT / wildcards.model / "edits" / wildcards.scenario / name
 
 
@@ -38,23 +40,10 @@ rule evaluate:
         LOGS / "{model}/{scenario}/evaluate.{run}.log",
     benchmark:
         LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv"
-    params:
-        out=lambda wc: str(RUN).format(**wc),
-        entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
-        label=lambda wc: C["edit_label"]
-        if wc.scenario in CUSTOM
-        else (S.scenario(wc.scenario).error_type or S.scenario(wc.scenario).edit_type),
-        measuring=measuring,
-        replicates=C["bootstrap"]["replicates"],
-        alpha=C["bootstrap"]["alpha"],
-        timeout=C["timeout_minutes"],
-        image=f"--image-ref {IMAGE} --image-digest {C['container_digest']}"
-        if C["container_digest"]
-        else "",
-        host="" if C["allow_host_execution"] else "--require-container",
-        code=code("evaluate", "evaluate_worker", "evaluate_record"),
-    threads: C["threads"]
     retries: C["retries"]
+    container:
+        IMAGE
+    threads: C["threads"]
     resources:
         mem_mb=run_mb,
         gpu=gpus,
@@ -62,8 +51,27 @@ rule evaluate:
         attempt=lambda wc, attempt: attempt,
         # the last attempt records what it could not measure, so that the verdict can say it
         record=lambda wc, attempt: "--record-failure" if attempt > C["retries"] else "",
-    container:
-        IMAGE
+    params:
+        out=lambda wc: str(RUN).format(**wc),
+        entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
+        label=lambda wc: (
+            C["edit_label"]
+            if wc.scenario in CUSTOM
+            else (
+                S.scenario(wc.scenario).error_type or S.scenario(wc.scenario).edit_type
+            )
+        ),
+        measuring=measuring,
+        replicates=C["bootstrap"]["replicates"],
+        alpha=C["bootstrap"]["alpha"],
+        timeout=C["timeout_minutes"],
+        image=(
+            f"--image-ref {IMAGE} --image-digest {C['container_digest']}"
+            if C["container_digest"]
+            else ""
+        ),
+        host="" if C["allow_host_execution"] else "--require-container",
+        code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
         "{INVARLOCK} evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
@@ -83,10 +91,10 @@ rule render:
         html=RUN / "evaluation.html",
     log:
         LOGS / "{model}/{scenario}/render.{run}.log",
-    params:
-        code=code("report"),
     container:
         IMAGE
+    params:
+        code=code("report"),
     shell:
         "{INVARLOCK} report --report {input:q} --format markdown --out {output.markdown:q}"
         " > {log:q} 2>&1 &&"
@@ -102,11 +110,11 @@ rule verify_report:
         RUN / "verify.json",
     log:
         LOGS / "{model}/{scenario}/verify.{run}.log",
+    container:
+        IMAGE
     params:
         profile=C["profile"],
         code=code("verify"),
-    container:
-        IMAGE
     shell:
         # exit code 1 says that the report does not pass, which is a result
         "{INVARLOCK} verify {input.report:q} --profile {params.profile} --runtime-provenance host"

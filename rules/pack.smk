@@ -14,19 +14,20 @@ rule build_pack:
         OUT / "evidence_pack/manifest.json",
     log:
         LOGS / "build_pack.log",
+    container:
+        IMAGE
     params:
         pack=OUT / "evidence_pack",
         run=OUT,
         materials=[
-            f"--material baseline.{m.slug}={OUT / m.slug / 'baseline.json'}" for m in S.models
+            f"--material baseline.{m.slug}={OUT / m.slug / 'baseline.json'}"
+            for m in S.models
         ],
         profile=C["profile"],
         # the key itself never reaches a parameter that is recorded, only which key it is
         signer=fingerprint_of(C["signing_key"]),
         require=on("require_signature", "--require-signature"),
         code=code("evidence_pack"),
-    container:
-        IMAGE
     shell:
         # a pack of an older run is replaced as a whole; the new one appears by one rename
         "rm -rf {params.pack:q} &&"
@@ -44,12 +45,12 @@ if C["pack"]:
             Path(C["pack"]) / "manifest.json",
         log:
             LOGS / "verify_pack.received.log",
+        container:
+            IMAGE
         params:
             pack=C["pack"],
             report=str(Path(C["pack"]).resolve().with_name("verify_pack.json")),
             signer=expected_signer(),
-        container:
-            IMAGE
         shell:
             "{INVARLOCK} advanced evidence-pack verify {params.pack:q} --strict --replay"
             " {params.signer} --json-out {params.report:q} 2>&1 | tee {log:q}"
@@ -64,6 +65,8 @@ else:
             OUT / "verify_pack.json",
         log:
             LOGS / "verify_pack.log",
+        container:
+            IMAGE
         params:
             pack=OUT / "evidence_pack",
             # without a key the pack is unsigned, which strict verification refuses
@@ -71,8 +74,6 @@ else:
             unsigned="0" if C["signing_key"] else "1",
             signer=expected_signer(),
             code=code("evidence_pack"),
-        container:
-            IMAGE
         shell:
             "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE={params.unsigned}"
             " {INVARLOCK} advanced evidence-pack verify {params.pack:q} {params.strict} --replay"

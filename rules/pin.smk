@@ -9,14 +9,14 @@ rule scenarios:
         OUT / "state/scenarios.json",
     log:
         LOGS / "scenarios.log",
+    container:
+        IMAGE
     params:
         ids=[f"--scenario {s.id}" for s in S.scenarios] if C["scenarios"] else [],
         suite=C["suite"],
         catalogue=C["catalogue"],
         entries=[json.dumps(dict(s.entry), sort_keys=True) for s in S.scenarios],
         code=code("scenarios"),
-    container:
-        IMAGE
     shell:
         "{INVARLOCK} scenarios --catalogue {params.catalogue:q} --suite {params.suite:q}"
         " {params.ids} --out {output:q} > {log:q} 2>&1"
@@ -28,6 +28,8 @@ rule pin_revisions:
         OUT / "state/model_revisions.json",
     log:
         LOGS / "pin_revisions.log",
+    container:
+        IMAGE
     params:
         models=[f"--model '{m.model_id}={m.source}'" for m in S.models],
         text=S.text,
@@ -36,8 +38,6 @@ rule pin_revisions:
         remote=on("allow_remote_code", "--allow-remote-code"),
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("pin"),
-    container:
-        IMAGE
     shell:
         "{INVARLOCK} pin --suite {params.suite:q} {params.models} --text {params.text:q}"
         " {params.net} {params.remote} {params.pickle} --out {output:q} > {log:q} 2>&1"
@@ -49,9 +49,9 @@ rule effective_config:
         OUT / "state/config.json",
     log:
         LOGS / "effective_config.log",
-    params:
-        settings=json.dumps(S.recorded(), sort_keys=True, indent=2),
     container:
         IMAGE
+    params:
+        settings=json.dumps(S.recorded(), sort_keys=True, indent=2),
     shell:
         "printf '%s\\n' {params.settings:q} > {output:q} 2> {log:q}"

@@ -78,7 +78,7 @@ def test_windows_needed_would_settle_it(half, delta, limit):
 
 
 def test_inconclusive_says_how_many_windows():
-    """A wide interval across the limit is not acceptable and names a number above the present one."""
+    """An interval across the limit is not acceptable and names a larger number."""
     result = compare(arm(seed=1), arm(shift=0.09, spread=0.5), POLICY, SETTINGS)
     assert result.decision == "inconclusive"
     assert not result.acceptable
@@ -90,9 +90,7 @@ def test_inconclusive_says_how_many_windows():
 )
 def test_floors_are_required(preview, final, replicates):
     """One window or one replicate below the tier's floor is not acceptable, even for a no-op."""
-    result = compare(
-        arm(preview, seed=1), arm(final), POLICY, Bootstrap(replicates, 0.05, 43)
-    )
+    result = compare(arm(preview, seed=1), arm(final), POLICY, Bootstrap(replicates, 0.05, 43))
     assert result.decision == "pass"
     assert not result.acceptable
 
@@ -105,7 +103,7 @@ def test_token_floor_is_required():
 
 
 def test_drift_is_relative_to_the_baseline():
-    """Arms that differ for both runs alike do not drift; a subject that changes between them does."""
+    """Arms that differ for both runs alike do not drift; a subject that changes does."""
     easy, hard = arm(seed=1), arm(seed=2)
     assert compare(easy, hard, POLICY, SETTINGS).drift == 1.0
     moved = compare(easy, arm(shift=0.06), POLICY, SETTINGS)

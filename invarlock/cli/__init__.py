@@ -41,8 +41,12 @@ COMMANDS: dict[str, Command] = {
 def _overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return "usage: invarlock COMMAND [OPTIONS]\n\n" + "\n".join(lines) + (
-        "\n\ninvarlock COMMAND --help lists a command's options; --version, --debug (tracebacks)"
+    return (
+        "usage: invarlock COMMAND [OPTIONS]\n\n"
+        + "\n".join(lines)
+        + (
+            "\n\ninvarlock COMMAND --help lists a command's options; --version, --debug (tracebacks)"
+        )
     )
 
 

@@ -125,14 +125,13 @@ def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
     """Record an evaluation that measured nothing: it never passes and never detects."""
     out = Path(job.out)
     baseline = read_json_object(Path(job.baseline_report) / "report.json")
+    scenario = json.loads(job.scenario)["id"] if job.scenario else None
     subject = {
         "meta": {**baseline["meta"], "run_id": f"not-run-{status}", "checkpoint_sha256": None},
-        "edit": {"name": job.edit_label, "scenario": None},
+        "edit": {"name": job.edit_label, "scenario": scenario},
         "guards": [],
         "evaluation_windows": {},
     }
-    if job.scenario:
-        subject["edit"]["scenario"] = json.loads(job.scenario)["id"]
     write_json(out / "report.json", {"schema": "invarlock/run-report-v1", **subject})
     write_bytes(out / "events.jsonl", canonical_json({"seq": 0, "event": status}) + b"\n")
     if job.edit_metadata:

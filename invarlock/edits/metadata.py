@@ -9,6 +9,7 @@ from invarlock.edits.blocks import Loss
 from invarlock.edits.specs import LowRankSvd, MagnitudePrune
 
 SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
+CUSTOM = "custom"  # edit type of a subject that the user brings
 
 
 def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
@@ -43,6 +44,49 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
         "unchanged_tensors": sorted(set(subject.written) - set(subject.differing)),
         "baseline_checkpoint_sha256": baseline.digest(),
         "subject_checkpoint_sha256": subject.digest,
+    }
+    validate(document, "edit-metadata", "edit_metadata.json")
+    return document
+
+
+def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> dict[str, object]:
+    """The document of a subject that somebody else made: which tensors differ, by content."""
+    shared = sorted(set(baseline.tensors) & set(subject.tensors))
+    differing = {
+        name: subject.tensor_digest(name)
+        for name in shared
+        if baseline.tensors[name].nbytes != subject.tensors[name].nbytes
+        or baseline.tensor_digest(name) != subject.tensor_digest(name)
+    }
+    n_edited = sum(baseline.tensors[name].numel for name in differing)
+    document = {
+        "schema": SCHEMA,
+        "artifact_class": "validation_subject_checkpoint",
+        "edit_type": CUSTOM,
+        "edit_semantics": "external_subject_validation_edit",
+        "deployable_as_hf_checkpoint": True,
+        "optimized_deployment_backend": False,
+        "backend": None,
+        "storage_format": CUSTOM,
+        "actual_storage_format": CUSTOM,
+        "packed_quantized_storage": False,
+        "runtime_memory_reduction": False,
+        "runtime_memory_reduction_expected": False,
+        "run_directory_contains_edit_artifacts": False,
+        "scope": "none",
+        "parameters": {"label": label},
+        "seed": 0,
+        "coverage": {
+            "edited_tensors": len(differing),
+            "edited_params": n_edited,
+            "total_params": baseline.n_parameters,
+            "coverage_ratio": n_edited / baseline.n_parameters,
+        },
+        "details": {},
+        "edited_tensors": differing,
+        "unchanged_tensors": [],
+        "baseline_checkpoint_sha256": baseline.digest(),
+        "subject_checkpoint_sha256": subject.digest(),
     }
     validate(document, "edit-metadata", "edit_metadata.json")
     return document

@@ -94,9 +94,7 @@ def _check_tensors(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
         b, s = baseline.tensors[name], subject.tensors[name]
         if b.shape != s.shape:
             found.append(
-                _failure(
-                    "shape_changed", f"{name}: shape was {list(b.shape)}, is {list(s.shape)}"
-                )
+                _failure("shape_changed", f"{name}: shape was {list(b.shape)}, is {list(s.shape)}")
             )
     types = [n for n in both if baseline.tensors[n].dtype != subject.tensors[n].dtype]
     if types:
@@ -178,9 +176,7 @@ def _check_tying(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     before, after = tying_state(baseline), tying_state(subject)
     if before == after or {before, after} == {"untied", "untied_equal"}:
         return []
-    return [
-        _failure("weight_tying", f"embedding and head were {before}, are {after}")
-    ]
+    return [_failure("weight_tying", f"embedding and head were {before}, are {after}")]
 
 
 def _check_finite(subject: Checkpoint) -> list[Failure]:

@@ -51,8 +51,8 @@ def cluster_sums(
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(index.max()) + 1 if len(index) else 0
     return (
-        np.bincount(index, weights=difference, minlength=n),
-        np.bincount(index, weights=tokens, minlength=n),
+        np.bincount(index, weights=difference, minlength=n).astype(np.float64),
+        np.bincount(index, weights=tokens, minlength=n).astype(np.float64),
     )
 
 

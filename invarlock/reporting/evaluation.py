@@ -195,9 +195,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
     }
 
 
-def _baseline_ref(
-    baseline: Mapping[str, Any], decided: Judgement, evidence: Evidence
-) -> Document:
+def _baseline_ref(baseline: Mapping[str, Any], decided: Judgement, evidence: Evidence) -> Document:
     reference: Document = {
         "run_id": baseline["meta"]["run_id"],
         "model_id": baseline["meta"]["model_id"],

@@ -129,9 +129,7 @@ def _baseline_reference(
     return [f"/baseline_ref/primary_metric/final: is {stored}, its windows give {recomputed:.12g}"]
 
 
-def _differences(
-    pointer: str, computed: object, stored: object, tolerance: float
-) -> Iterator[str]:
+def _differences(pointer: str, computed: object, stored: object, tolerance: float) -> Iterator[str]:
     """Where ``stored`` departs from ``computed``; keys only ``stored`` has are its own matter."""
     if isinstance(computed, Mapping) and isinstance(stored, Mapping):
         for key, value in computed.items():

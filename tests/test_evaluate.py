@@ -1,0 +1,358 @@
+"""`invarlock run` and `invarlock evaluate` end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+
+import pytest
+import torch
+from measuring_factory import FILES, change, entry, make_world, measure, read, write_tiny_windows
+
+from invarlock import contracts
+from invarlock.cli import main
+from invarlock.reporting.replay import replay
+from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
+from invarlock.windows import WindowPlan
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The measured baseline."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def noop(world, tmp_path_factory):
+    """A copy of the baseline, evaluated against its run as scenario noop_clean."""
+    root = tmp_path_factory.mktemp("noop")
+    subject = shutil.copytree(world.baseline, root / "subject")
+    assert world.evaluate(subject, root / "out", "--scenario", entry("noop_clean")) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def edited(world, tmp_path_factory):
+    """Another model in the baseline's clothes: noise on one matrix, which is also scaled."""
+    root = tmp_path_factory.mktemp("edited")
+
+    def edit(tensors):
+        noise = torch.randn(tensors[DOWN].shape, generator=torch.Generator().manual_seed(2))
+        tensors[DOWN] = (tensors[DOWN].float() * 3 + noise).bfloat16()
+
+    subject = change(shutil.copytree(world.baseline, root / "subject"), edit)
+    assert world.evaluate(subject, root / "out", "--edit-label", "noise") == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def rejected(world, tmp_path_factory):
+    """A subject with one NaN, evaluated as the injection it is."""
+    root = tmp_path_factory.mktemp("rejected")
+    subject = shutil.copytree(world.baseline, root / "subject")
+    change(subject, lambda t: t[DOWN][0].fill_(math.nan))
+    metadata = root / "error_metadata.json"
+    metadata.write_text(json.dumps({"injected": True}))
+    more = ("--scenario", entry("nan_injection"), "--edit-metadata", str(metadata))
+    assert world.evaluate(subject, root / "out", *more) == 0
+    return root
+
+
+@pytest.fixture
+def worker(monkeypatch, tmp_path):
+    """Replace the measuring process by a shell script; returns how to write it."""
+
+    def install(script):
+        path = tmp_path / "worker.sh"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return install
+
+
+# --- no-op ----------------------------------------------------------------------------------
+
+
+def test_a_noop_has_ratio_exactly_one(noop):
+    """Not nearly: the same bytes in the same arithmetic."""
+    metric = read(noop / "out")["primary_metric"]
+    assert metric["ratio_vs_baseline"] == 1.0
+    assert metric["display_ci"] == [1.0, 1.0]
+    assert metric["drift"]["ratio"] == 1.0
+    assert metric["decision"] == "pass"
+
+
+def test_a_noop_passes_every_gate(noop):
+    """Floors included: 180 + 180 windows of 139 predicted tokens."""
+    report = read(noop / "out")
+    assert pass_reasons(report) == []
+    assert all(report["validation"][gate] is True for gate in report["context"]["gates"])
+    assert report["spectral"]["summary"]["max_abs_log_ratio"] == 0.0
+
+
+def test_every_position_of_a_noop_agrees(noop):
+    """The most likely token is the baseline's at each of the 139 positions."""
+    final = read(noop / "out")["evaluation_windows"]["final"]
+    assert final["top1_agreement"] == final["token_counts"] == [139] * 180
+
+
+def test_guards_that_were_not_run_are_not_passed(noop):
+    """RMT and variance say so and have no flag."""
+    report = read(noop / "out")
+    assert report["rmt"]["evaluated"] is False
+    assert report["variance"]["evaluated"] is False
+    assert "rmt_stable" not in report["validation"]
+
+
+def test_the_written_files_follow_their_contracts(noop, edited, rejected):
+    """Report, manifest and outcome of each kind of ending."""
+    for root in (noop, edited, rejected):
+        for name, contract in {
+            "evaluation.report.json": "evaluation-report",
+            "runtime.manifest.json": "runtime-manifest",
+            "outcome.json": "outcome",
+        }.items():
+            contracts.validate(read(root / "out", name), contract, name)
+
+
+def test_reports_replay_without_contradiction(noop, edited, rejected):
+    """The evidence of a real report gives its decisions."""
+    assert [replay(read(root / "out")) for root in (noop, edited, rejected)] == [[], [], []]
+
+
+def test_no_output_names_the_machine(noop, world):
+    """No absolute path in what is meant to be compared between machines."""
+    for name in FILES:
+        assert str(world.root.parent) not in (noop / "out" / name).read_text()
+
+
+def test_a_baseline_is_measured_first_when_no_run_is_given(world, noop, tmp_path):
+    """The run made on the way is byte for byte that of `invarlock run`, and so is the rest."""
+    more = ("--scenario", entry("noop_clean"))
+    assert main(world.fresh(noop / "subject", tmp_path / "out", *more)) == 0
+    for name in ("report.json", "events.jsonl", "guards.safetensors"):
+        made = (tmp_path / "out" / "baseline" / name).read_bytes()
+        assert made == (world.run / name).read_bytes(), name
+    for name in FILES:  # a second evaluation of the same subject
+        assert (tmp_path / "out" / name).read_bytes() == (noop / "out" / name).read_bytes(), name
+
+
+def test_a_rejection_twice_is_the_same_bytes(world, rejected, tmp_path):
+    """Also what was never run is written the same way again."""
+    metadata = str(rejected / "error_metadata.json")
+    more = ("--scenario", entry("nan_injection"), "--edit-metadata", metadata)
+    assert world.evaluate(rejected / "subject", tmp_path / "out", *more) == 0
+    for name in (*FILES, "error_metadata.json"):
+        again = (tmp_path / "out" / name).read_bytes()
+        assert again == (rejected / "out" / name).read_bytes(), name
+
+
+# --- an edit --------------------------------------------------------------------------------
+
+
+def test_the_ratio_is_that_of_the_recorded_losses(world, edited):
+    """exp of the mean difference over the final arm, from the two runs' own files."""
+    arms = [read(folder, "report.json")["evaluation_windows"]["final"]
+            for folder in (world.run, edited / "out")]  # fmt: skip
+    base, subject = (math.fsum(arm["nll_sum"]) for arm in arms)
+    expected = math.exp((subject - base) / sum(arms[0]["token_counts"]))
+    found = read(edited / "out")["primary_metric"]
+    assert found["ratio_vs_baseline"] == pytest.approx(expected, rel=1e-9)
+    assert abs(expected - 1) > 1e-3
+    low, high = found["display_ci"]
+    assert low < found["ratio_vs_baseline"] < high
+
+
+def test_the_scaled_matrix_is_the_one_that_is_capped(edited):
+    """Only what was touched moved."""
+    section = read(edited / "out")["spectral"]
+    assert [v["module"] for v in section["violations"] if v["type"] == "family_z_cap"] == [DOWN]
+
+
+def test_the_outcome_carries_label_and_digests(world, edited):
+    """Without a scenario the edit's label is its name."""
+    outcome = read(edited / "out", "outcome.json")
+    assert (outcome["status"], outcome["exit_code"]) == ("reported", 0)
+    assert outcome["scenario"] == "noise"
+    report = read(edited / "out", "report.json")
+    assert outcome["subject_sha256"] == report["meta"]["checkpoint_sha256"]
+    run = read(world.run, "report.json")
+    assert outcome["baseline_sha256"] == run["meta"]["checkpoint_sha256"]
+    assert outcome["subject_sha256"] != outcome["baseline_sha256"]
+
+
+# --- a damaged subject ----------------------------------------------------------------------
+
+
+def test_a_damaged_subject_is_rejected_without_a_forward_pass(rejected):
+    """No losses, no spectral statistics, no time spent on a pass."""
+    report = read(rejected / "out", "report.json")
+    assert report["evaluation_windows"] == {}
+    assert [guard["name"] for guard in report["guards"]] == ["invariants"]
+    manifest = (rejected / "out" / "runtime.manifest.json").read_text()
+    assert '"forward"' not in manifest
+
+
+def test_a_rejection_fails_every_gate_and_is_a_detection(rejected):
+    """The guard spoke, and nothing that was not measured passes."""
+    report, outcome = read(rejected / "out"), read(rejected / "out", "outcome.json")
+    assert report["invariants"]["failures"][0]["type"] == "non_finite_tensor"
+    assert not any(report["validation"][gate] for gate in report["context"]["gates"])
+    assert outcome["status"] == "rejected_by_invariants"
+    assert outcome["injected"] is True
+    assert outcome["detectors_hit"] != []
+
+
+def test_a_damaged_baseline_is_no_baseline(world, rejected, tmp_path):
+    """`invarlock run` refuses it in one line and writes nothing."""
+    done = measure(rejected / "subject", world.windows, tmp_path / "out", "--seed", "43")
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+    assert "not finite" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# --- conditions that differ -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_windows(world, tmp_path_factory):
+    """Windows of another seed."""
+    path = tmp_path_factory.mktemp("other") / "windows.json"
+    write_tiny_windows(world.baseline, path, WindowPlan(32, 4, 4, 44))
+    return path
+
+
+@pytest.mark.parametrize("subject", ["noop", "rejected"])
+def test_a_baseline_run_of_other_windows_is_refused(
+    world, other_windows, request, tmp_path, capsys, subject
+):
+    """Exit 3 and no outcome, also for a subject that is never run."""
+    folder = request.getfixturevalue(subject) / "subject"
+    command = world.command(folder, tmp_path / "out")
+    command[command.index("--windows") + 1] = str(other_windows)
+    assert main(command) == 3
+    assert "another windows" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "outcome.json").exists()
+
+
+def test_a_baseline_run_in_another_dtype_is_refused(world, noop, tmp_path, capsys):
+    """float32 losses are not compared with bfloat16 ones."""
+    assert world.evaluate(noop / "subject", tmp_path / "out", "--dtype", "bfloat16") == 3
+    assert "another dtype" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "outcome.json").exists()
+
+
+# --- a worker that does not measure ---------------------------------------------------------
+
+ENDINGS = {
+    "crashed": "echo 'RuntimeError: boom' >&2; exit 1",
+    "out_of_memory": "kill -9 $$",
+    "timeout": "exec sleep 60",
+}
+SHORT = ("--timeout-minutes", "0.02")
+
+
+@pytest.mark.parametrize("status", ENDINGS)
+def test_an_ending_without_a_result_is_an_error(world, noop, tmp_path, worker, capsys, status):
+    """Exit 1, one line that names the ending, and no outcome that could be counted."""
+    worker(ENDINGS[status])
+    assert world.evaluate(noop / "subject", tmp_path / "out", *SHORT) == 1
+    assert status in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", ENDINGS)
+def test_a_recorded_ending_neither_passes_nor_detects(world, noop, tmp_path, worker, status):
+    """Exit 0, an outcome of that name, no gate held, no guard said to have spoken."""
+    worker(ENDINGS[status])
+    more = ("--record-failure", "--scenario", entry("quant_4bit_stress"), *SHORT)
+    assert world.evaluate(noop / "subject", tmp_path / "out", *more) == 0
+    report, outcome = read(tmp_path / "out"), read(tmp_path / "out", "outcome.json")
+    contracts.validate(outcome, "outcome", "outcome.json")
+    contracts.validate(report, "evaluation-report", "evaluation.report.json")
+    assert (outcome["status"], outcome["scenario"]) == (status, "quant_4bit_stress")
+    assert outcome["exit_code"] != 0
+    assert outcome["error"]
+    assert outcome["detectors_hit"] == []
+    assert pass_reasons(report) != []
+    assert not any(report["validation"][gate] for gate in report["context"]["gates"])
+    spoke = guard_flags(report)
+    assert not any(spoke[guard] for guard in CORE_GUARDS)
+    assert replay(report) == []
+
+
+def test_a_worker_that_says_out_of_memory_is_believed(world, noop, tmp_path, worker):
+    """Its own exit code for a failed allocation."""
+    worker("echo 'invarlock evaluate: out of memory' >&2; exit 75")
+    assert world.evaluate(noop / "subject", tmp_path / "out", "--record-failure") == 0
+    assert read(tmp_path / "out", "outcome.json")["status"] == "out_of_memory"
+
+
+def test_a_retry_halves_the_batch(world, noop, tmp_path, worker):
+    """The third attempt runs with a quarter of the tokens a batch, everything else alike."""
+    jobs = []
+    for attempt in (1, 3):
+        worker(f"cat > {tmp_path}/job.{attempt}; exit 1")
+        world.evaluate(noop / "subject", tmp_path / "out", "--attempt", str(attempt))
+        jobs.append(read(tmp_path, f"job.{attempt}"))
+    assert (jobs[0]["token_budget"], jobs[1]["token_budget"]) == (1024, 256)
+    same = [{k: v for k, v in j.items() if k not in ("token_budget", "attempt")} for j in jobs]
+    assert same[0] == same[1]
+
+
+def test_a_real_crash_inside_the_libraries_is_recorded(world, tmp_path, capfd):
+    """An activation that transformers does not know ends in its traceback, not in ours."""
+    broken = shutil.copytree(world.baseline, tmp_path / "broken")
+    config = read(broken, "config.json") | {"hidden_act": "no_such_function"}
+    (broken / "config.json").write_text(json.dumps(config))
+    command = world.command(broken, tmp_path / "out", "--record-failure")
+    command[command.index("--baseline") + 1] = str(broken)
+    assert main(command) == 0
+    outcome = read(tmp_path / "out", "outcome.json")
+    assert outcome["status"] == "crashed"
+    assert "no_such_function" in outcome["error"]
+
+
+# --- bad requests ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["{", "nonsense", "[]", "3", '{"strictness": "must_pass"}'])
+def test_a_scenario_that_is_none_is_one_line(world, noop, tmp_path, worker, capsys, scenario):
+    """Refused before anything is measured, and not with a traceback."""
+    worker(f"touch {tmp_path}/started; exit 1")
+    assert world.evaluate(noop / "subject", tmp_path / "out", "--scenario", scenario) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (("--tier", "balancd"), 2),
+        (("--alpha", "1"), 2),
+        (("--alpha", "nan"), 2),
+        (("--require-container",), 2),
+        (("--subject", "/no/such/folder"), 3),
+        (("--baseline-report", "/no/such/run"), 3),
+        (("--edit-metadata", "/no/such/file"), 3),
+    ],
+)
+def test_a_bad_request_costs_no_measurement(world, noop, tmp_path, worker, capsys, more, code):
+    """One line, its exit code, and no process started."""
+    worker(f"touch {tmp_path}/started; exit 1")
+    assert world.evaluate(noop / "subject", tmp_path / "out", *more) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "started").exists()
+
+
+def test_an_unknown_dtype_is_one_line(world, noop, tmp_path, capsys):
+    """Found by the measuring process, whose line and code are passed on."""
+    assert world.evaluate(noop / "subject", tmp_path / "out", "--dtype", "float8") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out" / "outcome.json").exists()

@@ -1,0 +1,357 @@
+"""What holds for the whole repository: layers, sizes, contracts, and what the verifier imports."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from repository_copy import ROOT, quiet_environment
+
+PACKAGE = ROOT / "invarlock"
+MAX_FILE = 400  # lines of a file, exclusive
+MAX_FUNCTION = 80  # lines of a function of the package
+MAX_PARAMETERS = 6
+
+# The order of the parts: a part imports only parts of the lines above its own.
+LAYERS = (
+    ("errors",),
+    ("files",),
+    ("shards", "contracts", "policy", "code_digest"),
+    ("scenarios",),
+    ("config",),
+    ("checkpoints", "roles"),
+    ("windows", "sources"),
+    ("edits", "metrics", "guards"),
+    ("damage", "run"),
+    ("reporting",),
+    ("verdict",),
+    ("evidence",),
+    ("cli",),
+    ("__main__",),
+)
+# Broad handlers that are right: module, function.
+BROAD = {
+    ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
+    ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
+}
+VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}
+# Imported only by what measures or runs the workflow.
+HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets", "pyarrow")
+# Reached by the verifier for their constants; other functions of them import torch.
+WITH_LAZY_TORCH = {"invarlock.guards.weight_stats"}
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part_of(module: str) -> str:
+    """The part of the package a module belongs to; the package itself holds only the version."""
+    return [*module.split("."), "version"][1]
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every module of the package, parsed."""
+    return {module_name(p): ast.parse(p.read_text()) for p in sorted(PACKAGE.rglob("*.py"))}
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function of a module, nested ones too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node of a module that runs: not what stands under ``if TYPE_CHECKING``."""
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            todo += ast.iter_child_nodes(node)
+
+
+def imports(nodes: Iterator[ast.AST]) -> set[str]:
+    """Every module that is named in an import, at any depth (a name from a package too)."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "invarlock"}
+
+
+# --- structure --------------------------------------------------------------------------------
+
+
+def test_imports_only_go_to_lower_layers() -> None:
+    """A part imports itself and parts of lower layers, never its own layer or a higher one."""
+    rank = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+    rank["version"] = rank["__version__"] = -1
+    wrong = [
+        f"{module} imports {target}"
+        for module, tree in sources().items()
+        for target in imports(ast.walk(tree))
+        if part_of(target) != part_of(module) and rank[part_of(target)] >= rank[part_of(module)]
+    ]
+    assert not wrong
+
+
+def test_the_layer_table_is_the_package() -> None:
+    """Every part of the package stands in the table once, and the table holds nothing else."""
+    listed = [part for parts in LAYERS for part in parts]
+    assert sorted(listed) == sorted({part_of(m) for m in sources()} - {"version"})
+
+
+def test_no_cycles() -> None:
+    """Within a part, too, no modules import each other in a circle."""
+    graph = {
+        module: {
+            target if target in sources() else target.rpartition(".")[0]
+            for target in imports(statements(tree))
+        }
+        & set(sources())
+        for module, tree in sources().items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for target in sorted(graph[module] - {module}):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_files_are_short() -> None:
+    """Package, tests, rules, tools and benchmarks: every file is below the limit."""
+    found = [p for folder in ("invarlock", "tests", "tools", "benchmarks", "rules")
+             for suffix in ("*.py", "*.smk") for p in (ROOT / folder).rglob(suffix)]  # fmt: skip
+    assert len(found) > 100
+    long = {str(p): n for p in found if (n := len(p.read_text().splitlines())) >= MAX_FILE}
+    assert not long
+
+
+def test_functions_are_short() -> None:
+    """No function of the package is longer than the limit, docstring included."""
+    long = [
+        f"{module}.{function.name}: {lines}"
+        for module, tree in sources().items()
+        for function in functions(tree)
+        if (lines := (function.end_lineno or 0) - function.lineno + 1) > MAX_FUNCTION
+    ]
+    assert not long
+
+
+def test_functions_have_few_parameters() -> None:
+    """At most six parameters; more travel as a frozen dataclass."""
+    wide = [
+        f"{module}.{function.name}: {count}"
+        for module, tree in sources().items()
+        for function in functions(tree)
+        if (count := count_parameters(function)) > MAX_PARAMETERS
+    ]
+    assert not wide
+
+
+def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Parameters of a function without self and cls."""
+    args = function.args
+    named = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+    starred = [a for a in (args.vararg, args.kwarg) if a]
+    return len([name for name in named if name not in ("self", "cls")]) + len(starred)
+
+
+def test_broad_handlers_are_listed() -> None:
+    """`except Exception` and its like stand only where the table says why."""
+    found = {
+        (module, function.name)
+        for module, tree in sources().items()
+        for function in functions(tree)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ExceptHandler) and is_broad(node)
+    }
+    everywhere = sum(
+        isinstance(node, ast.ExceptHandler) and is_broad(node)
+        for tree in sources().values()
+        for node in ast.walk(tree)
+    )
+    assert found == BROAD
+    assert everywhere == len(BROAD)  # none outside a function, none twice
+
+
+def is_broad(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler catches everything."""
+    if handler.type is None:
+        return True
+    names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+    return bool(names & {"Exception", "BaseException"})
+
+
+def test_no_vague_file_names() -> None:
+    """A file is named after what it does."""
+    vague = [m for m in sources() if set(m.split(".")[-1].split("_")) & VAGUE]
+    assert not vague
+
+
+def test_modules_and_public_functions_are_documented() -> None:
+    """Every module with code and every public function or class of the package has a docstring."""
+    bare = [m for m, tree in sources().items() if tree.body and not ast.get_docstring(tree)]
+    bare += [
+        f"{module}.{node.name}"
+        for module, tree in sources().items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not bare
+
+
+# --- contracts ----------------------------------------------------------------------------------
+
+CONTRACTS = {
+    path.name.removesuffix(".schema.json"): path
+    for path in sorted((ROOT / "contracts").glob("*.schema.json"))
+}
+
+
+def properties(schema: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every described property of a schema, at any depth, with its pointer."""
+    if isinstance(schema, dict):
+        named = schema.get("properties")
+        if isinstance(named, dict):
+            for name, part in named.items():
+                yield f"{at}/properties/{name}", part
+        for key, part in schema.items():
+            if key not in ("enum", "const", "examples", "default", "required"):
+                yield from properties(part, f"{at}/{key}")
+    elif isinstance(schema, list):
+        for number, part in enumerate(schema):
+            yield from properties(part, f"{at}/{number}")
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_contracts_are_valid_and_described(name: str) -> None:
+    """Each contract is a valid 2020-12 schema, and every property says what it is."""
+    schema = json.loads(CONTRACTS[name].read_text())
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    Draft202012Validator.check_schema(schema)
+    assert schema.get("title")
+    bare = [
+        pointer
+        for pointer, part in properties(schema)
+        if "description" not in part and "$ref" not in part and not is_condition(pointer)
+    ]
+    assert not bare
+
+
+def is_condition(pointer: str) -> bool:
+    """Whether a property only narrows one that is described elsewhere (if, then, anyOf ...)."""
+    return bool(set(pointer.split("/")) & {"if", "then", "else", "not", "allOf", "anyOf", "oneOf"})
+
+
+def test_every_contract_is_used_and_every_used_contract_exists() -> None:
+    """The package names each contract somewhere, and names none that is missing."""
+    words = {
+        node.value.replace("_", "-").removesuffix("-v1")
+        for tree in sources().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert {name.removesuffix("-v1") for name in CONTRACTS} - words == set()
+    called = {
+        node.args[1].value
+        for tree in sources().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in ("validate", "violations")
+        and len(node.args) > 1
+        and isinstance(node.args[1], ast.Constant)
+    }
+    assert called
+    assert called <= set(CONTRACTS)
+
+
+# --- what the verifier needs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["verify", "--help"],
+        ["gate", "--help"],
+        ["report", "--help"],
+        ["verdict", "--help"],
+        ["evaluate", "--help"],
+        ["advanced", "evidence-pack", "verify", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
+    """Verifying, judging and asking for help start without torch and its like."""
+    assert_light(words)
+
+
+def assert_light(words: list[str]) -> None:
+    """Run a command in a process of its own and look at what it imported."""
+    program = (
+        "import sys\n"
+        "from invarlock.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT,
+        env=quiet_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
+
+
+def test_no_module_of_the_verifier_names_a_heavy_one() -> None:
+    """Nothing that the pack verifier can reach imports a heavy module, not even in a function."""
+    from invarlock.code_digest import modules_behind
+
+    reached = {m for verb in ("verify", "evidence_pack", "gate", "verdict", "report")
+               for m in modules_behind(f"invarlock.cli.{verb}")}  # fmt: skip
+    wrong = [
+        f"{module}: {name}"
+        for module in reached
+        for node in statements(sources()[module])
+        for name in imported_tops(node)
+        if name in (*HEAVY, "safetensors") and module not in WITH_LAZY_TORCH
+    ]
+    assert not wrong
+    assert reached >= WITH_LAZY_TORCH
+
+
+def imported_tops(node: ast.AST) -> list[str]:
+    """Top-level names of an import statement."""
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module.split(".")[0]]
+    return []

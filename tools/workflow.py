@@ -1,0 +1,38 @@
+"""Run snakemake so that an interrupted run simply goes on.
+
+A snakemake that was killed leaves its lock behind and a later one refuses to start. Here a kernel
+lock says whether a run is alive: it belongs to the snakemake process itself and dies with it. If
+nobody holds it, what snakemake left is stale and is removed, and incomplete files are made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+STATE = Path(".snakemake")
+
+
+def main() -> int:
+    """Take the lock, clear stale ones, become snakemake."""
+    STATE.mkdir(exist_ok=True)
+    lock = os.open(STATE / "invarlock.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print("invarlock: another run is going on in this folder; wait for it", file=sys.stderr)
+        return 2
+    command = [sys.executable, "-m", "snakemake", *sys.argv[1:]]
+    locks = STATE / "locks"
+    if locks.is_dir() and any(locks.iterdir()):
+        print("An earlier run was interrupted; going on where it stopped.", flush=True)
+        subprocess.run([*command, "--unlock"], check=True, stderr=subprocess.DEVNULL)
+    os.set_inheritable(lock, True)  # held until snakemake ends, however it ends
+    os.execv(sys.executable, [*command, "--rerun-incomplete"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
