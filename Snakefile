@@ -14,6 +14,7 @@ configfile: "config/config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 include: "rules/pin.smk"
 include: "rules/baseline.smk"
 include: "rules/edit.smk"

@@ -26,7 +26,7 @@ rule baseline:
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("baseline"),
     shell:
-        "{INVARLOCK} baseline --model {params.model:q} --revisions {input.revisions:q}"
+        "python -m invarlock baseline --model {params.model:q} --revisions {input.revisions:q}"
         " --storage {params.storage} --min-free-gb {resources.free_gb} {params.net} {params.pickle}"
         " --out {output.folder:q} --record {output.record:q} > {log:q} 2>&1"
 
@@ -54,7 +54,7 @@ rule windows:
         net=on("net", "--net"),
         code=code("windows"),
     shell:
-        "{INVARLOCK} windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
+        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
         " --revisions {input.revisions:q} {params.geometry} --seed {params.seed} {params.net}"
         " --out {output:q} > {log:q} 2>&1"
 
@@ -85,5 +85,5 @@ rule baseline_report:
         measuring=measuring,
         code=code("run"),
     shell:
-        "{INVARLOCK} run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
+        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
         " --out {params.folder:q} > {log:q} 2>&1"

@@ -5,7 +5,6 @@
 import json
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -46,10 +45,17 @@ except InvarlockError as error:
 
 C = S.values
 OUT = S.out
-INVARLOCK = f"{sys.executable} -m invarlock"
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])
-)
+# Jobs run the interpreter and the package of this snakemake (inside a container, the image's).
+for variable, first in (
+    ("PATH", Path(sys.executable).parent),
+    ("PYTHONPATH", workflow.basedir),
+):
+    os.environ[variable] = os.pathsep.join(
+        filter(None, [str(first), os.environ.get(variable)])
+    )
+# The key travels in the environment: parameters and shell commands are recorded and logged.
+for variable in ("INVARLOCK_SIGNING_KEY", "APPTAINERENV_INVARLOCK_SIGNING_KEY"):
+    os.environ[variable] = C["signing_key"]
 ON_GPU = C["device"] in ("cuda", "mps")
 IMAGE = C["container_image"]
 LOGS = OUT / "logs"
@@ -96,41 +102,6 @@ def rendered(wildcards=None):
     return [folder / name for folder in evaluations() for name in names]
 
 
-def weights_mb(wildcards):
-    """Weights of a model in MB: recorded if the baseline is there, planned otherwise."""
-    record = OUT / wildcards.model / "baseline.json"
-    if record.is_file():
-        return json.loads(record.read_text())["weight_bytes"] / 1e6
-    return S.model(wildcards.model).weights_gb * 1e3
-
-
-def edit_mb(wildcards, attempt):
-    """Memory of a streamed edit: torch and a few copies of the largest tensor, not the model."""
-    return int(900 + 0.15 * weights_mb(wildcards)) * attempt
-
-
-def run_mb(wildcards, attempt):
-    """Host memory of a run: torch, one batch, and on a CPU the model (twice the bytes in float32)."""
-    model = weights_mb(wildcards) * (0.3 if ON_GPU else 2.2)
-    return int(1500 + model) * attempt
-
-
-def gpus(wildcards):
-    """GPUs of a run: enough for the weights and a fifth more."""
-    if not ON_GPU:
-        return 0
-    return max(1, -int(-1.2 * weights_mb(wildcards) // (1e3 * C["gpu_memory_gb"])))
-
-
-def run_minutes(wildcards, attempt):
-    """Wall time asked of a scheduler: loading, and the pass over all windows."""
-    m = S.model(wildcards.model)
-    tokens = m.seq_len * (m.preview + m.final)
-    per_second = 4e6 / weights_mb(wildcards) if ON_GPU else 6e4 / weights_mb(wildcards)
-    minutes = 10 + weights_mb(wildcards) / 3e3 + tokens / per_second / 60
-    return min(int(minutes * attempt), int(C["timeout_minutes"]) + 10)
-
-
 def measuring(wildcards):
     """How a checkpoint is measured: the same for baseline and subjects."""
     budget = C["token_budget"] or (16384 if ON_GPU else 1024)
@@ -152,12 +123,29 @@ def fingerprint_of(key):
     return fingerprint(load_signing_key(Path(key)).public)
 
 
-SIGN_WITH = "--signing-key " + shlex.quote(C["signing_key"]) if C["signing_key"] else ""
-
-
 def expected_signer():
     """The pin of the signer: given, or our own key's."""
     pin = C["expected_fingerprint"] or (
         "" if C["pack"] else fingerprint_of(C["signing_key"])
     )
     return f"--expected-fingerprint {pin}" if pin else ""
+
+
+def passing(path):
+    """A checkpoint that is not kept after its last use, unless the user wants it."""
+    return directory(path) if C["keep_subjects"] else temp(directory(path))
+
+
+def subject(wildcards):
+    """The checkpoint under test: made by a rule, or the user's own folder."""
+    if wildcards.scenario in CUSTOM:
+        return C["subject"]
+    return OUT / wildcards.model / "models" / wildcards.scenario
+
+
+def metadata(wildcards):
+    """What was done to it."""
+    name = (
+        "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
+    )
+    return OUT / wildcards.model / "edits" / wildcards.scenario / name

@@ -27,6 +27,6 @@ rule verdict:
         analysis=OUT / "analysis",
         code=code("verdict"),
     shell:
-        "{INVARLOCK} verdict --scenarios {input.scenarios:q} --evaluation {params.folders:q}"
+        "python -m invarlock verdict --scenarios {input.scenarios:q} --evaluation {params.folders:q}"
         " {params.models} --out-dir {params.reports:q} --analysis-dir {params.analysis:q}"
         " > {log:q} 2>&1"

@@ -3,11 +3,6 @@
 #         <model>/edits/<scenario>/{edit,error}_metadata.json (kept)
 
 
-def passing(path):
-    """A checkpoint that is not kept after its last use, unless the user wants it."""
-    return directory(path) if C["keep_subjects"] else temp(directory(path))
-
-
 rule edit:
     """Make an edited checkpoint, tensor by tensor."""
     input:
@@ -30,7 +25,7 @@ rule edit:
         seed=C["seed"],
         code=code("edit"),
     shell:
-        "{INVARLOCK} edit --baseline {input:q} --spec {params.spec:q} --seed {params.seed}"
+        "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} --seed {params.seed}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
@@ -59,7 +54,7 @@ rule inject:
         seed=C["seed"],
         code=code("inject"),
     shell:
-        "{INVARLOCK} inject --baseline {input:q} --error-type {params.error}"
+        "python -m invarlock inject --baseline {input:q} --error-type {params.error}"
         " --parameters {params.parameters:q} --seed {params.seed}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 
@@ -84,5 +79,5 @@ rule describe_subject:
         label=C["edit_label"],
         code=code("edit"),
     shell:
-        "{INVARLOCK} edit --baseline {input.baseline:q} --spec custom --label {params.label:q}"
+        "python -m invarlock edit --baseline {input.baseline:q} --spec custom --label {params.label:q}"
         " --subject {input.subject:q} --metadata {output:q} > {log:q} 2>&1"

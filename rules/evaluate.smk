@@ -3,21 +3,6 @@
 #         runtime.manifest.json,outcome.json,evaluation.md,evaluation.html,verify.json}
 
 
-def subject(wildcards):
-    """The checkpoint under test: made by a rule, or the user's own folder."""
-    if wildcards.scenario in CUSTOM:
-        return C["subject"]
-    return OUT / wildcards.model / "models" / wildcards.scenario
-
-
-def metadata(wildcards):
-    """What was done to it."""
-    name = (
-        "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
-    )
-    return OUT / wildcards.model / "edits" / wildcards.scenario / name
-
-
 RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 
 
@@ -73,7 +58,7 @@ rule evaluate:
         host="" if C["allow_host_execution"] else "--require-container",
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        "{INVARLOCK} evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
+        "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
@@ -96,9 +81,9 @@ rule render:
     params:
         code=code("report"),
     shell:
-        "{INVARLOCK} report --report {input:q} --format markdown --out {output.markdown:q}"
+        "python -m invarlock report --report {input:q} --format markdown --out {output.markdown:q}"
         " > {log:q} 2>&1 &&"
-        " {INVARLOCK} report html --report {input:q} --out {output.html:q} >> {log:q} 2>&1"
+        " python -m invarlock report html --report {input:q} --out {output.html:q} >> {log:q} 2>&1"
 
 
 rule verify_report:
@@ -117,5 +102,5 @@ rule verify_report:
         code=code("verify"),
     shell:
         # exit code 1 says that the report does not pass, which is a result
-        "{INVARLOCK} verify {input.report:q} --profile {params.profile} --runtime-provenance host"
+        "python -m invarlock verify {input.report:q} --profile {params.profile} --runtime-provenance host"
         " --out {output:q} > {log:q} 2>&1 || [ $? -eq 1 ]"

@@ -3,7 +3,6 @@
 
 
 rule build_pack:
-    """Build the pack: an allow-list of files, checksums, manifest, signature."""
     input:
         verdict=OUT / "reports/final_verdict.json",
         rendered=rendered(),
@@ -14,6 +13,8 @@ rule build_pack:
         OUT / "evidence_pack/manifest.json",
     log:
         LOGS / "build_pack.log",
+    """Build the pack: an allow-list of files, checksums, manifest, signature."""
+    localrule: True  # the key stays on the machine that has it
     container:
         IMAGE
     params:
@@ -31,9 +32,10 @@ rule build_pack:
     shell:
         # a pack of an older run is replaced as a whole; the new one appears by one rename
         "rm -rf {params.pack:q} &&"
-        " {INVARLOCK} advanced evidence-pack build {params.pack:q} --run-dir {params.run:q}"
+        " python -m invarlock advanced evidence-pack build {params.pack:q} --run-dir {params.run:q}"
         " --material config={input.config:q} --material model_revisions={input.revisions:q}"
-        " {params.materials} --profile {params.profile} {params.require} {SIGN_WITH}"
+        " {params.materials} --profile {params.profile} {params.require}"
+        ' ${{INVARLOCK_SIGNING_KEY:+--signing-key "$INVARLOCK_SIGNING_KEY"}}'
         " > {log:q} 2>&1"
 
 
@@ -52,7 +54,7 @@ if C["pack"]:
             report=str(Path(C["pack"]).resolve().with_name("verify_pack.json")),
             signer=expected_signer(),
         shell:
-            "{INVARLOCK} advanced evidence-pack verify {params.pack:q} --strict --replay"
+            "python -m invarlock advanced evidence-pack verify {params.pack:q} --strict --replay"
             " {params.signer} --json-out {params.report:q} 2>&1 | tee {log:q}"
 
 else:
@@ -76,5 +78,5 @@ else:
             code=code("evidence_pack"),
         shell:
             "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE={params.unsigned}"
-            " {INVARLOCK} advanced evidence-pack verify {params.pack:q} {params.strict} --replay"
+            " python -m invarlock advanced evidence-pack verify {params.pack:q} {params.strict} --replay"
             " {params.signer} --json-out {output:q} > {log:q} 2>&1"

@@ -18,7 +18,7 @@ rule scenarios:
         entries=[json.dumps(dict(s.entry), sort_keys=True) for s in S.scenarios],
         code=code("scenarios"),
     shell:
-        "{INVARLOCK} scenarios --catalogue {params.catalogue:q} --suite {params.suite:q}"
+        "python -m invarlock scenarios --catalogue {params.catalogue:q} --suite {params.suite:q}"
         " {params.ids} --out {output:q} > {log:q} 2>&1"
 
 
@@ -39,7 +39,7 @@ rule pin_revisions:
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("pin"),
     shell:
-        "{INVARLOCK} pin --suite {params.suite:q} {params.models} --text {params.text:q}"
+        "python -m invarlock pin --suite {params.suite:q} {params.models} --text {params.text:q}"
         " {params.net} {params.remote} {params.pickle} --out {output:q} > {log:q} 2>&1"
 
 

@@ -25,13 +25,14 @@ def main() -> int:
     except OSError:
         print("invarlock: another run is going on in this folder; wait for it", file=sys.stderr)
         return 2
-    command = [sys.executable, "-m", "snakemake", *sys.argv[1:]]
+    snakemake = [sys.executable, "-m", "snakemake"]
     locks = STATE / "locks"
     if locks.is_dir() and any(locks.iterdir()):
         print("An earlier run was interrupted; going on where it stopped.", flush=True)
-        subprocess.run([*command, "--unlock"], check=True, stderr=subprocess.DEVNULL)
+        unlock = [*snakemake, "--unlock", *sys.argv[1:]]
+        subprocess.run(unlock, check=True, stderr=subprocess.DEVNULL)
     os.set_inheritable(lock, True)  # held until snakemake ends, however it ends
-    os.execv(sys.executable, [*command, "--rerun-incomplete"])
+    os.execv(sys.executable, [*snakemake, "--rerun-incomplete", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

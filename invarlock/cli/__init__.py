@@ -44,9 +44,7 @@ def _overview() -> str:
     return (
         "usage: invarlock COMMAND [OPTIONS]\n\n"
         + "\n".join(lines)
-        + (
-            "\n\ninvarlock COMMAND --help lists a command's options; --version, --debug (tracebacks)"
-        )
+        + ("\n\ninvarlock COMMAND --help lists its options; also --version, --debug (tracebacks)")
     )
 
 
