@@ -17,11 +17,12 @@ OUT := evidence_pack_runs/smoke
 .PHONY: smoke test lint setup docs benchmark clean
 
 smoke: setup
-	@$(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"
-	@$(BIN)/python tools/workflow.py --profile cpu --config suite=smoke signing_key="$(KEY)"
-	@cat $(OUT)/reports/final_verdict.txt
-	@echo; echo "Evidence pack: $(OUT)/evidence_pack"
-	@$(BIN)/invarlock advanced evidence-pack verify $(OUT)/evidence_pack --strict --replay
+	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
+	$(BIN)/python tools/workflow.py --profile cpu --config suite=smoke signing_key="$(KEY)"; \
+	cat $(OUT)/reports/final_verdict.txt; \
+	echo; echo "Evidence pack: $(OUT)/evidence_pack"; \
+	$(BIN)/invarlock advanced evidence-pack verify $(OUT)/evidence_pack --strict --replay \
+		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"
 
 test: setup
 	@$(BIN)/python -m pytest

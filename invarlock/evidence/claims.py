@@ -159,8 +159,6 @@ def _pinned_models(tree: Tree) -> set[str]:
 
 def _compare(tree: Tree, recorded: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
     """Where the recorded verdict, its summaries and its text depart from the recomputed one."""
-    from invarlock.verdict.text import render_verdict
-
     documents: list[tuple[str, object, object]] = [(VERDICT, recorded, verdict)]
     for name in SUMMARIES:
         path = f"results/{name}.json"
@@ -178,8 +176,10 @@ def _compare(tree: Tree, recorded: Mapping[str, Any], verdict: Mapping[str, Any]
         if len(lines) > MAX_DIFFERENCES:
             yield f"{path}: and {len(lines) - MAX_DIFFERENCES} more differences"
     text = "results/final_verdict.txt"
-    if text in tree.files and tree.data(text) != render_verdict(verdict).encode():
-        yield f"{text}: is not the text of the recomputed verdict"
+    first = f"VERDICT: {verdict['verdict']}".encode()
+    # only what it claims: the layout of the table is free to change between versions
+    if text in tree.files and tree.data(text).partition(b"\n")[0] != first:
+        yield f"{text}: does not begin with the recomputed verdict"
 
 
 def _differences(pointer: str, stored: object, computed: object) -> Iterator[str]:

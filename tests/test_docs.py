@@ -1,0 +1,244 @@
+"""The documents are true: commands, options, keys, paths and tables in them exist."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from invarlock.cli import COMMANDS
+from invarlock.policy import load_policy, tier_names
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        ROOT / "config/README.md",
+        ROOT / "contracts/README.md",
+    ]
+)
+MAX_LINES = {"docs/method.md": 200, "docs/limits.md": 100, "CONTRIBUTING.md": 50}
+MAX_DECISION = 40  # lines
+FIRST_COMMAND = 18  # the line by which the README shows one
+FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
+SPAN = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+PLACEHOLDER = re.compile(r"[<>*{}\[|…]|NNNN|\.\.\.")
+
+ids = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every make, invarlock and snakemake command in code blocks and code spans."""
+    blocks = FENCE.findall(text)
+    lines = [line for block in blocks for line in block.splitlines()[1:-1]]
+    lines += SPAN.findall(FENCE.sub("", text))
+    for line in lines:
+        for part in re.split(r" && | \|\| ", line):
+            if part.split(" ")[0] in ("make", "invarlock", "snakemake"):
+                yield shlex.split(part, comments=True)
+
+
+def parsers(parser: argparse.ArgumentParser, words: list[str]) -> list[argparse.ArgumentParser]:
+    """The parser and those of the sub-commands that ``words`` name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and words:
+            names = [n for n in words[0].split("|") if n in action.choices]
+            assert names == words[0].split("|") or not action.required, words
+            return [parser, *(action.choices[name] for name in names)]
+    return [parser]
+
+
+def check_invarlock(words: list[str]) -> None:
+    """The command, its sub-command and every option exist."""
+    if words[0].startswith(("-", "<", "COMMAND")):
+        return
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
+    assert name, f"no command {words[0]}"
+    module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
+    parser = argparse.ArgumentParser()
+    module.configure(parser)
+    known = {
+        option
+        for p in parsers(parser, words[len(name.split()) :])
+        for action in p._actions
+        for option in action.option_strings
+    }
+    given = {word.split("=")[0] for word in words if word.startswith("--")}
+    assert given <= known, f"{name}: {given - known}"
+
+
+@cache
+def rules() -> set[str]:
+    """Names of all rules of the workflow."""
+    text = "\n".join(p.read_text() for p in [ROOT / "Snakefile", *ROOT.glob("rules/*.smk")])
+    return set(re.findall(r"^\s*rule (\w+):", text, re.M))
+
+
+@cache
+def settings() -> dict[str, Any]:
+    """``config/config.yaml``."""
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return loaded
+
+
+def check_snakemake(words: list[str]) -> None:
+    """Targets are rules or paths; profiles, keys and suites exist."""
+    suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())["suites"]
+    takes_value = {"--profile", "--cores", "--configfile", "--resources", "--default-resources"}
+    option = ""
+    for word in words:
+        if word.startswith("-"):
+            option = word
+        elif option == "--config":
+            key, _, value = word.partition("=")
+            assert key in settings(), f"no key {key}"
+            assert key != "suite" or value in (*suites, "..."), f"no suite {value}"
+        elif option == "--profile":
+            assert (ROOT / word / "profile.v9+.yaml").is_file(), f"no profile {word}"
+            option = ""
+        elif option in takes_value:
+            option = ""
+        else:
+            assert word in rules() or "/" in word or PLACEHOLDER.search(word), f"no rule {word}"
+
+
+def check_make(words: list[str]) -> None:
+    """Targets and variables stand in the Makefile."""
+    text = (ROOT / "Makefile").read_text()
+    for word in words:
+        name, assigns, _ = word.partition("=")
+        pattern = rf"^{name} \?=" if assigns else rf"^{name}:"
+        assert re.search(pattern, text, re.M), f"make knows no {name}"
+
+
+CHECKS = {"invarlock": check_invarlock, "snakemake": check_snakemake, "make": check_make}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_exist(page: Path) -> None:
+    """Every command in a document exists with its options, targets, keys and profiles."""
+    for first, *rest in commands(page.read_text()):
+        CHECKS[first](rest)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "invarlock evalute",
+        "invarlock gate X --strictly",
+        "invarlock advanced evidence-pack sign X",
+        "snakemake packs",
+        "snakemake --profile tpu",
+        "snakemake --config sweet=smoke",
+        "snakemake --config suite=smoky",
+        "make smokes",
+        "make smoke TROCH=x",
+    ],
+)
+def test_wrong_commands_are_found(line: str) -> None:
+    """The check above can fail."""
+    [(first, *rest)] = commands(f"```\n{line}\n```")
+    with pytest.raises(AssertionError):
+        CHECKS[first](rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_named_files_exist(page: Path) -> None:
+    """Every relative link, and every path below a folder of this repository, exists."""
+    text = FENCE.sub("", page.read_text())
+    links = [target for target in LINK.findall(text) if "://" not in target]
+    folders = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir())
+    named = [s for s in SPAN.findall(text) if s.startswith(folders) and " " not in s]
+    missing = [target for target in links if not (page.parent / target).exists()]
+    missing += [
+        path
+        for path in named
+        if not PLACEHOLDER.search(path)
+        and not path.startswith((".venv/", "evidence_pack_runs/", "reports/"))
+        and not (ROOT / path).exists()
+    ]
+    assert not missing
+
+
+def test_folder_map_is_the_disk() -> None:
+    """The README lists every folder of the repository, and no other."""
+    [block] = [b for b in FENCE.findall((ROOT / "README.md").read_text()) if "\nrules/" in b]
+    listed = {name for name in re.findall(r"^(\w+)/ ", block, re.M)}
+    ignored = set((ROOT / ".gitignore").read_text().replace("/", "").split())
+    there = {
+        path.name
+        for path in ROOT.iterdir()
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+    }
+    assert listed == {name for name in there - ignored if not name.endswith(".egg-info")}
+
+
+def test_every_contract_is_listed() -> None:
+    """The table of contracts/README.md names every contract once, and no other."""
+    listed = re.findall(r"`([\w-]+\.schema\.json)` \|", (ROOT / "contracts/README.md").read_text())
+    assert sorted(listed) == sorted(p.name for p in ROOT.glob("contracts/*.schema.json"))
+
+
+def test_config_readme_is_current() -> None:
+    """The generated page is what its generator makes now, and names every key."""
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools/make_config_readme.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == (ROOT / "config/README.md").read_text(), "run: make docs"
+    keys = {f"{k}.{n}" if isinstance(v, dict) else k for k, v in settings().items()
+            for n in (v if isinstance(v, dict) else [k])}  # fmt: skip
+    rows = list(module.settings((ROOT / "config/config.yaml").read_text()))
+    assert {row[1] for row in rows} == keys
+    assert all(meaning for _, _, _, meaning in rows), "a key has no comment"
+
+
+def test_threshold_table_is_the_tier_table() -> None:
+    """docs/method.md shows the numbers of tiers.yaml."""
+    text = (ROOT / "docs/method.md").read_text()
+    policies = [load_policy(tier) for tier in ("balanced", "conservative", "aggressive")]
+    assert [p.tier for p in policies] == tier_names()
+    names = {"bh": "BH", "bonferroni": "Bonferroni"}
+    rows = [
+        [f"{p.ratio_limit:.2f}" for p in policies],
+        [f"{p.min_tokens:,}" for p in policies],
+        [f"{p.min_final} / {p.min_replicates}" for p in policies],
+        [f"{p.drift_min} - {p.drift_max}" for p in policies],
+        [f"{p.spectral.deadband:.2f} / {p.spectral.max_caps}" for p in policies],
+        [" / ".join(str(k) for k in p.spectral.family_caps.values()) for p in policies],
+        [f"{names[p.spectral.method]} {p.spectral.alpha:.8f}".rstrip("0") for p in policies],
+        [f"{(d := p.spectral.degeneracy).stable_rank_warn} / {d.stable_rank_fatal}"
+         for p in policies],
+        [f"{(d := p.spectral.degeneracy).norm_warn} / {d.norm_fatal:.2f}" for p in policies],
+    ]  # fmt: skip
+    assert not [row for row in rows if f"| {' | '.join(row)} |" not in text]
+
+
+def test_documents_are_short() -> None:
+    """Length limits hold, and decisions are numbered without a gap."""
+    long = [name for name, limit in MAX_LINES.items()
+            if len((ROOT / name).read_text().splitlines()) > limit]  # fmt: skip
+    decisions = sorted((ROOT / "docs/decisions").glob("*.md"))
+    long += [p.name for p in decisions if len(p.read_text().splitlines()) > MAX_DECISION]
+    assert not long
+    assert [int(p.name[:4]) for p in decisions] == list(range(1, len(decisions) + 1))
+
+
+def test_readme_comes_to_the_point() -> None:
+    """What goes in and out stands in at most 25 words, the first command by line 18."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split("\n\n")[1].split()) <= 25
+    first = next(n for n, line in enumerate(text.splitlines(), 1) if line.startswith("make "))
+    assert first <= FIRST_COMMAND
