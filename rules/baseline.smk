@@ -4,7 +4,8 @@
 
 
 rule baseline:
-    """Place the pinned checkpoint; every file is checked against its pin."""
+    """Place the pinned checkpoint, checked; here, if it needs the network that nodes lack."""
+    localrule: bool(C["net"])
     input:
         revisions=OUT / "state/model_revisions.json",
     output:
@@ -18,16 +19,16 @@ rule baseline:
         mem_mb=lambda wc, attempt: 2500 * attempt,
         disk_mb=lambda wc: int(2 * weights_mb(wc)),
         runtime=lambda wc: int(30 + weights_mb(wc) / 500),
-        free_gb=S.min_free_disk_gb,
     params:
         model=lambda wc: f"{S.model(wc.model).model_id}={S.model(wc.model).source}",
         storage=C["baseline_storage"],
+        free_gb=S.min_free_disk_gb,
         net=on("net", "--net"),
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("baseline"),
     shell:
         "python -m invarlock baseline --model {params.model:q} --revisions {input.revisions:q}"
-        " --storage {params.storage} --min-free-gb {resources.free_gb} {params.net} {params.pickle}"
+        " --storage {params.storage} --min-free-gb {params.free_gb} {params.net} {params.pickle}"
         " --out {output.folder:q} --record {output.record:q} > {log:q} 2>&1"
 
 

@@ -34,8 +34,6 @@ rule evaluate:
         gpu=gpus,
         runtime=run_minutes,
         attempt=lambda wc, attempt: attempt,
-        # the last attempt records what it could not measure, so that the verdict can say it
-        record=lambda wc, attempt: "--record-failure" if attempt > C["retries"] else "",
     params:
         out=lambda wc: str(RUN).format(**wc),
         entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
@@ -50,6 +48,7 @@ rule evaluate:
         replicates=C["bootstrap"]["replicates"],
         alpha=C["bootstrap"]["alpha"],
         timeout=C["timeout_minutes"],
+        retries=C["retries"],
         image=(
             f"--image-ref {IMAGE} --image-digest {C['container_digest']}"
             if C["container_digest"]
@@ -63,12 +62,15 @@ rule evaluate:
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
         " --replicates {params.replicates} --alpha {params.alpha}"
-        " --timeout-minutes {params.timeout} --attempt {resources.attempt} {resources.record}"
+        " --timeout-minutes {params.timeout} --attempt {resources.attempt}"
+        # the last attempt records what it could not measure, so that the verdict can say it
+        " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
         " {params.image} {params.host} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule render:
     """The report as pages that people read."""
+    localrule: True
     input:
         RUN / "evaluation.report.json",
     output:
@@ -88,6 +90,7 @@ rule render:
 
 rule verify_report:
     """Re-check a report from its own evidence; what it finds is in the file."""
+    localrule: True
     input:
         report=RUN / "evaluation.report.json",
         manifest=RUN / "runtime.manifest.json",

@@ -3,6 +3,8 @@
 
 
 rule build_pack:
+    """Build the pack, on the machine that has the key: an allow-list of files, then signed."""
+    localrule: True
     input:
         verdict=OUT / "reports/final_verdict.json",
         rendered=rendered(),
@@ -13,8 +15,6 @@ rule build_pack:
         OUT / "evidence_pack/manifest.json",
     log:
         LOGS / "build_pack.log",
-    """Build the pack: an allow-list of files, checksums, manifest, signature."""
-    localrule: True  # the key stays on the machine that has it
     container:
         IMAGE
     params:
@@ -43,6 +43,7 @@ if C["pack"]:
 
     rule verify_pack:
         """Verify a received pack, every time it is asked for."""
+        localrule: True
         input:
             Path(C["pack"]) / "manifest.json",
         log:
@@ -61,6 +62,7 @@ else:
 
     rule verify_pack:
         """Verify the pack of this run as a stranger would."""
+        localrule: True
         input:
             OUT / "evidence_pack/manifest.json",
         output:

@@ -4,11 +4,12 @@
 
 
 rule scenarios:
-    """The effective scenario manifest: everything later reads only this."""
     output:
         OUT / "state/scenarios.json",
     log:
         LOGS / "scenarios.log",
+    """The effective scenario manifest: everything later reads only this."""
+    localrule: True
     container:
         IMAGE
     params:
@@ -23,11 +24,12 @@ rule scenarios:
 
 
 rule pin_revisions:
-    """Revision and sha256 of every file of every model and data set."""
     output:
         OUT / "state/model_revisions.json",
     log:
         LOGS / "pin_revisions.log",
+    """Revision and sha256 of every file of every model and data set."""
+    localrule: True
     container:
         IMAGE
     params:
@@ -44,11 +46,12 @@ rule pin_revisions:
 
 
 rule effective_config:
-    """The effective settings and where each came from."""
     output:
         OUT / "state/config.json",
     log:
         LOGS / "effective_config.log",
+    """The effective settings and where each came from."""
+    localrule: True
     container:
         IMAGE
     params:

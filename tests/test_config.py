@@ -306,3 +306,12 @@ def test_every_other_value_is_recorded() -> None:
     }  # fmt: skip
     assert set(recorded["values"]) == set(recorded["origins"])
     assert recorded["values"]["seed"] == 7
+
+
+def test_sections_of_the_command_line_are_typed() -> None:
+    """`--config 'windows={seq_len: 16, ...}'` hands over text; it counts as the numbers it says."""
+    text = {"seq_len": "16", "preview": "4", "final": "4", "seed": "1"}
+    found = settings(windows=text, bootstrap={"replicates": "200", "alpha": "0.1"})
+    assert found.models[0].seq_len == 16
+    assert found.values["bootstrap"] == {"replicates": 200, "alpha": 0.1}
+    assert "/windows/final is 'four'" in refusal(windows={**text, "final": "four"})

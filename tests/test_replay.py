@@ -71,8 +71,8 @@ def test_a_report_written_again_is_still_true():
 METRIC = [
     ("/primary_metric/ratio_vs_baseline", slightly),
     ("/primary_metric/delta_nats", 0.0),
-    ("/primary_metric/ci/0", slightly),
-    ("/primary_metric/ci/1", slightly),
+    ("/primary_metric/ci/0", lambda v: v + 1e-6),
+    ("/primary_metric/ci/1", lambda v: v + 1e-6),
     ("/primary_metric/display_ci/1", slightly),
     ("/primary_metric/drift/ratio", 1.001),
     ("/primary_metric/drift/raw", slightly),
@@ -85,7 +85,7 @@ METRIC = [
     ("/primary_metric/ci_level", 0.9),
     ("/primary_metric/reps", 2000),
     ("/primary_metric/clusters", 180),
-    ("/primary_metric/standard_error", slightly),
+    ("/primary_metric/standard_error", lambda v: v + 1e-6),
     ("/primary_metric/coverage_ok", False),
     ("/primary_metric/tokens_ok", False),
     ("/primary_metric/degraded", True),
@@ -129,7 +129,7 @@ EVIDENCE = [
     ("/spectral/modules/sigma_max/3", lambda v: v * 1.01, "/spectral/summary/max_abs_log_ratio"),
     ("/spectral/modules/baseline_sigma_max/3", lambda v: v * 2, "/spectral/caps_applied"),
     ("/spectral/modules/stable_rank/3", lambda v: v / 100, "/spectral/passed"),
-    ("/spectral/modules/family/3", "attn", "/spectral/family_z_summary"),
+    ("/spectral/modules/family/1", "attn", "/spectral/family_z_summary"),
     ("/context/bootstrap/seed", 8, "/primary_metric/ci"),
     ("/context/bootstrap/alpha", 0.1, "/primary_metric/ci"),
     ("/context/bootstrap/replicates", 1300, "/primary_metric/reps"),
@@ -170,11 +170,6 @@ def test_impossible_windows_are_refused(arm, change):
     assert any(line.startswith("/evaluation_windows") for line in replay(document))
 
 
-def test_a_recorded_loss_per_token_must_be_that_of_its_sum():
-    """The second statement of a window's loss agrees with the first."""
-    assert replay(altered(CLEAN, "/evaluation_windows/final/logloss/7", lambda v: v + 1)) != []
-
-
 @pytest.mark.parametrize("arm", ["preview", "final"])
 def test_a_stated_baseline_is_that_of_its_windows(arm):
     """Both perplexities of the baseline that a report states."""
@@ -183,8 +178,7 @@ def test_a_stated_baseline_is_that_of_its_windows(arm):
 
 def test_a_flag_without_evidence_is_named():
     """A flag that this version cannot know is not believed, even if no gate asks for it."""
-    found = replay(altered(CLEAN, "/validation/rmt_stable", lambda _: True) if False else
-                   altered(CLEAN, "/validation", lambda v: {**v, "rmt_stable": True}))  # fmt: skip
+    found = replay(altered(CLEAN, "/validation", lambda v: {**v, "rmt_stable": True}))
     assert any("rmt_stable" in line for line in found)
 
 

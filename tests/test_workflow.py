@@ -57,12 +57,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link_repository(tmp_path_factory.mktemp("workflow") / "repository")
 
 
-def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run snakemake in ``folder`` with the environment saying nothing."""
+def snakemake(folder: Path, *words: str, **spoken: str) -> subprocess.CompletedProcess[str]:
+    """Run snakemake in ``folder``; of the variables we read, only ``spoken`` ones are set."""
     return subprocess.run(
         [sys.executable, "-m", "snakemake", *words],
         cwd=folder,
-        env=quiet_environment(),
+        env=quiet_environment() | spoken,
         capture_output=True,
         text=True,
         timeout=180,
@@ -232,6 +232,16 @@ def test_a_misspelt_key_is_one_line(repository: Path) -> None:
     """An unknown configuration key ends with exit 2, one line and no traceback."""
     done = snakemake(repository, "-n", "--profile", "cpu", "--config", "scenario=noop_clean")
     assert "/scenario is not a known key (did you mean scenarios?)" in refusal(done)
+
+
+def test_the_command_line_wins_with_the_files_own_value(repository: Path) -> None:
+    """What is given counts also where it equals the file: here against a tier that is none."""
+    target = "evidence_pack_runs/smoke/state/config.json"
+    words = ["-n", target, "--profile", "cpu", "--config"]
+    done = snakemake(repository, *words, "seed=43", INVARLOCK_TIER="nosuch")
+    assert "'nosuch'" in refusal(done)
+    done = snakemake(repository, *words, "tier=balanced", INVARLOCK_TIER="nosuch")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_readable_signing_key_stops_before_any_job(repository: Path, tmp_path: Path) -> None:

