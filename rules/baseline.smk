@@ -5,7 +5,6 @@
 
 rule baseline:
     """Place the pinned checkpoint, checked; here, if it needs the network that nodes lack."""
-    localrule: bool(C["net"])
     input:
         revisions=OUT / "state/model_revisions.json",
     output:
@@ -13,6 +12,7 @@ rule baseline:
         record=OUT / "{model}/baseline.json",
     log:
         LOGS / "{model}/baseline.log",
+    localrule: bool(C["net"])
     container:
         IMAGE
     resources:

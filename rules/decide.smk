@@ -3,6 +3,7 @@
 
 
 rule verdict:
+    """Judge all evaluations; a missing one cannot be overlooked, it is an input."""
     input:
         scenarios=OUT / "state/scenarios.json",
         outcomes=[folder / "outcome.json" for folder in evaluations()],
@@ -17,7 +18,6 @@ rule verdict:
         OUT / "analysis/edit_artifact_summary.json",
     log:
         LOGS / "verdict.log",
-    """Judge all evaluations; a missing one cannot be overlooked, it is an input."""
     localrule: True
     container:
         IMAGE

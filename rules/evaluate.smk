@@ -70,7 +70,6 @@ rule evaluate:
 
 rule render:
     """The report as pages that people read."""
-    localrule: True
     input:
         RUN / "evaluation.report.json",
     output:
@@ -78,6 +77,7 @@ rule render:
         html=RUN / "evaluation.html",
     log:
         LOGS / "{model}/{scenario}/render.{run}.log",
+    localrule: True
     container:
         IMAGE
     params:
@@ -90,7 +90,6 @@ rule render:
 
 rule verify_report:
     """Re-check a report from its own evidence; what it finds is in the file."""
-    localrule: True
     input:
         report=RUN / "evaluation.report.json",
         manifest=RUN / "runtime.manifest.json",
@@ -98,6 +97,7 @@ rule verify_report:
         RUN / "verify.json",
     log:
         LOGS / "{model}/{scenario}/verify.{run}.log",
+    localrule: True
     container:
         IMAGE
     params:

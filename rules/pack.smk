@@ -4,7 +4,6 @@
 
 rule build_pack:
     """Build the pack, on the machine that has the key: an allow-list of files, then signed."""
-    localrule: True
     input:
         verdict=OUT / "reports/final_verdict.json",
         rendered=rendered(),
@@ -15,6 +14,7 @@ rule build_pack:
         OUT / "evidence_pack/manifest.json",
     log:
         LOGS / "build_pack.log",
+    localrule: True
     container:
         IMAGE
     params:
@@ -43,11 +43,11 @@ if C["pack"]:
 
     rule verify_pack:
         """Verify a received pack, every time it is asked for."""
-        localrule: True
         input:
             Path(C["pack"]) / "manifest.json",
         log:
             LOGS / "verify_pack.received.log",
+        localrule: True
         container:
             IMAGE
         params:
@@ -62,13 +62,13 @@ else:
 
     rule verify_pack:
         """Verify the pack of this run as a stranger would."""
-        localrule: True
         input:
             OUT / "evidence_pack/manifest.json",
         output:
             OUT / "verify_pack.json",
         log:
             LOGS / "verify_pack.log",
+        localrule: True
         container:
             IMAGE
         params:

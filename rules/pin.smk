@@ -4,11 +4,11 @@
 
 
 rule scenarios:
+    """The effective scenario manifest: everything later reads only this."""
     output:
         OUT / "state/scenarios.json",
     log:
         LOGS / "scenarios.log",
-    """The effective scenario manifest: everything later reads only this."""
     localrule: True
     container:
         IMAGE
@@ -24,11 +24,11 @@ rule scenarios:
 
 
 rule pin_revisions:
+    """Revision and sha256 of every file of every model and data set."""
     output:
         OUT / "state/model_revisions.json",
     log:
         LOGS / "pin_revisions.log",
-    """Revision and sha256 of every file of every model and data set."""
     localrule: True
     container:
         IMAGE
@@ -46,11 +46,11 @@ rule pin_revisions:
 
 
 rule effective_config:
+    """The effective settings and where each came from."""
     output:
         OUT / "state/config.json",
     log:
         LOGS / "effective_config.log",
-    """The effective settings and where each came from."""
     localrule: True
     container:
         IMAGE

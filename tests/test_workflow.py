@@ -72,7 +72,7 @@ def snakemake(folder: Path, *words: str, **spoken: str) -> subprocess.CompletedP
 
 def graph(folder: Path, *words: str) -> list[Job]:
     """The jobs of a dry run."""
-    done = snakemake(folder, "-n", *words)
+    done = snakemake(folder, "-n", *words, "--quiet", "progress")  # profiles say less
     assert done.returncode == 0, done.stderr + done.stdout
     jobs: list[Job] = []
     for line in done.stdout.splitlines():
