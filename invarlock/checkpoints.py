@@ -77,6 +77,10 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError("no such checkpoint folder", where=str(folder))
+        try:
+            os.listdir(folder)
+        except OSError as error:
+            raise unreadable(folder, error) from error
         if not (folder / "config.json").is_file():
             raise InputError("the checkpoint folder has no config.json", where=str(folder))
         config = read_json_object(folder / "config.json")

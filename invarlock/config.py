@@ -8,10 +8,12 @@ recorded. Everything is checked before any job starts.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from invarlock.contracts import validate
 from invarlock.errors import ConfigError, InputError
@@ -101,7 +103,11 @@ class Settings:
 
 
 def effective_settings(
-    given: Document, file: Document, suites: Document, environment: Mapping[str, str]
+    given: Document,
+    file: Document,
+    suites: Document,
+    environment: Mapping[str, str],
+    spoken: Collection[str] = (),
 ) -> Settings:
     """Merge, check and expand the configuration.
 
@@ -110,12 +116,13 @@ def effective_settings(
         file: ``config/config.yaml`` alone; where ``given`` differs, the command line spoke.
         suites: ``config/suites.yaml``.
         environment: ``os.environ``.
+        spoken: keys that the command line or a profile names, also with the file's own value.
 
     Raises:
         ConfigError: an unknown key, suite, model, scenario, tier, or values that do not fit.
         InputError: a folder or file that was named is missing.
     """
-    values, origins = _merge(given, file, environment)
+    values, origins = _merge(given, file, environment, spoken)
     if isinstance(values["scenarios"], str):
         values["scenarios"] = [s.strip() for s in values["scenarios"].split(",") if s.strip()]
     if isinstance(values["models"], str):
@@ -123,6 +130,7 @@ def effective_settings(
     validate(values, "config", "config/config.yaml", config=True)
     _one_of("tier", values["tier"], tier_names())
     _one_of("suite", values["suite"], list(suites["suites"]))
+    _refuse_ignored(values)
     suite = suites["suites"][values["suite"]]
     models = _models(values, suites, suite)
     catalogue = load_catalogue(Path(values["catalogue"]))
@@ -145,10 +153,12 @@ def effective_settings(
 
 
 def _merge(
-    given: Document, file: Document, environment: Mapping[str, str]
+    given: Document, file: Document, environment: Mapping[str, str], spoken: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    values = dict(given)
-    origins = {k: "config" if values[k] == file.get(k) else "given" for k in values}
+    values = {
+        key: _typed(value) if isinstance(value, Mapping) else value for key, value in given.items()
+    }
+    origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
     for name, (key, read) in ENVIRONMENT.items():
         if environment.get(name) and origins.get(key) == "config":
             try:
@@ -164,6 +174,11 @@ def _merge(
         values["models"] = slots
         origins["models"] = "environment MODEL_1..MODEL_8"
     return values, origins
+
+
+def _typed(section: Document) -> dict[str, Any]:
+    """``--config 'windows={seq_len: 16}'`` arrives with every inner value as text."""
+    return {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in section.items()}
 
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> None:
@@ -200,6 +215,20 @@ def _models(values: Document, suites: Document, suite: Document) -> tuple[Model,
             )
         found[model.slug] = model
     return tuple(found.values())
+
+
+def _refuse_ignored(values: Document) -> None:
+    """A setting that would have no effect is a mistake of the user's, not something to pass over."""
+    ignored = ("models",) if values["suite"] == "byoe" else ("baseline", "subject")
+    for key in ignored:
+        if values[key]:
+            raise ConfigError(
+                f"/{key} has no effect with suite {values['suite']}",
+                where="config/config.yaml",
+                hint="remove it"
+                if key == "models"
+                else "snakemake pack --config suite=byoe baseline=DIR subject=DIR",
+            )
 
 
 def _byoe_id(values: Document) -> str:

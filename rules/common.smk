@@ -35,12 +35,13 @@ try:
         yaml.safe_load(here("config/config.yaml").read_text()),
         yaml.safe_load(here("config/suites.yaml").read_text()),
         os.environ,
+        workflow.config_settings.overwrite_config,
     )
     if S.values["signing_key"]:
         from invarlock.evidence.keys import load_signing_key
 
         load_signing_key(Path(S.values["signing_key"]))
-except InvarlockError as error:
+except (InvarlockError, OSError) as error:
     stop(error)
 
 C = S.values

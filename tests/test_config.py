@@ -315,3 +315,11 @@ def test_sections_of_the_command_line_are_typed() -> None:
     assert found.models[0].seq_len == 16
     assert found.values["bootstrap"] == {"replicates": 200, "alpha": 0.1}
     assert "/windows/final is 'four'" in refusal(windows={**text, "final": "four"})
+
+
+def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
+    """Folders without suite byoe, and models with it, are mistakes and not passed over."""
+    assert "/baseline has no effect with suite smoke" in refusal(baseline=str(tmp_path))
+    assert "/models has no effect with suite byoe" in refusal(
+        suite="byoe", baseline=str(tmp_path), subject=str(tmp_path), models=[MISTRAL]
+    )

@@ -117,4 +117,3 @@ def test_the_spectral_guard_blocks_rank_one_by_its_stable_rank(damaged):
     assert section["modules"]["stable_rank"][row] == pytest.approx(1.0, abs=0.01)
     before, after = (section["modules"][f"{p}sigma_max"][row] for p in ("baseline_", ""))
     assert after == pytest.approx(before, rel=0.01)
-

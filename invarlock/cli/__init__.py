@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from invarlock import __version__
-from invarlock.errors import InvarlockError
+from invarlock.errors import InputError, InvarlockError
 
 
 class Command(NamedTuple):
@@ -90,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # what no reader or writer of ours has worded
+        where = error.filename or "a file"
+        print(f"invarlock {name}: {where}: {error.strerror or error}", file=sys.stderr)
+        return InputError.exit_code
     except KeyboardInterrupt:
         print(f"invarlock {name}: interrupted", file=sys.stderr)
         return 130

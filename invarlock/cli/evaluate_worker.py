@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
-from invarlock.errors import InvarlockError
+from invarlock.errors import InputError, InvarlockError
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint
@@ -138,6 +139,9 @@ def main() -> int:
     except MemoryError as error:
         print(f"invarlock evaluate: out of memory: {error}", file=sys.stderr)
         return EXIT_OUT_OF_MEMORY
+    except OSError as error:
+        print(f"invarlock evaluate: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_OUT_OF_MEMORY if error.errno == errno.ENOMEM else InputError.exit_code
     except RuntimeError as error:  # torch reports both of its allocators this way
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
