@@ -218,7 +218,7 @@ def _models(values: Document, suites: Document, suite: Document) -> tuple[Model,
 
 
 def _refuse_ignored(values: Document) -> None:
-    """A setting that would have no effect is a mistake of the user's, not something to pass over."""
+    """A setting that would have no effect is a mistake, not something to pass over."""
     ignored = ("models",) if values["suite"] == "byoe" else ("baseline", "subject")
     for key in ignored:
         if values[key]:

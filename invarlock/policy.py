@@ -31,7 +31,6 @@ class SpectralPolicy:
 
     deadband: float
     max_caps: int
-    scope: str
     family_caps: Mapping[str, float]
     method: str
     alpha: float
@@ -109,7 +108,6 @@ def load_policy(tier: str) -> Policy:
         spectral=SpectralPolicy(
             deadband=float(spectral["deadband"]),
             max_caps=int(spectral["max_caps"]),
-            scope=str(spectral["scope"]),
             family_caps={name: float(value) for name, value in spectral["family_caps"].items()},
             method=str(spectral["multiple_testing"]["method"]),
             alpha=float(spectral["multiple_testing"]["alpha"]),
