@@ -52,6 +52,7 @@ class Policy:
     min_preview: int
     min_final: int
     min_replicates: int
+    max_alpha: float  # two-sided error of the interval
     drift_min: float
     drift_max: float
     spectral: SpectralPolicy
@@ -103,6 +104,7 @@ def load_policy(tier: str) -> Policy:
         min_preview=int(floors["preview"]),
         min_final=int(floors["final"]),
         min_replicates=int(floors["replicates"]),
+        max_alpha=float(floors["alpha"]),
         drift_min=float(drift["min"]),
         drift_max=float(drift["max"]),
         spectral=SpectralPolicy(

@@ -44,6 +44,15 @@ try:
 except (InvarlockError, OSError) as error:
     stop(error)
 
+# A plain `snakemake` uses all cores, as the profiles do. With --jobs (a cluster) or --cores nothing
+# is changed; a default profile would override every other one.
+if (
+    workflow.resource_settings.cores is None
+    and workflow.resource_settings.nodes is None
+):
+    workflow.resource_settings.cores = os.cpu_count() or 1
+    workflow.global_resources["_cores"] = workflow.resource_settings.cores
+
 C = S.values
 OUT = S.out
 # Jobs run the interpreter and the package of this snakemake (inside a container, the image's).

@@ -128,6 +128,34 @@ def test_a_checkpoint_saved_again_by_transformers_is_clean(baseline, tmp_path):
     assert found(baseline, folder) == []
 
 
+OLD_ROPE = {"rope_theta": 10000.0, "rope_scaling": None}
+NEW_ROPE = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (OLD_ROPE, {**NEW_ROPE, "rope_theta": None}),
+        ({**OLD_ROPE, **NEW_ROPE}, {**NEW_ROPE, "rope_theta": None}),
+        ({"head_dim": None}, {"head_dim": 8}),
+    ],
+)
+def test_another_spelling_of_the_same_configuration_is_clean(tmp_path, before, after):
+    """Releases of transformers differ in how they write what stays the same."""
+    baseline, subject = make_llama(tmp_path / "a"), make_llama(tmp_path / "b")
+    edit_config(baseline, **before)
+    edit_config(subject, **{**before, **after})
+    assert found(baseline, subject) == []
+
+
+def test_another_rotation_in_another_spelling_is_found(tmp_path):
+    """rope_theta 10,000 in the old spelling and 500,000 in the new one are not the same."""
+    baseline, subject = make_llama(tmp_path / "a"), make_llama(tmp_path / "b")
+    edit_config(baseline, **OLD_ROPE)
+    edit_config(subject, rope_parameters={"rope_theta": 500000.0, "rope_type": "default"})
+    assert ("config_changed", "fatal") in found(baseline, subject)
+
+
 def test_a_missing_tensor_is_fatal_and_named(baseline, subject):
     """One tensor less."""
     edit_tensors(subject, lambda t: t.pop(DOWN))

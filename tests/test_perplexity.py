@@ -132,3 +132,10 @@ def test_unknown_tier_is_refused_with_a_guess():
     """A misspelt tier is an error that names the near one."""
     with pytest.raises(ConfigError, match="did you mean balanced"):
         load_policy("balancd")
+
+
+def test_a_laxer_interval_is_not_acceptable():
+    """An interval of 90 % instead of 95 % is narrower, and is refused even for a no-op."""
+    result = compare(arm(seed=1), arm(), POLICY, Bootstrap(1200, 0.10, 43))
+    assert result.decision == "pass"
+    assert not result.acceptable

@@ -65,20 +65,30 @@ def damaged(smollm2, evaluate, tmp_path_factory):
     return result, read(root, "error_metadata.json")
 
 
-def test_a_noop_is_exactly_one_and_twice_the_same(smollm2, evaluate):
-    """No tolerance on a no-op; two evaluations write the same bytes."""
-    first, second = evaluate(smollm2, "noop"), evaluate(smollm2, "noop_again")
-    report = read(first)
+@pytest.fixture(scope="module")
+def noop(smollm2, evaluate):
+    """The baseline as its own subject."""
+    return evaluate(smollm2, "noop")
+
+
+def test_a_noop_is_exactly_one(noop):
+    """No tolerance on a no-op."""
+    report = read(noop)
     assert report["primary_metric"]["ratio_vs_baseline"] == 1.0
     assert report["primary_metric"]["display_ci"] == [1.0, 1.0]
     assert report["spectral"]["summary"]["max_abs_z"] == 0.0
+
+
+def test_two_evaluations_write_the_same_bytes(smollm2, evaluate, noop):
+    """Everything but the runtime manifest, which holds timings."""
+    again = evaluate(smollm2, "noop_again")
     for name in FILES:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+        assert (again / name).read_bytes() == (noop / name).read_bytes(), name
 
 
-def test_the_model_is_as_good_as_it_was_measured(smollm2, evaluate):
+def test_the_model_is_as_good_as_it_was_measured(noop):
     """Perplexity on the addresses with a context of 64 tokens is that of a sound model."""
-    assert 20 < read(evaluate(smollm2, "noop"))["primary_metric"]["final"] < 80
+    assert 20 < read(noop)["primary_metric"]["final"] < 80
 
 
 def test_eight_bits_are_close_to_one(smollm2, evaluate, tmp_path):
@@ -95,9 +105,9 @@ def test_eight_bits_are_close_to_one(smollm2, evaluate, tmp_path):
 
 
 def test_perplexity_alone_would_let_rank_one_pass(damaged):
-    """Measured 1.093 on 40 windows of 256: below the limit of 1.10."""
+    """Measured 1.093 on 40 windows of 256; worse than the baseline, but below the limit of 1.10."""
     ratio = read(damaged[0])["primary_metric"]["ratio_vs_baseline"]
-    assert 1.03 < ratio < 1.10
+    assert 1.005 < ratio < 1.10
 
 
 def test_the_spectral_guard_blocks_rank_one_by_its_stable_rank(damaged):

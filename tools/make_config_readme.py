@@ -24,9 +24,9 @@ HEAD = """# Configuration
 
 Made by `make docs` from `config/config.yaml`, `config/suites.yaml` and `scenarios/scenarios.json`;
 a test fails when it is stale. Change a value in the file, or for one run:
-`snakemake --config suite=subset net=1`; keys with a dot in a file of yours:
-`snakemake --configfile mine.yaml` (which takes the place of a profile's own settings file). Unknown
-keys are refused. Command line and profile win over the environment, the environment over the file.
+`snakemake --config suite=subset net=1 'windows={seed: 7}'`. Your own `--configfile` takes the place
+of a profile's settings file. Unknown keys are refused. Command line and profile win over the
+environment, the environment over the file.
 """
 
 

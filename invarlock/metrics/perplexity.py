@@ -115,7 +115,8 @@ def compare(preview: Arm, final: Arm, policy: Policy, bootstrap: Bootstrap) -> P
         drift_ok=policy.drift_min <= drift <= policy.drift_max,
         coverage_ok=len(preview.window_ids) >= policy.min_preview
         and len(final.window_ids) >= policy.min_final
-        and bootstrap.replicates >= policy.min_replicates,
+        and bootstrap.replicates >= policy.min_replicates
+        and bootstrap.alpha <= policy.max_alpha,
         tokens_ok=preview.tokens + final.tokens >= policy.min_tokens,
     )
 
