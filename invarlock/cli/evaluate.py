@@ -14,6 +14,7 @@ from typing import Any
 
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import ConfigError, InputError, MeasurementError
+from invarlock.files import parse_json
 from invarlock.policy import load_policy
 from invarlock.reporting.runtime_manifest import in_container
 
@@ -88,6 +89,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the worker, classify how it ended, and show the result."""
     job = _job(args)
+    # an older outcome in this folder must not be taken for that of this run
+    (Path(job.out) / "outcome.json").unlink(missing_ok=True)
     code, error = _supervise(job, args.timeout_minutes * 60)
     if code in (2, 3):  # the worker has already said what is wrong with the request
         return code
@@ -120,7 +123,9 @@ def _job(args: argparse.Namespace) -> Job:
     for folder in (args.baseline, args.subject):
         if not folder.is_dir():
             raise InputError("no such checkpoint folder", where=str(folder))
-    scenario = json.loads(args.scenario) if args.scenario else {}
+    scenario = _scenario(args.scenario)
+    if args.edit_metadata and not args.edit_metadata.is_file():
+        raise InputError("no such file", where=str(args.edit_metadata))
     reference = args.baseline_report or args.out / "baseline"
     if args.baseline_report and not (reference / "report.json").is_file():
         raise InputError("no run of the baseline is there", where=str(reference))
@@ -151,6 +156,19 @@ def _job(args: argparse.Namespace) -> Job:
         allow_network=args.allow_network,
         allow_remote_code=args.allow_remote_code,
     )
+
+
+def _scenario(text: str) -> dict[str, Any]:
+    """The catalogue entry given on the command line; empty when none is."""
+    if not text:
+        return {}
+    try:
+        entry = parse_json(text.encode(), "--scenario")
+    except InputError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+        raise ConfigError("not a catalogue entry", where="--scenario", expected="an object with id")
+    return entry
 
 
 def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:

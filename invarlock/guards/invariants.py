@@ -13,7 +13,7 @@ from typing import Any
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.guards.invariants_decision import Failure
-from invarlock.roles import layer_of, role_of
+from invarlock.roles import is_tied, layer_of, role_of
 
 # Configuration fields that change what the weights mean. Anything else (dtype, names of
 # classes, generation defaults) may differ between a baseline and a re-saved subject.
@@ -28,8 +28,6 @@ FIXED_CONFIG = (
     "hidden_act",
     "vocab_size",
     "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
     "rope_parameters",
     "rms_norm_eps",
     "layer_norm_eps",
@@ -44,6 +42,7 @@ FIXED_CONFIG = (
     "bos_token_id",
     "eos_token_id",
 )
+DEFAULT_ROPE_THETA = 10_000.0  # where config.json gives none
 LISTED = 5  # names given in a message; the count is always complete
 
 
@@ -69,14 +68,33 @@ def check_checkpoint(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
 
 
 def _check_config(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> list[Failure]:
-    changed = [k for k in FIXED_CONFIG if baseline.get(k) != subject.get(k)]
+    before, after = _meaning(baseline), _meaning(subject)
     return [
-        _failure(
-            "config_changed",
-            f"config.json: {key} was {baseline.get(key)!r}, is {subject.get(key)!r}",
-        )
-        for key in changed
+        _failure("config_changed", f"config.json: {k} was {before[k]!r}, is {after[k]!r}")
+        for k in before
+        if before[k] != after[k]
     ]
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fixed fields in one spelling, defaults written out, as saving a model again does.
+
+    Older configurations hold ``rope_theta`` and ``rope_scaling``, newer ones
+    ``rope_parameters``; heads that are not given follow from those that are.
+    """
+    meaning = {key: config.get(key) for key in FIXED_CONFIG}
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if meaning["num_key_value_heads"] is None:
+        meaning["num_key_value_heads"] = heads
+    if meaning["head_dim"] is None and isinstance(heads, int) and isinstance(hidden, int):
+        meaning["head_dim"] = hidden // heads if heads else None
+    meaning["tie_word_embeddings"] = is_tied(config)
+    given = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = dict(given) if isinstance(given, Mapping) else {}
+    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")
+    rope.setdefault("rope_theta", config.get("rope_theta", DEFAULT_ROPE_THETA))
+    meaning["rope_parameters"] = rope
+    return meaning
 
 
 def _check_tensors(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:

@@ -206,29 +206,35 @@ class Reference:
                 return spectral.from_table(guard["modules"])
         raise InputError("the run holds no spectral statistics", where=str(self.folder))
 
-    def require_same_conditions(
-        self, windows: RunWindows, checkpoint_sha256: str, dtype: str, device: str
-    ) -> None:
-        """Refuse to compare runs that did not see the same bytes in the same arithmetic.
+    def require_same_inputs(self, windows: RunWindows, checkpoint_sha256: str) -> None:
+        """Refuse a run of other windows or another baseline, whatever becomes of the subject.
 
         Raises:
-            InputError: other windows, another baseline checkpoint, dtype or device.
+            InputError: other windows, or another baseline checkpoint.
         """
-        meta = self.report["meta"]
-        for what, recorded, now in (
-            ("windows", self.report["data"]["windows_sha256"], windows.sha256),
-            ("baseline checkpoint", meta["checkpoint_sha256"], checkpoint_sha256),
-            ("dtype", meta["dtype"], dtype),
-            ("device", meta["device"], device),
-        ):
-            if recorded != now:
-                raise InputError(
-                    f"the baseline run used another {what}",
-                    where=str(self.folder),
-                    expected=str(now),
-                    found=str(recorded),
-                    hint="measure the baseline again with invarlock run",
-                )
+        found = self.report["data"]["windows_sha256"]
+        self._require("windows", found, windows.sha256)
+        found = self.report["meta"]["checkpoint_sha256"]
+        self._require("baseline checkpoint", found, checkpoint_sha256)
+
+    def require_same_arithmetic(self, dtype: str, device: str) -> None:
+        """Refuse to compare losses of different arithmetic.
+
+        Raises:
+            InputError: another dtype or device.
+        """
+        self._require("dtype", self.report["meta"]["dtype"], dtype)
+        self._require("device", self.report["meta"]["device"], device)
+
+    def _require(self, what: str, recorded: object, now: str) -> None:
+        if recorded != now:
+            raise InputError(
+                f"the baseline run used another {what}",
+                where=str(self.folder),
+                expected=now,
+                found=str(recorded),
+                hint="measure the baseline again with invarlock run",
+            )
 
     def top1_agreement(self, final: ArmResult) -> list[int]:
         """Positions per final window where both runs find the same token most likely."""
