@@ -17,9 +17,9 @@ from repository_copy import link_repository, quiet_environment
 from invarlock.cli import main
 
 LIMIT = 240.0  # seconds of one run, on a machine that is busy with other things
-# Files that say when a run was made, and those of the pack that hold digests of them.
+# Files that say when a run was made, and those that hold their digests or sizes.
 OF_THE_MOMENT = {"runtime.manifest.json", ".snakemake_timestamp"}
-BOUND = {"checksums.sha256", "manifest.json"}
+BOUND = {"checksums.sha256", "manifest.json", "verify_pack.json"}
 
 
 def start(repository: Path, words: list[str]) -> subprocess.Popen[bytes]:
