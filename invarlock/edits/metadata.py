@@ -16,37 +16,24 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
     """The document, valid against its contract; nothing in it depends on where or when."""
     spec, subject = edited.spec, edited.subject
     n_edited = sum(info.numel for info in edited.targets)
-    document: dict[str, object] = {
-        "schema": SCHEMA,
-        "artifact_class": "validation_subject_checkpoint",
-        "edit_type": spec.edit_type,
-        "edit_semantics": "external_subject_validation_edit",
-        "deployable_as_hf_checkpoint": True,
-        "optimized_deployment_backend": False,
-        "backend": None,
-        "storage_format": spec.storage_format,
-        "actual_storage_format": spec.storage_format,
-        "packed_quantized_storage": False,
-        "runtime_memory_reduction": False,
-        "runtime_memory_reduction_expected": False,
-        "run_directory_contains_edit_artifacts": True,
-        "scope": str(getattr(spec, "scope", "none")),
-        "parameters": spec.parameters(),
-        "seed": edited.seed,
-        "coverage": {
-            "edited_tensors": len(edited.targets),
-            "edited_params": n_edited,
-            "total_params": baseline.n_parameters,
-            "coverage_ratio": n_edited / baseline.n_parameters,
+    return _document(
+        baseline,
+        n_edited,
+        {
+            "edit_type": spec.edit_type,
+            "storage_format": spec.storage_format,
+            "actual_storage_format": spec.storage_format,
+            "run_directory_contains_edit_artifacts": True,
+            "scope": str(getattr(spec, "scope", "none")),
+            "parameters": spec.parameters(),
+            "seed": edited.seed,
+            "details": _details(edited, n_edited),
+            "edited_tensors": subject.written,
+            "unchanged_tensors": sorted(set(subject.written) - set(subject.differing)),
+            "subject_checkpoint_sha256": subject.digest,
         },
-        "details": _details(edited, n_edited),
-        "edited_tensors": subject.written,
-        "unchanged_tensors": sorted(set(subject.written) - set(subject.differing)),
-        "baseline_checkpoint_sha256": baseline.digest(),
-        "subject_checkpoint_sha256": subject.digest,
-    }
-    validate(document, "edit-metadata", "edit_metadata.json")
-    return document
+        len(edited.targets),
+    )
 
 
 def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> dict[str, object]:
@@ -58,35 +45,48 @@ def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> di
         if baseline.tensors[name].nbytes != subject.tensors[name].nbytes
         or baseline.tensor_digest(name) != subject.tensor_digest(name)
     }
-    n_edited = sum(baseline.tensors[name].numel for name in differing)
-    document = {
+    return _document(
+        baseline,
+        sum(baseline.tensors[name].numel for name in differing),
+        {
+            "edit_type": CUSTOM,
+            "storage_format": CUSTOM,
+            "actual_storage_format": CUSTOM,
+            "run_directory_contains_edit_artifacts": False,
+            "scope": "none",
+            "parameters": {"label": label},
+            "seed": 0,
+            "details": {},
+            "edited_tensors": differing,
+            "unchanged_tensors": [],
+            "subject_checkpoint_sha256": subject.digest(),
+        },
+        len(differing),
+    )
+
+
+def _document(
+    baseline: Checkpoint, n_edited: int, own: dict[str, object], n_tensors: int
+) -> dict[str, object]:
+    """What every subject's metadata says, with what is ``own`` to one; checked."""
+    document: dict[str, object] = {
         "schema": SCHEMA,
         "artifact_class": "validation_subject_checkpoint",
-        "edit_type": CUSTOM,
         "edit_semantics": "external_subject_validation_edit",
         "deployable_as_hf_checkpoint": True,
         "optimized_deployment_backend": False,
         "backend": None,
-        "storage_format": CUSTOM,
-        "actual_storage_format": CUSTOM,
         "packed_quantized_storage": False,
         "runtime_memory_reduction": False,
         "runtime_memory_reduction_expected": False,
-        "run_directory_contains_edit_artifacts": False,
-        "scope": "none",
-        "parameters": {"label": label},
-        "seed": 0,
         "coverage": {
-            "edited_tensors": len(differing),
+            "edited_tensors": n_tensors,
             "edited_params": n_edited,
             "total_params": baseline.n_parameters,
             "coverage_ratio": n_edited / baseline.n_parameters,
         },
-        "details": {},
-        "edited_tensors": differing,
-        "unchanged_tensors": [],
         "baseline_checkpoint_sha256": baseline.digest(),
-        "subject_checkpoint_sha256": subject.digest(),
+        **own,
     }
     validate(document, "edit-metadata", "edit_metadata.json")
     return document
