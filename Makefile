@@ -40,6 +40,7 @@ docs: setup
 benchmark: setup
 	@$(BIN)/python benchmarks/speed.py
 	@$(BIN)/python benchmarks/edit_memory.py
+	@$(BIN)/python benchmarks/coverage.py
 
 setup: $(VENV)/ready
 

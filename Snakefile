@@ -1,7 +1,7 @@
 """InvarLock: is an edited checkpoint still as good as its baseline?
 
-config -> pinned revisions -> baseline -> windows -> baseline run -> edited and damaged checkpoints
--> evaluations -> verdict -> signed pack -> verification. Every step is a file; a repeated command
+config -> pinned revisions -> baseline -> windows -> baseline run -> preset -> edited and damaged
+checkpoints -> evaluations -> verdict -> signed pack -> verification. Every step is a file; a repeated command
 goes on where the last one stopped.
 """
 
@@ -17,6 +17,7 @@ include: "rules/common.smk"
 include: "rules/resources.smk"
 include: "rules/pin.smk"
 include: "rules/baseline.smk"
+include: "rules/calibrate.smk"
 include: "rules/edit.smk"
 include: "rules/evaluate.smk"
 include: "rules/decide.smk"

@@ -146,21 +146,26 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
 
     import torch
 
-    from invarlock.run.forward import batches, logits_function, run_arm
+    from invarlock.run.forward import Keep, batches, logits_function, run_batch
     from invarlock.run.loading import Target, load_model
+    from invarlock.run.tasks import task_for
     from invarlock.windows import read_windows
 
     loaded = load_model(model, Target("cpu", dtype)).model
-    tokens = [list(w.tokens) for w in read_windows(windows).final[:PASS_WINDOWS]]
-    logits = logits_function(loaded, torch.tensor([tokens[0][:16]]))
+    content = read_windows(windows)
+    examples = task_for(model, content).examples(content.final[:PASS_WINDOWS])
+    tokens = [list(example.inputs["input_ids"]) for example in examples]
+    logits = logits_function(loaded, {"input_ids": torch.tensor([tokens[0][:16]])})
+    groups = list(batches(examples, range(len(examples)), 1024))
 
     def bare() -> None:
         with torch.inference_mode():
-            for rows in batches(tokens, 1024):
+            for rows in groups:
                 loaded(input_ids=torch.tensor([tokens[i] for i in rows]), use_cache=False)
 
     def ours(keep_top: bool) -> Callable[[], object]:
-        return lambda: run_arm(logits, tokens, device="cpu", token_budget=1024, keep_top=keep_top)
+        keep = Keep(top=keep_top)
+        return lambda: [run_batch(logits, examples, rows, keep, "cpu") for rows in groups]
 
     actions = {"bare": bare, "subject": ours(False), "baseline": ours(True)}
     took: dict[str, list[float]] = {name: [] for name in actions}

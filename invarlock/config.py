@@ -88,6 +88,11 @@ class Settings:
         category = scenario.category if scenario.category in self.values["runs"] else "clean"
         return range(1, int(self.values["runs"][category]) + 1)
 
+    def calibration_seeds(self) -> range:
+        """Window seeds of the null edits: never the one that scenarios are judged on."""
+        first = int(self.values["windows"]["seed"]) + 1
+        return range(first, first + int(self.values["calibration"]["seeds"]))
+
     def recorded(self) -> dict[str, Any]:
         """The effective values and their origins, without paths of this machine."""
         values = {k: v for k, v in self.values.items() if k not in PATH_KEYS}

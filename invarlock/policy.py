@@ -1,11 +1,13 @@
-"""The tier table of ``invarlock/data/tiers.yaml`` as typed values."""
+"""The tier table of ``invarlock/data/tiers.yaml`` as typed values, with recorded overrides."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,16 @@ from invarlock.errors import ConfigError
 from invarlock.files import digest_json
 
 TIERS_FILE = Path(__file__).with_name("data") / "tiers.yaml"
+PROFILES = ("dev", "ci", "release")  # what report verification demands
+
+
+@dataclass(frozen=True)
+class Override:
+    """One threshold that is not the tier's own, and where it came from."""
+
+    path: str  # spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode
+    value: float | str
+    source: str  # "preset:<first 12 hex of its sha256>" or "config"
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class SpectralPolicy:
     deadband: float
     max_caps: int
     family_caps: Mapping[str, float]
+    tau_by_family: Mapping[str, float]  # from a preset; empty without one
     method: str
     alpha: float
     degeneracy: Degeneracy
@@ -40,12 +53,102 @@ class SpectralPolicy:
         """The |z| beyond which a module of ``family`` is a candidate for a cap."""
         return self.family_caps.get(family, self.family_caps["other"])
 
+    def tau(self, family: str) -> float:
+        """The unit of z, in ``|ln(sigma_s / sigma_b)|``: the preset's, or the deadband at kappa."""
+        default = math.log1p(self.deadband) / self.kappa(family)
+        return self.tau_by_family.get(family, default)
+
+
+@dataclass(frozen=True)
+class TailPolicy:
+    """Thresholds of the tail of per-window differences (nats per token)."""
+
+    mode: str  # off, warn or fail
+    min_windows: int
+    quantile: float
+    quantile_max: float
+    epsilon: float
+    mass_max: float
+
+
+@dataclass(frozen=True)
+class AccuracyPolicy:
+    """Thresholds of an accuracy metric, differences in percentage points."""
+
+    delta_min_pp: float
+    min_examples: int
+    hysteresis_delta_pp: float
+
+
+@dataclass(frozen=True)
+class RmtPolicy:
+    """Allowed relative growth of the activation edge risk."""
+
+    epsilon_default: float
+    epsilon_by_family: Mapping[str, float]  # from a preset; empty without one
+
+    def epsilon(self, family: str) -> float:
+        """The allowance of ``family``."""
+        return self.epsilon_by_family.get(family, self.epsilon_default)
+
+
+@dataclass(frozen=True)
+class VariancePolicy:
+    """Thresholds of the variance guard; gains in nats per token, ``alpha`` one-sided."""
+
+    deadband: float
+    min_abs_adjust: float
+    min_effect_lognll: float
+    max_adjusted_modules: int  # 0: no limit
+    alpha: float
+
+
+@dataclass(frozen=True)
+class MoePolicy:
+    """Thresholds of router statistics."""
+
+    entropy_drop_max: float  # relative
+    new_dead_experts_max: int
+
+
+@dataclass(frozen=True)
+class DistributionPolicy:
+    """Limits on the shift of the predicted distribution; None: reported, not gated."""
+
+    kl_mean_max: float | None  # nats per token
+    flip_fraction_max: float | None
+
+
+@dataclass(frozen=True)
+class OverheadPolicy:
+    """Limits on what the guards change and cost, relative to the bare evaluation."""
+
+    threshold: float
+    work_max: float
+
+
+@dataclass(frozen=True)
+class ConfidencePolicy:
+    """Interval widths up to which the confidence label is High."""
+
+    ppl_ratio_width_max: float
+    accuracy_delta_pp_width_max: float
+
+
+@dataclass(frozen=True)
+class PresetPolicy:
+    """How a preset bounds what null edits do (``docs/method.md``)."""
+
+    false_alarm: float  # of a family, over all its modules
+    confidence: float
+
 
 @dataclass(frozen=True)
 class Policy:
-    """Everything that decides, for one tier."""
+    """Everything that decides, for one tier with its overrides."""
 
     tier: str
+    enforce_guards: bool  # False: guards are measured and recorded but decide nothing
     ratio_limit: float
     hysteresis: float
     min_tokens: int
@@ -55,13 +158,30 @@ class Policy:
     max_alpha: float  # two-sided error of the interval
     drift_min: float
     drift_max: float
+    accuracy: AccuracyPolicy
+    tail: TailPolicy
     spectral: SpectralPolicy
-    resolved: Mapping[str, Any]
+    rmt: RmtPolicy
+    variance: VariancePolicy
+    moe: MoePolicy
+    distribution: DistributionPolicy
+    overhead: OverheadPolicy
+    confidence: ConfidencePolicy
+    preset: PresetPolicy
+    overrides: tuple[Override, ...]
+    resolved: Mapping[str, Any]  # the tier's row with the overrides applied
 
     @property
     def digest(self) -> str:
-        """First 16 hex of SHA-256 over the canonical JSON of the resolved tier."""
-        return digest_json({"tier": self.tier, "resolved": dict(self.resolved)})[:16]
+        """First 16 hex of SHA-256 over the canonical JSON of all that decides."""
+        overrides = [asdict(override) for override in self.overrides]
+        content = {"tier": self.tier, "resolved": dict(self.resolved), "overrides": overrides}
+        return digest_json(content)[:16]
+
+    def override_records(self) -> list[dict[str, Any]]:
+        """The overrides with the tier's own value beside each, as a report states them."""
+        own = load_policy(self.tier)
+        return [{**asdict(o), "tier_value": _value_at(own, o.path)} for o in self.overrides]
 
 
 @functools.cache
@@ -78,47 +198,166 @@ def tier_names() -> list[str]:
     return list(_table())
 
 
-@functools.cache
+def _one_of(value: str, known: Iterable[str], what: str) -> None:
+    known = list(known)
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        raise ConfigError(
+            f"{value!r} is not a {what}",
+            expected="one of " + ", ".join(known),
+            hint=f"did you mean {near[0]}?" if near else "",
+        )
+
+
+def check_profile(profile: str) -> str:
+    """The profile itself.
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    _one_of(profile, PROFILES, "profile")
+    return profile
+
+
 def load_policy(tier: str) -> Policy:
-    """The policy of a tier.
+    """The policy of a tier without overrides.
 
     Raises:
         ConfigError: no such tier.
     """
-    table = _table()
-    if tier not in table:
-        near = difflib.get_close_matches(tier, table, n=1)
+    return resolve_policy(tier)
+
+
+def resolve_policy(tier: str, overrides: Sequence[Override] = ()) -> Policy:
+    """The policy of a tier with ``overrides``, each within the tier's ``adjustable`` bounds.
+
+    The verifier resolves what a report records, so that no report is judged by thresholds looser
+    than the tier admits.
+
+    Raises:
+        ConfigError: no such tier, or an override that the tier does not admit.
+    """
+    return _resolve(tier, tuple(overrides))
+
+
+@functools.cache
+def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
+    _one_of(tier, _table(), "tier")
+    row = copy.deepcopy(_table()[tier])
+    bounds = row.pop("adjustable")
+    if len({override.path for override in overrides}) < len(overrides):
+        raise ConfigError("a threshold is overridden twice", expected="one override a path")
+    for override in overrides:
+        _apply(override, row, bounds, tier)
+    return _policy(tier, row, overrides)
+
+
+def bounds_of(tier: str) -> dict[str, tuple[float, float]]:
+    """The smallest and largest value an override may set, by quantity.
+
+    ``spectral.threshold`` and ``rmt.epsilon`` are relative changes, ``drift.half_width`` is the
+    distance of ``drift.min`` and ``drift.max`` from 1.
+
+    Raises:
+        ConfigError: no such tier.
+    """
+    _one_of(tier, _table(), "tier")
+    table = _table()[tier]["adjustable"]
+    return {k: (v["min"], v["max"]) for k, v in table.items() if isinstance(v, dict)}
+
+
+def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], tier: str) -> None:
+    """Write one override into the row, or refuse it."""
+    path, value = override.path, override.value
+    if path == "tail.mode":
+        if value not in bounds[path]:
+            raise _refused(override, tier, "one of " + ", ".join(bounds[path]))
+        row["pm_tail"]["mode"] = value
+        return
+    group, _, name = path.rpartition(".")
+    caps = row["spectral"]["family_caps"]
+    # where the value goes, which bound it has to keep, and the value in the unit of that bound
+    places: dict[str, tuple[dict[str, Any], str, Any]] = {
+        "spectral.tau": (
+            row["spectral"]["tau"],
+            "spectral.threshold",
+            lambda tau: math.expm1(min(tau * caps[name], 700.0)),
+        ),
+        "rmt.epsilon": (row["rmt"]["epsilon_by_family"], "rmt.epsilon", float),
+        "drift": (row["drift"], "drift.half_width", lambda v: (v - 1) * (-1) ** (name == "min")),
+    }
+    if group not in places or name not in (("min", "max") if group == "drift" else caps):
         raise ConfigError(
-            f"{tier!r} is not a tier",
-            expected="one of " + ", ".join(table),
-            hint=f"did you mean {near[0]}?" if near else "",
+            f"{path} cannot be overridden",
+            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode",
         )
-    row = table[tier]
+    target, bound, measure = places[group]
+    low, high = bounds[bound]["min"], bounds[bound]["max"]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # the slack is for the rounding of a logarithm
+    if not (is_number and low * (1 - 1e-9) <= measure(value) <= high * (1 + 1e-9)):
+        raise _refused(override, tier, f"{bound} from {low} to {high}")
+    target[name] = float(value)
+
+
+def _refused(override: Override, tier: str, expected: str) -> ConfigError:
+    return ConfigError(
+        f"{override.path} = {override.value!r} is outside what tier {tier} admits",
+        where=override.source,
+        expected=expected,
+    )
+
+
+def _value_at(policy: Policy, path: str) -> float | str:
+    """The value a policy has at the path of an override."""
+    group, _, name = path.rpartition(".")
+    if group == "spectral.tau":
+        return policy.spectral.tau(name)
+    if group == "rmt.epsilon":
+        return policy.rmt.epsilon(name)
+    if group == "drift":
+        return policy.drift_min if name == "min" else policy.drift_max
+    return policy.tail.mode
+
+
+def _policy(tier: str, row: dict[str, Any], overrides: tuple[Override, ...]) -> Policy:
     pm, floors, drift, spectral = row["pm_ratio"], row["coverage"], row["drift"], row["spectral"]
     limits = spectral["degeneracy"]
     return Policy(
         tier=tier,
-        ratio_limit=float(pm["ratio_limit_base"]),
-        hysteresis=float(pm["hysteresis_ratio"]),
-        min_tokens=int(pm["min_tokens"]),
-        min_preview=int(floors["preview"]),
-        min_final=int(floors["final"]),
-        min_replicates=int(floors["replicates"]),
-        max_alpha=float(floors["alpha"]),
-        drift_min=float(drift["min"]),
-        drift_max=float(drift["max"]),
+        enforce_guards=row["enforce_guards"],
+        ratio_limit=pm["ratio_limit_base"],
+        hysteresis=pm["hysteresis_ratio"],
+        min_tokens=pm["min_tokens"],
+        min_preview=floors["preview"],
+        min_final=floors["final"],
+        min_replicates=floors["replicates"],
+        max_alpha=floors["alpha"],
+        drift_min=drift["min"],
+        drift_max=drift["max"],
+        accuracy=AccuracyPolicy(**row["accuracy"]),
+        tail=TailPolicy(**row["pm_tail"]),
         spectral=SpectralPolicy(
-            deadband=float(spectral["deadband"]),
-            max_caps=int(spectral["max_caps"]),
-            family_caps={name: float(value) for name, value in spectral["family_caps"].items()},
-            method=str(spectral["multiple_testing"]["method"]),
-            alpha=float(spectral["multiple_testing"]["alpha"]),
+            deadband=spectral["deadband"],
+            max_caps=spectral["max_caps"],
+            family_caps=spectral["family_caps"],
+            tau_by_family=spectral["tau"],
+            method=spectral["multiple_testing"]["method"],
+            alpha=spectral["multiple_testing"]["alpha"],
             degeneracy=Degeneracy(
-                stable_rank_warn=float(limits["stable_rank"]["warn_ratio"]),
-                stable_rank_fatal=float(limits["stable_rank"]["fatal_ratio"]),
-                norm_warn=float(limits["norm_collapse"]["warn_ratio"]),
-                norm_fatal=float(limits["norm_collapse"]["fatal_ratio"]),
+                stable_rank_warn=limits["stable_rank"]["warn_ratio"],
+                stable_rank_fatal=limits["stable_rank"]["fatal_ratio"],
+                norm_warn=limits["norm_collapse"]["warn_ratio"],
+                norm_fatal=limits["norm_collapse"]["fatal_ratio"],
             ),
         ),
+        rmt=RmtPolicy(**row["rmt"]),
+        variance=VariancePolicy(**row["variance"]),
+        moe=MoePolicy(**row["moe"]),
+        distribution=DistributionPolicy(**row["distribution"]),
+        overhead=OverheadPolicy(**row["overhead"]),
+        confidence=ConfidencePolicy(**row["confidence"]),
+        preset=PresetPolicy(**row["preset"]),
+        overrides=overrides,
         resolved=row,
     )

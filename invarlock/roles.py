@@ -67,6 +67,18 @@ _BERT: tuple[tuple[Role, str], ...] = (
     (Role.NORM, r"cls\.predictions\.transform\." + _NORM),
     (Role.HEAD, r"cls\.(?:predictions|seq_relationship)\..*"),
 )
+# Encoder and decoder blocks of one number are one layer.
+_STACK = r"(?:encoder|decoder)\."
+_SUBLAYER = _STACK + r"block\.\d+\.layer\.\d\."
+_T5: tuple[tuple[Role, str], ...] = (
+    (Role.EMBED, r"(?:shared|(?:encoder|decoder)\.embed_tokens)\.weight"),
+    (Role.EMBED, _SUBLAYER + r"SelfAttention\.relative_attention_bias\.weight"),
+    (Role.HEAD, r"lm_head\.weight"),
+    (Role.ATTN, _SUBLAYER + r"(?:SelfAttention|EncDecAttention)\.[qkvo]\.weight"),
+    (Role.FFN, _SUBLAYER + r"DenseReluDense\.(?:wi|wi_0|wi_1|wo)\.weight"),
+    (Role.NORM, _SUBLAYER + r"layer_norm\.weight"),
+    (Role.NORM, _STACK + r"final_layer_norm\.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class Architecture:
     layer_count: str = "num_hidden_layers"  # configuration key
     ffn_output: str = "down_proj"  # the projection that leaves the feed-forward block
     conv1d: bool = False  # projections stored (inputs, outputs)
+    metric: str = "ppl_causal"  # what it is trained to predict: see metric_of
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -92,11 +105,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "bert": Architecture(
         _BERT, head="cls.predictions.decoder.weight", tied_by_default=True,
-        ffn_output="output.dense",
+        ffn_output="output.dense", metric="ppl_mlm",
+    ),
+    "t5": Architecture(
+        _T5, tied_by_default=True, layer_count="num_layers", ffn_output="wo",
+        metric="ppl_seq2seq",
     ),
 }  # fmt: skip
 
-_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
 _CONV1D = re.compile(_BLOCK + r"(?:attn\.(?:c_attn|c_proj)|mlp\.(?:c_fc|c_proj))\.weight")
 
 
@@ -115,6 +132,12 @@ def model_type_of(config: Mapping[str, Any]) -> str:
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     """The table of the architecture that ``config`` names; None when there is none."""
     return ARCHITECTURES.get(model_type_of(config))
+
+
+def metric_of(config: Mapping[str, Any]) -> str:
+    """``ppl_causal``, ``ppl_mlm`` or ``ppl_seq2seq``; unknown architectures count as causal."""
+    known = architecture_of(config)
+    return known.metric if known else "ppl_causal"
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:

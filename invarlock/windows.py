@@ -5,6 +5,7 @@ A document is tokenized without special tokens and cut into non-overlapping wind
 tokens were seen before are dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
 document and pass, so that preview and final sample the same documents and as many as possible.
 Only ``random()`` of a seeded generator is used, whose sequence Python keeps between versions.
+A source of labelled records gives a window per record, as many tokens as it has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import itertools
 import random
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, read_json_object, write_bytes
+from invarlock.records import Encode, LabelledRecord, Record, encode_record, read_record
 
 SCHEMA = "invarlock/windows-v1"
-Encode = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How many windows of how many tokens, and the seed of their choice.
+    """How many windows of how many tokens (records: at most), and the seed of their choice.
 
     Raises:
         ConfigError: ``seq_len`` below 2 (nothing to predict) or an empty arm.
@@ -58,6 +59,10 @@ class Window:
     cluster: str
     tokens: tuple[int, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """The window's entry in ``windows.json``."""
+        return {**vars(self), "tokens": list(self.tokens)}
+
 
 @dataclass(frozen=True)
 class WindowSet:
@@ -68,8 +73,9 @@ class WindowSet:
     tokenizer_sha256: str
     n_documents: int
     source: Mapping[str, Any]
-    preview: tuple[Window, ...]
-    final: tuple[Window, ...]
+    preview: tuple[Window, ...] | tuple[Record, ...]
+    final: tuple[Window, ...] | tuple[Record, ...]
+    kind: str = "text"  # text | records
 
     @property
     def stride(self) -> int:
@@ -183,8 +189,42 @@ def make_windows(
         InputError: too little text, an unreadable tokenizer, or tokens outside the vocabulary.
         ConfigError: windows longer than the model's context.
     """
-    encode = load_encoder(folder)
-    digest = tokenizer_digest(folder)
+    config = _config_for(folder, plan)
+    arms = select_windows(documents, load_encoder(folder), plan)
+    head = {"source": dict(source), "n_documents": len(documents), "kind": "text"}
+    return _document(folder, config, arms, plan, head)
+
+
+def make_record_windows(
+    folder: Path, records: Sequence[LabelledRecord], plan: WindowPlan, source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The document ``windows.json`` of labelled records; equal records count once.
+
+    Both arms are the first of an order permuted by the seed.
+
+    Raises:
+        InputError, ConfigError: as :func:`make_windows`; a record longer than ``plan.seq_len``.
+    """
+    config, encode = _config_for(folder, plan), load_encoder(folder)
+    encoded = [encode_record(record, encode, plan.seq_len) for record in records]
+    distinct = list({record.window_id: record for record in encoded}.values())
+    wanted = plan.preview + plan.final
+    if len(distinct) < wanted:
+        raise InputError(
+            "too few records",
+            where=str(source["name"]),
+            expected=f"{plan.preview} for preview and {plan.final} for final",
+            found=f"{len(distinct)} different ones",
+            hint="lower windows.preview or windows.final, or give more records",
+        )
+    rng = random.Random(plan.seed)
+    chosen = sorted(distinct, key=lambda _: rng.random())[:wanted]
+    arms = tuple(chosen[: plan.preview]), tuple(chosen[plan.preview :])
+    head = {"source": dict(source), "n_documents": len(records), "kind": "records"}
+    return _document(folder, config, arms, plan, head)
+
+
+def _config_for(folder: Path, plan: WindowPlan) -> Mapping[str, Any]:
     config = read_json_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     context = config.get("max_position_embeddings")
     if isinstance(context, int) and plan.seq_len > context:
@@ -194,7 +234,17 @@ def make_windows(
             expected=f"at most {context} (max_position_embeddings)",
             found=str(plan.seq_len),
         )
-    preview, final = select_windows(documents, encode, plan)
+    return config
+
+
+def _document(
+    folder: Path,
+    config: Mapping[str, Any],
+    arms: tuple[Sequence[Window] | Sequence[Record], Sequence[Window] | Sequence[Record]],
+    plan: WindowPlan,
+    head: Mapping[str, Any],
+) -> dict[str, Any]:
+    preview, final = arms
     vocabulary = config.get("vocab_size")
     largest = max(max(window.tokens) for window in (*preview, *final))
     if isinstance(vocabulary, int) and largest >= vocabulary:
@@ -209,20 +259,11 @@ def make_windows(
         "seq_len": plan.seq_len,
         "stride": plan.seq_len,
         "seed": plan.seed,
-        "source": dict(source),
-        "tokenizer_sha256": digest,
+        "tokenizer_sha256": tokenizer_digest(folder),
         "counts": {"preview": len(preview), "final": len(final)},
-        "n_documents": len(documents),
-        "preview": [_window_json(window) for window in preview],
-        "final": [_window_json(window) for window in final],
-    }
-
-
-def _window_json(window: Window) -> dict[str, Any]:
-    return {
-        "window_id": window.window_id,
-        "cluster": window.cluster,
-        "tokens": list(window.tokens),
+        "preview": [window.to_json() for window in preview],
+        "final": [window.to_json() for window in final],
+        **head,
     }
 
 
@@ -261,13 +302,18 @@ def read_windows(path: Path, tokenizer_sha256: str | None = None) -> WindowSet:
         source=document["source"],
         preview=arms["preview"],
         final=arms["final"],
+        kind=document["kind"],
     )
 
 
-def _windows(document: Mapping[str, Any], arm: str, where: str) -> tuple[Window, ...]:
+def _windows(
+    document: Mapping[str, Any], arm: str, where: str
+) -> tuple[Window, ...] | tuple[Record, ...]:
     rows = document[arm]
     if len(rows) != document["counts"][arm]:
         raise InputError(f"/{arm} does not hold the windows /counts/{arm} says", where=where)
+    if document["kind"] == "records":
+        return tuple(read_record(row, f"{where}: /{arm}/{n}") for n, row in enumerate(rows))
     found: list[Window] = []
     for number, row in enumerate(rows):
         tokens = tuple(row["tokens"])

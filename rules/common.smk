@@ -112,16 +112,20 @@ def rendered(wildcards=None):
     return [folder / name for folder in evaluations() for name in names]
 
 
-def measuring(wildcards):
-    """How a checkpoint is measured: the same for baseline and subjects."""
+def arithmetic(wildcards):
+    """How a checkpoint is measured: the same for baseline, null edits and subjects."""
     budget = C["token_budget"] or (16384 if ON_GPU else 1024)
     options = (
         f"--model-id '{S.model(wildcards.model).model_id}' --device {C['device']}"
         f" --dtype {C['dtype']} --token-budget {budget} --threads {C['threads']}"
         f" --determinism {C['determinism']} --seed {C['seed']}"
-        f" --profile {C['profile']} --tier {C['tier']}"
     )
     return options + (" --allow-remote-code" if C["allow_remote_code"] else "")
+
+
+def measuring(wildcards):
+    """The same, with what a run is for."""
+    return f"{arithmetic(wildcards)} --profile {C['profile']} --tier {C['tier']}"
 
 
 def fingerprint_of(key):

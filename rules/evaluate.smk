@@ -13,6 +13,7 @@ rule evaluate:
         reference=OUT / "{model}/runs/baseline/report.json",
         tokens=OUT / "{model}/runs/baseline/guards.safetensors",
         windows=OUT / "{model}/windows.json",
+        preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
         subject=subject,
         metadata=metadata,
     output:
@@ -47,6 +48,7 @@ rule evaluate:
         measuring=measuring,
         replicates=C["bootstrap"]["replicates"],
         alpha=C["bootstrap"]["alpha"],
+        tail=f"--tail-mode {C['tail_mode']}" if C["tail_mode"] else "",
         timeout=C["timeout_minutes"],
         retries=C["retries"],
         image=(
@@ -59,6 +61,7 @@ rule evaluate:
     shell:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
+        " --preset {input.preset:q} {params.tail}"
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
         " --replicates {params.replicates} --alpha {params.alpha}"

@@ -32,7 +32,18 @@ def gpus(wildcards):
 def run_minutes(wildcards, attempt):
     """Wall time asked of a scheduler: loading, and the pass over all windows."""
     m = S.model(wildcards.model)
-    tokens = m.seq_len * (m.preview + m.final)
-    per_second = 4e6 / weights_mb(wildcards) if ON_GPU else 6e4 / weights_mb(wildcards)
-    minutes = 10 + weights_mb(wildcards) / 3e3 + tokens / per_second / 60
+    minutes = pass_minutes(wildcards, m.seq_len * (m.preview + m.final))
     return min(int(minutes * attempt), int(C["timeout_minutes"]) + 10)
+
+
+def pass_minutes(wildcards, tokens):
+    """Loading a checkpoint and one pass over so many tokens."""
+    per_second = 4e6 / weights_mb(wildcards) if ON_GPU else 6e4 / weights_mb(wildcards)
+    return 10 + weights_mb(wildcards) / 3e3 + tokens / per_second / 60
+
+
+def calibrate_minutes(wildcards, attempt):
+    """Baseline and two null edits on the windows of every calibration seed."""
+    tokens = S.model(wildcards.model).seq_len * 2 * C["calibration"]["windows"]
+    runs = 3 * C["calibration"]["seeds"]
+    return int(runs * pass_minutes(wildcards, tokens) * attempt)

@@ -25,14 +25,14 @@ _WORDS = (
 VOCABULARY = 320  # rows of the embedding; the tokenizer has as many ids
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, special: tuple[str, ...] = ("<s>", "</s>")) -> None:
     """A byte-level BPE tokenizer of ``VOCABULARY`` ids, trained on three sentences."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>"],
+        special_tokens=list(special),
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -170,3 +170,51 @@ def make_mixtral(folder: Path, seed: int = 0) -> Path:
         tensors[f"{prefix}self_attn.{name}.weight"] = _random((rows, 8), generator)
     config = {"model_type": "mixtral", "num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 32}
     return make_folder(folder, config, tensors)
+
+
+def make_bert(folder: Path, seed: int = 0) -> Path:
+    """A BERT folder of two layers as it was pre-trained: with pooler and sentence head."""
+    from transformers import BertConfig, BertForPreTraining
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    save_model(BertForPreTraining(config), folder)
+    write_tokenizer(folder, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+    return folder
+
+
+def make_t5(folder: Path, seed: int = 0) -> Path:
+    """A T5 folder of two encoder and three decoder blocks with gated feed-forward parts."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
+    save_model(T5ForConditionalGeneration(config), folder)
+    write_tokenizer(folder, ("<pad>", "</s>", "<unk>"))
+    return folder
+
+
+def save_model(model: torch.nn.Module, folder: Path) -> None:
+    """Write a model of the library as the library does, without its progress bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)

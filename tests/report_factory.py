@@ -200,11 +200,27 @@ def expected_report(scenario: Scenario) -> Document:
     down = "model.layers.1.mlp.down_proj.weight"
     if scenario.primary_guard == "invariants":
         return make_rejected(scenario.id)
+    if scenario.is_error and scenario.strictness == "informational":
+        return probed_report(scenario)
     if scenario.primary_guard == "spectral":
         ratio = 1.09 if scenario.id == "rank1_projection" else 40.0
         return make_report(scenario.id, ratio, rank={down: 0.05}, scale={down: 0.6})
     harmful = scenario.strictness in ("must_fail", "must_detect")
     return make_report(scenario.id, 1.6 if harmful else 1.0 if scenario.is_noop else 1.004)
+
+
+def probed_report(scenario: Scenario) -> Document:
+    """The report of a guard's probe: perplexity passes and the guard speaks."""
+    down = "model.layers.1.mlp.down_proj.weight"
+    if scenario.primary_guard == "spectral":
+        return make_report(scenario.id, 1.03, scale={down: 1.5})
+    report = make_report(scenario.id, 1.03)
+    if scenario.primary_guard == "rmt":
+        report["rmt"] = {"evaluated": True, "passed": False, "stable": False}
+        report["validation"]["rmt_stable"] = False
+    else:
+        report["variance"] = {"evaluated": True, "signal": True, "proposed_scales": {down: 1.11}}
+    return report
 
 
 def make_evaluation(scenario: Scenario, report: Document | None, **outcome: Any) -> Evaluation:

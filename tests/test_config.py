@@ -257,6 +257,14 @@ def test_geometry_of_the_model_and_of_the_user() -> None:
     assert (found.seq_len, found.preview, found.final) == (16, 180, 4)
 
 
+def test_calibration_never_uses_the_seed_that_is_judged_on() -> None:
+    """Null edits are measured on the window seeds that follow `windows.seed`."""
+    windows = {"seq_len": 0, "preview": 0, "final": 0, "seed": 50}
+    found = settings(windows=windows, calibration={"seeds": 4, "windows": 16})
+    assert list(found.calibration_seeds()) == [51, 52, 53, 54]
+    assert "/calibration/seeds" in refusal(calibration={"seeds": 2, "windows": 16})
+
+
 def test_runs_follow_the_category(tmp_path: Path) -> None:
     """Each category has its number of runs; the user's subject counts as clean."""
     runs = {"clean": 2, "stress": 3, "error_injection": 4}

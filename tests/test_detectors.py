@@ -102,17 +102,29 @@ def test_relative_to_the_noop() -> None:
         assert result.missed[0].endswith("no no-op report")
 
 
+PROBED = CLEAN | {
+    "rmt": {"evaluated": True, "stable": False, "epsilon_violations": [{}, {}]},
+    "variance": {"evaluated": True, "signal": True, "proposed_scales": {DOWN: 1.1}},
+}
+UNPROBED = CLEAN | {"rmt": {"evaluated": False, "stable": False}, "variance": {}}
+
+
 @pytest.mark.parametrize(
-    "detector",
+    ("detector", "hit"),
     [
-        {"kind": "rmt_probe", "field": "stable", "expected": False},
-        {"kind": "ve_probe", "field": "proposed_scales", "min": 1},
+        ({"kind": "rmt_probe", "field": "stable", "expected": False}, True),
+        ({"kind": "rmt_probe", "field": "stable", "expected": True}, False),
+        ({"kind": "rmt_probe", "field": "epsilon_violations", "expected": 2}, True),
+        ({"kind": "ve_probe", "field": "proposed_scales", "min": 1}, True),
+        ({"kind": "ve_probe", "field": "proposed_scales", "min": 2}, False),
+        ({"kind": "ve_probe", "field": "would_enable", "expected": True}, True),
+        ({"kind": "ve_probe", "field": "signal", "expected": 1}, False),
     ],
 )
-def test_probes_are_missed(detector: dict[str, Any]) -> None:
-    """Without probe evidence a probe detector is missed, and says why."""
-    result = evaluate_detectors({"detectors_all_of": [detector]}, COLLAPSED)
-    assert result.hit == []
+def test_probes(detector: dict[str, Any], hit: bool) -> None:
+    """A probe's field is compared, or counted; without evidence it is missed, and says why."""
+    assert hits(detector, PROBED) is hit
+    result = evaluate_detectors({"detectors_all_of": [detector]}, UNPROBED)
     assert not result.satisfied
     assert result.missed[0].endswith(": no probe evidence")
 

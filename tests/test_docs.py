@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from invarlock.cli import COMMANDS
-from invarlock.policy import load_policy, tier_names
+from invarlock.policy import bounds_of, load_policy, tier_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -209,7 +209,8 @@ def test_threshold_table_is_the_tier_table() -> None:
     """docs/method.md shows the numbers of tiers.yaml."""
     text = (ROOT / "docs/method.md").read_text()
     policies = [load_policy(tier) for tier in ("balanced", "conservative", "aggressive")]
-    assert [p.tier for p in policies] == tier_names()
+    assert [*(p.tier for p in policies), "none"] == tier_names()
+    bounds = [bounds_of(p.tier) for p in policies]
     names = {"bh": "BH", "bonferroni": "Bonferroni"}
     rows = [
         [f"{p.ratio_limit:.2f}" for p in policies],
@@ -217,7 +218,14 @@ def test_threshold_table_is_the_tier_table() -> None:
         [f"{p.min_final} / {p.min_replicates}" for p in policies],
         [f"{p.drift_min} - {p.drift_max}" for p in policies],
         [f"{p.spectral.deadband:.2f} / {p.spectral.max_caps}" for p in policies],
-        [" / ".join(str(k) for k in p.spectral.family_caps.values()) for p in policies],
+        [" / ".join(str(p.spectral.kappa(f)) for f in ("ffn", "attn", "embed", "other"))
+         for p in policies],
+        [f"{p.accuracy.delta_min_pp} / {p.accuracy.min_examples}" for p in policies],
+        [f"{p.tail.quantile_max:.2f} / {p.tail.min_windows}" for p in policies],
+        [f"{p.rmt.epsilon_default:.2f}" for p in policies],
+        [f"{p.variance.deadband} / {p.variance.min_effect_lognll}" for p in policies],
+        [f"{p.moe.entropy_drop_max:.2f} / {p.moe.new_dead_experts_max}" for p in policies],
+        *([f"{b[name][0]:.2f} - {b[name][1]:.2f}" for b in bounds] for name in bounds[0]),
         [f"{names[p.spectral.method]} {p.spectral.alpha:.8f}".rstrip("0") for p in policies],
         [f"{(d := p.spectral.degeneracy).stable_rank_warn} / {d.stable_rank_fatal}"
          for p in policies],

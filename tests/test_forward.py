@@ -15,9 +15,10 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.guards.invariants import check_loaded
 from invarlock.run import forward
-from invarlock.run.forward import TOP_K, batches, logits_function, run_arm
+from invarlock.run.forward import TOP_K, Keep, batches, logits_function, merge, run_batch
 from invarlock.run.loading import Target, load_model, resolve_target
 from invarlock.run.measure import weight_modules
+from invarlock.run.tasks import Example
 
 CPU32 = Target("cpu", "float32")
 
@@ -36,11 +37,21 @@ def windows():
     return rng.integers(0, 320, (9, 24)).tolist()
 
 
+def causal(windows):
+    """Every token but the first, predicted from those before it."""
+    return [Example({"input_ids": w}, range(len(w) - 1), w[1:]) for w in windows]
+
+
+def probe(tokens):
+    """A short input."""
+    return {"input_ids": torch.tensor([tokens])}
+
+
 def run(model, windows, *, budget=1024, keep_top=False):
     """One arm through the model."""
-    probe = torch.tensor([windows[0][:8]])
-    logits = logits_function(model, probe)
-    return run_arm(logits, windows, device="cpu", token_budget=budget, keep_top=keep_top)
+    logits, examples = logits_function(model, probe(windows[0][:8])), causal(windows)
+    groups = batches(examples, range(len(examples)), budget)
+    return merge(run_batch(logits, examples, rows, Keep(keep_top), "cpu") for rows in groups)
 
 
 def plain_losses(model, windows, scale=1.0):
@@ -78,24 +89,25 @@ class Scaled(torch.nn.Module):
 def test_losses_are_the_plain_cross_entropy(model, windows):
     """Each window's sum equals a float64 loop over the model's own logits."""
     result = run(model, windows)
-    assert result.nll_sum == pytest.approx(plain_losses(model, windows), rel=1e-5)
-    assert result.n_tokens == [23] * 9
+    assert result.losses() == pytest.approx(plain_losses(model, windows), rel=1e-5)
+    assert result.n_tokens() == [23] * 9
 
 
 def test_token_log_probabilities_add_up(model, windows):
     """What is kept per token sums to what is kept per window."""
     result = run(model, windows)
-    sums = [-float(row.astype(np.float64).sum()) for row in result.logprob]
-    assert sums == pytest.approx(result.nll_sum, rel=1e-9)
-    assert [row.shape for row in result.logprob] == [(23,)] * 9
+    rows = [result.logprob[i] for i in range(9)]
+    sums = [-float(row.astype(np.float64).sum()) for row in rows]
+    assert sums == pytest.approx(result.losses(), rel=1e-9)
+    assert [row.shape for row in rows] == [(23,)] * 9
 
 
 @pytest.mark.parametrize("budget", [1, 24, 50, 100, 10_000])
 def test_batch_size_does_not_change_losses(model, windows, budget):
     """One window at a time, odd batches, or all at once."""
     reference, other = run(model, windows), run(model, windows, budget=budget)
-    np.testing.assert_allclose(other.nll_sum, reference.nll_sum, rtol=1e-5)
-    assert other.n_tokens == reference.n_tokens
+    np.testing.assert_allclose(other.losses(), reference.losses(), rtol=1e-5)
+    assert other.n_tokens() == reference.n_tokens()
 
 
 @pytest.mark.parametrize(("chunk", "block"), [(1, 1), (4 * 320 * 5, 4 * 320 * 2), (4 * 320 * 7, 1)])
@@ -105,33 +117,34 @@ def test_chunks_and_blocks_do_not_change_losses(model, windows, monkeypatch, chu
     monkeypatch.setattr(forward, "CHUNK_BYTES", chunk)
     monkeypatch.setitem(forward.BLOCK_BYTES, "cpu", block)
     other = run(model, windows, keep_top=True)
-    np.testing.assert_allclose(other.nll_sum, reference.nll_sum, rtol=1e-5)
-    assert other.n_tokens == reference.n_tokens
-    for mine, theirs in zip(other.top1, reference.top1, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_allclose(other.losses(), reference.losses(), rtol=1e-5)
+    assert other.n_tokens() == reference.n_tokens()
+    np.testing.assert_array_equal(other.joined("top1"), reference.joined("top1"))
 
 
 def test_batches_fill_the_budget_and_lose_nothing():
-    """Consecutive, complete, and never empty."""
-    windows = [[0] * 10] * 7
-    assert [list(rows) for rows in batches(windows, 35)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [len(rows) for rows in batches(windows, 1)] == [1] * 7
-    assert list(batches([], 35)) == []
+    """Complete, never empty, and of one length."""
+    examples = causal([[0] * 10] * 7)
+    assert list(batches(examples, range(7), 35)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [len(rows) for rows in batches(examples, range(7), 1)] == [1] * 7
+    assert list(batches([], [], 35)) == []
+    mixed = causal([[0] * 10, [0] * 4] * 3)
+    assert list(batches(mixed, [0, 1, 2, 3, 5], 20)) == [[0, 2], [1, 3, 5]]
 
 
 def test_the_head_is_used_in_chunks_where_that_is_exact(model):
     """A Llama's logits are its head's: no whole batch of logits is made."""
-    chosen = logits_function(model, torch.tensor([[1, 2, 3]]))
+    chosen = logits_function(model, probe([1, 2, 3]))
     assert chosen.__name__ == "by_chunks"
 
 
 def test_scaled_logits_fall_back_to_whole_batches(model, windows):
     """A model that divides its logits is found out, and measured right."""
     scaled = Scaled(model, 4.0)
-    assert logits_function(scaled, torch.tensor([windows[0][:8]])).__name__ == "whole"
+    assert logits_function(scaled, probe(windows[0][:8])).__name__ == "whole"
     result = run(scaled, windows)
-    assert result.nll_sum == pytest.approx(plain_losses(model, windows, 0.25), rel=1e-5)
-    assert result.nll_sum != pytest.approx(plain_losses(model, windows), rel=1e-3)
+    assert result.losses() == pytest.approx(plain_losses(model, windows, 0.25), rel=1e-5)
+    assert result.losses() != pytest.approx(plain_losses(model, windows), rel=1e-3)
 
 
 def test_granite_scales_its_logits(tmp_path, windows):
@@ -149,7 +162,7 @@ def test_granite_scales_its_logits(tmp_path, windows):
         logits_scaling=8.0,
     )
     granite = GraniteForCausalLM(config).eval()
-    assert run(granite, windows).nll_sum == pytest.approx(plain_losses(granite, windows), rel=1e-5)
+    assert run(granite, windows).losses() == pytest.approx(plain_losses(granite, windows), rel=1e-5)
 
 
 def test_most_likely_tokens_are_torch_topk(model, windows):
@@ -171,20 +184,21 @@ def test_most_likely_tokens_are_torch_topk(model, windows):
 def test_top_tokens_are_kept_only_when_asked(model, windows):
     """A subject's run holds no top-64."""
     result = run(model, windows)
-    assert result.top_ids == []
-    assert result.top_logprob == []
+    assert result.top_ids == {}
+    assert result.top_logprob == {}
 
 
 def test_windows_of_different_lengths_are_refused(model):
-    """A mixture is an error, not padding."""
+    """A mixture in one batch is an error, not padding."""
+    logits, examples = logits_function(model, probe([1, 2])), causal([[1, 2, 3, 4], [1, 2, 3]])
     with pytest.raises(MeasurementError, match="different lengths"):
-        run(model, [[1, 2, 3, 4], [1, 2, 3]])
+        run_batch(logits, examples, [0, 1], Keep(), "cpu")
 
 
 def test_a_loss_is_not_a_number_when_the_model_says_so(model, windows, monkeypatch):
     """NaN weights give NaN losses, not a number that hides them."""
     broken = Scaled(model, float("nan"))
-    assert all(np.isnan(run(broken, windows[:2]).nll_sum))
+    assert all(np.isnan(run(broken, windows[:2]).losses()))
 
 
 # --- loading --------------------------------------------------------------------------------

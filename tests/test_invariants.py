@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from checkpoint_factory import make_gpt2, make_llama, write_tokenizer
+from checkpoint_factory import make_gpt2, make_llama, make_t5, write_tokenizer
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
@@ -212,6 +212,14 @@ def test_layers_are_counted_in_gpt2(tmp_path):
     """The architecture whose configuration calls them n_layer."""
     baseline, subject = make_gpt2(tmp_path / "a"), make_gpt2(tmp_path / "b")
     edit_tensors(subject, lambda t: [t.pop(n) for n in list(t) if ".h.1." in n])
+    assert ("layer_count", "fatal") in found(baseline, subject)
+
+
+def test_layers_are_counted_in_t5(tmp_path):
+    """The decoder may be deeper than the encoder; its last block is missed when it is lost."""
+    baseline, subject = make_t5(tmp_path / "a"), make_t5(tmp_path / "b")
+    assert found(baseline, subject) == []
+    edit_tensors(subject, lambda t: [t.pop(n) for n in list(t) if n.startswith("decoder.block.2.")])
     assert ("layer_count", "fatal") in found(baseline, subject)
 
 

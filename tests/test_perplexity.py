@@ -121,11 +121,11 @@ def test_hysteresis_is_reported_when_it_decided():
 
 def test_tiers_are_the_published_ones():
     """The constants that reports are judged by."""
-    assert tier_names() == ["balanced", "conservative", "aggressive"]
-    limits = {t: load_policy(t).ratio_limit for t in tier_names()}
-    assert limits == {"balanced": 1.10, "conservative": 1.05, "aggressive": 1.20}
-    floors = {t: load_policy(t).min_tokens for t in tier_names()}
-    assert floors == {"balanced": 50000, "conservative": 20000, "aggressive": 50000}
+    assert tier_names() == ["balanced", "conservative", "aggressive", "none"]
+    limits = [load_policy(t).ratio_limit for t in tier_names()]
+    assert limits == [1.10, 1.05, 1.20, 1.10]
+    floors = [load_policy(t).min_tokens for t in tier_names()]
+    assert floors == [50000, 20000, 50000, 0]
 
 
 def test_unknown_tier_is_refused_with_a_guess():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,14 @@ import pytest
 from report_factory import make_crashed, make_rejected, make_report
 
 from invarlock.cli import main
-from invarlock.reporting import figures
-from invarlock.reporting.checks import checks, visible
+from invarlock.reporting.dashboard import all_checks
 from invarlock.reporting.render import (
     escape_markdown,
     explain,
     render_report_html,
     render_report_markdown,
 )
+from invarlock.reporting.wording import visible
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 CLEAN = make_report("quant_8bit_clean", 1.004)
@@ -114,18 +112,29 @@ def test_page_is_accessible(report: dict[str, Any]) -> None:
 
 
 def test_dashboard_says_what_was_not_evaluated() -> None:
-    """RMT, variance, tail and overhead are in the dashboard as not evaluated, never as passed."""
-    found = {c.name: c.status for c in checks(CLEAN)}
-    left_out = ("RMT (activations)", "Variance", "Tail of the differences", "Guard overhead")
-    assert [found[name] for name in left_out] == ["not evaluated"] * 4
-    markdown = render_report_markdown(CLEAN)
-    for name in left_out:
-        assert f"| {name} | not evaluated |" in markdown
+    """A block that is missing or says so is shown as not evaluated, with its reason, not passed."""
+    report = copy.deepcopy(CLEAN)
+    names = ("rmt", "variance", "primary_metric_tail", "guard_overhead", "distribution")
+    for name in names[:-1]:
+        report[name] = {"evaluated": False, "reason": f"no {name} today"}
+    report.pop("distribution", None)
+    titles = (
+        *("RMT (activations)", "Variance", "Tail of the differences", "Guard overhead"),
+        "Distribution shift",
+    )
+    found = {c.name: c for c in all_checks(report)}
+    assert [found[title].status for title in titles] == ["not evaluated"] * len(titles)
+    markdown = render_report_markdown(report)
+    for name, title in zip(names, titles, strict=True):
+        reason = "not part of this report" if name == "distribution" else f"no {name} today"
+        assert found[title].note.startswith(reason)
+        assert f"| {title} | not evaluated |" in markdown
+    assert markdown.count("Not evaluated: ") >= len(titles)
 
 
 def test_rejected_subject_was_not_measured() -> None:
     """What could not be measured on a rejected subject is neither passed nor failed."""
-    found = {c.name: c.status for c in checks(REJECTED)}
+    found = {c.name: c.status for c in all_checks(REJECTED)}
     assert found["Primary metric"] == "not measured"
     assert found["Spectral (weights)"] == "not measured"
     assert found["Invariants"] == "fail"
@@ -149,51 +158,6 @@ def test_explain_names_the_gate_and_the_distance() -> None:
     assert f"the whole interval is above the limit, by {low:.4f} or more" in harm
     assert f"{DOWN}: stable rank is 0.0500 of the baseline's, fatal below 0.25" in rank
     assert "Primary metric: pass" in rank
-
-
-def test_window_picture() -> None:
-    """One dot a window, and the mean line is the logarithm of the ratio."""
-    differences = figures.window_differences(HARMFUL)
-    assert figures.weighted_mean(differences) == pytest.approx(math.log(1.6))
-    plot = figures.windows_plot(differences, HARMFUL["primary_metric"]["limit"])
-    assert plot is not None
-    assert len(plot.marks) == len(HARMFUL["evaluation_windows"]["final"]["window_ids"])
-    assert [level.label for level in plot.levels] == [
-        f"mean {math.log(1.6):+.4f}",
-        f"limit {math.log(1.102):+.4f}",
-    ]
-    assert plot.levels[0].y < plot.levels[1].y  # the mean is drawn above the limit
-
-
-def test_many_windows_are_aggregated() -> None:
-    """Thousands of windows are drawn as at most 400 quantiles."""
-    many = [figures.WindowDifference(f"{i}", "d", 100.0, i / 1000) for i in range(5000)]
-    plot = figures.windows_plot(many, 1.1)
-    assert plot is not None
-    assert len(plot.marks) == figures.MAX_DOTS
-    assert "5000 windows" in plot.description
-
-
-def test_spectral_picture() -> None:
-    """One mark a module; the one beyond the cap is marked as such, by shape of line and words."""
-    changes = figures.module_changes(DEGENERATE)
-    assert changes[0].name == DOWN
-    assert changes[0].log_ratio == pytest.approx(math.log(0.6))
-    plot = figures.spectral_plot(changes, DEGENERATE["spectral"]["deadband"])
-    assert plot is not None
-    assert len(plot.marks) == len(DEGENERATE["spectral"]["modules"]["name"])
-    assert [m.style for m in plot.marks].count("beyond") == 1
-    assert {level.label for level in plot.levels} == {"cap +0.0953", "cap -0.0953"}
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1e-30, 1e30])
-def test_extreme_modules_stay_in_the_picture(ratio: float) -> None:
-    """A vanished or exploded matrix is drawn inside the frame."""
-    report = make_report("x", 1.01, scale={DOWN: ratio})
-    plot = figures.spectral_plot(figures.module_changes(report), 0.1)
-    assert plot is not None
-    tops = [float(re.match(r"M[\d.-]+ ([\d.-]+)", m.path).group(1)) for m in plot.marks]  # type: ignore[union-attr]
-    assert all(0 <= top <= figures.HEIGHT for top in tops)
 
 
 def hostile() -> dict[str, Any]:
@@ -251,12 +215,13 @@ def test_same_bytes(report: dict[str, Any]) -> None:
 
 
 def test_without_css() -> None:
-    """Without its style sheet the page has no style at all and the same content."""
+    """Without its style sheet the page links to one beside it and has the same content."""
     plain, styled = (
         Page(render_report_html(CLEAN, embed_css=False)),
         Page(render_report_html(CLEAN)),
     )
     assert not plain.named("style")
+    assert plain.named("link") == [{"rel": "stylesheet", "href": "report.css"}]
     assert "".join(plain.text).split() == "".join(styled.text).split()
 
 
@@ -267,7 +232,6 @@ def test_without_css() -> None:
         ["report", "--format", "json"],
         ["report", "--format", "report"],
         ["report", "html"],
-        ["report", "html", "--no-embed-css"],
         ["report", "explain"],
     ],
 )
@@ -286,6 +250,31 @@ def test_command(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
     assert target.read_text() == "mine"
     assert main([*argv, "--out", str(target), "--force"]) == 0
     assert target.read_text() == printed
+
+
+def test_style_sheet_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The style sheet is written beside the page, shared by pages, and replaced only by force."""
+    source, styles = tmp_path / "evaluation.report.json", tmp_path / "report.css"
+    source.write_text(json.dumps(CLEAN))
+    argv = ["report", "html", "--no-embed-css", "--report", str(source)]
+    assert main(argv) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main([*argv, "--out", str(tmp_path / "a.html")]) == 0
+    assert main([*argv, "--out", str(tmp_path / "b.html")]) == 0
+    assert f"<style>\n{styles.read_text()}" in render_report_html(CLEAN)
+    styles.write_text("mine")
+    assert main([*argv, "--out", str(tmp_path / "c.html")]) == 2
+    assert not (tmp_path / "c.html").exists()
+    assert styles.read_text() == "mine"
+    assert main([*argv, "--out", str(tmp_path / "c.html"), "--force"]) == 0
+    assert styles.read_text() != "mine"
+
+
+def test_public_function() -> None:
+    """The page is had from the package, too."""
+    import invarlock.reporting
+
+    assert invarlock.reporting.render_report_html(CLEAN) == render_report_html(CLEAN)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": "v2"}', "{}"])

@@ -51,6 +51,35 @@ INJECTIONS: dict[str, tuple[str, dict[str, float]]] = {
     "norm_collapse": ("spectral", {"matrices": 32}),
     "weight_tying_break": ("invariants", {}),
 }
+RMT, SPECTRAL, VE = "rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew"
+# id: injector, guard, strictness, the published numbers
+PROBES: dict[str, tuple[str, str, str, dict[str, object]]] = {
+    RMT: (RMT, "rmt", "informational", {
+        "mode": "anisotropy", "blend": 0.8, "row_frac": 0.2, "max_rows": 192, "max_params": 10,
+        "family": "ffn", "preserve_row_norms": True, "jitter": 0.01, "rows": "random", "seed": 42}),
+    SPECTRAL: (SPECTRAL, "spectral", "informational", {
+        "factor": 1.5, "family": "attn", "layers": "last4", "params": "o_proj", "max_params": 8,
+        "qkv": False, "seed": 42}),
+    VE: (VE, "variance", "informational", {
+        "factor": 0.9, "max_params": 1, "seed": 42, "layers": "last4"}),
+    RMT + "_strong": (RMT, "rmt", "informational", {
+        "blend": 1.0, "row_frac": 0.35, "max_rows": 512, "max_params": 16, "seed": 7}),
+    SPECTRAL + "_mlp": (SPECTRAL, "spectral", "informational", {
+        "factor": 1.4, "family": "mlp", "layers": "0-3", "max_params": 2, "seed": 7}),
+    VE + "_up": (VE, "variance", "informational", {"factor": 1.12, "max_params": 1, "seed": 7}),
+    SPECTRAL + "_mlp_l31_up_s112": (SPECTRAL, "spectral", "must_detect", {
+        "factor": 1.12, "family": "mlp", "layers": "-1", "max_params": 1, "seed": 11}),
+    SPECTRAL + "_attn_l31_o_s105": (SPECTRAL, "spectral", "informational", {
+        "factor": 1.05, "params": "o_proj", "layers": "-1", "max_params": 1, "seed": 11}),
+    RMT + "_l31_ffn_up_b030": (RMT, "rmt", "must_detect", {
+        "blend": 0.3, "row_frac": 0.2, "max_rows": 192, "layers": "-1", "max_params": 1}),
+    VE + "_l31_down_s090": (VE, "variance", "must_detect", {
+        "factor": 0.9, "layers": "-1", "max_params": 1, "seed": 42}),
+}  # fmt: skip
+PROBE_SUITES = {
+    "smoke": 3, "byoe": 0, "subset": 3, "showcase": 6, "workshop3": 6, "full": 6,
+    "mistral_guard_value": 4,
+}  # fmt: skip
 SMOKE_EDITS = {
     "noop_clean": "noop",
     "quant_8bit_clean": "quant_rtn:8:0:all",
@@ -83,6 +112,22 @@ def test_published_injections(suite: str) -> None:
         assert (scenario.strictness, scenario.primary_guard) == ("must_detect", guard)
         assert scenario.primary_guard_required
         assert parse_damage(name, scenario.parameters).parameters().items() >= numbers.items()
+
+
+@pytest.mark.parametrize(("suite", "count"), PROBE_SUITES.items())
+def test_guard_probes(suite: str, count: int) -> None:
+    """Each suite holds its probes with the published numbers; each asks its own guard to speak."""
+    found = [s for s in catalogue().select(suite) if s.error_type in (RMT, SPECTRAL, VE)]
+    assert len(found) == count
+    for scenario in found:
+        error_type, guard, strictness, numbers = PROBES[scenario.id]
+        assert (scenario.error_type, scenario.primary_guard) == (error_type, guard)
+        assert scenario.strictness == strictness
+        parameters = parse_damage(error_type, scenario.parameters)
+        assert parameters.parameters().items() >= numbers.items()
+        asked = {"kind": "guard_signal_baseline_relative", "guard": guard}
+        relative = any(d.items() >= asked.items() for d in scenario.detectors_all_of)
+        assert relative == scenario.primary_guard_required
 
 
 def test_smoke_edits() -> None:

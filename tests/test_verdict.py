@@ -70,7 +70,10 @@ def test_good_suite_passes() -> None:
 def test_harmless_injection_fails_the_suite(name: str) -> None:
     """Swapping any one injection for a harmless one turns PASS into FAIL."""
     verdict = judge(with_other(name, make_report(name)))
-    assert {"error_injection_detected", "scenario_primary_guard_signal"} <= failed(verdict)
+    required = {"scenario_primary_guard_signal", "scenario_expected_detectors"}
+    if scenario(name).strictness == "must_detect":
+        required.add("error_injection_detected")
+    assert required <= failed(verdict)
 
 
 @pytest.mark.parametrize("name", ["quant_4bit_stress", "prune_50pct_stress", "svd_stress"])
@@ -239,7 +242,7 @@ def test_counts_and_summaries() -> None:
     assert verdict["category_summary"]["stress"]["primary_metric_fail"] == 3
     signals = {row["id"]: row for row in verdict["scenario_signal_summary"]}
     assert signals["rank1_projection"]["primary_guard_hits"] == 1
-    assert verdict["guard_intervention_summary"]["signals"]["spectral_caps"]["flagged"] == 4
+    assert verdict["guard_intervention_summary"]["signals"]["spectral_caps"]["flagged"] == 5
 
 
 def test_not_evaluated_is_listed() -> None:

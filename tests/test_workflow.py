@@ -25,7 +25,7 @@ ONCE = {
     "effective_config": 1, "pin_revisions": 1, "scenarios": 1, "verdict": 1, "build_pack": 1,
     "verify_pack": 1, "all": 1,
 }  # fmt: skip
-EACH_MODEL = ("baseline", "windows", "baseline_report")
+EACH_MODEL = ("baseline", "windows", "baseline_report", "calibrate", "preset")
 EACH_EVALUATION = ("evaluate", "render", "verify_report")
 
 
@@ -89,6 +89,7 @@ def expected_counts(models: int, edits: int, injections: int) -> dict[str, int]:
         ONCE
         | dict.fromkeys(EACH_MODEL, models)
         | {"edit": models * edits, "inject": models * injections}
+        | {"calibration_windows": 3 * models}  # one a seed
         | dict.fromkeys(EACH_EVALUATION, models * (edits + injections))
     )
 
@@ -145,7 +146,7 @@ def test_an_artifact_is_a_target(repository: Path) -> None:
 def test_the_gpu_profile_plans_the_subset_suite(repository: Path) -> None:
     """The literal `snakemake -n --profile gpu --config suite=subset` shows the whole graph."""
     jobs = graph(repository, "--profile", "gpu", "--config", "suite=subset")
-    assert counts(jobs) == expected_counts(1, 9, 9)
+    assert counts(jobs) == expected_counts(1, 9, 12)
     assert set(by_model(jobs, "evaluate", "gpu").values()) == {1}
 
 
@@ -159,6 +160,8 @@ def assert_resources_follow_the_model(jobs: list[Job]) -> None:
         ("evaluate", "mem_mb"),
         ("evaluate", "runtime"),
         ("baseline_report", "mem_mb"),
+        ("calibrate", "mem_mb"),
+        ("calibrate", "runtime"),
         ("edit", "disk_mb"),
         ("edit", "mem_mb"),
         ("edit", "runtime"),
@@ -169,7 +172,7 @@ def assert_resources_follow_the_model(jobs: list[Job]) -> None:
         values = by_model(jobs, rule, resource)
         listed = [values[name] for name in order]
         assert listed == sorted(set(listed)), (rule, resource, values)
-    for rule in ("evaluate", "baseline_report"):
+    for rule in ("evaluate", "baseline_report", "calibrate"):
         assert by_model(jobs, rule, "gpu") == dict.fromkeys(order[:3], 1.0) | {
             order[3]: 1.0,
             order[4]: 2.0,
@@ -184,7 +187,7 @@ def test_the_gpu_profile_sizes_every_model(repository: Path) -> None:
     """On a machine of four GPUs every model of suite full gets what it needs."""
     words = ("--profile", "gpu", "--resources", "gpu=4", "--config", "suite=full")
     jobs = graph(repository, *words)
-    assert counts(jobs) == expected_counts(6, 9, 9)
+    assert counts(jobs) == expected_counts(6, 9, 15)
     assert_resources_follow_the_model(jobs)
 
 
@@ -195,7 +198,7 @@ def test_the_gpu_profile_sizes_every_model(repository: Path) -> None:
 def test_the_slurm_profile_sizes_every_model(repository: Path) -> None:
     """`snakemake -n --profile slurm --config suite=full` asks the scheduler the same."""
     jobs = graph(repository, "--profile", "slurm", "--config", "suite=full")
-    assert counts(jobs) == expected_counts(6, 9, 9)
+    assert counts(jobs) == expected_counts(6, 9, 15)
     assert_resources_follow_the_model(jobs)
 
 
@@ -285,7 +288,7 @@ def test_every_rule_that_runs_our_command_knows_its_code() -> None:
     """A rule that runs `invarlock VERB` has the digest of that verb's modules as a parameter."""
     received = "verify_pack"  # of a received pack: runs whenever it is asked for
     for name, text in rules():
-        verbs = re.findall(r"\{INVARLOCK\} (?:advanced )?([a-z-]+)", text)
+        verbs = re.findall(r"python -m invarlock (?:advanced )?([a-z-]+)", text)
         if verbs and not (name == received and 'C["pack"]' in text):
             code = re.search(r"code=code\(([^)]*)\)", text)
             assert code, f"{name} has no code digest"
@@ -295,8 +298,9 @@ def test_every_rule_that_runs_our_command_knows_its_code() -> None:
 # --- digests of the code ------------------------------------------------------------------------
 
 VERBS = (
-    "baseline", "edit", "evaluate", "evaluate_record", "evaluate_worker", "evidence_pack",
-    "inject", "pin", "report", "run", "scenarios", "verdict", "verify", "windows",
+    "baseline", "calibrate", "edit", "evaluate", "evaluate_record", "evaluate_worker",
+    "evidence_pack", "inject", "pin", "preset", "report", "run", "scenarios", "verdict", "verify",
+    "windows",
 )  # fmt: skip
 
 
@@ -326,7 +330,7 @@ def digest_of_each() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "touched"),
     [
-        ("edits/quant_rtn.py", {"edit", "inject"}),
+        ("edits/quant_rtn.py", {"edit", "inject", "calibrate"}),
         ("damage/kernels.py", {"inject"}),
         ("sources/text.py", {"pin", "windows"}),
         ("sources/gguf_model.py", {"baseline"}),

@@ -34,6 +34,8 @@ COMMANDS: dict[str, Command] = {
     "edit": Command("edit", "make an edited checkpoint"),
     "inject": Command("inject", "make a deliberately damaged checkpoint"),
     "verdict": Command("verdict", "judge all evaluations of a suite"),
+    "advanced calibrate": Command("calibrate", "measure what null edits change in a baseline"),
+    "advanced preset": Command("preset", "derive thresholds for one baseline from that"),
     "advanced evidence-pack": Command("evidence_pack", "keygen, build, inspect, verify"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from invarlock.cli.judging import Thresholds, resolve
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.files import parse_json
-from invarlock.policy import load_policy
+from invarlock.policy import check_profile
+from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.runtime_manifest import in_container
+from invarlock.reporting.telemetry import telemetry_wanted
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
 
@@ -39,6 +43,10 @@ class Job:
     seed: int
     profile: str
     tier: str
+    preset: str  # file, or empty
+    tail_mode: str  # or empty: the tier's
+    assurance: str
+    telemetry: bool
     replicates: int
     alpha: float
     edit_label: str
@@ -50,6 +58,11 @@ class Job:
     image_digest: str
     allow_network: bool
     allow_remote_code: bool
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """By what the subject is judged."""
+        return Thresholds(self.tier, self.preset, self.tail_mode)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder of invarlock run on the baseline (default: measured first, in OUT/baseline)",
     )
     add_measuring_options(parser)
+    add("--preset", type=Path, metavar="FILE", help="thresholds of this model (default: tier's)")
+    add("--tail-mode", default="", choices=["", "fail"], help="fail: a heavy tail is a failure")
+    add("--assurance", default="off", choices=MODES, help="strict makes the full claim")
     add("--edit-label", default="custom", help="name of the edit (default: custom)")
     add("--scenario", default="", metavar="JSON", help="the scenario's catalogue entry")
     add("--edit-metadata", type=Path, metavar="FILE", help="metadata to keep with the report")
@@ -112,8 +128,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace) -> Job:
-    load_policy(args.tier)  # a misspelt tier must not cost a measurement
-    if args.require_container and not (in_container() and args.image_digest):
+    # what is misspelt or cannot be must not cost a measurement
+    check_profile(args.profile)
+    resolve(Thresholds(args.tier, str(args.preset or ""), args.tail_mode), None)
+    container = in_container() and bool(args.image_digest)
+    if args.assurance == "strict":
+        require_strict_possible(args.profile, args.tier, container)
+    if args.require_container and not container:
         raise ConfigError(
             "host execution is not allowed here and this is not a container with a known digest",
             hint="use the container profile with container_digest, or allow_host_execution: true",
@@ -144,6 +165,10 @@ def _job(args: argparse.Namespace) -> Job:
         seed=args.seed,
         profile=args.profile,
         tier=args.tier,
+        preset=str(args.preset or ""),
+        tail_mode=args.tail_mode,
+        assurance=args.assurance,
+        telemetry=telemetry_wanted(os.environ),
         replicates=args.replicates,
         alpha=args.alpha,
         edit_label=args.edit_label,

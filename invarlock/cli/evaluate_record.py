@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock import __version__
+from invarlock.cli.judging import resolve
 from invarlock.contracts import validate
 from invarlock.files import (
     canonical_json,
@@ -18,8 +19,8 @@ from invarlock.files import (
     write_json,
 )
 from invarlock.metrics.perplexity import Bootstrap
-from invarlock.policy import load_policy
-from invarlock.reporting.evaluation import Comparison, evaluation_report
+from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import (
     Allowances,
     Image,
@@ -29,6 +30,7 @@ from invarlock.reporting.runtime_manifest import (
 
 if TYPE_CHECKING:
     from invarlock.cli.evaluate import Job
+    from invarlock.metrics.distribution import TokenShift
 
 EVALUATION_NAME, OUTCOME_NAME = "evaluation.report.json", "outcome.json"
 
@@ -42,24 +44,28 @@ class Result:
     status: str
     exit_code: int = 0
     error: str | None = None
-    top1_agreement: Sequence[int] | None = None
+    shift: TokenShift | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
+    memory_mb: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_results(job: Job, result: Result) -> None:
     """Write ``evaluation.report.json``, ``runtime.manifest.json`` and, last, ``outcome.json``."""
     out = Path(job.out)
     measured = result.status in ("reported", "rejected_by_invariants")
+    policy, preset = resolve(job.thresholds, result.baseline["meta"]["checkpoint_sha256"])
     comparison = Comparison(
         baseline=result.baseline,
         subject=result.subject,
         bootstrap=Bootstrap(job.replicates, job.alpha, job.seed),
         profile=job.profile,
+        assurance=job.assurance,
         reason_not_run="" if result.status == "reported" else result.status,
         invariants_evaluated=measured,
-        top1_agreement=result.top1_agreement,
+        shift=result.shift,
+        preset_sha256=preset,
     )
-    report = evaluation_report(comparison, load_policy(job.tier))
+    report = evaluation_report(comparison, policy)
     validate(report, "evaluation-report", str(out / EVALUATION_NAME))
     write_bytes(out / EVALUATION_NAME, canonical_json(report) + b"\n")
     write_runtime_manifest(
@@ -78,18 +84,27 @@ def _context(job: Job, result: Result) -> dict[str, Any]:
         "execution_mode": "container" if container else "host-bypass",
         "profile": job.profile,
         "tier": job.tier,
-        "assurance": "off",
+        "assurance": job.assurance,
         "attempt": job.attempt,
         "invarlock_version": __version__,
         "timings_seconds": dict(result.timings),
-        "peak_memory_mb": _peak_memory() if result.timings else None,
+        "memory_mb": dict(result.memory_mb),
+        "guard_overhead": guard_overhead(result.timings, result.memory_mb),
     }
 
 
-def _peak_memory() -> float:
-    from invarlock.run.measure import peak_memory_mb
-
-    return peak_memory_mb()
+def guard_overhead(
+    timings: Mapping[str, float], memory_mb: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Time and memory of the guards over those of the bare pass; None where nothing ran."""
+    if not timings:
+        return None
+    guards = {name: timings[name] for name in ("invariants", "spectral", "rmt", "variance")}
+    return {
+        "seconds": guards,
+        "time_ratio": round(sum(guards.values()) / timings["forward"], 4),
+        "memory_ratio": round(memory_mb["with_guards"] / memory_mb["forward"], 4),
+    }
 
 
 def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +130,7 @@ def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, A
         "windows_sha256": sha256_file(Path(job.windows)),
         "subject_sha256": subject,
         "baseline_sha256": result.baseline["meta"]["checkpoint_sha256"],
-        "preset_sha256": None,
+        "preset_sha256": report["policy_provenance"]["preset_sha256"],
         "attempt": job.attempt,
         "error": result.error,
     }
@@ -126,7 +141,7 @@ def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
     out = Path(job.out)
     baseline = read_json_object(Path(job.baseline_report) / "report.json")
     scenario = json.loads(job.scenario)["id"] if job.scenario else None
-    subject = {
+    subject: dict[str, Any] = {
         "meta": {**baseline["meta"], "run_id": f"not-run-{status}", "checkpoint_sha256": None},
         "edit": {"name": job.edit_label, "scenario": scenario},
         "guards": [],

@@ -8,17 +8,21 @@ import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
+from invarlock.cli.judging import resolve
 from invarlock.errors import InputError, InvarlockError
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint
     from invarlock.guards.invariants_decision import Failure
-    from invarlock.run.measure import Measurement, RunWindows
+    from invarlock.metrics.distribution import TokenShift
+    from invarlock.policy import VariancePolicy
+    from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
     from invarlock.run.report import Reference
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -40,7 +44,7 @@ def work(job: Job) -> None:
     from invarlock.checkpoints import Checkpoint, tokenizer_digest
     from invarlock.guards.invariants import check_checkpoint
     from invarlock.run.measure import RunWindows
-    from invarlock.run.report import Reference
+    from invarlock.run.report import Reference, token_shift
 
     baseline, subject = Checkpoint.open(Path(job.baseline)), Checkpoint.open(Path(job.subject))
     windows = RunWindows.read(Path(job.windows), tokenizer_digest(baseline.folder))
@@ -48,24 +52,44 @@ def work(job: Job) -> None:
         _run_baseline(job, baseline, windows, determinism)
     reference = Reference.read(Path(job.baseline_report))
     reference.require_same_inputs(windows, baseline.digest())
+    policy, _ = resolve(job.thresholds, baseline.digest())
+    started = time.perf_counter()
     failures = check_checkpoint(baseline, subject)
-    measured = None
+    seconds = time.perf_counter() - started
+    measured, shift = None, None
     if not any(failure["severity"] == "fatal" for failure in failures):
-        measured = _measure(job, subject, windows, keep_top=False)
-        reference.require_same_arithmetic(measured.dtype, measured.device)
-    _write(job, reference, (subject, windows, failures, measured), determinism)
+        reference.require_same_arithmetic(*arithmetic_of(job))
+        arrays = reference.arrays()
+        measured = _measure(job, subject, windows, arrays, policy.variance)
+        measured.timings["invariants"] += round(seconds, 3)
+        shift = token_shift(arrays, measured.arms["final"])
+    _write(job, reference, (subject, windows, failures, measured), shift, determinism)
 
 
-def _measure(job: Job, subject: Checkpoint, windows: RunWindows, *, keep_top: bool) -> Measurement:
+def arithmetic_of(job: Job) -> tuple[str, str]:
+    """The dtype and the device that the job will be measured with."""
+    from invarlock.run.loading import Target, arithmetic
+
+    return arithmetic(Target(job.device, job.dtype))
+
+
+def _measure(
+    job: Job,
+    checkpoint: Checkpoint,
+    windows: RunWindows,
+    against: ReferenceArrays | None,
+    variance: VariancePolicy | None,
+) -> Measurement:
     from invarlock.run.loading import Target
     from invarlock.run.measure import measure_checkpoint
 
     return measure_checkpoint(
-        subject,
+        checkpoint,
         windows,
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
-        keep_top=keep_top,
+        against=against,
+        variance=variance,
     )
 
 
@@ -89,7 +113,7 @@ def _run_baseline(
 ) -> None:
     from invarlock.run.report import run_report, write_reference, write_run
 
-    measured = _measure(job, baseline, windows, keep_top=True)
+    measured = _measure(job, baseline, windows, None, None)
     report = run_report(_settings(job, "noop"), baseline, windows, [], measured, determinism)
     folder = Path(job.baseline_report)
     write_reference(folder, measured)
@@ -100,6 +124,7 @@ def _write(
     job: Job,
     reference: Reference,
     run: tuple[Checkpoint, RunWindows, Sequence[Failure], Measurement | None],
+    shift: TokenShift | None,
     determinism: dict[str, Any],
 ) -> None:
     from invarlock.cli.evaluate_record import Result, write_results
@@ -120,8 +145,9 @@ def _write(
             baseline=reference.report,
             subject=report,
             status="reported" if measured else "rejected_by_invariants",
-            top1_agreement=reference.top1_agreement(measured.arms["final"]) if measured else None,
+            shift=shift,
             timings=measured.timings if measured else {},
+            memory_mb=measured.memory_mb if measured else {},
         ),
     )
 

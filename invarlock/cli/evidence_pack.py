@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence import Code, PackError, escape, keys
+from invarlock.policy import PROFILES
 
 if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
-PROFILES = ("dev", "ci", "release")
 ASSURANCE = ("off", "report", "strict")
 ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 

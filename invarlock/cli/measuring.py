@@ -1,4 +1,4 @@
-"""The options that ``run`` and ``evaluate`` share."""
+"""The options that ``run``, ``evaluate`` and ``advanced calibrate`` share."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from pathlib import Path
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """How a checkpoint is measured."""
+    """What a checkpoint is measured on, how, and what the result is for."""
     add = parser.add_argument
     add("--windows", type=Path, required=True, metavar="FILE", help="windows.json")
-    add("--model-id", default="", metavar="ID", help="name in reports (default: folder name)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    add("--profile", default="dev", help="dev, ci or release (default: dev)")
+    add("--tier", default="balanced", help="tier of the policy (default: balanced)")
+    add_arithmetic_options(parser)
+
+
+def add_arithmetic_options(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint is measured."""
+    add = parser.add_argument
+    add("--model-id", default="", metavar="ID", help="name in reports (default: folder name)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     add("--token-budget", type=int, default=1024, metavar="N", help="tokens per batch")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
     add("--determinism", default="strict", help="strict or throughput (default: strict)")
     add("--seed", type=int, default=43, metavar="N", help="seed of the generators (default: 43)")
-    add("--profile", default="dev", help="dev, ci or release (default: dev)")
-    add("--tier", default="balanced", help="tier of the policy (default: balanced)")
     add("--allow-network", action="store_true", help="let libraries reach the network")
     add("--allow-remote-code", action="store_true", help="run code that comes with the model")

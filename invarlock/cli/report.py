@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--embed-css",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put the style sheet into the page (default)",
+        help="put the style sheet into the page (default), or write it beside the page",
     )
     explain = actions.add_parser("explain", help="say why the report passes or fails")
     _common(explain, required=True)
@@ -50,13 +50,25 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(
             "no format is named", expected="--format " + "|".join(FORMATS), hint="or html, explain"
         )
-    if args.out is not None and args.out.exists() and not args.force:
-        raise ConfigError("the file exists", where=str(args.out), hint="overwrite it with --force")
+    beside = args.action == "html" and not args.embed_css
+    if beside and args.out is None:
+        raise ConfigError("the style sheet is written beside the page", expected="--out FILE")
+    from invarlock.reporting import render
+
     text = _text(args, read_report(args.report))
     if args.out is None:
         sys.stdout.write(text)
-    else:
-        write_text(args.out, text)
+        return 0
+    files = {args.out: text}
+    styles = args.out.with_name(render.STYLES)
+    # A style sheet that another page has left there is the same.
+    if beside and not (styles.is_file() and styles.read_text() == render.style_sheet()):
+        files[styles] = render.style_sheet()
+    for path in files:
+        if path.exists() and not args.force:
+            raise ConfigError("the file exists", where=str(path), hint="overwrite it with --force")
+    for path, content in files.items():
+        write_text(path, content)
     return 0
 
 

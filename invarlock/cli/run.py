@@ -7,7 +7,7 @@ from pathlib import Path
 
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import InputError
-from invarlock.policy import load_policy
+from invarlock.policy import check_profile, load_policy
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure the baseline; a checkpoint that fails its invariants is not a baseline."""
     load_policy(args.tier)
+    check_profile(args.profile)
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
         windows,
         Target(args.device, args.dtype, args.allow_remote_code),
         token_budget=args.token_budget,
-        keep_top=True,
+        against=None,
     )
     lost = [f for f in measured.loaded_failures if f["severity"] == "fatal"]
     if lost:

@@ -17,6 +17,7 @@ from invarlock.evidence.report_verify import (
     verify_report,
 )
 from invarlock.files import read_bytes, read_json_object, write_json
+from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 WARNING_POLICIES = {"pass": False, "warn": False, "advisory": False, "fail": True, "strict": True}
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--baseline", type=Path, metavar="FILE", help="the baseline's run report: check parity")
     add(
         "--profile",
-        choices=("dev", "ci", "release"),
+        choices=PROFILES,
         default="dev",
         help="dev: the report is true; ci, release: and acceptable",
     )

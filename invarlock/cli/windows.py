@@ -10,8 +10,8 @@ from invarlock.errors import ConfigError
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import Pin, read_revisions
 from invarlock.sources.spec import TextSource, parse_text_source
-from invarlock.sources.text import documents
-from invarlock.windows import WindowPlan, make_windows, write_windows
+from invarlock.sources.text import documents, labelled_records
+from invarlock.windows import WindowPlan, make_record_windows, make_windows, write_windows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", required=True, type=Path, metavar="DIR", help="folder of the baseline")
     add("--text", required=True, metavar="SOURCE", help="the text, as it was pinned")
     add("--revisions", required=True, type=Path, metavar="FILE", help="model_revisions.json")
-    add("--seq-len", required=True, type=int, metavar="N", help="tokens of a window")
+    add(
+        "--seq-len", required=True, type=int, metavar="N", help="tokens of a window (records: most)"
+    )
     add("--preview", required=True, type=int, metavar="N", help="windows of the preview arm")
     add("--final", required=True, type=int, metavar="N", help="windows of the final arm")
     add("--seed", required=True, type=int, metavar="N", help="seed of the choice")
@@ -41,8 +43,14 @@ def main(args: argparse.Namespace) -> int:
         )
     pin = pins[source.dataset_id]
     hub = Hub(args.net, fill="invarlock pin with --net (snakemake --config net=1)")
-    texts = documents(source, pin, hub)
-    write_windows(args.out, make_windows(args.tokenizer, texts, plan, recorded_source(source, pin)))
+    recorded = recorded_source(source, pin)
+    if source.metric == "accuracy":
+        records = labelled_records(source, pin, hub)
+        document = make_record_windows(args.tokenizer, records, plan, recorded)
+    else:
+        texts = documents(source, pin, hub)
+        document = make_windows(args.tokenizer, texts, plan, recorded)
+    write_windows(args.out, document)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Deliberate damage: controls that a guard must catch, streamed like edits.
 
 ``specs`` names the injectors and their parameters, ``targets`` finds what they hit, ``plans``
-turns each into a change of the checkpoint and ``inject`` writes it.
+(``probes`` for the small damage aimed at one guard) turns each into a change of the checkpoint
+and ``inject`` writes it.
 """

@@ -59,3 +59,59 @@ def outer_of_first_(matrix: torch.Tensor) -> Loss:
         rows.copy_(column[start : start + rows.shape[0]] * row)
         start += rows.shape[0]
     return Loss()
+
+
+def choose_rows(
+    matrix: torch.Tensor, how: str, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    """``count`` row numbers: first, last, random, random_block (consecutive) or top_norm."""
+    total = matrix.shape[0]
+    if how == "random":
+        return torch.randperm(total, generator=generator)[:count]
+    if how == "top_norm":
+        norms = [
+            torch.linalg.vector_norm(r, dim=1, dtype=torch.float32) for r in row_blocks(matrix)
+        ]
+        return torch.cat(norms).argsort(descending=True, stable=True)[:count]
+    start = {"first": 0, "last": total - count}.get(how)
+    if start is None:
+        start = int(torch.randint(total - count + 1, (1,), generator=generator))
+    return torch.arange(start, start + count)
+
+
+def align_rows_(
+    matrix: torch.Tensor,
+    rows: torch.Tensor,
+    blend: float,
+    jitter: float,
+    *,
+    keep_norms: bool,
+    generator: torch.Generator,
+) -> Loss:
+    """Move ``rows`` towards the first of them; then add noise of ``jitter`` times their deviation.
+
+    Raises:
+        InputError: a row is not finite.
+    """
+    old = matrix[rows].to(torch.float32)
+    refuse_non_finite(old)
+    new = (1 - blend) * old + blend * old[:1]
+    if keep_norms:
+        norms = [torch.linalg.vector_norm(m, dim=1, keepdim=True) for m in (old, new)]
+        new *= norms[0] / norms[1].clamp_min(torch.finfo(torch.float32).tiny)
+    new += jitter * old.std() * torch.randn(new.shape, generator=generator)
+    matrix[rows] = new.to(matrix.dtype)
+    return Loss()
+
+
+def scale_rows_(matrix: torch.Tensor, rows: torch.Tensor, factor: float) -> Loss:
+    """Multiply some rows."""
+    matrix[rows] *= factor
+    return Loss()
+
+
+def noisy_(weights: torch.Tensor, noise: float, generator: torch.Generator) -> Loss:
+    """Multiply every element by ``1 + noise * N(0, 1)``, kept within 0.5 to 1.5."""
+    draws = torch.randn(weights.shape, generator=generator)
+    weights.copy_(weights.to(torch.float32) * (1 + noise * draws).clamp_(0.5, 1.5))
+    return Loss()

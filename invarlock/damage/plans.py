@@ -9,6 +9,7 @@ from typing import Any
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.damage import kernels
+from invarlock.damage.probes import probe_change, settle_probe
 from invarlock.damage.specs import (
     Damage,
     ExtremeQuant,
@@ -18,8 +19,11 @@ from invarlock.damage.specs import (
     NormCollapse,
     Rank1Projection,
     RankCollapse,
+    RmtNormNoise,
     ScaleExplosion,
     ShapeMismatch,
+    SpectralModerateScale,
+    VeMlpScaleSkew,
     WeightTyingBreak,
 )
 from invarlock.damage.targets import (
@@ -42,6 +46,8 @@ from invarlock.shards import DTYPES
 
 def settle(baseline: Checkpoint, damage: Damage) -> Damage:
     """The injector with the defaults that depend on the model made explicit."""
+    if isinstance(damage, RmtNormNoise):
+        return settle_probe(damage)
     if not isinstance(damage, Rank1Projection):
         return damage
     known = required_architecture(baseline)
@@ -65,6 +71,8 @@ def plan_change(baseline: Checkpoint, damage: Damage, seed: int) -> Change:
             return _fewer_layers(baseline, layers)
         case WeightTyingBreak():
             return _other_tying(baseline)
+        case RmtNormNoise() | SpectralModerateScale() | VeMlpScaleSkew():
+            return probe_change(baseline, damage)
     targets, kernel = _targets_and_kernel(baseline, damage, seed)
     # Single elements and one projection: of a stack of experts only the first is meant.
     one = isinstance(damage, NanInjection | InfInjection | Rank1Projection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,7 @@ from typing import ClassVar
 from invarlock.errors import ConfigError
 
 Value = int | float | str
+_LAYERS = re.compile(r"all|last[1-9]\d{0,5}|-[1-9]\d{0,5}|\d{1,6}(-\d{1,6})?")
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,15 @@ class Damage:
     """Base of all injectors."""
 
     error_type: ClassVar[str]
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # inclusive; else: positive
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int | float):
+            if isinstance(value, bool) or value == field.default:
                 continue
-            if field.name == "layer":
-                allowed, expected = value >= -1, "a layer, or -1 for the middle one"
-            else:
-                allowed, expected = 0 < value < float("inf"), "a positive number"
+            allowed, expected = self._check(field.name, value)
             if not allowed:
                 raise ConfigError(
                     f"parameter {field.name} is out of range",
@@ -35,6 +36,20 @@ class Damage:
                     expected=expected,
                     found=str(value),
                 )
+
+    def _check(self, name: str, value: Value) -> tuple[bool, str]:
+        """Whether the value is admitted, and what is."""
+        if name == "layers":
+            return _LAYERS.fullmatch(str(value)) is not None, "all, 31, 0-3, last4 or -1 (the last)"
+        if isinstance(value, str):
+            known = self.choices.get(name, (value,))
+            return value in known, "one of " + ", ".join(known)
+        if name == "layer":
+            return value >= -1, "a layer, or -1 for the middle one"
+        if name in self.bounds:
+            low, high = self.bounds[name]
+            return low <= value <= high, f"{low:g} to {high:g}"
+        return 0 < value < float("inf"), "a positive number"
 
     def parameters(self) -> dict[str, Value]:
         """Every parameter with its value, by name."""
@@ -121,11 +136,94 @@ class Rank1Projection(Damage):
     layer: int = -1
 
 
+FAMILIES = ("attn", "ffn", "mlp")  # ffn and mlp are two published names of one family
+
+
+@dataclass(frozen=True)
+class RmtNormNoise(Damage):
+    """Rows drawn towards one direction, noisy norm weights, or some rows larger.
+
+    ``anisotropy``: rows become ``(1 - blend) row + blend * first row``, of the old norm unless
+    ``preserve_row_norms`` is false, plus normal noise of ``jitter`` times the rows' deviation.
+    ``norm_noise``: norm weights times ``1 + noise * N(0, 1)``, kept within 0.5 to 1.5.
+    ``row_scale``: rows times ``row_factor``.
+
+    ``params`` are projections (``up_proj,w3``; empty: all of the family). Of ``row_frac``,
+    ``layers`` and ``max_params`` each mode has its own default (0 or empty here).
+    """
+
+    error_type: ClassVar[str] = "rmt_norm_noise"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "blend": (0.05, 1.0),
+        "row_frac": (0.01, 0.95),
+        "jitter": (0.0, 1.0),
+        "seed": (0, 2**32),
+    }
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "mode": ("anisotropy", "norm_noise", "row_scale"),
+        "family": FAMILIES,
+        "rows": ("first", "last", "random", "random_block", "top_norm"),
+    }
+    mode_defaults: ClassVar[Mapping[str, Mapping[str, Value]]] = {
+        "anisotropy": {"row_frac": 0.35, "layers": "last8", "max_params": 24},
+        "norm_noise": {"row_frac": 0.35, "layers": "last4", "max_params": 32},
+        "row_scale": {"row_frac": 0.10, "layers": "last8", "max_params": 8},
+    }
+    mode: str = "anisotropy"
+    blend: float = 0.75
+    row_frac: float = 0.0
+    max_rows: int = 256
+    max_params: int = 0
+    family: str = "attn"
+    params: str = ""
+    layers: str = ""
+    preserve_row_norms: bool = True
+    jitter: float = 0.01
+    rows: str = "first"
+    noise: float = 0.05
+    row_factor: float = 1.6
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class SpectralModerateScale(Damage):
+    """Matrices times a factor: by default the projections that leave the attention blocks.
+
+    ``qkv`` adds the other attention projections; ``pair_inverse`` divides the projection that
+    leaves the same feed-forward block by the factor, so that a gated block computes what it did.
+    """
+
+    error_type: ClassVar[str] = "spectral_moderate_scale"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"seed": (0, 2**32)}
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"family": FAMILIES}
+    factor: float = 3.0
+    family: str = "attn"
+    layers: str = "last4"
+    params: str = ""
+    max_params: int = 8
+    qkv: bool = False
+    pair_inverse: bool = False
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class VeMlpScaleSkew(Damage):
+    """Projections that leave the feed-forward block times a factor."""
+
+    error_type: ClassVar[str] = "ve_mlp_scale_skew"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"seed": (0, 2**32)}
+    factor: float = 0.90
+    layers: str = "last4"
+    max_params: int = 1
+    seed: int = 42
+
+
 DAMAGES: dict[str, type[Damage]] = {
     kind.error_type: kind
     for kind in (
         NanInjection, InfInjection, ShapeMismatch, MissingTensors, ExtremeQuant, ScaleExplosion,
         RankCollapse, NormCollapse, WeightTyingBreak, Rank1Projection,
+        RmtNormNoise, SpectralModerateScale, VeMlpScaleSkew,
     )
 }  # fmt: skip
 
@@ -154,7 +252,7 @@ def parse_damage(error_type: str, parameters: Mapping[str, object]) -> Damage:
 def _typed(value: object, wanted: str, where: str) -> Value:
     if isinstance(value, int) and not isinstance(value, bool) and wanted in ("int", "float"):
         return value if wanted == "int" else float(value)
-    if isinstance(value, float | str) and type(value).__name__ == wanted:
+    if isinstance(value, bool | float | str) and type(value).__name__ == wanted:
         return value
     raise ConfigError("wrong type", where=where, expected=wanted, found=repr(value))
 

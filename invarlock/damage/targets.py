@@ -101,7 +101,7 @@ def projection_matrix(checkpoint: Checkpoint, projection: str, layer: int) -> Te
         raise ConfigError(
             f"no layer {layer}", where=str(checkpoint.folder), expected=f"0 to {count - 1}"
         )
-    named = [i for i in in_layer if f".{i.name.removesuffix('.weight')}".endswith(f".{projection}")]
+    named = [i for i in in_layer if is_named(i.name, projection)]
     # The attention block of BERT and GPT-2 has a projection of the same name.
     named.sort(key=lambda info: role_of(info.name, checkpoint.config) is Role.ATTN)
     if not named:
@@ -111,6 +111,11 @@ def projection_matrix(checkpoint: Checkpoint, projection: str, layer: int) -> Te
             expected="one of " + ", ".join(sorted({_projection(i.name) for i in in_layer})),
         )
     return named[0]
+
+
+def is_named(tensor_name: str, projection: str) -> bool:
+    """Whether the tensor's name ends in ``projection``, itself one or more parts of a name."""
+    return f".{tensor_name.removesuffix('.weight')}".endswith(f".{projection}")
 
 
 def layer_count(checkpoint: Checkpoint) -> int:

@@ -74,14 +74,15 @@ def rewritten_matrices(
 ) -> NewTensor:
     """The tensor with ``kernel`` applied to its matrix, or to each matrix of a 3-D stack.
 
-    ``kernel`` gets a view (rows, columns) in storage order; what it reports is added to ``loss``
-    when the tensor is written. With ``only_first`` the other matrices of a stack stay.
+    ``kernel`` gets a view (rows, columns) in storage order, a vector as one row; what it reports
+    is added to ``loss`` when the tensor is written. With ``only_first`` the other matrices of a
+    stack stay.
     """
 
     def chunks() -> Iterator[memoryview]:
         itemsize, dtype_name = DTYPES[info.dtype]
         dtype: torch.dtype = getattr(torch, dtype_name)
-        rows, columns = info.shape[-2:]
+        rows, columns = (1, *info.shape)[-2:]
         matrices = source.chunks(info.name, max(1, rows * columns * itemsize))
         for number, chunk in enumerate(matrices):
             if only_first and number:

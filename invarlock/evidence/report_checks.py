@@ -20,7 +20,6 @@ RATIO_TOLERANCE = 1e-6  # relative or absolute, of ratio against final / baselin
 INTERVAL_TOLERANCE = 5e-4  # of display_ci against exp(ci), times max(1, |exp(ci)|)
 MIN_MATCH = 0.999999  # share of windows that must be paired
 MAX_OVERLAP = 1e-9  # share of windows that may be in both arms
-PROFILES = ("dev", "ci", "release")
 RELEASE_GATES = (*signals.REQUIRED_GATES, "rmt_stable")
 
 Report = Mapping[str, Any]

@@ -4,4 +4,30 @@ Order of a run: invariants, spectral, rmt, variance, invariants (once more, on w
 Every guard compares the subject with statistics recorded from the baseline.
 """
 
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from invarlock.guards import rmt, variance, weight_stats
+
 CHAIN = ("invariants", "spectral", "rmt", "variance", "invariants")
+# How each guard measures: two runs can be compared only if they agree on it.
+CONTRACTS: Mapping[str, Mapping[str, Any]] = {
+    "spectral": weight_stats.CONTRACT,
+    "rmt": rmt.CONTRACT,
+    "variance": variance.CONTRACT,
+}
+
+
+def contract_hash(contract: Mapping[str, Any]) -> str:
+    """First 16 hex of SHA-256 over a measurement contract as spaced, sorted JSON."""
+    return hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def contract_fields(guard: str) -> dict[str, Any]:
+    """The measurement contract of a guard and its hash, as both kinds of report state them."""
+    contract = CONTRACTS[guard]
+    return {"measurement_contract": contract, "measurement_contract_hash": contract_hash(contract)}

@@ -39,8 +39,18 @@ FIXED_CONFIG = (
     "n_layer",
     "n_head",
     "n_embd",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_decoder_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "feed_forward_proj",
     "bos_token_id",
     "eos_token_id",
+    "decoder_start_token_id",
 )
 DEFAULT_ROPE_THETA = 10_000.0  # where config.json gives none
 LISTED = 5  # names given in a message; the count is always complete
@@ -128,9 +138,10 @@ def _check_tensors(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
 
 
 def _check_layers(subject: Checkpoint) -> list[Failure]:
-    declared = subject.config.get("num_hidden_layers", subject.config.get("n_layer"))
+    keys = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+    declared = max((n for k in keys if isinstance(n := subject.config.get(k), int)), default=0)
     layers = {layer for name in subject.tensors if (layer := layer_of(name)) is not None}
-    if not isinstance(declared, int) or not layers or layers == set(range(declared)):
+    if not declared or not layers or layers == set(range(declared)):
         return []
     return [
         _failure(
@@ -164,7 +175,8 @@ def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure
 
 
 def _is_token_table(name: str) -> bool:
-    return any(part in name for part in ("embed_tokens", "wte", "word_embeddings", "lm_head"))
+    parts = ("embed_tokens", "wte", "word_embeddings", "shared", "lm_head")
+    return any(part in name for part in parts)
 
 
 def _short(digest: str | None) -> str:

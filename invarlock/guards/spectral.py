@@ -10,14 +10,12 @@ column norm that fell below its fatal ratio to the baseline blocks at once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from invarlock.guards.weight_stats import CONTRACT, WeightStats
+from invarlock.guards.weight_stats import WeightStats
 from invarlock.policy import SpectralPolicy
 
 SIGNIFICANT = 9  # digits kept of a recorded statistic; far below the estimator's error
@@ -42,8 +40,13 @@ def to_table(modules: Sequence[Module]) -> dict[str, list[Any]]:
         "layer": [m.layer for m in ordered],
     }
     for field in WeightStats.fields():
-        table[field] = [float(f"{getattr(m.stats, field):.{SIGNIFICANT}g}") for m in ordered]
+        table[field] = [rounded(getattr(m.stats, field)) for m in ordered]
     return table
+
+
+def rounded(value: float) -> float | None:
+    """A statistic as it is recorded: ``SIGNIFICANT`` digits; null where it is not finite."""
+    return float(f"{value:.{SIGNIFICANT}g}") if math.isfinite(value) else None
 
 
 def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
@@ -57,11 +60,6 @@ def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
         )
         for i in range(len(table["name"]))
     ]
-
-
-def contract_hash() -> str:
-    """First 16 hex of SHA-256 over the measurement contract as spaced, sorted JSON."""
-    return hashlib.sha256(json.dumps(CONTRACT, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def log_ratio(subject: float, baseline: float) -> float:

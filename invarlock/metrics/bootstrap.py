@@ -9,10 +9,17 @@ and are never separated.
 Interval: bias-corrected and accelerated, Efron and Tibshirani, *An Introduction to the
 Bootstrap* (1993), section 14.3; the acceleration from the leave-one-cluster-out jackknife,
 which is closed-form here: ``theta_(c) = (D - D_c) / (N - N_c)``.
+
+Resampled clusters vary less than clusters do, and the plain interval is too narrow for it (93 %
+instead of 95 % on 60 documents of 1-12 windows). Its normal quantile is therefore expanded to
+``t_df * sqrt((df + 1) / df)`` (Hesterberg, *The American Statistician* 69, 2015, section 4.3)
+with ``df + 1`` the effective number of clusters, which counts a few large ones as few
+(:func:`effective_clusters`). ``benchmarks/coverage.py`` measures the result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -79,10 +86,32 @@ def jackknife_acceleration(difference: Floats, tokens: Floats) -> float:
     return float(np.sum(centred**3)) / (6.0 * spread**1.5) if spread > 0 else 0.0
 
 
+def effective_clusters(tokens: Floats) -> float:
+    """Clusters of equal size that know as much about the variance: (sum N^2)^2 / sum N^4.
+
+    Satterthwaite (*Biometrics Bulletin* 2, 1946), for a sum over clusters whose standard
+    deviations are proportional to their size; the number itself when all are equal.
+    """
+    squares = (tokens / tokens.max()) ** 2
+    return float(squares.sum() ** 2 / (squares**2).sum())
+
+
+def expanded_quantile(p: float, df: float) -> float:
+    """``t_df * sqrt((df + 1) / df)`` at probability p, for df >= 1.
+
+    t by its expansion around the normal (Abramowitz and Stegun 26.7.5), good to 1 % from df = 3.
+    """
+    z = _NORMAL.inv_cdf(p)
+    t = z + (z**3 + z) / (4 * df)
+    t += (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+    return t * math.sqrt((df + 1) / df)
+
+
 def bca_interval(
     difference: Floats, tokens: Floats, *, replicates: int, alpha: float, seed: int
 ) -> Interval | None:
-    """BCa interval of ``sum(difference) / sum(tokens)`` over clusters.
+    """Expanded BCa interval of ``sum(difference) / sum(tokens)`` over clusters.
 
     Args:
         difference: (clusters,) nats.
@@ -106,9 +135,10 @@ def bca_interval(
     below = float(np.mean(theta < point)) + 0.5 * float(np.mean(theta == point))
     z0 = _NORMAL.inv_cdf(min(max(below, 0.5 / replicates), 1 - 0.5 / replicates))
     a = jackknife_acceleration(difference, tokens)
+    df = max(effective_clusters(tokens) - 1, 1.0)
 
     def level(p: float) -> float:
-        z = z0 + _NORMAL.inv_cdf(p)
+        z = z0 + expanded_quantile(p, df)
         return _NORMAL.cdf(z0 + z / max(1.0 - a * z, 1e-12))
 
     low, high = np.quantile(theta, [level(alpha / 2), level(1 - alpha / 2)])

@@ -8,91 +8,34 @@ both runs as one table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from invarlock import __version__
 from invarlock.files import digest_json
-from invarlock.guards import CHAIN, spectral
-from invarlock.guards.invariants_decision import Failure
-from invarlock.guards.weight_stats import CONTRACT, WeightStats
-from invarlock.metrics.perplexity import Arm, Bootstrap
+from invarlock.guards import CHAIN, contract_fields
+from invarlock.metrics.distribution import window_sums
 from invarlock.policy import Policy
-from invarlock.reporting.judgement import GATES, NOT_EVALUATED, Evidence, Judgement, judge
+from invarlock.reporting import tables
+from invarlock.reporting.assurance import assurance_block
+from invarlock.reporting.judgement import Evidence, Judgement, judge
+from invarlock.reporting.primary_metric import baseline_points
+from invarlock.reporting.runs import ARMS, Comparison, gather, guard_of
+from invarlock.reporting.telemetry import telemetry_block
 
 Document = dict[str, Any]
-CLAIM_SET = "invarlock-weight-edit-regression-v1"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything a report is built from."""
-
-    baseline: Mapping[str, Any]  # run report
-    subject: Mapping[str, Any]  # run report; may hold no windows
-    bootstrap: Bootstrap
-    profile: str
-    reason_not_run: str = ""
-    invariants_evaluated: bool = True
-    top1_agreement: Sequence[int] | None = None  # per final window
-
-
-def invariant_failures(report: Mapping[str, Any]) -> list[Failure]:
-    """All findings of both looks of the invariants guard, in order."""
-    guards = [g for g in report["guards"] if g["name"] == "invariants"]
-    return [failure for guard in guards for failure in guard["failures"]]
-
-
-def modules_of(report: Mapping[str, Any]) -> list[spectral.Module]:
-    """The recorded weight statistics of a run, empty if it has none."""
-    for guard in report["guards"]:
-        if guard["name"] == "spectral":
-            return spectral.from_table(guard["modules"])
-    return []
-
-
-def _floats(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-
-
-def arm_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Arm:
-    """Join two runs' records of one arm; both list the same windows in the same order."""
-    return Arm(
-        window_ids=subject["window_ids"],
-        clusters=subject["clusters"],
-        token_counts=_floats(subject["token_counts"]),
-        subject_nll=_floats(subject["nll_sum"]),
-        baseline_nll=_floats(baseline["nll_sum"]),
-    )
-
-
-def gather(comparison: Comparison) -> Evidence:
-    """The evidence of two runs."""
-    base = comparison.baseline["evaluation_windows"]
-    mine = comparison.subject["evaluation_windows"]
-    ran = bool(mine)
-    return Evidence(
-        preview=arm_from(base["preview"], mine["preview"]) if ran else None,
-        final=arm_from(base["final"], mine["final"]) if ran else None,
-        baseline_modules=modules_of(comparison.baseline),
-        subject_modules=modules_of(comparison.subject),
-        invariant_failures=invariant_failures(comparison.subject),
-        invariants_evaluated=comparison.invariants_evaluated,
-        bootstrap=comparison.bootstrap,
-        reason_not_run=comparison.reason_not_run,
-    )
+GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")
 
 
 def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     """Build the report of a comparison."""
-    evidence = gather(comparison)
+    evidence = gather(comparison, policy)
     decided = judge(evidence, policy)
     baseline, subject = comparison.baseline, comparison.subject
     meta = subject["meta"]
-    return {
+    report: Document = {
         "schema_version": "v1",
         "run_id": digest_json(
             {
@@ -102,59 +45,109 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
                 "bootstrap": vars(comparison.bootstrap),
             }
         )[:16],
-        "meta": {**meta, "subject_run_id": meta["run_id"], "model_profile": {"cert_lints": []}},
+        "meta": {
+            **meta,
+            "subject_run_id": meta["run_id"],
+            "model_profile": _model_profile(meta["metric"]),
+        },
         "artifacts": {"report": "report.json", "events": "events.jsonl"},
-        "plugins": {"adapters": ["hf_causal"], "edits": [subject["edit"]["name"]], "guards": []},
+        "plugins": {
+            "adapters": [meta["adapter"]],
+            "edits": [subject["edit"]["name"]],
+            "guards": list(CHAIN),
+        },
         "auto": {"tier": policy.tier, "policy_digest": policy.digest},
         "edit": dict(subject["edit"]),
         "dataset": _dataset(comparison, policy),
-        "primary_metric": decided.primary_metric,
+        **decided.blocks,
+        **_measured(comparison, evidence, decided),
+        "distribution": evidence.distribution,
         "baseline_ref": _baseline_ref(baseline, decided, evidence),
         "validation": decided.validation,
-        "invariants": decided.invariants,
-        "spectral": _spectral(decided, evidence),
-        "rmt": {"evaluated": False, "reason": "not measured by this version"},
-        "variance": {"evaluated": False, "reason": "not measured by this version"},
-        "guards": _chain(decided),
+        "guards": _chain(subject, decided),
         "evaluation_windows": _windows(comparison),
+        "evaluation_realism": _realism(meta["metric"]),
         "resolved_policy": resolved_policy(policy),
+        **_policy_blocks(policy, comparison),
+        "provenance": _provenance(baseline, subject),
+        "context": {
+            "profile": comparison.profile,
+            "gates": list(decided.gates),
+            "assurance": {"mode": comparison.assurance},
+            "guard_chain_observed": [g["name"] for g in subject["guards"]],
+            "execution_log": [
+                {"guard": g["name"], "phase": g["phase"], "digest": digest_json(g)}
+                for g in subject["guards"]
+            ],
+            "bootstrap": vars(comparison.bootstrap),
+        },
+        "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
+    }
+    if meta["metric"] == "accuracy" and comparison.ran:
+        report["metrics"] = {"classification": _classification(comparison)}
+    report["assurance"] = assurance_block(comparison, policy, decided)
+    report["telemetry"] = telemetry_block(report)
+    return report
+
+
+def _model_profile(metric: str) -> Document:
+    """What the report has to satisfy for this kind of model."""
+    lints = [{"type": "equals", "path": "primary_metric.kind", "value": metric}]
+    if metric == "ppl_mlm":
+        lints.append({"type": "gte", "path": "telemetry.masked_tokens_total", "value": "1"})
+    return {"default_metric": metric, "cert_lints": lints}
+
+
+def _realism(metric: str) -> Document:
+    return {
+        "mode": "classification" if metric == "accuracy" else "teacher_forced",
+        "metric_is_generation_realistic": False,
+        "proxy_metric_warning": "no text is generated: every token is predicted from the true ones",
+    }
+
+
+def _policy_blocks(policy: Policy, comparison: Comparison) -> Document:
+    return {
         "policy_digest": {
             "policy_version": "policy-v1",
             "tier_policy_name": policy.tier,
             "thresholds_hash": policy.digest,
-            "hysteresis": {"ppl": policy.hysteresis},
+            "hysteresis": {
+                "ppl": policy.hysteresis,
+                "accuracy_delta_pp": policy.accuracy.hysteresis_delta_pp,
+            },
+            "changed": False,
         },
         "policy_provenance": {
             "tier": policy.tier,
-            "overrides": [],
+            "overrides": policy.override_records(),
             "policy_digest": policy.digest,
+            "preset_sha256": comparison.preset_sha256,
+            "validation_allowlist_source": "contracts",
         },
-        "provenance": _provenance(baseline, subject),
-        "context": {
-            "profile": comparison.profile,
-            "gates": list(GATES),
-            "not_evaluated": list(NOT_EVALUATED),
-            "assurance": {"mode": "off"},
-            "guard_chain_observed": [g["name"] for g in subject["guards"]],
-            "bootstrap": vars(comparison.bootstrap),
-        },
-        "assurance": {
-            "mode": "off",
-            "profile": comparison.profile,
-            "tier": policy.tier,
-            "claim_set": CLAIM_SET,
-            "canonical_guard_chain": list(CHAIN),
-            "guard_chain_observed": [g["name"] for g in subject["guards"]],
-            "canonical_guard_chain_enforced": False,
-            "fallback_fields_used": False,
-        },
-        "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
+    }
+
+
+def _classification(comparison: Comparison) -> Document:
+    windows = comparison.subject["evaluation_windows"]
+    counts = {
+        arm: {
+            "correct_total": sum(windows[arm]["correct"]),
+            "total": len(windows[arm]["correct"]),
+        }
+        for arm in ARMS
+    }
+    return {
+        **counts,
+        "n_correct": counts["final"]["correct_total"],
+        "n_total": counts["final"]["total"],
+        "counts_source": "measured",
     }
 
 
 def _dataset(comparison: Comparison, policy: Policy) -> Document:
     data, windows = comparison.baseline["data"], comparison.subject["evaluation_windows"]
-    used = {arm: len(windows[arm]["window_ids"]) if windows else 0 for arm in ("preview", "final")}
+    used = {arm: len(windows[arm]["window_ids"]) if windows else 0 for arm in ARMS}
     floors = {"preview": policy.min_preview, "final": policy.min_final}
     replicates = comparison.bootstrap.replicates
     clusters = set(windows["final"]["clusters"]) if windows else set()
@@ -196,73 +189,112 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
 
 
 def _baseline_ref(baseline: Mapping[str, Any], decided: Judgement, evidence: Evidence) -> Document:
-    reference: Document = {
+    metric: Document = {"kind": decided.blocks["primary_metric"]["kind"]}
+    if "final" in decided.blocks["primary_metric"]:
+        metric |= baseline_points(evidence.metric)
+    return {
         "run_id": baseline["meta"]["run_id"],
         "model_id": baseline["meta"]["model_id"],
         "adapter": baseline["meta"]["adapter"],
         "tokenizer_hash": baseline["meta"]["tokenizer_hash"],
         "checkpoint_sha256": baseline["meta"]["checkpoint_sha256"],
-        "primary_metric": {"kind": decided.primary_metric["kind"]},
+        "primary_metric": metric,
     }
-    if evidence.preview and evidence.final and "final" in decided.primary_metric:
-        reference["primary_metric"] |= {
-            "preview": evidence.preview.perplexity(evidence.preview.baseline_nll),
-            "final": evidence.final.perplexity(evidence.final.baseline_nll),
-        }
-    return reference
 
 
-def _spectral(decided: Judgement, evidence: Evidence) -> Document:
-    block = dict(decided.spectral)
+def _measured(comparison: Comparison, evidence: Evidence, decided: Judgement) -> Document:
+    """The guards' blocks with both runs' statistics beside the decisions."""
+    sections = {name: dict(decided.blocks[name]) for name in ("spectral", "rmt", "variance")}
     if not evidence.subject_modules:
-        return block
-    table = spectral.to_table(evidence.subject_modules)
-    base = spectral.to_table(evidence.baseline_modules)
-    for field in WeightStats.fields():
-        table["baseline_" + field] = base[field]
-    return block | {
-        "measurement_contract": CONTRACT,
-        "measurement_contract_hash": spectral.contract_hash(),
-        "baseline_measurement_contract_hash": spectral.contract_hash(),
-        "measurement_contract_match": True,
-        "modules": table,
+        return sections
+    for name, block in sections.items():
+        mine = contract_fields(name)
+        theirs = guard_of(comparison.baseline, name).get("measurement_contract_hash")
+        block.update(mine, baseline_measurement_contract_hash=theirs)
+        block["measurement_contract_match"] = mine["measurement_contract_hash"] == theirs
+    sections["spectral"]["modules"] = tables.spectral_table(
+        tables.Both(evidence.baseline_modules, evidence.subject_modules)
+    )
+    sections["rmt"] |= {
+        "calibration": guard_of(comparison.subject, "rmt")["calibration"],
+        "modules": tables.activation_table(
+            tables.Both(evidence.baseline_activations, evidence.subject_activations), "edge"
+        ),
     }
+    targets = tables.Both(evidence.baseline_outputs, evidence.subject_outputs)
+    sections["variance"] |= {
+        "tap": guard_of(comparison.subject, "variance")["tap"],
+        "target_module_names": [target.name for target in targets.subject],
+        "trial": guard_of(comparison.subject, "variance")["trial"],
+        "modules": tables.activation_table(targets, "variance"),
+    }
+    return sections
 
 
-def _chain(decided: Judgement) -> list[Document]:
-    """Guard results in canonical order, without what the sections already hold."""
-    kept = ("evaluated", "passed", "decision", "status", "reason")
-    blocks = {"invariants": decided.invariants, "spectral": decided.spectral}
+def _chain(subject: Mapping[str, Any], decided: Judgement) -> list[Document]:
+    """The guards that ran, in their order, without what the sections already hold."""
     return [
-        {"name": name, **{k: blocks[name][k] for k in kept if k in blocks[name]}}
-        for name in CHAIN
-        if name in blocks
+        {
+            "name": guard["name"],
+            "phase": guard["phase"],
+            **{
+                key: decided.blocks[guard["name"]][key]
+                for key in GUARD_FIELDS
+                if key in decided.blocks[guard["name"]]
+            },
+        }
+        for guard in subject["guards"]
     ]
 
 
 def _windows(comparison: Comparison) -> Document:
     mine = comparison.subject["evaluation_windows"]
     base = comparison.baseline["evaluation_windows"]
-    columns = ("window_ids", "clusters", "token_counts", "nll_sum", "logloss")
+    columns = ["window_ids", "clusters", "token_counts", "nll_sum", "logloss"]
+    paired = ["nll_sum"]
+    if comparison.baseline["meta"]["metric"] == "accuracy":
+        columns.append("correct")
+        paired.append("correct")
     result: Document = {}
-    for arm in ("preview", "final"):
+    for arm in ARMS:
         rows = mine.get(arm, {})
         result[arm] = {column: rows.get(column, []) for column in columns}
-        result[arm]["baseline_nll_sum"] = base[arm]["nll_sum"] if rows else []
-    if comparison.top1_agreement is not None:
-        result["final"]["top1_agreement"] = list(comparison.top1_agreement)
+        for column in paired:
+            result[arm][f"baseline_{column}"] = base[arm][column] if rows else []
+    if comparison.shift is not None:
+        final, ends = result["final"], np.cumsum(comparison.shift.token_counts)
+        flips = np.add.reduceat(comparison.shift.flips.astype(int), [0, *ends[:-1]])
+        agreed = [n - int(f) for n, f in zip(final["token_counts"], flips, strict=True)]
+        final |= {"top1_agreement": agreed, **numbers_of(window_sums(comparison.shift))}
     return result
 
 
+def numbers_of(columns: Mapping[str, list[float]]) -> Document:
+    """Columns for JSON: what is not finite becomes null."""
+    return {k: [v if math.isfinite(v) else None for v in vs] for k, vs in columns.items()}
+
+
 def resolved_policy(policy: Policy) -> Document:
-    """The thresholds of a tier as a report states them."""
+    """The thresholds in force as a report states them."""
     row = policy.resolved
-    caps = {family: {"kappa": kappa} for family, kappa in policy.spectral.family_caps.items()}
-    return {
-        "metrics": {"pm_ratio": row["pm_ratio"], "drift": row["drift"]},
-        "coverage": row["coverage"],
-        "spectral": {**row["spectral"], "family_caps": caps, "measurement_contract": CONTRACT},
+    families = {*policy.spectral.family_caps, *policy.spectral.tau_by_family}
+    caps = {
+        family: {"kappa": policy.spectral.kappa(family), "tau": policy.spectral.tau(family)}
+        for family in sorted(families)
     }
+    metrics = {key: row[key] for key in ("pm_ratio", "pm_tail", "accuracy", "drift")}
+    kept = ("coverage", "distribution", "moe", "overhead", "confidence")
+    return {
+        "metrics": metrics,
+        "spectral": {**row["spectral"], "family_caps": caps, **_contract("spectral")},
+        "rmt": {**row["rmt"], **_contract("rmt")},
+        "variance": {**row["variance"], **_contract("variance")},
+        **{key: row[key] for key in kept},
+    }
+
+
+def _contract(guard: str) -> Document:
+    return {"measurement_contract": contract_fields(guard)["measurement_contract"]}
 
 
 def _provenance(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Document:

@@ -1,156 +1,27 @@
-"""Geometry of the two pictures of a report; the templates turn it into SVG.
-
-Coordinates are SVG user units (about a CSS pixel), rounded to a tenth so that bytes repeat.
-"""
+"""The pictures of a report, each with its thresholds and the same facts in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from invarlock.reporting import signals
-from invarlock.reporting.signals import Report, block
+from invarlock.reporting.panels import Panels, Point, draw_panels
+from invarlock.reporting.plots import LEFT, RIGHT, Canvas, Plot, disc, linear_axis, scale
+from invarlock.reporting.readings import Change, WindowDifference, quantile, weighted_mean
+from invarlock.reporting.signals import block
+from invarlock.reporting.wording import fixed, number, share
 
-WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 704, 16, 222  # the plotting area
-LEGEND_STEP = 76
 MAX_DOTS = 400  # more windows are shown as that many quantiles
-MARK = 2.6  # half the size of a marker
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One marker: an SVG path and the class that styles it."""
-
-    path: str
-    style: str
-
-
-@dataclass(frozen=True)
-class Level:
-    """A horizontal line with its label, whose baseline is at ``label_y``."""
-
-    y: float
-    label: str
-    style: str
-    x: float
-    anchor: str
-    label_y: float
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled position on an axis."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture with its title and its description in words."""
-
-    id: str
-    title: str
-    description: str
-    marks: tuple[Mark, ...]
-    levels: tuple[Level, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    x_label: str
-    y_label: str
-    legend: tuple[Mark, ...] = ()
-    legend_labels: tuple[tuple[float, str], ...] = ()
-    width: int = WIDTH
-    height: int = HEIGHT
-
-
-@dataclass(frozen=True)
-class WindowDifference:
-    """Loss of the subject minus loss of the baseline on one window, nats per token."""
-
-    window_id: str
-    cluster: str
-    tokens: float
-    nats: float
-
-
-def window_differences(report: Report) -> list[WindowDifference]:
-    """The final arm's windows, worst first; windows without a finite loss are left out."""
-    rows = block(block(report, "evaluation_windows"), "final")
-    columns = [
-        rows.get(key, [])
-        for key in ("window_ids", "clusters", "token_counts", "nll_sum", "baseline_nll_sum")
-    ]
-    if len({len(column) for column in columns}) != 1:
-        return []
-    found = [
-        WindowDifference(str(name), str(cluster), float(n), (mine - base) / n)
-        for name, cluster, n, mine, base in zip(*columns, strict=True)
-        if _finite(mine) and _finite(base) and _finite(n) and n > 0
-    ]
-    return sorted(found, key=lambda d: (-d.nats, d.window_id))
-
-
-def _finite(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def weighted_mean(differences: Sequence[WindowDifference]) -> float:
-    """Token-weighted mean difference, nats per token: the logarithm of the ratio."""
-    return sum(d.nats * d.tokens for d in differences) / sum(d.tokens for d in differences)
-
-
-def quantile(ascending: Sequence[float], q: float) -> float:
-    """Linear interpolation between order statistics."""
-    place = q * (len(ascending) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    span = (high - low) or 1.0
-    return lambda value: round(start + (value - low) / span * (end - start), 1)
-
-
-def _nice_step(span: float) -> float:
-    raw = span / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
-
-
-def _disc(x: float, y: float, r: float = MARK) -> str:
-    return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
-
-
-def _square(x: float, y: float, r: float = MARK) -> str:
-    return f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}z"
-
-
-def _triangle(x: float, y: float, r: float = MARK * 1.25) -> str:
-    return f"M{x:.1f} {y - r:.1f}l{r} {2 * r}h{-2 * r}z"
-
-
-def _diamond(x: float, y: float, r: float = MARK * 1.35) -> str:
-    return f"M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z"
-
-
-def _cross(x: float, y: float, r: float = MARK) -> str:
-    return f"M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m{-2 * r} 0l{2 * r} {-2 * r}"
-
-
-# family -> marker; a shape each, so that the picture reads without colour
-MARKERS: Mapping[str, Callable[[float, float], str]] = {
-    "attn": _disc,
-    "ffn": _square,
-    "expert": _triangle,
-    "router": _diamond,
-    "embed": _cross,
-    "other": _diamond,
-}
+TOP, BOTTOM, HEIGHT = 16, 222, 260
+BARS = 150  # height of a histogram's tallest bar
+# Ratios an axis may mark, most wanted first.
+_RATIOS = (
+    *(1e8, 1e-8, 1e6, 1e-6, 1e3, 1e-3, 100, 0.01, 10, 0.1, 2, 0.5, 1.5, 0.7, 1.2, 0.8, 1.1, 0.9),
+    *(1.05, 0.95, 1.02, 0.98, 1.01, 0.99, 1.005, 0.995, 1.002, 0.998, 1.001, 0.999),
+)
+TICKS = [math.log(ratio) for ratio in _RATIOS]
+Limits = Mapping[str, tuple[float, float]]  # per family, on ln(ratio)
 
 
 def windows_plot(differences: Sequence[WindowDifference], limit: float | None) -> Plot | None:
@@ -168,160 +39,212 @@ def windows_plot(differences: Sequence[WindowDifference], limit: float | None) -
     shown = ascending
     if len(shown) > MAX_DOTS:
         shown = [quantile(ascending, i / (MAX_DOTS - 1)) for i in range(MAX_DOTS)]
-    low, high = min(shown[0], 0.0), max(shown[-1], 0.0, mean)
+    low, high = _span([*shown, 0.0, mean, *([] if bar is None else [bar])])
+    y = scale(low, high, BOTTOM, TOP)
+    x = scale(0, max(len(shown) - 1, 1), LEFT + 8, RIGHT - 8)
+    canvas = _axes((low, high), "subject - baseline, nats per token")
+    canvas.draw("dot", "".join(disc(x(i), y(v), 2.0) for i, v in enumerate(shown)))
+    # The dots rise to the right: there is room above the higher line at the left and below the
+    # lower one at the right.
+    higher = bar is None or mean > bar
+    _level(canvas, y(mean), f"mean {mean:+.4f}", "mean", left=higher)
     if bar is not None:
-        low, high = min(low, bar), max(high, bar)
-    margin = 0.06 * (high - low or 1.0)
-    low, high = low - margin, high + margin
-    y = _scale(low, high, BOTTOM, TOP)
-    x = _scale(0, max(len(shown) - 1, 1), LEFT + 8, RIGHT - 8)
-    # The dots rise to the right, so there is room below the mean there and above the limit here.
-    levels = [_level(y(mean), f"mean {mean:+.4f}", "mean", below=True)]
-    if bar is not None:
-        label = f"limit {bar:+.4f}"
-        levels.append(_level(y(bar), label, "limit", below=bar < mean, left=True))
+        _level(canvas, y(bar), f"limit {bar:+.4f}", "limit", left=not higher)
+    canvas.write("label", RIGHT, HEIGHT - 22, "windows of the final arm, best to worst", "end")
     above = sum(v > 0 for v in ascending)
-    return Plot(
-        id="windows",
-        title="Difference per window, sorted",
-        description=(
-            f"{len(ascending)} windows; mean {mean:+.4f} nats per token, smallest "
-            f"{ascending[0]:+.4f}, largest {ascending[-1]:+.4f}; {above} are worse than the "
-            "baseline" + (f"; the limit is {bar:+.4f}." if bar is not None else ".")
-        ),
-        marks=tuple(Mark(_disc(x(i), y(v), 2.0), "dot") for i, v in enumerate(shown)),
-        levels=tuple(levels),
-        x_ticks=(),
-        y_ticks=_linear_ticks(low, high, y),
-        x_label="windows of the final arm, best to worst",
-        y_label="subject - baseline, nats per token",
+    words = (
+        f"{len(ascending)} windows; mean {mean:+.4f} nats per token, smallest "
+        f"{ascending[0]:+.4f}, largest {ascending[-1]:+.4f}; {above} are worse than the "
+        "baseline" + (f"; the limit is {bar:+.4f}." if bar is not None else ".")
     )
+    return canvas.plot("windows", "Difference per window, sorted", words, HEIGHT)
 
 
-def _level(y: float, label: str, style: str, *, below: bool = False, left: bool = False) -> Level:
-    """A line with its label at one of its ends, above it or below."""
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values with a margin."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low or 1.0)
+    return low - margin, high + margin
+
+
+def _axes(span: tuple[float, float], label: str) -> Canvas:
+    """A canvas with a vertical axis in nats."""
+    canvas = Canvas()
+    linear_axis(canvas, span, scale(*span, BOTTOM, TOP))
+    canvas.draw("axis", f"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}")
+    canvas.write_upwards((TOP + BOTTOM) / 2, label)
+    return canvas
+
+
+def _level(
+    canvas: Canvas, y: float, label: str, style: str, *, left: bool, below: bool | None = None
+) -> None:
+    """A horizontal line with its label above its left end or below its right one."""
+    canvas.level(y, style)
     x, anchor = (LEFT + 6, "start") if left else (RIGHT - 4, "end")
-    return Level(y, label, style, x, anchor, round(y + 14 if below else y - 4, 1))
+    under = not left if below is None else below
+    canvas.write("level", x, y + 14 if under else y - 4, label, anchor)
 
 
-def _linear_ticks(low: float, high: float, y: Callable[[float], float]) -> tuple[Tick, ...]:
-    step = _nice_step(high - low)
-    digits = max(0, -math.floor(math.log10(step)))
-    first, last = math.ceil(low / step), math.floor(high / step)
-    return tuple(Tick(y(i * step), f"{i * step:.{digits}f}") for i in range(first, last + 1))
+def tail_plot(differences: Sequence[WindowDifference], tail: Mapping[str, Any]) -> Plot | None:
+    """The worse half of the windows: difference at each token-weighted quantile.
 
-
-@dataclass(frozen=True)
-class ModuleChange:
-    """``ln(sigma_subject / sigma_baseline)`` of a weight matrix; no layer: outside the blocks."""
-
-    name: str
-    family: str
-    layer: int | None
-    log_ratio: float
-    stable_rank_ratio: float | None
-
-
-def module_changes(report: Report) -> list[ModuleChange]:
-    """The recorded modules, largest change of sigma first."""
-    table = block(block(report, "spectral"), "modules")
-    if not signals.evaluated(report, "spectral") or not table:
-        return []
-    columns = [
-        table.get(key, [])
-        for key in (
-            "name",
-            "family",
-            "layer",
-            "sigma_max",
-            "baseline_sigma_max",
-            "stable_rank",
-            "baseline_stable_rank",
-        )
-    ]
-    if len({len(column) for column in columns}) != 1:
-        return []
-    found = [
-        ModuleChange(
-            name=str(name),
-            family=str(family),
-            layer=layer if isinstance(layer, int) else None,
-            log_ratio=_log_ratio(float(mine), float(base)),
-            stable_rank_ratio=rank / base_rank if base_rank else None,
-        )
-        for name, family, layer, mine, base, rank, base_rank in zip(*columns, strict=True)
-    ]
-    return sorted(found, key=lambda m: (-abs(m.log_ratio), m.name))
-
-
-def _log_ratio(mine: float, base: float) -> float:
-    """As the spectral guard counts it: a vanished or newborn sigma is e**(+-20)."""
-    if mine <= 0 or base <= 0:
-        return 0.0 if mine == base else math.copysign(20.0, mine - base)
-    return math.log(mine / base)
-
-
-def spectral_plot(changes: Sequence[ModuleChange], deadband: float | None) -> Plot | None:
-    """Change of sigma per layer and family with the cap; None without modules.
-
-    The vertical axis is linear up to about the cap and logarithmic beyond (asinh).
+    Drawn in: the policy's quantile with its order-statistic bound, and its limit.
     """
+    policy, stats = block(tail, "policy"), block(tail, "stats")
+    level, limit = number(policy.get("quantile")), number(policy.get("quantile_max"))
+    if not differences or level is None or tail.get("evaluated") is not True:
+        return None
+    lower, upper = (number(stats.get(key)) for key in ("quantile_low", "quantile_high"))
+    observed = number(stats.get("quantile_point"))
+    total = sum(d.tokens for d in differences)
+    dots, weight = [], 0.0
+    for d in sorted(differences, key=lambda d: d.nats):
+        place = (weight + d.tokens / 2) / total  # the middle of the window's step
+        weight += d.tokens
+        if place >= 0.5:
+            dots.append((place, d.nats))
+    dots = dots[:: math.ceil(len(dots) / MAX_DOTS)] + dots[-1:]
+    known = [v for v in (lower, upper, observed, limit) if v is not None]
+    low, high = _span([0.0, *known, *(nats for _, nats in dots)])
+    y, x = scale(low, high, BOTTOM, TOP), scale(0.5, 1.0, LEFT + 8, RIGHT - 8)
+    canvas = _axes((low, high), "nats per token")
+    canvas.draw("dot", "".join(disc(x(q), y(v), 2.0) for q, v in dots))
+    canvas.draw("mean", f"M{x(level)} {TOP}V{BOTTOM}")
+    if lower is not None:  # an unknown upper bound leaves the bar open
+        end = TOP if upper is None else y(upper)
+        cap = "" if upper is None else f"M{x(level) - 7:g} {end}h14"
+        canvas.draw("bound", f"M{x(level) - 7:g} {y(lower)}h14M{x(level)} {y(lower)}V{end}{cap}")
+    if limit is not None:
+        under = limit < dots[0][1]
+        _level(canvas, y(limit), f"limit {limit:+.4f}", "limit", left=True, below=under)
+    for q in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        canvas.write("tick", x(q), BOTTOM + 14, f"{q * 100:g} %", "middle")
+    canvas.write("label", RIGHT, HEIGHT - 4, "quantile of the windows, by tokens", "end")
+    words = f"The {share(level)} quantile is {_signed(observed)} nats per token"
+    if lower is not None:
+        words += f"; its bounds (bar) are {_signed(lower)} and "
+        words += "unknown" if upper is None else _signed(upper)
+    words += f"; the lower one may be at most {_signed(limit)}." if limit is not None else "."
+    return canvas.plot("tail", "Tail of the differences", words, HEIGHT)
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def ratio_label(value: float) -> str:
+    """A logarithm of a ratio as the ratio."""
+    ratio = math.exp(value)
+    return f"{ratio:.4g}" if 1e-3 < ratio < 1e4 else f"{ratio:.0e}"
+
+
+def spectral_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
+    """Change of sigma per layer and family with each family's cap; None without modules."""
+    return _module_plot("spectral", "Largest singular value per layer and family", changes, limits)
+
+
+def edge_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
+    """Ratio of the activations' edge risk per layer and family, with 1 + epsilon."""
+    return _module_plot("edges", "Activation edge risk per layer and family", changes, limits)
+
+
+def variance_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
+    """Ratio of the output variance per layer with its deadband."""
+    return _module_plot("output-variance", "Output variance per layer", changes, limits)
+
+
+def router_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
+    """Entropy of each router over the baseline's, with the largest relative drop allowed."""
+    return _module_plot("routers", "Router entropy per layer", changes, limits)
+
+
+def _module_plot(name: str, title: str, changes: Sequence[Change], limits: Limits) -> Plot | None:
+    """Panels of subject / baseline, with the extremes in words; None without modules."""
     if not changes:
         return None
-    cap = math.log1p(deadband) if deadband and deadband > 0 else 0.1
-    reach = max(1.6 * cap, *(abs(c.log_ratio) for c in changes))
-    bend = math.asinh(reach / cap) * 1.06
-    straight = _scale(-bend, bend, BOTTOM, TOP)
-
-    def y(value: float) -> float:
-        return straight(math.asinh(value / cap))
-
-    layers = sorted({c.layer for c in changes if c.layer is not None})
-    outside = any(c.layer is None for c in changes)
-    first = -1 if outside else 0
-    x = _scale(first - 0.5, (layers[-1] if layers else 0) + 0.5, LEFT, RIGHT)
-    families = [f for f in MARKERS if any(c.family == f for c in changes)]
-    apart = min(7.0, (RIGHT - LEFT) / (4.0 * max(len(layers), 1)))  # families side by side
-    shift = {f: (i - (len(families) - 1) / 2) * apart for i, f in enumerate(families)}
-    marks = [
-        Mark(
-            MARKERS.get(c.family, _diamond)(
-                x(-1 if c.layer is None else c.layer) + shift.get(c.family, 0.0), y(c.log_ratio)
-            ),
-            "beyond" if abs(c.log_ratio) > cap else "within",
-        )
-        for c in sorted(changes, key=lambda c: c.name)
-    ]
-    step = max(1, math.ceil(len(layers) / 16))
-    ticks = [Tick(x(layer), str(layer)) for layer in layers[::step]]
-    if outside:
-        ticks.insert(0, Tick(x(-1), "none"))
-    beyond = sum(abs(c.log_ratio) > cap for c in changes)
-    marks_of = [v for v in (1.0, 5.0, 20.0) if cap * 1.8 < v <= reach]
-    return Plot(
-        id="spectral",
-        title="Largest singular value per layer and family",
-        description=(
-            f"{len(changes)} weight matrices; {beyond} moved by more than {cap:.4f}; the largest "
-            f"change is {changes[0].log_ratio:+.4f} in {changes[0].name}. The scale is linear near "
-            "zero and logarithmic beyond the cap."
-        ),
-        marks=tuple(marks),
-        levels=(
-            _level(y(cap), f"cap {cap:+.4f}", "limit"),
-            _level(y(-cap), f"cap {-cap:+.4f}", "limit", below=True),
-        ),
-        x_ticks=tuple(ticks),
-        y_ticks=tuple(
-            Tick(y(v), f"{v:g}") for v in sorted([0.0, *marks_of, *(-v for v in marks_of)])
-        ),
-        x_label="layer",
-        y_label="ln(sigma ratio)",
-        legend=tuple(
-            Mark(MARKERS[family](LEFT + 8 + LEGEND_STEP * i, HEIGHT - 12), "within")
-            for i, family in enumerate(families)
-        ),
-        legend_labels=tuple(
-            (LEFT + 16 + LEGEND_STEP * i, family) for i, family in enumerate(families)
-        ),
+    points = [Point(c.name, c.family, c.layer, c.log_ratio) for c in changes]
+    panels = Panels(points, limits, ratio_label, TICKS, "subject / baseline")
+    worst = max(panels.points, key=lambda p: (abs(p.value), p.name))
+    beyond = sum(map(panels.beyond, panels.points))
+    words = (
+        f"{len(panels.points)} modules, {beyond} beyond the limit of their family; the largest "
+        f"change is {panels.label(worst.value)} in {worst.name}. The scale is linear up to the "
+        "limit and logarithmic beyond; 1 means no change."
     )
+    return draw_panels(panels).plot(name, title, words, panels.height())
+
+
+def distribution_plots(section: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Plot]:
+    """Histograms of the KL divergence and of the change of the correct token's probability."""
+    kl, change = block(section, "kl"), block(section, "probability_change")
+    counts = block(section, "histograms")
+    flips = block(section, "flips")
+    first = _histogram(
+        ("kl", "KL divergence per token", "nats, a lower bound of the full divergence"),
+        block(counts, "kl"),
+        [("mean", kl.get("mean"), "mean"), ("99 % quantile", kl.get("p99"), "mean"),
+         ("limit of the mean", limits.get("kl_mean_max"), "limit")],
+    )  # fmt: skip
+    second = _histogram(
+        ("probability", "Change of the correct token's probability", "subject - baseline"),
+        block(counts, "probability_change"),
+        [("1 % quantile", change.get("q01"), "mean"), ("mean", change.get("mean"), "mean"),
+         ("99 % quantile", change.get("q99"), "mean")],
+        f" The most probable token differs at {share(flips.get('fraction'))} of the tokens.",
+    )  # fmt: skip
+    return [plot for plot in (first, second) if plot is not None]
+
+
+def _histogram(
+    names: tuple[str, str, str],
+    bins: Mapping[str, Any],
+    lines: Sequence[tuple[str, Any, str]],
+    more: str = "",
+) -> Plot | None:
+    """Bars of equal width on a logarithmic scale of counts; None without tokens.
+
+    Args:
+        names: identifier, title and label of the horizontal axis.
+        bins: ``edges`` (one more than counts) and ``counts``.
+        lines: name, value and style of the values that are marked.
+        more: a sentence for the description.
+    """
+    edges, counts = bins.get("edges", []), bins.get("counts", [])
+    if len(edges) != len(counts) + 1 or not counts or not max(counts) > 0:
+        return None
+    marked = [(n, value, s) for n, v, s in lines if (value := number(v)) is not None]
+    top = 22 + 14 * len(marked)
+    bottom = top + BARS
+    x = scale(0, len(counts), LEFT + 1, RIGHT)
+    y = scale(0, math.log1p(max(counts)), bottom, top)
+    canvas = Canvas()
+    for exponent in range(math.ceil(math.log10(max(counts) + 1))):
+        at = y(math.log1p(10**exponent))
+        canvas.level(at, "grid")
+        canvas.write("tick", LEFT - 6, at + 4, f"{10**exponent:,}", "end")
+    bars = [f"M{x(i)} {bottom}V{y(math.log1p(n))}H{x(i + 1)}V{bottom}z"
+            for i, n in enumerate(counts) if n > 0]  # fmt: skip
+    canvas.draw("bars", "".join(bars))
+    canvas.draw("axis", f"M{LEFT} {top}V{bottom}H{RIGHT}")
+    for i in range(0, len(edges), math.ceil(len(edges) / 9)):
+        canvas.write("tick", x(i), bottom + 14, f"{edges[i]:.3g}", "middle")
+    for i, (name, value, style) in enumerate(marked):
+        at = x(_place(edges, value))
+        label_y = 14 + 14 * i
+        canvas.draw(style, f"M{at} {label_y + 3}V{bottom}")
+        side, anchor = (-4, "end") if at > (LEFT + RIGHT) / 2 else (4, "start")
+        canvas.write("level", at + side, label_y + 3, f"{name} {fixed(value)}", anchor)
+    canvas.write("label", RIGHT, bottom + 31, names[2], "end")
+    canvas.write_upwards((top + bottom) / 2, "tokens, log scale")
+    found = ", ".join(f"{name} {fixed(value)}" for name, value, _ in marked)
+    description = f"{sum(counts):,} tokens: {found}.{more}"
+    return canvas.plot(names[0], names[1], description, bottom + 38)
+
+
+def _place(edges: Sequence[float], value: float) -> float:
+    """Where a value lies on an axis of bins of equal width, within its ends."""
+    for i in range(len(edges) - 1):
+        if value <= edges[i + 1]:
+            return i + max(0.0, (value - edges[i]) / ((edges[i + 1] - edges[i]) or 1.0))
+    return float(len(edges) - 1)

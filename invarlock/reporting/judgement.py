@@ -6,157 +6,207 @@ the verifier with what the report recorded and the verifier's own tier table.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from invarlock.guards import invariants_decision, spectral
+from invarlock.guards import invariants_decision, moe, rmt, spectral, variance
 from invarlock.guards.invariants_decision import Failure
-from invarlock.metrics.perplexity import (
-    Arm,
-    Bootstrap,
-    PerplexityResult,
-    compare,
-    finite,
-)
+from invarlock.metrics.tail import judge_tail, tail_acceptable
 from invarlock.policy import Policy
+from invarlock.reporting.primary_metric import (
+    ACCEPTABLE,
+    Block,
+    MetricEvidence,
+    confidence_block,
+    judge_metric,
+)
 
-# The validation flags that decide. Guards that are not evaluated have no flag, and what has no
-# flag never counts as passed; the report lists them under ``context.not_evaluated``.
+# The validation flags that decide, in the tiers that enforce guards.
 GATES = (
     "primary_metric_acceptable",
     "preview_final_drift_acceptable",
+    "primary_metric_tail_acceptable",
     "invariants_pass",
     "spectral_stable",
+    "rmt_stable",
+    "guard_overhead_acceptable",
 )
-NOT_EVALUATED = ("rmt", "variance", "primary_metric_tail", "guard_overhead")
+EXPLORING_GATES = ("primary_metric_acceptable", "invariants_pass")  # tier none
+MIXTURE_GATE = "moe_identity_ok"  # one more where the model is a mixture of experts
 
-Block = dict[str, Any]
+
+@dataclass(frozen=True)
+class Work:
+    """What the guards added to the pass, in numbers that are the same on every rerun."""
+
+    pass_tokens: int
+    trial_tokens: int  # run a second time, to try proposed scales
+    probe_bytes: int  # most that the activation hooks held at a time
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What was recorded of both runs; everything a decision is made from."""
 
-    preview: Arm | None  # None: the subject was not run
-    final: Arm | None
-    baseline_modules: Sequence[spectral.Module]
-    subject_modules: Sequence[spectral.Module]  # empty: not measured
+    metric: MetricEvidence
+    distribution: Mapping[str, Any]  # the summarized block
     invariant_failures: Sequence[Failure]
     invariants_evaluated: bool
-    bootstrap: Bootstrap
-    reason_not_run: str = ""  # rejected_by_invariants, crashed, out_of_memory, timeout
+    baseline_modules: Sequence[spectral.Module]
+    subject_modules: Sequence[spectral.Module]  # empty: not measured
+    baseline_activations: Sequence[rmt.Activation]
+    subject_activations: Sequence[rmt.Activation]
+    baseline_outputs: Sequence[rmt.Activation]  # those that the variance guard looks at
+    subject_outputs: Sequence[rmt.Activation]
+    trial: variance.Trial | None
+    mixture: bool  # of experts
+    baseline_routers: Sequence[moe.RouterStats]
+    subject_routers: Sequence[moe.RouterStats]
+    top_k: int  # experts a token is sent to
+    work: Work | None
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The decided blocks of an evaluation report."""
+    """The decided blocks of an evaluation report, by the name they have in it."""
 
-    primary_metric: Block
-    invariants: Block
-    spectral: Block
+    blocks: dict[str, Block]
     validation: dict[str, bool]
+    gates: tuple[str, ...]
 
 
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Decide every gate; evidence that is absent never passes."""
-    metric, flags = _primary_metric(evidence, policy)
-    invariants = (
-        invariants_decision.judge(evidence.invariant_failures)
-        if evidence.invariants_evaluated
-        else _not_evaluated(evidence.reason_not_run)
-    )
-    flags["invariants_pass"] = invariants.get("passed") is True
-    if evidence.subject_modules:
-        spectrum = spectral.judge(
-            evidence.baseline_modules, evidence.subject_modules, policy.spectral
-        )
-    else:
-        spectrum = _not_evaluated(evidence.reason_not_run)
-    flags["spectral_stable"] = spectrum.get("passed") is True
-    return Judgement(metric, invariants, spectrum, dict(sorted(flags.items())))
+    metric, flags = judge_metric(evidence.metric, policy)
+    if evidence.distribution.get("passed") is not True:
+        flags[ACCEPTABLE] = False
+    tail = judge_tail(evidence.metric.final, policy.tail)
+    blocks = {
+        "primary_metric": metric,
+        "primary_metric_tail": tail,
+        "confidence": confidence_block(metric, flags[ACCEPTABLE], policy),
+        "invariants": _invariants(evidence),
+        **_guards(evidence, policy),
+    }
+    flags["primary_metric_tail_acceptable"] = tail_acceptable(tail)
+    for flag, name in (
+        ("invariants_pass", "invariants"),
+        ("spectral_stable", "spectral"),
+        ("rmt_stable", "rmt"),
+        ("guard_overhead_acceptable", "guard_overhead"),
+    ):
+        flags[flag] = blocks[name].get("passed") is True
+    gates = GATES if policy.enforce_guards else EXPLORING_GATES
+    if evidence.mixture:
+        flags |= moe.flags(blocks["moe"])
+        gates = (*gates, MIXTURE_GATE) if policy.enforce_guards else gates
+    blocks["guard_warnings"] = _warnings(blocks)
+    flags["guard_warnings_present"] = blocks["guard_warnings"]["present"]
+    return Judgement(blocks, dict(sorted(flags.items())), gates)
 
 
-def passes(validation: dict[str, bool], primary_metric: Block) -> bool:
+def passes(judgement: Judgement) -> bool:
     """Whether a report passes: every gate exactly true, and a metric that was really measured."""
-    broken = primary_metric.get("invalid") is True or primary_metric.get("degraded") is True
-    return not broken and all(validation.get(gate) is True for gate in GATES)
+    metric = judgement.blocks["primary_metric"]
+    broken = metric.get("invalid") is True or metric.get("degraded") is True
+    return not broken and all(judgement.validation.get(gate) is True for gate in judgement.gates)
 
 
-def _not_evaluated(reason: str) -> Block:
-    return {"evaluated": False, "reason": reason}
+def _invariants(evidence: Evidence) -> Block:
+    if evidence.invariants_evaluated:
+        return invariants_decision.judge(evidence.invariant_failures)
+    return {"evaluated": False, "reason": evidence.metric.reason_not_run}
 
 
-_KIND: Block = {
-    "kind": "ppl_causal",
-    "unit": "ppl",
-    "direction": "lower",
-    "aggregation_scope": "token",
-    "paired": True,
-    "gating_basis": "upper",
-    "analysis_basis": "mean_logloss",
-}
+def _guards(evidence: Evidence, policy: Policy) -> dict[str, Block]:
+    """Spectral, rmt, variance, overhead and (for mixtures) moe."""
+    absent: Block = {"evaluated": False, "reason": evidence.metric.reason_not_run}
+    blocks = {name: dict(absent) for name in ("spectral", "rmt", "variance", "guard_overhead")}
+    if evidence.mixture:
+        blocks["moe"] = dict(absent)
+    if not evidence.subject_modules:
+        return blocks
+    blocks["spectral"] = spectral.judge(
+        evidence.baseline_modules, evidence.subject_modules, policy.spectral
+    )
+    blocks["rmt"] = rmt.judge(
+        evidence.baseline_activations, evidence.subject_activations, policy.rmt
+    )
+    blocks["variance"] = variance.judge(
+        evidence.baseline_outputs,
+        evidence.subject_outputs,
+        evidence.trial,
+        policy.variance,
+    )
+    if evidence.work is not None:
+        blocks["guard_overhead"] = _overhead(evidence.work, policy)
+    if evidence.mixture:
+        blocks["moe"] = moe.judge(
+            evidence.baseline_routers, evidence.subject_routers, policy.moe, evidence.top_k
+        )
+    return blocks
 
 
-def _primary_metric(evidence: Evidence, policy: Policy) -> tuple[Block, dict[str, bool]]:
-    unmeasured = {"primary_metric_acceptable": False, "preview_final_drift_acceptable": False}
-    preview, final = evidence.preview, evidence.final
-    if preview is None or final is None:
-        return _degraded(evidence.reason_not_run), unmeasured
-    if not (finite(preview) and finite(final)):
-        return _degraded("non_finite_pm"), unmeasured
-    result = compare(preview, final, policy, evidence.bootstrap)
-    values = (result.preview, result.final, result.drift, _exp(result.delta))
-    if not all(map(math.isfinite, values)):
-        return _degraded("non_finite_pm"), unmeasured
-    flags = {
-        "primary_metric_acceptable": result.acceptable,
-        "preview_final_drift_acceptable": result.drift_ok,
+def _overhead(work: Work, policy: Policy) -> Block:
+    """What the guards changed and cost.
+
+    The metric with guards over the metric without is 1: one pass serves both, and its hooks
+    only read. Cost is stated as tokens and bytes, which are the same on every rerun; seconds and
+    memory are in ``runtime.manifest.json``.
+    """
+    limits = policy.overhead
+    ratio = 1.0
+    share = work.trial_tokens / work.pass_tokens
+    checks = {"metric_unchanged": ratio <= 1 + limits.threshold, "work": share <= limits.work_max}
+    passed = all(checks.values())
+    return {
+        "evaluated": True,
+        "passed": passed,
+        "decision": "allow" if passed else "block",
+        "mode": "one_pass",
+        "source": "policy",
+        "overhead_ratio": ratio,
+        "overhead_percent": 100 * (ratio - 1),
+        "overhead_threshold": limits.threshold,
+        "threshold_percent": 100 * limits.threshold,
+        "work_ratio": share,
+        "work_max": limits.work_max,
+        "pass_tokens": work.pass_tokens,
+        "trial_tokens": work.trial_tokens,
+        "probe_bytes": work.probe_bytes,
+        "checks": checks,
+        "diagnostics": [],
     }
-    if result.hysteresis_applied:
-        flags["hysteresis_applied"] = True
-    return _block(result, evidence.bootstrap, policy), flags
 
 
-def _degraded(reason: str) -> Block:
-    return {**_KIND, "invalid": True, "degraded": True, "degraded_reason": reason}
+def _warnings(blocks: Mapping[str, Block]) -> Block:
+    """What guards noticed without blocking; ``verify --warning-policy fail`` refuses any."""
+    found = [
+        _warning("invariants", failure["type"], failure["message"])
+        for failure in blocks["invariants"].get("failures", [])
+        if failure["severity"] == "warning"
+    ]
+    for item in blocks["spectral"].get("violations", []):
+        kind = "new_capped_module" if item["type"] == "family_z_cap" else item["type"]
+        if item["severity"] != "fatal":
+            text = f"{item['module']}: {kind}"
+            found.append(_warning("spectral", kind, text, item["module"], item["family"]))
+    for item in blocks["rmt"].get("epsilon_violations", []):
+        text = f"{item['module']}: edge risk {item['edge_cur']} over {item['allowed']}"
+        found.append(_warning("rmt", "new_epsilon_violation", text, item["module"], item["family"]))
+    for module, scale in blocks["variance"].get("proposed_scales", {}).items():
+        signal = blocks["variance"]["signal"]
+        text = f"{module}: scale {scale:.4f} would restore its output variance" + (
+            " and lowers the loss" if signal else ""
+        )
+        found.append(_warning("variance", "new_predictive_signal", text, module))
+    if blocks["primary_metric_tail"]["warned"]:
+        found.append(_warning("primary_metric_tail", "tail", "the tail is above its maximum"))
+    return {"present": bool(found), "warning_count": len(found), "warnings": found}
 
 
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
-
-
-def _block(result: PerplexityResult, bootstrap: Bootstrap, policy: Policy) -> Block:
-    block: Block = {
-        **_KIND,
-        "preview": result.preview,
-        "final": result.final,
-        "analysis_point_preview": math.log(result.preview),
-        "analysis_point_final": math.log(result.final),
-        "ratio_vs_baseline": _exp(result.delta),
-        "delta_nats": result.delta,
-        "decision": result.decision,
-        "limit": policy.ratio_limit + policy.hysteresis,
-        "reps": bootstrap.replicates,
-        "ci_level": 1 - bootstrap.alpha,
-        "drift": {
-            "ratio": result.drift,
-            "raw": result.final / result.preview,
-            "basis": "baseline_relative",
-        },
-        "drift_band": {"min": policy.drift_min, "max": policy.drift_max},
-        "coverage_ok": result.coverage_ok,
-        "tokens_ok": result.tokens_ok,
-        "invalid": False,
-        "degraded": False,
-    }
-    if result.interval is not None:
-        low, high = result.interval.low, result.interval.high
-        block["ci"] = [low, high]
-        block["display_ci"] = [_exp(low), _exp(high)]
-        block["standard_error"] = result.interval.standard_error
-        block["clusters"] = result.interval.n_clusters
-    if result.windows_needed is not None:
-        block["windows_needed"] = result.windows_needed
-    return block
+def _warning(guard: str, kind: str, message: str, module: str = "", family: str = "") -> Block:
+    warning = {"guard": guard, "kind": kind, "severity": "warning", "message": message}
+    places = {"module": module, "family": family}
+    return warning | {"policy_gate": False} | {k: v for k, v in places.items() if v}

@@ -11,28 +11,36 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invarlock.reporting.checks import explain, visible
+from invarlock.reporting.dashboard import explain
 from invarlock.reporting.outline import outline
 from invarlock.reporting.signals import Report
+from invarlock.reporting.wording import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["explain", "render_report_html", "render_report_markdown"]
+__all__ = ["explain", "render_report_html", "render_report_markdown", "style_sheet"]
 
 TEMPLATES = Path(__file__).with_name("templates")
+STYLES = "report.css"
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~&$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])|(://)|(www\.)")
 
 
-def render_report_html(report: Report, embed_css: bool = True) -> str:
+def render_report_html(report: Report, embed_css: bool = True, stylesheet: str = STYLES) -> str:
     """The report as one HTML page without scripts or outside references.
 
     Args:
         report: an evaluation report.
-        embed_css: put the style sheet into the page; without it the page is plain HTML.
+        embed_css: put the style sheet into the page; without it the page links to it.
+        stylesheet: relative address of that link.
     """
     template = _environment(html=True).get_template("report.html.j2")
-    return template.render(page=outline(report), embed_css=embed_css)
+    return template.render(page=outline(report), embed_css=embed_css, stylesheet=stylesheet)
+
+
+def style_sheet() -> str:
+    """The style sheet that a page without styles of its own links to."""
+    return (TEMPLATES / STYLES).read_text()
 
 
 def render_report_markdown(report: Report) -> str:

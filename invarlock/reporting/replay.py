@@ -7,23 +7,26 @@ tier it names, is not believed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from invarlock.errors import ContractError, InvarlockError
-from invarlock.guards import spectral
-from invarlock.guards.weight_stats import CONTRACT, WeightStats
-from invarlock.metrics.perplexity import Bootstrap
-from invarlock.policy import load_policy
-from invarlock.reporting.evaluation import arm_from
-from invarlock.reporting.judgement import GATES, Evidence, judge
+from invarlock.guards import CONTRACTS, moe, variance
+from invarlock.metrics import distribution
+from invarlock.metrics.perplexity import Arm, Bootstrap
+from invarlock.policy import Override, Policy, resolve_policy
+from invarlock.reporting import tables
+from invarlock.reporting.judgement import Evidence, Work, judge
+from invarlock.reporting.primary_metric import MetricEvidence, baseline_points
+from invarlock.reporting.runs import ARMS, arm_from, examples_from
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
+Report = Mapping[str, Any]
 
 
-def replay(report: Mapping[str, Any], tolerance: float = TOLERANCE) -> list[str]:
+def replay(report: Report, tolerance: float = TOLERANCE) -> list[str]:
     """Every contradiction between a report and its evidence, as ``/pointer: ...`` lines.
 
     Args:
@@ -39,75 +42,137 @@ def replay(report: Mapping[str, Any], tolerance: float = TOLERANCE) -> list[str]
         return [f"the recorded evidence cannot be read: {type(error).__name__} {error}"]
 
 
-def _replay(report: Mapping[str, Any], tolerance: float) -> list[str]:
-    evidence = read_evidence(report)
-    policy = load_policy(str(report["auto"]["tier"]))
+def policy_of(report: Report) -> Policy:
+    """The policy that the report says it was judged by, within what our tier table allows.
+
+    Raises:
+        ConfigError: no such tier, or an override that it does not allow.
+    """
+    recorded = report["policy_provenance"]["overrides"]
+    overrides = [Override(str(o["path"]), o["value"], str(o["source"])) for o in recorded]
+    return resolve_policy(str(report["auto"]["tier"]), overrides)
+
+
+def _replay(report: Report, tolerance: float) -> list[str]:
+    evidence, policy = read_evidence(report), policy_of(report)
     if not _consistent(evidence):
         return ["/evaluation_windows: columns of different lengths, or impossible counts"]
+    found = [f"/distribution{field}: contradicts the windows" for field in _shift(report, policy)]
     with np.errstate(all="ignore"):  # hostile numbers are findings, not warnings
         decided = judge(evidence, policy)
-    sections = {
-        "primary_metric": decided.primary_metric,
-        "invariants": decided.invariants,
-        "spectral": decided.spectral,
-        "validation": decided.validation,
-    }
-    found = [
-        line
-        for name, block in sections.items()
-        for line in _differences(f"/{name}", block, report[name], tolerance)
-    ]
+    for name, block in (decided.blocks | {"validation": decided.validation}).items():
+        found += _differences(f"/{name}", block, report[name], tolerance)
     if dict(report["validation"]).keys() != decided.validation.keys():
         extra = sorted(set(report["validation"]) - set(decided.validation))
         found.append(f"/validation: flags without evidence: {', '.join(extra) or 'none'}")
-    if list(report["context"]["gates"]) != list(GATES):
-        found.append("/context/gates: not the gates of this version")
-    found += _baseline_reference(evidence, report, tolerance)
+    if list(report["context"]["gates"]) != list(decided.gates):
+        found.append("/context/gates: not the gates of this tier and version")
+    if policy.override_records() != list(report["policy_provenance"]["overrides"]):
+        found.append("/policy_provenance/overrides: do not state the tier's own values")
+    if "final" in report["primary_metric"]:
+        points = baseline_points(evidence.metric)
+        reference = report["baseline_ref"]["primary_metric"]
+        found += _differences("/baseline_ref/primary_metric", points, reference, tolerance)
     return found
 
 
-def read_evidence(report: Mapping[str, Any]) -> Evidence:
+def read_evidence(report: Report) -> Evidence:
     """The evidence of both runs as an evaluation report records it.
 
     Raises:
-        ContractError: the spectral table was measured by another estimator.
+        ContractError: a guard's statistics were measured in another way.
     """
-    windows = report["evaluation_windows"]
-    ran = bool(windows["final"]["window_ids"])
-    section = report["spectral"]
-    measured = section.get("evaluated") is True
-    if measured and section["measurement_contract"] != CONTRACT:
-        raise ContractError("/spectral/measurement_contract: not the estimator of this version")
-    settings = report["context"]["bootstrap"]
+    ran = bool(report["evaluation_windows"]["final"]["window_ids"])
+    guards = {name: report[name] for name in CONTRACTS if report[name].get("evaluated") is True}
+    for name, section in guards.items():
+        if section["measurement_contract"] != CONTRACTS[name]:
+            raise ContractError(f"/{name}/measurement_contract: not the one of this version")
+    measured = len(guards) == len(CONTRACTS)
+    if measured != ran or (guards and not measured):
+        raise ContractError("/guards: a subject that was run has been through every guard")
+    weights = tables.read_spectral(guards["spectral"]["modules"]) if measured else ([], [])
+    edges = tables.read_activations(guards["rmt"]["modules"], "edge") if measured else ([], [])
+    outputs = (
+        tables.read_activations(guards["variance"]["modules"], "variance")
+        if measured
+        else ([], [])
+    )
+    trial = guards["variance"]["trial"] if measured else None
+    mixture = report.get("moe")
+    routers = mixture["routers"] if mixture and mixture["evaluated"] else None
     invariants = report["invariants"]
-    metric = report["primary_metric"]
     return Evidence(
-        preview=_arm(windows["preview"]) if ran else None,
-        final=_arm(windows["final"]) if ran else None,
-        baseline_modules=_modules(section["modules"], "baseline_") if measured else [],
-        subject_modules=_modules(section["modules"], "") if measured else [],
+        metric=_metric(report, ran),
+        distribution=report["distribution"],
         invariant_failures=invariants.get("failures", []),
         invariants_evaluated=invariants.get("evaluated") is True,
-        bootstrap=Bootstrap(
-            int(settings["replicates"]), float(settings["alpha"]), int(settings["seed"])
-        ),
-        reason_not_run="" if ran else str(metric.get("degraded_reason", "")),
+        baseline_modules=weights[0],
+        subject_modules=weights[1],
+        baseline_activations=edges[0],
+        subject_activations=edges[1],
+        baseline_outputs=outputs[0],
+        subject_outputs=outputs[1],
+        trial=variance.trial_from(trial) if trial else None,
+        mixture=mixture is not None,
+        baseline_routers=moe.from_table(routers, "baseline_") if routers else [],
+        subject_routers=moe.from_table(routers) if routers else [],
+        top_k=int(mixture["top_k"]) if mixture and routers else 0,
+        work=_work(report) if ran else None,
     )
 
 
-def _arm(rows: Mapping[str, Any]) -> Any:
-    return arm_from({"nll_sum": rows["baseline_nll_sum"]}, rows)
+def _metric(report: Report, ran: bool) -> MetricEvidence:
+    windows, settings = report["evaluation_windows"], report["context"]["bootstrap"]
+    kind = str(report["primary_metric"]["kind"])
+    examples = None
+    if ran and kind == "accuracy":
+        answers = [_baseline(windows[arm], "correct") for arm in ARMS]
+        preview, final = (
+            examples_from(base, windows[arm]) for base, arm in zip(answers, ARMS, strict=True)
+        )
+        examples = preview, final
+    return MetricEvidence(
+        kind=kind,
+        preview=_arm(windows["preview"]) if ran else None,
+        final=_arm(windows["final"]) if ran else None,
+        examples=examples,
+        bootstrap=Bootstrap(
+            int(settings["replicates"]), float(settings["alpha"]), int(settings["seed"])
+        ),
+        reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),
+    )
 
 
-def _modules(table: Mapping[str, Sequence[Any]], prefix: str) -> list[spectral.Module]:
-    columns = {field: table[prefix + field] for field in WeightStats.fields()}
-    names = {key: table[key] for key in ("name", "family", "layer")}
-    return spectral.from_table({**names, **columns})
+def _arm(rows: Mapping[str, Any]) -> Arm:
+    return arm_from(_baseline(rows, "nll_sum"), rows)
+
+
+def _baseline(rows: Mapping[str, Any], column: str) -> dict[str, Any]:
+    return {column: rows[f"baseline_{column}"]}
+
+
+def _work(report: Report) -> Work:
+    """From the recorded windows and trial; the bytes are the run's own word."""
+    windows, trial = report["evaluation_windows"], report["variance"]["trial"]
+    return Work(
+        pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
+        trial_tokens=sum(trial["token_counts"]) if trial else 0,
+        probe_bytes=int(report["guard_overhead"]["probe_bytes"]),
+    )
+
+
+def _shift(report: Report, policy: Policy) -> list[str]:
+    block = report["distribution"]
+    if block["evaluated"] is not True:
+        reason = str(block["reason"])
+        expected = distribution.not_evaluated(reason, policy.distribution)
+        return [] if block == expected else [""]
+    return distribution.check(block, report["evaluation_windows"]["final"], policy.distribution)
 
 
 def _consistent(evidence: Evidence) -> bool:
     """Equal column lengths, unique windows, and positive whole token counts."""
-    for arm in (evidence.preview, evidence.final):
+    for arm in (evidence.metric.preview, evidence.metric.final):
         if arm is None:
             continue
         n = len(arm.window_ids)
@@ -120,23 +185,6 @@ def _consistent(evidence: Evidence) -> bool:
         if not (np.isfinite(counts).all() and (counts > 0).all() and (counts % 1 == 0).all()):
             return False
     return True
-
-
-def _baseline_reference(
-    evidence: Evidence, report: Mapping[str, Any], tolerance: float
-) -> list[str]:
-    if "final" not in report["primary_metric"]:
-        return []
-    found = []
-    for name, arm in (("preview", evidence.preview), ("final", evidence.final)):
-        if arm is None:
-            continue
-        recomputed = arm.perplexity(arm.baseline_nll)
-        stored = report["baseline_ref"]["primary_metric"].get(name)
-        if not (_is_number(stored) and math.isclose(stored, recomputed, rel_tol=tolerance)):
-            pointer = f"/baseline_ref/primary_metric/{name}"
-            found.append(f"{pointer}: is {stored}, its windows give {recomputed:.12g}")
-    return found
 
 
 def _differences(pointer: str, computed: object, stored: object, tolerance: float) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """One forward pass over the windows: log-losses per window, in bounded memory.
 
-Windows of an arm have one length, so batches are filled up to a token budget without padding.
+Batches hold examples of one shape, filled up to a token budget without padding.
 Hidden states go through the output head in chunks of ``CHUNK_BYTES`` of logits, which are turned
 into float32 block by block: peak memory is the model plus one chunk, not tokens x vocabulary.
 That the head alone gives what the whole model gives is checked on the first window, not assumed
@@ -10,18 +10,21 @@ used instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from invarlock.errors import MeasurementError
+from invarlock.metrics.distribution import truncated_kl
+from invarlock.run.tasks import Example
 
 if TYPE_CHECKING:
     import torch
 
-    Logits = Callable[[torch.Tensor], Iterator[torch.Tensor]]
+    Logits = Callable[[Mapping[str, torch.Tensor], torch.Tensor], Iterator[torch.Tensor]]
 
 CHUNK_BYTES = 24 << 20  # bytes of logits that leave the output head at a time
 # Float32 logits worked on at a time: on a CPU they should stay in the cache, where the
@@ -30,119 +33,201 @@ BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 TOP_K = 64  # the baseline's most likely tokens kept per position
 
 
+@dataclass(frozen=True)
+class TopTokens:
+    """What a baseline run kept of its final arm, a row per predicted token, windows in order."""
+
+    starts: Sequence[int]  # (windows + 1,) first row of each window, and the end
+    ids: NDArray[np.int32]  # (tokens, TOP_K) most likely tokens, best first
+    logprob: NDArray[np.float16]  # (tokens, TOP_K), nats
+    correct: NDArray[np.float32]  # (tokens,) log-probability of the correct token, nats
+
+    def rows(self, windows: Sequence[int]) -> NDArray[np.int64]:
+        """The rows of these windows, in their order."""
+        spans = [np.arange(self.starts[i], self.starts[i + 1]) for i in windows]
+        return np.concatenate(spans)
+
+
 @dataclass
 class ArmResult:
-    """What a pass recorded on one arm."""
+    """What a pass recorded on one arm, by window; arrays hold a row per predicted token."""
 
-    nll_sum: list[float] = field(default_factory=list)  # nats per window
-    n_tokens: list[int] = field(default_factory=list)  # predicted tokens per window
-    top1: list[np.ndarray] = field(default_factory=list)  # most likely token, per position
-    logprob: list[np.ndarray] = field(default_factory=list)  # of the correct token, nats
-    top_ids: list[np.ndarray] = field(default_factory=list)  # (positions, TOP_K)
-    top_logprob: list[np.ndarray] = field(default_factory=list)  # (positions, TOP_K), nats
+    nll_sum: dict[int, float] = field(default_factory=dict)  # nats
+    top1: dict[int, NDArray[np.int32]] = field(default_factory=dict)  # most likely token
+    logprob: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # correct token, nats
+    top_ids: dict[int, NDArray[np.int32]] = field(default_factory=dict)  # (tokens, TOP_K)
+    top_logprob: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # nats
+    kl: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # from the baseline, nats
+
+    def losses(self) -> list[float]:
+        """nll_sum of every window, in order."""
+        return [self.nll_sum[i] for i in sorted(self.nll_sum)]
+
+    def n_tokens(self) -> list[int]:
+        """Predicted tokens of every window, in order."""
+        return [len(self.logprob[i]) for i in sorted(self.logprob)]
+
+    def joined(self, name: str) -> NDArray[Any]:
+        """One of the columns of arrays over all windows, in order."""
+        column: dict[int, NDArray[Any]] = getattr(self, name)
+        return np.concatenate([column[i] for i in sorted(column)])
 
 
-def batches(windows: Sequence[Sequence[int]], token_budget: int) -> Iterator[range]:
-    """Consecutive windows whose tokens fit the budget, at least one at a time."""
-    size = max(1, token_budget // max(1, len(windows[0]))) if windows else 1
-    for start in range(0, len(windows), size):
-        yield range(start, min(start + size, len(windows)))
+def batches(
+    examples: Sequence[Example], rows: Iterable[int], token_budget: int
+) -> Iterator[Sequence[int]]:
+    """These rows in groups of one shape that fit the budget, at least one example at a time."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        by_shape.setdefault(examples[row].shape, []).append(row)
+    for shape, group in by_shape.items():
+        size = max(1, token_budget // sum(shape))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
-def logits_function(model: Any, probe: torch.Tensor) -> Logits:
-    """How to get logits from token ids (batch, T): chunks of (tokens, vocabulary).
+def logits_function(model: Any, probe: Mapping[str, torch.Tensor]) -> Logits:
+    """How to get logits (tokens, vocabulary), in chunks, of some positions of a batch.
 
-    Chunks cover positions 0..T-2 of each row, rows in order. ``probe`` (1, T) is a short input
-    on which head and whole model are compared.
+    Positions count through the rows of the batch. ``probe`` is a short input on which the head
+    alone and the whole model are compared.
     """
     import torch
 
     head = model.get_output_embeddings()
-    body: Any = getattr(model, model.base_model_prefix, None)
 
-    def by_chunks(ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        flat = hidden.reshape(-1, hidden.shape[-1])
+    def by_chunks(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
+        (hidden,) = _before_head(model, head, inputs)
+        flat = hidden.reshape(-1, hidden.shape[-1])[at]
         step = max(1, CHUNK_BYTES // (flat.element_size() * head.weight.shape[0]))
         for start in range(0, flat.shape[0], step):
             yield head(flat[start : start + step])
 
-    def whole(ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        yield logits.reshape(-1, logits.shape[-1])
+    def whole(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
+        logits = model(**inputs, use_cache=False).logits
+        flat = logits.reshape(-1, logits.shape[-1])
+        step = max(1, CHUNK_BYTES // (flat.element_size() * flat.shape[-1]))
+        for start in range(0, len(at), step):
+            yield flat[at[start : start + step]]
 
-    if head is None or body is None or body is model:
+    if head is None:
         return whole
     with torch.inference_mode():
-        from_head = head(body(input_ids=probe, use_cache=False).last_hidden_state)
-        from_model = model(input_ids=probe, use_cache=False).logits
-    return by_chunks if torch.equal(from_head, from_model) else whole
+        from_head = [head(hidden) for hidden in _before_head(model, head, probe)]
+        from_model = model(**probe, use_cache=False).logits
+    exact = len(from_head) == 1 and torch.equal(from_head[0], from_model)
+    return by_chunks if exact else whole
 
 
-def run_arm(
-    logits: Logits,
-    windows: Sequence[Sequence[int]],
-    *,
-    device: str,
-    token_budget: int,
-    keep_top: bool,
+def _before_head(model: Any, head: Any, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What the model gives its output head; the head itself is run on one position only."""
+    seen: list[torch.Tensor] = []
+
+    def narrow(_head: object, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        seen.append(arguments[0])
+        return (arguments[0][..., :1, :],)
+
+    hook = head.register_forward_pre_hook(narrow)
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return seen
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a pass records of an arm beyond losses and the most likely tokens."""
+
+    top: bool = False  # the TOP_K most likely tokens (a baseline's final arm)
+    against: TopTokens | None = None  # the divergence from a baseline (a subject's final arm)
+
+
+def run_batch(
+    logits: Logits, examples: Sequence[Example], rows: Sequence[int], keep: Keep, device: str
 ) -> ArmResult:
-    """Run all windows of an arm.
+    """Run some examples as one batch.
 
     Args:
         logits: from :func:`logits_function`.
-        windows: token ids, all of one length T >= 2; T - 1 tokens of each are predicted.
+        examples: those of the arm.
+        rows: which of them to run; they have one shape.
+        keep: what to record.
         device: where the model is.
-        token_budget: tokens per batch.
-        keep_top: also keep the ``TOP_K`` most likely tokens per position (baseline, final arm).
 
     Raises:
-        MeasurementError: windows of different lengths.
+        MeasurementError: examples of different lengths.
     """
     import torch
 
-    lengths = {len(window) for window in windows}
-    if len(lengths) > 1:
-        raise MeasurementError(f"windows of different lengths: {sorted(lengths)}")
-    result = ArmResult()
+    mine = [examples[i] for i in rows]
+    if len({example.shape for example in mine}) > 1:
+        raise MeasurementError(f"different lengths: {sorted(e.shape for e in mine)}")
+    width = mine[0].shape[-1]
+    at = [row * width + p for row, example in enumerate(mine) for p in example.positions]
+    targets = [token for example in mine for token in example.targets]
     with torch.inference_mode():
-        for rows in batches(windows, token_budget):
-            ids = torch.tensor([list(windows[i]) for i in rows], device=device)
-            _record(result, logits, ids, keep_top)
+        inputs = {
+            name: torch.tensor([list(e.inputs[name]) for e in mine], device=device)
+            for name in mine[0].inputs
+        }
+        blocks = _blocks(logits(inputs, torch.tensor(at, device=device)))
+        arrays = _record(blocks, torch.tensor(targets, device=device), list(rows), keep)
+    return _by_window(arrays, list(rows), [len(example.targets) for example in mine])
+
+
+def _record(
+    blocks: Iterator[torch.Tensor], targets: torch.Tensor, rows: list[int], keep: Keep
+) -> dict[str, NDArray[Any]]:
+    """What is kept of the logits of one batch, a row per predicted token."""
+    import torch
+
+    reference = keep.against.rows(rows) if keep.against else None
+    columns: dict[str, list[torch.Tensor]] = {}
+    start = 0
+    for block in blocks:  # (tokens, vocabulary), float32, ours to overwrite
+        end = start + len(block)
+        taken = {"logprob": block.gather(1, targets[start:end, None])}
+        columns.setdefault("top1", []).append(_argmax(block))
+        if keep.top:
+            taken["top_logprob"], top = block.topk(min(TOP_K, block.shape[-1]), dim=-1)
+            columns.setdefault("top_ids", []).append(top)
+        if keep.against is not None and reference is not None:
+            wanted = torch.from_numpy(keep.against.ids[reference[start:end]]).long()
+            taken["at_top"] = block.gather(1, wanted.to(block.device))
+        largest = block.amax(dim=-1, keepdim=True)
+        normalizer = block.sub_(largest).exp_().sum(dim=-1, keepdim=True).log_() + largest
+        for name, values in taken.items():
+            columns.setdefault(name, []).append(values - normalizer)
+        start = end
+    arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}
+    arrays["logprob"] = arrays["logprob"][:, 0]
+    if keep.against is not None and reference is not None:
+        # both sides in the stored precision, so that equal distributions differ by exactly 0
+        mine = arrays.pop("at_top").astype(np.float16)
+        arrays["kl"] = truncated_kl(keep.against.logprob[reference], mine)
+    return arrays
+
+
+def _by_window(arrays: dict[str, NDArray[Any]], rows: list[int], counts: list[int]) -> ArmResult:
+    """Cut columns (tokens of all rows, ...) at the windows."""
+    result = ArmResult()
+    for name, column in arrays.items():
+        kind = np.int32 if name in ("top1", "top_ids") else np.float32
+        parts = np.split(column.astype(kind), np.cumsum(counts)[:-1])
+        getattr(result, name).update(zip(rows, parts, strict=True))
+    losses = {i: -float(lp.astype(np.float64).sum()) for i, lp in result.logprob.items()}
+    result.nll_sum.update(losses)
     return result
 
 
-def _record(result: ArmResult, logits: Logits, ids: torch.Tensor, keep_top: bool) -> None:
-    """Add one batch (rows, T) to the result."""
-    import torch
-
-    targets = ids[:, 1:].reshape(-1)
-    logprob, top1, top_ids, top_logprob = [], [], [], []
-    start = 0
-    for block in _blocks(logits(ids)):  # (tokens, vocabulary), float32, ours to overwrite
-        wanted = targets[start : start + len(block), None]
-        start += len(block)
-        correct = block.gather(1, wanted)
-        top1.append(_argmax(block))
-        if keep_top:
-            top_values, top_index = block.topk(min(TOP_K, block.shape[-1]), dim=-1)
-        largest = block.amax(dim=-1, keepdim=True)
-        normalizer = block.sub_(largest).exp_().sum(dim=-1, keepdim=True).log_() + largest
-        logprob.append((correct - normalizer)[:, 0])
-        if keep_top:
-            top_ids.append(top_index.cpu())
-            top_logprob.append((top_values - normalizer).cpu())
-    shape = (ids.shape[0], ids.shape[1] - 1)
-    lp = torch.cat(logprob).cpu().reshape(shape)
-    t1 = torch.cat(top1).cpu().reshape(shape)
-    result.nll_sum += [-float(row.double().sum()) for row in lp]
-    result.n_tokens += [shape[1]] * shape[0]
-    result.top1 += [row.numpy().astype(np.int32) for row in t1]
-    result.logprob += [row.numpy() for row in lp]
-    if keep_top:
-        k = top_ids[0].shape[-1]
-        result.top_ids += list(torch.cat(top_ids).reshape(*shape, k).numpy().astype(np.int32))
-        result.top_logprob += list(torch.cat(top_logprob).reshape(*shape, k).numpy())
+def merge(results: Iterable[ArmResult]) -> ArmResult:
+    """Batches of one arm as one result."""
+    whole = ArmResult()
+    for result in results:
+        for name in ArmResult.__dataclass_fields__:
+            getattr(whole, name).update(getattr(result, name))
+    return whole
 
 
 def _blocks(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+LOADERS = {
+    "hf_causal": "AutoModelForCausalLM",
+    "hf_mlm": "AutoModelForMaskedLM",
+    "hf_seq2seq": "AutoModelForSeq2SeqLM",
+}
+# Heads of BERT's pre-training that its masked-LM model does not have.
+UNUSED_HEADS = ("bert.pooler.", "cls.seq_relationship.")
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,33 @@ def resolve_target(target: Target) -> tuple[str, torch.dtype]:
     return device, dtype
 
 
+def arithmetic(target: Target) -> tuple[str, str]:
+    """The dtype and the device that a model will run with, as reports name them.
+
+    Raises:
+        ConfigError: see :func:`resolve_target`.
+    """
+    device, dtype = resolve_target(target)
+    return str(dtype).removeprefix("torch."), device_name(device)
+
+
+def device_name(device: str) -> str:
+    """The device as reports name it: with the model of a GPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return device
+
+
 def _native_bfloat16() -> bool:
     import torch
 
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def load_model(folder: Path, target: Target) -> Loaded:
-    """Load a causal language model from safetensors, without touching the network.
+def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Loaded:
+    """Load a language model of the kind ``adapter`` from safetensors, without the network.
 
     Raises:
         InputError: transformers refuses the folder.
@@ -79,7 +105,7 @@ def load_model(folder: Path, target: Target) -> Loaded:
     from transformers import AutoConfig
 
     # the library's loader returns a pair when asked to, which its annotations do not know
-    auto_model: Any = transformers.AutoModelForCausalLM
+    auto_model: Any = getattr(transformers, LOADERS[adapter])
     library_log: Any = transformers.utils.logging
     library_log.set_verbosity_error()
     library_log.disable_progress_bar()
@@ -120,5 +146,5 @@ def load_model(folder: Path, target: Target) -> Loaded:
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         missing=sorted(missing),
-        unexpected=sorted(info["unexpected_keys"]),
+        unexpected=sorted(n for n in info["unexpected_keys"] if not n.startswith(UNUSED_HEADS)),
     )

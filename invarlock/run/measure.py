@@ -5,22 +5,41 @@ The result is everything the comparison needs, so that no model is ever run twic
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.files import sha256_file
 from invarlock.guards.invariants import check_loaded
 from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.moe import RouterStats
+from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation
 from invarlock.guards.spectral import Module
-from invarlock.roles import family_of, is_transposed, layer_of
-from invarlock.run.forward import ArmResult, logits_function, run_arm
-from invarlock.run.loading import Loaded, Target, load_model
+from invarlock.guards.variance import HELD_OUT_WINDOWS, Trial, is_target, propose
+from invarlock.policy import VariancePolicy
+from invarlock.records import Record
+from invarlock.roles import architecture_of, family_of, is_transposed, layer_of
+from invarlock.run.activation_probe import ActivationProbe, scaled_outputs
+from invarlock.run.forward import (
+    ArmResult,
+    Keep,
+    TopTokens,
+    batches,
+    logits_function,
+    merge,
+    run_batch,
+)
+from invarlock.run.loading import Loaded, Target, device_name, load_model
+from invarlock.run.router_probe import RouterProbe
+from invarlock.run.tasks import Answered, Task, commonest_shape, task_for, wrong_answers
 from invarlock.windows import Window, WindowSet, read_windows
 
 if TYPE_CHECKING:
@@ -46,9 +65,17 @@ class RunWindows:
         """
         return cls(read_windows(path, tokenizer_sha256), sha256_file(path))
 
-    def arm(self, name: str) -> Sequence[Window]:
+    def arm(self, name: str) -> Sequence[Window] | Sequence[Record]:
         """The windows of ``preview`` or ``final``."""
         return self.content.preview if name == "preview" else self.content.final
+
+
+@dataclass(frozen=True)
+class ReferenceArrays:
+    """What a subject's run needs of the baseline's run."""
+
+    top: TopTokens
+    activations: Sequence[Activation]
 
 
 @dataclass
@@ -58,9 +85,29 @@ class Measurement:
     dtype: str
     device: str
     modules: list[Module]
+    activations: list[Activation]
+    calibration: Sequence[str]  # window ids of the activations
+    activation_tokens: int  # rows of the activation matrices
+    tap: str  # name of the projections that the variance guard looks at
+    trial: Trial | None  # of proposed scales, on a subject
+    routers: list[RouterStats]  # of a mixture of experts, on the calibration windows
+    top_k: int  # experts a token is sent to
     arms: dict[str, ArmResult]
     loaded_failures: list[Failure]
+    loaded_sha256: str  # of the parameters as they were in memory at the end
+    probe_bytes: int  # most that the activation hooks held at a time
+    trial_tokens: int  # tokens run beyond the pass
     timings: dict[str, float] = field(default_factory=dict)  # wall seconds per phase
+    memory_mb: dict[str, float] = field(default_factory=dict)  # peak without and with guards
+    correct: dict[str, list[bool]] = field(default_factory=dict)  # of labelled records, by arm
+
+    def reference_arrays(self) -> ReferenceArrays:
+        """This run as the reference of another; it has to be a baseline run."""
+        final = self.arms["final"]
+        starts = np.cumsum([0, *final.n_tokens()]).tolist()
+        top_logprob = final.joined("top_logprob").astype(np.float16)
+        top = TopTokens(starts, final.joined("top_ids"), top_logprob, final.joined("logprob"))
+        return ReferenceArrays(top, self.activations)
 
 
 def weight_modules(checkpoint: Checkpoint, device: str) -> list[Module]:
@@ -95,56 +142,179 @@ def measure_checkpoint(
     target: Target,
     *,
     token_budget: int,
-    keep_top: bool,
+    against: ReferenceArrays | None,
+    variance: VariancePolicy | None = None,
 ) -> Measurement:
-    """Load the checkpoint, measure its weights and run it over the windows once.
+    """Load the checkpoint, run it over the windows once and take the guards' statistics.
 
     Args:
         checkpoint: the folder; its tensors must be finite.
         windows: what to run it on.
         target: device and dtype.
         token_budget: tokens per batch.
-        keep_top: keep the most likely tokens of the final arm (a baseline run).
+        against: the baseline's run; None where this is the baseline.
+        variance: when given, proposed scales are tried on held-out windows.
 
     Raises:
         InputError: the folder cannot be loaded.
     """
-    import torch
-
     clock = _Clock()
-    loaded = load_model(checkpoint.folder, target)
+    task = task_for(checkpoint.folder, windows.content)
+    loaded = load_model(checkpoint.folder, target, task.adapter)
     clock.lap("load_model")
-    modules = weight_modules(checkpoint, loaded.device)
-    clock.lap("spectral_statistics")
-    probe = torch.tensor([windows.content.final[0].tokens[:PROBE_TOKENS]], device=loaded.device)
-    logits = logits_function(loaded.model, probe)
-    arms = {
-        arm: run_arm(
-            logits,
-            [window.tokens for window in windows.arm(arm)],
-            device=loaded.device,
-            token_budget=token_budget,
-            keep_top=keep_top and arm == "final",
-        )
-        for arm in ARMS
-    }
+    the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)
+    preview, final = the_pass.plain()
     clock.lap("forward")
+    memory = {"forward": peak_memory_mb(loaded.device)}
+    modules = weight_modules(checkpoint, loaded.device)
+    clock.lap("spectral")
+    probe, routers = ActivationProbe(checkpoint.config), RouterProbe()
+    with probe.attached(loaded.model), routers.attach(loaded.model):
+        preview.append(the_pass.batch("preview", the_pass.calibration))
+    clock.lap("calibration_batch")
+    clock.move("calibration_batch", "forward", "rmt", probe.seconds)
+    arms = {"preview": merge(preview), "final": merge(final)}
+    trial = None
+    if against is not None and variance is not None:
+        trial = the_pass.trial(probe.activations, arms["preview"], variance)
+    clock.lap("variance")
+    digest = loaded_digest(loaded.model)
+    failures = check_loaded(loaded.missing, loaded.unexpected)
+    clock.lap("invariants")
     return Measurement(
         dtype=loaded.dtype,
-        device=_device_name(loaded),
+        device=device_name(loaded.device),
         modules=modules,
+        activations=probe.activations,
+        calibration=[windows.arm("preview")[i].window_id for i in the_pass.calibration],
+        activation_tokens=probe.tokens,
+        tap=tap_of(checkpoint.config),
+        trial=trial,
+        routers=routers.results(),
+        top_k=routers.top_k,
         arms=arms,
-        loaded_failures=check_loaded(loaded.missing, loaded.unexpected),
+        loaded_failures=failures,
+        loaded_sha256=digest,
+        probe_bytes=probe.bytes,
+        trial_tokens=sum(trial.token_counts) if trial else 0,
         timings=clock.seconds,
+        memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
+        correct={arm: the_pass.correct(arm, result) for arm, result in arms.items()},
     )
 
 
-def _device_name(loaded: Loaded) -> str:
+@dataclass
+class _Pass:
+    """The one pass of a run: which windows go through the model together, and for what."""
+
+    loaded: Loaded
+    config: Mapping[str, Any]
+    windows: RunWindows
+    token_budget: int
+    against: ReferenceArrays | None
+    task: Task
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.examples = {arm: self.task.examples(self.windows.arm(arm)) for arm in ARMS}
+        start = self.examples["final"][0].start(PROBE_TOKENS)
+        device = self.loaded.device
+        probe = {name: torch.tensor([ids], device=device) for name, ids in start.items()}
+        self.logits = logits_function(self.loaded.model, probe)
+        preview = self.examples["preview"]
+        self.calibration = evenly_spaced(commonest_shape(preview), CALIBRATION_WINDOWS)
+        self.rest = [i for i in range(len(preview)) if i not in self.calibration]
+
+    def batch(self, arm: str, rows: Sequence[int]) -> ArmResult:
+        """These windows of an arm as one batch."""
+        baseline = self.against is None
+        keep = Keep()
+        if arm == "final":
+            keep = Keep(top=baseline, against=self.against.top if self.against else None)
+        return run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
+
+    def batches(self, arm: str, rows: Sequence[int]) -> list[ArmResult]:
+        """These windows of an arm in batches that fit the budget."""
+        groups = batches(self.examples[arm], rows, self.token_budget)
+        return [self.batch(arm, group) for group in groups]
+
+    def plain(self) -> tuple[list[ArmResult], list[ArmResult]]:
+        """Everything but the calibration windows: no guard has a hand in it."""
+        self.wrong = {arm: self._wrong_choices(arm) for arm in ARMS}
+        everything = range(len(self.examples["final"]))
+        return self.batches("preview", self.rest), self.batches("final", everything)
+
+    def _wrong_choices(self, arm: str) -> dict[int, list[float]]:
+        """Losses of the choices that are not right, nats, by record."""
+        examples, owners = wrong_answers(self.windows.arm(arm))
+        groups = batches(examples, range(len(examples)), self.token_budget)
+        done = merge(
+            run_batch(self.logits, examples, group, Keep(), self.loaded.device) for group in groups
+        )
+        found: dict[int, list[float]] = {}
+        for number, owner in enumerate(owners):
+            found.setdefault(owner, []).append(done.nll_sum[number])
+        return found
+
+    def correct(self, arm: str, right: ArmResult) -> list[bool]:
+        """Whether each record was answered right; empty for windows of a text."""
+        if self.task.metric != "accuracy":
+            return []
+        return [
+            Answered(
+                right.nll_sum[i],
+                right.top1[i].tolist() == list(example.targets),
+                self.wrong[arm].get(i, []),
+            ).correct
+            for i, example in enumerate(self.examples[arm])
+        ]
+
+    def trial(
+        self, activations: Sequence[Activation], preview: ArmResult, policy: VariancePolicy
+    ) -> Trial | None:
+        """Held-out windows once more, with the outputs of modules scaled; None: nothing to try."""
+        assert self.against is not None
+        tap = tap_of(self.config)
+        mine = [a for a in activations if is_target(a, tap)]
+        scales = propose([a for a in self.against.activations if is_target(a, tap)], mine, policy)
+        rows = evenly_spaced(self.rest, HELD_OUT_WINDOWS)
+        if not scales or not rows:
+            return None
+        with scaled_outputs(self.loaded.model, scales):
+            parts = self.batches("preview", rows)
+        scaled, windows = merge(parts), self.windows.arm("preview")
+        return Trial(
+            window_ids=[windows[i].window_id for i in rows],
+            clusters=[windows[i].cluster for i in rows],
+            token_counts=[len(preview.logprob[i]) for i in rows],
+            plain_nll=[preview.nll_sum[i] for i in rows],
+            scaled_nll=[scaled.nll_sum[i] for i in rows],
+        )
+
+
+def tap_of(config: Mapping[str, Any]) -> str:
+    """Name of the projection that leaves a feed-forward block; empty if it is not known."""
+    known = architecture_of(config)
+    return known.ffn_output if known else ""
+
+
+def evenly_spaced(items: Sequence[int], count: int) -> list[int]:
+    """``count`` of the items, one from the middle of each equal part; all if there are fewer."""
+    n = len(items)
+    return [items[(2 * k + 1) * n // (2 * count)] for k in range(count)] if n > count else [*items]
+
+
+def loaded_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over names and bytes of all parameters in memory, in sorted order."""
     import torch
 
-    if loaded.device.startswith("cuda"):
-        return f"cuda ({torch.cuda.get_device_name(loaded.device)})"
-    return loaded.device
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        raw = parameter.detach().contiguous().view(-1).view(torch.uint8)
+        digest.update(raw.cpu().numpy().data)
+    return digest.hexdigest()
 
 
 class _Clock:
@@ -159,8 +329,18 @@ class _Clock:
         self.seconds[name] = round(now - self._last, 3)
         self._last = now
 
+    def move(self, lap: str, rest: str, part: str, seconds: float) -> None:
+        """Book ``seconds`` of a lap as ``part``, and add what is left of it to ``rest``."""
+        whole = self.seconds.pop(lap)
+        self.seconds[part] = round(seconds, 3)
+        self.seconds[rest] = round(self.seconds[rest] + whole - seconds, 3)
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process in MB (ru_maxrss is kB on Linux, bytes on macOS)."""
+
+def peak_memory_mb(device: str = "cpu") -> float:
+    """Peak memory so far, MB: of the CUDA device, else resident memory of this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # kB on Linux

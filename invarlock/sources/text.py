@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import parse_json, read_bytes
+from invarlock.records import LabelledRecord, parse_record
 from invarlock.sources import packages
 from invarlock.sources.hub_model import Hub, dataset_files
 from invarlock.sources.pins import FileDigest, Pin, require_digest
 from invarlock.sources.spec import TEXT_SUFFIXES, TextSource
 
 MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
+
+
+T = TypeVar("T")
 
 
 def pin_text(source: TextSource, hub: Hub) -> Pin:
@@ -69,6 +75,39 @@ def documents(source: TextSource, pin: Pin, hub: Hub) -> list[str]:
     Raises:
         InputError: a byte other than pinned, an unreadable file, no text field, no document.
     """
+    parsed = (_parse(name, data, source.field) for name, data in _files(source, pin, hub))
+    return _first(itertools.chain.from_iterable(parsed), source)
+
+
+def labelled_records(source: TextSource, pin: Pin, hub: Hub) -> list[LabelledRecord]:
+    """The labelled records of a source of JSON lines, each file checked against ``pin``.
+
+    Raises:
+        InputError: as :func:`documents`; a record without prompt or answer.
+        ConfigError: a source of another type.
+    """
+    return _first(_records(source, pin, hub), source)
+
+
+def _records(source: TextSource, pin: Pin, hub: Hub) -> Iterator[LabelledRecord]:
+    for name, data in _files(source, pin, hub):
+        if not name.endswith((".jsonl", ".json")):
+            raise ConfigError(
+                "labelled records are JSON lines", where=f"{source}/{name}", expected=".jsonl"
+            )
+        for number, value in _json_lines(name, data):
+            yield parse_record(value, f"{name}:{number}", number)
+
+
+def _first(found: Iterator[T], source: TextSource) -> list[T]:
+    taken = list(itertools.islice(found, source.max_samples))
+    if not taken:
+        raise InputError("the text holds no document", where=str(source))
+    return taken
+
+
+def _files(source: TextSource, pin: Pin, hub: Hub) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every file, as pinned; ``.gz`` is unpacked and gone from the name."""
     if source.revision is not None and source.revision != pin.revision:
         raise InputError(
             "the text was pinned at another revision",
@@ -76,18 +115,21 @@ def documents(source: TextSource, pin: Pin, hub: Hub) -> list[str]:
             expected=str(pin.revision),
             hint="pin again",
         )
-    found: list[str] = []
     for name, path in _paths(source, pin, hub):
         data = read_bytes(path, MAX_TEXT_BYTES)
         pinned = pin.file(name, str(source))
         require_digest(FileDigest.of(data), pinned, str(path), "restore the file or pin again")
-        for text in _parse(name, data, source.field):
-            found.append(text)
-            if len(found) == source.max_samples:
-                return found
-    if not found:
-        raise InputError("the text holds no document", where=str(source))
-    return found
+        yield _unpacked(name, data)
+
+
+def _unpacked(name: str, data: bytes) -> tuple[str, bytes]:
+    if not name.endswith(".gz"):
+        return name, data
+    name = name.removesuffix(".gz")
+    try:
+        return name, gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"not a readable gzip file: {error}", where=name) from error
 
 
 def _paths(source: TextSource, pin: Pin, hub: Hub) -> Iterator[tuple[str, Path]]:
@@ -108,25 +150,25 @@ def _paths(source: TextSource, pin: Pin, hub: Hub) -> Iterator[tuple[str, Path]]
 def _parse(name: str, data: bytes, field: str) -> Iterator[str]:
     """The documents of one file: a whole .txt, a line of .jsonl, a row of .parquet.
 
-    ``.gz`` is unpacked first; a ``.json.gz`` of a data set holds one object a line.
+    A ``.json.gz`` of a data set holds one object a line.
     """
-    if name.endswith(".gz"):
-        name = name.removesuffix(".gz")
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"not a readable gzip file: {error}", where=name) from error
     if name.endswith(".parquet"):
         yield from _parquet(name, data, field)
     elif name.endswith((".jsonl", ".json")):
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if line.strip():
-                yield _text_of(parse_json(line, f"{name}:{number}"), field, f"{name}:{number}")
+        for number, value in _json_lines(name, data):
+            yield _text_of(value, field, f"{name}:{number}")
     else:
         try:
             yield data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"not UTF-8 at byte {error.start}", where=name) from error
+
+
+def _json_lines(name: str, data: bytes) -> Iterator[tuple[int, object]]:
+    """The objects of JSON lines with their line numbers, blank lines left out."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            yield number, parse_json(line, f"{name}:{number}")
 
 
 def _text_of(record: object, field: str, where: str) -> str:

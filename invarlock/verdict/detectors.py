@@ -135,16 +135,24 @@ def _guard_relative(detector: Detector, report: Report, noop: Report | None) -> 
     return Reading(label, spoke)
 
 
-def _probe(name: str) -> Callable[[Detector, Report, Report | None], Reading]:
-    def read(detector: Detector, report: Report, _: Report | None) -> Reading:
-        asked = (
-            f">={_value(detector['min'])}"
-            if "min" in detector
-            else f"={_value(detector.get('expected'))}"
-        )
-        return Reading(f"{name}.{detector['field']}{asked}", False, "no probe evidence")
+# The report's block that holds what the published harness kept in a file of its own.
+_PROBES = {"rmt_probe": "rmt", "ve_probe": "variance"}
 
-    return read
+
+def _probe(detector: Detector, report: Report, _: Report | None) -> Reading:
+    name, field, least = detector["kind"], detector["field"], detector.get("min")
+    asked = f"={_value(detector.get('expected'))}" if least is None else f">={_value(least)}"
+    label = f"{name}.{field}{asked}"
+    section = signals.block(report, _PROBES[name])
+    found = section.get("signal" if field == "would_enable" else field)
+    if found is None or not signals.evaluated(report, _PROBES[name]):
+        return Reading(label, False, "no probe evidence")
+    if isinstance(found, (Sequence, Mapping)) and not isinstance(found, str):
+        found = len(found)
+    if least is None:
+        return Reading(label, _same(found, detector.get("expected")))
+    counted = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return Reading(label, counted and found >= least)
 
 
 _KINDS: Mapping[str, Callable[[Detector, Report, Report | None], Reading]] = {
@@ -154,7 +162,7 @@ _KINDS: Mapping[str, Callable[[Detector, Report, Report | None], Reading]] = {
     "spectral_caps_applied": _spectral_caps,
     "spectral_caps_baseline_relative": _spectral_relative,
     "guard_signal_baseline_relative": _guard_relative,
-    "rmt_probe": _probe("rmt_probe"),
-    "ve_probe": _probe("ve_probe"),
+    "rmt_probe": _probe,
+    "ve_probe": _probe,
 }
 DETECTOR_KINDS = tuple(_KINDS)

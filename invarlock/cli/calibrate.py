@@ -1,0 +1,47 @@
+"""Measure what null edits change in a baseline: calibration_stats.json, the input of a preset.
+
+The null edits are the baseline itself in smaller batches and 8-bit rounding of all projections.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from invarlock.cli.measuring import add_arithmetic_options
+from invarlock.files import write_json
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``invarlock advanced calibrate``."""
+    add = parser.add_argument
+    add("--baseline", type=Path, required=True, metavar="DIR", help="checkpoint")
+    add("--windows", type=Path, required=True, nargs="+", metavar="FILE", help="one a seed")
+    add("--out", type=Path, required=True, metavar="FILE", help="calibration_stats.json")
+    add_arithmetic_options(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write ``calibration_stats.json``."""
+    from invarlock.run.determinism import seed_everything, set_environment
+
+    set_environment(args.determinism, args.threads, args.allow_network)
+
+    from invarlock.checkpoints import Checkpoint, tokenizer_digest
+    from invarlock.run.calibrate import Calibration, calibrate
+    from invarlock.run.loading import Target
+    from invarlock.run.measure import RunWindows
+
+    tokenizer = tokenizer_digest(args.baseline)
+    plan = Calibration(
+        model_id=args.model_id or args.baseline.resolve().name,
+        baseline=Checkpoint.open(args.baseline),
+        windows=[RunWindows.read(path, tokenizer) for path in args.windows],
+        target=Target(args.device, args.dtype, args.allow_remote_code),
+        token_budget=args.token_budget,
+    )
+    seed_everything(args.determinism, args.threads, args.seed)
+    stats = calibrate(plan, args.out.parent / "null_edit")
+    write_json(args.out, stats)
+    print(f"{len(stats['runs'])} runs of {len(stats['null_edits'])} null edits: {args.out}")
+    return 0

@@ -1,0 +1,170 @@
+"""Accuracy of two runs on the same labelled examples, in percentage points.
+
+``difference = 100 * (correct_s - correct_b) / examples``, paired by example: only the examples
+that exactly one of both runs got right carry information. Interval: BCa over clusters, as for
+perplexity. Decision (non-inferiority): *pass* iff the lower bound and the point are at least
+``delta_min_pp - hysteresis``, *fail* iff the upper bound is below it, *inconclusive* otherwise.
+McNemar's exact p (Psychometrika 12, 1947) of "no difference" is recorded and decides nothing.
+
+The bootstrap knows no outcome that it has not seen: with fewer than about ten discordant
+examples the interval is too narrow, with none it is [0, 0].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from invarlock.errors import InputError
+from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
+from invarlock.metrics.perplexity import (
+    BOOTSTRAP_SEED_OFFSET,
+    Bootstrap,
+    decide,
+    windows_needed,
+)
+from invarlock.policy import Policy
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What both runs answered on one arm; all sequences (examples,)."""
+
+    ids: Sequence[str]
+    clusters: Sequence[str]
+    subject: Bools  # answered correctly
+    baseline: Bools
+
+    @property
+    def difference(self) -> NDArray[np.float64]:
+        """Per example: 100 gained, -100 lost, 0 as before (percentage points)."""
+        return 100.0 * (self.subject.astype(np.float64) - self.baseline.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class AccuracyResult:
+    """The primary metric of a comparison and what was decided from it."""
+
+    preview: float  # share of correct answers of the subject
+    final: float
+    baseline_preview: float
+    baseline_final: float
+    delta_pp: float  # percentage points, final arm
+    interval: Interval | None  # of delta_pp
+    limit_pp: float
+    decision: str  # pass | fail | inconclusive
+    examples_needed: int | None
+    hysteresis_applied: bool
+    gained: int  # wrong in the baseline, right in the subject
+    lost: int
+    mcnemar_p: float
+    n_final: int
+    drift_pp: float  # (final - preview)_s - (final - preview)_b
+    drift_ok: bool
+    coverage_ok: bool
+    examples_ok: bool
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether every part of the gate holds."""
+        return self.decision == "pass" and self.coverage_ok and self.examples_ok
+
+
+def labelled(ids: Sequence[str], correct: Sequence[bool | None]) -> Bools:
+    """Correctness of each example as an array; nothing is assumed of a missing label.
+
+    Raises:
+        InputError: another number of answers than examples, or an example without true or false.
+    """
+    if len(ids) != len(correct):
+        raise InputError(
+            "not one answer for each example", expected=str(len(ids)), found=str(len(correct))
+        )
+    missing = [i for i, value in zip(ids, correct, strict=True) if not _is_bool(value)]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} examples are unlabelled, first {missing[0]}",
+            expected="every example with its label, judged true or false",
+            hint="accuracy is not guessed: label them or leave them out of the data",
+        )
+    return np.asarray(correct, dtype=np.bool_)
+
+
+def compare_accuracy(
+    preview: Examples, final: Examples, policy: Policy, bootstrap: Bootstrap
+) -> AccuracyResult:
+    """Compare subject and baseline; both arms must be non-empty.
+
+    Drift is judged by the band of the tier around 1, read as 1 + percentage points / 100.
+    """
+    difference = final.difference
+    n = len(difference)
+    delta = float(difference.mean())
+    interval = bca_interval(
+        *cluster_sums(final.clusters, difference, np.ones(n)),
+        replicates=bootstrap.replicates,
+        alpha=bootstrap.alpha,
+        seed=bootstrap.seed + BOOTSTRAP_SEED_OFFSET,
+    )
+    limit = policy.accuracy.delta_min_pp - policy.accuracy.hysteresis_delta_pp
+    decision = decide(-delta, _mirrored(interval), -limit)
+    gained = int((final.subject & ~final.baseline).sum())
+    lost = int((final.baseline & ~final.subject).sum())
+    drift = delta - float(preview.difference.mean())
+    return AccuracyResult(
+        preview=float(preview.subject.mean()),
+        final=float(final.subject.mean()),
+        baseline_preview=float(preview.baseline.mean()),
+        baseline_final=float(final.baseline.mean()),
+        delta_pp=delta,
+        interval=interval,
+        limit_pp=limit,
+        decision=decision,
+        examples_needed=windows_needed(-delta, _mirrored(interval), -limit, n)
+        if decision == "inconclusive"
+        else None,
+        hysteresis_applied=decision == "pass"
+        and interval is not None
+        and interval.low < policy.accuracy.delta_min_pp,
+        gained=gained,
+        lost=lost,
+        mcnemar_p=mcnemar_exact(gained, lost),
+        n_final=n,
+        drift_pp=drift,
+        drift_ok=policy.drift_min <= 1.0 + drift / 100.0 <= policy.drift_max,
+        coverage_ok=bootstrap.replicates >= policy.min_replicates
+        and bootstrap.alpha <= policy.max_alpha,
+        examples_ok=n >= policy.accuracy.min_examples,
+    )
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """Two-sided exact p: that a fair coin splits the discordant examples as unevenly or more."""
+    n = gained + lost
+    term, total = 1, 1  # whole numbers: exact
+    for k in range(min(gained, lost)):
+        term = term * (n - k) // (k + 1)
+        total += term
+    return float(min(1.0, 2 * total / (1 << n)))
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _mirrored(interval: Interval | None) -> Interval | None:
+    """The interval of the loss: the decision on perplexity, where less is better, then serves."""
+    if interval is None:
+        return None
+    return Interval(
+        -interval.point,
+        -interval.high,
+        -interval.low,
+        interval.standard_error,
+        interval.n_clusters,
+    )

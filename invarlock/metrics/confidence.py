@@ -1,0 +1,44 @@
+"""The confidence label of an accepted comparison: how well its interval pins the result down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from invarlock.policy import ConfidencePolicy
+
+MIN_REPLICATES = 200  # with fewer the limits themselves are noise
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the label depends on."""
+
+    kind: str  # of the primary metric
+    display_ci: Sequence[float] | None  # ratio, or percentage points for accuracy
+    acceptable: bool  # the primary metric
+    replicates: int
+    floor_met: bool  # of tokens or examples
+
+
+def confidence(precision: Precision, policy: ConfidencePolicy) -> dict[str, Any]:
+    """The ``confidence`` block; the label decides nothing.
+
+    High: acceptable, stable, and the interval at most ``threshold`` wide. Medium: at most twice
+    as wide, or High but unstable. Low: all else; being unstable never lifts a label.
+    """
+    accuracy = precision.kind == "accuracy"
+    threshold = policy.accuracy_delta_pp_width_max if accuracy else policy.ppl_ratio_width_max
+    unstable = precision.replicates < MIN_REPLICATES or not precision.floor_met
+    width = precision.display_ci[1] - precision.display_ci[0] if precision.display_ci else None
+    label = "Low"
+    if precision.acceptable and width is not None and width <= 2 * threshold:
+        label = "High" if width <= threshold and not unstable else "Medium"
+    return {
+        "label": label,
+        "basis": "accuracy" if accuracy else "ppl_ratio",
+        "width": width,
+        "threshold": threshold,
+        "unstable": unstable,
+    }

@@ -1,0 +1,63 @@
+"""The ``assurance`` block: what a report claims of itself, for a verifier to confirm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invarlock.errors import ConfigError
+from invarlock.guards import CHAIN
+from invarlock.policy import Policy
+from invarlock.reporting.judgement import Judgement, passes
+from invarlock.reporting.runs import Comparison
+
+CLAIM_SET = "invarlock-weight-edit-regression-v1"
+STRICT_PROFILES = ("ci", "release")
+STRICT_TIERS = ("balanced", "conservative")
+MODES = ("off", "strict")
+
+
+def require_strict_possible(profile: str, tier: str, container: bool) -> None:
+    """Refuse, before anything is measured, a strict claim that could never be confirmed.
+
+    Raises:
+        ConfigError: another profile, another tier, or no container with a known image.
+    """
+    if profile not in STRICT_PROFILES:
+        expected = " or ".join(STRICT_PROFILES)
+        raise ConfigError("strict assurance: profile", expected=expected, found=profile)
+    if tier not in STRICT_TIERS:
+        raise ConfigError("strict assurance: tier", expected=" or ".join(STRICT_TIERS), found=tier)
+    if not container:
+        raise ConfigError(
+            "strict assurance needs a container whose image digest is known",
+            hint="use the container profile, or assurance: off",
+        )
+
+
+def assurance_block(comparison: Comparison, policy: Policy, decided: Judgement) -> dict[str, Any]:
+    """The claim of a report; in mode ``off`` it is the report's own verdict and no more."""
+    observed = [guard["name"] for guard in comparison.subject["guards"]]
+    strict = comparison.assurance == "strict"
+    reasons = [f"{gate}_not_true" for gate in decided.gates if not decided.validation.get(gate)]
+    if strict and tuple(observed) != CHAIN:
+        reasons.append("guard_chain_incomplete")
+    if strict and comparison.subject["meta"]["determinism"].get("level") != "strict":
+        reasons.append("determinism_not_strict")
+    local = "pass" if passes(decided) and not reasons else "fail"
+    return {
+        "mode": comparison.assurance,
+        "profile": comparison.profile,
+        "tier": policy.tier,
+        "claim_set": CLAIM_SET,
+        "canonical_guard_chain": list(CHAIN),
+        "guard_chain_observed": observed,
+        "canonical_guard_chain_enforced": tuple(observed) == CHAIN,
+        "fallback_fields_used": False,
+        "runtime_provenance_declared": strict,
+        "runtime_provenance_verified": False,
+        "runtime_provenance_verification_status": "pending",
+        "report_local_verdict": local,
+        "verdict": "pending_verifier" if strict and local == "pass" else local,
+        "verified_assurance_verdict": "pending" if local == "pass" else "fail",
+        "blocking_reasons": reasons if strict else [],
+    }

@@ -1,0 +1,103 @@
+"""The verdict of a report, its checks in order, and the same as plain text."""
+
+from __future__ import annotations
+
+from invarlock.reporting import checks, guard_checks, signals
+from invarlock.reporting.checks import PASS, Check
+from invarlock.reporting.page import Table
+from invarlock.reporting.signals import Report, block
+from invarlock.reporting.wording import visible
+
+
+def verdict_word(report: Report) -> str:
+    """PASS, FAIL, INCONCLUSIVE, REJECTED (never run) or NOT MEASURED."""
+    reasons = signals.pass_reasons(report)
+    if not reasons:
+        return "PASS"
+    if signals.REJECTED in reasons:
+        return "REJECTED"
+    if any(reason in reasons for reason in signals.NOT_RUN):
+        return "NOT MEASURED"
+    if set(reasons) == {"primary_metric_inconclusive"}:
+        return "INCONCLUSIVE"
+    return "FAIL"
+
+
+def all_checks(report: Report) -> list[Check]:
+    """Every check of the format, the ones that were not evaluated included."""
+    found = [
+        checks.primary_metric(report),
+        checks.tail(report),
+        checks.drift(report),
+        guard_checks.invariants(report),
+        guard_checks.spectral(report),
+        guard_checks.rmt(report),
+        guard_checks.variance(report),
+        guard_checks.overhead(report),
+        guard_checks.distribution(report),
+    ]
+    return [*found, guard_checks.moe(report)] if block(report, "moe") else found
+
+
+def dashboard(report: Report) -> Table:
+    """The overall result, then every check."""
+    rows = [_overall(report), *all_checks(report)]
+    return Table(
+        caption="What was checked",
+        header=("Check", "Result", "Measured", "Threshold", "Distance or reason"),
+        rows=tuple((c.name, c.status, c.measured, c.threshold, c.note or "-") for c in rows),
+        status=1,
+    )
+
+
+def _overall(report: Report) -> Check:
+    asked, validation = signals.gates(report), block(report, "validation")
+    holding = sum(validation.get(gate) is True for gate in asked)
+    open_gates = [gate for gate in asked if validation.get(gate) is not True]
+    return Check(
+        name="Overall",
+        status=verdict_word(report).lower(),
+        measured=f"{holding} of {len(asked)} gates hold",
+        threshold="every gate",
+        note="; ".join(gate.replace("_", " ") for gate in open_gates),
+    )
+
+
+def headline(report: Report) -> str:
+    """One sentence: the verdict and its reason."""
+    word = verdict_word(report)
+    rows = [c for c in all_checks(report) if c.gates(report) and c.status != PASS]
+    if word == "PASS":
+        return "Every gate that was evaluated holds."
+    if word == "REJECTED":
+        note = next((c.note for c in rows if c.name == "Invariants"), "")
+        return f"The subject was refused before it was run: {note or 'invariants'}."
+    missing = [r for r in signals.pass_reasons(report) if r.startswith("gate_missing:")]
+    if missing:
+        return f"The report does not gate on {', '.join(m.split(':', 1)[1] for m in missing)}."
+    return "; ".join(f"{c.name}: {c.status}" + (f" ({c.note})" if c.note else "") for c in rows)
+
+
+def title(report: Report) -> str:
+    """What was evaluated, on what."""
+    meta, edit = block(report, "meta"), block(report, "edit")
+    subject = edit.get("scenario") or edit.get("name") or "subject"
+    return f"{subject} on {meta.get('model_id', 'unknown model')}"
+
+
+def explain(report: Report) -> str:
+    """Why a report passes or fails: each check with its number, threshold and distance.
+
+    Plain text; names from the report are shown as they stand there, control characters escaped.
+    """
+    lines = [f"{verdict_word(report)}: {title(report)}", headline(report), ""]
+    for check in all_checks(report):
+        mark = "" if check.gates(report) else "  (does not gate)"
+        lines.append(f"{check.name}: {check.status}{mark}")
+        if check.measured != "-":
+            lines.append(f"    measured   {check.measured}")
+        if check.threshold != "-" and check.measured != "-":
+            lines.append(f"    threshold  {check.threshold}")
+        if check.note:
+            lines.append(f"    {check.note}")
+    return "\n".join(visible(line) for line in lines) + "\n"

@@ -1,0 +1,197 @@
+"""The sections on what the model does: primary metric, tail, distribution shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from invarlock.reporting import figures, readings, signals
+from invarlock.reporting.checks import is_accuracy, pair
+from invarlock.reporting.guard_checks import limits
+from invarlock.reporting.page import LISTED, Section, Table, not_evaluated, objects
+from invarlock.reporting.readings import WindowDifference
+from invarlock.reporting.signals import Report, block
+from invarlock.reporting.wording import fixed, number, share, yes
+
+Facts = list[tuple[str, str]]
+
+
+def primary_metric(report: Report) -> Section:
+    """The comparison, its windows and how sure it is."""
+    metric = block(report, "primary_metric")
+    differences = readings.window_differences(report)
+    accuracy = is_accuracy(metric)
+    facts = _accuracy_facts(report) if accuracy else _perplexity_facts(report)
+    stats = block(block(block(report, "dataset"), "windows"), "stats")
+    facts += [
+        ("Decision", str(metric.get("decision", "none"))),
+        *_if(metric, "windows_needed", "Final windows that would settle it"),
+        ("Paired windows, final arm", str(stats.get("paired_windows", "-"))),
+        ("Clusters (documents)", str(stats.get("clusters", "-"))),
+        *_confidence(block(report, "confidence")),
+    ]
+    notes: tuple[str, ...] = ()
+    if not differences and not accuracy:
+        notes = ("There are no per-window losses: the subject was not run, or nothing was finite.",)
+    limit = None if accuracy else number(metric.get("limit"))
+    plot = figures.windows_plot(differences, limit)
+    return Section(
+        id="primary-metric",
+        title="Primary metric",
+        notes=notes,
+        facts=tuple(facts),
+        plots=(plot,) if plot else (),
+        tables=tuple(_difference_tables(differences)),
+    )
+
+
+def _perplexity_facts(report: Report) -> Facts:
+    metric = block(report, "primary_metric")
+    reference = block(block(report, "baseline_ref"), "primary_metric")
+    return [
+        ("Kind", f"{metric.get('kind', '-')}, perplexity per token, base e"),
+        ("Subject, final arm", fixed(metric.get("final"))),
+        ("Baseline, final arm", fixed(reference.get("final"))),
+        ("Ratio", fixed(metric.get("ratio_vs_baseline"), 6)),
+    ]
+
+
+def _accuracy_facts(report: Report) -> Facts:
+    metric = block(report, "primary_metric")
+    reference = block(block(report, "baseline_ref"), "primary_metric")
+    difference, interval = number(metric.get("ratio_vs_baseline")), pair(metric.get("display_ci"))
+    facts = [
+        ("Kind", "accuracy, share of the examples answered correctly"),
+        *(
+            (f"{side}, final arm", "-" if value is None else f"{value * 100:.2f} %")
+            for side, value in (
+                ("Subject", number(metric.get("final"))),
+                ("Baseline", number(reference.get("final"))),
+            )
+        ),
+        ("Difference", "-" if difference is None else f"{difference:+.2f} percentage points"),
+    ]
+    if interval:
+        facts.append(("Interval", f"{interval[0]:+.2f} to {interval[1]:+.2f} percentage points"))
+    return [
+        *facts,
+        *_if(metric, "n_final", "Examples, final arm"),
+        *_if(metric, "gained", "Wrong before, right now"),
+        *_if(metric, "lost", "Right before, wrong now"),
+        ("McNemar's exact p (no difference)", fixed(metric.get("mcnemar_p"))),
+    ]
+
+
+def _if(section: Mapping[str, Any], key: str, name: str) -> Facts:
+    """A fact where the report states it."""
+    return [] if section.get(key) is None else [(name, str(section[key]))]
+
+
+def _confidence(section: Mapping[str, Any]) -> Facts:
+    if not section:
+        return [("Confidence label", "not evaluated")]
+    unit = " pp" if section.get("basis") == "accuracy" else ""
+    words = f"{section.get('label', '-')}: interval {fixed(section.get('width'))}{unit} wide, "
+    words += f"High up to {fixed(section.get('threshold'))}{unit}"
+    return [("Confidence label", words + (", unstable" if section.get("unstable") is True else ""))]
+
+
+def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Table]:
+    if not differences:
+        return
+    ascending = sorted(d.nats for d in differences)
+    names = (("minimum", 0.0), ("5 %", 0.05), ("median", 0.5), ("95 %", 0.95), ("maximum", 1.0))
+    yield Table(
+        caption="Differences per window, nats per token",
+        header=("Statistic", "Value"),
+        rows=(
+            ("token-weighted mean", f"{readings.weighted_mean(differences):+.6f}"),
+            *((name, f"{readings.quantile(ascending, q):+.6f}") for name, q in names),
+        ),
+    )
+    yield Table(
+        caption=f"The {min(LISTED, len(differences))} windows with the largest loss increase",
+        header=("Window", "Document", "Tokens", "Nats per token"),
+        rows=tuple(
+            (d.window_id, d.cluster, f"{d.tokens:.0f}", f"{d.nats:+.6f}")
+            for d in differences[:LISTED]
+        ),
+    )
+
+
+def tail(report: Report) -> Section:
+    """The worst windows and what the policy asks of them."""
+    title, section = "Tail of the differences", block(report, "primary_metric_tail")
+    if not signals.evaluated(report, "primary_metric_tail"):
+        return not_evaluated(report, "primary_metric_tail", title)
+    policy, stats = block(section, "policy"), block(section, "stats")
+    plot = figures.tail_plot(readings.window_differences(report), section)
+    rows = [
+        (str(v.get("type", "-")), fixed(v.get("observed")), fixed(v.get("threshold")))
+        for v in objects(section.get("violations"))
+    ]
+    found = Table("Violations", ("Violation", "Observed", "Threshold"), tuple(rows))
+    return Section(
+        id="primary-metric-tail",
+        title=title,
+        facts=(
+            ("Mode", str(section.get("mode", "-"))),
+            ("Windows", f"{stats.get('n', '-')}, at least {policy.get('min_windows', '-')}"),
+            ("As many independent windows", str(stats.get("n_effective", "-"))),
+            *((f"{q} % quantile", fixed(stats.get(f"q{q}"))) for q in (50, 90, 95, 99)),
+            ("Maximum", fixed(stats.get("max"))),
+            (
+                f"Tokens in windows above {fixed(stats.get('epsilon'))}",
+                f"{share(stats.get('tail_mass_weighted'))}, at most "
+                f"{share(policy.get('mass_max'))}",
+            ),
+        ),
+        plots=(plot,) if plot else (),
+        tables=(found,) if rows else (),
+    )
+
+
+def _limit(value: object, write: Callable[[object], str]) -> str:
+    return "none" if number(value) is None else write(value)
+
+
+def distribution(report: Report) -> Section:
+    """How the predictions moved, token by token."""
+    title, section = "Distribution shift", block(report, "distribution")
+    if not signals.evaluated(report, "distribution"):
+        return not_evaluated(report, "distribution", title)
+    kl, flips = block(section, "kl"), block(section, "flips")
+    change = block(section, "probability_change")
+    policy = limits(report, "distribution")
+    named = (("mean", "mean"), ("1 %", "q01"), ("5 %", "q05"), ("median", "q50"),
+             ("95 %", "q95"), ("99 %", "q99"))  # fmt: skip
+    return Section(
+        id="distribution",
+        title=title,
+        notes=(
+            "KL(baseline || subject) over the baseline's "
+            f"{section.get('top_k', '-')} most probable tokens and one bucket for the rest: a "
+            "lower bound of the full divergence.",
+        ),
+        facts=(
+            ("Tokens", f"{number(section.get('tokens')) or 0:,.0f}"),
+            ("KL, nats", f"mean {fixed(kl.get('mean'))}, 99 % {fixed(kl.get('p99'))}, "
+             f"largest {fixed(kl.get('max'))}"),
+            ("Most probable token changed",
+             f"{flips.get('count', '-')} tokens, {share(flips.get('fraction'))}"),
+            ("Limit of the mean KL", _limit(policy.get("kl_mean_max"), fixed)),
+            ("Limit of the changed tokens", _limit(policy.get("flip_fraction_max"), share)),
+            ("Decides", yes(section.get("gated"))),
+        ),
+        plots=tuple(figures.distribution_plots(section, policy)),
+        tables=(
+            Table(
+                caption="Change of the correct token's probability",
+                header=("Statistic", "Subject - baseline"),
+                rows=tuple(
+                    (name, f"{value:+.6f}") for name, key in named
+                    if (value := number(change.get(key))) is not None
+                ),
+            ),
+        ),
+    )  # fmt: skip

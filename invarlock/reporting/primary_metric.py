@@ -1,0 +1,166 @@
+"""The ``primary_metric`` block of a report and its flags, from both runs' recorded numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from invarlock.metrics.accuracy import AccuracyResult, Examples, compare_accuracy
+from invarlock.metrics.confidence import Precision, confidence
+from invarlock.metrics.perplexity import Arm, Bootstrap, PerplexityResult, compare, finite
+from invarlock.policy import Policy
+
+Block = dict[str, Any]
+ACCEPTABLE, DRIFT, HYSTERESIS = (
+    "primary_metric_acceptable",
+    "preview_final_drift_acceptable",
+    "hysteresis_applied",
+)
+
+
+@dataclass(frozen=True)
+class MetricEvidence:
+    """What both runs recorded for the primary metric."""
+
+    kind: str  # ppl_causal, ppl_mlm, ppl_seq2seq or accuracy
+    preview: Arm | None  # None: the subject was not run
+    final: Arm | None
+    examples: tuple[Examples, Examples] | None  # preview, final; accuracy alone
+    bootstrap: Bootstrap
+    reason_not_run: str = ""
+
+
+def judge_metric(evidence: MetricEvidence, policy: Policy) -> tuple[Block, dict[str, bool]]:
+    """The block, and the flags of the metric, of drift and (when true) of hysteresis."""
+    unmeasured = {ACCEPTABLE: False, DRIFT: False}
+    head = _head(evidence.kind)
+    preview, final = evidence.preview, evidence.final
+    if preview is None or final is None:
+        return _degraded(head, evidence.reason_not_run), unmeasured
+    if evidence.kind == "accuracy":
+        if evidence.examples is None:
+            return _degraded(head, "no_labelled_examples"), unmeasured
+        found = compare_accuracy(*evidence.examples, policy, evidence.bootstrap)
+        return head | _accuracy(found, policy) | _settings(evidence.bootstrap), _flags(found)
+    if not (finite(preview) and finite(final)):
+        return _degraded(head, "non_finite_pm"), unmeasured
+    result = compare(preview, final, policy, evidence.bootstrap)
+    values = (result.preview, result.final, result.drift, _exp(result.delta))
+    if not all(map(math.isfinite, values)):
+        return _degraded(head, "non_finite_pm"), unmeasured
+    return head | _perplexity(result, policy) | _settings(evidence.bootstrap), _flags(result)
+
+
+def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
+    """The ``confidence`` block of a judged metric."""
+    precision = Precision(
+        kind=metric["kind"],
+        display_ci=metric.get("display_ci"),
+        acceptable=acceptable,
+        replicates=metric.get("reps", 0),
+        floor_met=bool(metric.get("tokens_ok", metric.get("examples_ok"))),
+    )
+    return confidence(precision, policy.confidence)
+
+
+def baseline_points(evidence: MetricEvidence) -> dict[str, float]:
+    """The baseline's own value of the metric on both arms; the subject was run."""
+    if evidence.examples is not None:
+        both = zip(("preview", "final"), evidence.examples, strict=True)
+        return {arm: float(examples.baseline.mean()) for arm, examples in both}
+    arms = {"preview": evidence.preview, "final": evidence.final}
+    return {name: arm.perplexity(arm.baseline_nll) for name, arm in arms.items() if arm}
+
+
+def _head(kind: str) -> Block:
+    accuracy = kind == "accuracy"
+    return {
+        "kind": kind,
+        "unit": "accuracy" if accuracy else "ppl",
+        "direction": "higher" if accuracy else "lower",
+        "aggregation_scope": "example" if accuracy else "token",
+        "paired": True,
+        "gating_basis": "lower" if accuracy else "upper",
+        "analysis_basis": "correct_fraction" if accuracy else "mean_logloss",
+    }
+
+
+def _degraded(head: Block, reason: str) -> Block:
+    return {**head, "invalid": True, "degraded": True, "degraded_reason": reason}
+
+
+def _flags(result: PerplexityResult | AccuracyResult) -> dict[str, bool]:
+    flags = {ACCEPTABLE: result.acceptable, DRIFT: result.drift_ok}
+    return {**flags, HYSTERESIS: True} if result.hysteresis_applied else flags
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _settings(bootstrap: Bootstrap) -> Block:
+    settings: Block = {"reps": bootstrap.replicates, "ci_level": 1 - bootstrap.alpha}
+    return settings | {"invalid": False, "degraded": False, "estimated": False}
+
+
+def _perplexity(result: PerplexityResult, policy: Policy) -> Block:
+    block: Block = {
+        "preview": result.preview,
+        "final": result.final,
+        "analysis_point_preview": math.log(result.preview),
+        "analysis_point_final": math.log(result.final),
+        "ratio_vs_baseline": _exp(result.delta),
+        "delta_nats": result.delta,
+        "decision": result.decision,
+        "limit": policy.ratio_limit + policy.hysteresis,
+        "drift": {
+            "ratio": result.drift,
+            "raw": result.final / result.preview,
+            "basis": "baseline_relative",
+        },
+        "drift_band": {"min": policy.drift_min, "max": policy.drift_max},
+        "coverage_ok": result.coverage_ok,
+        "tokens_ok": result.tokens_ok,
+    }
+    if result.interval is not None:
+        low, high = result.interval.low, result.interval.high
+        block["ci"] = [low, high]
+        block["display_ci"] = [_exp(low), _exp(high)]
+        block["standard_error"] = result.interval.standard_error
+        block["clusters"] = result.interval.n_clusters
+    if result.windows_needed is not None:
+        block["windows_needed"] = result.windows_needed
+    return block
+
+
+def _accuracy(result: AccuracyResult, policy: Policy) -> Block:
+    block: Block = {
+        "preview": result.preview,
+        "final": result.final,
+        "ratio_vs_baseline": result.delta_pp,
+        "delta_pp": result.delta_pp,
+        "decision": result.decision,
+        "limit": result.limit_pp,
+        "counts_source": "measured",
+        "n_final": result.n_final,
+        "gained": result.gained,
+        "lost": result.lost,
+        "mcnemar_p": result.mcnemar_p,
+        "drift": {
+            "ratio": 1 + result.drift_pp / 100,
+            "raw": 1 + result.final - result.preview,
+            "basis": "baseline_relative",
+        },
+        "drift_band": {"min": policy.drift_min, "max": policy.drift_max},
+        "coverage_ok": result.coverage_ok,
+        "examples_ok": result.examples_ok,
+    }
+    if result.interval is not None:
+        low, high = result.interval.low, result.interval.high
+        block["ci"] = block["display_ci"] = [low, high]
+        block["standard_error"] = result.interval.standard_error
+        block["clusters"] = result.interval.n_clusters
+    if result.examples_needed is not None:
+        block["windows_needed"] = result.examples_needed
+    return block

@@ -1,0 +1,168 @@
+"""The sections on what was compared, by which thresholds, and what that does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from invarlock.reporting.checks import NOT_EVALUATED, is_accuracy
+from invarlock.reporting.dashboard import all_checks
+from invarlock.reporting.page import LISTED, Section, Table, not_evaluated, objects
+from invarlock.reporting.signals import Report, block
+from invarlock.reporting.wording import yes
+
+
+def compared(report: Report) -> Section:
+    """Model, checkpoints, text and windows."""
+    meta, data = block(report, "meta"), block(report, "dataset")
+    provenance, windows = block(report, "provenance"), block(data, "windows")
+    edit, telemetry = block(report, "edit"), block(report, "telemetry")
+    sides = {side: block(provenance, side) for side in ("baseline", "subject")}
+    facts = [
+        ("Model", str(meta.get("model_id", "-"))),
+        ("Scenario", str(edit.get("scenario", "-"))),
+        ("Edit", str(edit.get("name", "-"))),
+        ("Baseline checkpoint", _digest(sides["baseline"].get("checkpoint_sha256"))),
+        ("Subject checkpoint", _digest(sides["subject"].get("checkpoint_sha256"))),
+        ("Text", f"{data.get('provider', '-')}, split {data.get('split', '-')}"),
+        (
+            "Windows",
+            f"{windows.get('preview', '-')} preview + {windows.get('final', '-')} final of "
+            f"{data.get('seq_len', '-')} tokens, stride {data.get('stride', '-')}, "
+            f"seed {windows.get('seed', '-')}",
+        ),
+        ("Windows file", _digest(provenance.get("windows_sha256"))),
+        ("Tokenizer", _digest(meta.get("tokenizer_hash"))),
+        ("Device and precision", f"{meta.get('device', '-')}, {meta.get('dtype', '-')}"),
+        ("Execution", str(meta.get("execution_mode", "-"))),
+        ("InvarLock", str(meta.get("invarlock_version", "-"))),
+    ]
+    if telemetry.get("summary_line"):
+        facts.append(("Telemetry", str(telemetry["summary_line"])))
+    return Section("compared", "What was compared", facts=tuple(facts))
+
+
+def _digest(value: object) -> str:
+    return f"sha256:{value}" if isinstance(value, str) and value else "-"
+
+
+def policy(report: Report) -> Section:
+    """The thresholds in force, and those that are not the tier's own."""
+    auto, context = block(report, "auto"), block(report, "context")
+    provenance = block(report, "policy_provenance")
+    stats = block(block(block(report, "dataset"), "windows"), "stats")
+    bootstrap = block(stats, "bootstrap")
+    changed = tuple(
+        (str(o.get("path", "-")), _value(o.get("tier_value")), _value(o.get("value")),
+         str(o.get("source", "-")))
+        for o in objects(provenance.get("overrides"))
+    )  # fmt: skip
+    tables = []
+    if changed:
+        header = ("Threshold", "Of the tier", "In force", "Source")
+        tables.append(Table("Thresholds that are not the tier's own", header, changed))
+    in_force = tuple(_leaves(block(report, "resolved_policy")))
+    if in_force:
+        tables.append(Table("Thresholds in force", ("Threshold", "Value"), in_force))
+    tier, preset = str(auto.get("tier", "-")), provenance.get("preset_sha256")
+    return Section(
+        id="policy",
+        title="Policy",
+        notes=() if changed else (f"Every threshold is that of tier {tier}.",),
+        facts=(
+            ("Tier", tier),
+            ("Policy digest", str(auto.get("policy_digest", "-"))),
+            ("Preset", _digest(preset) if preset else "none"),
+            ("Profile", str(context.get("profile", "-"))),
+            (
+                "Interval",
+                f"{bootstrap.get('method', '-')}, {bootstrap.get('replicates', '-')} replicates, "
+                f"seed {bootstrap.get('seed', '-')}",
+            ),
+            ("Gates", ", ".join(map(str, context.get("gates", []))) or "none"),
+        ),
+        tables=tuple(tables),
+    )  # fmt: skip
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None else str(value)
+
+
+def _leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+    """Every threshold of the resolved policy with its path; measurement contracts left out."""
+    for key, value in sorted(tree.items()):
+        if isinstance(value, Mapping):
+            if key != "measurement_contract":
+                yield from _leaves(value, f"{at}{key}.")
+        else:
+            yield at + str(key), _value(value)
+
+
+def assurance(report: Report) -> Section:
+    """What the report claims about how it came to be."""
+    section, context = block(report, "assurance"), block(report, "context")
+    if not section:
+        note = "Not evaluated: the report has no assurance block."
+        return Section("assurance", "Assurance", notes=(note,))
+    named = (
+        ("Mode", "mode"),
+        ("Claim", "claim_set"),
+        ("Verdict of this report", "report_local_verdict"),
+        ("Verdict", "verdict"),
+        ("Verified verdict", "verified_assurance_verdict"),
+        ("Runtime provenance", "runtime_provenance_verification_status"),
+    )
+    facts = [(name, str(section[key])) for name, key in named if key in section]
+    for name, key in (
+        ("Guard chain, canonical", "canonical_guard_chain"),
+        ("Guard chain, observed", "guard_chain_observed"),
+        ("Blocking reasons", "blocking_reasons"),
+    ):
+        found = section.get(key)
+        if isinstance(found, list):
+            facts.append((name, ", ".join(map(str, found)) or "none"))
+    for name, key in (
+        ("Guard chain enforced", "canonical_guard_chain_enforced"),
+        ("Fallback values used", "fallback_fields_used"),
+    ):
+        facts.append((name, yes(section.get(key))))
+    left_out = context.get("not_evaluated")
+    if isinstance(left_out, list) and left_out:
+        facts.append(("Not evaluated", ", ".join(map(str, left_out))))
+    return Section("assurance", "Assurance", facts=tuple(facts))
+
+
+def warnings(report: Report) -> Section:
+    """What guards noticed without blocking."""
+    section = block(report, "guard_warnings")
+    found = objects(section.get("warnings"))
+    if not section:
+        return not_evaluated(report, "guard_warnings", "Guard warnings")
+    keys = ("guard", "kind", "message")
+    rows = tuple(tuple(str(w.get(key, "-")) for key in keys) for w in found[: 2 * LISTED])
+    table = Table(f"Warnings ({len(rows)} of {len(found)})", ("Guard", "Kind", "What"), rows)
+    note = "Warnings block nothing; verification can be asked to refuse them."
+    return Section(
+        id="guard-warnings",
+        title="Guard warnings",
+        notes=(note if found else "None.",),
+        tables=(table,) if found else (),
+    )
+
+
+def does_not_show(report: Report) -> Section:
+    """What nobody should read into the result."""
+    accuracy = is_accuracy(block(report, "primary_metric"))
+    first = "Accuracy on these records" if accuracy else "Perplexity on this text"
+    left_out = [c.name for c in all_checks(report) if c.status == NOT_EVALUATED]
+    notes = [
+        f"{first}, weights and activations only: no safety, no speed"
+        + (", no other task." if accuracy else ", no task accuracy."),
+        "The result holds for this tokenizer, precision and window length.",
+    ]
+    if left_out:
+        notes.append(f"Not evaluated, and not counted as passed: {', '.join(left_out)}.")
+    return Section("limits", "What this does not show", notes=tuple(notes))

@@ -1,0 +1,164 @@
+"""The evidence of two run reports, read for a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from invarlock.guards import moe, rmt, spectral, variance
+from invarlock.guards.invariants_decision import Failure
+from invarlock.metrics.accuracy import Examples, labelled
+from invarlock.metrics.distribution import TokenShift, not_evaluated, summarize
+from invarlock.metrics.perplexity import Arm, Bootstrap
+from invarlock.policy import Policy
+from invarlock.reporting.judgement import Evidence, Work
+from invarlock.reporting.primary_metric import MetricEvidence
+
+Run = Mapping[str, Any]
+ARMS = ("preview", "final")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report is built from."""
+
+    baseline: Run
+    subject: Run  # may hold no windows
+    bootstrap: Bootstrap
+    profile: str
+    assurance: str = "off"
+    reason_not_run: str = ""
+    invariants_evaluated: bool = True
+    shift: TokenShift | None = None
+    preset_sha256: str | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Whether the subject was measured."""
+        return bool(self.subject["evaluation_windows"])
+
+
+def gather(comparison: Comparison, policy: Policy) -> Evidence:
+    """The evidence of two runs."""
+    baseline, subject = comparison.baseline, comparison.subject
+    return Evidence(
+        metric=metric_evidence(comparison),
+        distribution=distribution(comparison, policy),
+        invariant_failures=_invariant_failures(subject),
+        invariants_evaluated=comparison.invariants_evaluated,
+        baseline_modules=_modules(baseline),
+        subject_modules=_modules(subject),
+        baseline_activations=_activations(baseline),
+        subject_activations=_activations(subject),
+        baseline_outputs=_outputs(baseline),
+        subject_outputs=_outputs(subject),
+        trial=_trial(subject),
+        mixture=bool(baseline.get("routers")),
+        baseline_routers=moe.from_table(baseline["routers"]) if baseline.get("routers") else [],
+        subject_routers=moe.from_table(subject["routers"]) if subject.get("routers") else [],
+        top_k=int((baseline.get("routers") or {}).get("top_k", 0)),
+        work=_work(subject) if comparison.ran else None,
+    )
+
+
+def metric_evidence(comparison: Comparison) -> MetricEvidence:
+    """What both runs recorded for the primary metric."""
+    base = comparison.baseline["evaluation_windows"]
+    mine = comparison.subject["evaluation_windows"]
+    kind = comparison.baseline["meta"]["metric"]
+    arms = {arm: arm_from(base[arm], mine[arm]) if mine else None for arm in ARMS}
+    examples = None
+    if kind == "accuracy" and mine:
+        pairs = [examples_from(base[arm], mine[arm]) for arm in ARMS]
+        examples = pairs[0], pairs[1]
+    return MetricEvidence(
+        kind=kind,
+        preview=arms["preview"],
+        final=arms["final"],
+        examples=examples,
+        bootstrap=comparison.bootstrap,
+        reason_not_run=comparison.reason_not_run,
+    )
+
+
+def arm_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Arm:
+    """Join two runs' records of one arm; both list the same windows in the same order."""
+    return Arm(
+        window_ids=subject["window_ids"],
+        clusters=subject["clusters"],
+        token_counts=_floats(subject["token_counts"]),
+        subject_nll=_floats(subject["nll_sum"]),
+        baseline_nll=_floats(baseline["nll_sum"]),
+    )
+
+
+def examples_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Examples:
+    """Join two runs' answers on one arm.
+
+    Raises:
+        InputError: an example without true or false.
+    """
+    ids = subject["window_ids"]
+    return Examples(
+        ids=ids,
+        clusters=subject["clusters"],
+        subject=labelled(ids, subject["correct"]),
+        baseline=labelled(ids, baseline["correct"]),
+    )
+
+
+def distribution(comparison: Comparison, policy: Policy) -> dict[str, Any]:
+    """The summarized shift of the predictions."""
+    if comparison.shift is None:
+        reason = comparison.reason_not_run or "not recorded by this kind of run"
+        return not_evaluated(reason, policy.distribution)
+    return summarize(comparison.shift, policy.distribution)
+
+
+def _floats(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def guard_of(report: Run, name: str) -> Mapping[str, Any]:
+    """What a run recorded of one guard; empty if it did not run."""
+    return next((guard for guard in report["guards"] if guard["name"] == name), {})
+
+
+def _invariant_failures(report: Run) -> list[Failure]:
+    """All findings of both looks of the invariants guard, in order."""
+    guards = [g for g in report["guards"] if g["name"] == "invariants"]
+    return [failure for guard in guards for failure in guard["failures"]]
+
+
+def _modules(report: Run) -> list[spectral.Module]:
+    recorded = guard_of(report, "spectral")
+    return spectral.from_table(recorded["modules"]) if recorded else []
+
+
+def _activations(report: Run) -> list[rmt.Activation]:
+    recorded = guard_of(report, "rmt")
+    return rmt.from_table(recorded["modules"]) if recorded else []
+
+
+def _outputs(report: Run) -> list[rmt.Activation]:
+    """Those that the variance guard looks at."""
+    tap = guard_of(report, "variance").get("tap", "")
+    return [a for a in _activations(report) if variance.is_target(a, tap)]
+
+
+def _trial(report: Run) -> variance.Trial | None:
+    recorded = guard_of(report, "variance").get("trial")
+    return variance.trial_from(recorded) if recorded else None
+
+
+def _work(report: Run) -> Work:
+    windows = report["evaluation_windows"]
+    return Work(
+        pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
+        trial_tokens=report["work"]["trial_tokens"],
+        probe_bytes=report["work"]["probe_bytes"],
+    )

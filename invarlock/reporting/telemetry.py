@@ -1,0 +1,53 @@
+"""The ``telemetry`` block and its one-line summary; time and memory are in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LOSS_TYPES = {"ppl_mlm": "mlm", "ppl_seq2seq": "seq2seq", "accuracy": "classification"}
+
+
+def telemetry_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether ``INVARLOCK_TELEMETRY`` asks for the summary line on standard output."""
+    return environment.get("INVARLOCK_TELEMETRY", "") not in ("", "0", "false")
+
+
+def telemetry_block(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of what was measured, all of them the same on every rerun."""
+    windows, metric = report["evaluation_windows"], report["primary_metric"]
+    tokens = {arm: sum(windows[arm]["token_counts"]) for arm in ("preview", "final")}
+    total = tokens["preview"] + tokens["final"]
+    block: dict[str, Any] = {
+        "device": report["meta"]["device"],
+        "dtype": report["meta"]["dtype"],
+        "loss_type": LOSS_TYPES.get(metric["kind"], "causal"),
+        "preview_total_tokens": tokens["preview"],
+        "final_total_tokens": tokens["final"],
+    }
+    if metric["kind"] == "ppl_mlm":
+        block |= {f"masked_tokens_{arm}": n for arm, n in tokens.items()}
+        block["masked_tokens_total"] = total
+    return {**block, "summary_line": _line(report, total)}
+
+
+def _line(report: Mapping[str, Any], tokens: int) -> str:
+    metric, windows = report["primary_metric"], report["dataset"]["windows"]
+    low, high = metric.get("display_ci", (None, None))
+    fields = {
+        "run_id": report["run_id"],
+        "metric": metric["kind"],
+        "nprev": windows["preview"],
+        "nfinal": windows["final"],
+        "tokens": tokens,
+        "split": report["dataset"]["split"],
+        "ci": "na" if low is None else f"{low:.4f}-{high:.4f}",
+        "width": "na" if low is None else f"{high - low:.4f}",
+        "ratio": _number(metric.get("ratio_vs_baseline")),
+        "gate": "pass" if report["validation"]["primary_metric_acceptable"] else "fail",
+    }
+    return "INVARLOCK_TELEMETRY " + " ".join(f"{k}={v}" for k, v in fields.items())
+
+
+def _number(value: float | None) -> str:
+    return "na" if value is None else f"{value:.4f}"

@@ -1,0 +1,87 @@
+# Reads: <model>/models/baseline/, the pinned text
+# Writes: <model>/presets/{windows_seed_<seed>.json,calibration_stats.json,
+#         calibrated_preset_<model>.yaml,calibrated_preset_<model>.json}
+# What harmless edits do to this model, and the thresholds that follow.
+
+
+PRESETS = OUT / "{model}/presets"
+
+
+rule calibration_windows:
+    """Cut the windows of one calibration seed."""
+    input:
+        revisions=OUT / "state/model_revisions.json",
+        tokenizer=OUT / "{model}/models/baseline",
+    output:
+        PRESETS / "windows_seed_{seed}.json",
+    log:
+        LOGS / "{model}/windows_seed_{seed}.log",
+    wildcard_constraints:
+        seed=any_of(map(str, S.calibration_seeds())),
+    container:
+        IMAGE
+    resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        text=S.text,
+        seq_len=lambda wc: S.model(wc.model).seq_len,
+        arm=C["calibration"]["windows"],
+        net=on("net", "--net"),
+        code=code("windows"),
+    shell:
+        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
+        " --revisions {input.revisions:q} --seq-len {params.seq_len} --preview {params.arm}"
+        " --final {params.arm} --seed {wildcards.seed} {params.net} --out {output:q} > {log:q} 2>&1"
+
+
+rule calibrate:
+    """Measure the baseline and its null edits on every calibration seed."""
+    input:
+        model=OUT / "{model}/models/baseline",
+        windows=expand(
+            PRESETS / "windows_seed_{seed}.json",
+            seed=S.calibration_seeds(),
+            allow_missing=True,
+        ),
+    output:
+        PRESETS / "calibration_stats.json",
+    log:
+        LOGS / "{model}/calibrate.log",
+    benchmark:
+        LOGS / "{model}/calibrate.benchmark.tsv"
+    priority: 40  # every evaluation waits for it
+    container:
+        IMAGE
+    threads: C["threads"]
+    resources:
+        mem_mb=run_mb,
+        disk_mb=lambda wc: int(weights_mb(wc)),
+        gpu=gpus,
+        runtime=calibrate_minutes,
+    params:
+        arithmetic=arithmetic,
+        code=code("calibrate"),
+    shell:
+        "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
+        " {params.arithmetic} --out {output:q} > {log:q} 2>&1"
+
+
+rule preset:
+    """Derive the thresholds of this model; every evaluation is judged by them."""
+    input:
+        PRESETS / "calibration_stats.json",
+    output:
+        yaml=PRESETS / "calibrated_preset_{model}.yaml",
+        json=PRESETS / "calibrated_preset_{model}.json",
+    log:
+        LOGS / "{model}/preset.log",
+    localrule: True
+    container:
+        IMAGE
+    params:
+        tier=C["tier"],
+        code=code("preset"),
+    shell:
+        "python -m invarlock advanced preset --stats {input:q} --tier {params.tier}"
+        " --out-yaml {output.yaml:q} --out-json {output.json:q} > {log:q} 2>&1"

@@ -1,0 +1,102 @@
+"""Calibration on a tiny model: what is recorded, that it repeats, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_factory import make_llama
+from measuring_factory import write_tiny_windows
+
+from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.contracts import violations
+from invarlock.errors import ConfigError, MeasurementError
+from invarlock.files import canonical_json
+from invarlock.guards.rmt import Activation
+from invarlock.preset import NULL_EDITS, derive, preset_of
+from invarlock.run.calibrate import Calibration, calibrate, changes
+from invarlock.run.forward import ArmResult
+from invarlock.run.loading import Target
+from invarlock.run.measure import RunWindows
+from invarlock.windows import WindowPlan
+
+SEEDS = (44, 45, 46)
+
+
+def plan(folder: Path, *cuts: WindowPlan) -> Calibration:
+    """The baseline in ``folder`` with one windows file a cut."""
+    digest, windows = tokenizer_digest(folder), []
+    for number, cut in enumerate(cuts):
+        path = folder.parent / f"windows_{number}.json"
+        write_tiny_windows(folder, path, cut)
+        windows.append(RunWindows.read(path, digest))
+    target = Target("cpu", "float32", False)
+    return Calibration("acme/tiny", Checkpoint.open(folder), windows, target, 512)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint."""
+    folder = tmp_path_factory.mktemp("calibrate") / "baseline"
+    make_llama(folder, hidden=32, seed=1)
+    return folder
+
+
+def test_null_edits_are_measured_and_repeat(baseline: Path, tmp_path: Path) -> None:
+    """Six runs: identical weights change nothing but noise, rounding a little; twice the same."""
+    mine = plan(baseline, *(WindowPlan(32, 9, 9, seed) for seed in SEEDS))
+    stats = calibrate(mine, tmp_path / "null_edit")
+    assert violations(stats, "calibration-stats") == []
+    assert [(r["edit"], r["seed"]) for r in stats["runs"]] == [
+        (edit, seed) for edit in NULL_EDITS for seed in SEEDS
+    ]
+    for run in stats["runs"]:
+        sigma = [abs(v) for values in run["spectral"].values() for v in values]
+        edges = [abs(v) for values in run["rmt"].values() for v in values]
+        if run["edit"] == "noop":
+            assert max(sigma) == 0
+            assert max(*edges, abs(run["drift"])) < 1e-4
+        else:
+            assert 0 < max(sigma) < 0.02
+            assert 0 < max(edges) < 0.1
+            assert 0 < abs(run["drift"]) < 0.05
+    assert not list(tmp_path.iterdir()), "the edited checkpoint is left behind"
+    again = calibrate(mine, tmp_path / "null_edit")
+    assert canonical_json(again) == canonical_json(stats)
+    preset = preset_of(derive(stats, "balanced", "x"), "x")
+    preset.require_for(Checkpoint.open(baseline).digest(), "balanced")
+
+
+def test_windows_have_to_differ_in_seed_alone(baseline: Path, tmp_path: Path) -> None:
+    """Equal seeds are no repetition, and another geometry is another measurement."""
+    with pytest.raises(ConfigError, match="same seed"):
+        calibrate(plan(baseline, *[WindowPlan(32, 9, 9, 44)] * 2), tmp_path / "e")
+    cuts = WindowPlan(32, 9, 9, 44), WindowPlan(32, 9, 8, 45)
+    with pytest.raises(ConfigError, match="differ in geometry"):
+        calibrate(plan(baseline, *cuts), tmp_path / "e")
+
+
+def fake(nll: float, edge: float) -> Any:
+    """A measurement with a final arm that loses ``nll`` and one activation."""
+    arms = {
+        arm: ArmResult(nll_sum={0: value}, logprob={0: np.zeros(1, np.float32)})
+        for arm, value in (("preview", 1.0), ("final", nll))
+    }
+    activations = [Activation("m", "ffn", 0, edge, 1.0)]
+    return SimpleNamespace(arms=arms, modules=[], activations=activations)
+
+
+def test_changes_are_logarithms_of_subject_over_baseline() -> None:
+    """Known answer: losses of one token per arm, edges 2 and 1."""
+    found = changes(fake(3.0, 1.0), fake(3.5, 2.0))
+    assert found == {"drift": 0.5, "spectral": {}, "rmt": {"ffn": [0.693147181]}}
+
+
+@pytest.mark.parametrize("subject", [fake(float("nan"), 1.0), fake(3.0, float("inf"))])
+def test_a_measurement_that_is_not_finite_calibrates_nothing(subject: Any) -> None:
+    """NaN losses or infinite activations are an error, not a threshold."""
+    with pytest.raises(MeasurementError, match="not finite"):
+        changes(fake(3.0, 1.0), subject)

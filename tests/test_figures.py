@@ -1,0 +1,200 @@
+"""The pictures of a page: every value is where it belongs, and every threshold is drawn."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+
+import pytest
+from page_factory import EPSILON, KAPPA, TAU, make_page_report, with_mixture
+from report_factory import make_report
+
+from invarlock.reporting import figures, guard_sections, metric_sections, readings
+from invarlock.reporting.panels import NAMED
+from invarlock.reporting.plots import Plot
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+HARMFUL = make_report("prune_50pct_stress", 1.6)
+PAGE = make_page_report()
+HARM = make_page_report(harm=0.2)
+
+
+def texts(plot: Plot, style: str) -> list[str]:
+    """The words of one style, in order."""
+    return [t.text for t in plot.texts if t.style == style]
+
+
+def paths(plot: Plot, style: str) -> list[str]:
+    """The subpaths of every shape of one style."""
+    found = [s.path for s in plot.shapes if s.style == style]
+    return [part for path in found for part in re.findall(r"M[^M]+", path)]
+
+
+def starts(plot: Plot, style: str) -> list[tuple[float, float]]:
+    """Where each subpath of a style starts."""
+    numbers = [re.match(r"M(-?[\d.]+) (-?[\d.]+)", path) for path in paths(plot, style)]
+    return [(float(m[1]), float(m[2])) for m in numbers if m]
+
+
+def test_windows() -> None:
+    """One dot a window, and the mean line is the logarithm of the ratio."""
+    differences = readings.window_differences(HARMFUL)
+    assert readings.weighted_mean(differences) == pytest.approx(math.log(1.6))
+    plot = figures.windows_plot(differences, HARMFUL["primary_metric"]["limit"])
+    assert plot is not None
+    assert len(paths(plot, "dot")) == len(HARMFUL["evaluation_windows"]["final"]["window_ids"])
+    wanted = [f"mean {math.log(1.6):+.4f}", f"limit {math.log(1.102):+.4f}"]
+    assert texts(plot, "level") == wanted
+    assert starts(plot, "mean")[0][1] < starts(plot, "limit")[0][1]  # the mean is above the limit
+
+
+def test_many_windows_are_aggregated() -> None:
+    """Thousands of windows are drawn as at most 400 quantiles."""
+    many = [readings.WindowDifference(f"{i}", "d", 100.0, i / 1000) for i in range(5000)]
+    plot = figures.windows_plot(many, 1.1)
+    assert plot is not None
+    assert len(paths(plot, "dot")) == figures.MAX_DOTS
+    assert "5000 windows" in plot.description
+
+
+def test_tail() -> None:
+    """The worse half of the windows, the quantile with its bounds, and the limit in its place."""
+    tail, differences = HARM["primary_metric_tail"], readings.window_differences(HARM)
+    plot = figures.tail_plot(differences, tail)
+    assert plot is not None
+    assert len(set(paths(plot, "dot"))) == len(differences) // 2
+    assert texts(plot, "level") == ["limit +0.2000"]
+    stats = tail["stats"]
+    for value in (stats["quantile_point"], stats["quantile_low"], stats["quantile_high"]):
+        assert f"{value:+.4f}" in plot.description
+    (low, _, high) = [y for _, y in starts(plot, "bound")]
+    dots = sorted(y for _, y in starts(plot, "dot"))
+    assert dots[0] < high < low < dots[-1]
+    # the limit is drawn at its height: between the dots of the windows below and above it
+    above = sum(d.nats > 0.2 for d in differences)
+    assert sum(y < starts(plot, "limit")[0][1] for y in dots) == pytest.approx(above, abs=2)
+
+
+def test_tail_without_an_upper_bound() -> None:
+    """Where the windows are too few for an upper bound the bar is open and the words say so."""
+    tail = copy.deepcopy(PAGE["primary_metric_tail"])
+    tail["stats"]["quantile_high"] = None
+    plot = figures.tail_plot(readings.window_differences(PAGE), tail)
+    assert plot is not None
+    assert "unknown" in plot.description
+    assert len(paths(plot, "bound")) == 2
+    tail["evaluated"] = False
+    assert figures.tail_plot(readings.window_differences(PAGE), tail) is None
+
+
+@pytest.mark.parametrize("guard", ["spectral", "rmt"])
+def test_modules_and_their_limits(guard: str) -> None:
+    """One mark a module; those beyond the limit of their own family, and no others, say so."""
+    statistic = {"spectral": "sigma_max", "rmt": "edge"}[guard]
+    section = {"spectral": guard_sections.spectral, "rmt": guard_sections.rmt}[guard]
+    limit = {f: math.exp(KAPPA[f] * TAU[f]) for f in TAU}
+    if guard == "rmt":
+        limit = {f: 1 + e for f, e in EPSILON.items()}
+    table = HARM[guard]["modules"]
+    ratios = [
+        (family, mine / base)
+        for family, mine, base in zip(
+            table["family"], table[statistic], table["baseline_" + statistic], strict=True
+        )
+    ]
+    beyond = [
+        (f, r) for f, r in ratios if r > limit[f] or (guard == "spectral" and r < 1 / limit[f])
+    ]
+    (plot,) = section(HARM).plots
+    assert len(paths(plot, "beyond")) == len(beyond)
+    assert len(paths(plot, "within")) - 4 == len(ratios) - len(beyond)  # 4 are in the legend
+    assert f"{len(beyond)} beyond" in plot.description
+    for family in limit:
+        assert f"limit {figures.ratio_label(math.log(limit[family]))}" in texts(plot, "level")
+    families = [s for s in plot.shapes if s.style == "beyond" and s.name]
+    assert 0 < len(families) <= 4 * NAMED
+
+
+def test_one_capped_module() -> None:
+    """The module beyond the cap carries its name, and the table of changes begins with it."""
+    report = make_report("rank1_projection", 1.09, rank={DOWN: 0.05}, scale={DOWN: 0.6})
+    changes = readings.module_changes(report, "spectral", "sigma_max")
+    assert changes[0].name == DOWN
+    assert changes[0].log_ratio == pytest.approx(math.log(0.6))
+    plot = figures.spectral_plot(changes, readings.spectral_limits(report))
+    assert plot is not None
+    assert [s.name for s in plot.shapes if s.style == "beyond"] == [f"{DOWN}: 0.6"]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e-30, 1e30])
+def test_extreme_modules_stay_in_the_picture(ratio: float) -> None:
+    """A vanished or exploded matrix is drawn inside the frame, beyond its limit."""
+    report = make_report("x", 1.01, scale={DOWN: ratio})
+    changes = readings.module_changes(report, "spectral", "sigma_max")
+    plot = figures.spectral_plot(changes, readings.spectral_limits(report))
+    assert plot is not None
+    assert len(paths(plot, "beyond")) == 1
+    assert all(0 <= y <= plot.height for style in ("within", "beyond")
+               for _, y in starts(plot, style))  # fmt: skip
+
+
+def test_a_lost_number_is_beyond_every_limit() -> None:
+    """A module whose statistic is not finite is drawn as far away as can be."""
+    report = copy.deepcopy(PAGE)
+    report["rmt"]["modules"]["edge"][0] = None
+    section = guard_sections.rmt(report)
+    assert "1 beyond" in section.plots[0].description
+    assert section.tables[-1].rows[0][2] == "beyond measure"
+
+
+def test_modules_of_another_model_are_matched_by_name() -> None:
+    """Where the runs' modules differ, each is compared with its namesake."""
+    report = copy.deepcopy(PAGE)
+    table = report["variance"]["modules"]
+    table["baseline_name"] = table["name"][::-1]
+    table["baseline_variance"] = table["baseline_variance"][::-1]
+    changes = readings.module_changes(report, "variance", "variance")
+    assert changes == readings.module_changes(PAGE, "variance", "variance")
+    table["name"][0] = "new"
+    assert len(readings.module_changes(report, "variance", "variance")) == len(changes) - 1
+
+
+def test_variance_deadband() -> None:
+    """The limits are the ratios whose restoring scale lies on the edge of the deadband."""
+    low, high = readings.variance_limits(PAGE, ["ffn"])["ffn"]
+    assert math.exp(low) ** -0.5 == pytest.approx(1.02)
+    assert math.exp(high) ** -0.5 == pytest.approx(0.98)
+    (plot,) = guard_sections.variance(PAGE).plots
+    assert texts(plot, "level")[:2] == ["limit 0.9612", "limit 1.041"]
+
+
+def test_routers() -> None:
+    """A router that fell by more than a tenth lies beyond the limit of 0.9."""
+    (plot,) = guard_sections.moe(with_mixture(make_page_report(layers=2))).plots
+    assert texts(plot, "level") == ["limit 0.9"]
+    assert [s.name for s in plot.shapes if s.style == "beyond"] == ["model.layers.0.mlp.gate: 0.6"]
+
+
+def test_histograms() -> None:
+    """Every token is in a bar, and mean, quantile and limit stand where the bins say."""
+    report = copy.deepcopy(PAGE)
+    report["resolved_policy"]["distribution"] = {"kl_mean_max": 0.05, "flip_fraction_max": 0.03}
+    kl, change = metric_sections.distribution(report).plots
+    counts = report["distribution"]["histograms"]["kl"]["counts"]
+    assert len(paths(kl, "bars")) == sum(n > 0 for n in counts)
+    assert texts(kl, "level")[-1] == "limit of the mean 0.0500"
+    mean, high = (float(x) for x, _ in starts(kl, "mean"))
+    assert mean < float(starts(kl, "limit")[0][0])
+    assert mean < high
+    assert "differs at 2.5 %" in change.description
+    # the change is symmetric about 0, which lies in the middle of the picture
+    middle = starts(change, "mean")[1][0]
+    assert middle == pytest.approx((figures.LEFT + figures.RIGHT) / 2, abs=10)
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [5]])
+def test_histogram_without_tokens(counts: list[int]) -> None:
+    """A histogram that is empty or does not fit its edges is left out."""
+    section = {"histograms": {"kl": {"edges": [0.0, 1.0, 2.0], "counts": counts}}}
+    assert figures.distribution_plots(section, {}) == []
