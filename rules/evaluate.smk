@@ -48,6 +48,7 @@ rule evaluate:
         measuring=measuring,
         replicates=C["bootstrap"]["replicates"],
         alpha=C["bootstrap"]["alpha"],
+        assurance=C["assurance"],
         tail=f"--tail-mode {C['tail_mode']}" if C["tail_mode"] else "",
         timeout=C["timeout_minutes"],
         retries=C["retries"],
@@ -61,7 +62,7 @@ rule evaluate:
     shell:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
-        " --preset {input.preset:q} {params.tail}"
+        " --preset {input.preset:q} {params.tail} --assurance {params.assurance}"
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
         " --replicates {params.replicates} --alpha {params.alpha}"

@@ -10,6 +10,9 @@ rule build_pack:
         config=OUT / "state/config.json",
         revisions=OUT / "state/model_revisions.json",
         baselines=[OUT / m.slug / "baseline.json" for m in S.models],
+        presets=[
+            OUT / m.slug / f"presets/calibrated_preset_{m.slug}.json" for m in S.models
+        ],
     output:
         OUT / "evidence_pack/manifest.json",
     log:

@@ -12,7 +12,7 @@ from report_factory import make_report
 
 from invarlock.reporting import figures, guard_sections, metric_sections, readings
 from invarlock.reporting.panels import NAMED
-from invarlock.reporting.plots import Plot
+from invarlock.reporting.plots import LEFT, RIGHT, Plot
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 HARMFUL = make_report("prune_50pct_stress", 1.6)
@@ -190,7 +190,7 @@ def test_histograms() -> None:
     assert "differs at 2.5 %" in change.description
     # the change is symmetric about 0, which lies in the middle of the picture
     middle = starts(change, "mean")[1][0]
-    assert middle == pytest.approx((figures.LEFT + figures.RIGHT) / 2, abs=10)
+    assert middle == pytest.approx((LEFT + RIGHT) / 2, abs=10)
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [5]])

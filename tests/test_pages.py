@@ -169,7 +169,7 @@ def test_policy_states_both_numbers() -> None:
     rows = section.tables[0].rows
     assert ("drift.max", "1.05", "1.03", "preset:0123456789ab") in rows
     assert ("tail.mode", "warn", "fail", "config") in rows
-    in_force = dict(section.tables[1].rows)  # type: ignore[arg-type]
+    in_force = {row[0]: row[1] for row in section.tables[1].rows}
     assert in_force["spectral.deadband"] == "0.1"
     assert not any("measurement_contract" in name for name in in_force)
     plain = copy.deepcopy(PAGE)

@@ -104,14 +104,19 @@ CONTRAST = """
 """
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
-    """One browser for all tests; without one they are skipped, but not where CI is set."""
+def browser_path() -> str:
+    """The browser; without one the tests are skipped, but not where CI is set."""
     path = chromium.find()
     if path is None and not os.environ.get("CI"):
         pytest.skip("no Chromium on PATH (apt-get install chromium); pages are not looked at")
     assert path is not None, "CI is set and there is no Chromium on PATH"
-    found = chromium.Browser(path, tmp_path_factory.mktemp("profile"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    """One browser for all tests."""
+    found = chromium.Browser(browser_path(), tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
 
@@ -199,9 +204,7 @@ def test_nothing_is_requested(name: str, browser: chromium.Browser, tmp_path: Pa
 
 def test_network_log_is_empty(tmp_path: Path) -> None:
     """Chromium's own log of the network holds no connection, while a page with an image has one."""
-    path = chromium.find()
-    if path is None:
-        pytest.skip("no Chromium on PATH")
+    path = browser_path()
     asked: list[str] = []
 
     class Server(BaseHTTPRequestHandler):

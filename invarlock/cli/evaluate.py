@@ -46,7 +46,6 @@ class Job:
     preset: str  # file, or empty
     tail_mode: str  # or empty: the tier's
     assurance: str
-    telemetry: bool
     replicates: int
     alpha: float
     edit_label: str
@@ -121,9 +120,11 @@ def main(args: argparse.Namespace) -> int:
         record_failure(job, status, code, error)
         print(f"{status}: {error}")
         return 0
-    from invarlock.cli.evaluate_record import summary_line
+    from invarlock.cli.evaluate_record import summary_line, telemetry_line
 
     print(summary_line(out))
+    if telemetry_wanted(os.environ):
+        print(telemetry_line(out))
     return 0
 
 
@@ -168,7 +169,6 @@ def _job(args: argparse.Namespace) -> Job:
         preset=str(args.preset or ""),
         tail_mode=args.tail_mode,
         assurance=args.assurance,
-        telemetry=telemetry_wanted(os.environ),
         replicates=args.replicates,
         alpha=args.alpha,
         edit_label=args.edit_label,

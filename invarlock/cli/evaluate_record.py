@@ -19,6 +19,7 @@ from invarlock.files import (
     write_json,
 )
 from invarlock.metrics.perplexity import Bootstrap
+from invarlock.reporting import probes
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import (
@@ -68,6 +69,9 @@ def write_results(job: Job, result: Result) -> None:
     report = evaluation_report(comparison, policy)
     validate(report, "evaluation-report", str(out / EVALUATION_NAME))
     write_bytes(out / EVALUATION_NAME, canonical_json(report) + b"\n")
+    requirements = json.loads(job.scenario).get("requirements", {}) if job.scenario else {}
+    for name in probes.wanted(requirements, report):
+        write_json(out / name, probes.probe_of(name, report))
     write_runtime_manifest(
         out / EVALUATION_NAME,
         Allowances(network=job.allow_network, remote_code=job.allow_remote_code),
@@ -169,3 +173,8 @@ def summary_line(out: Path) -> str:
     failed = [flag for flag in report["context"]["gates"] if flags.get(flag) is not True]
     gates = "all gates hold" if not failed else "not held: " + ", ".join(failed)
     return f"{outcome['scenario']}: {outcome['status']}; {what}; {gates}"
+
+
+def telemetry_line(out: Path) -> str:
+    """The line that ``INVARLOCK_TELEMETRY`` asks for."""
+    return str(read_json_object(out / EVALUATION_NAME)["telemetry"]["summary_line"])

@@ -27,9 +27,11 @@ from invarlock.evidence.scenarios_check import (
 )
 from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
 from invarlock.files import parse_json
+from invarlock.reporting.probes import RMT_NAME, VE_NAME
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
-OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *DEPLOYABLE_SIDECARS)
+PROBES = (RMT_NAME, VE_NAME)
+OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
 RENDERED = ("evaluation.html", "evaluation.md")
 _RECORD_PATH = re.compile(r"([a-z0-9][a-z0-9._-]*)/reports/([A-Za-z0-9._-]+)/(run_[1-9][0-9]*)")
 _MATERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -133,8 +135,14 @@ def from_run(out: Path) -> Inputs:
         if source.exists():
             inputs.add(path, source)
     for model in sorted(models):
-        if (out / model / "baseline.json").exists():
-            inputs.add_material(f"baseline.{model}", out / model / "baseline.json")
+        presets = out / model / "presets"
+        for name, source in (
+            (f"baseline.{model}", out / model / "baseline.json"),
+            (f"preset.{model}", presets / f"calibrated_preset_{model}.json"),
+            (f"calibration_stats.{model}", presets / "calibration_stats.json"),
+        ):
+            if source.exists():
+                inputs.add_material(name, source)
     return inputs
 
 
@@ -163,6 +171,7 @@ def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
         RUNTIME_MANIFEST,
         EDIT_METADATA,
         ERROR_METADATA,
+        *PROBES,
         *RENDERED,
     ):
         if name in needed or (source / name).exists():

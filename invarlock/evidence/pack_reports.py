@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from invarlock.errors import InputError
-from invarlock.evidence import Code, coherence, escape
+from invarlock.errors import InputError, InvarlockError
+from invarlock.evidence import Code, coherence, escape, judged_by
 from invarlock.evidence.claims import expects_pass
 from invarlock.evidence.findings import dig
 from invarlock.evidence.report_checks import report_passes
@@ -32,6 +32,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     if options.skip_verify:
         step.note = "not verified: --skip-verify"
         return
+    step.findings += judged_by.check_presets(tree)
     found = places(tree)
     expected_pass = [place for place in found if expects_pass(place, scenarios)]
     if not options.pack_whatever_is_true:
@@ -51,6 +52,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             for text in _failures(report, place, scenarios, result)
         ]
         step.findings += _same_baseline(tree, place, report, baselines)
+        step.findings += _judged_by(tree, place, report)
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
@@ -134,6 +136,17 @@ def _same_baseline(
         for name, value in coherence.baseline_parts(report.report).items()
         if seen[model].setdefault(name, value) != value
     ]
+
+
+def _judged_by(tree: Tree, place: Place, report: ReportResult) -> list[str]:
+    """Whether the thresholds of a report are those of the preset in the pack."""
+    if report.report is None:
+        return []
+    try:
+        found = list(judged_by.check_report(tree, place, report.report))
+    except (InvarlockError, LookupError, TypeError, ValueError, AttributeError) as error:
+        found = [f"its preset or probes cannot be read: {escape(str(error)[:200])}"]
+    return [f"{escape(place.report)}: {text}" for text in found]
 
 
 def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -149,7 +149,8 @@ def variance(report: Report) -> Check:
     note = "no output variance left the deadband"
     if scales:
         gain = number(gate.get("mean_delta"))
-        note = f"held-out test: {gate.get('reason', 'not made')}"
+        reason = str(gate.get("reason", "not made")).replace("_", " ")
+        note = f"held-out test: {reason}"
         note += f", loss changes by {fixed(gain)} nats" if gain is not None else ""
     return Check(
         name="Variance",

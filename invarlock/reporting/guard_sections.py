@@ -181,7 +181,7 @@ def variance(report: Report) -> Section:
         facts=(
             ("Deadband of a scale", share(deadband)),
             ("Scales proposed", str(len(scales))),
-            ("Held-out test", str(gate.get("reason", "not made"))),
+            ("Held-out test", str(gate.get("reason", "not made")).replace("_", " ")),
             ("Gain, nats per token", interval),
             ("Speaks", yes(section.get("signal"))),
         ),

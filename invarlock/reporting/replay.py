@@ -93,9 +93,7 @@ def read_evidence(report: Report) -> Evidence:
     weights = tables.read_spectral(guards["spectral"]["modules"]) if measured else ([], [])
     edges = tables.read_activations(guards["rmt"]["modules"], "edge") if measured else ([], [])
     outputs = (
-        tables.read_activations(guards["variance"]["modules"], "variance")
-        if measured
-        else ([], [])
+        tables.read_activations(guards["variance"]["modules"], "variance") if measured else ([], [])
     )
     trial = guards["variance"]["trial"] if measured else None
     mixture = report.get("moe")

@@ -1,0 +1,87 @@
+"""Whether the reports of a pack were judged by the presets that the pack holds.
+
+A report states the thresholds that are not its tier's own. They are believed only as far as the
+tier table admits them; here they are also traced: to the preset in the pack, and from the preset
+to the statistics of null edits it was derived from. Probes have to follow from their reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from invarlock.errors import InvarlockError
+from invarlock.evidence import escape
+from invarlock.evidence.findings import dig
+from invarlock.evidence.scenarios_check import Place
+from invarlock.evidence.tree import Tree
+from invarlock.preset import Preset, derive, preset_of
+from invarlock.reporting.probes import RMT_NAME, VE_NAME, probe_of
+
+Report = Mapping[str, Any]
+
+
+def preset_path(model: str) -> str:
+    """Where a pack keeps the preset of a model (its folder name)."""
+    return f"metadata/preset.{model}.json"
+
+
+def stats_path(model: str) -> str:
+    """Where a pack keeps the statistics that the preset was derived from."""
+    return f"metadata/calibration_stats.{model}.json"
+
+
+def check_presets(tree: Tree) -> Iterator[str]:
+    """Presets that do not follow from the statistics beside them."""
+    for path in sorted(tree.files):
+        if not path.startswith("metadata/preset.") or not path.endswith(".json"):
+            continue
+        model = path.removeprefix("metadata/preset.").removesuffix(".json")
+        try:
+            preset = preset_of(tree.json_object(path), path)
+            if stats_path(model) not in tree.files:
+                yield f"{escape(path)}: {escape(stats_path(model))} is not in the pack"
+                continue
+            stats = tree.json_object(stats_path(model))
+            if derive(stats, preset.tier, stats_path(model)) != preset.document:
+                yield f"{escape(path)}: does not follow from {escape(stats_path(model))}"
+        except (InvarlockError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            yield f"{escape(path)}: {escape(str(error)[:200])}"
+
+
+def check_report(tree: Tree, place: Place, report: Report) -> Iterator[str]:
+    """What a report says of its preset, and the probes beside it."""
+    yield from _preset(tree, place, report)
+    for name in (RMT_NAME, VE_NAME):
+        path = place.folder + name
+        if path in tree.files and tree.json_object(path) != probe_of(name, report):
+            yield f"{name} beside it does not follow from it"
+
+
+def _preset(tree: Tree, place: Place, report: Report) -> Iterator[str]:
+    stated = dig(report, "policy_provenance", "preset_sha256")
+    if stated is None:
+        return
+    model = place.folder.split("/")[1]
+    if preset_path(model) not in tree.files:
+        yield f"the preset it was judged by is not in the pack ({escape(preset_path(model))})"
+        return
+    preset = preset_of(tree.json_object(preset_path(model)), preset_path(model))
+    if preset.sha256 != stated:
+        yield "it was judged by another preset than the pack's"
+    elif preset.checkpoint_sha256 != dig(report, "baseline_ref", "checkpoint_sha256"):
+        yield "its preset was derived for another baseline"
+    elif _from_preset(report) != _overrides(preset):
+        yield "/policy_provenance/overrides are not those of its preset"
+
+
+def _overrides(preset: Preset) -> list[tuple[str, float | str]]:
+    return sorted((override.path, override.value) for override in preset.overrides)
+
+
+def _from_preset(report: Report) -> list[tuple[str, float | str]]:
+    return sorted(
+        (o["path"], o["value"])
+        for o in report["policy_provenance"]["overrides"]
+        if str(o["source"]).startswith("preset:")
+    )
