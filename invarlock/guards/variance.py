@@ -23,13 +23,13 @@ from invarlock.guards.spectral import rounded
 from invarlock.metrics.bootstrap import bca_interval, cluster_sums
 from invarlock.policy import VariancePolicy
 
-HELD_OUT_WINDOWS = 24  # of the preview arm, none of them a calibration window
+HELD_OUT_SHARE = 0.2  # of all windows; from the preview arm, none of them a calibration window
 REPLICATES, SEED = 2000, 211
 
 CONTRACT = {
     "kind": "output_variance",
     "estimator": {"type": "mean_over_features", "over": "tokens", "dtype": "float32"},
-    "held_out_windows": {"count": HELD_OUT_WINDOWS, "arm": "preview"},
+    "held_out_windows": {"share": HELD_OUT_SHARE, "arm": "preview"},
     "bootstrap": {"method": "bca_cluster_ratio", "replicates": REPLICATES, "seed": SEED},
 }
 
@@ -62,8 +62,12 @@ def trial_from(recorded: Mapping[str, Sequence[Any]]) -> Trial:
 
 
 def is_target(activation: Activation, tap: str) -> bool:
-    """Whether a module leaves a feed-forward block: named ``tap``, or a block's fused experts."""
-    return activation.name.endswith(("." + tap, ".experts"))
+    """Whether a module leaves a feed-forward block: named ``tap``, or a block's fused experts.
+
+    Attention may have an output projection of the same name (BERT's ``output.dense``).
+    """
+    named = activation.name.endswith(("." + tap, ".experts"))
+    return named and activation.family != "attn"
 
 
 def propose(

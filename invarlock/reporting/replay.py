@@ -160,12 +160,15 @@ def _work(report: Report) -> Work:
 
 
 def _shift(report: Report, policy: Policy) -> list[str]:
-    block = report["distribution"]
+    block, final = report["distribution"], report["evaluation_windows"]["final"]
     if block["evaluated"] is not True:
         reason = str(block["reason"])
         expected = distribution.not_evaluated(reason, policy.distribution)
-        return [] if block == expected else [""]
-    return distribution.check(block, report["evaluation_windows"]["final"], policy.distribution)
+        sums = [*final.get("kl_sum", []), *final.get("probability_change_sum", [])]
+        # a subject that was run has them, and finite ones leave no reason for no block
+        hidden = bool(final["window_ids"]) and None not in sums
+        return [""] if hidden or block != expected else []
+    return distribution.check(block, final, policy.distribution)
 
 
 def _consistent(evidence: Evidence) -> bool:

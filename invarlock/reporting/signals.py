@@ -10,21 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from invarlock.errors import ConfigError
+from invarlock.policy import load_policy
+from invarlock.reporting.judgement import EXPLORING_GATES, GATES, MIXTURE_GATE
+
 CORE_GUARDS = ("invariants", "spectral", "rmt", "variance", "primary_metric")
-# A report that does not gate on all of these has not been judged.
-REQUIRED_GATES = (
-    "primary_metric_acceptable",
-    "preview_final_drift_acceptable",
-    "invariants_pass",
-    "spectral_stable",
-)
-# Every gate of the published format; what a report leaves out is listed, never passed.
-KNOWN_GATES = (
-    *REQUIRED_GATES,
-    "rmt_stable",
-    "primary_metric_tail_acceptable",
-    "guard_overhead_acceptable",
-)
 REASONS = {
     "primary_metric_acceptable": "primary_metric_fail",
     "preview_final_drift_acceptable": "drift_fail",
@@ -33,6 +23,7 @@ REASONS = {
     "rmt_stable": "rmt_fail",
     "primary_metric_tail_acceptable": "tail_fail",
     "guard_overhead_acceptable": "overhead_fail",
+    MIXTURE_GATE: "moe_fail",
 }
 # The block of the report that carries the evidence of a flag.
 FLAG_BLOCKS = {
@@ -43,6 +34,7 @@ FLAG_BLOCKS = {
     "spectral_stable": "spectral",
     "rmt_stable": "rmt",
     "guard_overhead_acceptable": "guard_overhead",
+    MIXTURE_GATE: "moe",
 }
 REJECTED = "rejected_by_invariants"
 # Reasons for which the subject was not run at all, so that there is no metric to judge by.
@@ -65,6 +57,21 @@ def gates(report: Report) -> tuple[str, ...]:
     return tuple(sorted({name for name in listed if isinstance(name, str)}))
 
 
+def enforces_guards(report: Report) -> bool:
+    """Whether the guards decide in the report's tier; a tier that is not ours asks for all."""
+    try:
+        return load_policy(str(block(report, "auto").get("tier"))).enforce_guards
+    except ConfigError:
+        return True
+
+
+def required_gates(report: Report) -> tuple[str, ...]:
+    """The flags that a report of this tier has to gate on; with fewer it has not been judged."""
+    if not enforces_guards(report):
+        return EXPLORING_GATES
+    return (*GATES, MIXTURE_GATE) if "moe" in report else GATES
+
+
 def evaluated(report: Report, name: str) -> bool:
     """Whether the section holds a measurement.
 
@@ -81,7 +88,7 @@ def pass_reasons(report: Report) -> list[str]:
     """Why the report does not pass; empty iff it passes."""
     validation, metric = block(report, "validation"), block(report, "primary_metric")
     asked = gates(report)
-    reasons = [f"gate_missing:{name}" for name in REQUIRED_GATES if name not in asked]
+    reasons = [f"gate_missing:{name}" for name in required_gates(report) if name not in asked]
     if metric.get("degraded_reason") in NOT_RUN:
         reasons.append(str(metric["degraded_reason"]))
     elif metric.get("degraded") is True or metric.get("invalid") is True:
@@ -140,12 +147,8 @@ def capped_modules(report: Report) -> set[str]:
 
 
 def variance_spoke(report: Report) -> bool:
-    """Whether the variance guard measured a shift that a scale would mend."""
-    section = block(report, "variance")
-    proposed = section.get("proposed_scales")
-    count = len(proposed) if isinstance(proposed, (list, Mapping)) else proposed
-    some = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-    return evaluated(report, "variance") and (some or section.get("passed") is False)
+    """Whether the variance guard proposed a scale and found that it lowers the loss."""
+    return evaluated(report, "variance") and block(report, "variance").get("signal") is True
 
 
 def guard_flags(report: Report | None) -> dict[str, bool]:
@@ -168,7 +171,9 @@ def guard_flags(report: Report | None) -> dict[str, bool]:
         "variance": variance_spoke(report),
         "drift": refused("preview_final_drift_acceptable")
         and block(report, "primary_metric").get("degraded") is not True,
+        "primary_metric_tail": refused("primary_metric_tail_acceptable"),
         "overhead": refused("guard_overhead_acceptable"),
+        "moe": refused(MIXTURE_GATE),
     }
 
 

@@ -23,7 +23,7 @@ from invarlock.guards.invariants_decision import Failure
 from invarlock.guards.moe import RouterStats
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation
 from invarlock.guards.spectral import Module
-from invarlock.guards.variance import HELD_OUT_WINDOWS, Trial, is_target, propose
+from invarlock.guards.variance import HELD_OUT_SHARE, Trial, is_target, propose
 from invarlock.policy import VariancePolicy
 from invarlock.records import Record
 from invarlock.roles import architecture_of, family_of, is_transposed, layer_of
@@ -278,7 +278,8 @@ class _Pass:
         tap = tap_of(self.config)
         mine = [a for a in activations if is_target(a, tap)]
         scales = propose([a for a in self.against.activations if is_target(a, tap)], mine, policy)
-        rows = evenly_spaced(self.rest, HELD_OUT_WINDOWS)
+        everything = sum(map(len, self.examples.values()))
+        rows = evenly_spaced(self.rest, int(HELD_OUT_SHARE * everything))
         if not scales or not rows:
             return None
         with scaled_outputs(self.loaded.model, scales):

@@ -276,12 +276,18 @@ class Reference:
         """Refuse a run of other windows or another baseline, whatever becomes of the subject.
 
         Raises:
-            InputError: other windows, or another baseline checkpoint.
+            InputError: other windows, another baseline checkpoint, or other definitions of
+                what the guards measure.
         """
         found = self.report["data"]["windows_sha256"]
         self._require("windows", found, windows.sha256)
         found = self.report["meta"]["checkpoint_sha256"]
         self._require("baseline checkpoint", found, checkpoint_sha256)
+        for guard in self.report["guards"]:
+            if guard["name"] in CONTRACTS:
+                now = str(contract_fields(guard["name"])["measurement_contract_hash"])
+                found = guard.get("measurement_contract_hash")
+                self._require(f"definition of what {guard['name']} measures", found, now)
 
     def require_same_arithmetic(self, dtype: str, device: str) -> None:
         """Refuse to compare losses of different arithmetic.

@@ -1,0 +1,342 @@
+"""The measurements behind docs/results.md: clean edits and damage of the embedded model.
+
+Every step is a command of the package. A step is skipped when its output is there and was made
+by the same words and the same code from steps of which this holds too; an interrupted run goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from invarlock.code_digest import code_digest
+from invarlock.files import digest_json, read_json_object, write_text
+from invarlock.scenarios import Scenario, load_catalogue
+
+ROOT = Path(__file__).resolve().parent.parent
+CALIBRATION_SEEDS = (44, 45, 46)  # none of them a seed of an evaluation
+STRENGTHS = {"published": 1.0, "half": 0.5, "double": 2.0}
+# The parameter that says how strong a damage is; the others have no strength.
+PARAMETER = {
+    "shape_mismatch": "extra_rows",
+    "missing_tensors": "layers",
+    "scale_explosion": "factor",
+    "rank_collapse": "matrices",
+    "norm_collapse": "matrices",
+    "rmt_norm_noise": "blend",
+    "spectral_moderate_scale": "factor",
+    "ve_mlp_scale_skew": "factor",
+}
+DEFAULTS = {"layers": 1}  # of parameters that the catalogue leaves out
+FULL_BLEND = 1.0
+FAR = 10.0  # from this factor on, "half as strong" is half the factor
+
+
+@dataclass(frozen=True)
+class Case:
+    """A damage of the catalogue at one strength; without parameters: not possible, see note."""
+
+    scenario: Scenario
+    strength: str
+    parameters: Mapping[str, Any] | None
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """A name for files."""
+        return f"{self.scenario.id}-{self.strength}"
+
+    @property
+    def setting(self) -> str:
+        """The parameter that was scaled, with its value."""
+        parameter = PARAMETER.get(self.scenario.error_type or "")
+        if parameter is None or self.parameters is None:
+            return ""
+        return f"{parameter} {self.parameters[parameter]:g}"
+
+
+def scaled(parameter: str, value: float, by: float) -> float | None:
+    """A parameter at ``by`` times the strength: the deviation from doing nothing is scaled.
+
+    None where it cannot be: half of one layer, or more than all of a row.
+    """
+    if parameter == "factor":
+        return value * by if value >= FAR else round(1 + (value - 1) * by, 9)
+    if parameter == "blend":
+        changed = min(FULL_BLEND, value * by)
+        return None if by > 1 and changed == value else changed
+    changed = value * by
+    return int(changed) if changed == int(changed) else None
+
+
+def cases(scenario: Scenario) -> list[Case]:
+    """The damage at its published strength and, where it has one, at half and double."""
+    parameter = PARAMETER.get(scenario.error_type or "")
+    published = dict(scenario.parameters)
+    if parameter is None:
+        return [Case(scenario, "published", published, "has no strength")]
+    value = published.setdefault(parameter, DEFAULTS.get(parameter))
+    found = []
+    for strength, by in STRENGTHS.items():
+        changed = value if by == 1 else scaled(parameter, value, by)
+        if changed is None:
+            why = f"not possible: {parameter} {value:g}"
+            found.append(Case(scenario, strength, None, why))
+            continue
+        note = "blend ends at 1" if parameter == "blend" and changed < value * by else ""
+        found.append(Case(scenario, strength, {**published, parameter: changed}, note))
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and where the results go."""
+
+    work: Path
+    seeds: tuple[int, ...]  # of the windows that clean edits are measured on
+    arm: int  # windows of each arm, clean edits
+    damage_arm: int
+    calibration_arm: int
+    clean: tuple[Scenario, ...]
+    damage: tuple[Case, ...]
+    model_id: str
+    source: str
+    text: str
+    seq_len: int
+
+    def folder(self, subject: str, windows: str) -> Path:
+        """Where an evaluation is."""
+        return self.work / "evaluations" / subject / windows
+
+
+def make_plan(work: Path, quick: bool) -> Plan:
+    """The smoke suite's model and clean edits, and every damage of the catalogue (once an id)."""
+    suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
+    smoke = suites["suites"]["smoke"]
+    model_id = smoke["models"][0]
+    model = suites["models"][model_id]
+    scenarios = load_catalogue(ROOT / "scenarios/scenarios.json").scenarios
+    clean = [s for s in scenarios if "smoke" in s.suites and s.category == "clean"]
+    damage = {s.id: s for s in reversed(scenarios) if s.is_error}
+    names = [s.id for s in scenarios if s.id in damage]
+    found = [case for name in dict.fromkeys(names) for case in cases(damage[name])]
+    plan = Plan(
+        work=work,
+        seeds=(101, 102, 103),
+        arm=model["preview"],
+        damage_arm=56,  # the tail needs 50
+        calibration_arm=16,
+        clean=tuple(clean),
+        damage=tuple(found),
+        model_id=model_id,
+        source=model["source"],
+        text=smoke["text"],
+        seq_len=model["seq_len"],
+    )
+    if not quick:
+        return plan
+    two = ("shape_mismatch", "rank1_projection")
+    few = tuple(c for c in found if c.scenario.id in two)
+    return dataclasses.replace(
+        plan, seeds=(101,), arm=16, damage_arm=16, calibration_arm=8, clean=plan.clean[:2], damage=few
+    )
+
+
+@dataclass
+class Runner:
+    """Runs commands of the package, each once."""
+
+    work: Path
+    total: int
+    done: dict[str, str] = field(default_factory=dict)  # stamps, by step
+    _lock: int = -1
+
+    def __post_init__(self) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        # Inherited by every command: what an interrupted run left going is waited for.
+        self._lock = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        os.set_inheritable(self._lock, True)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def stamp(self, verb: str, words: Sequence[object], needs: Sequence[str]) -> str:
+        """What a step was made of: its words, the code behind it, the steps before it."""
+        modules = {"evaluate": ("evaluate", "evaluate_worker", "evaluate_record")}.get(verb, (verb,))
+        code = code_digest(*(f"invarlock.cli.{module}" for module in modules))
+        return digest_json([verb, [str(w) for w in words], code, [self.done[n] for n in needs]])
+
+    def is_done(self, name: str, stamp: str, made: Path) -> bool:
+        """Whether the step's output is there and of this stamp."""
+        mark = self.work / "done" / name
+        return made.exists() and mark.is_file() and mark.read_text() == stamp
+
+    def step(self, name: str, words: Sequence[object], made: Path, needs: Sequence[str]) -> None:
+        """Run ``words`` unless that was done; the first is the command."""
+        verb = str(words[1] if words[0] == "advanced" else words[0])
+        stamp = self.stamp(verb, words, needs)
+        if not self.is_done(name, stamp, made):
+            self.run(name, words)
+            write_text(self.work / "done" / name, stamp)
+        self.done[name] = stamp
+
+    def run(self, name: str, words: Sequence[object]) -> None:
+        """Run one command; its output goes to a file of ``logs``."""
+        log = self.work / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        started = time.monotonic()
+        with log.open("w") as out:
+            code = subprocess.run(
+                [sys.executable, "-m", "invarlock", *map(str, words)],
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                close_fds=False,  # hands the lock on
+            ).returncode
+        if code != 0:
+            raise SystemExit(f"{name} ended with {code}:\n{log.read_text()[-1500:]}")
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def in_parallel(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run jobs, one a core; the first that fails ends the run."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = [pool.submit(job) for job in jobs]
+        try:
+            for job in as_completed(waiting):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def run_all(plan: Plan) -> None:
+    """Everything that the page shows."""
+    print(f"results in {plan.work}; what is there already is not made again", flush=True)
+    runner = Runner(plan.work, 0)
+    _prepare(plan, runner)
+    clean = [
+        Subject(
+            plan,
+            runner,
+            s.id,
+            ["edit", "--spec", s.edit_spec],
+            str(s.edit_type),
+            tuple(f"seed_{n}" for n in plan.seeds),
+        )
+        for s in plan.clean
+    ]
+    damage = [
+        Subject(
+            plan,
+            runner,
+            case.name,
+            ["inject", "--error-type", case.scenario.error_type, "--parameters",
+             json.dumps(case.parameters, sort_keys=True)],
+            str(case.scenario.error_type),
+            ("damage",),
+        )
+        for case in plan.damage
+        if case.parameters is not None
+    ]  # fmt: skip
+    in_parallel([subject.evaluate for subject in (*clean, *damage)])
+
+
+def arithmetic(plan: Plan) -> list[object]:
+    """How everything is measured; evaluations run side by side, each on one core."""
+    return ["--model-id", plan.model_id, "--threads", 1]
+
+
+def _prepare(plan: Plan, runner: Runner) -> None:
+    """Baseline, windows, runs of the baseline, and the preset."""
+    work, model = plan.work, plan.work / "baseline"
+    revisions, named = work / "model_revisions.json", f"{plan.model_id}={plan.source}"
+    pin = ["pin", "--suite", "results", "--model", named, "--text", plan.text, "--out", revisions]
+    runner.step("pin", pin, revisions, [])
+    record = work / "baseline.json"
+    place = ["baseline", "--model", named, "--revisions", revisions, "--out", model]
+    runner.step("baseline", [*place, "--record", record], model, ["pin"])
+    cuts = {f"seed_{n}": (plan.arm, n) for n in plan.seeds}
+    cuts["damage"] = (plan.damage_arm, plan.seeds[0])
+    calibration = [f"calibration_{n}" for n in CALIBRATION_SEEDS]
+    pairs = zip(calibration, CALIBRATION_SEEDS, strict=True)
+    for name, (arm, seed) in (cuts | {c: (plan.calibration_arm, n) for c, n in pairs}).items():
+        made = work / "windows" / f"{name}.json"
+        cut = ["windows", "--tokenizer", model, "--text", plan.text, "--revisions", revisions]
+        cut += ["--seq-len", plan.seq_len, "--preview", arm, "--final", arm, "--seed", seed]
+        runner.step(f"windows-{name}", [*cut, "--out", made], made, ["baseline"])
+
+    def baseline_run(name: str) -> Callable[[], None]:
+        made = work / "runs" / name
+        run = ["run", "--model", model, "--windows", work / "windows" / f"{name}.json"]
+        run += [*arithmetic(plan), "--tier", "balanced", "--out", made]
+        needs = [f"windows-{name}"]
+        return lambda: runner.step(f"run-{name}", run, made / "report.json", needs)
+
+    stats, preset = work / "calibration_stats.json", work / "preset.json"
+    files = [work / "windows" / f"{name}.json" for name in calibration]
+    measure = ["advanced", "calibrate", "--baseline", model, "--windows", *files]
+    measure += [*arithmetic(plan), "--out", stats]
+    needs = [f"windows-{name}" for name in calibration]
+    calibrate = lambda: runner.step("calibrate", measure, stats, needs)  # noqa: E731
+    in_parallel([calibrate, *map(baseline_run, cuts)])
+    derive = ["advanced", "preset", "--stats", stats, "--tier", "balanced"]
+    derive += ["--out-yaml", work / "preset.yaml", "--out-json", preset]
+    runner.step("preset", derive, preset, ["calibrate"])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An edited checkpoint that exists only while it is evaluated."""
+
+    plan: Plan
+    runner: Runner
+    name: str
+    make: Sequence[object]  # the command that makes it
+    label: str
+    windows: tuple[str, ...]
+
+    def evaluate(self) -> None:
+        """Make the checkpoint, evaluate it on all windows, remove it; or nothing if all is there."""
+        work = self.plan.work
+        made = work / "subjects" / self.name
+        metadata = work / "subjects" / f"{self.name}.json"
+        model = work / "baseline"
+        make = [*self.make, "--baseline", model, "--out", made, "--metadata", metadata]
+        edited = self.runner.stamp(str(make[0]), make, ["baseline"])
+        todo = [(w, *self.words(w, made, metadata)) for w in self.windows]
+        stamps = {
+            w: digest_json([edited, self.runner.stamp("evaluate", words, ["preset", f"run-{w}"])])
+            for w, words, _ in todo
+        }
+        todo = [t for t in todo if not self.runner.is_done(f"{self.name}-{t[0]}", stamps[t[0]], t[2])]
+        if not todo:
+            return
+        self.runner.run(f"make-{self.name}", make)
+        for windows, words, outcome in todo:
+            name = f"{self.name}-{windows}"
+            self.runner.run(name, words)
+            if read_json_object(outcome)["status"] in ("reported", "rejected_by_invariants"):
+                write_text(work / "done" / name, stamps[windows])
+        shutil.rmtree(made)
+
+    def words(self, windows: str, made: Path, metadata: Path) -> tuple[list[object], Path]:
+        """The command of an evaluation, and the file that it writes last."""
+        work, out = self.plan.work, self.plan.folder(self.name, windows)
+        words: list[object] = ["evaluate", "--baseline", work / "baseline", "--subject", made]
+        words += ["--baseline-report", work / "runs" / windows, "--preset", work / "preset.json"]
+        words += ["--windows", work / "windows" / f"{windows}.json", *arithmetic(self.plan)]
+        words += ["--tier", "balanced", "--edit-label", self.label, "--edit-metadata", metadata]
+        return [*words, "--record-failure", "--out", out], out / "outcome.json"
