@@ -28,6 +28,7 @@ from invarlock.preset import (
     summarise,
     to_yaml,
     tolerance_factor,
+    zero_mean_factor,
 )
 
 Document = dict[str, Any]
@@ -160,7 +161,7 @@ def test_what_null_edits_leave_alone_keeps_the_tiers_threshold() -> None:
 
 def test_thresholds_follow_the_noise() -> None:
     """Known answer: each threshold is the bound of its noise, recomputed here from the runs."""
-    given = stats(sigma=0.02, edge=0.07)
+    given = stats(sigma=0.02, edge=0.07, drift=6e-3)
     document = derive(given, "balanced", "x")
     null = [r for r in given["runs"] if r["edit"] != "noop"]
 
@@ -179,7 +180,8 @@ def test_thresholds_follow_the_noise() -> None:
     assert tau == pytest.approx(bound / kappa, rel=1e-6)
 
     drift = np.array([r["drift"] for r in null])
-    half = math.expm1(abs(drift.mean()) + tolerance_factor(3, 0.995, 0.95) * drift.std(ddof=1))
+    size = math.sqrt(float((drift**2).mean()))
+    half = math.expm1(zero_mean_factor(3, 0.995, 0.95) * size)
     band = document["primary_metric"]["drift_band"]
     assert (band["min"], band["max"]) == pytest.approx((1 - half, 1 + half), rel=1e-6)
 
@@ -346,3 +348,12 @@ def test_command_writes_both_files_and_says_what_changed(
     assert (tmp_path / "p.json").read_bytes() == first
     assert json.loads(first)["_calibration_meta"]["tier"] == "balanced"
     assert main(["advanced", "preset", *words, "--tier", "balancd"]) == 2
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 40])
+def test_zero_mean_factor_is_close_to_exact(n: int) -> None:
+    """The factor of a known mean departs from the exact chi-square one by less than 5 %."""
+    from scipy.stats import chi2, norm
+
+    exact = norm.ppf(0.995) * math.sqrt(n / chi2.ppf(0.05, n))
+    assert 1 - 1e-3 < zero_mean_factor(n, 0.995, 0.95) / exact < 1.05

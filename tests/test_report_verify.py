@@ -76,7 +76,7 @@ def codes(result: ReportResult) -> set[str]:
     return {finding.code for finding in result.findings}
 
 
-@pytest.mark.parametrize("profile", ["dev", "ci"])
+@pytest.mark.parametrize("profile", ["dev", "ci", "release"])
 def test_a_good_report_verifies_and_is_replayed(profile: str) -> None:
     """An honest report has no finding, and its decisions were recomputed."""
     result = check(profile=profile, require_replay=True)
@@ -86,10 +86,23 @@ def test_a_good_report_verifies_and_is_replayed(profile: str) -> None:
 
 
 def test_release_asks_for_what_was_not_evaluated() -> None:
-    """Guards that this version does not run are missing in profile release."""
-    messages = " ".join(f.message for f in check(profile="release").findings)
+    """A flag and a block that are left out are missing in profile release."""
+
+    def change(report: Document) -> None:
+        del report["validation"]["rmt_stable"], report["guard_overhead"]
+
+    messages = " ".join(f.message for f in check(change, profile="release").findings)
     assert "rmt_stable" in messages
     assert "guard_overhead" in messages
+
+
+@pytest.mark.parametrize("profile", ["ci", "release"])
+def test_the_exploring_tier_never_passes_a_real_profile(profile: str) -> None:
+    """Tier none is true and passes dev; it decides nothing that a profile could believe."""
+    exploring = factory.make_report(tier="none")
+    assert check(report=exploring).ok
+    found = check(report=exploring, profile=profile)
+    assert [f.message for f in found.findings if f.message.startswith("/auto/tier")]
 
 
 def test_an_honest_fail_is_true_but_not_acceptable() -> None:
@@ -369,7 +382,8 @@ def test_exit_codes_of_verify(tmp_path: Path) -> None:
 
 def test_guard_warnings_fail_when_asked(tmp_path: Path) -> None:
     """--warning-policy fail and --fail-on-warnings are the same."""
-    path = write(tmp_path / "r", CLEAN | {"guard_warnings": {"warning_count": 2}})
+    spread = {factory.DOWN: 0.81}  # a scale is proposed, and does not help
+    path = write(tmp_path / "r", factory.make_report("quant_8bit_clean", 1.004, spread=spread))
     assert cli(["verify", str(path)]) == 0
     assert cli(["verify", str(path), "--warning-policy", "fail"]) == 1
     assert cli(["verify", str(path), "--fail-on-warnings"]) == 1

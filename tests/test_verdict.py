@@ -246,11 +246,11 @@ def test_counts_and_summaries() -> None:
 
 
 def test_not_evaluated_is_listed() -> None:
-    """Gates of the format that no report evaluates are named, and no guard is credited for them."""
-    verdict = judge(SMOKE)
-    assert {"rmt_stable", "primary_metric_tail_acceptable", "variance"} <= set(
-        verdict["not_evaluated"]
-    )
+    """Gates that some report leaves out are named; a guard that nothing aims at has no rate."""
+    assert judge(SMOKE)["not_evaluated"] == []
+    exploring = make_report("noop_clean", tier="none")
+    verdict = judge([make_evaluation(scenario("noop_clean"), exploring), *SMOKE[1:]])
+    assert {"rmt_stable", "primary_metric_tail_acceptable"} <= set(verdict["not_evaluated"])
     assert verdict["detection"]["rmt"]["total"] == 0
     assert verdict["detection"]["rmt"]["lower"] is None
 
@@ -273,8 +273,6 @@ Did the checks work on this model? (95% Clopper-Pearson; one count per model and
   variance     nothing was aimed at it
   metric       nothing was aimed at it
   false alarms 0 of 1 clean   [0.000, 0.975]
-Not evaluated, and not counted as passed: rmt_stable, primary_metric_tail_acceptable,
-  guard_overhead_acceptable, variance
 
 Requirements
   ok      evidence_present

@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,12 @@ def cases(scenario: Scenario) -> list[Case]:
     published = dict(scenario.parameters)
     if parameter is None:
         return [Case(scenario, "published", published, "has no strength")]
-    value = published.setdefault(parameter, DEFAULTS.get(parameter))
+    value: Any = published.setdefault(parameter, DEFAULTS.get(parameter))
     found = []
     for strength, by in STRENGTHS.items():
         changed = value if by == 1 else scaled(parameter, value, by)
         if changed is None:
-            why = f"not possible: {parameter} {value:g}"
-            found.append(Case(scenario, strength, None, why))
+            found.append(Case(scenario, strength, None, f"not possible: {parameter} is {value:g}"))
             continue
         note = "blend ends at 1" if parameter == "blend" and changed < value * by else ""
         found.append(Case(scenario, strength, {**published, parameter: changed}, note))
@@ -131,9 +131,11 @@ def make_plan(work: Path, quick: bool) -> Plan:
     model = suites["models"][model_id]
     scenarios = load_catalogue(ROOT / "scenarios/scenarios.json").scenarios
     clean = [s for s in scenarios if "smoke" in s.suites and s.category == "clean"]
-    damage = {s.id: s for s in reversed(scenarios) if s.is_error}
-    names = [s.id for s in scenarios if s.id in damage]
-    found = [case for name in dict.fromkeys(names) for case in cases(damage[name])]
+    damage: dict[str, Scenario] = {}
+    for scenario in scenarios:
+        if scenario.is_error:
+            damage.setdefault(scenario.id, scenario)
+    found = [case for scenario in damage.values() for case in cases(scenario)]
     plan = Plan(
         work=work,
         seeds=(101, 102, 103),
@@ -152,31 +154,35 @@ def make_plan(work: Path, quick: bool) -> Plan:
     two = ("shape_mismatch", "rank1_projection")
     few = tuple(c for c in found if c.scenario.id in two)
     return dataclasses.replace(
-        plan, seeds=(101,), arm=16, damage_arm=16, calibration_arm=8, clean=plan.clean[:2], damage=few
+        plan,
+        seeds=(101,),
+        arm=16,
+        damage_arm=16,
+        calibration_arm=8,
+        clean=plan.clean[:2],
+        damage=few,
     )
 
 
-@dataclass
 class Runner:
     """Runs commands of the package, each once."""
 
-    work: Path
-    total: int
-    done: dict[str, str] = field(default_factory=dict)  # stamps, by step
-    _lock: int = -1
-
-    def __post_init__(self) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.done: dict[str, str] = {}  # stamps, by step
+        work.mkdir(parents=True, exist_ok=True)
         # Inherited by every command: what an interrupted run left going is waited for.
-        self._lock = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        os.set_inheritable(self._lock, True)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
 
-    def stamp(self, verb: str, words: Sequence[object], needs: Sequence[str]) -> str:
-        """What a step was made of: its words, the code behind it, the steps before it."""
-        modules = {"evaluate": ("evaluate", "evaluate_worker", "evaluate_record")}.get(verb, (verb,))
-        code = code_digest(*(f"invarlock.cli.{module}" for module in modules))
-        return digest_json([verb, [str(w) for w in words], code, [self.done[n] for n in needs]])
+    def stamp(self, words: Sequence[object], needs: Sequence[str]) -> str:
+        """What a step is made of: its words, the code behind them, the steps before it."""
+        verb = str(words[1] if words[0] == "advanced" else words[0])
+        modules = ("evaluate", "evaluate_worker", "evaluate_record")
+        code = code_digest(
+            *(f"invarlock.cli.{m}" for m in (modules if verb == "evaluate" else (verb,)))
+        )
+        return digest_json([[str(w) for w in words], code, [self.done[n] for n in needs]])
 
     def is_done(self, name: str, stamp: str, made: Path) -> bool:
         """Whether the step's output is there and of this stamp."""
@@ -184,26 +190,26 @@ class Runner:
         return made.exists() and mark.is_file() and mark.read_text() == stamp
 
     def step(self, name: str, words: Sequence[object], made: Path, needs: Sequence[str]) -> None:
-        """Run ``words`` unless that was done; the first is the command."""
-        verb = str(words[1] if words[0] == "advanced" else words[0])
-        stamp = self.stamp(verb, words, needs)
+        """Run a command of the package unless that was done."""
+        stamp = self.stamp(words, needs)
         if not self.is_done(name, stamp, made):
             self.run(name, words)
             write_text(self.work / "done" / name, stamp)
         self.done[name] = stamp
 
     def run(self, name: str, words: Sequence[object]) -> None:
-        """Run one command; its output goes to a file of ``logs``."""
+        """Run a command of the package; what it says goes to a file of ``logs``."""
         log = self.work / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         started = time.monotonic()
         with log.open("w") as out:
             code = subprocess.run(
                 [sys.executable, "-m", "invarlock", *map(str, words)],
+                check=False,
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                close_fds=False,  # hands the lock on
+                pass_fds=(self.lock,),
             ).returncode
         if code != 0:
             raise SystemExit(f"{name} ended with {code}:\n{log.read_text()[-1500:]}")
@@ -225,32 +231,15 @@ def in_parallel(jobs: Sequence[Callable[[], None]]) -> None:
 def run_all(plan: Plan) -> None:
     """Everything that the page shows."""
     print(f"results in {plan.work}; what is there already is not made again", flush=True)
-    runner = Runner(plan.work, 0)
-    _prepare(plan, runner)
-    clean = [
-        Subject(
-            plan,
-            runner,
-            s.id,
-            ["edit", "--spec", s.edit_spec],
-            str(s.edit_type),
-            tuple(f"seed_{n}" for n in plan.seeds),
-        )
-        for s in plan.clean
-    ]
+    runner = Runner(plan.work)
+    prepare(plan, runner)
+    seeds = tuple(f"seed_{n}" for n in plan.seeds)
+    clean = [Subject(plan, runner, s, s.id, seeds) for s in plan.clean]
     damage = [
-        Subject(
-            plan,
-            runner,
-            case.name,
-            ["inject", "--error-type", case.scenario.error_type, "--parameters",
-             json.dumps(case.parameters, sort_keys=True)],
-            str(case.scenario.error_type),
-            ("damage",),
-        )
+        Subject(plan, runner, case.scenario, case.name, ("damage",), case.parameters)
         for case in plan.damage
         if case.parameters is not None
-    ]  # fmt: skip
+    ]
     in_parallel([subject.evaluate for subject in (*clean, *damage)])
 
 
@@ -259,7 +248,7 @@ def arithmetic(plan: Plan) -> list[object]:
     return ["--model-id", plan.model_id, "--threads", 1]
 
 
-def _prepare(plan: Plan, runner: Runner) -> None:
+def prepare(plan: Plan, runner: Runner) -> None:
     """Baseline, windows, runs of the baseline, and the preset."""
     work, model = plan.work, plan.work / "baseline"
     revisions, named = work / "model_revisions.json", f"{plan.model_id}={plan.source}"
@@ -282,15 +271,14 @@ def _prepare(plan: Plan, runner: Runner) -> None:
         made = work / "runs" / name
         run = ["run", "--model", model, "--windows", work / "windows" / f"{name}.json"]
         run += [*arithmetic(plan), "--tier", "balanced", "--out", made]
-        needs = [f"windows-{name}"]
-        return lambda: runner.step(f"run-{name}", run, made / "report.json", needs)
+        return partial(runner.step, f"run-{name}", run, made / "report.json", [f"windows-{name}"])
 
     stats, preset = work / "calibration_stats.json", work / "preset.json"
     files = [work / "windows" / f"{name}.json" for name in calibration]
     measure = ["advanced", "calibrate", "--baseline", model, "--windows", *files]
     measure += [*arithmetic(plan), "--out", stats]
     needs = [f"windows-{name}" for name in calibration]
-    calibrate = lambda: runner.step("calibrate", measure, stats, needs)  # noqa: E731
+    calibrate = partial(runner.step, "calibrate", measure, stats, needs)
     in_parallel([calibrate, *map(baseline_run, cuts)])
     derive = ["advanced", "preset", "--stats", stats, "--tier", "balanced"]
     derive += ["--out-yaml", work / "preset.yaml", "--out-json", preset]
@@ -303,40 +291,52 @@ class Subject:
 
     plan: Plan
     runner: Runner
+    scenario: Scenario
     name: str
-    make: Sequence[object]  # the command that makes it
-    label: str
     windows: tuple[str, ...]
+    parameters: Mapping[str, Any] | None = None  # of a damage
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint."""
+        return self.plan.work / "subjects" / self.name
 
     def evaluate(self) -> None:
-        """Make the checkpoint, evaluate it on all windows, remove it; or nothing if all is there."""
-        work = self.plan.work
-        made = work / "subjects" / self.name
-        metadata = work / "subjects" / f"{self.name}.json"
-        model = work / "baseline"
-        make = [*self.make, "--baseline", model, "--out", made, "--metadata", metadata]
-        edited = self.runner.stamp(str(make[0]), make, ["baseline"])
-        todo = [(w, *self.words(w, made, metadata)) for w in self.windows]
-        stamps = {
-            w: digest_json([edited, self.runner.stamp("evaluate", words, ["preset", f"run-{w}"])])
-            for w, words, _ in todo
-        }
-        todo = [t for t in todo if not self.runner.is_done(f"{self.name}-{t[0]}", stamps[t[0]], t[2])]
+        """Make the checkpoint, evaluate it on all windows, remove it; nothing if all is there."""
+        made = self.runner.stamp(self.making(), ["baseline"])
+        todo = []
+        for windows in self.windows:
+            words = self.evaluating(windows)
+            stamp = digest_json([made, self.runner.stamp(words, ["preset", f"run-{windows}"])])
+            outcome = self.plan.folder(self.name, windows) / "outcome.json"
+            if not self.runner.is_done(f"{self.name}-{windows}", stamp, outcome):
+                todo.append((f"{self.name}-{windows}", words, outcome, stamp))
         if not todo:
             return
-        self.runner.run(f"make-{self.name}", make)
-        for windows, words, outcome in todo:
-            name = f"{self.name}-{windows}"
+        self.runner.run(f"make-{self.name}", self.making())
+        for name, words, outcome, stamp in todo:
             self.runner.run(name, words)
             if read_json_object(outcome)["status"] in ("reported", "rejected_by_invariants"):
-                write_text(work / "done" / name, stamps[windows])
-        shutil.rmtree(made)
+                write_text(self.plan.work / "done" / name, stamp)
+        shutil.rmtree(self.folder)
 
-    def words(self, windows: str, made: Path, metadata: Path) -> tuple[list[object], Path]:
-        """The command of an evaluation, and the file that it writes last."""
-        work, out = self.plan.work, self.plan.folder(self.name, windows)
-        words: list[object] = ["evaluate", "--baseline", work / "baseline", "--subject", made]
-        words += ["--baseline-report", work / "runs" / windows, "--preset", work / "preset.json"]
-        words += ["--windows", work / "windows" / f"{windows}.json", *arithmetic(self.plan)]
-        words += ["--tier", "balanced", "--edit-label", self.label, "--edit-metadata", metadata]
-        return [*words, "--record-failure", "--out", out], out / "outcome.json"
+    def making(self) -> list[str]:
+        """The command that makes the checkpoint."""
+        if self.parameters is None:
+            words = ["edit", "--spec", str(self.scenario.edit_spec)]
+        else:
+            parameters = json.dumps(self.parameters, sort_keys=True)
+            words = ["inject", "--error-type", str(self.scenario.error_type)]
+            words += ["--parameters", parameters]
+        words += ["--baseline", str(self.plan.work / "baseline"), "--out", str(self.folder)]
+        return [*words, "--metadata", f"{self.folder}.json"]
+
+    def evaluating(self, windows: str) -> list[object]:
+        """The command of an evaluation."""
+        work, label = self.plan.work, self.scenario.error_type or self.scenario.edit_type
+        words: list[object] = ["evaluate", "--baseline", work / "baseline"]
+        words += ["--subject", self.folder, "--baseline-report", work / "runs" / windows]
+        words += ["--windows", work / "windows" / f"{windows}.json", "--tier", "balanced"]
+        words += ["--preset", work / "preset.json", *arithmetic(self.plan), "--edit-label", label]
+        words += ["--edit-metadata", f"{self.folder}.json", "--record-failure"]
+        return [*words, "--out", self.plan.folder(self.name, windows)]

@@ -92,9 +92,9 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
 
 def _model_profile(metric: str) -> Document:
     """What the report has to satisfy for this kind of model."""
-    lints = [{"type": "equals", "path": "primary_metric.kind", "value": metric}]
+    lints: list[Document] = [{"type": "equals", "path": "primary_metric.kind", "value": metric}]
     if metric == "ppl_mlm":
-        lints.append({"type": "gte", "path": "telemetry.masked_tokens_total", "value": "1"})
+        lints.append({"type": "gte", "path": "telemetry.masked_tokens_total", "value": 1})
     return {"default_metric": metric, "cert_lints": lints}
 
 

@@ -53,7 +53,7 @@ def judge_metric(evidence: MetricEvidence, policy: Policy) -> tuple[Block, dict[
 
 
 def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
-    """The ``confidence`` block of a judged metric."""
+    """The ``confidence`` block of a judged metric; without a ``width`` where there is none."""
     precision = Precision(
         kind=metric["kind"],
         display_ci=metric.get("display_ci"),
@@ -61,7 +61,8 @@ def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
         replicates=metric.get("reps", 0),
         floor_met=bool(metric.get("tokens_ok", metric.get("examples_ok"))),
     )
-    return confidence(precision, policy.confidence)
+    block = confidence(precision, policy.confidence)
+    return {key: value for key, value in block.items() if value is not None}
 
 
 def baseline_points(evidence: MetricEvidence) -> dict[str, float]:

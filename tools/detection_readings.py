@@ -1,0 +1,129 @@
+"""What an evaluation report says of each check: whether it spoke, and by which margin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from invarlock.reporting.signals import block, evaluated, guard_flags
+
+Report = Mapping[str, Any]
+CHECKS = (
+    "invariants",
+    "primary_metric",
+    "primary_metric_tail",
+    "drift",
+    "spectral",
+    "rmt",
+    "variance",
+    "overhead",
+)
+SHORT = {"primary_metric": "metric", "primary_metric_tail": "tail"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The statistic of a check with the threshold it is held against."""
+
+    what: str
+    value: float
+    threshold: float
+    margin: float  # above 1: beyond the threshold
+    more: str = ""
+
+
+def spoke(report: Report) -> list[str]:
+    """The checks that spoke, by short names."""
+    flags = guard_flags(report)
+    names = [SHORT.get(name, name) for name in CHECKS if flags[name]]
+    warned = block(report, "primary_metric_tail").get("warned") is True
+    return [*names, "tail (warning)"] if warned and "tail" not in names else names
+
+
+def sigma_reading(report: Report) -> Reading | None:
+    """The module whose largest singular value moved most, in units of its family's threshold."""
+    table = block(report, "spectral").get("modules")
+    if not table:
+        return None
+    caps = report["resolved_policy"]["spectral"]["family_caps"]
+    found = []
+    columns = (table[key] for key in ("family", "sigma_max", "baseline_sigma_max"))
+    for family, now, before in zip(*columns, strict=True):
+        change = abs(math.log(now / before)) if now and before else math.inf
+        limit = caps[family]["kappa"] * caps[family]["tau"]
+        found.append(Reading("ln sigma ratio", change, limit, change / limit))
+    return max(found, key=lambda r: r.margin)
+
+
+def spectral_reading(report: Report) -> Reading | None:
+    """The largest margin of sigma, stable rank and norms."""
+    sigma = sigma_reading(report)
+    if sigma is None:
+        return None
+    found, table = [sigma], report["spectral"]["modules"]
+    limits = report["resolved_policy"]["spectral"]["degeneracy"]
+    fields = {
+        "stable_rank": ("stable rank ratio", limits["stable_rank"]["fatal_ratio"]),
+        "row_min": ("smallest row ratio", limits["norm_collapse"]["fatal_ratio"]),
+        "column_min": ("smallest column ratio", limits["norm_collapse"]["fatal_ratio"]),
+    }
+    for column, (what, limit) in fields.items():
+        pairs = zip(table[column], table[f"baseline_{column}"], strict=True)
+        low = min((now / before for now, before in pairs if before), default=1.0)
+        found.append(Reading(what, low, limit, limit / low if low else math.inf))
+    return max(found, key=lambda r: r.margin)
+
+
+def rmt_reading(report: Report) -> Reading | None:
+    """The largest growth of an edge over the baseline's, in units of its family's epsilon."""
+    families = block(report, "rmt").get("families")
+    if not families:
+        return None
+    found = []
+    for family in families.values():
+        growth = math.inf if family["ratio"] is None else family["ratio"] - 1
+        epsilon = family["epsilon"]
+        found.append(Reading("edge growth", growth, epsilon, growth / epsilon))
+    return max(found, key=lambda r: r.margin)
+
+
+def variance_reading(report: Report) -> Reading | None:
+    """The output scale furthest from 1, against the deadband; and what the trial said."""
+    section = block(report, "variance")
+    table = section.get("modules")
+    if not table:
+        return None
+    pairs = zip(table["variance"], table["baseline_variance"], strict=True)
+    scales = [math.sqrt(before / now) for now, before in pairs if now and before]
+    scale = max(scales, key=lambda s: abs(math.log(s)), default=1.0)
+    limit, gate = section["deadband"], str(section["predictive_gate"]["reason"])
+    return Reading("output scale", scale, limit, abs(scale - 1) / limit, gate.replace("_", " "))
+
+
+def metric_reading(report: Report) -> Reading | None:
+    """The lower bound of the perplexity ratio against the limit."""
+    metric = block(report, "primary_metric")
+    if not evaluated(report, "primary_metric"):
+        return None
+    if "display_ci" not in metric:
+        return Reading("losses that are not finite", math.inf, 0.0, math.inf)
+    low, limit = metric["display_ci"][0], metric["limit"]
+    return Reading("lower bound of the ratio", low, limit, low / limit)
+
+
+def invariants_reading(report: Report) -> Reading | None:
+    """How many findings, of which kind; none is admitted."""
+    failures = block(report, "invariants").get("failures", [])
+    kinds = sorted({f"{f['type']} ({f['severity']})" for f in failures})
+    return Reading("findings", len(failures), 0, math.nan, ", ".join(kinds))
+
+
+READINGS = {
+    "invariants": invariants_reading,
+    "primary_metric": metric_reading,
+    "spectral": spectral_reading,
+    "rmt": rmt_reading,
+    "variance": variance_reading,
+}
