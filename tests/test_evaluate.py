@@ -13,6 +13,7 @@ from measuring_factory import FILES, change, entry, make_world, measure, read, w
 
 from invarlock import contracts
 from invarlock.cli import main
+from invarlock.guards import CHAIN
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.windows import WindowPlan
@@ -101,12 +102,14 @@ def test_every_position_of_a_noop_agrees(noop):
     assert final["top1_agreement"] == final["token_counts"] == [139] * 180
 
 
-def test_guards_that_were_not_run_are_not_passed(noop):
-    """RMT and variance say so and have no flag."""
+def test_every_guard_has_run_and_found_nothing(noop):
+    """No edge moved, no scale is proposed, no prediction shifted, in the canonical order."""
     report = read(noop / "out")
-    assert report["rmt"]["evaluated"] is False
-    assert report["variance"]["evaluated"] is False
-    assert "rmt_stable" not in report["validation"]
+    assert (report["rmt"]["stable"], report["rmt"]["max_edge_ratio"]) == (True, 1.0)
+    assert (report["variance"]["proposed_scales"], report["variance"]["trial"]) == ({}, None)
+    assert report["distribution"]["kl"] == {"mean": 0.0, "p99": 0.0, "max": 0.0}
+    assert [guard["name"] for guard in report["guards"]] == list(CHAIN)
+    assert not report["guard_warnings"]["present"]
 
 
 def test_the_written_files_follow_their_contracts(noop, edited, rejected):

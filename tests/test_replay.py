@@ -137,7 +137,7 @@ EVIDENCE = [
     ("/auto/tier", "aggressive", "/primary_metric/limit"),
     ("/invariants/failures", [{"type": "x", "severity": "fatal", "message": ""}], "/validation"),
     ("/invariants/evaluated", False, "/invariants"),
-    ("/spectral/evaluated", False, "/spectral"),
+    ("/spectral/evaluated", False, "/guards"),
     ("/evaluation_windows/final/nll_sum/7", None, "/primary_metric/degraded"),
 ]
 
@@ -178,8 +178,8 @@ def test_a_stated_baseline_is_that_of_its_windows(arm):
 
 def test_a_flag_without_evidence_is_named():
     """A flag that this version cannot know is not believed, even if no gate asks for it."""
-    found = replay(altered(CLEAN, "/validation", lambda v: {**v, "rmt_stable": True}))
-    assert any("rmt_stable" in line for line in found)
+    found = replay(altered(CLEAN, "/validation", lambda v: {**v, "moe_identity_ok": True}))
+    assert any("moe_identity_ok" in line for line in found)
 
 
 def test_a_missing_flag_is_named():

@@ -26,26 +26,28 @@ from invarlock.verdict.intervals import clopper_pearson
 TIME_MAX, MEMORY_MAX = 0.35, 1.3  # wanted of the guards, over the bare pass
 INTRO = """# What the checks see
 
-Made by `make results` on the embedded model {model}, {dtype}. Thresholds: tier balanced with the
-preset that was derived from this model (calibration seeds {calibration}; no evaluation uses them).
+Made by `make results` on the embedded model, {model}, {dtype}.
+Thresholds: tier balanced with the preset derived from this model (calibration seeds {calibration},
+which no evaluation uses).
 """
 CLEAN = """
 ## Clean edits: nothing may speak
 
 {arm} + {arm} windows of {seq_len} tokens. *ln sigma ratio*: of the module whose largest singular
-value moved most, in units of its limit. *Edge ratio*: largest singular value of activations, subject
-over baseline; its limit is 1 + epsilon of the family. *Output scale*: what would restore the
-variance of a feed-forward output; outside 1 +- the deadband it is tried on held-out windows.
+value moved most, in units of its limit. *Edge ratio*: largest singular value of activations,
+subject over baseline; its limit is 1 + epsilon of the family. *Output scale*: what would restore
+the variance of a feed-forward output; outside 1 +- the deadband it is tried on held-out windows.
 """
 DAMAGE = """
 ## Damage: the check aimed at has to speak
 
-{arm} + {arm} windows of {seq_len} tokens, seed {seed}. Half and double scale the deviation from doing
-nothing: factors f below 10 become 1 + (f - 1) / 2 and 1 + 2 (f - 1). *Margin*: the statistic over its
-threshold, above 1 beyond it; |ln sigma ratio|; fatal limit over the ratio of ranks and norms; growth
-of an edge over epsilon; |scale - 1| over the deadband (the variance guard speaks when the trial
-confirms it too); lower bound of the perplexity ratio over its limit. So few windows are below the
-tier's floors: no perplexity is acceptable here. *fail* is a detection, *inconclusive* is none.
+{arm} + {arm} windows of {seq_len} tokens, seed {seed}. Half and double scale the deviation from
+doing nothing: factors f below 10 become 1 + (f - 1) / 2 and 1 + 2 (f - 1). *Margin*: the statistic
+over its threshold, above 1 beyond it; |ln sigma ratio|; fatal limit over the ratio of ranks and
+norms; growth of an edge over epsilon; |scale - 1| over the deadband (the variance guard speaks when
+the trial confirms it too); lower bound of the perplexity ratio over its limit. So few windows are
+below the tier's floors: no perplexity is acceptable here. *fail* is a detection, *inconclusive* is
+none.
 """
 COST = """
 ## Cost of the guards
@@ -221,8 +223,8 @@ def summary(clean: Sequence[Clean], damaged: Sequence[Damaged]) -> list[str]:
         "",
         "  Edits and windows of one model are no independent draws: take the interval as rough.",
         "* The check aimed at found",
-        f"  * {count([r.found for r in published])} at published strength; of those that the"
-        f" catalogue says must be detected, {count([r.found for r in must])};",
+        f"  * {count([r.found for r in published])} at published strength;",
+        f"  * {count([r.found for r in must])} of those that the catalogue says must be detected;",
         f"  * {count([r.found for r in at['half']])} at half strength;",
         f"  * {count([r.found for r in at['double']])} at double strength.",
         f"* Any check spoke on {count([bool(spoke(r.report or {})) for r in published])} at"

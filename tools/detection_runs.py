@@ -338,5 +338,7 @@ class Subject:
         words += ["--subject", self.folder, "--baseline-report", work / "runs" / windows]
         words += ["--windows", work / "windows" / f"{windows}.json", "--tier", "balanced"]
         words += ["--preset", work / "preset.json", *arithmetic(self.plan), "--edit-label", label]
-        words += ["--edit-metadata", f"{self.folder}.json", "--record-failure"]
+        words += ["--edit-metadata", f"{self.folder}.json"]
+        # a damaged checkpoint may fail to run; that a clean one does is an error
+        words += ["--record-failure"] if self.parameters is not None else []
         return [*words, "--out", self.plan.folder(self.name, windows)]

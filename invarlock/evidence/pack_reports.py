@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from invarlock.errors import InputError, InvarlockError
-from invarlock.evidence import Code, coherence, escape, judged_by
+from invarlock.evidence import Code, coherence, escape
 from invarlock.evidence.claims import expects_pass
 from invarlock.evidence.findings import dig
 from invarlock.evidence.report_checks import report_passes
@@ -32,6 +32,8 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     if options.skip_verify:
         step.note = "not verified: --skip-verify"
         return
+    from invarlock.evidence import judged_by  # needs NumPy, which a pack refused before does not
+
     step.findings += judged_by.check_presets(tree)
     found = places(tree)
     expected_pass = [place for place in found if expects_pass(place, scenarios)]
@@ -142,6 +144,8 @@ def _judged_by(tree: Tree, place: Place, report: ReportResult) -> list[str]:
     """Whether the thresholds of a report are those of the preset in the pack."""
     if report.report is None:
         return []
+    from invarlock.evidence import judged_by
+
     try:
         found = list(judged_by.check_report(tree, place, report.report))
     except (InvarlockError, LookupError, TypeError, ValueError, AttributeError) as error:

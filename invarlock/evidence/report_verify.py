@@ -165,11 +165,13 @@ def _replay(result: ReportResult, report: Mapping[str, Any], options: ReportOpti
     if too_much:
         result.findings.append(Finding("E602", "contradiction", too_much))
         return
+    from invarlock.evidence import derived
     from invarlock.reporting.replay import replay
 
     result.replayed = True
     try:
-        lines = [*replay(report, options.tolerance), *coherence.check(report)]
+        replayed = replay(report, options.tolerance)
+        lines = [*replayed, *coherence.check(report), *derived.check(report)]
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         # A report may follow its schema and still hold evidence of an impossible shape.
         lines = [f"the evidence cannot be replayed ({type(error).__name__}: {str(error)[:120]})"]

@@ -14,6 +14,7 @@ from invarlock.guards import invariants_decision, moe, rmt, spectral, variance
 from invarlock.guards.invariants_decision import Failure
 from invarlock.metrics.tail import judge_tail, tail_acceptable
 from invarlock.policy import Policy
+from invarlock.reporting.gates import EXPLORING_GATES, GATES, MIXTURE_GATE
 from invarlock.reporting.primary_metric import (
     ACCEPTABLE,
     Block,
@@ -21,19 +22,6 @@ from invarlock.reporting.primary_metric import (
     confidence_block,
     judge_metric,
 )
-
-# The validation flags that decide, in the tiers that enforce guards.
-GATES = (
-    "primary_metric_acceptable",
-    "preview_final_drift_acceptable",
-    "primary_metric_tail_acceptable",
-    "invariants_pass",
-    "spectral_stable",
-    "rmt_stable",
-    "guard_overhead_acceptable",
-)
-EXPLORING_GATES = ("primary_metric_acceptable", "invariants_pass")  # tier none
-MIXTURE_GATE = "moe_identity_ok"  # one more where the model is a mixture of experts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.policy import load_policy
-from invarlock.reporting.judgement import EXPLORING_GATES, GATES, MIXTURE_GATE
+from invarlock.reporting.gates import EXPLORING_GATES, GATES, MIXTURE_GATE
 
 CORE_GUARDS = ("invariants", "spectral", "rmt", "variance", "primary_metric")
 REASONS = {

@@ -14,7 +14,7 @@ from typing import Any
 from invarlock.errors import InputError
 from invarlock.files import digest_json
 from invarlock.reporting import signals
-from invarlock.reporting.judgement import GATES
+from invarlock.reporting.gates import GATES
 from invarlock.scenarios import Scenario, parse_catalogue
 from invarlock.verdict import summaries
 from invarlock.verdict.intervals import LEVEL, clopper_pearson
@@ -271,9 +271,7 @@ def _not_evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
     """Gates that some measured, not rejected report left out; variance has no flag."""
     reports = [e.report for e in evaluations if e.report and e.outcome.get("status") == "reported"]
     left_out = [
-        name
-        for name in GATES
-        if any(name not in signals.gates(report) for report in reports)
+        name for name in GATES if any(name not in signals.gates(report) for report in reports)
     ]
     if any(not signals.evaluated(report, "variance") for report in reports):
         left_out.append("variance")

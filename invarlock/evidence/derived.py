@@ -1,0 +1,146 @@
+"""What a report derives from its evidence beside the decisions that the replay recomputes.
+
+Guard results that are repeated, the contracts and windows that guards measured by, the limits in
+force and their source, the report's own verdict and its telemetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from invarlock.errors import InvarlockError
+from invarlock.evidence.findings import dig
+from invarlock.files import digest_json
+from invarlock.guards import CHAIN, CONTRACTS, contract_fields
+from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
+from invarlock.guards.variance import is_target
+from invarlock.metrics.perplexity import Bootstrap
+from invarlock.reporting.assurance import assurance_block
+from invarlock.reporting.evaluation import GUARD_FIELDS, resolved_policy
+from invarlock.reporting.judgement import Judgement
+from invarlock.reporting.replay import policy_of
+from invarlock.reporting.runs import Comparison
+from invarlock.reporting.tables import read_activations
+from invarlock.reporting.telemetry import telemetry_block
+
+Report = Mapping[str, Any]
+# Columns of a trial and of the preview arm that hold the same.
+TRIED = (("clusters", "clusters"), ("token_counts", "token_counts"), ("plain_nll", "nll_sum"))
+
+
+def check(report: Report) -> list[str]:
+    """Every part that does not follow from the rest, as ``/pointer ...`` lines.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: evidence of an impossible shape.
+    """
+    parts = (_guards, _measured, _policy, _summaries)
+    return [line for part in parts for line in part(report)]
+
+
+def _guards(report: Report) -> Iterator[str]:
+
+    for index, guard in enumerate(report["guards"]):
+        section = report.get(str(guard["name"]), {})
+        for name in GUARD_FIELDS:
+            if guard.get(name) != section.get(name):
+                yield f"/guards/{index}/{name} differs from /{guard['name']}/{name}"
+    observed = [(guard["name"], guard["phase"]) for guard in report["guards"]]
+    if [
+        (entry["guard"], entry["phase"]) for entry in report["context"]["execution_log"]
+    ] != observed:
+        yield "/context/execution_log does not list the guards of /guards"
+    if [name for name, _ in observed] != report["context"]["guard_chain_observed"]:
+        yield "/context/guard_chain_observed does not list the guards of /guards"
+    ran = bool(report["evaluation_windows"]["final"]["window_ids"])
+    if ran and tuple(name for name, _ in observed) != CHAIN:
+        yield "/guards is not the canonical chain, although the subject was run"
+
+
+def _measured(report: Report) -> Iterator[str]:
+    """How, where and on which windows the guards measured."""
+
+    if report["rmt"]["evaluated"] is not True:
+        return
+    for name in CONTRACTS:
+        section, digest = report[name], contract_fields(name)["measurement_contract_hash"]
+        hashes = [section[key + "measurement_contract_hash"] for key in ("", "baseline_")]
+        if hashes != [digest, digest] or section["measurement_contract_match"] is not True:
+            yield f"/{name}: both runs have to have measured by the contract of this version"
+    rmt, variance = report["rmt"], report["variance"]
+    activations = read_activations(rmt["modules"], "edge")[1]
+    targets = [a.name for a in activations if is_target(a, variance["tap"])]
+    if not targets == variance["modules"]["name"] == variance["target_module_names"]:
+        yield "/variance/modules are not the modules of /rmt that /variance/tap names"
+    if "router" in report["spectral"]["modules"]["family"] and "moe" not in report:
+        yield "/moe is missing, although the model has routers"
+    preview = report["evaluation_windows"]["preview"]
+    places = {window: i for i, window in enumerate(preview["window_ids"])}
+    calibration, used = rmt["calibration"], rmt["calibration"]["window_ids"]
+    if not (
+        set(used) <= set(places)
+        and len(set(used)) == len(used) == calibration["windows"]
+        and 0 < len(used) <= CALIBRATION_WINDOWS
+        and 0 < calibration["tokens"] <= MAX_TOKENS
+    ):
+        yield "/rmt/calibration does not name windows of the preview arm"
+    trial = variance["trial"]
+    if trial is None:
+        if variance["proposed_scales"] and len(used) < len(places):
+            yield "/variance/trial is missing, although scales are proposed"
+        return
+    tried = trial["window_ids"]
+    if len(set(tried)) != len(tried) or not set(tried) <= set(places) - set(used):
+        yield "/variance/trial does not name held-out windows of the preview arm"
+        return
+    for column, recorded in TRIED:
+        if trial[column] != [preview[recorded][places[window]] for window in tried]:
+            yield f"/variance/trial/{column} differs from /evaluation_windows/preview/{recorded}"
+
+
+def _policy(report: Report) -> Iterator[str]:
+    """The limits said to have been in force are those of the tier with the recorded overrides."""
+
+    try:
+        policy = policy_of(report)
+    except InvarlockError:
+        return  # the replay says so
+    if digest_json(report["resolved_policy"]) != digest_json(resolved_policy(policy)):
+        yield f"/resolved_policy is not that of tier {policy.tier} with the recorded overrides"
+    for place in ("auto/policy_digest", "policy_digest/thresholds_hash",
+                  "policy_provenance/policy_digest"):  # fmt: skip
+        if dig(report, *place.split("/")) != policy.digest:
+            yield f"/{place} is not the digest of tier {policy.tier} with the recorded overrides"
+    preset = report["policy_provenance"]["preset_sha256"]
+    for index, override in enumerate(policy.overrides):
+        asked = override.path == "tail.mode"  # the one threshold that is set by hand
+        known = "config" if asked else f"preset:{preset[:12]}" if preset else None
+        if override.source != known:
+            yield f"/policy_provenance/overrides/{index}/source is not the report's preset"
+
+
+def _summaries(report: Report) -> Iterator[str]:
+    """Telemetry and the report's own verdict follow from the rest of it."""
+
+    context = report["context"]
+    try:
+        policy = policy_of(report)
+    except InvarlockError:
+        return
+    comparison = Comparison(
+        baseline={},
+        subject={"guards": report["guards"], "meta": report["meta"]},
+        bootstrap=Bootstrap(**context["bootstrap"]),
+        profile=context["profile"],
+        assurance=context["assurance"]["mode"],
+    )
+    decided = Judgement(dict(report), dict(report["validation"]), tuple(context["gates"]))
+    expected = {
+        "assurance": assurance_block(comparison, policy, decided),
+        "telemetry": telemetry_block(report),
+    }
+    for name, computed in expected.items():
+        for key, value in computed.items():
+            if report[name].get(key) != value:
+                yield f"/{name}/{key} does not follow from the report"
