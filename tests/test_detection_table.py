@@ -97,8 +97,8 @@ def test_every_planned_damage_is_one_that_the_package_makes(plan: Any) -> None:
 def test_a_step_is_done_once(
     tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Again for other words, another input or a lost output; not for a repetition."""
-    runner, made, ran = tools["runs"].Runner(tmp_path), tmp_path / "made", []
+    """Again for other words, another input, code or a lost output; not for a repetition."""
+    runner, made, ran = tools["runs"].Runner(tmp_path, keep=False), tmp_path / "made", []
 
     def run(name: str, words: list[str]) -> None:
         ran.append(name)
@@ -116,6 +116,13 @@ def test_a_step_is_done_once(
     made.unlink()
     runner.step("cut", ["windows"], made, ["pin"])
     assert ran == ["pin", "cut", "pin", "cut", "cut"]
+    monkeypatch.setattr(tools["runs"], "code_digest", lambda *_: "other")
+    runner.keep = True
+    runner.step("pin", ["pin", "b"], made, [])
+    assert len(ran) == 5
+    runner.keep = False
+    runner.step("pin", ["pin", "b"], made, [])
+    assert len(ran) == 6
 
 
 # --- what a report says ----------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The measurements behind docs/results.md: clean edits and damage of the embedded model.
 
 Every step is a command of the package. A step is skipped when its output is there and was made
-by the same words and the same code from steps of which this holds too; an interrupted run goes
-on where it stopped.
+by the same words and the same code from steps of which this holds too (the code is not asked when
+results are to be kept); an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from invarlock.code_digest import code_digest
-from invarlock.files import digest_json, read_json_object, write_text
+from invarlock.files import digest_json, read_json_object, write_json
 from invarlock.scenarios import Scenario, load_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +44,7 @@ PARAMETER = {
 }
 DEFAULTS = {"layers": 1}  # of parameters that the catalogue leaves out
 FULL_BLEND = 1.0
+MEASURES = ("invarlock", "config", "scenarios", "contracts", "tools")
 FAR = 10.0  # from this factor on, "half as strong" is half the factor
 
 
@@ -122,6 +123,11 @@ class Plan:
         """Where an evaluation is."""
         return self.work / "evaluations" / subject / windows
 
+    def evaluations(self) -> list[tuple[str, str]]:
+        """Subject and windows of every evaluation."""
+        clean = [(s.id, f"seed_{n}") for s in self.clean for n in self.seeds]
+        return clean + [(c.name, "damage") for c in self.damage if c.parameters is not None]
+
 
 def make_plan(work: Path, quick: bool) -> Plan:
     """The smoke suite's model and clean edits, and every damage of the catalogue (once an id)."""
@@ -164,37 +170,57 @@ def make_plan(work: Path, quick: bool) -> Plan:
     )
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What a step is made of."""
+
+    words: str  # digest of the command and of those before it
+    code: str  # digest of the modules behind all of them
+    commit: str  # at which it was made
+
+
 class Runner:
     """Runs commands of the package, each once."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.done: dict[str, str] = {}  # stamps, by step
+    def __init__(self, work: Path, keep: bool) -> None:
+        self.work, self.keep = work, keep
+        self.done: dict[str, Stamp] = {}
+        self.commit = commit()
         work.mkdir(parents=True, exist_ok=True)
         # Inherited by every command: what an interrupted run left going is waited for.
         self.lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
 
-    def stamp(self, words: Sequence[object], needs: Sequence[str]) -> str:
-        """What a step is made of: its words, the code behind them, the steps before it."""
+    def stamp(self, words: Sequence[object], needs: Sequence[Stamp]) -> Stamp:
+        """What a step is made of, after the steps it needs."""
         verb = str(words[1] if words[0] == "advanced" else words[0])
         modules = ("evaluate", "evaluate_worker", "evaluate_record")
         code = code_digest(
             *(f"invarlock.cli.{m}" for m in (modules if verb == "evaluate" else (verb,)))
         )
-        return digest_json([[str(w) for w in words], code, [self.done[n] for n in needs]])
+        return Stamp(
+            digest_json([[str(w) for w in words], [n.words for n in needs]]),
+            digest_json([code, [n.code for n in needs]]),
+            self.commit,
+        )
 
-    def is_done(self, name: str, stamp: str, made: Path) -> bool:
-        """Whether the step's output is there and of this stamp."""
-        mark = self.work / "done" / name
-        return made.exists() and mark.is_file() and mark.read_text() == stamp
+    def is_done(self, name: str, stamp: Stamp, made: Path) -> bool:
+        """Whether the step's output is there and of this stamp, whatever the commit."""
+        there = read_stamp(self.work, name) if made.exists() else None
+        if there is None or there.words != stamp.words:
+            return False
+        return self.keep or there.code == stamp.code
+
+    def mark(self, name: str, stamp: Stamp) -> None:
+        """Say that the step is done."""
+        write_json(self.work / "done" / f"{name}.json", dataclasses.asdict(stamp))
 
     def step(self, name: str, words: Sequence[object], made: Path, needs: Sequence[str]) -> None:
         """Run a command of the package unless that was done."""
-        stamp = self.stamp(words, needs)
+        stamp = self.stamp(words, [self.done[n] for n in needs])
         if not self.is_done(name, stamp, made):
             self.run(name, words)
-            write_text(self.work / "done" / name, stamp)
+            self.mark(name, stamp)
         self.done[name] = stamp
 
     def run(self, name: str, words: Sequence[object]) -> None:
@@ -216,6 +242,27 @@ class Runner:
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
+def read_stamp(work: Path, name: str) -> Stamp | None:
+    """The stamp that a step left."""
+    mark = work / "done" / f"{name}.json"
+    return Stamp(**read_json_object(mark)) if mark.is_file() else None
+
+
+def commit() -> str:
+    """The commit, and whether anything that measures differs from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", *MEASURES)
+        state = "with uncommitted changes" if changed else "nothing uncommitted"
+        return f"{git('rev-parse', 'HEAD')} ({state})"
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+
+
 def in_parallel(jobs: Sequence[Callable[[], None]]) -> None:
     """Run jobs, one a core; the first that fails ends the run."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -228,10 +275,10 @@ def in_parallel(jobs: Sequence[Callable[[], None]]) -> None:
             raise
 
 
-def run_all(plan: Plan) -> None:
-    """Everything that the page shows."""
+def run_all(plan: Plan, keep: bool = False) -> None:
+    """Everything that the page shows; ``keep``: what older code made is good enough."""
     print(f"results in {plan.work}; what is there already is not made again", flush=True)
-    runner = Runner(plan.work)
+    runner = Runner(plan.work, keep)
     prepare(plan, runner)
     seeds = tuple(f"seed_{n}" for n in plan.seeds)
     clean = [Subject(plan, runner, s, s.id, seeds) for s in plan.clean]
@@ -303,11 +350,12 @@ class Subject:
 
     def evaluate(self) -> None:
         """Make the checkpoint, evaluate it on all windows, remove it; nothing if all is there."""
-        made = self.runner.stamp(self.making(), ["baseline"])
+        done = self.runner.done
+        made = self.runner.stamp(self.making(), [done["baseline"]])
         todo = []
         for windows in self.windows:
             words = self.evaluating(windows)
-            stamp = digest_json([made, self.runner.stamp(words, ["preset", f"run-{windows}"])])
+            stamp = self.runner.stamp(words, [made, done["preset"], done[f"run-{windows}"]])
             outcome = self.plan.folder(self.name, windows) / "outcome.json"
             if not self.runner.is_done(f"{self.name}-{windows}", stamp, outcome):
                 todo.append((f"{self.name}-{windows}", words, outcome, stamp))
@@ -317,7 +365,7 @@ class Subject:
         for name, words, outcome, stamp in todo:
             self.runner.run(name, words)
             if read_json_object(outcome)["status"] in ("reported", "rejected_by_invariants"):
-                write_text(self.plan.work / "done" / name, stamp)
+                self.runner.mark(name, stamp)
         shutil.rmtree(self.folder)
 
     def making(self) -> list[str]:

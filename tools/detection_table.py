@@ -1,9 +1,10 @@
 """Make docs/results.md: what the checks see of clean edits and of damage, on the embedded model.
 
-    python tools/detection_table.py [--work DIR] [--out FILE] [--quick]
+    python tools/detection_table.py [--work DIR] [--out FILE] [--keep] [--quick]
 
 Measures what is not yet there (about 40 minutes on two slow cores) and writes the page from the
-reports. Paths are relative to the repository. --quick: a few evaluations on a few windows.
+reports. Paths are relative to the repository. --keep: also what older code measured is not measured
+again; the page says at which commits. --quick: a few evaluations on a few windows.
 """
 
 from __future__ import annotations
@@ -12,46 +13,32 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import subprocess
+from collections import Counter
 from pathlib import Path
 
 from detection_page import Clean, Damaged, page
-from detection_runs import ROOT, Plan, make_plan, run_all
+from detection_runs import ROOT, Plan, make_plan, read_stamp, run_all
 
 from invarlock.files import read_json_object, write_text
 
 LIBRARIES = ("torch", "transformers", "numpy")
 
 
-def provenance() -> list[str]:
-    """Commit, hardware and versions; no host name."""
+def provenance(plan: Plan) -> list[str]:
+    """Commits, hardware and versions; no host name."""
+    stamps = [read_stamp(plan.work, f"{name}-{windows}") for name, windows in plan.evaluations()]
+    commits = Counter(stamp.commit for stamp in stamps if stamp)
+    made = [f"* measured at commit {name}: {n} evaluations" for name, n in commits.items()]
     model = [x for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
     memory = [x for x in _lines("/proc/meminfo") if x.startswith("MemTotal")]
     cpu = model[0].partition(":")[2].strip() if model else platform.machine()
     gib = f", {int(memory[0].split()[1]) / 2**20:.0f} GiB memory" if memory else ""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     return [
-        f"* commit {commit()}",
+        *made,
         f"* {cpu}, {os.cpu_count()} cores{gib}; evaluations side by side, one thread each",
         f"* Python {platform.python_version()}, {versions}",
     ]
-
-
-def commit() -> str:
-    """The commit, and whether anything but the page itself differs from it."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ".", ":!docs/results.md")
-        state = "with uncommitted changes" if changed else "nothing uncommitted"
-        return f"{git('rev-parse', 'HEAD')} ({state})"
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
 
 
 def _lines(path: str) -> list[str]:
@@ -88,15 +75,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="default: evidence_pack_runs/results[_quick]")
     parser.add_argument("--out", type=Path, help="default: docs/results.md, with --quick in WORK")
+    parser.add_argument("--keep", action="store_true", help="do not repeat what older code did")
     parser.add_argument("--quick", action="store_true", help="few evaluations on few windows")
     args = parser.parse_args()
     os.chdir(ROOT)
     name = "results_quick" if args.quick else "results"
     work = args.work or Path("evidence_pack_runs") / name
     plan = make_plan(work, args.quick)
-    run_all(plan)
+    run_all(plan, args.keep)
     out = args.out or (work / "results.md" if args.quick else Path("docs/results.md"))
-    write_text(out, page(plan, *read_results(plan), provenance()))
+    write_text(out, page(plan, *read_results(plan), provenance(plan)))
     print(f"written: {out}")
 
 

@@ -1,8 +1,8 @@
 """Spectral guard: did the largest singular value or the rank of a weight matrix change?
 
-Per module: ``r = ln(sigma_s / sigma_b)`` and ``z = r / tau`` with
-``tau = ln(1 + deadband) / kappa`` of the module's family, so that ``|z| > kappa`` says that
-sigma moved by more than the deadband. A cap is applied where ``|z| > kappa`` **and** the module
+Per module: ``r = ln(sigma_s / sigma_b)`` and ``z = r / tau`` with the tau of the module's family:
+a preset's, or ``ln(1 + deadband) / kappa``, so that ``|z| > kappa`` says that sigma moved by more
+than the deadband. A cap is applied where ``|z| > kappa`` **and** the module
 survives multiple testing over all modules, ``p = erfc(|z| / sqrt(2))`` (Benjamini-Hochberg:
 JRSS B 57, 1995; or Bonferroni). More than ``max_caps`` caps block. A stable rank or a row or
 column norm that fell below its fatal ratio to the baseline blocks at once.
@@ -62,6 +62,12 @@ def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
     ]
 
 
+def family_caps(policy: SpectralPolicy) -> dict[str, dict[str, float]]:
+    """``kappa`` and ``tau`` of every family that has its own."""
+    families = sorted({*policy.family_caps, *policy.tau_by_family})
+    return {f: {"kappa": policy.kappa(f), "tau": policy.tau(f)} for f in families}
+
+
 def log_ratio(subject: float, baseline: float) -> float:
     """``ln(subject / baseline)``, finite: a vanished or newborn sigma counts as e**(+-20)."""
     if subject <= 0 or baseline <= 0:
@@ -92,7 +98,7 @@ def judge(
     pairs = [(reference[module.name], module) for module in sorted(subject, key=lambda m: m.name)]
     changes = [log_ratio(s.stats.sigma_max, b.stats.sigma_max) for b, s in pairs]
     kappas = [policy.kappa(s.family) for _, s in pairs]
-    z = [r / (math.log1p(policy.deadband) / k) for r, k in zip(changes, kappas, strict=True)]
+    z = [r / policy.tau(s.family) for r, (_, s) in zip(changes, pairs, strict=True)]
     survives = selected([math.erfc(abs(v) / math.sqrt(2)) for v in z], policy.method, policy.alpha)
     capped = [i for i, v in enumerate(z) if abs(v) > kappas[i] and survives[i]]
     violations = [
@@ -122,7 +128,7 @@ def judge(
         "caps_exceeded": exceeded,
         "fatal_violations": len(fatal),
         "violations": violations + degenerate,
-        "family_caps": {f: {"kappa": k} for f, k in sorted(policy.family_caps.items())},
+        "family_caps": family_caps(policy),
         "family_z_summary": _family_summary(pairs, z, kappas, capped),
         "multiple_testing": {
             "method": policy.method,

@@ -16,6 +16,7 @@ import numpy as np
 from invarlock import __version__
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, contract_fields
+from invarlock.guards.spectral import family_caps
 from invarlock.metrics.distribution import window_sums
 from invarlock.policy import Policy
 from invarlock.reporting import tables
@@ -277,16 +278,15 @@ def numbers_of(columns: Mapping[str, list[float]]) -> Document:
 def resolved_policy(policy: Policy) -> Document:
     """The thresholds in force as a report states them."""
     row = policy.resolved
-    families = {*policy.spectral.family_caps, *policy.spectral.tau_by_family}
-    caps = {
-        family: {"kappa": policy.spectral.kappa(family), "tau": policy.spectral.tau(family)}
-        for family in sorted(families)
-    }
     metrics = {key: row[key] for key in ("pm_ratio", "pm_tail", "accuracy", "drift")}
     kept = ("coverage", "distribution", "moe", "overhead", "confidence")
     return {
         "metrics": metrics,
-        "spectral": {**row["spectral"], "family_caps": caps, **_contract("spectral")},
+        "spectral": {
+            **row["spectral"],
+            "family_caps": family_caps(policy.spectral),
+            **_contract("spectral"),
+        },
         "rmt": {**row["rmt"], **_contract("rmt")},
         "variance": {**row["variance"], **_contract("variance")},
         **{key: row[key] for key in kept},

@@ -1,0 +1,305 @@
+"""Verification of what guards, policy and summaries say: no number of them can be changed alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+from report_factory import (
+    BASELINE,
+    BOOTSTRAP,
+    DOWN,
+    PRESET,
+    make_crashed,
+    make_rejected,
+    make_report,
+    plain,
+    preset_overrides,
+    run_report,
+    token_shift,
+)
+from test_replay import altered, slightly
+
+from invarlock.evidence import coherence, derived
+from invarlock.evidence.report_verify import ReportOptions, verify_report
+from invarlock.files import canonical_json
+from invarlock.policy import load_policy
+from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.replay import replay
+from invarlock.reporting.runs import Comparison
+
+TAU = math.log1p(0.03) / load_policy("balanced").spectral.kappa("attn")
+OVERRIDES = preset_overrides({"rmt.epsilon.ffn": 0.15, "spectral.tau.attn": TAU})
+ROUTERS = {
+    "name": ["model.layers.0.mlp.gate"],
+    "layer": [0],
+    "tokens": [1000],
+    "entropy": [1.2],
+    "dead": [[]],
+    "utilization": [[0.5, 0.25, 0.25]],
+    "top_k": 2,
+}
+FULL = make_report(
+    "full",
+    1.004,
+    spread={DOWN: 0.81},
+    gain=0.02,
+    edge={DOWN: 1.1},
+    overrides=OVERRIDES,
+    preset_sha256=PRESET,
+)
+
+
+def contradictions(report):
+    """Everything that verification finds wrong with a report."""
+    return [*replay(report), *coherence.check(report), *derived.check(report)]
+
+
+def verified(report, profile="dev"):
+    """The messages of the whole verification of a report, without a runtime manifest."""
+    options = ReportOptions(profile=profile, require_replay=True)
+    return [f.message for f in verify_report(canonical_json(report), None, "r", options).findings]
+
+
+def mixture():
+    """The report of a mixture of experts."""
+    runs = [run | {"routers": ROUTERS} for run in (BASELINE, run_report("mixture", 0.004))]
+    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+def accuracy(**how):
+    """The report of labelled examples: 180 of each arm, of which the subject loses one."""
+    runs = [copy.deepcopy(BASELINE), run_report("accuracy", 0.004)]
+    for number, run in enumerate(runs):
+        run["meta"] |= {"metric": "accuracy"}
+        for arm in run["evaluation_windows"].values():
+            arm["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
+    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    return plain(evaluation_report(comparison, load_policy("none")))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [FULL, mixture(), accuracy(), make_report(tier="none"), make_report(tier="conservative"),
+     make_rejected(), make_crashed(), make_report(assurance="strict", profile="ci")],
+    ids=["full", "mixture", "accuracy", "none", "conservative", "rejected", "crashed", "strict"],
+)  # fmt: skip
+def test_true_reports_have_no_contradictions(report):
+    """Every kind of report as it is written."""
+    assert contradictions(report) == []
+
+
+NUMBERS = [
+    ("/rmt/modules/edge/3", lambda v: v * 1.3),
+    ("/rmt/modules/baseline_edge/3", lambda v: v * 0.5),
+    ("/rmt/modules/name/3", "model.layers.9.mlp.up_proj"),
+    ("/rmt/modules/family/3", "embed"),
+    ("/rmt/families/ffn/ratio", 1.0),
+    ("/rmt/max_edge_ratio", 1.0),
+    ("/rmt/epsilon_by_family/ffn", 0.5),
+    ("/rmt/modules_compared", 17),
+    ("/rmt/stable", False),
+    ("/rmt/epsilon_violations", [{}]),
+    ("/rmt/calibration/window_ids/0", "0" * 16),
+    ("/rmt/calibration/window_ids/1", FULL["rmt"]["calibration"]["window_ids"][0]),
+    ("/rmt/calibration/windows", 9),
+    ("/rmt/calibration/tokens", 0),
+    ("/rmt/measurement_contract_hash", "0" * 16),
+    ("/rmt/measurement_contract_match", False),
+    ("/rmt/baseline_measurement_contract_hash", "0" * 16),
+    ("/rmt/measurement_contract/estimator/residual_tolerance", 0.5),
+    ("/variance/modules/variance/1", lambda v: v * 1.2),
+    ("/variance/modules/baseline_variance/1", lambda v: v * 0.8),
+    ("/variance/modules/name/1", "model.layers.7.mlp.down_proj"),
+    ("/variance/target_module_names", []),
+    ("/variance/tap", "up_proj"),
+    (f"/variance/proposed_scales/{DOWN}", 1.0),
+    ("/variance/proposed_scales", {}),
+    ("/variance/signal", False),
+    ("/variance/predictive_gate/passed", False),
+    ("/variance/predictive_gate/alpha", 0.1),
+    ("/variance/predictive_gate/mean_delta", slightly),
+    ("/variance/predictive_gate/delta_ci/1", lambda v: v + 1e-6),
+    ("/variance/trial/scaled_nll/5", lambda v: v + 9.0),
+    ("/variance/trial/plain_nll/5", lambda v: v + 1e-3),
+    ("/variance/trial/token_counts/5", 143),
+    ("/variance/trial/clusters/5", "doc-99"),
+    ("/variance/trial/window_ids/5", FULL["rmt"]["calibration"]["window_ids"][0]),
+    ("/variance/trial/window_ids/5", FULL["evaluation_windows"]["final"]["window_ids"][0]),
+    ("/variance/trial", None),
+    ("/variance/ab_test/windows_used", 72),
+    ("/variance/ab_test/point_estimates/logloss_scaled", 1.0),
+    ("/variance/measurement_contract_match", 1),
+    ("/variance/evaluated", False),
+    ("/evaluation_windows/final/kl_sum/3", lambda v: v + 1.0),
+    ("/evaluation_windows/final/probability_change_sum/3", lambda v: v + 1.0),
+    ("/evaluation_windows/final/top1_agreement/3", lambda v: v - 1),
+    ("/distribution/kl/mean", 0.0),
+    ("/distribution/kl/p99", 0.0),
+    ("/distribution/kl/max", 90.0),
+    ("/distribution/flips/count", 0),
+    ("/distribution/probability_change/mean", 0.0),
+    ("/distribution/probability_change/q05", 0.5),
+    ("/distribution/histograms/kl/counts/20", lambda v: v + 1),
+    ("/distribution/histograms/kl/edges/3", 7.0),
+    ("/distribution/histograms/probability_change/counts/3", lambda v: v + 1),
+    ("/distribution/tokens", 1),
+    ("/distribution/passed", False),
+    ("/distribution/gated", True),
+    ("/distribution", {"evaluated": False, "reason": "lost", "gated": False, "passed": True}),
+    ("/primary_metric_tail/stats/q95", 0.0),
+    ("/primary_metric_tail/stats/max", 0.0),
+    ("/primary_metric_tail/stats/quantile_low", 0.0),
+    ("/primary_metric_tail/policy/quantile_max", 9.0),
+    ("/primary_metric_tail/mode", "off"),
+    ("/primary_metric_tail/warned", True),
+    ("/confidence/label", "Low"),
+    ("/confidence/width", 0.5),
+    ("/guard_overhead/overhead_ratio", 1.005),
+    ("/guard_overhead/work_ratio", 0.0),
+    ("/guard_overhead/work_max", 9.0),
+    ("/guard_overhead/trial_tokens", 0),
+    ("/guard_overhead/checks/work", False),
+    ("/guard_overhead/evaluated", False),
+    ("/guard_warnings/warning_count", 0),
+    ("/guard_warnings/warnings", []),
+    ("/policy_provenance/preset_sha256", None),
+    ("/policy_provenance/preset_sha256", "f" * 64),
+    ("/policy_provenance/overrides", []),
+    ("/policy_provenance/overrides/0/value", 0.2),
+    ("/policy_provenance/overrides/0/source", "config"),
+    ("/policy_provenance/overrides/0/source", "preset:" + "f" * 12),
+    ("/policy_provenance/overrides/0/tier_value", 0.9),
+    ("/policy_provenance/policy_digest", "0" * 16),
+    ("/auto/policy_digest", "0" * 16),
+    ("/resolved_policy/rmt/epsilon_default", 0.9),
+    ("/resolved_policy/metrics/pm_ratio/ratio_limit_base", 2.0),
+    ("/spectral/family_caps/attn/tau", 0.5),
+    ("/context/execution_log/2/guard", "spectral"),
+    ("/context/execution_log", []),
+    ("/context/guard_chain_observed", ["invariants"]),
+    ("/guards/2/decision", "block"),
+    ("/guards/2/phase", "later"),
+    ("/assurance/report_local_verdict", "fail"),
+    ("/assurance/verdict", "pending_verifier"),
+    ("/assurance/blocking_reasons", ["none"]),
+    ("/assurance/canonical_guard_chain_enforced", False),
+    ("/telemetry/final_total_tokens", 1),
+    ("/telemetry/loss_type", "mlm"),
+    ("/telemetry/summary_line", "INVARLOCK_TELEMETRY gate=pass"),
+    *((f"/validation/{flag}", not value) for flag, value in FULL["validation"].items()),
+]
+
+
+@pytest.mark.parametrize(("pointer", "change"), NUMBERS, ids=[f"{p}#{i}" for i, (p, _) in
+                                                             enumerate(NUMBERS)])  # fmt: skip
+def test_one_changed_value_is_found(pointer, change):
+    """Each new number, name, digest or decision, changed alone."""
+    assert contradictions(altered(FULL, pointer, change)) != []
+
+
+LOOSER = [
+    ("rmt.epsilon.ffn", 0.9),
+    ("spectral.tau.attn", 1.0),
+    ("drift.max", 1.5),
+    ("tail.mode", "off"),
+    ("pm_ratio.ratio_limit_base", 3.0),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), LOOSER, ids=[p for p, _ in LOOSER])
+def test_a_threshold_looser_than_its_tier_admits_is_refused(path, value):
+    """The verifier resolves overrides by its own table."""
+    record = {"path": path, "value": value, "tier_value": 0, "source": f"preset:{PRESET[:12]}"}
+    report = altered(FULL, "/policy_provenance/overrides", [record])
+    assert any(path in line for line in verified(report))
+
+
+def test_a_report_cannot_choose_another_tier():
+    """Neither by naming it, nor by an honest report of tier none in a real profile."""
+    report = altered(FULL, "/auto/tier", "none")
+    assert contradictions(report) != []
+    honest = make_report(tier="none")
+    assert [m for m in verified(honest) if "manifest" not in m] == []
+    for profile in ("ci", "release"):
+        assert any("/auto/tier" in message for message in verified(honest, profile))
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [["primary_metric_acceptable", "invariants_pass"], ["guard_warnings_present"] * 7, []],
+    ids=["exploring", "decoys", "none"],
+)
+def test_decoy_gates_are_found(gates):
+    """A failing report that names only gates which hold."""
+    bad = altered(make_report("bad", 1.004, edge={DOWN: 3.0}), "/context/gates", gates)
+    assert any(line.startswith("/context/gates") for line in contradictions(bad))
+
+
+def test_a_trial_cannot_be_hidden_together_with_its_consequences():
+    """Scales are proposed, so there has to be a trial, whatever the gate says."""
+    report = make_report("full", 1.004, spread={DOWN: 0.81}, gain=0.02)
+
+    def hide(run):
+        run["guards"][3]["trial"] = None
+        run["work"]["trial_tokens"] = 0
+
+    hidden = make_report("full", 1.004, spread={DOWN: 0.81}, gain=0.02, subject=hide)
+    assert contradictions(report) == []
+    assert contradictions(hidden) == ["/variance/trial is missing, although scales are proposed"]
+
+
+MIXTURE = [
+    ("/moe/routers/entropy/0", 0.4),
+    ("/moe/routers/utilization/0", [1.0, 0.0, 0.0]),
+    ("/moe/routers/baseline_tokens/0", 5),
+    ("/moe/passed", False),
+    ("/moe/entropy_drop_max", 9.0),
+    ("/moe/new_dead_experts_max", 9),
+    ("/moe/router_entropy", 0.4),
+    ("/moe/evaluated", False),
+    ("/validation/moe_identity_ok", False),
+    ("/context/gates", lambda gates: gates[:-1]),
+]
+
+
+@pytest.mark.parametrize(("pointer", "change"), MIXTURE, ids=[p for p, _ in MIXTURE])
+def test_routers_are_replayed(pointer, change):
+    """A mixture has one gate more, which follows from both runs' routers."""
+    report = mixture()
+    assert report["context"]["gates"][-1] == "moe_identity_ok"
+    assert contradictions(altered(report, pointer, change)) != []
+
+
+def test_routers_without_their_block_are_found():
+    """A report that leaves its routers out is not that of a dense model."""
+    report = mixture()
+    report["spectral"]["modules"]["family"][0] = "router"
+    del report["moe"]
+    assert any(line.startswith("/moe is missing") for line in derived.check(report))
+
+
+ANSWERS = [
+    ("/metrics/classification/n_correct", 170),
+    ("/metrics/classification/final/correct_total", 170),
+    ("/metrics/classification/preview/total", 170),
+    ("/evaluation_windows/final/correct/4", True),
+    ("/evaluation_windows/final/baseline_correct/4", True),
+    ("/evaluation_windows/preview/correct", []),
+    ("/primary_metric/final", 0.9),
+    ("/primary_metric/ratio_vs_baseline", 0.0),
+    ("/primary_metric/mcnemar_p", 0.5),
+    ("/primary_metric/lost", 0),
+    ("/primary_metric/ci/0", 0.0),
+    ("/baseline_ref/primary_metric/final", 0.5),
+]
+
+
+@pytest.mark.parametrize(("pointer", "change"), ANSWERS, ids=[p for p, _ in ANSWERS])
+def test_answers_are_replayed(pointer, change):
+    """An accuracy follows from the answers of both runs."""
+    report = accuracy()
+    assert report["primary_metric"]["lost"] == 1
+    assert contradictions(altered(report, pointer, change)) != []
