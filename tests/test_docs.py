@@ -206,8 +206,8 @@ def test_config_readme_is_current() -> None:
 
 
 def test_threshold_table_is_the_tier_table() -> None:
-    """docs/method.md shows the numbers of tiers.yaml."""
-    text = (ROOT / "docs/method.md").read_text()
+    """docs/guards.md shows the numbers of tiers.yaml."""
+    text = (ROOT / "docs/guards.md").read_text()
     policies = [load_policy(tier) for tier in ("balanced", "conservative", "aggressive")]
     assert [*(p.tier for p in policies), "none"] == tier_names()
     bounds = [bounds_of(p.tier) for p in policies]
