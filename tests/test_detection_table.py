@@ -24,17 +24,23 @@ def tools() -> Iterator[dict[str, ModuleType]]:
     """The modules of the tool."""
     sys.path.insert(0, str(ROOT / "tools"))
     import detection_page
+    import detection_plan
     import detection_readings
     import detection_runs
 
-    yield {"page": detection_page, "readings": detection_readings, "runs": detection_runs}
+    yield {
+        "page": detection_page,
+        "plan": detection_plan,
+        "readings": detection_readings,
+        "runs": detection_runs,
+    }
     sys.path.remove(str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="module")
 def plan(tools: dict[str, ModuleType]) -> Any:
     """The full plan."""
-    return tools["runs"].make_plan(Path("work"), quick=False)
+    return tools["plan"].make_plan(Path("work"), quick=False)
 
 
 def case(plan: Any, name: str, strength: str = "published") -> Any:
@@ -63,7 +69,7 @@ def test_strength_is_the_deviation_from_doing_nothing(
     tools: dict[str, ModuleType], parameter: str, value: float, half: Any, double: Any
 ) -> None:
     """Half and double of every kind of parameter; None where there is no such thing."""
-    scaled = tools["runs"].scaled
+    scaled = tools["plan"].scaled
     assert (scaled(parameter, value, 0.5), scaled(parameter, value, 2.0)) == (half, double)
 
 
@@ -77,6 +83,8 @@ def test_plan_holds_every_damage_of_the_catalogue_once(plan: Any) -> None:
         assert dict(one.scenario.parameters).items() <= one.parameters.items()
     assert len(plan.clean) * len(plan.seeds) >= 12
     assert not set(plan.seeds) & {44, 45, 46}
+    assert plan.windows_of(case(plan, "ve_mlp_scale_skew")) == "seed_101"
+    assert plan.windows_of(case(plan, "rank_collapse")) == "damage"
     strong = case(plan, "rmt_norm_noise", "double")
     assert (strong.parameters["blend"], strong.note) == (1.0, "blend ends at 1")
     assert strong.parameters["row_frac"] == 0.2  # all else as published

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from detection_plan import CALIBRATION_SEEDS, RANK1, Case, Plan
 from detection_readings import (
     READINGS,
     SHORT,
@@ -18,7 +19,6 @@ from detection_readings import (
     spoke,
     variance_reading,
 )
-from detection_runs import CALIBRATION_SEEDS, Case, Plan
 
 from invarlock.reporting.signals import block, evaluated, guard_flags
 from invarlock.verdict.intervals import clopper_pearson
@@ -41,13 +41,14 @@ the variance of a feed-forward output; outside 1 +- the deadband it is tried on 
 DAMAGE = """
 ## Damage: the check aimed at has to speak
 
-{arm} + {arm} windows of {seq_len} tokens, seed {seed}. Half and double scale the deviation from
-doing nothing: factors f below 10 become 1 + (f - 1) / 2 and 1 + 2 (f - 1). *Margin*: the statistic
-over its threshold, above 1 beyond it; |ln sigma ratio|; fatal limit over the ratio of ranks and
-norms; growth of an edge over epsilon; |scale - 1| over the deadband (the variance guard speaks when
-the trial confirms it too); lower bound of the perplexity ratio over its limit. So few windows are
-below the tier's floors: no perplexity is acceptable here. *fail* is a detection, *inconclusive* is
-none.
+{arm} + {arm} windows of {seq_len} tokens, seed {seed}; {all} + {all} where the variance guard is
+aimed at, whose trial needs them, and for the matrix of rank 1. Half and double scale the deviation
+from doing nothing: factors f below 10 become 1 + (f - 1) / 2 and 1 + 2 (f - 1). *Margin*: the
+statistic over its threshold, above 1 beyond it; |ln sigma ratio|; fatal limit over the ratio of
+ranks and norms; growth of an edge over epsilon; |scale - 1| over the deadband (the variance guard
+speaks when the trial confirms it too); lower bound of the perplexity ratio over its limit.
+{arm} + {arm} windows are below the tier's floors: *fail* is a detection, *inconclusive* is none,
+*pass* is not yet acceptable.
 """
 COST = """
 ## Cost of the guards
@@ -229,7 +230,7 @@ def summary(clean: Sequence[Clean], damaged: Sequence[Damaged]) -> list[str]:
         f"  * {count([r.found for r in at['double']])} at double strength.",
         f"* Any check spoke on {count([bool(spoke(r.report or {})) for r in published])} at"
         " published strength.",
-        *(rank1(r) for r in published if r.case.scenario.id == "rank1_projection"),
+        *(rank1(r) for r in published if r.case.scenario.id == RANK1),
         *unseen([r for r in published if not r.found]),
     ]
 
@@ -307,7 +308,7 @@ def page(plan: Plan, clean: Sequence[Clean], damaged: Sequence[Damaged], where: 
         *summary(clean, damaged),
         CLEAN.format(arm=plan.arm, seq_len=plan.seq_len),
         *clean_table(clean),
-        DAMAGE.format(arm=plan.damage_arm, seq_len=plan.seq_len, seed=plan.seeds[0]),
+        DAMAGE.format(arm=plan.damage_arm, all=plan.arm, seq_len=plan.seq_len, seed=plan.seeds[0]),
         *damage_table(damaged),
         COST,
         *cost_lines(clean),

@@ -17,7 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 from detection_page import Clean, Damaged, page
-from detection_runs import ROOT, Plan, make_plan, read_stamp, run_all
+from detection_plan import ROOT, Plan, make_plan
+from detection_runs import read_stamp, run_all
 
 from invarlock.files import read_json_object, write_text
 
@@ -63,7 +64,7 @@ def read_results(plan: Plan) -> tuple[list[Clean], list[Damaged]]:
         if case.parameters is None:
             damaged.append(Damaged(case, None))
             continue
-        folder = plan.folder(case.name, "damage")
+        folder = plan.folder(case.name, plan.windows_of(case))
         report = read_json_object(folder / "evaluation.report.json")
         status = read_json_object(folder / "outcome.json")["status"]
         damaged.append(Damaged(case, report, status))

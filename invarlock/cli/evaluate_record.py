@@ -71,7 +71,9 @@ def write_results(job: Job, result: Result) -> None:
     write_bytes(out / EVALUATION_NAME, canonical_json(report) + b"\n")
     requirements = json.loads(job.scenario).get("requirements", {}) if job.scenario else {}
     for name in probes.wanted(requirements, report):
-        write_json(out / name, probes.probe_of(name, report))
+        probe = probes.probe_of(name, report)
+        validate(probe, probes.CONTRACTS[name], str(out / name))
+        write_json(out / name, probe)
     write_runtime_manifest(
         out / EVALUATION_NAME,
         Allowances(network=job.allow_network, remote_code=job.allow_remote_code),

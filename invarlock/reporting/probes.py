@@ -12,6 +12,7 @@ from typing import Any
 from invarlock.files import digest_json
 
 RMT_NAME, VE_NAME = "rmt_probe.json", "ve_probe.json"
+CONTRACTS = {RMT_NAME: "rmt-probe", VE_NAME: "ve-probe"}
 Report = Mapping[str, Any]
 
 
