@@ -139,8 +139,8 @@ def make_plan(work: Path, quick: bool) -> Plan:
     plan = Plan(
         work=work,
         seeds=(101, 102, 103),
-        arm=model["preview"],
-        damage_arm=56,  # the tail needs 50
+        arm=model["preview"] // 2,
+        damage_arm=24,
         calibration_arm=16,
         clean=tuple(clean),
         damage=tuple(found),
