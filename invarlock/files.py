@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,6 +57,11 @@ def canonical_json(value: object) -> bytes:
 def digest_json(value: object) -> str:
     """SHA-256 of :func:`canonical_json`."""
     return sha256_bytes(canonical_json(value))
+
+
+def contract_hash(contract: Mapping[str, Any]) -> str:
+    """First 16 hex of SHA-256 over a measurement contract as spaced, sorted JSON, as published."""
+    return sha256_bytes(json.dumps(contract, sort_keys=True).encode())[:16]
 
 
 # --- strict JSON ---------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class SpectralPolicy:
 class TailPolicy:
     """Thresholds of the tail of per-window differences (nats per token)."""
 
-    mode: str  # off, warn or fail
+    mode: str  # warn or fail
     min_windows: int
     quantile: float
     quantile_max: float
@@ -78,6 +78,7 @@ class AccuracyPolicy:
     delta_min_pp: float
     min_examples: int
     hysteresis_delta_pp: float
+    drift_max_pp: float  # of the difference between the arms, either way; presets leave it alone
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,6 @@ class VariancePolicy:
     """Thresholds of the variance guard; gains in nats per token, ``alpha`` one-sided."""
 
     deadband: float
-    min_abs_adjust: float
     min_effect_lognll: float
     max_adjusted_modules: int  # 0: no limit
     alpha: float
@@ -275,6 +275,11 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
         row["pm_tail"]["mode"] = value
         return
     group, _, name = path.rpartition(".")
+    if group == "distribution" and name in row["distribution"]:
+        if not _within(value, bounds[path]):
+            raise _refused(override, tier, "from {min} to {max}".format(**bounds[path]))
+        row["distribution"][name] = float(value)
+        return
     caps = row["spectral"]["family_caps"]
     # where the value goes, which bound it has to keep, and the value in the unit of that bound
     places: dict[str, tuple[dict[str, Any], str, Any]] = {
@@ -289,15 +294,23 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
     if group not in places or name not in (("min", "max") if group == "drift" else caps):
         raise ConfigError(
             f"{path} cannot be overridden",
-            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode",
+            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max, tail.mode,"
+            " distribution.kl_mean_max or distribution.flip_fraction_max",
         )
     target, bound, measure = places[group]
-    low, high = bounds[bound]["min"], bounds[bound]["max"]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # the slack is for the rounding of a logarithm
-    if not (is_number and low * (1 - 1e-9) <= measure(value) <= high * (1 + 1e-9)):
-        raise _refused(override, tier, f"{bound} from {low} to {high}")
+    if not (_is_number(value) and _within(measure(value), bounds[bound])):
+        raise _refused(override, tier, bound + " from {min} to {max}".format(**bounds[bound]))
     target[name] = float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _within(value: Any, bound: Mapping[str, float]) -> bool:
+    """Whether it is a number within the bound; the slack is for the rounding of a logarithm."""
+    low, high = bound["min"] * (1 - 1e-9), bound["max"] * (1 + 1e-9)
+    return _is_number(value) and low <= value <= high
 
 
 def _refused(override: Override, tier: str, expected: str) -> ConfigError:
@@ -308,9 +321,12 @@ def _refused(override: Override, tier: str, expected: str) -> ConfigError:
     )
 
 
-def _value_at(policy: Policy, path: str) -> float | str:
+def _value_at(policy: Policy, path: str) -> float | str | None:
     """The value a policy has at the path of an override."""
     group, _, name = path.rpartition(".")
+    if group == "distribution":
+        limit: float | None = getattr(policy.distribution, name)
+        return limit
     if group == "spectral.tau":
         return policy.spectral.tau(name)
     if group == "rmt.epsilon":

@@ -332,7 +332,10 @@ def preset_of(document: Mapping[str, Any], where: str) -> Preset:
     validate(document, "calibrated-preset", where)
     recorded = document["_calibration_meta"]
     meta = {key: recorded[key] for key in META}
-    derived = _build(meta, document["dataset"], document["null_statistics"])
+    try:
+        derived = _build(meta, document["dataset"], document["null_statistics"])
+    except ArithmeticError as error:
+        raise ContractError("its statistics are of no null edit", where=where) from error
     wrong = next(_differences(document, derived), None)
     if wrong is not None:
         raise ContractError(

@@ -50,6 +50,9 @@ rule evaluate:
         alpha=C["bootstrap"]["alpha"],
         assurance=C["assurance"],
         tail=f"--tail-mode {C['tail_mode']}" if C["tail_mode"] else "",
+        limits="--kl-mean-max {kl_mean_max} --flip-fraction-max {flip_fraction_max}".format(
+            **C["distribution"]
+        ),
         timeout=C["timeout_minutes"],
         retries=C["retries"],
         image=(
@@ -62,7 +65,7 @@ rule evaluate:
     shell:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
-        " --preset {input.preset:q} {params.tail} --assurance {params.assurance}"
+        " --preset {input.preset:q} {params.tail} {params.limits} --assurance {params.assurance}"
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
         " --replicates {params.replicates} --alpha {params.alpha}"

@@ -212,6 +212,21 @@ def make_t5(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def make_mixture(folder: Path) -> Path:
+    """A Mixtral folder of two layers with four experts each, of which a token takes two."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, initializer_range=0.2,
+        max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    save_model(MixtralForCausalLM(config), folder)
+    write_tokenizer(folder)
+    return folder
+
+
 def save_model(model: torch.nn.Module, folder: Path) -> None:
     """Write a model of the library as the library does, without its progress bars."""
     from transformers.utils import logging

@@ -162,7 +162,12 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
     measured = {a: arm(a, shift) for a in ("preview", "final") if windows}
     chain = guards(measured, how)
     tried = next((g["trial"] for g in chain if g["name"] == "variance"), None)
-    work = {"trial_tokens": sum(tried["token_counts"]) if tried else 0, "probe_bytes": 4096}
+    work: Document = {
+        "trial_tokens": sum(tried["token_counts"]) if tried else 0,
+        "probe_bytes": 4096,
+    }
+    if measured:
+        work["bare_nll"] = [measured["preview"]["nll_sum"][row] for row in CALIBRATION]
     return {
         "meta": {
             "run_id": digest(name)[:16],

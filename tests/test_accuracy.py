@@ -1,7 +1,9 @@
 """Paired accuracy: exact enumeration, McNemar, the decision and what is refused."""
 
 import itertools
+import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from invarlock.errors import InputError
-from invarlock.metrics.accuracy import Examples, compare_accuracy, labelled, mcnemar_exact
+from invarlock.metrics.accuracy import (
+    Examples,
+    compare_accuracy,
+    labelled,
+    lower_tail,
+    mcnemar_exact,
+)
 from invarlock.metrics.bootstrap import (
     effective_clusters,
     expanded_quantile,
@@ -52,8 +60,6 @@ def test_replicates_are_the_enumerated_distribution():
 
 def test_interval_is_that_of_the_enumerated_distribution():
     """Limits from all 6^6 resamples of six examples lie on the same or the next step."""
-    from statistics import NormalDist
-
     subject = np.array([True, False, False, True, True, False])
     base = np.array([True, True, False, False, True, True])
     names = list("abcdef")
@@ -80,6 +86,23 @@ def test_mcnemar_is_the_exact_binomial_test(gained, lost):
     """Two-sided p of a fair coin over the discordant examples, as SciPy computes it."""
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert mcnemar_exact(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [4900, 5000, 5001, 5300])
+def test_mcnemar_of_many_discordant_is_the_exact_one(n):
+    """The term by term sum agrees with whole numbers to 1e-12 around where it takes over."""
+    for k in (n // 2, n // 2 - 1, n // 2 - 40, n // 2 - 200, n // 2 - 500, n // 3, n // 4):
+        exact = sum(itertools.accumulate(range(k), lambda t, i: t * (n - i) // (i + 1), initial=1))
+        assert lower_tail(n, k) == pytest.approx(exact / (1 << n), rel=1e-12)
+        assert mcnemar_exact(n - k, k) == pytest.approx(min(1, 2 * exact / (1 << n)), rel=1e-12)
+    assert lower_tail(n, 0) == mcnemar_exact(n, 0) == 2.0 ** (1 - n) == 0
+
+
+def test_mcnemar_of_millions_takes_few_terms():
+    """The normal law with its continuity correction, at four million."""
+    n, k = 4_000_000, 1_998_500
+    normal = NormalDist().cdf((k + 0.5 - n / 2) / math.sqrt(n / 4))
+    assert mcnemar_exact(k, n - k) == pytest.approx(2 * normal, rel=1e-4)
 
 
 def test_mcnemar_by_hand():

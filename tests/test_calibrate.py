@@ -86,7 +86,7 @@ def fake(nll: float, edge: float) -> Any:
         for arm, value in (("preview", 1.0), ("final", nll))
     }
     activations = [Activation("m", "ffn", 0, edge, 1.0)]
-    return SimpleNamespace(arms=arms, modules=[], activations=activations)
+    return SimpleNamespace(arms=arms, modules=[], activations=activations, correct={})
 
 
 def test_changes_are_logarithms_of_subject_over_baseline() -> None:

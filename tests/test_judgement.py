@@ -10,6 +10,7 @@ import pytest
 from report_factory import (
     BASELINE,
     BOOTSTRAP,
+    CALIBRATION,
     DOWN,
     PRESET,
     TOKENS,
@@ -41,6 +42,8 @@ def heavy_tail(run):
         for row in range(WORSE):
             arm["nll_sum"][row * 7] += 0.35 * TOKENS
         arm["logloss"] = [total / TOKENS for total in arm["nll_sum"]]
+    losses = run["evaluation_windows"]["preview"]["nll_sum"]
+    run["work"]["bare_nll"] = [losses[row] for row in CALIBRATION]
 
 
 def refused(report):
@@ -71,6 +74,9 @@ DAMAGE = [
     ({"overrides": FAIL_MODE, "subject": heavy_tail}, "primary_metric_tail_acceptable",
      {"primary_metric_tail"}),
     ({"subject": lambda run: run["work"].update(trial_tokens=26000)},
+     "guard_overhead_acceptable", {"overhead"}),
+    ({"subject": lambda run: run["work"].update(
+        bare_nll=[0.98 * nll for nll in run["work"]["bare_nll"]])},
      "guard_overhead_acceptable", {"overhead"}),
 ]  # fmt: skip
 
@@ -239,8 +245,9 @@ def test_an_impossible_claim_is_refused_before_measuring(asked):
 
 
 def test_telemetry_is_asked_for_by_its_variable():
-    """Unset, empty, 0 and false ask for nothing."""
-    values = {"1": True, "true": True, "0": False, "false": False, "": False}
+    """Unset, empty and every way to say no ask for nothing."""
+    values = dict.fromkeys(["", "0", "false", "False", "off", "OFF", "no", " No "], False)
+    values |= {"1": True, "true": True, "on": True}
     assert {v: telemetry_wanted({"INVARLOCK_TELEMETRY": v}) for v in values} == values
     assert not telemetry_wanted({})
 

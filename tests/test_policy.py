@@ -91,7 +91,9 @@ def test_a_tiers_own_values_lie_within_its_bounds(tier: str) -> None:
         "rmt.epsilon": policy.rmt.epsilon_default,
         "drift.half_width": policy.drift_max - 1,
     }
-    assert set(bounds) == set(own)
+    unlimited = {name for name in bounds if name.startswith("distribution.")}
+    assert set(bounds) == set(own) | unlimited
+    assert policy.distribution.kl_mean_max is policy.distribution.flip_fraction_max is None
     for name, value in own.items():
         assert bounds[name][0] <= value <= bounds[name][1]
 
@@ -199,3 +201,14 @@ def test_no_override_is_looser_than_the_tier_admits(tier: str, value: float, fam
         found = spectral if path == "spectral.tau" else policy.rmt.epsilon(family)
         low, high = bounds[name]
         assert low * (1 - 1e-8) <= found <= high * (1 + 1e-8)
+
+
+def test_a_limit_on_the_shift_of_predictions_can_be_set() -> None:
+    """The tiers have none; an override makes one, and a negative or absurd one is refused."""
+    limited = resolve_policy("balanced", [Override("distribution.kl_mean_max", 0.02, "config")])
+    assert limited.distribution.kl_mean_max == 0.02
+    assert limited.digest != load_policy("balanced").digest
+    assert limited.override_records()[0]["tier_value"] is None
+    for value in (-1.0, 1e9):
+        with pytest.raises(ConfigError, match="kl_mean_max"):
+            resolve_policy("balanced", [Override("distribution.kl_mean_max", value, "config")])

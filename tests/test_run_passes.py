@@ -104,19 +104,27 @@ class Counter:
         return self.rows.count(tuple(window.tokens))
 
 
+def windows_ids(windows):
+    """Ids of the preview arm."""
+    return [window.window_id for window in windows.arm("preview")]
+
+
 @pytest.mark.parametrize("folder", ["baseline", "halved"])
 def test_every_window_is_run_once(place, windows, baseline, monkeypatch, folder):
-    """The calibration batch is part of the pass; only the trial on preview windows is beyond it."""
+    """Beyond the pass: the calibration windows without hooks, and the trial on others."""
     counter = Counter(monkeypatch)
     against = baseline.reference_arrays() if folder == "halved" else None
     measured = run(place / folder, windows, against, POLICY.variance if against else None)
     tried = set(measured.trial.window_ids) if measured.trial else set()
     for arm in ("preview", "final"):
         for window in windows.arm(arm):
-            assert counter.count(window) == 1 + (window.window_id in tried)
+            again = {*tried, *measured.calibration} if arm == "preview" else set()
+            assert counter.count(window) == 1 + (window.window_id in again)
     probes = [row for row in counter.rows if len(row) != 48]
     assert [len(row) for row in probes] == [16, 16]  # the head against the whole model
     assert measured.trial_tokens == 47 * len(tried)
+    losses = dict(zip(windows_ids(windows), measured.arms["preview"].losses(), strict=True))
+    assert measured.bare_nll == [losses[i] for i in measured.calibration]  # hooks only read
 
 
 def test_losses_are_those_of_a_plain_forward(place, windows, halved):

@@ -78,3 +78,13 @@ def test_bfloat16_is_measured_in_float32():
     """The storage type does not enter the arithmetic."""
     weight = matrices()["gaussian square"].bfloat16()
     assert measure(weight) == measure(weight.float())
+
+
+def test_huge_values_are_measured_like_ordinary_ones() -> None:
+    """Values whose squares overflow float32: statistics scale exactly with the matrix."""
+    weight = torch.randn(48, 32, generator=torch.Generator().manual_seed(3))
+    ordinary, huge = measure(weight), measure(weight * 2.0**80)
+    assert huge.sigma_max == pytest.approx(ordinary.sigma_max * 2.0**80, rel=1e-6)
+    assert huge.frobenius == pytest.approx(ordinary.frobenius * 2.0**80, rel=1e-6)
+    assert huge.stable_rank == pytest.approx(ordinary.stable_rank, rel=1e-5)
+    assert huge.row_min == pytest.approx(ordinary.row_min, rel=1e-5)

@@ -45,6 +45,8 @@ class Job:
     tier: str
     preset: str  # file, or empty
     tail_mode: str  # or empty: the tier's
+    kl_mean_max: float  # 0: no limit
+    flip_fraction_max: float
     assurance: str
     replicates: int
     alpha: float
@@ -61,7 +63,8 @@ class Job:
     @property
     def thresholds(self) -> Thresholds:
         """By what the subject is judged."""
-        return Thresholds(self.tier, self.preset, self.tail_mode)
+        limits = self.kl_mean_max, self.flip_fraction_max
+        return Thresholds(self.tier, self.preset, self.tail_mode, *limits)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +81,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_measuring_options(parser)
     add("--preset", type=Path, metavar="FILE", help="thresholds of this model (default: tier's)")
     add("--tail-mode", default="", choices=["", "fail"], help="fail: a heavy tail is a failure")
+    add("--kl-mean-max", type=float, default=0, metavar="NATS", help="0: no limit (default)")
+    add("--flip-fraction-max", type=float, default=0, metavar="F", help="0: no limit (default)")
     add("--assurance", default="off", choices=MODES, help="strict makes the full claim")
     add("--edit-label", default="custom", help="name of the edit (default: custom)")
     add("--scenario", default="", metavar="JSON", help="the scenario's catalogue entry")
@@ -131,7 +136,8 @@ def main(args: argparse.Namespace) -> int:
 def _job(args: argparse.Namespace) -> Job:
     # what is misspelt or cannot be must not cost a measurement
     check_profile(args.profile)
-    resolve(Thresholds(args.tier, str(args.preset or ""), args.tail_mode), None)
+    limits = args.kl_mean_max, args.flip_fraction_max
+    resolve(Thresholds(args.tier, str(args.preset or ""), args.tail_mode, *limits), None)
     container = in_container() and bool(args.image_digest)
     if args.assurance == "strict":
         require_strict_possible(args.profile, args.tier, container)
@@ -168,6 +174,8 @@ def _job(args: argparse.Namespace) -> Job:
         tier=args.tier,
         preset=str(args.preset or ""),
         tail_mode=args.tail_mode,
+        kl_mean_max=args.kl_mean_max,
+        flip_fraction_max=args.flip_fraction_max,
         assurance=args.assurance,
         replicates=args.replicates,
         alpha=args.alpha,

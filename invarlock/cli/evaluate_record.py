@@ -99,13 +99,17 @@ def _context(job: Job, result: Result) -> dict[str, Any]:
     }
 
 
+# bare_batch: the calibration windows once more, without hooks
+GUARD_PHASES = ("invariants", "spectral", "rmt", "variance", "bare_batch")
+
+
 def guard_overhead(
     timings: Mapping[str, float], memory_mb: Mapping[str, float]
 ) -> dict[str, Any] | None:
     """Time and memory of the guards over those of the bare pass; None where nothing ran."""
     if not timings:
         return None
-    guards = {name: timings[name] for name in ("invariants", "spectral", "rmt", "variance")}
+    guards = {name: timings[name] for name in GUARD_PHASES}
     return {
         "seconds": guards,
         "time_ratio": round(sum(guards.values()) / timings["forward"], 4),
@@ -165,16 +169,21 @@ def summary_line(out: Path) -> str:
     """One line for the person who typed the command."""
     outcome = read_json_object(out / OUTCOME_NAME)
     report = read_json_object(out / EVALUATION_NAME)
-    metric, flags = report["primary_metric"], report["validation"]
-    if "ratio_vs_baseline" not in metric:
-        what = f"not measured ({metric['degraded_reason']})"
-    else:
-        low, high = metric.get("display_ci", (float("nan"),) * 2)
-        what = f"ratio {metric['ratio_vs_baseline']:.4f} [{low:.4f}, {high:.4f}]"
-        what += f" {metric['decision']}"
+    flags, what = report["validation"], _point(report["primary_metric"])
     failed = [flag for flag in report["context"]["gates"] if flags.get(flag) is not True]
     gates = "all gates hold" if not failed else "not held: " + ", ".join(failed)
     return f"{outcome['scenario']}: {outcome['status']}; {what}; {gates}"
+
+
+def _point(metric: Mapping[str, Any]) -> str:
+    """The metric with its interval and decision."""
+    if "ratio_vs_baseline" not in metric:
+        return f"not measured ({metric['degraded_reason']})"
+    accuracy = metric["kind"] == "accuracy"
+    name, form, unit = ("accuracy", "+.2f", " points") if accuracy else ("ratio", ".4f", "")
+    ci = metric.get("display_ci")
+    interval = "[" + ", ".join(format(v, form) for v in ci) + "]" if ci else "without interval"
+    return f"{name} {metric['ratio_vs_baseline']:{form}}{unit} {interval} {metric['decision']}"
 
 
 def telemetry_line(out: Path) -> str:

@@ -16,6 +16,8 @@ class Thresholds:
     tier: str
     preset: str  # a file, or empty: the tier's own values
     tail_mode: str  # fail, or empty: the tier's
+    kl_mean_max: float = 0.0  # nats; 0: no limit
+    flip_fraction_max: float = 0.0  # 0: no limit
 
 
 def resolve(asked: Thresholds, baseline_sha256: str | None) -> tuple[Policy, str | None]:
@@ -36,6 +38,10 @@ def resolve(asked: Thresholds, baseline_sha256: str | None) -> tuple[Policy, str
         if baseline_sha256 is not None:
             preset.require_for(baseline_sha256, asked.tier)
         overrides, digest = preset.overrides, preset.sha256
-    if asked.tail_mode:
-        overrides = (*overrides, Override("tail.mode", asked.tail_mode, "config"))
+    settings: dict[str, float | str] = {
+        "tail.mode": asked.tail_mode,
+        "distribution.kl_mean_max": asked.kl_mean_max,
+        "distribution.flip_fraction_max": asked.flip_fraction_max,
+    }
+    overrides += tuple(Override(path, value, "config") for path, value in settings.items() if value)
     return resolve_policy(asked.tier, overrides), digest

@@ -102,17 +102,22 @@ def _load(path: Path) -> tuple[Path, bytes, bytes | None]:
 def _print(result: ReportResult) -> None:
     for finding in result.findings:
         print(f"{escape(result.ident)}: {finding.code} {escape(finding.message)}")
-    for claim in result.believed:
-        print(f"{escape(result.ident)}: only believed: {escape(claim)}")
-    if not result.ok:
+    if result.ok:
+        _print_point(result)
+    else:
         print(f"VERIFY FAIL {escape(result.ident)}: {len(result.findings)} findings")
-        return
+    if result.believed:
+        print(f"{escape(result.ident)}: only believed: {escape('; '.join(result.believed))}")
+
+
+def _print_point(result: ReportResult) -> None:
     shown = result.to_json()
     interval = shown["ci"]
     point = "-" if shown["ratio_vs_baseline"] is None else f"{shown['ratio_vs_baseline']:.6g}"
     ci = f"[{interval[0]:.6g}, {interval[1]:.6g}]" if interval else "-"
     width = f"{interval[1] - interval[0]:.3g}" if interval else "-"
+    what = "points" if shown["kind"] == "accuracy" else "ratio"
     print(
-        f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} ratio={point} "
+        f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} {what}={point} "
         f"ci={ci} width={width} replayed={'yes' if result.replayed else 'no'}"
     )

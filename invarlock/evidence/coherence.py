@@ -12,8 +12,8 @@ from typing import Any
 
 from invarlock.evidence.findings import dig
 from invarlock.files import digest_json
+from invarlock.metrics import ARMS
 
-ARMS = ("preview", "final")
 HEAD = ("name", "family", "layer")  # of a table of modules
 LOSS_TOLERANCE = 1e-9  # relative, of logloss against nll_sum / token_counts
 Report = Mapping[str, Any]
@@ -22,6 +22,11 @@ SAME = (
     ("baseline_ref/tokenizer_hash", "provenance/provider_digest/tokenizer_sha256"),
     ("baseline_ref/tokenizer_hash", "dataset/tokenizer/hash"),
     ("meta/checkpoint_sha256", "provenance/subject/checkpoint_sha256"),
+    ("meta/run_id", "meta/subject_run_id"),
+    ("meta/run_id", "provenance/subject/run_id"),
+    ("meta/model_id", "baseline_ref/model_id"),
+    ("meta/adapter", "baseline_ref/adapter"),
+    ("provenance/windows_sha256", "dataset/hash/dataset"),
     ("baseline_ref/checkpoint_sha256", "provenance/baseline/checkpoint_sha256"),
     ("baseline_ref/run_id", "provenance/baseline/run_id"),
     ("baseline_ref/primary_metric/kind", "primary_metric/kind"),
@@ -50,7 +55,7 @@ def check(report: Report) -> list[str]:
 def _same(report: Report) -> Iterator[str]:
     for one, other in SAME:
         values = [dig(report, *place.split("/")) for place in (one, other)]
-        if None not in values and values[0] != values[1]:
+        if values[0] != values[1]:
             yield f"/{other} differs from /{one}"
 
 
@@ -98,13 +103,16 @@ def _classification(report: Report) -> Iterator[str]:
         yield "/metrics/classification/n_correct or n_total is not that of the final arm"
 
 
-def baseline_parts(report: Report) -> dict[str, str]:
-    """Digests of what a report records of its baseline run, by name; all reports about one
-    model in one pack must hold the same. A rejected subject's report has no windows."""
+def shared_parts(report: Report) -> dict[str, str]:
+    """Digests of what all reports about one model in one pack must hold alike, by name: their
+    baseline run, and how they were judged. A rejected subject's report has no windows."""
+    bootstrap = dig(report, "context", "bootstrap")
     parts = {
-        "run": dig(report, "baseline_ref", "run_id"),
-        "checkpoint": dig(report, "baseline_ref", "checkpoint_sha256"),
+        "baseline run": dig(report, "baseline_ref", "run_id"),
+        "baseline checkpoint": dig(report, "baseline_ref", "checkpoint_sha256"),
         "windows file": dig(report, "provenance", "windows_sha256"),
+        "policy": dig(report, "auto", "policy_digest"),
+        "bootstrap": bootstrap and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed")},
     }
     windows = report.get("evaluation_windows")
     for arm in ARMS:
@@ -113,10 +121,10 @@ def baseline_parts(report: Report) -> dict[str, str]:
             for column in ("window_ids", "clusters", "token_counts", "baseline_nll_sum")
         ]
         if all(isinstance(column, list) and column for column in columns):
-            parts[f"{arm} windows and losses"] = columns
+            parts[f"{arm} windows and baseline losses"] = columns
     for guard in ("spectral", "rmt", "variance"):
         table = dig(report, guard, "modules")
         if isinstance(table, Mapping) and "baseline_name" not in table:
-            parts[f"{guard} statistics"] = [table[key] for key in sorted(table) if key in HEAD
-                                            or key.startswith("baseline_")]  # fmt: skip
+            columns = [key for key in table if key in HEAD or key.startswith("baseline_")]
+            parts[f"baseline {guard} statistics"] = [table[key] for key in sorted(columns)]
     return {name: digest_json(value) for name, value in parts.items() if value is not None}

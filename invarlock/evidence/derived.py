@@ -12,16 +12,30 @@ from typing import Any
 from invarlock.errors import InvarlockError
 from invarlock.evidence.findings import dig
 from invarlock.files import digest_json
-from invarlock.guards import CHAIN, CONTRACTS, contract_fields
+from invarlock.guards import CHAIN, CONTRACTS, contract_fields, spectral
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
 from invarlock.guards.variance import is_target
+from invarlock.metrics import ARMS
+from invarlock.metrics.distribution import TOP_K
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting.assurance import assurance_block
-from invarlock.reporting.evaluation import GUARD_FIELDS, resolved_policy
+from invarlock.reporting.evaluation import (
+    GUARD_FIELDS,
+    coverage,
+    policy_digest,
+    resolved_policy,
+    run_id,
+)
 from invarlock.reporting.judgement import Judgement
 from invarlock.reporting.replay import policy_of
 from invarlock.reporting.runs import Comparison
-from invarlock.reporting.tables import read_activations
+from invarlock.reporting.tables import (
+    Both,
+    activation_table,
+    read_activations,
+    read_spectral,
+    spectral_table,
+)
 from invarlock.reporting.telemetry import telemetry_block
 
 Report = Mapping[str, Any]
@@ -35,12 +49,11 @@ def check(report: Report) -> list[str]:
     Raises:
         LookupError, TypeError, ValueError, AttributeError: evidence of an impossible shape.
     """
-    parts = (_guards, _measured, _policy, _summaries)
+    parts = (_guards, _tables, _execution, _measured, _geometry, _policy, _summaries)
     return [line for part in parts for line in part(report)]
 
 
 def _guards(report: Report) -> Iterator[str]:
-
     for index, guard in enumerate(report["guards"]):
         section = report.get(str(guard["name"]), {})
         for name in GUARD_FIELDS:
@@ -58,9 +71,54 @@ def _guards(report: Report) -> Iterator[str]:
         yield "/guards is not the canonical chain, although the subject was run"
 
 
+def _tables(report: Report) -> Iterator[str]:
+    """Modules of both runs, sorted and with no column more than a report has."""
+    if report["rmt"]["evaluated"] is not True:
+        return
+    weights = report["spectral"]["modules"]
+    if spectral_table(Both(*read_spectral(weights))) != weights:
+        yield "/spectral/modules is not the table that a report has"
+    for guard, column in (("rmt", "edge"), ("variance", "variance")):
+        table = report[guard]["modules"]
+        if activation_table(Both(*read_activations(table, column)), column) != table:
+            yield f"/{guard}/modules is not the table that a report has"
+
+
+def _execution(report: Report) -> Iterator[str]:
+    """Digests of what guards recorded, where the report repeats all of it."""
+    if report["rmt"]["evaluated"] is not True:
+        return
+    variance = report["variance"]
+    modules = spectral.to_table(read_spectral(report["spectral"]["modules"])[1])
+    records = {
+        "spectral": {"modules": modules},
+        "variance": {"tap": variance["tap"], "trial": variance["trial"]},
+    }
+    for index, entry in enumerate(report["context"]["execution_log"]):
+        name = entry["guard"]
+        if name in records:
+            head = {"name": name, "phase": entry["phase"]}
+            if entry["digest"] != digest_json(head | records[name] | contract_fields(name)):
+                yield f"/context/execution_log/{index}/digest is not that of what {name} recorded"
+
+
+def _geometry(report: Report) -> Iterator[str]:
+    """Length of the windows against the tokens predicted in them (see ``invarlock.run.tasks``)."""
+    data, kind = report["dataset"], report["primary_metric"]["kind"]
+    length = data["seq_len"]
+    if data["stride"] != length:
+        yield "/dataset/stride is not /dataset/seq_len, although windows do not overlap"
+    counts = {n for arm in ARMS for n in report["evaluation_windows"][arm]["token_counts"]}
+    exact = {"ppl_causal": length - 1, "ppl_seq2seq": length - length // 2}.get(kind)
+    if counts and (max(counts) > length if exact is None else counts != {exact}):
+        yield f"/dataset/seq_len is {length}, which does not fit the tokens of the windows"
+    shift = report["distribution"]
+    if shift["evaluated"] is True and not 0 < shift["top_k"] <= TOP_K:
+        yield f"/distribution/top_k is not from 1 to {TOP_K}"
+
+
 def _measured(report: Report) -> Iterator[str]:
     """How, where and on which windows the guards measured."""
-
     if report["rmt"]["evaluated"] is not True:
         return
     for name in CONTRACTS:
@@ -78,13 +136,17 @@ def _measured(report: Report) -> Iterator[str]:
     preview = report["evaluation_windows"]["preview"]
     places = {window: i for i, window in enumerate(preview["window_ids"])}
     calibration, used = rmt["calibration"], rmt["calibration"]["window_ids"]
+    most = min(CALIBRATION_WINDOWS, len(places))
+    alike = report["primary_metric"]["kind"] != "accuracy"  # records differ in shape
     if not (
         set(used) <= set(places)
         and len(set(used)) == len(used) == calibration["windows"]
-        and 0 < len(used) <= CALIBRATION_WINDOWS
+        and (len(used) == most if alike else 0 < len(used) <= most)
         and 0 < calibration["tokens"] <= MAX_TOKENS
     ):
         yield "/rmt/calibration does not name windows of the preview arm"
+    if len(report["guard_overhead"]["bare_nll"]) != len(used):
+        yield "/guard_overhead/bare_nll has not one loss a calibration window"
     trial = variance["trial"]
     if trial is None:
         if variance["proposed_scales"] and len(used) < len(places):
@@ -101,28 +163,43 @@ def _measured(report: Report) -> Iterator[str]:
 
 def _policy(report: Report) -> Iterator[str]:
     """The limits said to have been in force are those of the tier with the recorded overrides."""
-
     try:
         policy = policy_of(report)
     except InvarlockError:
         return  # the replay says so
     if digest_json(report["resolved_policy"]) != digest_json(resolved_policy(policy)):
         yield f"/resolved_policy is not that of tier {policy.tier} with the recorded overrides"
-    for place in ("auto/policy_digest", "policy_digest/thresholds_hash",
-                  "policy_provenance/policy_digest"):  # fmt: skip
+    if report["policy_digest"] != policy_digest(policy):
+        yield f"/policy_digest is not that of tier {policy.tier} with the recorded overrides"
+    windows, bootstrap = report["dataset"]["windows"], report["context"]["bootstrap"]
+    used = {arm: windows[arm] for arm in ARMS}
+    if windows["stats"]["coverage"] != coverage(used, bootstrap["replicates"], policy):
+        yield f"/dataset/windows/stats/coverage is not that of tier {policy.tier}"
+    own = run_id(
+        report["baseline_ref"]["run_id"], report["meta"]["run_id"], policy.digest, bootstrap
+    )
+    if report["run_id"] != own:
+        yield "/run_id is not that of both runs, policy and bootstrap"
+    for place in ("auto/policy_digest", "policy_provenance/policy_digest"):
         if dig(report, *place.split("/")) != policy.digest:
             yield f"/{place} is not the digest of tier {policy.tier} with the recorded overrides"
     preset = report["policy_provenance"]["preset_sha256"]
     for index, override in enumerate(policy.overrides):
-        asked = override.path == "tail.mode"  # the one threshold that is set by hand
+        asked = override.path.split(".")[0] in ("tail", "distribution")  # those set by hand
         known = "config" if asked else f"preset:{preset[:12]}" if preset else None
         if override.source != known:
             yield f"/policy_provenance/overrides/{index}/source is not the report's preset"
 
 
 def _summaries(report: Report) -> Iterator[str]:
-    """Telemetry and the report's own verdict follow from the rest of it."""
-
+    """Telemetry, lists of parts and the report's own verdict follow from the rest of it."""
+    plugins = {
+        "adapters": [report["meta"]["adapter"]],
+        "edits": [report["edit"]["name"]],
+        "guards": list(CHAIN),
+    }
+    if report["plugins"] != plugins:
+        yield "/plugins does not list adapter, edit and guards of the report"
     context = report["context"]
     try:
         policy = policy_of(report)

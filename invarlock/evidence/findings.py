@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+# What hostile evidence of a shape that its schema allows can raise in a check.
+UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 Kind = Literal["malformed", "contradiction", "missing", "policy"]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from invarlock.errors import InvarlockError
 from invarlock.evidence import escape
-from invarlock.evidence.findings import dig
-from invarlock.evidence.scenarios_check import Place
+from invarlock.evidence.findings import UNREADABLE, dig
+from invarlock.evidence.scenarios_check import OUTCOME_NAME, Place
 from invarlock.evidence.tree import Tree
 from invarlock.preset import Preset, derive, preset_of
 from invarlock.reporting.probes import RMT_NAME, VE_NAME, probe_of
@@ -45,7 +45,7 @@ def check_presets(tree: Tree) -> Iterator[str]:
             stats = tree.json_object(stats_path(model))
             if derive(stats, preset.tier, stats_path(model)) != preset.document:
                 yield f"{escape(path)}: does not follow from {escape(stats_path(model))}"
-        except (InvarlockError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        except (InvarlockError, *UNREADABLE) as error:
             yield f"{escape(path)}: {escape(str(error)[:200])}"
 
 
@@ -60,15 +60,17 @@ def check_report(tree: Tree, place: Place, report: Report) -> Iterator[str]:
 
 def _preset(tree: Tree, place: Place, report: Report) -> Iterator[str]:
     stated = dig(report, "policy_provenance", "preset_sha256")
-    if stated is None:
+    outcome = place.folder + OUTCOME_NAME
+    if outcome in tree.files and tree.json_object(outcome).get("preset_sha256") != stated:
+        yield f"{OUTCOME_NAME} beside it states another preset"
+    path = preset_path(place.folder.split("/")[1])
+    if path not in tree.files:
+        if stated is not None:
+            yield f"the preset it was judged by is not in the pack ({escape(path)})"
         return
-    model = place.folder.split("/")[1]
-    if preset_path(model) not in tree.files:
-        yield f"the preset it was judged by is not in the pack ({escape(preset_path(model))})"
-        return
-    preset = preset_of(tree.json_object(preset_path(model)), preset_path(model))
+    preset = preset_of(tree.json_object(path), path)
     if preset.sha256 != stated:
-        yield "it was judged by another preset than the pack's"
+        yield "it was not judged by the pack's preset"
     elif preset.checkpoint_sha256 != dig(report, "baseline_ref", "checkpoint_sha256"):
         yield "its preset was derived for another baseline"
     elif _from_preset(report) != _overrides(preset):

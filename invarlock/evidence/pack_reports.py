@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import Code, coherence, escape
 from invarlock.evidence.claims import expects_pass
-from invarlock.evidence.findings import dig
+from invarlock.evidence.findings import UNREADABLE, dig
 from invarlock.evidence.report_checks import report_passes
 from invarlock.evidence.report_verify import (
+    PRESET,
     REPLAYED,
     ReportOptions,
     ReportResult,
@@ -45,7 +47,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     if options.replay and result.claims.verdict is None and found:
         step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
     results = []
-    baselines: dict[str, dict[str, str]] = {}
+    shared: dict[str, dict[str, str]] = {}
     for place in found:
         report = _verify_one(tree, place, options)
         results.append(report)
@@ -53,17 +55,13 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             f"{escape(place.report)}: {text}"
             for text in _failures(report, place, scenarios, result)
         ]
-        step.findings += _same_baseline(tree, place, report, baselines)
+        step.findings += _shared(tree, place, report, shared)
         step.findings += _judged_by(tree, place, report)
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
         result.replayed.append(f"{REPLAYED} of {sum(r.replayed for r in results)} reports")
-    result.believed += [
-        f"{escape(place.report)}: {claim}"
-        for place, report in zip(found, results, strict=True)
-        for claim in report.believed
-    ]
+    result.believed += _believed(found, results)
     step.note = (
         f"{len(found)} reports, {sum(r.replayed for r in results)} replayed; "
         f"{len(expected_pass)} have to pass"
@@ -119,10 +117,13 @@ def _failures(
     return lines
 
 
-def _same_baseline(
+def _shared(
     tree: Tree, place: Place, report: ReportResult, seen: dict[str, dict[str, str]]
 ) -> list[str]:
-    """All reports about one model record the same baseline run; ``seen``: by model folder."""
+    """All reports about one model record the same baseline run and were judged alike.
+
+    ``seen``: by model folder.
+    """
     if report.report is None or place.scenario is None:
         return []
     model = place.folder.split("/")[1]
@@ -132,12 +133,23 @@ def _same_baseline(
             digest = tree.json_object(path).get("checkpoint_sha256")
         except InputError:
             digest = None  # not there; where it is and is no JSON, step 6 has said so
-        seen[model] = {"checkpoint": digest_json(digest)} if digest else {}
+        seen[model] = {"baseline checkpoint": digest_json(digest)} if digest else {}
     return [
-        f"{escape(place.report)}: E006 its baseline's {name} is not that of the others"
-        for name, value in coherence.baseline_parts(report.report).items()
+        f"{escape(place.report)}: E006 its {name} is not that of the others"
+        for name, value in coherence.shared_parts(report.report).items()
         if seen[model].setdefault(name, value) != value
     ]
+
+
+def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
+    """What no check of the pack could recompute; what replayed reports leave open, once."""
+    lines, left_open = [], Counter[str]()
+    for place, report in zip(found, results, strict=True):
+        if report.replayed:
+            left_open.update(claim for claim in report.believed if claim != PRESET)  # traced
+        else:
+            lines += [f"{escape(place.report)}: {claim}" for claim in report.believed]
+    return lines + [f"{claim} (of {number} reports)" for claim, number in left_open.items()]
 
 
 def _judged_by(tree: Tree, place: Place, report: ReportResult) -> list[str]:
@@ -148,7 +160,7 @@ def _judged_by(tree: Tree, place: Place, report: ReportResult) -> list[str]:
 
     try:
         found = list(judged_by.check_report(tree, place, report.report))
-    except (InvarlockError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (InvarlockError, *UNREADABLE) as error:
         found = [f"its preset or probes cannot be read: {escape(str(error)[:200])}"]
     return [f"{escape(place.report)}: {text}" for text in found]
 
@@ -205,6 +217,6 @@ def _detectors(report: Mapping[str, Any], entry: Mapping[str, Any], strictness: 
         return "" if strictness == "must_fail" else "the scenario names no detector"
     try:
         found = evaluate_detectors(needs, report)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except UNREADABLE as error:
         return f"its detectors cannot be read: {type(error).__name__}"
     return "" if found.satisfied else "not detected: " + "; ".join(found.missed)

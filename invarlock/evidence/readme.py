@@ -72,7 +72,7 @@ def _records(records: object) -> list[str]:
             row.get("model"),
             f"{row.get('name')} run {row.get('run_num')}",
             str(row.get("strictness")).replace("_", " "),
-            "-" if ratio is None else f"{ratio:.4g}",
+            "-" if ratio is None else f"{ratio:.4g}" + " pp" * (row.get("metric") == "accuracy"),
             "yes" if row.get("as_expected") is True else "**no**",
             row.get("why") or "",
         )

@@ -7,13 +7,12 @@ evidence and the verifier's own tier table is in ``invarlock.reporting.replay``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from invarlock.evidence.findings import Finding, dig, first_text, number, numbers
-from invarlock.files import sha256_bytes
+from invarlock.files import contract_hash
 from invarlock.reporting import signals
 
 RATIO_TOLERANCE = 1e-6  # relative or absolute, of ratio against final / baseline
@@ -207,11 +206,6 @@ def _tokenizer(report: Report, _: str) -> list[Finding]:
     return []
 
 
-def contract_hash(contract: Mapping[str, Any]) -> str:
-    """First 16 hex of SHA-256 over the sorted JSON of a measurement contract, as published."""
-    return sha256_bytes(json.dumps(contract, sort_keys=True).encode())[:16]
-
-
 def _contracts(report: Report, profile: str) -> list[Finding]:
     """[18, C] spectral and rmt were measured as the resolved policy says."""
     found: list[Finding] = []
@@ -309,7 +303,7 @@ def recompute(
     for name, wanted in pairs:
         value = number(metric.get(name))
         bound = max(1e-12, tolerance) * max(1.0, abs(wanted))
-        if value is not None and not abs(value - wanted) <= bound:
+        if value is not None and not abs(value - wanted) <= bound < math.inf:
             text = f"/primary_metric/{name} is {value}; the windows give {wanted} (mismatch)"
             found.append(Finding("E602", "contradiction", text))
     return {"family": family, "ok": not found, "reason": "mismatch" if found else None}, found
@@ -335,6 +329,11 @@ def _weighted_mean(report: Report) -> tuple[list[tuple[str, float]], list[str]]:
     total = math.fsum(counts)
     if min(counts) < 0 or total <= 0:
         return [], [f"{at}/token_counts hold no tokens"]
-    mean = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / total
+    try:
+        mean = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / total
+    except (OverflowError, ValueError):  # beyond a double, or infinities of both signs
+        mean = math.inf
+    if not math.isfinite(mean):
+        return [], [f"{at}/logloss has no finite mean"]
     point = math.exp(mean) if mean < 700 else math.inf
     return [("analysis_point_final", mean), ("final", point)], []

@@ -8,15 +8,16 @@ steps are reported; a report that is malformed is not looked at further.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import assurance, coherence, provenance, report_checks
-from invarlock.evidence.findings import Finding, dig, number, numbers
+from invarlock.evidence.findings import UNREADABLE, Finding, dig, number, numbers
 from invarlock.files import parse_json, sha256_bytes
+from invarlock.metrics import ARMS
 
 FORMAT = "verify-v1"
 REPORT_NAME = "evaluation.report.json"
@@ -24,6 +25,11 @@ MAX_REPLICATES = 100_000  # bootstrap replicates that a replay may be asked for
 MAX_DRAWS = 20_000_000  # replicates x windows of a replay: about 1 GB of working memory
 TYPED_ERRORS = ("E002", "E003", "E004", "E006", "E602")
 REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
+# What a report alone cannot show; the preset can be traced where a pack holds it.
+PRESET = "that the thresholds are those of the preset it names"
+FINDINGS = "findings of the invariants, from files that are not here"
+COST = "bytes of the probes, and losses without their hooks"
+QUANTILES = "quantiles of the shift of the predictions, within their histograms' bins"
 
 
 @dataclass(frozen=True)
@@ -138,49 +144,74 @@ def verify_report(
         result.findings += [Finding("E601", "malformed", line) for line in wrong]
         return result
     result.report = report
-    result.findings += report_checks.check(report, options.profile)
-    if baseline is not None:
-        result.findings += report_checks.parity(report, baseline)
-    result.provenance = provenance.check(report, sha256_bytes(data), manifest, options.provenance)
-    result.findings += result.provenance.findings()
-    result.findings += assurance.check(report, options.assurance, result.provenance.verified)
-    result.recompute, found = report_checks.recompute(report, options.profile, options.tolerance)
-    result.findings += found
-    if options.fail_on_warnings and _warnings(report):
-        text = f"/guard_warnings/warning_count is {_warnings(report)}"
-        result.findings.append(Finding("POLICY", "policy", text))
-    _replay(result, report, options)
+    shown = provenance.check(report, sha256_bytes(data), manifest, options.provenance)
+    result.provenance = shown
+
+    def recompute() -> list[Finding]:
+        result.recompute, found = report_checks.recompute(
+            report, options.profile, options.tolerance
+        )
+        return found
+
+    steps: list[Callable[[], list[Finding]]] = [
+        lambda: report_checks.check(report, options.profile),
+        lambda: report_checks.parity(report, baseline) if baseline is not None else [],
+        shown.findings,
+        lambda: assurance.check(report, options.assurance, shown.verified),
+        recompute,
+        lambda: _refused_warnings(report, options),
+        lambda: _replay(result, report, options),
+    ]
+    for step in steps:
+        try:
+            result.findings += step()
+        except UNREADABLE as error:
+            # A report may follow its schema and still hold evidence of an impossible shape.
+            text = f"the evidence cannot be read ({type(error).__name__}: {str(error)[:120]})"
+            result.findings.append(Finding("E602", "contradiction", text))
     return result
 
 
-def _replay(result: ReportResult, report: Mapping[str, Any], options: ReportOptions) -> None:
+def _refused_warnings(report: Mapping[str, Any], options: ReportOptions) -> list[Finding]:
+    count = _warnings(report) if options.fail_on_warnings else 0
+    text = f"/guard_warnings/warning_count is {count}"
+    return [Finding("POLICY", "policy", text)] if count else []
+
+
+def _replay(
+    result: ReportResult, report: Mapping[str, Any], options: ReportOptions
+) -> list[Finding]:
     """Recompute what the evidence in the report allows, or say that it was only believed."""
     if not _has_evidence(report):
         result.believed.append(REPLAYED)
-        if options.require_replay:
-            text = "the report does not hold both runs' evidence, so nothing can be replayed"
-            result.findings.append(Finding("E004", "missing", text))
-        return
+        text = "the report does not hold both runs' evidence, so nothing can be replayed"
+        return [Finding("E004", "missing", text)] if options.require_replay else []
     too_much = _too_much(report)
     if too_much:
-        result.findings.append(Finding("E602", "contradiction", too_much))
-        return
+        return [Finding("E602", "contradiction", too_much)]
     from invarlock.evidence import derived
     from invarlock.reporting.replay import replay
 
     result.replayed = True
-    try:
-        replayed = replay(report, options.tolerance)
-        lines = [*replayed, *coherence.check(report), *derived.check(report)]
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        # A report may follow its schema and still hold evidence of an impossible shape.
-        lines = [f"the evidence cannot be replayed ({type(error).__name__}: {str(error)[:120]})"]
-    result.findings += [Finding("E602", "contradiction", f"replay: {line}") for line in lines]
+    result.believed += [claim for claim, made in _not_recomputed(report) if made]
+    replayed = replay(report, options.tolerance)
+    lines = [*replayed, *coherence.check(report), *derived.check(report)]
+    return [Finding("E602", "contradiction", f"replay: {line}") for line in lines]
+
+
+def _not_recomputed(report: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """What a replay takes from the report as it is, and whether this report says it."""
+    return [
+        (PRESET, bool(dig(report, "policy_provenance", "preset_sha256"))),
+        (FINDINGS, dig(report, "invariants", "evaluated") is True),
+        (COST, dig(report, "guard_overhead", "evaluated") is True),
+        (QUANTILES, dig(report, "distribution", "evaluated") is True),
+    ]
 
 
 def _has_evidence(report: Mapping[str, Any]) -> bool:
     """Whether both runs' sums of both arms are recorded (lists, empty for a rejected subject)."""
-    arms = [dig(report, "evaluation_windows", arm, "baseline_nll_sum") for arm in coherence.ARMS]
+    arms = [dig(report, "evaluation_windows", arm, "baseline_nll_sum") for arm in ARMS]
     return all(isinstance(arm, list) for arm in arms)
 
 
@@ -189,14 +220,21 @@ def _too_much(report: Mapping[str, Any]) -> str:
     replicates = number(dig(report, "context", "bootstrap", "replicates"))
     if replicates is None:
         return ""  # the replay itself says what is missing
-    windows = max(
-        len(report["evaluation_windows"][arm]["baseline_nll_sum"]) for arm in coherence.ARMS
-    )
+    used = {arm: len(report["evaluation_windows"][arm]["baseline_nll_sum"]) for arm in ARMS}
+    windows = max(used.values())
     if not 0 < replicates <= MAX_REPLICATES or replicates * windows > MAX_DRAWS:
         return (
             f"/context/bootstrap/replicates is {replicates:g} over {windows} windows; "
             f"expected 1 to {MAX_REPLICATES} and at most {MAX_DRAWS} draws"
         )
+    from invarlock.guards.variance import REPLICATES  # needs NumPy
+
+    trial = dig(report, "variance", "trial")
+    columns = trial.values() if isinstance(trial, Mapping) else ()
+    tried = max((len(c) for c in columns if isinstance(c, list)), default=0)
+    if tried > used["preview"] or REPLICATES * tried > MAX_DRAWS:
+        most = min(used["preview"], MAX_DRAWS // REPLICATES)
+        return f"/variance/trial is of {tried} windows; expected at most {most}"
     return ""
 
 

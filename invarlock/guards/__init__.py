@@ -6,11 +6,10 @@ Every guard compares the subject with statistics recorded from the baseline.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from invarlock.files import contract_hash
 from invarlock.guards import rmt, variance, weight_stats
 
 CHAIN = ("invariants", "spectral", "rmt", "variance", "invariants")
@@ -20,11 +19,6 @@ CONTRACTS: Mapping[str, Mapping[str, Any]] = {
     "rmt": rmt.CONTRACT,
     "variance": variance.CONTRACT,
 }
-
-
-def contract_hash(contract: Mapping[str, Any]) -> str:
-    """First 16 hex of SHA-256 over a measurement contract as spaced, sorted JSON."""
-    return hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def contract_fields(guard: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from invarlock.guards.spectral import rounded
+from invarlock.guards.weight_stats import TOLERANCE
 from invarlock.policy import RmtPolicy
 
 CALIBRATION_WINDOWS = 8  # evenly spaced over the preview arm
@@ -25,7 +26,7 @@ CONTRACT = {
     "kind": "activation_edge_risk",
     "estimator": {
         "type": "golub_kahan_lanczos",
-        "residual_tolerance": 1e-3,
+        "residual_tolerance": TOLERANCE,
         "centre_and_scale": "own_columns",
         "dtype": "float32",
     },

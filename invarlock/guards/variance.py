@@ -78,7 +78,7 @@ def propose(
     Args:
         baseline: the targets of the baseline run.
         subject: the targets of the subject run.
-        policy: deadband, smallest adjustment and how many modules at most.
+        policy: deadband and how many modules at most.
     """
     before = {a.name: a.variance for a in baseline}
     scales = {
@@ -86,8 +86,7 @@ def propose(
         for s in subject
         if 0 < before.get(s.name, 0) < math.inf and 0 < s.variance < math.inf
     }
-    least = max(policy.deadband, policy.min_abs_adjust)
-    outside = [name for name, scale in scales.items() if abs(scale - 1) > least]
+    outside = [name for name, scale in scales.items() if abs(scale - 1) > policy.deadband]
     outside.sort(key=lambda name: (-abs(math.log(scales[name])), name))
     kept = outside[: policy.max_adjusted_modules or None]
     return {name: float(f"{scales[name]:.9g}") for name in sorted(kept)}
@@ -114,7 +113,7 @@ def judge(
         "status": "signal" if signal else "proposed" if scales else "ok",
         "enabled": False,
         "signal": signal,
-        "deadband": max(policy.deadband, policy.min_abs_adjust),
+        "deadband": policy.deadband,
         "proposed_scales": scales,
         "predictive_gate": gate,
         **({} if trial is None else {"ab_test": _ab_test(trial)}),

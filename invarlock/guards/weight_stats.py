@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # residual relative to sigma
 CHECK_EVERY = 4  # steps between looks at the residual
 MAX_STEPS = 200
+HUGE = 1e15  # values beyond it are scaled down before they are squared
 SEED = 20_240  # of the start vectors
 
 CONTRACT = {
@@ -106,14 +107,18 @@ def _ritz(alphas: torch.Tensor, betas: torch.Tensor) -> tuple[float, float]:
 def measure(weight: torch.Tensor) -> WeightStats:
     """All statistics of one matrix of any floating type, finite."""
     w = weight.float()
+    # squares of huge values would overflow; a power of two changes no digit
+    largest = float(w.abs().max())
+    unit = 2.0 ** math.floor(math.log2(largest)) if largest > HUGE else 1.0
+    w = w / unit
     squares = w.square()
     rows, columns = squares.sum(dim=1).sqrt(), squares.sum(dim=0).sqrt()
     frobenius = float(rows.double().square().sum().sqrt())
     sigma = sigma_max(w)
     return WeightStats(
-        sigma_max=sigma,
+        sigma_max=sigma * unit,
         stable_rank=(frobenius / sigma) ** 2 if sigma > 0 else 0.0,
-        frobenius=frobenius,
+        frobenius=frobenius * unit,
         row_min=_lowest(rows),
         column_min=_lowest(columns),
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from invarlock.errors import MeasurementError
 from invarlock.policy import DistributionPolicy
 
+TOP_K = 64  # the baseline's most likely tokens kept per position
 # Below this mass float16 log-probabilities cannot tell what is left for the other tokens:
 # rounding moves the sum of the top ones by up to the entropy (nats) x 2**-12.
 REST_FLOOR = 2.0**-12

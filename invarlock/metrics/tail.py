@@ -99,8 +99,6 @@ def judge_tail(arm: Arm | None, policy: TailPolicy) -> Block:
         arm: the final arm of both runs; None where the subject was not run.
         policy: mode ``warn`` records violations, ``fail`` lets them block.
     """
-    if policy.mode == "off":
-        return _block(policy, reason="off")
     if arm is None or not finite(arm):
         return _block(policy, reason="no finite losses of both runs")
     tail = Tail.of(arm)
@@ -142,7 +140,7 @@ def judge_tail(arm: Arm | None, policy: TailPolicy) -> Block:
 def tail_acceptable(block: Mapping[str, Any]) -> bool:
     """The flag: measured, and without a violation or only warned of one.
 
-    Absent evidence is not acceptable; whether mode ``off`` has a flag at all is the caller's.
+    Absent evidence is not acceptable.
     """
     return block["evaluated"] is True and (block["passed"] is True or block["mode"] == "warn")
 

@@ -17,13 +17,14 @@ from invarlock import __version__
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, contract_fields
 from invarlock.guards.spectral import family_caps
+from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import window_sums
 from invarlock.policy import Policy
 from invarlock.reporting import tables
 from invarlock.reporting.assurance import assurance_block
 from invarlock.reporting.judgement import Evidence, Judgement, judge
 from invarlock.reporting.primary_metric import baseline_points
-from invarlock.reporting.runs import ARMS, Comparison, gather, guard_of
+from invarlock.reporting.runs import Comparison, gather, guard_of, pairing
 from invarlock.reporting.telemetry import telemetry_block
 
 Document = dict[str, Any]
@@ -38,14 +39,9 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     meta = subject["meta"]
     report: Document = {
         "schema_version": "v1",
-        "run_id": digest_json(
-            {
-                "baseline": baseline["meta"]["run_id"],
-                "subject": meta["run_id"],
-                "policy": policy.digest,
-                "bootstrap": vars(comparison.bootstrap),
-            }
-        )[:16],
+        "run_id": run_id(
+            baseline["meta"]["run_id"], meta["run_id"], policy.digest, vars(comparison.bootstrap)
+        ),
         "meta": {
             **meta,
             "subject_run_id": meta["run_id"],
@@ -69,7 +65,14 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "evaluation_windows": _windows(comparison),
         "evaluation_realism": _realism(meta["metric"]),
         "resolved_policy": resolved_policy(policy),
-        **_policy_blocks(policy, comparison),
+        "policy_digest": policy_digest(policy),
+        "policy_provenance": {
+            "tier": policy.tier,
+            "overrides": policy.override_records(),
+            "policy_digest": policy.digest,
+            "preset_sha256": comparison.preset_sha256,
+            "validation_allowlist_source": "contracts",
+        },
         "provenance": _provenance(baseline, subject),
         "context": {
             "profile": comparison.profile,
@@ -107,25 +110,41 @@ def _realism(metric: str) -> Document:
     }
 
 
-def _policy_blocks(policy: Policy, comparison: Comparison) -> Document:
+def run_id(baseline: str, subject: str, policy: str, bootstrap: Mapping[str, Any]) -> str:
+    """Identity of a comparison: run ids of both runs, digest of the policy, bootstrap."""
+    identity = {
+        "baseline": baseline,
+        "subject": subject,
+        "policy": policy,
+        "bootstrap": dict(bootstrap),
+    }
+    return digest_json(identity)[:16]
+
+
+def policy_digest(policy: Policy) -> Document:
+    """The ``policy_digest`` block."""
     return {
-        "policy_digest": {
-            "policy_version": "policy-v1",
-            "tier_policy_name": policy.tier,
-            "thresholds_hash": policy.digest,
-            "hysteresis": {
-                "ppl": policy.hysteresis,
-                "accuracy_delta_pp": policy.accuracy.hysteresis_delta_pp,
-            },
-            "changed": False,
+        "policy_version": "policy-v1",
+        "tier_policy_name": policy.tier,
+        "thresholds_hash": policy.digest,
+        "hysteresis": {
+            "ppl": policy.hysteresis,
+            "accuracy_delta_pp": policy.accuracy.hysteresis_delta_pp,
         },
-        "policy_provenance": {
-            "tier": policy.tier,
-            "overrides": policy.override_records(),
-            "policy_digest": policy.digest,
-            "preset_sha256": comparison.preset_sha256,
-            "validation_allowlist_source": "contracts",
-        },
+        "changed": False,
+    }
+
+
+def coverage(used: Mapping[str, int], replicates: int, policy: Policy) -> Document:
+    """Windows of both arms and bootstrap replicates against what the policy asks for."""
+    rows = {
+        "preview": (used["preview"], policy.min_preview),
+        "final": (used["final"], policy.min_final),
+        "replicates": (replicates, policy.min_replicates),
+    }
+    return {"tier": policy.tier} | {
+        name: {"used": have, "required": floor, "ok": have >= floor}
+        for name, (have, floor) in rows.items()
     }
 
 
@@ -149,33 +168,16 @@ def _classification(comparison: Comparison) -> Document:
 def _dataset(comparison: Comparison, policy: Policy) -> Document:
     data, windows = comparison.baseline["data"], comparison.subject["evaluation_windows"]
     used = {arm: len(windows[arm]["window_ids"]) if windows else 0 for arm in ARMS}
-    floors = {"preview": policy.min_preview, "final": policy.min_final}
-    replicates = comparison.bootstrap.replicates
     clusters = set(windows["final"]["clusters"]) if windows else set()
+    match, overlap = pairing(comparison)
     stats: Document = {
         "paired_windows": used["final"],
-        "window_match_fraction": 1.0 if windows else 0.0,
-        "window_overlap_fraction": 0.0,
+        "window_match_fraction": match,
+        "window_overlap_fraction": overlap,
         "window_pairing_reason": None if windows else comparison.reason_not_run,
         "clusters": len(clusters),
-        "coverage": {
-            "tier": policy.tier,
-            **{
-                arm: {"used": used[arm], "required": floors[arm], "ok": used[arm] >= floors[arm]}
-                for arm in used
-            },
-            "replicates": {
-                "used": replicates,
-                "required": policy.min_replicates,
-                "ok": replicates >= policy.min_replicates,
-            },
-        },
-        "bootstrap": {
-            "method": "bca_cluster_ratio",
-            "replicates": replicates,
-            "alpha": comparison.bootstrap.alpha,
-            "seed": comparison.bootstrap.seed,
-        },
+        "coverage": coverage(used, comparison.bootstrap.replicates, policy),
+        "bootstrap": {"method": "bca_cluster_ratio", **vars(comparison.bootstrap)},
     }
     return {
         "provider": str(data["source"].get("name", data["source"]["kind"])),

@@ -6,6 +6,7 @@ the verifier with what the report recorded and the verifier's own tier table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ class Work:
 
     pass_tokens: int
     trial_tokens: int  # run a second time, to try proposed scales
+    bare_tokens: int  # of the calibration windows, run a second time without hooks
+    bare_nll: Sequence[float]  # nats, of the calibration windows without hooks
+    guarded_nll: Sequence[float]  # of the same windows in the pass
     probe_bytes: int  # most that the activation hooks held at a time
 
 
@@ -139,14 +143,22 @@ def _guards(evidence: Evidence, policy: Policy) -> dict[str, Block]:
 def _overhead(work: Work, policy: Policy) -> Block:
     """What the guards changed and cost.
 
-    The metric with guards over the metric without is 1: one pass serves both, and its hooks
-    only read. Cost is stated as tokens and bytes, which are the same on every rerun; seconds and
-    memory are in ``runtime.manifest.json``.
+    The metric of the calibration windows with hooks over that without, which is 1 where hooks only
+    read; and the tokens run twice. Both are the same on every rerun; seconds and memory are in
+    ``runtime.manifest.json``.
     """
     limits = policy.overhead
-    ratio = 1.0
-    share = work.trial_tokens / work.pass_tokens
-    checks = {"metric_unchanged": ratio <= 1 + limits.threshold, "work": share <= limits.work_max}
+    change = math.fsum(work.guarded_nll) - math.fsum(work.bare_nll)
+    recorded = {
+        "probe_bytes": work.probe_bytes,
+        "bare_nll": [nll if math.isfinite(nll) else None for nll in work.bare_nll],
+    }
+    if not math.isfinite(change):
+        return {"evaluated": False, "reason": "losses that are not finite", **recorded}
+    ratio = math.exp(max(-700.0, min(700.0, change / work.bare_tokens)))
+    share = (work.trial_tokens + work.bare_tokens) / work.pass_tokens
+    changed = max(ratio, 1 / ratio) - 1
+    checks = {"metric_unchanged": changed <= limits.threshold, "work": share <= limits.work_max}
     passed = all(checks.values())
     return {
         "evaluated": True,
@@ -162,14 +174,18 @@ def _overhead(work: Work, policy: Policy) -> Block:
         "work_max": limits.work_max,
         "pass_tokens": work.pass_tokens,
         "trial_tokens": work.trial_tokens,
-        "probe_bytes": work.probe_bytes,
+        "bare_tokens": work.bare_tokens,
+        **recorded,
         "checks": checks,
         "diagnostics": [],
     }
 
 
 def _warnings(blocks: Mapping[str, Block]) -> Block:
-    """What guards noticed without blocking; ``verify --warning-policy fail`` refuses any."""
+    """What guards noticed; ``verify --warning-policy fail`` refuses any.
+
+    ``policy_gate``: the guard does not pass because of it, which its own gate says too.
+    """
     found = [
         _warning("invariants", failure["type"], failure["message"])
         for failure in blocks["invariants"].get("failures", [])
@@ -179,22 +195,30 @@ def _warnings(blocks: Mapping[str, Block]) -> Block:
         kind = "new_capped_module" if item["type"] == "family_z_cap" else item["type"]
         if item["severity"] != "fatal":
             text = f"{item['module']}: {kind}"
-            found.append(_warning("spectral", kind, text, item["module"], item["family"]))
+            found.append(_warning("spectral", kind, text) | _place(item, blocks["spectral"], text))
     for item in blocks["rmt"].get("epsilon_violations", []):
         text = f"{item['module']}: edge risk {item['edge_cur']} over {item['allowed']}"
-        found.append(_warning("rmt", "new_epsilon_violation", text, item["module"], item["family"]))
+        warning = _warning("rmt", "new_epsilon_violation", text)
+        found.append(warning | _place(item, blocks["rmt"], text))
     for module, scale in blocks["variance"].get("proposed_scales", {}).items():
         signal = blocks["variance"]["signal"]
         text = f"{module}: scale {scale:.4f} would restore its output variance" + (
             " and lowers the loss" if signal else ""
         )
-        found.append(_warning("variance", "new_predictive_signal", text, module))
+        found.append(_warning("variance", "new_predictive_signal", text) | {"module": module})
     if blocks["primary_metric_tail"]["warned"]:
         found.append(_warning("primary_metric_tail", "tail", "the tail is above its maximum"))
     return {"present": bool(found), "warning_count": len(found), "warnings": found}
 
 
-def _warning(guard: str, kind: str, message: str, module: str = "", family: str = "") -> Block:
+def _warning(guard: str, kind: str, message: str) -> Block:
     warning = {"guard": guard, "kind": kind, "severity": "warning", "message": message}
-    places = {"module": module, "family": family}
-    return warning | {"policy_gate": False} | {k: v for k, v in places.items() if v}
+    return warning | {"policy_gate": False}
+
+
+def _place(item: Block, guard: Block, text: str) -> Block:
+    """Where a violation is, and whether its guard fails."""
+    place = {"module": item["module"], "family": item["family"]}
+    if guard["passed"]:
+        return place
+    return place | {"policy_gate": True, "message": f"{text}; the guard does not pass"}

@@ -153,7 +153,10 @@ def _accuracy(result: AccuracyResult, policy: Policy) -> Block:
             "raw": 1 + result.final - result.preview,
             "basis": "baseline_relative",
         },
-        "drift_band": {"min": policy.drift_min, "max": policy.drift_max},
+        "drift_band": {
+            "min": 1 - policy.accuracy.drift_max_pp / 100,
+            "max": 1 + policy.accuracy.drift_max_pp / 100,
+        },
         "coverage_ok": result.coverage_ok,
         "examples_ok": result.examples_ok,
     }

@@ -136,7 +136,7 @@ def assurance(report: Report) -> Section:
 
 
 def warnings(report: Report) -> Section:
-    """What guards noticed without blocking."""
+    """What guards noticed."""
     section = block(report, "guard_warnings")
     found = objects(section.get("warnings"))
     if not section:
@@ -144,7 +144,7 @@ def warnings(report: Report) -> Section:
     keys = ("guard", "kind", "message")
     rows = tuple(tuple(str(w.get(key, "-")) for key in keys) for w in found[: 2 * LISTED])
     table = Table(f"Warnings ({len(rows)} of {len(found)})", ("Guard", "Kind", "What"), rows)
-    note = "Warnings block nothing; verification can be asked to refuse them."
+    note = "A warning alone blocks nothing; verification can be asked to refuse any."
     return Section(
         id="guard-warnings",
         title="Guard warnings",

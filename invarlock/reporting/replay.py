@@ -14,16 +14,29 @@ import numpy as np
 
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.guards import CONTRACTS, moe, variance
-from invarlock.metrics import distribution
+from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.policy import Override, Policy, resolve_policy
 from invarlock.reporting import tables
 from invarlock.reporting.judgement import Evidence, Work, judge
 from invarlock.reporting.primary_metric import MetricEvidence, baseline_points
-from invarlock.reporting.runs import ARMS, arm_from, examples_from
+from invarlock.reporting.runs import arm_from, calibrated, examples_from
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
 Report = Mapping[str, Any]
+_MEASURED = (
+    "measurement_contract",
+    "measurement_contract_hash",
+    "baseline_measurement_contract_hash",
+    "measurement_contract_match",
+    "modules",
+)
+# What stands in a guard's block beside its decision (invarlock.evidence.derived checks it).
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "spectral": _MEASURED,
+    "rmt": (*_MEASURED, "calibration"),
+    "variance": (*_MEASURED, "tap", "target_module_names", "trial"),
+}
 
 
 def replay(report: Report, tolerance: float = TOLERANCE) -> list[str]:
@@ -61,16 +74,15 @@ def _replay(report: Report, tolerance: float) -> list[str]:
     with np.errstate(all="ignore"):  # hostile numbers are findings, not warnings
         decided = judge(evidence, policy)
     for name, block in (decided.blocks | {"validation": decided.validation}).items():
-        found += _differences(f"/{name}", block, report[name], tolerance)
-    if dict(report["validation"]).keys() != decided.validation.keys():
-        extra = sorted(set(report["validation"]) - set(decided.validation))
-        found.append(f"/validation: flags without evidence: {', '.join(extra) or 'none'}")
+        beside = BESIDE.get(name, ()) if block.get("evaluated") is True else ()
+        stated = {key: value for key, value in report[name].items() if key not in beside}
+        found += _differences(f"/{name}", block, stated, tolerance)
     if list(report["context"]["gates"]) != list(decided.gates):
         found.append("/context/gates: not the gates of this tier and version")
     if policy.override_records() != list(report["policy_provenance"]["overrides"]):
         found.append("/policy_provenance/overrides: do not state the tier's own values")
     if "final" in report["primary_metric"]:
-        points = baseline_points(evidence.metric)
+        points = baseline_points(evidence.metric) | {"kind": evidence.metric.kind}
         reference = report["baseline_ref"]["primary_metric"]
         found += _differences("/baseline_ref/primary_metric", points, reference, tolerance)
     return found
@@ -150,12 +162,18 @@ def _baseline(rows: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def _work(report: Report) -> Work:
-    """From the recorded windows and trial; the bytes are the run's own word."""
+    """From the recorded windows and trial; bytes and bare losses are the run's own word."""
     windows, trial = report["evaluation_windows"], report["variance"]["trial"]
+    overhead = report["guard_overhead"]
+    calibration = report["rmt"]["calibration"]["window_ids"]
+    tokens, guarded = calibrated(windows["preview"], calibration)
     return Work(
+        bare_tokens=tokens,
+        bare_nll=[math.nan if v is None else float(v) for v in overhead["bare_nll"]],
+        guarded_nll=guarded,
         pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
         trial_tokens=sum(trial["token_counts"]) if trial else 0,
-        probe_bytes=int(report["guard_overhead"]["probe_bytes"]),
+        probe_bytes=int(overhead["probe_bytes"]),
     )
 
 
@@ -189,8 +207,10 @@ def _consistent(evidence: Evidence) -> bool:
 
 
 def _differences(pointer: str, computed: object, stored: object, tolerance: float) -> Iterator[str]:
-    """Where ``stored`` departs from ``computed``; keys only ``stored`` has are its own matter."""
+    """Where ``stored`` departs from ``computed``."""
     if isinstance(computed, Mapping) and isinstance(stored, Mapping):
+        for key in sorted(stored.keys() - computed.keys()):
+            yield f"{pointer}/{key[:60]}: does not follow from any evidence"
         for key, value in computed.items():
             if key not in stored:
                 yield f"{pointer}/{key}: is absent, the evidence gives {_short(value)}"

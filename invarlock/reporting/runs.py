@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from invarlock.errors import InputError
 from invarlock.guards import moe, rmt, spectral, variance
 from invarlock.guards.invariants_decision import Failure
+from invarlock.metrics import ARMS
 from invarlock.metrics.accuracy import Examples, labelled
 from invarlock.metrics.distribution import TokenShift, not_evaluated, summarize
 from invarlock.metrics.perplexity import Arm, Bootstrap
@@ -19,7 +21,6 @@ from invarlock.reporting.judgement import Evidence, Work
 from invarlock.reporting.primary_metric import MetricEvidence
 
 Run = Mapping[str, Any]
-ARMS = ("preview", "final")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,13 @@ class Comparison:
 
 
 def gather(comparison: Comparison, policy: Policy) -> Evidence:
-    """The evidence of two runs."""
+    """The evidence of two runs.
+
+    Raises:
+        InputError: they measured other windows or tokens.
+    """
     baseline, subject = comparison.baseline, comparison.subject
+    _require_paired(comparison)
     return Evidence(
         metric=metric_evidence(comparison),
         distribution=distribution(comparison, policy),
@@ -63,6 +69,36 @@ def gather(comparison: Comparison, policy: Policy) -> Evidence:
         top_k=int((baseline.get("routers") or {}).get("top_k", 0)),
         work=_work(subject) if comparison.ran else None,
     )
+
+
+def pairing(comparison: Comparison) -> tuple[float, float]:
+    """Share of windows that both runs list at the same place, and share that is in both arms.
+
+    Of the subject's windows; both are 0 where it was not run.
+    """
+    base = comparison.baseline["evaluation_windows"]
+    mine = comparison.subject["evaluation_windows"]
+    if not mine:
+        return 0.0, 0.0
+    ids = {arm: mine[arm]["window_ids"] for arm in ARMS}
+    total = sum(map(len, ids.values()))
+    equal = sum(
+        a == b for arm in ARMS for a, b in zip(ids[arm], base[arm]["window_ids"], strict=False)
+    )
+    return equal / total, len(set(ids["preview"]) & set(ids["final"])) / total
+
+
+def _require_paired(comparison: Comparison) -> None:
+    base = comparison.baseline["evaluation_windows"]
+    mine = comparison.subject["evaluation_windows"]
+    for arm in ARMS if mine else ():
+        for column, what in (("window_ids", "windows"), ("token_counts", "tokens")):
+            if list(mine[arm][column]) != list(base[arm][column]):
+                raise InputError(
+                    f"baseline and subject did not measure the same {what}",
+                    where=f"/evaluation_windows/{arm}/{column}",
+                    hint="measure both on one windows.json",
+                )
 
 
 def metric_evidence(comparison: Comparison) -> MetricEvidence:
@@ -157,8 +193,23 @@ def _trial(report: Run) -> variance.Trial | None:
 
 def _work(report: Run) -> Work:
     windows = report["evaluation_windows"]
+    calibration = guard_of(report, "rmt")["calibration"]["window_ids"]
+    tokens, guarded = calibrated(windows["preview"], calibration)
     return Work(
         pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
+        bare_tokens=tokens,
+        bare_nll=_floats(report["work"]["bare_nll"]).tolist(),
+        guarded_nll=guarded,
         trial_tokens=report["work"]["trial_tokens"],
         probe_bytes=report["work"]["probe_bytes"],
     )
+
+
+def calibrated(
+    preview: Mapping[str, Sequence[Any]], window_ids: Sequence[str]
+) -> tuple[int, list[float]]:
+    """Predicted tokens and losses (nats) of the calibration windows in the pass."""
+    place = {window: i for i, window in enumerate(preview["window_ids"])}
+    rows = [place[window] for window in window_ids]
+    losses = _floats([preview["nll_sum"][i] for i in rows]).tolist()
+    return int(sum(preview["token_counts"][i] for i in rows)), losses

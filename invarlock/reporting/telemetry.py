@@ -10,7 +10,8 @@ LOSS_TYPES = {"ppl_mlm": "mlm", "ppl_seq2seq": "seq2seq", "accuracy": "classific
 
 def telemetry_wanted(environment: Mapping[str, str]) -> bool:
     """Whether ``INVARLOCK_TELEMETRY`` asks for the summary line on standard output."""
-    return environment.get("INVARLOCK_TELEMETRY", "") not in ("", "0", "false")
+    asked = environment.get("INVARLOCK_TELEMETRY", "").strip().casefold()
+    return asked not in ("", "0", "false", "off", "no")
 
 
 def telemetry_block(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,11 @@ class ActivationProbe:
 
     def _hook(self, name: str, family: str) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
+            values = output[0] if isinstance(output, tuple) else output
+            wait_for(values.device)  # else the forward pass so far would count as the probe's
             started = time.perf_counter()
-            self._see(name, family, output[0] if isinstance(output, tuple) else output)
+            self._see(name, family, values)
+            wait_for(values.device)
             self.seconds += time.perf_counter() - started
 
         return hook
@@ -80,6 +83,14 @@ class ActivationProbe:
         else:
             variance = math.inf
         self.activations.append(Activation(name, family, layer_of(name + "."), risk, variance))
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a CUDA device finish what it was given; a CPU has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def hooked_modules(

@@ -129,8 +129,10 @@ def changes(baseline: Measurement, subject: Measurement) -> Document:
     Raises:
         MeasurementError: a value is not finite.
     """
+    accuracy = any(subject.correct.values())
     result: Document = {
-        "drift": rounded(_spread(subject.arms) - _spread(baseline.arms)),
+        # accuracies drift in percentage points, whose limit is the tier's: nothing to derive
+        "drift": 0.0 if accuracy else rounded(_spread(subject.arms) - _spread(baseline.arms)),
         "spectral": _by_family(
             {m.name: m.stats.sigma_max for m in baseline.modules},
             [(m.name, m.family, m.stats.sigma_max) for m in subject.modules],

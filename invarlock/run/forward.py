@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invarlock.errors import MeasurementError
-from invarlock.metrics.distribution import truncated_kl
+from invarlock.metrics.distribution import TOP_K, truncated_kl
 from invarlock.run.tasks import Example
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ CHUNK_BYTES = 24 << 20  # bytes of logits that leave the output head at a time
 # Float32 logits worked on at a time: on a CPU they should stay in the cache, where the
 # passes for maximum, exponential and sum are several times faster than from memory.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-TOP_K = 64  # the baseline's most likely tokens kept per position
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from invarlock.guards.moe import RouterStats
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation
 from invarlock.guards.spectral import Module
 from invarlock.guards.variance import HELD_OUT_SHARE, Trial, is_target, propose
+from invarlock.metrics import ARMS
 from invarlock.policy import VariancePolicy
 from invarlock.records import Record
 from invarlock.roles import architecture_of, family_of, is_transposed, layer_of
@@ -45,7 +46,6 @@ from invarlock.windows import Window, WindowSet, read_windows
 if TYPE_CHECKING:
     import torch
 
-ARMS = ("preview", "final")
 PROBE_TOKENS = 16  # tokens on which the output head is compared with the whole model
 
 
@@ -96,6 +96,7 @@ class Measurement:
     loaded_failures: list[Failure]
     loaded_sha256: str  # of the parameters as they were in memory at the end
     probe_bytes: int  # most that the activation hooks held at a time
+    bare_nll: list[float]  # nats, of the calibration windows without hooks
     trial_tokens: int  # tokens run beyond the pass
     timings: dict[str, float] = field(default_factory=dict)  # wall seconds per phase
     memory_mb: dict[str, float] = field(default_factory=dict)  # peak without and with guards
@@ -168,6 +169,8 @@ def measure_checkpoint(
     memory = {"forward": peak_memory_mb(loaded.device)}
     modules = weight_modules(checkpoint, loaded.device)
     clock.lap("spectral")
+    bare = the_pass.batch("preview", the_pass.calibration)  # 8 windows twice: do hooks only read?
+    clock.lap("bare_batch")
     probe, routers = ActivationProbe(checkpoint.config), RouterProbe()
     with probe.attached(loaded.model), routers.attach(loaded.model):
         preview.append(the_pass.batch("preview", the_pass.calibration))
@@ -196,6 +199,7 @@ def measure_checkpoint(
         loaded_failures=failures,
         loaded_sha256=digest,
         probe_bytes=probe.bytes,
+        bare_nll=bare.losses(),
         trial_tokens=sum(trial.token_counts) if trial else 0,
         timings=clock.seconds,
         memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},

@@ -32,9 +32,10 @@ from invarlock.guards import (
     variance,
 )
 from invarlock.guards.invariants_decision import Failure
+from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
 from invarlock.run.forward import ArmResult, TopTokens
-from invarlock.run.measure import ARMS, Measurement, ReferenceArrays, RunWindows
+from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
 from invarlock.run.tasks import ADAPTERS, metric_for
 
 SCHEMA = "invarlock/run-report-v1"
@@ -159,7 +160,11 @@ def _guards(failures: Sequence[Failure], measured: Measurement | None) -> list[d
 
 def _beside_the_guards(measured: Measurement) -> dict[str, Any]:
     """What the guards cost, and the routers of a mixture of experts."""
-    work = {"trial_tokens": measured.trial_tokens, "probe_bytes": measured.probe_bytes}
+    work = {
+        "trial_tokens": measured.trial_tokens,
+        "probe_bytes": measured.probe_bytes,
+        "bare_nll": numbers(measured.bare_nll),
+    }
     if not measured.routers:
         return {"work": work}
     return {"work": work, "routers": {**moe.to_table(measured.routers), "top_k": measured.top_k}}

@@ -116,6 +116,7 @@ class Record:
     invariants_status: str | None
     guard_flags: Mapping[str, bool]
     spectral_caps_applied: int | None
+    metric: str | None
     ratio_vs_baseline: float | None
     display_ci: tuple[float, float] | None
     decision: str | None
@@ -159,7 +160,9 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     flags = signals.guard_flags(report)
     metric = signals.block(report or {}, "primary_metric")
     ratio = _number(metric.get("ratio_vs_baseline"))
-    if scenario.exact_ratio is not None and report is not None and ratio != scenario.exact_ratio:
+    # accuracies are compared by their difference: none is a ratio of 1
+    exact = 1 + ratio / 100 if ratio is not None and metric.get("kind") == "accuracy" else ratio
+    if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
         reasons.append("ratio_not_exact")
     base = Record(
         model=evaluation.model,
@@ -185,6 +188,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         invariants_status=signals.invariants_status(report or {}),
         guard_flags=flags,
         spectral_caps_applied=signals.spectral_caps(report or {}),
+        metric=metric.get("kind"),
         ratio_vs_baseline=ratio,
         display_ci=_interval(metric.get("display_ci")),
         decision=metric.get("decision") if isinstance(metric.get("decision"), str) else None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from invarlock.reporting.signals import CORE_GUARDS
 
-WIDTH = 104  # columns
+WIDTH = 108  # columns
 EXPECTS = {"must_pass": "pass", "must_fail": "fail", "informational": "(reported)"}
 GUARD_SHORT = {"primary_metric": "metric"}
 CATEGORY_SHORT = {"error_injection": "damage"}
@@ -71,13 +71,16 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
     name = f"{record['name']}#{record['run_num']}" if several else str(record["name"])
     ratio = number(record["ratio_vs_baseline"])
+    ratio += " pp" if record["metric"] == "accuracy" else ""
     if record["display_ci"]:
         low, high = record["display_ci"]
         ratio += f" [{number(low)}, {number(high)}]"
     flags = record["guard_flags"]
     spoke = [GUARD_SHORT.get(g, g) for g in CORE_GUARDS if flags[g]]
     guard = str(record["primary_guard"])
-    expects = EXPECTS.get(record["strictness"], f"catch: {GUARD_SHORT.get(guard, guard)}")
+    catch = f"catch: {GUARD_SHORT.get(guard, guard)}"
+    aimed = record["category"] == "error_injection" and record["primary_guard_required"]
+    expects = catch if aimed else EXPECTS.get(record["strictness"], catch)
     category = str(record["category"])
     return tuple(
         ascii_only(cell)

@@ -244,7 +244,13 @@ def _units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[bo
 
 
 def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
-    aimed = [r for r in records if r.strictness == "must_detect" and r.primary_guard == guard]
+    """How often a guard caught the damage that is aimed at it and that it has to catch."""
+    aimed = [
+        r
+        for r in records
+        if r.primary_guard == guard
+        and (r.strictness == "must_detect" or (r.category == "error_injection" and r.primary_guard_required))
+    ]
     return _rate("detected", _units(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
 
 

@@ -1,0 +1,127 @@
+"""Packs with a preset: every report of the model was judged by it, and all were judged alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pack_factory as packs
+import pytest
+import report_factory as factory
+from pack_factory import MODEL, Document, edit_json
+from test_preset import stats
+
+from invarlock.evidence.result import VerifyOptions
+from invarlock.evidence.verify import verify_pack
+from invarlock.metrics.perplexity import Bootstrap
+from invarlock.preset import derive, preset_of
+from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.runs import Comparison
+from invarlock.verdict.records import Evaluation
+
+RATIOS = {"noop_clean": 1.0, "quant_8bit_clean": 1.004, "prune_50pct_stress": 1.6}
+STATS = {**stats(), "checkpoint_sha256": factory.digest("checkpoint baseline")}
+PRESET = preset_of(derive(STATS, "balanced", "stats"), "preset")
+OTHER = preset_of(derive({**STATS, "device": "cuda"}, "balanced", "stats"), "other")
+
+
+def judged_by(stated: dict[str, str]) -> Callable[[list[Evaluation]], None]:
+    """A change of a suite: reports and outcomes judged by the preset, but for those named."""
+
+    def change(evaluations: list[Evaluation]) -> None:
+        for index, evaluation in enumerate(evaluations):
+            name = evaluation.scenario
+            scenario = factory.catalogue().select("smoke", [name])[0]
+            preset = {"none": None, "other": OTHER}.get(stated.get(name, ""), PRESET)
+            how: Document = {}
+            if preset is not None:
+                how = {"overrides": preset.overrides, "preset_sha256": preset.sha256}
+            report = factory.make_report(name, RATIOS[name], **how)
+            if stated.get(name) == "bootstrap":
+                report = other_bootstrap(name, how)
+            sha256 = None if preset is None else preset.sha256
+            evaluations[index] = factory.make_evaluation(scenario, report, preset_sha256=sha256)
+
+    return change
+
+
+def other_bootstrap(name: str, how: Document) -> Document:
+    """An honest report with fewer replicates than the others."""
+    ratio = factory.math.log(RATIOS[name])
+    comparison = Comparison(
+        factory.BASELINE,
+        factory.run_report(name, ratio),
+        Bootstrap(1201, 0.05, 7),
+        "dev",
+        shift=factory.token_shift(ratio),
+        preset_sha256=how["preset_sha256"],
+    )
+    return factory.plain(evaluation_report(comparison, PRESET.policy()))
+
+
+def refused(folder: Path, stated: dict[str, str], change: Callable[[Path], object]) -> bool:
+    """Whether ``build``, which verifies what it made, refuses a suite with the preset."""
+    out = packs.write_suite(folder / "out", tuple(RATIOS), judged_by(stated))
+    packs.write_json(out / MODEL / "presets" / f"calibrated_preset_{MODEL}.json", PRESET.document)
+    packs.write_json(out / MODEL / "presets" / "calibration_stats.json", STATS)
+    change(out)
+    return packs.build(out, folder / "pack", key=packs.new_key(folder / "pack.pem")) != 0
+
+
+def test_a_pack_whose_reports_were_judged_by_its_preset_verifies(tmp_path: Path) -> None:
+    """Preset, statistics, reports and outcomes fit; what stays believed is said once."""
+    assert not refused(tmp_path, {}, lambda out: None)
+    result = verify_pack(tmp_path / "pack", VerifyOptions())
+    assert result.exit_code == 0
+    assert all(line.endswith("(of 3 reports)") for line in result.believed)
+    assert not any("preset" in line for line in result.believed)
+
+
+OUTCOME = {"preset_sha256": OTHER.sha256}
+FORGED: dict[str, tuple[dict[str, str], Callable[[Path], object], str]] = {
+    "one by the tier": ({"prune_50pct_stress": "none"}, lambda p: None, "not judged by the pack's"),
+    "one by another": ({"quant_8bit_clean": "other"}, lambda p: None, "not judged by the pack's"),
+    "one by fewer draws": ({"quant_8bit_clean": "bootstrap"}, lambda p: None, "its bootstrap"),
+    "another outcome": (
+        {},
+        lambda p: edit_json(
+            next(p.rglob("quant_8bit_clean/run_1/outcome.json")), lambda d: d.update(OUTCOME)
+        ),
+        "states another preset",
+    ),
+    "an impossible mean": (
+        {},
+        lambda p: edit_json(
+            p / MODEL / "presets" / f"calibrated_preset_{MODEL}.json",
+            lambda d: d["null_statistics"]["drift"]["edits"]["noop"].update(mean=1000.0, sd=1e3),
+        ),
+        "of no null edit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_other_thresholds_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Clean edits cannot be judged by looser thresholds than damage."""
+    stated, change, words = FORGED[name]
+    assert refused(tmp_path, stated, change)
+    assert words in capsys.readouterr().err
+
+
+def test_reports_without_a_preset_share_their_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tiers in one pack: both reports are true, and they do not belong together."""
+
+    def change(evaluations: list[Evaluation]) -> None:
+        for index, evaluation in enumerate(evaluations):
+            if evaluation.scenario == "quant_8bit_clean":
+                scenario = factory.catalogue().select("smoke", [evaluation.scenario])[0]
+                report = factory.make_report(evaluation.scenario, 1.004, tier="aggressive")
+                evaluations[index] = factory.make_evaluation(scenario, report)
+
+    out = packs.write_suite(tmp_path / "out", tuple(RATIOS), change)
+    assert packs.build(out, tmp_path / "pack", key=packs.new_key(tmp_path / "pack.pem")) != 0
+    assert "its policy is not that of the others" in capsys.readouterr().err
