@@ -249,7 +249,10 @@ def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
         r
         for r in records
         if r.primary_guard == guard
-        and (r.strictness == "must_detect" or (r.category == "error_injection" and r.primary_guard_required))
+        and (
+            r.strictness == "must_detect"
+            or (r.category == "error_injection" and r.primary_guard_required)
+        )
     ]
     return _rate("detected", _units(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
 
