@@ -37,7 +37,8 @@ CLEAN = """
 floor: *pass* is the decision of the interval. *ln sigma ratio*: of the module whose largest
 singular value moved most, in units of its limit. *Edge ratio*: largest singular value of
 activations, subject over baseline; its limit is 1 + epsilon of the family. *Output scale*: what
-would restore the variance of a feed-forward output; outside 1 +- the deadband it is tried on held-out windows.
+would restore the variance of a feed-forward output; outside 1 +- the deadband it is tried on
+held-out windows.
 """
 DAMAGE = """
 ## Damage: the check aimed at has to speak
