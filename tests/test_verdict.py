@@ -151,8 +151,8 @@ def test_the_named_guard_must_speak() -> None:
     """Damage aimed at the spectral guard that only perplexity shows counts as missed."""
     verdict = judge(with_other("scale_explosion", make_report("scale_explosion", 40.0)))
     assert {"error_injection_detected", "scenario_primary_guard_signal"} <= failed(verdict)
-    assert verdict["detection"]["spectral"]["detected"] == 3
-    assert verdict["detection"]["spectral"]["total"] == 4
+    assert verdict["detection"]["spectral"]["detected"] == 4
+    assert verdict["detection"]["spectral"]["total"] == 5  # a probe that it has to see included
 
 
 def test_rejection_is_not_the_metric_failing() -> None:
@@ -246,13 +246,20 @@ def test_counts_and_summaries() -> None:
 
 
 def test_not_evaluated_is_listed() -> None:
-    """Gates that some report leaves out are named; a guard that nothing aims at has no rate."""
+    """Gates that some report leaves out are named."""
     assert judge(SMOKE)["not_evaluated"] == []
     exploring = make_report("noop_clean", tier="none")
     verdict = judge([make_evaluation(scenario("noop_clean"), exploring), *SMOKE[1:]])
     assert {"rmt_stable", "primary_metric_tail_acceptable"} <= set(verdict["not_evaluated"])
-    assert verdict["detection"]["rmt"]["total"] == 0
-    assert verdict["detection"]["rmt"]["lower"] is None
+
+
+def test_rates_of_guards() -> None:
+    """A probe that its guard has to see counts; a guard that nothing aims at has no rate."""
+    assert judge(SMOKE)["detection"]["rmt"]["total"] == 1
+    assert judge(SMOKE)["detection"]["variance"]["detected"] == 1
+    few = [e for e in SMOKE if e.scenario in TINY]
+    none = judge(few, [e.key for e in few])["detection"]["rmt"]
+    assert (none["total"], none["lower"]) == (0, None)
 
 
 GOLDEN = """\
