@@ -82,7 +82,6 @@ def make_page_report(
     ]  # fmt: skip
     gates = ("rmt_stable", "primary_metric_tail_acceptable", "guard_overhead_acceptable")
     report["context"]["gates"] = sorted({*report["context"]["gates"], *gates})
-    report["context"]["not_evaluated"] = []
     report["validation"] |= {
         "rmt_stable": report["rmt"]["stable"],
         "primary_metric_tail_acceptable": True,

@@ -103,7 +103,7 @@ def _leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
 
 def assurance(report: Report) -> Section:
     """What the report claims about how it came to be."""
-    section, context = block(report, "assurance"), block(report, "context")
+    section = block(report, "assurance")
     if not section:
         note = "Not evaluated: the report has no assurance block."
         return Section("assurance", "Assurance", notes=(note,))
@@ -129,9 +129,6 @@ def assurance(report: Report) -> Section:
         ("Fallback values used", "fallback_fields_used"),
     ):
         facts.append((name, yes(section.get(key))))
-    left_out = context.get("not_evaluated")
-    if isinstance(left_out, list) and left_out:
-        facts.append(("Not evaluated", ", ".join(map(str, left_out))))
     return Section("assurance", "Assurance", facts=tuple(facts))
 
 
