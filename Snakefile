@@ -15,6 +15,7 @@ configfile: "config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/resources.smk"
+include: "rules/provenance.smk"
 include: "rules/pin.smk"
 include: "rules/baseline.smk"
 include: "rules/calibrate.smk"

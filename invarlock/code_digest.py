@@ -20,6 +20,19 @@ DATA = {
 }
 
 
+def package_digest(package: Path = PACKAGE) -> str:
+    """SHA-256 over every file of the package and its contracts, in a checkout or installed."""
+    contracts = next(p for p in (package / "contracts", package.parent / "contracts") if p.is_dir())
+    files = {p.relative_to(package).as_posix(): p for p in package.rglob("*") if p.is_file()}
+    lines = [
+        f"{name} {sha256_file(path)}"
+        for name, path in files.items()
+        if not name.startswith("contracts/") and path.suffix != ".pyc"
+    ]
+    lines += [f"contracts/{p.name} {sha256_file(p)}" for p in contracts.glob("*.schema.json")]
+    return sha256_bytes("\n".join(sorted(lines)).encode())
+
+
 def _file_of(module: str) -> Path | None:
     path = PACKAGE.joinpath(*module.split(".")[1:])
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):

@@ -14,7 +14,7 @@ rule baseline:
         LOGS / "{model}/baseline.log",
     localrule: bool(C["net"])
     container:
-        IMAGE
+        FETCHING_IMAGE
     resources:
         mem_mb=lambda wc, attempt: 2500 * attempt,
         disk_mb=lambda wc: int(2 * weights_mb(wc)),
@@ -42,7 +42,7 @@ rule windows:
     log:
         LOGS / "{model}/windows.log",
     container:
-        IMAGE
+        FETCHING_IMAGE
     resources:
         mem_mb=lambda wc, attempt: 2000 * attempt,
         runtime=30,
@@ -63,6 +63,7 @@ rule windows:
 rule baseline_report:
     """Run the baseline once; every evaluation of the model uses this run."""
     input:
+        image=IMAGE_RECORD,
         model=OUT / "{model}/models/baseline",
         windows=OUT / "{model}/windows.json",
     output:

@@ -19,7 +19,7 @@ rule calibration_windows:
     wildcard_constraints:
         seed=any_of(map(str, S.calibration_seeds())),
     container:
-        IMAGE
+        FETCHING_IMAGE
     resources:
         mem_mb=lambda wc, attempt: 2000 * attempt,
         runtime=30,
@@ -38,6 +38,7 @@ rule calibration_windows:
 rule calibrate:
     """Measure the baseline and its null edits on every calibration seed."""
     input:
+        image=IMAGE_RECORD,
         model=OUT / "{model}/models/baseline",
         windows=expand(
             PRESETS / "windows_seed_{seed}.json",

@@ -12,9 +12,12 @@ import yaml
 
 sys.path.insert(0, workflow.basedir)  # the package of this checkout, installed or not
 
-from invarlock.code_digest import code_digest
+from snakemake.settings.types import DeploymentMethod
+
+from invarlock.code_digest import code_digest, package_digest
 from invarlock.config import CUSTOM_SPEC, effective_settings
 from invarlock.errors import InvarlockError
+from invarlock.run.container import check_reference
 
 
 def here(name):
@@ -29,6 +32,8 @@ def stop(error):
     os._exit(getattr(error, "exit_code", 2))
 
 
+CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+
 try:
     S = effective_settings(
         config,
@@ -41,6 +46,8 @@ try:
         from invarlock.evidence.keys import load_signing_key
 
         load_signing_key(Path(S.values["signing_key"]))
+    if CONTAINER:
+        check_reference(S.values["container_image"], S.values["container_digest"])
 except (InvarlockError, OSError) as error:
     stop(error)
 
@@ -64,12 +71,30 @@ for variable, first in (
         filter(None, [str(first), os.environ.get(variable)])
     )
 # The key travels in the environment: parameters and shell commands are recorded and logged.
-for variable in ("INVARLOCK_SIGNING_KEY", "APPTAINERENV_INVARLOCK_SIGNING_KEY"):
-    os.environ[variable] = C["signing_key"]
+os.environ.update(INVARLOCK_SIGNING_KEY=C["signing_key"])
 ON_GPU = C["device"] in ("cuda", "mps")
-IMAGE = C["container_image"]
 LOGS = OUT / "logs"
 
+# With the container profile rules run in the image, but for those that say on_host. A container
+# sees this folder and /tmp; other folders that the settings name are bound.
+IMAGE = C["container_image"]
+IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
+if CONTAINER:
+    OUT.mkdir(parents=True, exist_ok=True)
+    named = [C["baseline"], C["subject"], C["catalogue"], OUT]
+    if S.text.startswith("local:"):
+        named.append(S.text.removeprefix("local:").partition("?")[0])
+    bound = sorted({str(Path(name).resolve()) for name in named if name})
+    variable = "APPTAINER_BIND"
+    os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), *bound]))
+
+
+def on_host(wildcards):
+    """No image: for rules that need the network, the key, git, or the image's own bytes."""
+    return None
+
+
+FETCHING_IMAGE = on_host if C["net"] else IMAGE
 EDITS = [s.id for s in S.scenarios if s.is_edit and s.edit_spec != CUSTOM_SPEC]
 DAMAGE = [s.id for s in S.scenarios if s.is_error]
 CUSTOM = [s.id for s in S.scenarios if s.edit_spec == CUSTOM_SPEC]
@@ -89,6 +114,18 @@ wildcard_constraints:
 def code(*verbs):
     """Digest of the modules behind these commands: a change of code reruns what it touches."""
     return code_digest(*(f"invarlock.cli.{verb}" for verb in verbs))
+
+
+MEASURING_CODE = code(
+    "baseline",
+    "windows",
+    "run",
+    "calibrate",
+    "edit",
+    "inject",
+    "evaluate",
+    "evaluate_worker",
+)
 
 
 def on(flag, option):

@@ -9,6 +9,9 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
+        image=IMAGE_RECORD,
+        # which settings were in force is recorded; a change of others does not measure again
+        config=ancient(OUT / "state/config.json"),
         baseline=OUT / "{model}/models/baseline",
         reference=OUT / "{model}/runs/baseline/report.json",
         tokens=OUT / "{model}/runs/baseline/guards.safetensors",
@@ -55,11 +58,7 @@ rule evaluate:
         ),
         timeout=C["timeout_minutes"],
         retries=C["retries"],
-        image=(
-            f"--image-ref {IMAGE} --image-digest {C['container_digest']}"
-            if C["container_digest"]
-            else ""
-        ),
+        image=[f"--image {path}" for path in IMAGE_RECORD],
         host="" if C["allow_host_execution"] else "--require-container",
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
@@ -72,7 +71,7 @@ rule evaluate:
         " --timeout-minutes {params.timeout} --attempt {resources.attempt}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
-        " {params.image} {params.host} --out {params.out:q} > {log:q} 2>&1"
+        " {params.image} {params.host} --config-record {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule render:

@@ -8,6 +8,8 @@ rule build_pack:
         verdict=OUT / "reports/final_verdict.json",
         rendered=rendered(),
         config=OUT / "state/config.json",
+        source=OUT / "state/source_repo.json",
+        environment=OUT / "state/environment.json",
         revisions=OUT / "state/model_revisions.json",
         baselines=[OUT / m.slug / "baseline.json" for m in S.models],
         presets=[
@@ -19,7 +21,7 @@ rule build_pack:
         LOGS / "build_pack.log",
     localrule: True
     container:
-        IMAGE
+        on_host
     params:
         pack=OUT / "evidence_pack",
         run=OUT,
@@ -52,7 +54,7 @@ if C["pack"]:
             LOGS / "verify_pack.received.log",
         localrule: True
         container:
-            IMAGE
+            on_host
         params:
             pack=C["pack"],
             report=str(Path(C["pack"]).resolve().with_name("verify_pack.json")),
@@ -73,7 +75,7 @@ else:
             LOGS / "verify_pack.log",
         localrule: True
         container:
-            IMAGE
+            on_host
         params:
             pack=OUT / "evidence_pack",
             # without a key the pack is unsigned, which strict verification refuses

@@ -31,7 +31,7 @@ rule pin_revisions:
         LOGS / "pin_revisions.log",
     localrule: True
     container:
-        IMAGE
+        FETCHING_IMAGE
     params:
         models=[f"--model '{m.model_id}={m.source}'" for m in S.models],
         text=S.text,
@@ -53,7 +53,7 @@ rule effective_config:
         LOGS / "effective_config.log",
     localrule: True
     container:
-        IMAGE
+        on_host
     params:
         settings=json.dumps(S.recorded(), sort_keys=True, indent=2),
     shell:

@@ -30,6 +30,7 @@ from invarlock.reporting.gates import EXPLORING_GATES, GATES
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.signals import guard_flags, pass_reasons
 from invarlock.reporting.telemetry import telemetry_wanted
+from invarlock.run.container import Execution
 
 WORSE = 24  # windows per arm
 FAIL_MODE = (Override("tail.mode", "fail", "config"),)
@@ -231,17 +232,20 @@ def test_a_strict_claim_says_why_it_fails(how, reason):
     assert claim["blocking_reasons"] == [reason]
 
 
+INSIDE = Execution("image.sif", "sha256:" + "1" * 64)
+
+
 @pytest.mark.parametrize(
     "asked",
-    [("dev", "balanced", True), ("ci", "aggressive", True), ("ci", "none", True),
-     ("release", "balanced", False)],
+    [("dev", "balanced", INSIDE), ("ci", "aggressive", INSIDE), ("ci", "none", INSIDE),
+     ("release", "balanced", Execution(reason="no mark"))],
 )  # fmt: skip
 def test_an_impossible_claim_is_refused_before_measuring(asked):
     """Profile, tier, no container: one line each."""
     with pytest.raises(ConfigError, match="strict assurance") as caught:
         require_strict_possible(*asked)
     assert "\n" not in str(caught.value)
-    require_strict_possible("ci", "balanced", True)
+    require_strict_possible("ci", "balanced", INSIDE)
 
 
 def test_telemetry_is_asked_for_by_its_variable():

@@ -22,8 +22,8 @@ from invarlock.evidence import keys
 
 SMOLLM2 = "huggingfacetb__smollm2-135m-instruct"
 ONCE = {
-    "effective_config": 1, "pin_revisions": 1, "scenarios": 1, "verdict": 1, "build_pack": 1,
-    "verify_pack": 1, "all": 1,
+    "effective_config": 1, "pin_revisions": 1, "scenarios": 1, "source_repo": 1, "environment": 1,
+    "verdict": 1, "build_pack": 1, "verify_pack": 1, "all": 1,
 }  # fmt: skip
 EACH_MODEL = ("baseline", "windows", "baseline_report", "calibrate", "preset")
 EACH_EVALUATION = ("evaluate", "render", "verify_report")

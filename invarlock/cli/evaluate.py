@@ -19,8 +19,8 @@ from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.files import parse_json
 from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
-from invarlock.reporting.runtime_manifest import in_container
 from invarlock.reporting.telemetry import telemetry_wanted
+from invarlock.run.container import Execution, detect
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
 
@@ -56,7 +56,8 @@ class Job:
     run: int
     attempt: int
     image_ref: str
-    image_digest: str
+    image_digest: str  # empty: outside every image
+    config_record: str  # file, or empty
     allow_network: bool
     allow_remote_code: bool
 
@@ -65,6 +66,11 @@ class Job:
         """By what the subject is judged."""
         limits = self.kl_mean_max, self.flip_fraction_max
         return Thresholds(self.tier, self.preset, self.tail_mode, *limits)
+
+    @property
+    def execution(self) -> Execution:
+        """Where the job runs, as the supervisor found out."""
+        return Execution(self.image_ref, self.image_digest)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -100,10 +106,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--require-container",
         action="store_true",
-        help="refuse to run outside a container whose digest is given",
+        help="refuse to run outside the container image that was resolved",
     )
-    add("--image-ref", default="", help="container image this runs in")
-    add("--image-digest", default="", help="its digest, resolved outside: sha256:...")
+    add(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        help="the container image, resolved outside of it (invarlock advanced provenance image)",
+    )
+    add("--config-record", type=Path, metavar="FILE", help="effective configuration, to be named")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -138,22 +149,16 @@ def _job(args: argparse.Namespace) -> Job:
     check_profile(args.profile)
     limits = args.kl_mean_max, args.flip_fraction_max
     resolve(Thresholds(args.tier, str(args.preset or ""), args.tail_mode, *limits), None)
-    container = in_container() and bool(args.image_digest)
-    if args.assurance == "strict":
-        require_strict_possible(args.profile, args.tier, container)
-    if args.require_container and not container:
-        raise ConfigError(
-            "host execution is not allowed here and this is not a container with a known digest",
-            hint="use the container profile with container_digest, or allow_host_execution: true",
-        )
+    execution = _execution(args)
     if not 0 < args.alpha < 1:
         raise ConfigError("--alpha is not a probability", found=str(args.alpha))
     for folder in (args.baseline, args.subject):
         if not folder.is_dir():
             raise InputError("no such checkpoint folder", where=str(folder))
     scenario = _scenario(args.scenario)
-    if args.edit_metadata and not args.edit_metadata.is_file():
-        raise InputError("no such file", where=str(args.edit_metadata))
+    for file in (args.edit_metadata, args.config_record):
+        if file and not file.is_file():
+            raise InputError("no such file", where=str(file))
     reference = args.baseline_report or args.out / "baseline"
     if args.baseline_report and not (reference / "report.json").is_file():
         raise InputError("no run of the baseline is there", where=str(reference))
@@ -184,11 +189,28 @@ def _job(args: argparse.Namespace) -> Job:
         edit_metadata=str(args.edit_metadata or ""),
         run=args.run_number,
         attempt=args.attempt,
-        image_ref=args.image_ref,
-        image_digest=args.image_digest,
+        image_ref=execution.image_ref,
+        image_digest=execution.image_digest,
+        config_record=str(args.config_record or ""),
         allow_network=args.allow_network,
         allow_remote_code=args.allow_remote_code,
     )
+
+
+def _execution(args: argparse.Namespace) -> Execution:
+    """Where this runs; refused where the caller demands an image and this is not it."""
+    execution = detect(args.image)
+    if args.assurance == "strict":
+        require_strict_possible(args.profile, args.tier, execution)
+    if args.require_container and execution.reason:
+        raise ConfigError(
+            f"host execution is not allowed, and this is not the image: {execution.reason}",
+            hint="use the container profile, or allow_host_execution: true",
+        )
+    if args.image and execution.reason:
+        line = f"recorded as {execution.mode}: {execution.reason}"
+        print(f"invarlock evaluate: warning: {line}", file=sys.stderr)
+    return execution
 
 
 def _scenario(text: str) -> dict[str, Any]:

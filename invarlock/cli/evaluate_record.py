@@ -22,12 +22,8 @@ from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import probes
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.runs import Comparison
-from invarlock.reporting.runtime_manifest import (
-    Allowances,
-    Image,
-    in_container,
-    write_runtime_manifest,
-)
+from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
+from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
 
 if TYPE_CHECKING:
     from invarlock.cli.evaluate import Job
@@ -76,18 +72,21 @@ def write_results(job: Job, result: Result) -> None:
         write_json(out / name, probe)
     write_runtime_manifest(
         out / EVALUATION_NAME,
-        Allowances(network=job.allow_network, remote_code=job.allow_remote_code),
-        Image(job.image_ref, job.image_digest),
+        Circumstances(
+            network=network_allowed(),
+            remote_code=job.allow_remote_code,
+            third_party_plugins=plugins_allowed(),
+            execution=job.execution,
+            config=Path(job.config_record) if job.config_record else None,
+        ),
         _context(job, result),
     )
     write_json(out / OUTCOME_NAME, _outcome(job, result, report))
 
 
 def _context(job: Job, result: Result) -> dict[str, Any]:
-    container = in_container() and bool(job.image_digest)
     return {
         "command": "evaluate",
-        "execution_mode": "container" if container else "host-bypass",
         "profile": job.profile,
         "tier": job.tier,
         "assurance": job.assurance,
@@ -148,6 +147,7 @@ def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, A
 
 def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
     """Record an evaluation that measured nothing: it never passes and never detects."""
+    set_offline(job.allow_network)  # as the worker did, whose switches are recorded
     out = Path(job.out)
     baseline = read_json_object(Path(job.baseline_report) / "report.json")
     scenario = json.loads(job.scenario)["id"] if job.scenario else None

@@ -9,6 +9,7 @@ from invarlock.guards import CHAIN
 from invarlock.policy import Policy
 from invarlock.reporting.judgement import Judgement, passes
 from invarlock.reporting.runs import Comparison
+from invarlock.run.container import Execution
 
 CLAIM_SET = "invarlock-weight-edit-regression-v1"
 STRICT_PROFILES = ("ci", "release")
@@ -16,7 +17,7 @@ STRICT_TIERS = ("balanced", "conservative")
 MODES = ("off", "strict")
 
 
-def require_strict_possible(profile: str, tier: str, container: bool) -> None:
+def require_strict_possible(profile: str, tier: str, execution: Execution) -> None:
     """Refuse, before anything is measured, a strict claim that could never be confirmed.
 
     Raises:
@@ -27,9 +28,9 @@ def require_strict_possible(profile: str, tier: str, container: bool) -> None:
         raise ConfigError("strict assurance: profile", expected=expected, found=profile)
     if tier not in STRICT_TIERS:
         raise ConfigError("strict assurance: tier", expected=" or ".join(STRICT_TIERS), found=tier)
-    if not container:
+    if execution.mode != "container":
         raise ConfigError(
-            "strict assurance needs a container whose image digest is known",
+            f"strict assurance needs a container whose image is known: {execution.reason}",
             hint="use the container profile, or assurance: off",
         )
 

@@ -17,6 +17,10 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+# torch imports whatever an installed package registers as a backend, unless this is 0; nothing
+# else that we load or import looks for plugins
+TORCH_PLUGINS = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
 def set_environment(level: str, threads: int, network: bool) -> None:
@@ -39,11 +43,22 @@ def set_environment(level: str, threads: int, network: bool) -> None:
 
 
 def set_offline(network: bool) -> None:
-    """Make the hub libraries follow the network switch; telemetry is off either way."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+    """Make the hub libraries follow the network switch; telemetry and plugins are off anyway."""
+    for name in OFFLINE_VARIABLES:
         os.environ[name] = "0" if network else "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
+    os.environ[TORCH_PLUGINS] = "0"
+
+
+def network_allowed() -> bool:
+    """Whether any of the libraries was left free to reach the network."""
+    return any(os.environ.get(name) != "1" for name in OFFLINE_VARIABLES)
+
+
+def plugins_allowed() -> bool:
+    """Whether torch was left free to load the plugins that installed packages register."""
+    return os.environ.get(TORCH_PLUGINS) != "0"
 
 
 def seed_everything(level: str, threads: int, seed: int) -> dict[str, Any]:
