@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from proof_pack_factory import Keyring
 
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -118,3 +124,40 @@ def byte_tokenizer() -> dict[str, object]:
             "merges": [],
         },
     }
+
+
+# --- older packs ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ring() -> Iterator[Keyring]:
+    """The publisher's keyring; without gpg the tests are skipped, but not where CI is set."""
+    if shutil.which("gpg") is None and not os.environ.get("CI"):
+        pytest.skip("there is no gpg on PATH")
+    assert shutil.which("gpg"), "CI is set and there is no gpg on PATH"
+    from proof_pack_factory import Keyring
+
+    made = Keyring.new()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def publisher(ring: Keyring) -> str:
+    """The publisher's fingerprint."""
+    return ring.key("publisher")
+
+
+@pytest.fixture(scope="session")
+def public(ring: Keyring, publisher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The publisher's public key."""
+    return ring.export(tmp_path_factory.mktemp("key") / "publisher.asc", publisher)
+
+
+@pytest.fixture
+def openpgp(ring: Keyring, publisher: str, tmp_path: Path) -> Path:
+    """A pack of the second generation."""
+    import proof_pack_factory as proofs
+
+    named = {"signing_key_fingerprint": publisher}
+    return proofs.make(tmp_path / "pack", "openpgp", proofs.Signer(ring, (publisher,)), **named)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from invarlock.errors import ConfigError
+from invarlock.errors import ConfigError, ContractError
+from invarlock.evidence.findings import UNREADABLE
 from invarlock.files import canonical_json, pretty_json, read_json_object, write_text
 
 FORMATS = ("markdown", "report", "json")
@@ -55,7 +56,13 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("the style sheet is written beside the page", expected="--out FILE")
     from invarlock.reporting import render
 
-    text = _text(args, read_report(args.report))
+    report = read_report(args.report)
+    try:
+        text = _text(args, report)
+    except UNREADABLE as error:  # follows its schema, and holds records of an impossible shape
+        raise ContractError(
+            f"cannot be rendered: {type(error).__name__}", where=str(args.report)
+        ) from error
     if args.out is None:
         sys.stdout.write(text)
         return 0

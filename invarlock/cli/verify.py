@@ -19,7 +19,9 @@ from invarlock.evidence.report_verify import (
 from invarlock.files import read_bytes, read_json_object, write_json
 from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+from invarlock.reporting.runtime_manifest import now_utc
 
+RUN_REPORT = "report.json"
 WARNING_POLICIES = {"pass": False, "warn": False, "advisory": False, "fail": True, "strict": True}
 
 
@@ -27,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("report", type=Path, nargs="+", metavar="REPORT", help=f"{REPORT_NAME}, or its folder")
-    add("--baseline", type=Path, metavar="FILE", help="the baseline's run report: check parity")
+    add("--baseline", type=Path, metavar="FILE", help="the baseline's report: check parity")
     add(
         "--profile",
         choices=PROFILES,
@@ -74,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         require_replay=args.replay,
     )
     try:
-        baseline = read_json_object(args.baseline) if args.baseline else None
+        baseline = read_json_object(_baseline(args.baseline)) if args.baseline else None
         loaded = [_load(path) for path in args.report]
     except InputError as error:
         raise ConfigError(str(error)) from error  # exit 2, as published
@@ -86,7 +88,8 @@ def main(args: argparse.Namespace) -> int:
     if args.out:
         write_json(args.out, document)
     if args.json:
-        print(json.dumps(document, sort_keys=True, allow_nan=False))
+        stamped = document | {"ts": now_utc()}  # files hold no time
+        print(json.dumps(stamped, sort_keys=True, allow_nan=False))
     else:
         for result in results:
             _print(result)
@@ -97,6 +100,13 @@ def _load(path: Path) -> tuple[Path, bytes, bytes | None]:
     report = path / REPORT_NAME if path.is_dir() else path
     beside = report.parent / RUNTIME_MANIFEST
     return report, read_bytes(report), read_bytes(beside) if beside.is_file() else None
+
+
+def _baseline(path: Path) -> Path:
+    """The run report of a folder, else its evaluation report."""
+    if not path.is_dir():
+        return path
+    return next((p for p in (path / RUN_REPORT, path / REPORT_NAME) if p.is_file()), path)
 
 
 def _print(result: ReportResult) -> None:

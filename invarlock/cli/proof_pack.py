@@ -1,0 +1,67 @@
+"""Verify a pack of the older format proof-pack-v1 (OpenPGP or Ed25519 signature)."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from invarlock.cli.evidence_pack import allows_unverified, verify_and_print
+from invarlock.errors import ConfigError
+from invarlock.evidence import keys
+from invarlock.policy import PROFILES
+
+# An OpenPGP fingerprint of version 4 or 5; a shorter key id can be forged.
+_OPENPGP = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-command and its options."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = commands.add_parser("verify", help="verify a pack").add_argument
+    add("pack", type=Path, metavar="PACK", help="folder of the pack")
+    add("--strict", action="store_true", help="files that are not in the checksums fail")
+    add(
+        "--public-key",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="OpenPGP public keys that may have signed it; no other key counts",
+    )
+    add("--expected-fingerprint", metavar="F", help="the signer: 40 hex digits, or sha256:...")
+    add("--profile", choices=PROFILES, default="dev", help="profile of the reports' check")
+    add("--skip-verify", action="store_true", help="leave the reports out")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--json-out", type=Path, metavar="FILE", help="write it to a file outside the pack")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; the exit codes are those of ``evidence-pack verify``."""
+    from invarlock.evidence.proof_pack import verify_proof_pack
+    from invarlock.evidence.result import VerifyOptions
+
+    options = VerifyOptions(
+        strict=args.strict,
+        skip_verify=args.skip_verify,
+        profile=args.profile,
+        pinned=_pin(args.expected_fingerprint),
+        public_keys=tuple(args.public_key),
+        allow_unsigned=allows_unverified(),
+    )
+    return verify_and_print(args, lambda: verify_proof_pack(args.pack, options))
+
+
+def _pin(text: str | None) -> str | None:
+    if text is None or text.strip().lower().startswith("sha256:"):
+        return text and keys.normal_fingerprint(text, "--expected-fingerprint")
+    value = text.replace(" ", "").upper()
+    if not _OPENPGP.fullmatch(value):
+        raise ConfigError(
+            "not a key fingerprint",
+            where="--expected-fingerprint",
+            expected="40 hex digits of an OpenPGP key, or sha256: and 64 hex digits",
+            found=repr(text)[:80],
+        )
+    return value

@@ -1,0 +1,53 @@
+"""Check a runtime manifest against the report it was written for: a container run, bound to it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from invarlock.errors import ContractError, InputError
+from invarlock.evidence import escape, provenance
+from invarlock.files import parse_json, read_bytes, sha256_bytes
+
+FORMAT = "runtime-verify-v1"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("--report", type=Path, required=True, metavar="FILE", help="evaluation.report.json")
+    add("--manifest", type=Path, required=True, metavar="FILE", help="its runtime.manifest.json")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command: 0 a container run and bound to the report, 1 anything else."""
+    errors = _errors(args.report, args.manifest)
+    if args.json:
+        document = {
+            "format_version": FORMAT,
+            "ok": not errors,
+            "errors": errors,
+            "report": escape(args.report),
+            "manifest": escape(args.manifest),
+        }
+        print(json.dumps(document, sort_keys=True))
+        return 1 if errors else 0
+    for error in errors:
+        print(error)
+    print(f"RUNTIME {'FAIL' if errors else 'OK'} {escape(args.report)}")
+    return 1 if errors else 0
+
+
+def _errors(report: Path, manifest: Path) -> list[str]:
+    """Everything that is wrong, escaped."""
+    try:
+        data = read_bytes(report)
+        document = parse_json(data, str(report))
+        if not isinstance(document, dict):
+            raise ContractError("is not a JSON object", where=str(report))
+        found = provenance.check(document, sha256_bytes(data), read_bytes(manifest), "container")
+    except InputError as error:
+        return [escape(error)]
+    return [escape(message) for _, message in found.issues]
