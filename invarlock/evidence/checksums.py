@@ -17,6 +17,7 @@ SIGNATURE = "manifest.signature.json"
 CHECKSUMS = "checksums.sha256"
 CONTROL_FILES = (MANIFEST, SIGNATURE, CHECKSUMS)
 MIRRORS = {f"metadata/{name}": name for name in CONTROL_FILES}
+Names = tuple[str, ...]
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
 
@@ -30,8 +31,11 @@ def is_canonical(path: str) -> bool:
     return "\\" not in path and all(part not in ("", ".", "..") for part in path.split("/"))
 
 
-def parse(data: bytes) -> tuple[dict[str, str], list[str]]:
-    """``{path: lower-case sha256}`` and the findings about lines that are refused."""
+def parse(data: bytes, control: Names = CONTROL_FILES) -> tuple[dict[str, str], list[str]]:
+    """``{path: lower-case sha256}`` and the findings about lines that are refused.
+
+    ``control``: the files at the root that must not be listed.
+    """
     digests: dict[str, str] = {}
     findings: list[str] = []
     try:
@@ -47,14 +51,16 @@ def parse(data: bytes) -> tuple[dict[str, str], list[str]]:
             findings.append(f"{CHECKSUMS}: line {number} is not a digest and a canonical path")
         elif path in digests:
             findings.append(f"{CHECKSUMS}: line {number} lists {escape(path)} a second time")
-        elif path in CONTROL_FILES:
+        elif path in control:
             findings.append(f"{CHECKSUMS}: line {number} lists the control file {path}")
         else:
             digests[path] = match[1].lower()
     return digests, findings
 
 
-def compare(tree: Tree, digests: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def compare(
+    tree: Tree, digests: Mapping[str, str], control: Names = CONTROL_FILES
+) -> tuple[list[str], list[str]]:
     """Findings about changed and missing files and mirrors, and the files nobody listed."""
     findings = []
     for path in sorted(digests):
@@ -66,11 +72,12 @@ def compare(tree: Tree, digests: Mapping[str, str]) -> tuple[list[str], list[str
                 f"{escape(path)}: has been changed; expected sha256 {digests[path]}; "
                 f"found {found.sha256}"
             )
-    for mirror, original in MIRRORS.items():
+    mirrors = {f"metadata/{name}": name for name in control}
+    for mirror, original in mirrors.items():
         if mirror in tree.files and (
             original not in tree.files or tree.files[mirror].sha256 != tree.files[original].sha256
         ):
             findings.append(f"{mirror}: is not a copy of {original}")
-    known = {*digests, *CONTROL_FILES, *MIRRORS}
+    known = {*digests, *control, *mirrors}
     extra = sorted(path for path in tree.files if path not in known)
     return findings, extra

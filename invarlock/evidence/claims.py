@@ -25,9 +25,10 @@ from invarlock.evidence.scenarios_check import (
     SCENARIOS,
     Entry,
     Place,
+    group_of,
     places,
 )
-from invarlock.evidence.tree import Tree
+from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
 from invarlock.files import parse_json, slug
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
@@ -40,6 +41,7 @@ SUMMARIES = (
     "scenario_signal_summary",
 )
 MAX_DIFFERENCES = 20  # listed of one document
+MAX_EXPECTED = 20_000  # evaluations that scenarios, models and runs of one pack can ask for
 _RUN = re.compile(r"run_([1-9][0-9]{0,5})")
 
 
@@ -72,6 +74,7 @@ def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry
     _recompute(tree, scenarios, claims)
     if claims.verdict is not None:
         claims.findings += _compare(tree, recorded, claims.verdict)
+    tree.outlines.clear()  # what follows reads each report in full
     claims.findings += _first_line(tree, claims)
     claims.evidence_level = level(tree, manifest, scenarios, claims.verdict)
     claimed = manifest.get("evidence_level")
@@ -98,12 +101,17 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
     for place in places(tree):
         if place.folder not in with_outcome:
             claims.findings.append(f"{escape(place.report)}: has no {OUTCOME_NAME} beside it")
-    evaluations = []
+    evaluations, held = [], 0
     for place in outcomes:
         try:
-            evaluations.append(_evaluation(tree, place, scenarios))
+            evaluation = _evaluation(tree, place, scenarios)
+            evaluations.append(evaluation)
+            held += size_of(evaluation.outcome) + size_of(evaluation.metadata)
         except InvarlockError as error:
             claims.findings.append(escape(error))
+        if held + tree.outlined > MAX_JUDGED:
+            claims.findings.append(f"reports/: more than {MAX_JUDGED} values to be judged")
+            break
     if claims.findings:
         return
     try:
@@ -111,6 +119,8 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
         catalogue = parse_catalogue(document, SCENARIOS)
         models = {evaluation.model for evaluation in evaluations} | _pinned_models(tree)
         runs = {evaluation.run for evaluation in evaluations}
+        if len(catalogue.scenarios) * len(models) * len(runs) > MAX_EXPECTED:
+            raise InputError(f"more than {MAX_EXPECTED} evaluations are asked for", where=SCENARIOS)
         expected = expected_evaluations(catalogue.scenarios, models, runs)
         verdict = compile_verdict(document, evaluations, expected)
     except InvarlockError as error:
@@ -118,16 +128,21 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
         return
     verdict = json.loads(json.dumps(verdict))  # tuples become lists, as in the file
     claims.verdict = verdict
-    folders = {_folder(e.model, e.scenario, e.run, scenarios): e.key for e in evaluations}
-    records = verdict["records"]
-    by_key = {(r["model"], r["name"], r["run_num"]): r for r in records}
-    claims.records = {folder: by_key[key] for folder, key in folders.items()}
+    by_key = {(r["model"], r["name"], r["run_num"]): r for r in verdict["records"]}
+    for place, evaluation in zip(outcomes, evaluations, strict=True):
+        record = by_key[evaluation.key]
+        claims.records[place.folder] = record
+        if place.folder != (wanted := _folder(record)):
+            claims.findings.append(
+                f"{escape(place.folder)}{OUTCOME_NAME}: belongs to another folder; "
+                f"expected {escape(wanted)}"
+            )
 
 
-def _folder(model: str, scenario: str, run: int, scenarios: Mapping[str, Entry]) -> str:
+def _folder(record: Mapping[str, Any]) -> str:
     """The folder of an evaluation in a pack, with a trailing slash."""
-    damage = dig(scenarios.get(scenario), "category") == "error_injection"
-    return f"reports/{slug(model)}/{'errors/' if damage else ''}{scenario}/run_{run}/"
+    model, scenario, run = slug(record["model"]), record["name"], record["run_num"]
+    return f"reports/{model}/{group_of(record)}{scenario}/run_{run}/"
 
 
 def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Any:
@@ -141,9 +156,9 @@ def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Any
     key = outcome["model_id"], outcome["scenario"], outcome["run"]
     if outcome["scenario"] not in scenarios:
         raise InputError("names a scenario that the pack does not hold", where=path)
-    if _folder(*key, scenarios) != place.folder:
-        raise InputError("belongs to another folder", where=path, expected=_folder(*key, scenarios))
-    report = tree.json_object(place.report) if outcome["status"] in MEASURED else None
+    report = None
+    if outcome["status"] in MEASURED:
+        report = tree.outline(place.report)
     names = (place.folder + name for name in (EDIT_METADATA, ERROR_METADATA))
     metadata = next((tree.json_object(name) for name in names if name in tree.files), None)
     return Evaluation(*key, report, outcome, canonical_path(*key), metadata)
@@ -251,11 +266,12 @@ def level(
 
 
 def expects_pass(place: Place, scenarios: Mapping[str, Entry] | None) -> bool:
-    """Whether a report has to pass: by its scenario where that is known, else by its folder."""
+    """Whether a report has to pass: by its scenario where that says so, else by its folder."""
     entry = (scenarios or {}).get(place.scenario or "")
-    if entry is None:
-        return not place.below_errors
-    return bool(entry["strictness"] == "must_pass")
+    strictness = None if entry is None or place.observed else entry["strictness"]
+    if strictness in ("must_pass", "must_fail"):
+        return bool(strictness == "must_pass")
+    return not place.below_errors
 
 
 def _container(tree: Tree, place: Place) -> bool:

@@ -69,8 +69,8 @@ def _windows(report: Report) -> Iterator[str]:
             if len(rows[column]) != used:
                 yield f"/evaluation_windows/{arm}/{column} has not one entry a window"
                 return
-        for index in range(used):
-            total, count, loss = (rows[c][index] for c in ("nll_sum", "token_counts", "logloss"))
+        columns = (rows[column] for column in ("nll_sum", "token_counts", "logloss"))
+        for index, (total, count, loss) in enumerate(zip(*columns, strict=True)):
             if total is None and loss is None:
                 continue  # not finite, and the metric is then invalid
             if not math.isclose(total / count, loss, rel_tol=LOSS_TOLERANCE):

@@ -12,9 +12,10 @@ from typing import Any
 from invarlock.errors import InvarlockError
 from invarlock.evidence.findings import dig
 from invarlock.files import digest_json
-from invarlock.guards import CHAIN, CONTRACTS, contract_fields, spectral
+from invarlock.guards import CHAIN, CONTRACTS, contract_fields
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
 from invarlock.guards.variance import is_target
+from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TOP_K
 from invarlock.metrics.perplexity import Bootstrap
@@ -29,13 +30,7 @@ from invarlock.reporting.evaluation import (
 from invarlock.reporting.judgement import Judgement
 from invarlock.reporting.replay import policy_of
 from invarlock.reporting.runs import Comparison
-from invarlock.reporting.tables import (
-    Both,
-    activation_table,
-    read_activations,
-    read_spectral,
-    spectral_table,
-)
+from invarlock.reporting.tables import HEAD, as_recorded, read_activations
 from invarlock.reporting.telemetry import telemetry_block
 
 Report = Mapping[str, Any]
@@ -75,12 +70,13 @@ def _tables(report: Report) -> Iterator[str]:
     """Modules of both runs, sorted and with no column more than a report has."""
     if report["rmt"]["evaluated"] is not True:
         return
-    weights = report["spectral"]["modules"]
-    if spectral_table(Both(*read_spectral(weights))) != weights:
-        yield "/spectral/modules is not the table that a report has"
-    for guard, column in (("rmt", "edge"), ("variance", "variance")):
-        table = report[guard]["modules"]
-        if activation_table(Both(*read_activations(table, column)), column) != table:
+    for guard, columns in (
+        ("spectral", WeightStats.fields()),
+        ("rmt", ("edge",)),
+        ("variance", ("variance",)),
+    ):
+        table, may = report[guard]["modules"], guard != "spectral"
+        if not as_recorded(table, columns, names_may_differ=may):
             yield f"/{guard}/modules is not the table that a report has"
 
 
@@ -89,7 +85,8 @@ def _execution(report: Report) -> Iterator[str]:
     if report["rmt"]["evaluated"] is not True:
         return
     variance = report["variance"]
-    modules = spectral.to_table(read_spectral(report["spectral"]["modules"])[1])
+    table = report["spectral"]["modules"]
+    modules = {column: table[column] for column in (*HEAD, *WeightStats.fields())}
     records = {
         "spectral": {"modules": modules},
         "variance": {"tap": variance["tap"], "trial": variance["trial"]},

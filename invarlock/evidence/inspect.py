@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.evidence import checksums as sums
+from invarlock.evidence import escape
 from invarlock.evidence.checksums import MIRRORS
 from invarlock.evidence.claims import expects_pass
 from invarlock.evidence.manifest import FORMAT as PACK_FORMAT
-from invarlock.evidence.result import PackResult, VerifyOptions
+from invarlock.evidence.result import MAX_LISTED, PackResult, VerifyOptions
 from invarlock.evidence.scenarios_check import places, read_scenarios
 from invarlock.evidence.tree import Tree
 from invarlock.evidence.verify import verify_pack
@@ -25,9 +26,11 @@ def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
     scenarios, _ = read_scenarios(tree)
     found = places(tree)
     clean = sum(expects_pass(place, scenarios) for place in found)
-    extra = [w.split(": ", 1)[0] for w in result.warnings if w.endswith(sums.CHECKSUMS)]
+    listing = tree.files.get(sums.CHECKSUMS)
+    digests = sums.parse(listing.data or b"")[0] if listing else {}
+    wrong, extra = sums.compare(tree, digests)
+    mirrors = not any(line.startswith(tuple(MIRRORS)) for line in wrong)
     listed = [f for step in result.steps if step.name == "checksums" for f in step.findings]
-    mirrors = not any(line.startswith(tuple(MIRRORS)) for line in listed)
     signed = sums.SIGNATURE in tree.files
     ok = result.exit_code == 0
     level = result.claims.evidence_level
@@ -56,7 +59,7 @@ def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
             "checksums_ok": steps.get("checksums", False),
             "control_file_mirrors_ok": mirrors,
             "manifest_provenance_ok": steps.get("references", False),
-            "extra_files": extra,
+            "extra_files": [escape(path) for path in extra[:MAX_LISTED]],
         },
         "issues": result.errors + result.warnings,
         "strict_ready": ok and result.signer is not None and not extra,

@@ -31,34 +31,42 @@ def stats_path(model: str) -> str:
     return f"metadata/calibration_stats.{model}.json"
 
 
-def check_presets(tree: Tree) -> Iterator[str]:
-    """Presets that do not follow from the statistics beside them."""
+def read_presets(tree: Tree) -> tuple[dict[str, Preset], list[str]]:
+    """The presets of a pack by path, and findings: those that do not follow from the statistics
+    beside them."""
+    presets: dict[str, Preset] = {}
+    findings = []
     for path in sorted(tree.files):
         if not path.startswith("metadata/preset.") or not path.endswith(".json"):
             continue
         model = path.removeprefix("metadata/preset.").removesuffix(".json")
         try:
-            preset = preset_of(tree.json_object(path), path)
+            preset = presets[path] = preset_of(tree.json_object(path), path)
             if stats_path(model) not in tree.files:
-                yield f"{escape(path)}: {escape(stats_path(model))} is not in the pack"
+                findings.append(f"{escape(path)}: {escape(stats_path(model))} is not in the pack")
                 continue
             stats = tree.json_object(stats_path(model))
             if derive(stats, preset.tier, stats_path(model)) != preset.document:
-                yield f"{escape(path)}: does not follow from {escape(stats_path(model))}"
+                findings.append(f"{escape(path)}: does not follow from {escape(stats_path(model))}")
         except (InvarlockError, *UNREADABLE) as error:
-            yield f"{escape(path)}: {escape(str(error)[:200])}"
+            findings.append(f"{escape(path)}: {escape(str(error)[:200])}")
+    return presets, findings
 
 
-def check_report(tree: Tree, place: Place, report: Report) -> Iterator[str]:
+def check_report(
+    tree: Tree, place: Place, report: Report, presets: Mapping[str, Preset]
+) -> Iterator[str]:
     """What a report says of its preset, and the probes beside it."""
-    yield from _preset(tree, place, report)
+    yield from _preset(tree, place, report, presets)
     for name in (RMT_NAME, VE_NAME):
         path = place.folder + name
         if path in tree.files and tree.json_object(path) != probe_of(name, report):
             yield f"{name} beside it does not follow from it"
 
 
-def _preset(tree: Tree, place: Place, report: Report) -> Iterator[str]:
+def _preset(
+    tree: Tree, place: Place, report: Report, presets: Mapping[str, Preset]
+) -> Iterator[str]:
     stated = dig(report, "policy_provenance", "preset_sha256")
     outcome = place.folder + OUTCOME_NAME
     if outcome in tree.files and tree.json_object(outcome).get("preset_sha256") != stated:
@@ -68,7 +76,9 @@ def _preset(tree: Tree, place: Place, report: Report) -> Iterator[str]:
         if stated is not None:
             yield f"the preset it was judged by is not in the pack ({escape(path)})"
         return
-    preset = preset_of(tree.json_object(path), path)
+    if path not in presets:
+        return  # unusable, which is a finding of its own
+    preset = presets[path]
     if preset.sha256 != stated:
         yield "it was not judged by the pack's preset"
     elif preset.checkpoint_sha256 != dig(report, "baseline_ref", "checkpoint_sha256"):

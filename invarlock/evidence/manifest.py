@@ -31,6 +31,8 @@ from invarlock.files import parse_json
 FORMAT = "evidence-pack-v1"
 SIGNATURE_FORMAT = "evidence-pack-signature-v1"
 OLD_FORMAT = "proof-pack-v1"
+OLD_SIGNATURE_FORMAT = "proof-pack-signature-v1"
+COMMANDS = {FORMAT: "evidence-pack", OLD_FORMAT: "proof-pack"}
 LEVELS = ("low", "medium", "high")
 VERDICT = "results/final_verdict.json"
 SOURCE_REPO = "metadata/source_repo.json"
@@ -82,21 +84,29 @@ def sign(manifest: bytes, key: SigningKey) -> bytes:
 # --- reading -------------------------------------------------------------------------------
 
 
-def read_manifest(data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """The manifest and every reason to refuse it (exit 4); strict JSON, contract, code rules."""
+def read_manifest(data: bytes, wanted: str = FORMAT) -> tuple[dict[str, Any], list[str]]:
+    """The manifest and every reason to refuse it (exit 4); strict JSON, contract, code rules.
+
+    The older format (``wanted``) has the same members under another name, and its first
+    generation lacks the digest of the checksums.
+    """
     try:
         document = parse_json(data, MANIFEST)
     except InputError as error:
         return {}, [escape(error)]
     if not isinstance(document, dict):
         return {}, [f"{MANIFEST}: is not a JSON object"]
-    if document.get("format") == OLD_FORMAT:
+    found = document.get("format")
+    if found != wanted and isinstance(found, str) and found in COMMANDS:
         return {}, [
-            f"{MANIFEST}: format {OLD_FORMAT} is the older proof pack; "
-            "verify it with: invarlock advanced proof-pack verify"
+            f"{MANIFEST}: the format is {found}; expected {wanted}; "
+            f"verify it with: invarlock advanced {COMMANDS[found]} verify"
         ]
+    checked = document
+    if found == wanted == OLD_FORMAT:
+        checked = {"checksums_sha256_digest": "0" * 64} | document | {"format": FORMAT}
     findings = [
-        f"{MANIFEST}: {escape(line)}" for line in violations(document, "evidence-pack-manifest")
+        f"{MANIFEST}: {escape(line)}" for line in violations(checked, "evidence-pack-manifest")
     ]
     if not findings:
         for where, reference in references(document):
@@ -148,14 +158,21 @@ def referenced(document: Mapping[str, Any], where: str) -> bool:
     )
 
 
-def read_signature(manifest: bytes, data: bytes) -> tuple[str, list[str]]:
+def read_signature(
+    manifest: bytes, data: bytes, wanted: str = SIGNATURE_FORMAT
+) -> tuple[str, list[str]]:
     """The signer's fingerprint and every reason to refuse the signature (exit 5)."""
     try:
         bundle = parse_json(data, SIGNATURE)
     except InputError as error:
         return "", [escape(error)]
+    checked = bundle
+    if isinstance(bundle, dict) and bundle.get("format") == wanted:
+        checked = bundle | {"format": SIGNATURE_FORMAT}
+    elif wanted != SIGNATURE_FORMAT:
+        return "", [f"{SIGNATURE}: /format is not {wanted}"]
     findings = [
-        f"{SIGNATURE}: {escape(line)}" for line in violations(bundle, "evidence-pack-signature")
+        f"{SIGNATURE}: {escape(line)}" for line in violations(checked, "evidence-pack-signature")
     ]
     if findings:
         return "", findings

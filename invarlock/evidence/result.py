@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from invarlock.evidence import Code
@@ -10,6 +12,8 @@ from invarlock.evidence.claims import Claims
 from invarlock.evidence.tree import Tree
 
 FORMAT = "evidence-pack-verify-v1"
+MAX_LISTED = 1000  # findings of one step, and warnings, that are listed
+MAX_LINE = 500  # characters of one of them
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class VerifyOptions:
     """How strictly a pack is verified.
 
     ``pinned``: the signer must be this fingerprint; ``trusted``: and one of these, where a trust
-    store is used, named in ``trust_store``. ``allow_unsigned``: a missing signature is a warning
+    store is used, named in ``trust_store``; ``public_keys``: OpenPGP keys, one of which must have
+    signed an older pack. ``allow_unsigned``: a missing signature is a warning
     (never with ``strict``). ``pack_whatever_is_true``: for ``build`` - a pack that truthfully
     says that controls failed, or holds none that has to pass, is in order.
     """
@@ -30,6 +35,7 @@ class VerifyOptions:
     pinned: str | None = None
     trusted: frozenset[str] | None = None
     trust_store: str | None = None
+    public_keys: tuple[Path, ...] = ()
     allow_unsigned: bool = False
     pack_whatever_is_true: bool = False
 
@@ -60,6 +66,14 @@ class PackResult:
     replayed: list[str] = field(default_factory=list)
     believed: list[str] = field(default_factory=list)
     tree: Tree | None = None
+    format: str = FORMAT
+
+    def bounded(self) -> PackResult:
+        """The same with no more and no longer findings than are listed."""
+        for step in self.steps:
+            step.findings = _bounded(step.findings)
+        self.warnings = _bounded(self.warnings)
+        return self
 
     @property
     def exit_code(self) -> int:
@@ -78,10 +92,10 @@ class PackResult:
         return str(recomputed) if recomputed else self.claims.recorded
 
     def to_json(self) -> dict[str, Any]:
-        """The ``evidence-pack-verify-v1`` document."""
+        """The document of ``contracts/evidence-pack-verify.schema.json``."""
         options = self.options
         document: dict[str, Any] = {
-            "format_version": FORMAT,
+            "format_version": self.format,
             "pack": self.pack,
             "ok": self.exit_code == 0,
             "exit_code": self.exit_code,
@@ -118,3 +132,13 @@ class PackResult:
         if self.envelope is not None:
             document["verify"] = self.envelope
         return document
+
+
+def _bounded(lines: Sequence[str]) -> list[str]:
+    """Findings as they are listed: a hostile pack cannot make the output endless."""
+    kept = [
+        line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..."
+        for line in lines[:MAX_LISTED]
+    ]
+    more = len(lines) - len(kept)
+    return [*kept, f"and {more} more"] if more else kept

@@ -19,16 +19,35 @@ from invarlock.errors import InputError
 from invarlock.evidence import Code, PackError, escape
 from invarlock.files import parse_json
 
-MAX_FILES = 20_000  # files; the largest published suite makes about 4,000
-MAX_FOLDERS = 20_000  # folders
+MAX_ENTRIES = 20_000  # files and folders; the largest published suite makes about 4,000 files
+MAX_REPORTS = 2_000  # files called evaluation.report.json
 MAX_DEPTH = 12  # folders below the root
 MAX_NAME = 255  # bytes of one name in UTF-8
-MAX_FILE = 512 << 20  # bytes of any one file
-MAX_PARSED_FILE = 64 << 20  # bytes of one file that is parsed
-MAX_PARSED = 1 << 30  # bytes of all files that are parsed: they are held in memory
-MAX_PACK = 16 << 30  # bytes of the whole pack
+MAX_PATH = 1024  # bytes of one path in UTF-8
+MAX_FILE = 128 << 20  # bytes of any one file
+MAX_PACK = 512 << 20  # bytes of the whole pack
+MAX_PARSED_FILE = 16 << 20  # bytes of one file that is parsed; a report has about 100 kB
+MAX_PARSED = 96 << 20  # bytes of all files that are parsed: they are held in memory
+MAX_VALUES = 1_000_000  # commas, colons and brackets of one JSON file, for its values in memory
 CHUNK = 1 << 20  # bytes
-PARSED_SUFFIXES = (".json", ".sha256", ".md", ".txt")
+FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+REPORT_NAME = "evaluation.report.json"
+# Files that are checked against a closed contract, which costs time by their length, in bytes.
+SMALL = {
+    "manifest.json": 1 << 20,
+    "manifest.signature.json": 1 << 18,
+    "manifest.json.asc": 1 << 16,
+    "outcome.json": 1 << 18,
+    "runtime.manifest.json": 1 << 18,
+}
+# And all JSON.
+PARSED_NAMES = ("checksums.sha256", "README.md", "results/final_verdict.txt", "manifest.json.asc")
+MAX_JUDGED = 1_000_000  # values of all reports and outcomes that a verdict is recomputed from
+# Columns of the evidence and lists of files, which a verdict does not look at.
+COLUMNS = ("evaluation_windows", "modules", "trial", "histograms", "dataset")
+CHARACTERS = 16  # of a string that count as one value
+MARKS = (b",", b":", b"[", b"{")
+HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # categories of characters that do not show as themselves
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,8 @@ class Tree:
     files: dict[str, PackFile] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)  # entries that exist but are no usable file
+    outlines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outlined: int = 0  # values in all outlines that were asked for
 
     def data(self, path: str) -> bytes:
         """The bytes of a file that is parsed; InputError when it is not there or too large."""
@@ -54,9 +75,7 @@ class Tree:
         if found is None:
             raise InputError("is missing", where=path)
         if found.data is None:
-            raise InputError(
-                "is too large to be parsed", where=path, expected=f"at most {MAX_PARSED_FILE} bytes"
-            )
+            raise InputError("is no file that is parsed", where=path)
         return found.data
 
     def json_object(self, path: str) -> dict[str, Any]:
@@ -66,74 +85,92 @@ class Tree:
             raise InputError("is not a JSON object", where=path, found=type(value).__name__)
         return value
 
+    def outline(self, path: str) -> dict[str, Any]:
+        """A report without its columns: steps before the replay need no more of it.
+
+        Raises:
+            InputError: missing, or no strict JSON object.
+        """
+        if path in self.outlines:
+            return self.outlines[path]
+        outline = {
+            name: {key: value for key, value in block.items() if key not in COLUMNS}
+            if isinstance(block, dict)
+            else block
+            for name, block in self.json_object(path).items()
+            if name not in COLUMNS
+        }
+        self.outlined += size_of(outline)
+        if self.outlined <= MAX_JUDGED:
+            self.outlines[path] = outline  # so that it is parsed once for all these steps
+        return outline
+
+
+def size_of(value: object) -> int:
+    """How many values there are in a document, long strings counted as several."""
+    todo, size = [value], 0
+    while todo:
+        item = todo.pop()
+        size += 1
+        if isinstance(item, str):
+            size += len(item) // CHARACTERS
+        elif isinstance(item, dict):
+            size += sum(1 + len(key) // CHARACTERS for key in item)
+            todo += item.values()
+        elif isinstance(item, list):
+            todo += item
+    return size
+
 
 @dataclass
 class _Walk:
     tree: Tree
-    folders: int = 0
+    entries: int = 0
+    reports: int = 0
     total: int = 0
     parsed: int = 0
-    folded: dict[str, str] = field(default_factory=dict)
 
     def folder(self, descriptor: int, prefix: str, depth: int) -> None:
         """Visit the entries of an open folder in byte order."""
-        self.folders += 1
-        if self.folders > MAX_FOLDERS or depth > MAX_DEPTH:
-            raise PackError(
-                Code.INTEGRITY,
-                f"more than {MAX_FOLDERS} folders or deeper than {MAX_DEPTH} levels",
-                where=escape(prefix or "."),
-            )
+        if depth > MAX_DEPTH:
+            raise PackError(Code.INTEGRITY, f"more than {MAX_DEPTH} levels", where=escape(prefix))
         entries = []
         with os.scandir(descriptor) as scan:
             for entry in scan:
-                entries.append(entry.name)
-                if len(entries) + len(self.tree.files) > MAX_FILES + MAX_FOLDERS:
-                    raise PackError(Code.INTEGRITY, f"more than {MAX_FILES} files")
-        for name in sorted(entries):
-            path = prefix + name
-            problem = self._name_problem(name, path)
+                entries.append(entry)
+                self.entries += 1
+                if self.entries > MAX_ENTRIES:
+                    raise PackError(Code.INTEGRITY, f"more than {MAX_ENTRIES} files and folders")
+        folded: dict[str, str] = {}
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = prefix + entry.name
+            problem = _name_problem(entry.name, path, folded)
             if problem:
                 self._refuse(path, problem)
             else:
-                self._entry(descriptor, name, path, depth)
+                self._entry(descriptor, entry, path, depth)
 
     def _refuse(self, path: str, problem: str) -> None:
         self.tree.refused.add(path)
         self.tree.findings.append(f"{escape(path)}: {problem}")
 
-    def _name_problem(self, name: str, path: str) -> str:
+    def _entry(self, parent: int, entry: os.DirEntry[str], path: str, depth: int) -> None:
         try:
-            size = len(name.encode("utf-8"))
-        except UnicodeEncodeError:
-            return "the name is not UTF-8"
-        if size > MAX_NAME:
-            return f"the name is longer than {MAX_NAME} bytes"
-        if "\\" in name or any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
-            return "the name holds a back-slash or a control character"
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-        other = self.folded.setdefault(key, path)
-        if other != path:
-            return f"the name equals {escape(other)} when case or normal form is folded"
-        return ""
-
-    def _entry(self, parent: int, name: str, path: str, depth: int) -> None:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            kind = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
-            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                kind = os.stat(entry.name, dir_fd=parent, follow_symlinks=False).st_mode
                 self._refuse(path, f"is a {_kind(kind)}; only files and folders are allowed")
                 return  # opening a device or a pipe could have effects
-            descriptor = os.open(name, flags, dir_fd=parent)
+            descriptor = os.open(entry.name, FLAGS, dir_fd=parent)
         except OSError as error:
             self._refuse(path, f"cannot be read: {error.strerror}")
             return
         try:
-            kind = os.fstat(descriptor).st_mode  # of what is open, not of what was there before
+            status = os.fstat(descriptor)  # of what is open, not of what was there before
+            kind = status.st_mode
             if stat.S_ISDIR(kind):
                 self.folder(descriptor, path + "/", depth + 1)
             elif stat.S_ISREG(kind):
-                self._file(descriptor, path)
+                self._file(descriptor, path, status.st_size)
             else:
                 self._refuse(path, f"is a {_kind(kind)}; only files and folders are allowed")
         except OSError as error:
@@ -141,29 +178,63 @@ class _Walk:
         finally:
             os.close(descriptor)
 
-    def _file(self, descriptor: int, path: str) -> None:
-        if len(self.tree.files) >= MAX_FILES:
-            raise PackError(Code.INTEGRITY, f"more than {MAX_FILES} files")
-        keep: list[bytes] | None = [] if path.endswith(PARSED_SUFFIXES) else None
-        digest, size = hashlib.sha256(), 0
-        while chunk := os.read(descriptor, CHUNK):
-            size += len(chunk)
-            self.total += len(chunk)
-            if size > MAX_FILE or self.total > MAX_PACK:
-                limit = MAX_FILE if size > MAX_FILE else MAX_PACK
-                raise PackError(Code.INTEGRITY, f"more than {limit} bytes", where=escape(path))
+    def _file(self, descriptor: int, path: str, size: int) -> None:
+        """Hash an open file once, over the size it had when opened, and keep what is parsed."""
+        kept = path in PARSED_NAMES or path.endswith(".json")
+        self._account(path, size, kept)
+        digest, read, chunks = hashlib.sha256(), 0, []
+        while True:
+            wanted = min(CHUNK, size - read + 1)  # a byte more would show that the file grew
+            chunk = os.read(descriptor, wanted)
+            read += len(chunk)
             digest.update(chunk)
-            if keep is not None:
-                self.parsed += len(chunk)
-                if self.parsed > MAX_PARSED:
-                    raise PackError(
-                        Code.INTEGRITY, f"more than {MAX_PARSED} bytes of JSON", where=escape(path)
-                    )
-                keep.append(chunk)
-                if size > MAX_PARSED_FILE:
-                    keep = None
-        data = b"".join(keep) if keep is not None else None
-        self.tree.files[path] = PackFile(size, digest.hexdigest(), data)
+            if kept:
+                chunks.append(chunk)
+            if not chunk or read > size or (read == size and len(chunk) < wanted):
+                break
+        data = b"".join(chunks) if kept else None
+        if read != size:
+            self._refuse(path, "was changed while it was read")
+        elif data and path.endswith(".json") and sum(map(data.count, MARKS)) > MAX_VALUES:
+            self._refuse(path, f"holds more than {MAX_VALUES} values")
+        else:
+            self.tree.files[path] = PackFile(size, digest.hexdigest(), data)
+
+    def _account(self, path: str, size: int, kept: bool) -> None:
+        """Add a file to what is read; PackError where a limit is passed."""
+        name = path.rpartition("/")[2]
+        self.total += size
+        self.parsed += size if kept else 0
+        self.reports += name == REPORT_NAME
+        limit = SMALL.get(name, MAX_PARSED_FILE) if kept else MAX_FILE
+        for holds, what in (
+            (self.reports <= MAX_REPORTS, f"more than {MAX_REPORTS} reports"),
+            (size <= limit, f"{size} bytes; expected at most {limit} of a file of its kind"),
+            (self.total <= MAX_PACK, f"the pack has more than {MAX_PACK} bytes"),
+            (self.parsed <= MAX_PARSED, f"the pack has more than {MAX_PARSED} bytes of JSON"),
+        ):
+            if not holds:
+                raise PackError(Code.INTEGRITY, what, where=escape(path))
+
+
+def _name_problem(name: str, path: str, folded: dict[str, str]) -> str:
+    """Why a name is refused; ``folded``: the names of its folder so far, without distinctions."""
+    try:
+        size = len(name if name.isascii() else name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "the name is not UTF-8"
+    if size > MAX_NAME or len(path.encode("utf-8")) > MAX_PATH:
+        return f"the name is longer than {MAX_NAME} bytes, or the path than {MAX_PATH}"
+    plain = name.isascii() and name.isprintable()
+    if "\\" in name or not (plain or all(unicodedata.category(c) not in HIDDEN for c in name)):
+        return "the name holds a back-slash or a control character"
+    key = name.lower()
+    if not plain:
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    other = folded.setdefault(key, name)
+    if other != name:
+        return f"the name equals {escape(other)} when case or normal form is folded"
+    return ""
 
 
 def _kind(mode: int) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +44,30 @@ VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
 def verify_pack(root: Path, options: VerifyOptions) -> PackResult:
     """Verify the pack in folder ``root``; every problem of the pack is in the result."""
     result = PackResult(escape(root), options)
-    tree = _open(root, result)
+    _verify(root, result)
+    return result.bounded()
+
+
+def _verify(root: Path, result: PackResult) -> None:
+    tree = open_pack(root, result)
     if tree is None:
-        return result
-    manifest = _manifest(tree, result)
+        return
+    manifest = read_manifest(tree, result)
     if manifest is None or not _signature(tree, manifest, result):
-        return result
-    listed = _checksums(tree, manifest, result)
-    _references(tree, manifest, listed, result)
+        return
+    listed = check_listed(tree, manifest, result)
+    check_references(tree, manifest, listed, result)
     scenarios = _scenarios(tree, result)
     _claims(tree, manifest, scenarios, result)
     if not result.errors:
         check_reports(tree, scenarios, result)
-    return result
 
 
 # --- steps 0 to 3: nothing is believed yet --------------------------------------------------
 
 
-def _open(root: Path, result: PackResult) -> Tree | None:
+def open_pack(root: Path, result: PackResult) -> Tree | None:
+    """Steps 0 and 1; None where the pack cannot be looked at further."""
     opened = Step(0, "open", Code.INCOMPLETE)
     try:
         is_folder = stat.S_ISDIR(os.stat(root).st_mode)
@@ -94,15 +99,14 @@ def _open(root: Path, result: PackResult) -> Tree | None:
     return tree
 
 
-def _manifest(tree: Tree, result: PackResult) -> Mapping[str, Any] | None:
+def read_manifest(
+    tree: Tree, result: PackResult, wanted: str = manifests.FORMAT
+) -> Mapping[str, Any] | None:
+    """Step 2; None where the manifest is refused."""
     step = Step(2, "manifest", Code.MANIFEST)
     result.steps.append(step)
-    found = tree.files[sums.MANIFEST]
-    if found.data is None:
-        step.findings.append(f"{sums.MANIFEST}: is too large")
-        return None
-    document, step.findings = manifests.read_manifest(found.data)
-    step.note = f"format {manifests.FORMAT}"
+    document, step.findings = manifests.read_manifest(tree.data(sums.MANIFEST), wanted)
+    step.note = f"format {wanted}"
     return None if step.findings else document
 
 
@@ -110,30 +114,41 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
     """Step 3; whether the manifest may be used."""
     step = Step(3, "signature", Code.SIGNATURE)
     result.steps.append(step)
-    options = result.options
-    bundle, signed = tree.files.get(sums.SIGNATURE), tree.files[sums.MANIFEST].data
-    assert signed is not None  # step 2
-    if bundle is None and sums.SIGNATURE not in tree.refused:
-        result.authenticity = "unsigned"
-        missing = f"{sums.SIGNATURE}: is missing; the pack is not signed"
-        wanted = options.pinned or options.trusted is not None
-        if not options.allow_unsigned or options.strict or wanted:
-            step.findings.append(missing)
-        elif manifest.get("signing_key_fingerprint"):
-            step.findings.append(f"{missing}, although its manifest names a signer")
-        else:
-            result.warnings.append(missing)
-            step.note = "none, and that is allowed here"
-        return not step.findings
-    if bundle is None or bundle.data is None:
+    if sums.SIGNATURE in tree.refused:
         step.findings.append(f"{sums.SIGNATURE}: is no usable file")
         return False
-    signer, step.findings = manifests.read_signature(signed, bundle.data)
+    if sums.SIGNATURE not in tree.files:
+        return unsigned(f"{sums.SIGNATURE}: is missing; the pack is not signed", manifest, result)
+    signer, step.findings = manifests.read_signature(
+        tree.data(sums.MANIFEST), tree.data(sums.SIGNATURE)
+    )
     named = manifest.get("signing_key_fingerprint")
     if not step.findings and named and named != signer:
         step.findings.append(f"{sums.MANIFEST}: /signing_key_fingerprint is not {signer}")
     if step.findings:
         return False
+    return expect_signer((signer,), result)
+
+
+def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> bool:
+    """End step 3 for contents that no signature covers; whether that is allowed here."""
+    step, options = result.steps[-1], result.options
+    result.authenticity = "unsigned"
+    wanted = options.pinned or options.trusted is not None or options.public_keys
+    if not options.allow_unsigned or options.strict or wanted:
+        step.findings.append(problem)
+    elif manifest.get("signing_key_fingerprint"):
+        step.findings.append(f"{problem}, although its manifest names a signer")
+    else:
+        result.warnings.append(problem)
+        step.note = "none, and that is allowed here"
+    return not step.findings
+
+
+def expect_signer(signers: Sequence[str], result: PackResult) -> bool:
+    """End step 3 for a good signature; whether it is by whom the user expects."""
+    step, options = result.steps[-1], result.options
+    signer = options.pinned if options.pinned in signers else signers[0]
     result.signer = signer
     result.authenticity = "unpinned"
     if options.pinned and signer != options.pinned:
@@ -142,7 +157,7 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
         step.findings.append(
             f"the signer {signer} is not in the trust store {escape(options.trust_store)}"
         )
-    if options.pinned or options.trusted is not None:
+    if options.pinned or options.trusted is not None or options.public_keys:
         result.authenticity = "mismatch" if step.findings else "pinned"
     else:
         result.warnings.append(
@@ -155,20 +170,23 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
 # --- steps 4 to 7: integrity ----------------------------------------------------------------
 
 
-def _checksums(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> Mapping[str, str]:
+def check_listed(
+    tree: Tree,
+    manifest: Mapping[str, Any],
+    result: PackResult,
+    control: sums.Names = sums.CONTROL_FILES,
+) -> Mapping[str, str]:
+    """Step 4; the digests that are listed. ``control``: the files that need not be."""
     step = Step(4, "checksums", Code.INTEGRITY)
     result.steps.append(step)
     found = tree.files[sums.CHECKSUMS]
-    if manifest["checksums_sha256_digest"] != found.sha256:
+    bound = manifest.get("checksums_sha256_digest", found.sha256)  # the oldest packs have none
+    if bound != found.sha256:
         step.findings.append(
-            f"{sums.CHECKSUMS}: has been changed; expected sha256 "
-            f"{manifest['checksums_sha256_digest']}; found {found.sha256}"
+            f"{sums.CHECKSUMS}: has been changed; expected sha256 {bound}; found {found.sha256}"
         )
-    if found.data is None:
-        step.findings.append(f"{sums.CHECKSUMS}: is too large")
-        return {}
-    listed, problems = sums.parse(found.data)
-    changed, extra = sums.compare(tree, listed)
+    listed, problems = sums.parse(tree.data(sums.CHECKSUMS), control)
+    changed, extra = sums.compare(tree, listed, control)
     step.findings += problems + changed
     lines = [f"{escape(path)}: is not listed in {sums.CHECKSUMS}" for path in extra]
     if result.options.strict:
@@ -179,9 +197,10 @@ def _checksums(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> M
     return listed
 
 
-def _references(
+def check_references(
     tree: Tree, manifest: Mapping[str, Any], listed: Mapping[str, str], result: PackResult
 ) -> None:
+    """Step 5."""
     step = Step(5, "references", Code.INTEGRITY)
     result.steps.append(step)
     step.findings += manifests.check_references(manifest, tree, listed)

@@ -1,0 +1,366 @@
+"""The checks of the verifier, each with the change of its source that switches it off.
+
+``make mutants`` (``tools/mutants.py``) applies one at a time to a copy of the package and runs
+the attacks that name it: without its check an attack has to get through, or reach a later step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Change(NamedTuple):
+    """One place of the package: ``old`` stands in the file exactly once and becomes ``new``."""
+
+    file: str
+    old: str
+    new: str
+
+
+def never(file: str, condition: str) -> Change:
+    """A condition that no longer holds."""
+    return Change(file, condition, f"{condition.split()[0]} False:")
+
+
+def gone(file: str, statement: str) -> Change:
+    """A statement that is no longer made."""
+    return Change(file, statement, "pass")
+
+
+TREE, SUMS, KEYS = "evidence/tree.py", "evidence/checksums.py", "evidence/keys.py"
+MANIFEST, VERIFY, CLI = "evidence/manifest.py", "evidence/verify.py", "cli/evidence_pack.py"
+SCENARIOS, CLAIMS = "evidence/scenarios_check.py", "evidence/claims.py"
+PROVENANCE, REPORT = "evidence/provenance.py", "evidence/report_verify.py"
+PACK, MATRIX, FILES = "evidence/pack_reports.py", "evidence/report_checks.py", "files.py"
+
+EVIDENCE = Change(
+    REPORT, "lines = [*replayed, *coherence.check(report), *derived.check(report)]", "lines = []"
+)
+UNREADABLE = Change(
+    REPORT,
+    'result.findings.append(Finding("E602", "contradiction", text))',
+    "del text",
+)
+RECOMPUTED = Change(
+    REPORT,
+    "        recompute,\n        lambda: _refused",
+    "        lambda: _refused",
+)
+NO_RATIO = Change(MATRIX, "        _ratio,\n", "")
+NO_PAIRING = Change(MATRIX, "        _pairing,\n", "")
+NO_INTERVAL = Change(MATRIX, "        _interval,\n", "")
+NO_LINTS = Change(MATRIX, "        _lints,\n", "")
+NO_SHARED = gone(PACK, "step.findings += _shared(tree, place, report, shared)")
+NOT_EXPECTED = Change(
+    PACK, '        lines.append(f"not as expected: {escape(why)}")', "        pass"
+)
+ALL_EVIDENCE = (EVIDENCE, UNREADABLE, RECOMPUTED, NO_RATIO, NO_SHARED)
+NO_COMPARE = gone(CLAIMS, "claims.findings += _compare(tree, recorded, claims.verdict)")
+NO_README = gone(CLAIMS, "claims.findings += _first_line(tree, claims)")
+NO_FOLDER = Change(
+    CLAIMS,
+    "if place.folder != (wanted := _folder(record)):",
+    "if (wanted := _folder(record)) == 0:",
+)
+ALL_CLAIMS = (NO_COMPARE, NO_README, NO_FOLDER)
+NO_POINT = never(KEYS, "if not crypto_core_ed25519_is_valid_point(public):")
+NO_ORDER = never(KEYS, 'if int.from_bytes(public, "little") & (2**255 - 1) >= FIELD_PRIME:')
+NO_VERIFY = Change(
+    KEYS,
+    "    except BadSignatureError:\n        return False",
+    "    except BadSignatureError:\n        return True",
+)
+NO_SIZE = Change(TREE, "(size <= limit, ", "(True, ")
+NO_TOTAL = Change(TREE, "(self.total <= MAX_PACK, ", "(True, ")
+NO_PARSED = Change(TREE, "(self.parsed <= MAX_PARSED, ", "(True, ")
+
+MUTANTS: dict[str, tuple[Change, ...]] = {
+    "open.control": (Change(VERIFY, "if not os.path.lexists(root / name) or", "if False and"),),
+    "open.folder": (
+        never(CLI, "if not args.pack.is_dir():"),
+        never(VERIFY, "if not is_folder:"),
+        Change(VERIFY, "if not os.path.lexists(root / name) or", "if False and"),
+    ),
+    "options.inside": (never(CLI, "if path.resolve().is_relative_to(pack.resolve()):"),),
+    "options.pin": (never(KEYS, "if not FINGERPRINT.fullmatch(value):"),),
+    # --- tree
+    "tree.kind": (
+        Change(
+            TREE,
+            '                self._refuse(path, f"is a {_kind(kind)}; only files'
+            ' and folders are allowed")\n                return',
+            "                return",
+        ),
+    ),
+    "tree.open": (
+        Change(
+            TREE,
+            '            self._refuse(path, f"cannot be read: {error.strerror}")\n'
+            "            return",
+            "            return",
+        ),
+    ),
+    "tree.follow": (Change(TREE, "FLAGS = os.O_RDONLY | os.O_NOFOLLOW", "FLAGS = os.O_RDONLY"),),
+    "tree.opened": (
+        Change(
+            TREE,
+            '            else:\n                self._refuse(path, f"is a {_kind(kind)}; only',
+            "            elif False:\n                "
+            'self._refuse(path, f"is a {_kind(kind)}; only',
+        ),
+    ),
+    "tree.hidden": (Change(TREE, r'if "\\" in name or not (plain', "if False and not (plain"),),
+    "tree.utf8": (Change(TREE, '        return "the name is not UTF-8"', '        return ""'),),
+    "tree.folded": (never(TREE, "if other != name:"),),
+    "tree.path": (never(TREE, 'if size > MAX_NAME or len(path.encode("utf-8")) > MAX_PATH:'),),
+    "tree.depth": (never(TREE, "if depth > MAX_DEPTH:"),),
+    "tree.entries": (never(TREE, "if self.entries > MAX_ENTRIES:"),),
+    "tree.reports": (Change(TREE, "(self.reports <= MAX_REPORTS, ", "(True, "),),
+    "tree.file_size": (NO_SIZE, NO_TOTAL, NO_PARSED),
+    "tree.pack_size": (NO_TOTAL,),
+    "tree.parsed": (NO_PARSED, NO_TOTAL),
+    "tree.values": (Change(TREE, "sum(map(data.count, MARKS)) > MAX_VALUES", "False"),),
+    # --- checksums
+    "checksums.extra": (gone(VERIFY, "step.findings += lines"),),
+    "checksums.mirror": (Change(SUMS, "if mirror in tree.files and (", "if False and ("),),
+    "checksums.line": (
+        gone(
+            SUMS,
+            'findings.append(f"{CHECKSUMS}: line {number} is not a digest and a canonical path")',
+        ),
+    ),
+    "checksums.missing": (gone(SUMS, 'findings.append(f"{escape(path)}: is listed and missing")'),),
+    "checksums.changed": (never(SUMS, "elif found.sha256 != digests[path]:"),),
+    "checksums.control": (
+        never(SUMS, "elif path in control:"),
+        never(SUMS, "elif found.sha256 != digests[path]:"),
+    ),
+    "checksums.twice": (never(SUMS, "elif path in digests:"),),
+    "checksums.utf8": (
+        Change(
+            SUMS, 'return {}, [f"{CHECKSUMS}: not UTF-8 at byte {error.start}"]', "return {}, []"
+        ),
+    ),
+    "checksums.bound": (never(VERIFY, "if bound != found.sha256:"),),
+    # --- JSON
+    "json.duplicate": (never(FILES, "if len(result) < len(pairs):"),),
+    "json.constant": (
+        Change(FILES, 'raise InputError(f"{name} is not a JSON number", where=where)', "return 0"),
+    ),
+    "json.overflow": (never(FILES, 'if value in (float("inf"), float("-inf")):'),),
+    "json.digits": (never(FILES, "if len(text) > MAX_JSON_DIGITS:"),),
+    "json.depth": (Change(FILES, "    _refuse_depth(bare, where)\n", ""),),
+    "json.bom": (
+        Change(
+            FILES,
+            '        raise InputError("begins with a byte order mark", '
+            'where=where, expected="plain UTF-8")',
+            "        data = data[3:]",
+        ),
+    ),
+    "json.utf8": (
+        Change(
+            FILES, 'data.decode("utf-8"),', 'data.decode(json.detect_encoding(data), "replace"),'
+        ),
+    ),
+    "json.syntax": (
+        Change(
+            FILES,
+            'data.decode("utf-8"),',
+            "data.decode()[: json.JSONDecoder().raw_decode(data.decode())[1]],",
+        ),
+    ),
+    "json.surrogate": (never(FILES, 'if b"\\\\ud" in data or b"\\\\uD" in data:'),),
+    "json.object": (never(TREE, "if not isinstance(value, dict):"),),
+    # --- manifest, signature, keys
+    "manifest.object": (
+        Change(
+            MANIFEST,
+            "    if not isinstance(document, dict):\n        return {}, [",
+            "    if False:\n        return {}, [",
+        ),
+    ),
+    "manifest.old": (
+        Change(MANIFEST, "if found != wanted and isinstance", "if False and isinstance"),
+        Change(
+            MANIFEST, 'for line in violations(checked, "evidence-pack-manifest")', "for line in ()"
+        ),
+    ),
+    "manifest.contract": (
+        Change(
+            MANIFEST, 'for line in violations(checked, "evidence-pack-manifest")', "for line in ()"
+        ),
+    ),
+    "manifest.half": (never(MANIFEST, 'if ("path" in reference) != ("digest" in reference):'),),
+    "references.path": (
+        gone(MANIFEST, 'findings.append(f"{shown}, which is no path of a file of the pack")'),
+    ),
+    "references.listed": (
+        gone(MANIFEST, 'findings.append(f"{shown}, which is missing or not in {CHECKSUMS}")'),
+    ),
+    "references.digest": (never(MANIFEST, 'elif digest != "sha256:" + tree.files[path].sha256:'),),
+    "signature.usable": (
+        Change(
+            VERIFY,
+            '        step.findings.append(f"{sums.SIGNATURE}: is no '
+            'usable file")\n        return False',
+            "        return True",
+        ),
+    ),
+    "signature.missing": (
+        Change(VERIFY, "        step.findings.append(problem)\n    elif", "        pass\n    elif"),
+    ),
+    "signature.named": (never(VERIFY, 'elif manifest.get("signing_key_fingerprint"):'),),
+    "signature.object": (
+        Change(
+            MANIFEST, 'for line in violations(checked, "evidence-pack-signature")', "for line in ()"
+        ),
+    ),
+    "signature.contract": (
+        Change(
+            MANIFEST, 'for line in violations(checked, "evidence-pack-signature")', "for line in ()"
+        ),
+    ),
+    "signature.base64": (
+        never(MANIFEST, "if not strict or len(signature) != SIGNATURE_BYTES:"),
+        never(MANIFEST, "elif not verify_signature(public, manifest, signature):"),
+    ),
+    "signature.verify": (NO_VERIFY,),
+    "signature.bundle": (never(MANIFEST, 'if bundle["signing_key_fingerprint"] != signer:'),),
+    "signature.manifest": (never(VERIFY, "if not step.findings and named and named != signer:"),),
+    "keys.point": (NO_POINT, NO_VERIFY),
+    "keys.canonical": (NO_ORDER, NO_POINT, NO_VERIFY),
+    "keys.subgroup": (NO_POINT,),
+    "keys.prefix": (
+        never(KEYS, "if not der.startswith(prefix) or len(der) != len(prefix) + KEY_BYTES:"),
+        Change(KEYS, "return der[len(prefix) :]", "return der[-KEY_BYTES:]"),
+    ),
+    "keys.stray": (never(KEYS, "if base64.b64encode(der).decode() != body:"),),
+    "keys.pem": (
+        Change(
+            KEYS,
+            "match = re.fullmatch(_PEM.format(kind), text)",
+            'match = re.search(r"-----\\n(.*)\\n-----", text)',
+        ),
+    ),
+    "signer.pin": (never(VERIFY, "if options.pinned and signer != options.pinned:"),),
+    "signer.store": (
+        never(VERIFY, "if options.trusted is not None and signer not in options.trusted:"),
+    ),
+    "store.empty": (never(KEYS, "if not isinstance(document, list) or not document:"),),
+    "store.entry": (never(KEYS, "if not FINGERPRINT.fullmatch(value):"),),
+    "store.pipe": (
+        never("invarlock/files.py", "if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):"),
+    ),
+    "store.size": (Change(KEYS, "read_bytes(path, MAX_TRUST_STORE)", "read_bytes(path)"),),
+    # --- scenarios and claims
+    "scenarios.object": (Change(SCENARIOS, "return {}, [escape(error)]", "return None, []"),),
+    "scenarios.list": (
+        Change(SCENARIOS, 'return {}, [f"{SCENARIOS}: /scenarios is no list"]', "return {}, []"),
+    ),
+    "scenarios.number": (never(SCENARIOS, "if len(entries) > MAX_SCENARIOS:"),),
+    "scenarios.twice": (never(SCENARIOS, "elif name in found:"),),
+    "scenarios.entry": (
+        gone(
+            SCENARIOS,
+            'problems.append(f"{SCENARIOS}: /scenarios/{index} lacks an id or a strictness")',
+        ),
+    ),
+    "scenarios.metadata": (Change(SCENARIOS, "if document.get(key) != value\n", "if False\n"),),
+    "scenarios.boolean": (
+        Change(
+            SCENARIOS,
+            "        or isinstance(document.get(key), bool) != isinstance(value, bool)\n",
+            "",
+        ),
+    ),
+    "scenarios.checkpoint": (never(SCENARIOS, "if mine and theirs and mine != theirs:"),),
+    "scenarios.needed": (
+        Change(SCENARIOS, 'return [f"{name}: is missing"] if needed else []', "return []"),
+    ),
+    "claims.compare": ALL_CLAIMS,
+    "claims.level": (Change(CLAIMS, "if claimed in LEVELS and", "if False and"),),
+    "claims.readme": (Change(CLAIMS, "        if word != verdict\n", "        if False\n"),),
+    "claims.text": (
+        never(CLAIMS, 'if text in tree.files and tree.data(text).partition(b"\\n")[0] != first:'),
+    ),
+    "claims.number": (
+        never(CLAIMS, "if len(catalogue.scenarios) * len(models) * len(runs) > MAX_EXPECTED:"),
+        *ALL_CLAIMS,
+    ),
+    "claims.judged": (never(CLAIMS, "if held + tree.outlined > MAX_JUDGED:"),),
+    "claims.contract": (
+        Change(CLAIMS, '    validate(outcome, "outcome", path)\n', ""),
+        *ALL_CLAIMS,
+    ),
+    "claims.outcomes": (
+        Change(
+            CLAIMS,
+            "            claims.findings.append(escape(error))\n        if held",
+            "            del error\n        if held",
+        ),
+        *ALL_CLAIMS,
+    ),
+    "claims.folder": ALL_CLAIMS,
+    # --- reports
+    "report.json": (
+        Change(
+            REPORT,
+            '        result.findings.append(Finding("E601", "malformed", '
+            "str(error)))\n        return result",
+            "        return result",
+        ),
+    ),
+    "report.schema": (
+        Change(
+            REPORT,
+            "    if wrong:\n        result.findings += ",
+            "    if False:\n        result.findings += ",
+        ),
+        *ALL_EVIDENCE,
+        NO_LINTS,
+        NOT_EXPECTED,
+    ),
+    "report.evidence": ALL_EVIDENCE,
+    "report.replay": (EVIDENCE,),
+    "report.flags": (EVIDENCE, NO_LINTS, NOT_EXPECTED),
+    "report.draws": (Change(REPORT, "    if too_much:\n", "    if False:\n"), EVIDENCE, NO_SHARED),
+    "report.missing": (
+        Change(
+            REPORT,
+            'return [Finding("E004", "missing", text)] if options.require_replay else []',
+            "return []",
+        ),
+        never(PACK, "if options.replay and result.claims.verdict is None and found:"),
+    ),
+    "matrix.ratio": (NO_RATIO, EVIDENCE),
+    "matrix.interval": (NO_INTERVAL, EVIDENCE),
+    "matrix.tokenizer": (Change(MATRIX, "        _tokenizer,\n", ""), EVIDENCE),
+    "matrix.pairing": (NO_PAIRING, EVIDENCE),
+    "runtime.contract": (
+        Change(
+            PROVENANCE,
+            "    if wrong:\n        result.issues += ",
+            "    if False:\n        result.issues += ",
+        ),
+    ),
+    "runtime.rules": (Change(PROVENANCE, "for line in _rules(document)]", "for line in ()]"),),
+    "runtime.digest": (never(PROVENANCE, 'if document["report"]["sha256"] != report_sha256:'),),
+    "runtime.mode": (Change(PROVENANCE, "if result.declared not in (", "if False and ("),),
+    "runtime.container": (
+        never(PROVENANCE, 'if mode == "container" and document["execution_mode"] != "container":'),
+        Change(
+            REPORT,
+            "lambda: assurance.check(report, options.assurance, shown.verified)",
+            "lambda: []",
+        ),
+    ),
+    "runtime.missing": (
+        gone(
+            PROVENANCE,
+            'result.issues.append(("manifest_missing", f"there is no {NAME} beside the report"))',
+        ),
+    ),
+    "expectation.fails": (NOT_EXPECTED,),
+    "expectation.passes": (never(PACK, "elif not expected_pass:"),),
+}

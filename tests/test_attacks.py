@@ -1,0 +1,264 @@
+"""Every attack of the table is caught by the documented step, quickly, in one clear line."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attacks_json
+import attacks_reports
+import attacks_signature
+import attacks_tree
+import pack_factory as packs
+import pytest
+from attacks import (
+    CODES,
+    MEMORY,
+    NOTHING,
+    OUTPUT,
+    REPORT,
+    ROOT,
+    SECONDS,
+    VERDICT,
+    Attack,
+    Lab,
+    Outcome,
+    Verifier,
+    laboratory,
+)
+from mutants import MUTANTS
+
+from invarlock.contracts import validate
+from invarlock.evidence import claims, report_verify, result, scenarios_check, tree
+
+THEMES = (attacks_tree, attacks_signature, attacks_json, attacks_reports)
+ROWS = [row for theme in THEMES for row in theme.ROWS]
+HARMLESS = [row for theme in THEMES for row in theme.HARMLESS]
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The publisher's key."""
+    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
+    """A signed pack that verifies; never changed."""
+    folder = tmp_path_factory.mktemp("packs")
+    assert packs.build(packs.write_suite(folder / "out"), folder / "pack", key=key) == 0
+    return folder / "pack"
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    """A process that runs command lines."""
+    started = Verifier()
+    yield started
+    started.close()
+
+
+def sound(outcome: Outcome, step: str) -> None:
+    """What holds for every outcome: code, lines, time, memory, nothing unprintable."""
+    shown = outcome.output + outcome.errors
+    assert outcome.code == CODES[step], shown[-2000:]
+    assert "Traceback" not in shown
+    assert outcome.cpu <= SECONDS
+    assert outcome.memory <= MEMORY
+    assert len(shown) <= OUTPUT
+    assert re.fullmatch(r"[\n -~]*", shown), "an unprintable character"
+    if outcome.document is None:  # refused before the steps
+        assert step in ("options", "open")
+        assert len(outcome.errors.splitlines()) == 1
+        return
+    if not step:
+        assert outcome.output.splitlines()[-1].startswith("VERIFIED: ")
+        return
+    assert step in outcome.steps, outcome.document["errors"][:5]
+    found = next(s["findings"] for s in outcome.document["steps"] if s["name"] == step)
+    assert all(f and "\n" not in f and f"    {f}\n" in outcome.output for f in found)
+    assert outcome.output.splitlines()[-1].startswith(f"NOT VERIFIED (exit {outcome.code})")
+
+
+@pytest.mark.parametrize("row", [*ROWS, *HARMLESS], ids=lambda row: row.name)
+def test_the_step_catches_the_attack(
+    good: Path, key: Path, verifier: Verifier, row: Attack
+) -> None:
+    """The row's step finds it, with its exit code; a harmless row verifies."""
+    with laboratory(good, key) as lab:
+        row.inflict(lab)
+        sound(verifier.verify(lab, row.options, row.environment), row.step)
+
+
+def test_every_file_counts(good: Path, key: Path, verifier: Verifier) -> None:
+    """Deleting, truncating, flipping or swapping any file of the pack is caught."""
+    whole = packs.snapshot(good)
+    with laboratory(good, key) as lab:
+        for path in sorted(whole):
+            for row in attacks_tree.every_way(path):
+                row.inflict(lab)
+                outcome = verifier.verify(lab)
+                for name in (path, VERDICT, "README.md"):
+                    (lab.pack / name).write_bytes(whole[name])
+                assert outcome.code == CODES[row.step], row.name
+                assert row.step in outcome.steps
+        sound(verifier.verify(lab), "")
+
+
+def test_every_row_names_a_check_that_can_be_switched_off() -> None:
+    """The table of mutants fits the source, and rows and mutants name the same checks."""
+    assert {row.check for row in ROWS} - {NOTHING} == set(MUTANTS)
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    places = {change for changes in MUTANTS.values() for change in changes}
+    wrong = [c for c in places if (ROOT / "invarlock" / c.file).read_text().count(c.old) != 1]
+    assert not wrong
+
+
+SAMPLE = {row.step: row for row in ROWS}  # the last row of each step
+
+
+@pytest.mark.parametrize("step", SAMPLE)
+def test_a_process_of_its_own_says_the_same(
+    good: Path, key: Path, verifier: Verifier, step: str
+) -> None:
+    """The command as a user starts it ends like the rows do; --json is one object and no more."""
+    row = SAMPLE[step]
+    with laboratory(good, key) as lab:
+        row.inflict(lab)
+        wanted = verifier.verify(lab, row.options, row.environment)
+        options = [word.format(scratch=lab.scratch, signer="") for word in row.options]
+        words = ["advanced", "evidence-pack", "verify", str(lab.pack), *options, "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "invarlock", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=os.environ | dict(row.environment) | {"HOME": str(lab.scratch)},
+        )
+    assert done.returncode == wanted.code == CODES[step]
+    if wanted.document is not None:
+        shown = json.loads(done.stdout)
+        validate(shown, "evidence-pack-verify", "output")
+        assert shown["errors"] == wanted.document["errors"]
+        assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_flood_of_findings_is_cut(good: Path, key: Path, verifier: Verifier) -> None:
+    """A step lists so many findings of such a length and says how many more there are."""
+    with laboratory(good, key) as lab:
+        for index in range(result.MAX_LISTED + 5):
+            (lab.pack / f"{index}{'n' * 200}").touch()
+        (lab.pack / ("\u00e9" * 120)).touch()
+        outcome = verifier.verify(lab, ["--strict"])
+    assert outcome.document is not None
+    found = outcome.document["errors"]
+    assert len(found) == result.MAX_LISTED + 1
+    assert found[-1] == "and 6 more"
+    assert max(map(len, found)) <= result.MAX_LINE
+    assert outcome.output.count("\n") < result.MAX_LISTED + 20
+
+
+def rewrite(path: Path, contents: list[bytes]) -> None:
+    """Put one of several contents into a file again and again, until killed."""
+    while True:
+        for content in contents:
+            path.write_bytes(content)
+
+
+def grow(path: Path, contents: list[bytes]) -> None:
+    """Let a file grow without end; started again before it fills the disk."""
+    while True:
+        with open(path, "ab", buffering=0) as handle:
+            while handle.tell() < 50 << 20:
+                handle.write(contents[0])
+        path.write_bytes(contents[0])
+
+
+@pytest.mark.parametrize("act", [rewrite, grow])
+def test_a_file_that_changes_while_it_is_read(
+    good: Path, key: Path, verifier: Verifier, act: object
+) -> None:
+    """The result is that of the bytes that were hashed: verified, or an integrity failure."""
+    with laboratory(good, key) as lab:
+        honest = (lab.pack / REPORT).read_bytes()
+        forged = honest.replace(b'"invalid": false', b'"invalid": true ')
+        process = multiprocessing.get_context("fork").Process(
+            target=act, args=(lab.pack / REPORT, [honest, forged])
+        )
+        process.start()
+        outcomes = [verifier.verify(lab) for _ in range(10)]
+        process.kill()
+        process.join()
+    for outcome in outcomes:
+        sound(outcome, outcome.steps[0] if outcome.steps else "")
+        assert outcome.steps[:1] in ((), ("tree",), ("checksums",), ("references",))
+
+
+OPENED = """
+import sys
+from invarlock.cli import main
+sys.addaudithook(lambda event, words: event == "open" and print(words[0], file=sys.stderr))
+main(sys.argv[1:])
+"""
+
+
+def test_each_file_is_opened_once(good: Path) -> None:
+    """What is parsed is what was hashed: nothing of the pack is opened a second time."""
+    words = ["advanced", "evidence-pack", "verify", str(good)]
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED, *words], check=True, capture_output=True, text=True
+    )
+    opened = [os.path.basename(line) for line in done.stderr.splitlines()]
+    for name in ("README.md", "manifest.json", "checksums.sha256", "final_verdict.json"):
+        assert opened.count(name) == 1
+    assert opened.count("evaluation.report.json") == len(packs.IDS)
+
+
+KEPT = ROOT / "tests" / "packs"
+EXPECTED = json.loads((KEPT / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_kept_packs_are_verified_for_ever(verifier: Verifier, name: str) -> None:
+    """What earlier versions published still verifies, with the same result."""
+    wanted = EXPECTED[name]
+    lab = Lab(KEPT / name, Path(), Path())
+    for kind, options in (("plain", []), ("replay", ["--strict", "--replay"])):
+        outcome = verifier.run("advanced", "evidence-pack", "verify", str(lab.pack), *options,
+                               "--json-out", "{json}")  # fmt: skip
+        assert outcome.code == wanted["exit"][kind], outcome.output
+        assert outcome.document is not None
+        if outcome.code != CODES["signature"]:
+            assert outcome.document["verdict"]["recorded"] == wanted["verdict"]
+            assert outcome.document["evidence_level"] == wanted["evidence_level"]
+            assert outcome.document.get("signer_fingerprint") == wanted["signer"]
+
+
+def test_the_table_names_every_kept_pack() -> None:
+    """No pack is kept that nothing is expected of."""
+    assert sorted(EXPECTED) == sorted(path.name for path in KEPT.iterdir() if path.is_dir())
+
+
+def test_the_documented_limits_are_those_of_the_code() -> None:
+    """Every limit of the pages is a constant, and the other way round."""
+    page = (ROOT / "docs" / "pack-format.md").read_text()
+    stated = dict(re.findall(r"^\| `(MAX_[A-Z_]+)` \| ([\d,]+) ", page, re.MULTILINE))
+    modules = (tree, result, scenarios_check, claims, report_verify)
+    names = [
+        "ENTRIES", "REPORTS", "DEPTH", "NAME", "PATH", "FILE", "PACK", "PARSED_FILE", "PARSED",
+        "VALUES", "LISTED", "LINE", "SCENARIOS", "EXPECTED", "JUDGED",
+        "REPLICATES", "DRAWS",
+    ]  # fmt: skip
+    constants = {
+        f"MAX_{name}": getattr(module, f"MAX_{name}")
+        for name in names
+        for module in modules
+        if hasattr(module, f"MAX_{name}")
+    }
+    assert {name: int(text.replace(",", "")) for name, text in stated.items()} == constants
