@@ -1,6 +1,6 @@
 """CPU time, memory and wall time of the steps that people wait for, as Markdown tables.
 
-    python benchmarks/speed.py [--model DIR] [--pack DIR] [--only evaluate,guards,...]
+    python benchmarks/speed.py [--model DIR] [--only evaluate,guards,...]
 
 evaluate  one 8-bit subject and its baseline on 16 + 16 windows of 512 tokens, then the next
           subject, in bf16 and fp32 (CPU seconds of all processes, peak of the largest one)
@@ -9,7 +9,6 @@ guards    bare forward passes, the same with the metric, and a subject's whole r
           in the same batches, each in a process of its own (180 + 180 windows of 144 tokens)
 sigma     the largest singular value of the 210 projections
 plan      a dry run of the largest suite
-verify    one report and one pack, from a cold start
 
 The model is SmolLM2-135M-Instruct, converted into a temporary folder unless --model names it.
 Nothing here is asserted; run it on an idle machine. Linux only.
@@ -36,8 +35,8 @@ from guard_cost import BUDGET, KINDS, measure_run
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTIONS = "_proj.weight"
 DTYPES = ("bfloat16", "float32")
-TASKS = ("evaluate", "pass", "guards", "sigma", "plan", "verify")
-PASS_WINDOWS, REPEATS, COLD_STARTS = 8, 3, 5
+TASKS = ("evaluate", "pass", "guards", "sigma", "plan")
+PASS_WINDOWS, REPEATS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Cost:
     code: int
 
 
-def cost(command: Sequence[str], *, may_refuse: bool = False) -> Cost:
-    """Run a command to its end in the repository root, quietly; a check may say no."""
+def cost(command: Sequence[str]) -> Cost:
+    """Run a command to its end in the repository root, quietly."""
     start = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -60,7 +59,7 @@ def cost(command: Sequence[str], *, may_refuse: bool = False) -> Cost:
     errors = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)  # of the process and all it has waited for
     process.returncode = code = os.waitstatus_to_exitcode(status)
-    if code != 0 and not (may_refuse and code > 0):
+    if code != 0:
         raise SystemExit(f"{' '.join(command[:6])} ... ended with {code}:\n{errors[-2000:]}")
     wall = time.perf_counter() - start
     return Cost(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1000, code)
@@ -261,32 +260,10 @@ def plan(_: Path, __: Path, folder: Path) -> None:
     table("`snakemake -n --profile gpu`", ["graph", "wall s", "CPU s"], rows)
 
 
-def verify(_: Path, __: Path, folder: Path, pack: Path | None = None) -> None:
-    """One report and one pack, each in a fresh interpreter, best of ``COLD_STARTS``."""
-    if pack is None:
-        print("\nverify: give a pack with --pack")
-        return
-    reports = sorted(pack.glob("reports/**/evaluation.report.json"))
-    runs = {
-        "bare interpreter": [sys.executable, "-c", "pass"],
-        "`invarlock verify`, one report": invarlock("verify", reports[0]),
-        "`evidence-pack verify`": invarlock("advanced", "evidence-pack", "verify", pack),
-    }
-    rows = []
-    for what, command in runs.items():
-        tries = [cost(command, may_refuse=True) for _ in range(COLD_STARTS)]
-        best = min(tries, key=lambda c: c.cpu)
-        rows.append([what, f"{best.cpu:.3f}", round(best.peak_mb), best.code])
-    size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file()) / 1e6
-    title = f"Verifying, cold, best of {COLD_STARTS} (pack: {len(reports)} reports, {size:.1f} MB)"
-    table(title, ["", "CPU s", "peak MB", "exit code"], rows)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, help="SmolLM2 as a Hugging Face folder")
-    parser.add_argument("--pack", type=Path, help="a small pack, for verify")
     parser.add_argument("--only", default=",".join(TASKS), help="some of " + ",".join(TASKS))
     for hidden in ("--task", "--windows", "--dtype"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
@@ -319,10 +296,7 @@ def main() -> None:
             "plan": plan,
         }
         for task in chosen:
-            if task == "verify":
-                verify(model, windows, folder, args.pack.resolve() if args.pack else None)
-            else:
-                tables[task](model, windows, folder)
+            tables[task](model, windows, folder)
 
 
 if __name__ == "__main__":

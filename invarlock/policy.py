@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -171,7 +170,7 @@ class Policy:
     overrides: tuple[Override, ...]
     resolved: Mapping[str, Any]  # the tier's row with the overrides applied
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """First 16 hex of SHA-256 over the canonical JSON of all that decides."""
         overrides = [asdict(override) for override in self.overrides]
@@ -188,7 +187,9 @@ class Policy:
 def _table() -> dict[str, Any]:
     import yaml
 
-    loaded = yaml.safe_load(TIERS_FILE.read_text())
+    # the parser in C, where it is there, takes a tenth of the time
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loaded = yaml.load(TIERS_FILE.read_text(), Loader=loader)
     assert isinstance(loaded, dict)  # our own packaged file
     return loaded
 
@@ -201,6 +202,8 @@ def tier_names() -> list[str]:
 def _one_of(value: str, known: Iterable[str], what: str) -> None:
     known = list(known)
     if value not in known:
+        import difflib
+
         near = difflib.get_close_matches(value, known, n=1)
         raise ConfigError(
             f"{value!r} is not a {what}",

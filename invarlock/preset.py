@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from invarlock.contracts import validate
 from invarlock.errors import ContractError, InputError
 from invarlock.files import digest_json, parse_json, read_bytes
@@ -383,6 +381,8 @@ def read_preset(path: Path) -> Preset:
     data = read_bytes(path)
     if path.suffix == ".json":
         return preset_of(parse_json(data, str(path)), str(path))
+    import yaml
+
     try:
         return preset_of(yaml.safe_load(data), str(path))
     except yaml.YAMLError as error:
@@ -392,4 +392,6 @@ def read_preset(path: Path) -> Preset:
 
 def to_yaml(document: Mapping[str, Any]) -> str:
     """The document as YAML that reads back to the same content."""
+    import yaml
+
     return yaml.safe_dump(dict(document), sort_keys=True, width=100)

@@ -8,7 +8,6 @@ downstream reads only that. Nothing is ever added to a selection.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +146,8 @@ class Catalogue:
 
 
 def _unknown(what: str, wanted: str, known: Sequence[str], where: str, of: str = "") -> ConfigError:
+    import difflib
+
     near = difflib.get_close_matches(wanted, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     return ConfigError(
@@ -187,7 +188,7 @@ def _scenario(entry: Mapping[str, Any]) -> Scenario:
         id=entry["id"],
         suites=tuple(entry["suites"]),
         category=entry["category"],
-        strictness=entry["strictness"],
+        strictness=entry.get("judged_as", entry["strictness"]),
         intent=entry["intent"],
         primary_guard=entry["primary_guard"],
         kind=generation["kind"],
@@ -222,8 +223,19 @@ def effective_manifest(
         "schema": CATALOGUE_SCHEMA,
         "schema_version": catalogue.document["schema_version"],
         "_meta": meta,
-        "scenarios": [dict(s.entry) for s in chosen],
+        "scenarios": [_labelled(s) for s in chosen],
     }
+
+
+def _labelled(scenario: Scenario) -> dict[str, Any]:
+    """The entry as it goes into a pack, where published verifiers read ``strictness`` too.
+
+    They know two outcomes, and the latest of them wants a ``must_detect`` report to pass. So damage
+    that has to be found is labelled ``must_fail``; ``judged_as`` says what the verdict asks.
+    """
+    if scenario.strictness != "must_detect":
+        return dict(scenario.entry)
+    return {**scenario.entry, "strictness": "must_fail", "judged_as": "must_detect"}
 
 
 # --- tuned parameters of clean edits --------------------------------------------------------

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invarlock.metrics import bootstrap
 from invarlock.metrics.bootstrap import (
     bca_interval,
     cluster_sums,
     delta_method_error,
     jackknife_acceleration,
+    quantile_of_sorted,
     resample_counts,
 )
 
@@ -81,6 +83,33 @@ def test_every_replicate_draws_as_many_clusters_as_there_are(clusters, replicate
 def test_resampling_stream_is_fixed():
     """Other versions of NumPy must draw the same: the first rows are pinned."""
     assert resample_counts(4, 3, 43).astype(int).tolist() == PINNED
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(2, 20), st.integers(0, 9))
+def test_replicates_can_be_drawn_in_parts(replicates, skip, clusters, seed):
+    """Those after the first ``skip`` are the same as when all are drawn at once."""
+    both = resample_counts(clusters, skip + replicates, seed)
+    assert (resample_counts(clusters, replicates, seed, skip) == both[skip:]).all()
+
+
+def test_an_interval_needs_little_memory_at_a_time(monkeypatch):
+    """Drawn a few replicates at a time, the interval is the same."""
+    sums = cluster_sums(*draw(np.random.default_rng(2)))
+    settings = {"replicates": 999, "alpha": 0.05, "seed": 4}
+    at_once = bca_interval(*sums, **settings)
+    monkeypatch.setattr(bootstrap, "MOST_DRAWS", 7 * 60)
+    in_parts = bca_interval(*sums, **settings)
+    assert vars(in_parts) == pytest.approx(vars(at_once), rel=1e-13)
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40),
+    st.floats(0, 1) | st.sampled_from([0.025, 0.5, 0.975]),
+)
+def test_quantiles_are_those_of_numpy(values, level):
+    """Bit for bit, at the ends and between values."""
+    ordered = np.sort(values)
+    assert quantile_of_sorted(ordered, level) == np.quantile(ordered, level)
 
 
 def test_clusters_are_summed_by_name():

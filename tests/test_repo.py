@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
-from jsonschema import Draft202012Validator
 from repository_copy import ROOT, quiet_environment
 
 PACKAGE = ROOT / "invarlock"
@@ -255,7 +255,7 @@ def test_contracts_are_valid_and_described(name: str) -> None:
     """Each contract is a valid 2020-12 schema, and every property says what it is."""
     schema = json.loads(CONTRACTS[name].read_text())
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    Draft202012Validator.check_schema(schema)
+    jsonschema_rs.meta.validate(schema)
     assert schema.get("title")
     bare = [
         pointer
@@ -305,6 +305,8 @@ def test_every_contract_is_used_and_every_used_contract_exists() -> None:
         ["verdict", "--help"],
         ["evaluate", "--help"],
         ["advanced", "evidence-pack", "verify", "--help"],
+        ["advanced", "proof-pack", "verify", "--help"],
+        ["advanced", "runtime-verify", "--help"],
     ],
     ids=" ".join,
 )
@@ -337,8 +339,8 @@ def test_no_module_of_the_verifier_names_a_heavy_one() -> None:
     """Nothing that the pack verifier can reach imports a heavy module, not even in a function."""
     from invarlock.code_digest import modules_behind
 
-    reached = {m for verb in ("verify", "evidence_pack", "gate", "verdict", "report")
-               for m in modules_behind(f"invarlock.cli.{verb}")}  # fmt: skip
+    verbs = ("verify", "evidence_pack", "proof_pack", "runtime_verify", "gate", "verdict", "report")
+    reached = {m for verb in verbs for m in modules_behind(f"invarlock.cli.{verb}")}
     wrong = [
         f"{module}: {name}"
         for module in reached

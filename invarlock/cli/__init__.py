@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import gc
 import importlib
 import os
 import sys
@@ -36,7 +36,10 @@ COMMANDS: dict[str, Command] = {
     "verdict": Command("verdict", "judge all evaluations of a suite"),
     "advanced calibrate": Command("calibrate", "measure what null edits change in a baseline"),
     "advanced preset": Command("preset", "derive thresholds for one baseline from that"),
+    "advanced provenance": Command("provenance", "record image, source and machine of a run"),
     "advanced evidence-pack": Command("evidence_pack", "keygen, build, inspect, verify"),
+    "advanced proof-pack": Command("proof_pack", "verify a pack of the older format"),
+    "advanced runtime-verify": Command("runtime_verify", "check a report's runtime manifest"),
 }
 
 
@@ -71,11 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     chosen = _split(argv)
     if chosen is None:
+        import difflib
+
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         guess = f"did you mean {near[0]}?" if near else "see invarlock --help"
         print(f"invarlock: {argv[0]} is not a command; {guess}", file=sys.stderr)
         return 2
     name, rest = chosen
+    # NumPy's algebra is small here: starting its threads would take longer. torch has its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
     module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
     parser = argparse.ArgumentParser(
         prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False

@@ -22,7 +22,7 @@ from invarlock.metrics import ARMS
 FORMAT = "verify-v1"
 REPORT_NAME = "evaluation.report.json"
 MAX_REPLICATES = 100_000  # bootstrap replicates that a replay may be asked for
-MAX_DRAWS = 20_000_000  # replicates x windows of a replay: about 1 GB of working memory
+MAX_DRAWS = 20_000_000  # replicates x windows of a replay: drawn in parts, about a second
 TYPED_ERRORS = ("E002", "E003", "E004", "E006", "E602")
 REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
 # What a report alone cannot show; the preset can be traced where a pack holds it.
@@ -97,7 +97,7 @@ class ReportResult:
         return {
             "id": self.ident,
             "schema_version": "v1",
-            "kind": metric.get("kind"),
+            "kind": metric.get("kind", ""),
             "ok": self.ok,
             "reason": self.reason,
             "ratio_vs_baseline": number(metric.get("ratio_vs_baseline")),
@@ -260,7 +260,7 @@ def envelope(results: Sequence[ReportResult], profile: str) -> dict[str, Any]:
                 "code": typed[0].code,
                 "category": typed[0].kind,
                 "recoverable": False,
-                "context": {"id": result.ident},
+                "context": {"path": result.ident},
             }
     return document
 

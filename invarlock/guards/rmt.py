@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from invarlock.guards.spectral import rounded
 from invarlock.guards.weight_stats import TOLERANCE
@@ -38,8 +37,7 @@ CONTRACT = {
 }
 
 
-@dataclass(frozen=True)
-class Activation:
+class Activation(NamedTuple):
     """What a probe saw at the output of one module."""
 
     name: str
@@ -69,13 +67,14 @@ def to_table(activations: Sequence[Activation]) -> dict[str, list[Any]]:
 def from_table(table: Mapping[str, Sequence[Any]]) -> list[Activation]:
     """The inverse of :func:`to_table`."""
 
-    def number(value: float | None) -> float:
-        return math.inf if value is None else float(value)
-
-    columns = (table[key] for key in ("name", "family", "layer", "edge", "variance"))
+    head = (table[key] for key in ("name", "family", "layer"))
+    numbers = (
+        [math.inf if value is None else float(value) for value in table[key]]
+        for key in ("edge", "variance")
+    )
     return [
-        Activation(str(name), str(family), layer, number(e), number(v))
-        for name, family, layer, e, v in zip(*columns, strict=True)
+        Activation(str(name), str(family), layer, edge, variance)
+        for name, family, layer, edge, variance in zip(*head, *numbers, strict=True)
     ]
 
 

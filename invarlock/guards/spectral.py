@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.policy import SpectralPolicy
@@ -21,8 +20,7 @@ from invarlock.policy import SpectralPolicy
 SIGNIFICANT = 9  # digits kept of a recorded statistic; far below the estimator's error
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """A weight matrix with its family and its statistics."""
 
     name: str
@@ -51,14 +49,12 @@ def rounded(value: float) -> float | None:
 
 def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
     """The inverse of :func:`to_table`."""
+    columns = (map(float, table[field]) for field in WeightStats.fields())
+    stats = map(WeightStats._make, zip(*columns, strict=True))
+    head = (table[key] for key in ("name", "family", "layer"))
     return [
-        Module(
-            name=str(table["name"][i]),
-            family=str(table["family"][i]),
-            layer=table["layer"][i],
-            stats=WeightStats(**{f: float(table[f][i]) for f in WeightStats.fields()}),
-        )
-        for i in range(len(table["name"]))
+        Module(str(name), str(family), layer, one)
+        for name, family, layer, one in zip(*head, stats, strict=True)
     ]
 
 

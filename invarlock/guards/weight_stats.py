@@ -11,8 +11,7 @@ residual. All arithmetic is float32 (float64 for the small bidiagonal), whatever
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -39,8 +38,7 @@ CONTRACT = {
 }
 
 
-@dataclass(frozen=True)
-class WeightStats:
+class WeightStats(NamedTuple):
     """Statistics of one matrix (rows = output features, columns = input features)."""
 
     sigma_max: float
@@ -52,7 +50,7 @@ class WeightStats:
     @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of the statistics, in table order."""
-        return tuple(cls.__dataclass_fields__)
+        return cls._fields
 
 
 def sigma_max(weight: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ with ``df + 1`` the effective number of clusters, which counts a few large ones 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _NORMAL = NormalDist()
+MOST_DRAWS = 1_000_000  # clusters drawn at a time: 8 MB an array
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,47 @@ def cluster_sums(
     )
 
 
-def resample_counts(n_clusters: int, replicates: int, seed: int) -> Floats:
+@functools.lru_cache(maxsize=4)  # all reports of a suite draw the same
+def resample_counts(n_clusters: int, replicates: int, seed: int, skip: int = 0) -> Floats:
     """How often each cluster is drawn in each replicate: (replicates, clusters).
+
+    ``skip``: replicates that come first in the stream.
 
     Indices come from the raw PCG64 stream by multiply-and-shift, because the raw stream is
     the part that NumPy keeps stable between versions: a verifier must draw the same.
     The bias of multiply-and-shift is below clusters / 2**32.
     """
-    raw = np.random.PCG64(seed).random_raw(replicates * n_clusters).astype(np.uint64)
-    index = ((raw >> np.uint64(32)) * np.uint64(n_clusters)) >> np.uint64(32)
-    rows = np.repeat(np.arange(replicates, dtype=np.uint64), n_clusters)
-    flat = (rows * np.uint64(n_clusters) + index).astype(np.int64)
-    counts = np.bincount(flat, minlength=replicates * n_clusters)
-    return counts.reshape(replicates, n_clusters).astype(np.float64)
+    stream = np.random.PCG64(seed).advance(skip * n_clusters)
+    index = stream.random_raw(replicates * n_clusters).reshape(replicates, n_clusters)
+    index >>= np.uint64(32)  # in place: the working memory is that of three such arrays
+    index *= np.uint64(n_clusters)
+    index >>= np.uint64(32)
+    index += np.arange(0, replicates * n_clusters, n_clusters, dtype=np.uint64)[:, None]
+    counts = np.bincount(index.ravel().view(np.int64), minlength=replicates * n_clusters)
+    drawn: Floats = counts.reshape(replicates, n_clusters).astype(np.float64)
+    drawn.setflags(write=False)
+    return drawn
+
+
+def _resampled_ratios(difference: Floats, tokens: Floats, replicates: int, seed: int) -> Floats:
+    """The statistic of every replicate, sorted; at most ``MOST_DRAWS`` are held at a time."""
+    n = len(difference)
+    rows = max(1, MOST_DRAWS // n)
+    ratios = []
+    for first in range(0, replicates, rows):
+        counts = resample_counts(n, min(rows, replicates - first), seed, first)
+        ratios.append((counts @ difference) / (counts @ tokens))
+    return np.sort(np.concatenate(ratios))
+
+
+def quantile_of_sorted(values: Floats, level: float) -> float:
+    """``np.quantile(values, level)`` of sorted values, bit for bit, without what it imports."""
+    place = level * (len(values) - 1)
+    below = min(math.floor(place), len(values) - 1)
+    low, high = float(values[below]), float(values[min(below + 1, len(values) - 1)])
+    share = place - below
+    step = (high - low) * share
+    return high - (high - low) * (1 - share) if share >= 0.5 else low + step
 
 
 def jackknife_acceleration(difference: Floats, tokens: Floats) -> float:
@@ -130,8 +160,7 @@ def bca_interval(
     # every cluster tells the same story: resampling cannot move the ratio (a no-op, exactly)
     if np.all(difference * tokens.sum() == tokens * difference.sum()):
         return Interval(point, point, point, 0.0, n)
-    counts = resample_counts(n, replicates, seed)
-    theta = np.sort((counts @ difference) / (counts @ tokens))
+    theta = _resampled_ratios(difference, tokens, replicates, seed)
     below = float(np.mean(theta < point)) + 0.5 * float(np.mean(theta == point))
     z0 = _NORMAL.inv_cdf(min(max(below, 0.5 / replicates), 1 - 0.5 / replicates))
     a = jackknife_acceleration(difference, tokens)
@@ -141,8 +170,8 @@ def bca_interval(
         z = z0 + expanded_quantile(p, df)
         return _NORMAL.cdf(z0 + z / max(1.0 - a * z, 1e-12))
 
-    low, high = np.quantile(theta, [level(alpha / 2), level(1 - alpha / 2)])
-    return Interval(point, float(low), float(high), float(theta.std(ddof=1)), n)
+    low, high = (quantile_of_sorted(theta, level(p)) for p in (alpha / 2, 1 - alpha / 2))
+    return Interval(point, low, high, float(theta.std(ddof=1)), n)
 
 
 def delta_method_error(difference: Floats, tokens: Floats) -> float:

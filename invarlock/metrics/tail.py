@@ -21,6 +21,7 @@ nine of them, so that a point just across the limit is a coin toss. Such a point
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -185,6 +186,7 @@ def _stats(tail: Tail, policy: TailPolicy) -> Block:
     }
 
 
+@functools.lru_cache(maxsize=8)  # all reports of a suite have as many windows
 def _binomial(n: int, p: float) -> Floats:
     """P(count = k), k = 0..n."""
     chance: Floats = np.zeros(n + 1)
