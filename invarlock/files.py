@@ -225,8 +225,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success flush it and rename it to ``path``.
 
     Raises:
-        InputError: the target cannot be written (disk full, no permission).
+        InputError: the target cannot be written (disk full, no permission), or is a device or
+            the like, which a rename would replace.
     """
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError("cannot be written: is not a regular file", where=str(path))
     temporary = temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from invarlock.files import read_json_object, slug
 CATALOGUE_SCHEMA = "evidence_pack_scenarios_v1"
 TUNED_SCHEMA = "tuned_edit_params_v1"
 CATEGORIES = ("clean", "stress", "error_injection", "custom")
+RESERVED = ("errors", "observed")  # folders of a pack that stand between model and scenario
 NOOP = "noop"  # the edit that changes no byte
 TUNED_MARK = "tuned"  # an edit_spec "<edit type>:tuned" takes its numbers from the tuned table
 # The parameters of a tuned entry in the order of the edit's spec string.
@@ -173,6 +174,11 @@ def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
     scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
     seen: set[tuple[str, str]] = set()
     for scenario in scenarios:
+        if scenario.id in RESERVED:
+            raise ConfigError(
+                f"{scenario.id} is no id of a scenario: a pack has a folder of that name",
+                where=where,
+            )
         for suite in scenario.suites:
             if (scenario.id, suite) in seen:
                 raise ConfigError(

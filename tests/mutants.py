@@ -31,6 +31,7 @@ TREE, SUMS, KEYS = "evidence/tree.py", "evidence/checksums.py", "evidence/keys.p
 MANIFEST, VERIFY, CLI = "evidence/manifest.py", "evidence/verify.py", "cli/evidence_pack.py"
 SCENARIOS, CLAIMS = "evidence/scenarios_check.py", "evidence/claims.py"
 PROVENANCE, REPORT = "evidence/provenance.py", "evidence/report_verify.py"
+IDENTITY = "evidence/identity.py"
 PACK, MATRIX, FILES = "evidence/pack_reports.py", "evidence/report_checks.py", "files.py"
 
 EVIDENCE = Change(
@@ -81,7 +82,13 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         never(VERIFY, "if not is_folder:"),
         Change(VERIFY, "if not os.path.lexists(root / name) or", "if False and"),
     ),
-    "options.inside": (never(CLI, "if path.resolve().is_relative_to(pack.resolve()):"),),
+    "options.inside": (
+        never(CLI, "if any(place.is_relative_to(pack.resolve()) for place in places):"),
+    ),
+    "options.link": (
+        Change(CLI, "places = (path.resolve(), path.parent.resolve() / path.name)",
+               "places = (path.resolve(),)"),
+    ),
     "options.pin": (never(KEYS, "if not FINGERPRINT.fullmatch(value):"),),
     # --- tree
     "tree.kind": (
@@ -249,9 +256,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     ),
     "store.empty": (never(KEYS, "if not isinstance(document, list) or not document:"),),
     "store.entry": (never(KEYS, "if not FINGERPRINT.fullmatch(value):"),),
-    "store.pipe": (
-        never("invarlock/files.py", "if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):"),
-    ),
+    "store.pipe": (never(FILES, "if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):"),),
     "store.size": (Change(KEYS, "read_bytes(path, MAX_TRUST_STORE)", "read_bytes(path)"),),
     # --- scenarios and claims
     "scenarios.object": (Change(SCENARIOS, "return {}, [escape(error)]", "return None, []"),),
@@ -302,6 +307,37 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         *ALL_CLAIMS,
     ),
     "claims.folder": ALL_CLAIMS,
+    "claims.manifest": (
+        gone(VERIFY, "step.findings += identity.check_manifest(manifest, claims.verdict)"),
+    ),
+    "verdict.silent": (
+        never(
+            "verdict/records.py",
+            'if record.strictness in ("must_detect", "must_fail") and silent and not found:',
+        ),
+    ),
+    "verdict.asked": (
+        Change(
+            "verdict/verdict.py",
+            'if r.strictness != "informational"]',
+            'if r.strictness == "must_pass"]',
+        ),
+    ),
+    "scenarios.reserved": (never("scenarios.py", "if scenario.id in RESERVED:"),),
+    # --- parts that do not belong together
+    "identity.same": (
+        never(IDENTITY, "if said is not None and found is not None and said != found:"),
+        NO_SHARED,
+    ),
+    "identity.edit": (
+        never(IDENTITY, "if isinstance(named, str) and named != done and named in self.types:"),
+    ),
+    "identity.noop": (
+        never(IDENTITY, 'if digest == dig(report, "baseline_ref", "checkpoint_sha256"):'),
+    ),
+    "identity.subject": (never(IDENTITY, "if before != done:"),),
+    "identity.baseline": (never(IDENTITY, "if model is not None and named != model:"),),
+    "identity.weights": (never(IDENTITY, "if missing:"),),
     # --- reports
     "report.json": (
         Change(

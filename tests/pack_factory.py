@@ -15,7 +15,7 @@ from invarlock.cli import main as cli
 from invarlock.cli.verdict import write_verdict
 from invarlock.evidence import keys, manifest
 from invarlock.files import slug
-from invarlock.reporting.runtime_manifest import Allowances, Image, write_runtime_manifest
+from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.scenarios import Scenario, expected_evaluations, parse_catalogue
 from invarlock.verdict.records import Evaluation
 
@@ -69,7 +69,7 @@ def write_suite(
         write_json(folder / f"{kind}_metadata.json", metadata(scenario))
         if evaluation.report is not None:
             write_runtime_manifest(
-                folder / "evaluation.report.json", Allowances(False, False), Image(), {}
+                folder / "evaluation.report.json", Circumstances(False, False), {}
             )
         (folder / "evaluation.html").write_text("<p>report</p>\n")
         (folder / "events.jsonl").write_text("{}\n")
@@ -155,18 +155,32 @@ def relist(pack: Path, key: Path, change: Callable[[Document], object] | None = 
     }
     listing = "".join(f"{digests[f]}  {f}\n" for f in sorted(digests)).encode()
     (pack / "checksums.sha256").write_bytes(listing)
+
+    def fit(document: Document) -> None:
+        document["checksums_sha256_digest"] = hashlib.sha256(listing).hexdigest()
+        for _, reference in manifest.references(document):
+            if reference.get("path") in digests:
+                reference["digest"] = "sha256:" + digests[reference["path"]]  # type: ignore[index]
+        if change:
+            change(document)
+
+    sign_manifest(pack, key, fit)
+
+
+def sign_manifest(pack: Path, key: Path, change: Callable[[Document], object]) -> None:
+    """Change the manifest and sign it."""
     document = json.loads((pack / "manifest.json").read_text())
-    document["checksums_sha256_digest"] = hashlib.sha256(listing).hexdigest()
-    for _, reference in manifest.references(document):
-        if reference.get("path") in digests:
-            reference["digest"] = "sha256:" + digests[reference["path"]]  # type: ignore[index]
     loaded = keys.load_signing_key(key)
     document["signing_key_fingerprint"] = keys.fingerprint(loaded.public)
-    if change:
-        change(document)
-    data = manifest.render(document)
-    (pack / "manifest.json").write_bytes(data)
-    (pack / "manifest.signature.json").write_bytes(manifest.sign(data, loaded))
+    change(document)
+    (pack / "manifest.json").write_bytes(manifest.render(document))
+    sign_bytes(pack, key)
+
+
+def sign_bytes(pack: Path, key: Path) -> None:
+    """Sign ``manifest.json`` as it is, whatever it is."""
+    signature = manifest.sign((pack / "manifest.json").read_bytes(), keys.load_signing_key(key))
+    (pack / "manifest.signature.json").write_bytes(signature)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

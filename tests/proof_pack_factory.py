@@ -133,7 +133,7 @@ def write_manifest(pack: Path, generation: str, **more: object) -> bytes:
         "run_dir": "runs/subset",
         "invarlock_version": "0.3.7" if generation == "first" else "0.5.0",
         "model_list": ["acme/tiny"],
-        "models": [{"model_id": "acme/tiny", "revision": None}],
+        "models": [{"model_id": "acme/tiny", "revision": "0" * 40}],
         "artifacts": [path.removeprefix("./") for path in _files(pack, *CONTROL)],
         "checksums_sha256": "checksums.sha256",
     }

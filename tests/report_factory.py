@@ -240,14 +240,19 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     return plain(evaluation_report(Comparison(subject=subject, **(settings | asked)), policy))
 
 
-def make_rejected(name: str = "nan_injection", failures: Sequence[Document] = (FATAL,)) -> Document:
-    """The report of a subject that the invariants guard refused before it was run."""
+def make_rejected(
+    name: str = "nan_injection", failures: Sequence[Document] = (FATAL,), **asked: Any
+) -> Document:
+    """The report of a subject that the invariants guard refused before it was run.
+
+    ``asked``: ``profile`` and ``assurance``.
+    """
     comparison = Comparison(
         baseline=BASELINE,
         subject=run_report(name, windows=False, failures=failures),
         bootstrap=BOOTSTRAP,
-        profile="dev",
         reason_not_run="rejected_by_invariants",
+        **({"profile": "dev"} | asked),
     )
     return plain(evaluation_report(comparison, load_policy("balanced")))
 
@@ -296,28 +301,29 @@ def make_outcome(scenario: Scenario, report: Document | None, **changes: Any) ->
     } | changes
 
 
-def expected_report(scenario: Scenario) -> Document:
-    """A report that shows what the scenario asks for."""
+def expected_report(scenario: Scenario, **asked: Any) -> Document:
+    """A report that shows what the scenario asks for; ``asked``: ``profile`` and ``assurance``."""
     down = "model.layers.1.mlp.down_proj.weight"
     if scenario.primary_guard == "invariants":
-        return make_rejected(scenario.id)
+        return make_rejected(scenario.id, **asked)
     if scenario.is_error and scenario.strictness == "informational":
-        return probed_report(scenario)
+        return probed_report(scenario, **asked)
     if scenario.primary_guard == "spectral":
         ratio = 1.09 if scenario.id == "rank1_projection" else 40.0
-        return make_report(scenario.id, ratio, rank={down: 0.05}, scale={down: 0.6})
+        return make_report(scenario.id, ratio, rank={down: 0.05}, scale={down: 0.6}, **asked)
     harmful = scenario.strictness in ("must_fail", "must_detect")
-    return make_report(scenario.id, 1.6 if harmful else 1.0 if scenario.is_noop else 1.004)
+    ratio = 1.6 if harmful else 1.0 if scenario.is_noop else 1.004
+    return make_report(scenario.id, ratio, **asked)
 
 
-def probed_report(scenario: Scenario) -> Document:
+def probed_report(scenario: Scenario, **asked: Any) -> Document:
     """The report of a guard's probe: perplexity passes and the guard speaks."""
     how: Document = {
         "spectral": {"scale": {DOWN + ".weight": 1.5}},
         "rmt": {"edge": {DOWN: 1.5}},
         "variance": {"spread": {DOWN: 0.81}, "gain": 0.02},
     }[scenario.primary_guard]
-    return make_report(scenario.id, 1.03, **how)
+    return make_report(scenario.id, 1.03, **how, **asked)
 
 
 def make_evaluation(scenario: Scenario, report: Document | None, **outcome: Any) -> Evaluation:
@@ -345,9 +351,10 @@ def manifest(suite: str = "smoke", ids: Sequence[str] = ()) -> Document:
     return effective_manifest(catalogue(), suite, ids)
 
 
-def good_suite(suite: str = "smoke", ids: Sequence[str] = ()) -> list[Evaluation]:
-    """One evaluation per scenario, each showing what it has to."""
-    return [make_evaluation(s, expected_report(s)) for s in catalogue().select(suite, ids)]
+def good_suite(suite: str = "smoke", ids: Sequence[str] = (), **asked: Any) -> list[Evaluation]:
+    """One evaluation per scenario, each showing what it has to; ``asked``: see expected_report."""
+    chosen = catalogue().select(suite, ids)
+    return [make_evaluation(s, expected_report(s, **asked)) for s in chosen]
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:

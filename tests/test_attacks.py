@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import attacks_identity
 import attacks_json
 import attacks_reports
 import attacks_signature
@@ -37,7 +38,7 @@ from mutants import MUTANTS
 from invarlock.contracts import validate
 from invarlock.evidence import claims, report_verify, result, scenarios_check, tree
 
-THEMES = (attacks_tree, attacks_signature, attacks_json, attacks_reports)
+THEMES = (attacks_tree, attacks_signature, attacks_json, attacks_reports, attacks_identity)
 ROWS = [row for theme in THEMES for row in theme.ROWS]
 HARMLESS = [row for theme in THEMES for row in theme.HARMLESS]
 

@@ -315,8 +315,10 @@ def test_the_image_comes_before_what_measures(repository: Path) -> None:
 
 # --- a real image -----------------------------------------------------------------------------
 
+MADE = IMAGE.with_name(IMAGE.name + ".made")  # the digests of its packages and of its code
 REAL = pytest.mark.skipif(
-    not (ENGINE and IMAGE.is_file()), reason="needs apptainer and the image of make image"
+    not (ENGINE and MADE.is_file() and MADE.read_text().split()[-1] == package_digest()),
+    reason="needs apptainer and the image of this code: make image",
 )
 ASK = (
     "from pathlib import Path; from invarlock.run.container import detect;"

@@ -168,6 +168,11 @@ def findings(report: Document, profile: str) -> list[str]:
     return [f.message for f in result.findings]
 
 
+def only_its_gates(lines: list[str]) -> bool:
+    """The report is true: what is found is that it does not pass."""
+    return bool(lines) and all("cert_lints" in line for line in lines)
+
+
 def test_a_noop_is_exactly_the_baseline(case: Case) -> None:
     """Ratio 1 or 0 points, no shift of any prediction, and every gate of the tier holds."""
     report = read(case.root / "noop out")
@@ -204,7 +209,7 @@ def test_a_damaged_subject_is_reported_truly(case: Case) -> None:
     assert report["primary_metric"]["kind"] == case.metric
     assert report["distribution"]["flips"]["count"] > 0
     assert report["validation"]["spectral_stable"] is False
-    assert findings(report, "dev") == []
+    assert only_its_gates(findings(report, "dev"))
     paths = {override["path"] for override in report["policy_provenance"]["overrides"]}
     assert {"spectral.tau.attn", "rmt.epsilon.attn"} <= paths
     assert ("drift.max" in paths) is (case.metric != "accuracy")  # in points: the tier's own
@@ -246,4 +251,4 @@ def test_a_collapsed_router_fails_the_mixture(case: Case, factor: float) -> None
     assert report["validation"]["moe_observed"] is True
     assert report["validation"]["moe_identity_ok"] is False
     assert "moe_fail" in pass_reasons(report)
-    assert findings(report, "dev") == []
+    assert only_its_gates(findings(report, "dev"))

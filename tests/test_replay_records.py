@@ -166,9 +166,9 @@ def test_a_violation_that_blocks_is_marked():
     """An output over its limit fails the RMT guard; one capped weight does not fail its own."""
     blocked = make_report("edge", 1.004, edge={DOWN: 3.0})["guard_warnings"]["warnings"]
     capped = make_report("cap", 1.004, scale={DOWN + ".weight": 1.5})["guard_warnings"]["warnings"]
-    assert [(w["guard"], w["policy_gate"]) for w in blocked] == [("rmt", True)]
+    assert [(w["guard"], w["policy_gate"]) for w in blocked] == [("rmt", "fail")]
     assert blocked[0]["message"].endswith("the guard does not pass")
-    assert [(w["guard"], w["policy_gate"]) for w in capped] == [("spectral", False)]
+    assert [(w["guard"], w["policy_gate"]) for w in capped] == [("spectral", "pass")]
 
 
 POINTS = [

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from invarlock import __version__
+from invarlock.cli.output import settle
 from invarlock.errors import InputError, InvarlockError
 
 
@@ -90,19 +91,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.configure(parser)
     args = parser.parse_args(rest)
+    code = 0  # of a command whose reader goes away before it knows better
     try:
-        return int(module.main(args))
+        code = int(module.main(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except InvarlockError as error:
         if debug:
             raise
         print(f"invarlock {name}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        settle()
+        return code
     except OSError as error:  # what no reader or writer of ours has worded
         where = error.filename or "a file"
         print(f"invarlock {name}: {where}: {error.strerror or error}", file=sys.stderr)
+        settle()
         return InputError.exit_code
     except KeyboardInterrupt:
         print(f"invarlock {name}: interrupted", file=sys.stderr)

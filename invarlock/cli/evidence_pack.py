@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.cli.output import printing
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence import Code, PackError, escape, keys
 from invarlock.policy import PROFILES
@@ -222,6 +224,14 @@ def _inspect(args: argparse.Namespace) -> int:
     from invarlock.evidence.inspect import inspect_pack
 
     result, document = inspect_pack(args.pack)
+    with printing():
+        _print_inspected(args, result, document)
+    return result.exit_code
+
+
+def _print_inspected(
+    args: argparse.Namespace, result: PackResult, document: dict[str, Any]
+) -> None:
     if args.json:
         _print_json(document)
     else:
@@ -233,7 +243,6 @@ def _inspect(args: argparse.Namespace) -> int:
             f"({reports['clean']} have to pass), evidence level {document['evidence_level']}, "
             f"signature {state}, strict-ready: {'yes' if document['strict_ready'] else 'no'}"
         )
-    return result.exit_code
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -241,33 +250,41 @@ def _verify(args: argparse.Namespace) -> int:
     from invarlock.evidence.verify import verify_pack
 
     pinned, trusted, store = _signers(args)
+    options = VerifyOptions(
+        strict=args.strict,
+        replay=args.replay,
+        skip_verify=args.skip_verify,
+        profile=args.profile,
+        report_assurance=args.report_assurance,
+        pinned=pinned,
+        trusted=trusted,
+        trust_store=str(store) if store else None,
+        allow_unsigned=allows_unverified(),
+    )
+    return verify_and_print(args, lambda: verify_pack(args.pack, options))
+
+
+def allows_unverified() -> bool:
+    """Whether the environment turns a missing signature into a warning."""
+    return os.environ.get(ALLOW_UNVERIFIED, "").lower() in ("1", "true", "yes", "on")
+
+
+def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult]) -> int:
+    """Verify ``args.pack``, write and print the result as the options say; the exit code."""
     if not args.pack.is_dir():
         raise PackError(Code.INCOMPLETE, "is not a folder", where=escape(args.pack))
     if args.json_out is not None:
         _refuse_inside(args.json_out, args.pack)
-    result = verify_pack(
-        args.pack,
-        VerifyOptions(
-            strict=args.strict,
-            replay=args.replay,
-            skip_verify=args.skip_verify,
-            profile=args.profile,
-            report_assurance=args.report_assurance,
-            pinned=pinned,
-            trusted=trusted,
-            trust_store=str(store) if store else None,
-            allow_unsigned=os.environ.get(ALLOW_UNVERIFIED, "").lower()
-            in ("1", "true", "yes", "on"),
-        ),
-    )
+    result = verify()
     document = result.to_json()
     if args.json_out is not None:
         _write_outside(args.json_out, document)
-    if args.json:
-        _print_json(document)
-    else:
-        _print_steps(result)
-        _print_outcome(result)
+    with printing():
+        if args.json:
+            _print_json(document)
+        else:
+            _print_steps(result)
+            _print_outcome(result)
     return result.exit_code
 
 
@@ -289,7 +306,9 @@ def _signers(args: argparse.Namespace) -> tuple[str | None, frozenset[str] | Non
 
 
 def _refuse_inside(path: Path, pack: Path) -> None:
-    if path.resolve().is_relative_to(pack.resolve()):
+    # the name itself is what a write replaces, wherever a link of that name points to
+    places = (path.resolve(), path.parent.resolve() / path.name)
+    if any(place.is_relative_to(pack.resolve()) for place in places):
         raise ConfigError("--json-out lies inside the pack", where=str(path))
 
 
@@ -322,7 +341,6 @@ def _print_outcome(result: PackResult) -> None:
         print(f"NOT VERIFIED (exit {result.exit_code}): {len(result.errors)} findings")
         return
     signer = f"signed by {result.signer}" if result.signer else "not signed"
-    print(
-        f"VERIFIED: verdict {escape(result.verdict)}, evidence level "
-        f"{result.claims.evidence_level}, {signer} ({result.authenticity})"
-    )
+    level = result.claims.evidence_level
+    shown = f", evidence level {level}" if level else ""
+    print(f"VERIFIED: verdict {escape(result.verdict)}{shown}, {signer} ({result.authenticity})")

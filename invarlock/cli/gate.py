@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from invarlock.cli.output import printing
 from invarlock.errors import ContractError, InputError
 from invarlock.evidence import escape
 from invarlock.evidence.report_verify import REPORT_NAME
@@ -40,7 +41,8 @@ def main(args: argparse.Namespace) -> int:
     passed, line, cases = judge(args.path)
     if args.junit:
         write_bytes(args.junit, junit(cases))
-    print(escape(line))
+    with printing():
+        print(escape(line))
     return 0 if passed else 1
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from invarlock.cli.output import printing
 from invarlock.errors import ContractError, InputError
 from invarlock.evidence import escape, provenance
 from invarlock.files import parse_json, read_bytes, sha256_bytes
@@ -32,11 +33,11 @@ def main(args: argparse.Namespace) -> int:
             "report": escape(args.report),
             "manifest": escape(args.manifest),
         }
-        print(json.dumps(document, sort_keys=True))
-        return 1 if errors else 0
-    for error in errors:
-        print(error)
-    print(f"RUNTIME {'FAIL' if errors else 'OK'} {escape(args.report)}")
+        lines = [json.dumps(document, sort_keys=True)]
+    else:
+        lines = [*errors, f"RUNTIME {'FAIL' if errors else 'OK'} {escape(args.report)}"]
+    with printing():
+        print("\n".join(lines))
     return 1 if errors else 0
 
 

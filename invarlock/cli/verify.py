@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from invarlock.cli.output import printing
 from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import escape
 from invarlock.evidence.report_verify import (
@@ -87,12 +88,13 @@ def main(args: argparse.Namespace) -> int:
     document = envelope(results, args.profile)
     if args.out:
         write_json(args.out, document)
-    if args.json:
-        stamped = document | {"ts": now_utc()}  # files hold no time
-        print(json.dumps(stamped, sort_keys=True, allow_nan=False))
-    else:
-        for result in results:
-            _print(result)
+    with printing():
+        if args.json:
+            stamped = document | {"ts": now_utc()}  # files hold no time
+            print(json.dumps(stamped, sort_keys=True, allow_nan=False))
+        else:
+            for result in results:
+                _print(result)
     return exit_code(results, args.profile)
 
 

@@ -209,7 +209,7 @@ def _finish(
         signer=signer,
         hashed=len(digests),
         reports=reports,
-        warnings=(*warnings, *_host_paths(tree)),
+        warnings=(*warnings, *_host_paths(tree, request.inputs)),
         checked=checked,
     )
 
@@ -254,7 +254,8 @@ def _models(tree: Tree) -> list[dict[str, Any]]:
         return []
     models = tree.json_object(claims.REVISIONS).get("models")
     return [
-        {"model_id": name, "revision": first_text(dig(models, name, "revision"))}
+        # a local folder has no revision; published verifiers want the member, and a string in it
+        {"model_id": name, "revision": first_text(dig(models, name, "revision")) or ""}
         for name in sorted(models if isinstance(models, dict) else {})
     ]
 
@@ -300,16 +301,17 @@ def _self_check(request: BuildRequest, stage: Path, signer: str | None) -> PackR
     return checked
 
 
-def _host_paths(tree: Tree) -> list[str]:
-    """Files that name the home folder of whoever builds: it has no place in a published pack."""
-    home = os.path.expanduser("~")
-    if len(home) < 2:
-        return []
-    needles = [(home + "/").encode(), (home + '"').encode()]
+def _host_paths(tree: Tree, inputs: Inputs) -> list[str]:
+    """Files that name folders of whoever builds: these have no place in a published pack."""
+    sources = os.path.commonpath([os.path.abspath(path) for path in inputs.files.values()])
+    folders = sorted({os.path.expanduser("~"), os.getcwd(), sources})
     return [
-        f"{path} names the folder {home}"
+        f"{path} names the folder {folder}"
         for path, found in sorted(tree.files.items())
-        if found.data is not None and any(needle in found.data for needle in needles)
+        for folder in folders
+        if len(folder) > 1  # not "/"
+        and found.data is not None
+        and any(f"{folder}{end}".encode() in found.data for end in '/"')
     ]
 
 

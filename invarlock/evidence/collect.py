@@ -24,6 +24,7 @@ from invarlock.evidence.scenarios_check import (
     EDIT_METADATA,
     ERROR_METADATA,
     OUTCOME_NAME,
+    group_of,
 )
 from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
 from invarlock.files import parse_json
@@ -160,8 +161,7 @@ def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
             Code.MANIFEST, f"a record with the path {record['path']!r}", where="final_verdict.json"
         )
     model, scenario, run = match.groups()
-    damage = "errors/" if record["category"] == "error_injection" else ""
-    source, target = out / record["path"], f"reports/{model}/{damage}{scenario}/{run}/"
+    source, target = out / record["path"], f"reports/{model}/{group_of(record)}{scenario}/{run}/"
     needed = {OUTCOME_NAME}
     if record["status"] in MEASURED:
         needed |= {REPORT_NAME, RUNTIME_MANIFEST}

@@ -88,8 +88,9 @@ def _import(program: str, home: Path, source: Path, copy: Path) -> None:
         copy.write_bytes(read_bytes(source, MAX_KEY_FILE))
     except InputError as error:
         raise ConfigError(str(error)) from error  # exit 2: unusable, like any other option
-    code, status = _run(program, home, "--import", copy.name)
-    if code or not any(words[0] == "IMPORT_OK" for words in _lines(status)):
+    # its exit code also says that no agent answers, as below a folder with a long name
+    _, status = _run(program, home, "--import", copy.name)
+    if not any(words[0] == "IMPORT_OK" for words in _lines(status)):
         raise ConfigError(
             "holds no OpenPGP public key that gpg can use",
             where=f"--public-key {source}",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import Code, coherence, escape
 from invarlock.evidence.claims import expects_pass
 from invarlock.evidence.findings import UNREADABLE, dig
-from invarlock.evidence.report_checks import report_passes
+from invarlock.evidence.identity import Identities
 from invarlock.evidence.report_verify import (
     PRESET,
     REPLAYED,
@@ -25,6 +25,9 @@ from invarlock.evidence.tree import Tree
 from invarlock.files import digest_json
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
+if TYPE_CHECKING:
+    from invarlock.preset import Preset
+
 
 def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: PackResult) -> None:
     """Take step 8 and add it to ``result``."""
@@ -36,7 +39,8 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
         return
     from invarlock.evidence import judged_by  # needs NumPy, which a pack refused before does not
 
-    step.findings += judged_by.check_presets(tree)
+    presets, wrong = judged_by.read_presets(tree)
+    step.findings += wrong
     found = places(tree)
     expected_pass = [place for place in found if expects_pass(place, scenarios)]
     if not options.pack_whatever_is_true:
@@ -48,6 +52,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
         step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
     results = []
     shared: dict[str, dict[str, str]] = {}
+    identities = Identities(tree, scenarios or {})
     for place in found:
         report = _verify_one(tree, place, options)
         results.append(report)
@@ -56,7 +61,10 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             for text in _failures(report, place, scenarios, result)
         ]
         step.findings += _shared(tree, place, report, shared)
-        step.findings += _judged_by(tree, place, report)
+        step.findings += [
+            f"{escape(place.report)}: {text}" for text in identities.check(place, report.report)
+        ]
+        step.findings += _judged_by(tree, place, report, presets)
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
@@ -152,14 +160,16 @@ def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
     return lines + [f"{claim} (of {number} reports)" for claim, number in left_open.items()]
 
 
-def _judged_by(tree: Tree, place: Place, report: ReportResult) -> list[str]:
+def _judged_by(
+    tree: Tree, place: Place, report: ReportResult, presets: Mapping[str, Preset]
+) -> list[str]:
     """Whether the thresholds of a report are those of the preset in the pack."""
     if report.report is None:
         return []
     from invarlock.evidence import judged_by
 
     try:
-        found = list(judged_by.check_report(tree, place, report.report))
+        found = list(judged_by.check_report(tree, place, report.report, presets))
     except (InvarlockError, *UNREADABLE) as error:
         found = [f"its preset or probes cannot be read: {escape(str(error)[:200])}"]
     return [f"{escape(place.report)}: {text}" for text in found]
@@ -198,23 +208,21 @@ def _shortfall(result: ReportResult, entry: Mapping[str, Any] | None, below_erro
     strictness = dig(entry, "strictness") if entry is not None else None
     if entry is None:
         strictness = "must_fail" if below_errors else "must_pass"
-    passes = report_passes(result.report) and result.ok
-    if strictness == "must_fail" and passes:
+    if strictness == "must_fail" and result.ok:
         return "passed, but has to fail"
     if strictness in ("must_fail", "must_detect") and entry is not None:
-        return _detectors(result.report, entry, strictness)
+        return _detectors(result.report, entry)
     return ""
 
 
-def _detectors(report: Mapping[str, Any], entry: Mapping[str, Any], strictness: str) -> str:
+def _detectors(report: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     from invarlock.verdict.detectors import evaluate_detectors
 
     needs = entry.get("requirements")
-    if not isinstance(needs, Mapping):
-        return "" if strictness == "must_fail" else "the scenario names no detector"
-    asked = bool(needs.get("detectors_any_of") or needs.get("detectors_all_of"))
-    if not asked:
-        return "" if strictness == "must_fail" else "the scenario names no detector"
+    if not isinstance(needs, Mapping) or not (
+        needs.get("detectors_any_of") or needs.get("detectors_all_of")
+    ):
+        return ""  # published catalogues need not name any
     try:
         found = evaluate_detectors(needs, report)
     except UNREADABLE as error:

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from invarlock.errors import ConfigError
 from invarlock.evidence.findings import Finding, dig, first_text, number, numbers
 from invarlock.files import contract_hash
+from invarlock.policy import load_policy
 from invarlock.reporting import signals
 
 RATIO_TOLERANCE = 1e-6  # relative or absolute, of ratio against final / baseline
@@ -73,8 +75,8 @@ def _digests(report: Report, profile: str) -> list[Finding]:
     return []
 
 
-def _ratio(report: Report, _: str) -> list[Finding]:
-    """[6, 7, 8] the ratio is final over baseline; a value that is missing is declared."""
+def _ratio(report: Report, profile: str) -> list[Finding]:
+    """[6, 7, 8] the ratio is final over baseline; without a baseline nothing is compared."""
     metric = report["primary_metric"]
     final = number(metric.get("final"))
     if rejected(report) and final is None:
@@ -86,10 +88,10 @@ def _ratio(report: Report, _: str) -> list[Finding]:
         return []
     if final is None:
         text = "/primary_metric/final is missing and not declared invalid"
-        return [Finding("E602", "missing", text)]
+        return [] if profile == "dev" else [Finding("POLICY", "missing", text)]
     base = number(dig(report, "baseline_ref", "primary_metric", "final"))
     if base is None:
-        return [Finding("E004", "missing", "/baseline_ref/primary_metric/final is missing")]
+        return []
     ratio = number(metric.get("ratio_vs_baseline"))
     if base <= 0 or final <= 0:
         text = "/primary_metric/final and its baseline must be positive"
@@ -148,9 +150,9 @@ def _interval(report: Report, profile: str) -> list[Finding]:
         return []
     ci, shown = numbers(metric.get("ci")), numbers(metric.get("display_ci"))
     if ci is None or shown is None:
-        if profile == "dev" and ci is None and shown is None:
+        if profile == "dev":
             return []
-        return [Finding("E602", "missing", "/primary_metric/ci or display_ci is missing")]
+        return [Finding("POLICY", "missing", "/primary_metric/ci or display_ci is missing")]
     found = []
     for index, (low, display) in enumerate(zip(ci, shown, strict=True)):
         wanted = math.exp(low) if low < 700 else math.inf
@@ -163,15 +165,62 @@ def _interval(report: Report, profile: str) -> list[Finding]:
 
 
 def _gates(report: Report, profile: str) -> list[Finding]:
-    """[13, 14 C] metric and drift are acceptable (the replay recomputes both), in a real tier."""
+    """[13, 14 C] metric and drift are within the report's own limits, in a real tier.
+
+    The replay holds them against the verifier's limits. A flag may be absent except in release.
+    """
     if profile == "dev":
         return []
-    exploring = Finding("POLICY", "policy", "/auto/tier enforces no guard; it is for exploring")
-    return ([] if signals.enforces_guards(report) else [exploring]) + [
-        Finding("POLICY", "policy", f"/validation/{gate} is not true")
-        for gate in ("primary_metric_acceptable", "preview_final_drift_acceptable")
-        if dig(report, "validation", gate) is not True
-    ]
+    exploring = "/auto/tier enforces no guard; it is for exploring"
+    texts = [] if signals.enforces_guards(report) else [exploring]
+    flags = report.get("validation") or {}
+    for gate in ("primary_metric_acceptable", "preview_final_drift_acceptable"):
+        if flags.get(gate, profile != "release") is not True:
+            texts.append(f"/validation/{gate} is not true")
+    if not rejected(report):
+        texts += [text for text in (_limit(report), _drift(report)) if text]
+    return [Finding("POLICY", "policy", text) for text in texts]
+
+
+def _limit(report: Report) -> str:
+    """How the metric departs from its limit, where that is a ratio or a difference."""
+    value = number(report["primary_metric"].get("ratio_vs_baseline"))
+    if value is None:
+        return ""
+    try:
+        tier = load_policy(str(dig(report, "auto", "tier")))
+    except ConfigError:
+        tier = load_policy("balanced")
+
+    def limit(group: str, name: str, default: float) -> float:
+        stated = number(dig(report, "resolved_policy", "metrics", group, name))
+        return default if stated is None else stated
+
+    if report["primary_metric"]["kind"].startswith("ppl"):
+        most = limit("pm_ratio", "ratio_limit_base", tier.ratio_limit)
+        most += limit("pm_ratio", "hysteresis_ratio", tier.hysteresis)
+        beyond = not value <= most
+    else:
+        most = limit("accuracy", "delta_min_pp", tier.accuracy.delta_min_pp)
+        most -= limit("accuracy", "hysteresis_delta_pp", tier.accuracy.hysteresis_delta_pp)
+        beyond = not value >= most
+    return f"/primary_metric/ratio_vs_baseline is {value}; the limit is {most}" if beyond else ""
+
+
+def _drift(report: Report) -> str:
+    """How final and preview depart from the report's own band; 0.95 to 1.05 without one."""
+    metric = report["primary_metric"]
+    preview, final = number(metric.get("preview")), number(metric.get("final"))
+    if preview is None or final is None:
+        return "/primary_metric/preview or final is missing"
+    own = metric.get("drift_band")
+    band = [dig(own, "min"), dig(own, "max")] if isinstance(own, Mapping) else own
+    ratio = metric["kind"].startswith("ppl")
+    low, high = numbers(band) or ([0.95, 1.05] if ratio else [0.9, 1.1])
+    drift = final / preview if ratio and preview else 1 + final - preview
+    if low <= drift <= high:
+        return ""
+    return f"/primary_metric: drift {drift} between the arms; the band is {low} to {high}"
 
 
 def _lints(report: Report, _: str) -> list[Finding]:
@@ -217,7 +266,7 @@ def _contracts(report: Report, profile: str) -> list[Finding]:
         policy = dig(report, "resolved_policy", guard, "measurement_contract")
         if not (isinstance(own, Mapping) and own and isinstance(policy, Mapping)):
             text = f"/{guard}/measurement_contract or that of /resolved_policy is missing"
-            found.append(Finding("E004", "missing", text))
+            found.append(Finding("POLICY", "missing", text))
             continue
         recorded = dig(block, "measurement_contract_hash")
         same = contract_hash(own) == contract_hash(policy) == recorded
@@ -237,15 +286,15 @@ def _release(report: Report, profile: str) -> list[Finding]:
         gates["primary_metric_tail_acceptable"] = None
     overhead = report.get("guard_overhead")
     if not isinstance(overhead, Mapping) or not overhead:
-        found = [Finding("E004", "missing", "/guard_overhead is missing")]
-    elif overhead.get("skipped") is True:
-        found = []
+        found = [Finding("POLICY", "missing", "/guard_overhead is missing")]
+    elif overhead.get("skipped") is True or rejected(report):
+        found = []  # of a subject that was not run nothing was measured, and row 9 says so
     else:
         found = []
         gates["guard_overhead_acceptable"] = None
         measured = number(overhead.get("overhead_ratio", overhead.get("ratio"))) is not None
         if overhead.get("evaluated") is not True or not measured:
-            found.append(Finding("E004", "missing", "/guard_overhead was not evaluated"))
+            found.append(Finding("POLICY", "missing", "/guard_overhead was not evaluated"))
     return found + [
         Finding("POLICY", "policy", f"/validation/{gate} is not true")
         for gate in gates
@@ -319,12 +368,13 @@ def _weighted_mean(report: Report) -> tuple[list[tuple[str, float]], list[str]]:
     """``(field, expected)`` pairs from token-weighted mean log loss, and what is wrong with it."""
     arm = dig(report, "evaluation_windows", "final")
     losses, counts = numbers(dig(arm, "logloss")), numbers(dig(arm, "token_counts"))
-    if not losses and not counts and not dig(arm, "window_ids"):
-        return [], []
     ids, at = dig(arm, "window_ids"), "/evaluation_windows/final"
+    if not (losses or counts or ids) or None in (dig(arm, "logloss"), dig(arm, "token_counts")):
+        return [], []
     if not losses or not counts or len(losses) != len(counts):
         return [], [f"{at}: logloss and token_counts are no lists of numbers of one length"]
-    if not isinstance(ids, list) or len(ids) != len(losses) or len(set(map(str, ids))) != len(ids):
+    unique = isinstance(ids, list) and len(ids) == len(losses) == len(set(map(str, ids)))
+    if ids is not None and not unique:
         return [], [f"{at}/window_ids are not unique or not as many as the losses"]
     total = math.fsum(counts)
     if min(counts) < 0 or total <= 0:

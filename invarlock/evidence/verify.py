@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invarlock.evidence import Code, PackError, escape
+from invarlock.evidence import Code, PackError, escape, identity
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import claims as pack_claims
 from invarlock.evidence import manifest as manifests
@@ -233,6 +233,8 @@ def _claims(
     step.findings += claims.findings
     level = f"evidence level {claims.evidence_level}"
     if claims.verdict is not None:
+        step.findings += identity.check_manifest(manifest, claims.verdict)
+        result.warnings += identity.lenient(claims.verdict)
         result.replayed.append(VERDICT_CLAIM)
         step.note = f"verdict {result.verdict} recomputed, {level}"
     else:

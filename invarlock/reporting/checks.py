@@ -152,8 +152,8 @@ def tail(report: Report) -> Check:
 def drift(report: Report) -> Check:
     """Final over preview, relative to the baseline's."""
     metric, flag = block(report, "primary_metric"), "preview_final_drift_acceptable"
-    band, value = block(metric, "drift_band"), number(block(metric, "drift").get("ratio"))
-    low, high = number(band.get("min")), number(band.get("max"))
+    section = block(metric, "drift")
+    value, low, high = (number(section.get(key)) for key in ("ratio", "min", "max"))
     measured, note = "-", ""
     if value is not None:
         words = f"{(value - 1) * 100:+.2f} pp" if is_accuracy(metric) else fixed(value)
@@ -165,7 +165,7 @@ def drift(report: Report) -> Check:
         name="Drift between the arms",
         status=status_of(report, flag, "primary_metric"),
         measured=measured,
-        threshold=f"{fixed(low, 3)} to {fixed(high, 3)}" if band else "-",
+        threshold="-" if low is None else f"{fixed(low, 3)} to {fixed(high, 3)}",
         note=note,
         flag=flag,
     )

@@ -8,7 +8,7 @@ both runs as one table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "meta": {
             **meta,
             "subject_run_id": meta["run_id"],
-            "model_profile": _model_profile(meta["metric"]),
+            "model_profile": _model_profile(meta["metric"], decided.gates),
         },
         "artifacts": {"report": "report.json", "events": "events.jsonl"},
         "plugins": {
@@ -94,11 +94,16 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     return report
 
 
-def _model_profile(metric: str) -> Document:
-    """What the report has to satisfy for this kind of model."""
+def _model_profile(metric: str, gates: Sequence[str]) -> Document:
+    """What the report has to satisfy for this kind of model.
+
+    The gates are among it: published verifiers look at them in profile ``release`` alone, and at
+    a report's own lints in every profile.
+    """
     lints: list[Document] = [{"type": "equals", "path": "primary_metric.kind", "value": metric}]
     if metric == "ppl_mlm":
         lints.append({"type": "gte", "path": "telemetry.masked_tokens_total", "value": 1})
+    lints += [{"type": "equals", "path": f"validation.{gate}", "value": True} for gate in gates]
     return {"default_metric": metric, "cert_lints": lints}
 
 

@@ -94,7 +94,6 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         flags |= moe.flags(blocks["moe"])
         gates = (*gates, MIXTURE_GATE) if policy.enforce_guards else gates
     blocks["guard_warnings"] = _warnings(blocks)
-    flags["guard_warnings_present"] = blocks["guard_warnings"]["present"]
     return Judgement(blocks, dict(sorted(flags.items())), gates)
 
 
@@ -184,7 +183,7 @@ def _overhead(work: Work, policy: Policy) -> Block:
 def _warnings(blocks: Mapping[str, Block]) -> Block:
     """What guards noticed; ``verify --warning-policy fail`` refuses any.
 
-    ``policy_gate``: the guard does not pass because of it, which its own gate says too.
+    ``policy_gate``: ``fail`` where the guard does not pass because of it, as its own gate says.
     """
     found = [
         _warning("invariants", failure["type"], failure["message"])
@@ -213,7 +212,7 @@ def _warnings(blocks: Mapping[str, Block]) -> Block:
 
 def _warning(guard: str, kind: str, message: str) -> Block:
     warning = {"guard": guard, "kind": kind, "severity": "warning", "message": message}
-    return warning | {"policy_gate": False}
+    return warning | {"policy_gate": "pass"}
 
 
 def _place(item: Block, guard: Block, text: str) -> Block:
@@ -221,4 +220,4 @@ def _place(item: Block, guard: Block, text: str) -> Block:
     place = {"module": item["module"], "family": item["family"]}
     if guard["passed"]:
         return place
-    return place | {"policy_gate": True, "message": f"{text}; the guard does not pass"}
+    return place | {"policy_gate": "fail", "message": f"{text}; the guard does not pass"}

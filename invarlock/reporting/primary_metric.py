@@ -105,7 +105,16 @@ def _settings(bootstrap: Bootstrap) -> Block:
     return settings | {"invalid": False, "degraded": False, "estimated": False}
 
 
+def _drift(ratio: float, raw: float, limits: tuple[float, float]) -> Block:
+    """The ``drift`` block: relative to the baseline, its limits, and the subject's own."""
+    low, high = limits
+    relative = {"ratio": ratio, "min": low, "max": high, "basis": "baseline_relative"}
+    return relative | {"raw": raw}
+
+
 def _perplexity(result: PerplexityResult, policy: Policy) -> Block:
+    raw = result.final / result.preview
+    own = raw / result.drift if result.drift else raw  # the baseline's
     block: Block = {
         "preview": result.preview,
         "final": result.final,
@@ -115,12 +124,9 @@ def _perplexity(result: PerplexityResult, policy: Policy) -> Block:
         "delta_nats": result.delta,
         "decision": result.decision,
         "limit": policy.ratio_limit + policy.hysteresis,
-        "drift": {
-            "ratio": result.drift,
-            "raw": result.final / result.preview,
-            "basis": "baseline_relative",
-        },
-        "drift_band": {"min": policy.drift_min, "max": policy.drift_max},
+        "drift": _drift(result.drift, raw, (policy.drift_min, policy.drift_max)),
+        # the same limits on what published verifiers look at, the subject's own drift
+        "drift_band": {"min": policy.drift_min * own, "max": policy.drift_max * own},
         "coverage_ok": result.coverage_ok,
         "tokens_ok": result.tokens_ok,
     }
@@ -136,6 +142,8 @@ def _perplexity(result: PerplexityResult, policy: Policy) -> Block:
 
 
 def _accuracy(result: AccuracyResult, policy: Policy) -> Block:
+    raw, drift = result.final - result.preview, result.drift_pp / 100
+    most = policy.accuracy.drift_max_pp / 100
     block: Block = {
         "preview": result.preview,
         "final": result.final,
@@ -148,15 +156,8 @@ def _accuracy(result: AccuracyResult, policy: Policy) -> Block:
         "gained": result.gained,
         "lost": result.lost,
         "mcnemar_p": result.mcnemar_p,
-        "drift": {
-            "ratio": 1 + result.drift_pp / 100,
-            "raw": 1 + result.final - result.preview,
-            "basis": "baseline_relative",
-        },
-        "drift_band": {
-            "min": 1 - policy.accuracy.drift_max_pp / 100,
-            "max": 1 + policy.accuracy.drift_max_pp / 100,
-        },
+        "drift": _drift(1 + drift, 1 + raw, (1 - most, 1 + most)),
+        "drift_band": {"min": 1 + raw - drift - most, "max": 1 + raw - drift + most},
         "coverage_ok": result.coverage_ok,
         "examples_ok": result.examples_ok,
     }

@@ -216,6 +216,9 @@ def _shortfalls(scenario: Scenario, record: Record) -> list[str]:
     asks = bool(scenario.detectors_any_of or scenario.detectors_all_of)
     if record.strictness == "must_detect" and not record.detectors_hit and not found:
         found.append("not detected")
+    silent = record.passed and not any(record.guard_flags.values())
+    if record.strictness in ("must_detect", "must_fail") and silent and not found:
+        found.append("no guard spoke")  # whatever its detectors look at
     if record.strictness == "must_fail" and asks and not record.detectors_hit and not found:
         found.append("no detector was true")
     if scenario.primary_guard_required and not record.primary_guard_hit:

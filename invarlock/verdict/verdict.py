@@ -212,18 +212,21 @@ def _informational(case: _Case) -> list[str]:
     return [f"{hits} of {len(members)} gave a signal, at least {MIN_SIGNAL_FRACTION:g} must"]
 
 
+def _asked(case: _Case, category: str) -> list[Record]:
+    """The evaluations of a category that have to show something."""
+    return [r for r in case.of(category=category) if r.strictness != "informational"]
+
+
 _REQUIREMENTS: Mapping[str, Callable[[_Case], list[str]]] = {
     "evidence_present": _evidence_present,
     "scenario_coverage": _coverage,
     "all_measured": _all_measured,
     "evidence_consistent": _consistent,
-    "clean_all_pass": lambda c: _bad(c.of(category="clean", strictness="must_pass")),
-    "custom_all_pass": lambda c: _bad(c.of(category="custom", strictness="must_pass")),
-    "stress_required_fail": lambda c: _bad(c.of(category="stress", strictness="must_fail")),
+    "clean_all_pass": lambda c: _bad(_asked(c, "clean")),
+    "custom_all_pass": lambda c: _bad(_asked(c, "custom")),
+    "stress_required_fail": lambda c: _bad(_asked(c, "stress")),
     "stress_expected_detectors": _stress_detectors,
-    "error_injection_detected": lambda c: _bad(
-        r for r in c.of(category="error_injection") if r.strictness in ("must_detect", "must_fail")
-    ),
+    "error_injection_detected": lambda c: _bad(_asked(c, "error_injection")),
     "scenario_primary_guard_signal": _guard_signal,
     "scenario_expected_detectors": _guard_detectors,
     "guard_primary_demonstrated": _guard_demonstrated,

@@ -1,0 +1,152 @@
+"""Whether the files of a pack are about the same things: models, runs, scenarios and modules.
+
+Each report may be true in itself and still be of another model than its folder says, or stand
+for a second scenario. Only packs with outcomes can be held to it; published ones have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.evidence import escape
+from invarlock.evidence.findings import dig
+from invarlock.evidence.scenarios_check import CUSTOM, OUTCOME_NAME, Entry, Place
+from invarlock.evidence.tree import Tree
+
+NOOP = "noop"  # the edit that changes no byte
+# A member of the outcome, and where the report beside it says the same.
+SAME = (
+    ("model_id", "meta/model_id"),
+    ("model_id", "baseline_ref/model_id"),
+    ("baseline_sha256", "baseline_ref/checkpoint_sha256"),
+    ("windows_sha256", "provenance/windows_sha256"),
+    ("subject_sha256", "meta/checkpoint_sha256"),
+)
+Report = Mapping[str, Any]
+
+
+@dataclass
+class Identities:
+    """What the reports of a pack were about, so far."""
+
+    tree: Tree
+    scenarios: Mapping[str, Entry]
+    types: set[str | None] = field(init=False)  # what any scenario of the pack does
+    subjects: dict[tuple[str, str], str] = field(default_factory=dict)  # (model, digest) -> type
+    baselines: dict[str, tuple[object, set[str]]] = field(default_factory=dict)  # by model folder
+
+    def __post_init__(self) -> None:
+        self.types = {*map(_done, self.scenarios.values())} - {None, NOOP, CUSTOM}
+
+    def check(self, place: Place, report: Report | None) -> Iterator[str]:
+        """What in a report, or in the outcome beside it, belongs to something else.
+
+        ``report``: None where it is malformed, which is a finding of its own.
+        """
+        path = place.folder + OUTCOME_NAME
+        if report is None or path not in self.tree.files:
+            return
+        outcome = self.tree.json_object(path)
+        for mine, theirs in SAME:
+            said, found = outcome.get(mine), dig(report, *theirs.split("/"))
+            if said is not None and found is not None and said != found:
+                yield f"/{theirs} is {escape(found)[:80]}; {OUTCOME_NAME} says {escape(said)[:80]}"
+        done = _done(self.scenarios.get(str(outcome.get("scenario"))))
+        if done is not None and done != CUSTOM:
+            yield from self._subject(place, report, done)
+        yield from self._baseline(place, report)
+
+    def _subject(self, place: Place, report: Report, done: str) -> Iterator[str]:
+        """A checkpoint is the result of one edit or damage; of the no-op alone the baseline."""
+        named = dig(report, "edit", "name")
+        if isinstance(named, str) and named != done and named in self.types:
+            yield f"/edit/name is {escape(named)}; its scenario is {escape(done)}"
+        digest = dig(report, "meta", "checkpoint_sha256")
+        if not isinstance(digest, str) or done == NOOP:
+            return
+        if digest == dig(report, "baseline_ref", "checkpoint_sha256"):
+            yield f"its subject is the baseline, although its scenario is {escape(done)}"
+        before = self.subjects.setdefault((place.folder.split("/")[1], digest), done)
+        if before != done:
+            yield f"its subject, of scenario {escape(done)}, is also that of {escape(before)}"
+
+    def _baseline(self, place: Place, report: Report) -> Iterator[str]:
+        """The baseline is the one that the pack describes, and all its weights were looked at."""
+        folder = place.folder.split("/")[1]
+        if folder not in self.baselines:
+            self.baselines[folder] = _described(self.tree, f"metadata/baseline.{folder}.json")
+        model, weights = self.baselines[folder]
+        named = dig(report, "baseline_ref", "model_id")
+        if model is not None and named != model:
+            yield f"/baseline_ref/model_id is not that of metadata/baseline.{escape(folder)}.json"
+        listed = dig(report, "spectral", "modules", "name")
+        if not isinstance(listed, list):
+            return  # a subject that was not run
+        missing = weights - {str(name).partition("[")[0] for name in listed}
+        if missing:
+            yield (
+                f"/spectral/modules leaves out {len(missing)} of {len(weights)} weights of the"
+                f" baseline, {escape(min(missing))[:80]} first"
+            )
+
+
+def _done(entry: Entry | None) -> str | None:
+    """What a scenario does to the baseline: its edit type or error type."""
+    spec = dig(entry, "generation", "edit_spec")
+    name = (
+        spec.partition(":")[0] if isinstance(spec, str) else dig(entry, "generation", "error_type")
+    )
+    return name if isinstance(name, str) else None
+
+
+def _described(tree: Tree, path: str) -> tuple[object, set[str]]:
+    """Model id and names of the matrices (and stacks of them) of a baseline; None, empty where
+    nothing in the pack says them."""
+    try:
+        document = tree.json_object(path)
+    except InputError:
+        return None, set()  # not there; where it is and is no JSON, step 6 has said so
+    tensors = document.get("tensors")
+    return document.get("model_id"), {
+        name
+        for name, tensor in (tensors.items() if isinstance(tensors, dict) else ())
+        if isinstance(shape := dig(tensor, "shape"), list)
+        and len(shape) in (2, 3)
+        and str(dig(tensor, "dtype")).startswith(("F", "BF"))
+    }
+
+
+def check_manifest(manifest: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
+    """What the manifest says of suite, models and counts departs from the recomputed verdict."""
+    asked = {record["model"] for record in verdict["records"]} | {*verdict["missing"]["by_model"]}
+    for model in manifest.get("models") or []:
+        name = dig(model, "model_id")
+        if name is not None and name not in asked:
+            yield f"manifest.json: /models names {escape(name)[:80]}, which no scenario was run on"
+    suite = manifest.get("suite")
+    if suite is not None and suite != verdict["suite"]:
+        yield f"manifest.json: /suite is {escape(suite)[:80]}; the scenarios are of another suite"
+    for name in ("clean_reports", "error_injection_reports", "failed_reports"):
+        stated = dig(manifest, "verification", name)
+        if stated is not None and stated != verdict["counts"][name]:
+            yield (
+                f"manifest.json: /verification/{name} is {stated}; "
+                f"the reports give {verdict['counts'][name]}"
+            )
+
+
+def lenient(verdict: Mapping[str, Any]) -> Iterator[str]:
+    """What a PASS leaves open, because the scenarios of the pack do not ask for it."""
+    records = verdict["records"]
+    if verdict["verdict"] != "PASS":
+        return
+    if all(record["strictness"] in ("must_pass", "informational") for record in records):
+        yield "no scenario has to fail or be detected: nothing shows that damage would be noticed"
+    for record in records:
+        clean = record["category"] in ("clean", "custom")
+        if clean and record["strictness"] != "must_pass" and not record["passed"]:
+            at = f"{escape(record['model'])} {escape(record['name'])} run_{record['run_num']}"
+            yield f"{at} did not pass, and its scenario does not ask for it"
