@@ -322,6 +322,9 @@ def _untuned(
 def expected_evaluations(
     scenarios: Iterable[Scenario], models: Iterable[str], runs: Iterable[int]
 ) -> tuple[tuple[str, str, int], ...]:
-    """Every (model, scenario, run) that a verdict has to see; sorted by model, then as listed."""
-    names, numbers = [s.id for s in scenarios], sorted(set(runs))
+    """Every (model, scenario, run) that a verdict has to see; sorted by model, then as listed.
+
+    Runs are counted from 1 to the last there is: the one that went well is not all of them.
+    """
+    names, numbers = [s.id for s in scenarios], range(1, max(runs, default=0) + 1)
     return tuple((m, s, n) for m in sorted(set(models)) for s in names for n in numbers)

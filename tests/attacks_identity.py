@@ -144,6 +144,19 @@ def reserved(lab: Lab) -> None:
         recompile(lab)
 
 
+def last_run(lab: Lab) -> None:
+    """The third run of everything, as if there had been no other."""
+    for path in sorted((lab.pack / "reports").rglob("outcome.json")):
+        edit_json(path, member("run", 3))
+        path.parent.rename(path.parent.with_name("run_3"))
+
+    def expected(chosen: Any, models: Any, _: Any) -> list[Any]:
+        return [(m, s.id, 3) for m in models for s in chosen]
+
+    with mock.patch.object(scenarios, "expected_evaluations", expected):
+        recompile(lab)
+
+
 PARTS: dict[str, tuple[str, Callable[[Lab], object]]] = {
     "report of another model": ("identity.same", edit(REPORT, other_model)),
     "outcome of another baseline": ("identity.same", edit(f"{CLEAN}/outcome.json",
@@ -174,6 +187,7 @@ ROWS = [
            undetected, "binder"),
     Attack("claims: a clean edit has to be detected and is not", "claims", "verdict.asked",
            ungated, "binder"),
+    Attack("claims: the third run alone", "claims", "verdict.runs", last_run, "binder"),
     Attack("claims: a scenario called errors", "claims", "scenarios.reserved", reserved, "binder"),
 ]  # fmt: skip
 HARMLESS = [

@@ -166,6 +166,13 @@ def unevaluated(report: Document) -> None:
         "window_ids", "clusters", "token_counts", "plain_nll", "scaled_nll")}  # fmt: skip
 
 
+def many_events(report: Document) -> None:
+    """A finding of strict assurance for every one of them."""
+    report["context"]["assurance"]["mode"] = report["assurance"]["mode"] = "strict"
+    report["primary_metric"]["ratio_vs_baseline"] = 1.0
+    report["report_build"]["fallback_fields"] = [{"field": "x" * 20}] * 200_000
+
+
 def preview_count(report: Document) -> None:
     """The numbers of windows that the report states, made consistent with each other."""
     report["dataset"]["windows"] |= {"preview": 8, "final": 8}
@@ -265,6 +272,7 @@ LIES: dict[str, tuple[str, Change]] = {
     "a trial of 150,000 windows": ("report.draws", unevaluated),
     "measurement contract": ("report.replay",
                              member("spectral/measurement_contract_hash", "0" * 16)),
+    "200,000 events of its making": ("matrix.ratio", many_events),
     "another tokenizer": ("matrix.tokenizer", member("meta/tokenizer_hash", "0" * 64)),
     "no windows and no word of it": ("report.schema", member("dataset/windows", None)),
     "metric of no kind": ("report.schema", member("primary_metric/kind", "magic")),

@@ -145,6 +145,13 @@ def no_signature(lab: Lab) -> None:
     (lab.pack / SIGNATURE).unlink()
 
 
+def other_subject(lab: Lab) -> None:
+    """The manifest's subject is a listed file, with its digest, and no verdict."""
+    digest = hashlib.sha256((lab.pack / "README.md").read_bytes()).hexdigest()
+    subject = {"name": "final_verdict", "path": "README.md", "digest": f"sha256:{digest}"}
+    claim(member("subject", subject))(lab)
+
+
 ALLOWED = (("INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE", "1"),)
 PIN = ("--expected-fingerprint", OTHER)
 
@@ -252,6 +259,7 @@ MANIFESTS = [
     Attack("reference by another digest", "references", "references.digest",
            claim(member("subject/digest", OTHER))),
     Attack("level overclaimed", "claims", "claims.level", claim(member("evidence_level", "high"))),
+    Attack("level of another subject", "claims", "claims.subject", other_subject),
 ]  # fmt: skip
 ROWS = [*SIGNATURES, *OPTIONS, *MANIFESTS]
 HARMLESS = [

@@ -6,74 +6,41 @@ the attacks that name it: without its check an attack has to get through, or rea
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Change(NamedTuple):
-    """One place of the package: ``old`` stands in the file exactly once and becomes ``new``."""
-
-    file: str
-    old: str
-    new: str
-
-
-def never(file: str, condition: str) -> Change:
-    """A condition that no longer holds."""
-    return Change(file, condition, f"{condition.split()[0]} False:")
-
-
-def gone(file: str, statement: str) -> Change:
-    """A statement that is no longer made."""
-    return Change(file, statement, "pass")
-
-
-TREE, SUMS, KEYS = "evidence/tree.py", "evidence/checksums.py", "evidence/keys.py"
-MANIFEST, VERIFY, CLI = "evidence/manifest.py", "evidence/verify.py", "cli/evidence_pack.py"
-SCENARIOS, CLAIMS = "evidence/scenarios_check.py", "evidence/claims.py"
-PROVENANCE, REPORT = "evidence/provenance.py", "evidence/report_verify.py"
-IDENTITY = "evidence/identity.py"
-PACK, MATRIX, FILES = "evidence/pack_reports.py", "evidence/report_checks.py", "files.py"
-
-EVIDENCE = Change(
-    REPORT, "lines = [*replayed, *coherence.check(report), *derived.check(report)]", "lines = []"
-)
-UNREADABLE = Change(
-    REPORT,
-    'result.findings.append(Finding("E602", "contradiction", text))',
-    "del text",
-)
-RECOMPUTED = Change(
-    REPORT,
-    "        recompute,\n        lambda: _refused",
-    "        lambda: _refused",
-)
-NO_RATIO = Change(MATRIX, "        _ratio,\n", "")
-NO_PAIRING = Change(MATRIX, "        _pairing,\n", "")
-NO_INTERVAL = Change(MATRIX, "        _interval,\n", "")
-NO_LINTS = Change(MATRIX, "        _lints,\n", "")
-NO_SHARED = gone(PACK, "step.findings += _shared(tree, place, report, shared)")
-NOT_EXPECTED = Change(
-    PACK, '        lines.append(f"not as expected: {escape(why)}")', "        pass"
-)
-ALL_EVIDENCE = (EVIDENCE, UNREADABLE, RECOMPUTED, NO_RATIO, NO_SHARED)
-NO_COMPARE = gone(CLAIMS, "claims.findings += _compare(tree, recorded, claims.verdict)")
-NO_README = gone(CLAIMS, "claims.findings += _first_line(tree, claims)")
-NO_FOLDER = Change(
+from mutant_changes import (
+    ALL_CLAIMS,
+    ALL_EVIDENCE,
     CLAIMS,
-    "if place.folder != (wanted := _folder(record)):",
-    "if (wanted := _folder(record)) == 0:",
-)
-ALL_CLAIMS = (NO_COMPARE, NO_README, NO_FOLDER)
-NO_POINT = never(KEYS, "if not crypto_core_ed25519_is_valid_point(public):")
-NO_ORDER = never(KEYS, 'if int.from_bytes(public, "little") & (2**255 - 1) >= FIELD_PRIME:')
-NO_VERIFY = Change(
+    CLI,
+    EVIDENCE,
+    FILES,
+    IDENTITY,
     KEYS,
-    "    except BadSignatureError:\n        return False",
-    "    except BadSignatureError:\n        return True",
+    MANIFEST,
+    MATRIX,
+    NO_INTERVAL,
+    NO_LINTS,
+    NO_MANIFEST,
+    NO_ORDER,
+    NO_PAIRING,
+    NO_PARSED,
+    NO_POINT,
+    NO_RATIO,
+    NO_SHARED,
+    NO_SIZE,
+    NO_TOTAL,
+    NO_VERIFY,
+    NOT_EXPECTED,
+    PACK,
+    PROVENANCE,
+    REPORT,
+    SCENARIOS,
+    SUMS,
+    TREE,
+    VERIFY,
+    Change,
+    gone,
+    never,
 )
-NO_SIZE = Change(TREE, "(size <= limit, ", "(True, ")
-NO_TOTAL = Change(TREE, "(self.total <= MAX_PACK, ", "(True, ")
-NO_PARSED = Change(TREE, "(self.parsed <= MAX_PARSED, ", "(True, ")
 
 MUTANTS: dict[str, tuple[Change, ...]] = {
     "open.control": (Change(VERIFY, "if not os.path.lexists(root / name) or", "if False and"),),
@@ -84,10 +51,6 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     ),
     "options.inside": (
         never(CLI, "if any(place.is_relative_to(pack.resolve()) for place in places):"),
-    ),
-    "options.link": (
-        Change(CLI, "places = (path.resolve(), path.parent.resolve() / path.name)",
-               "places = (path.resolve(),)"),
     ),
     "options.pin": (never(KEYS, "if not FINGERPRINT.fullmatch(value):"),),
     # --- tree
@@ -284,6 +247,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         Change(SCENARIOS, 'return [f"{name}: is missing"] if needed else []', "return []"),
     ),
     "claims.compare": ALL_CLAIMS,
+    "claims.subject": (Change(CLAIMS, '"/subject", VERDICTS)', '"/subject")'),),
     "claims.level": (Change(CLAIMS, "if claimed in LEVELS and", "if False and"),),
     "claims.readme": (Change(CLAIMS, "        if word != verdict\n", "        if False\n"),),
     "claims.text": (
@@ -307,21 +271,19 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         *ALL_CLAIMS,
     ),
     "claims.folder": ALL_CLAIMS,
-    "claims.manifest": (
-        gone(VERIFY, "step.findings += identity.check_manifest(manifest, claims.verdict)"),
-    ),
-    "verdict.silent": (
-        never(
-            "verdict/records.py",
-            'if record.strictness in ("must_detect", "must_fail") and silent and not found:',
-        ),
-    ),
+    "claims.manifest": (NO_MANIFEST,),
+    "verdict.silent": (Change("verdict/records.py", "and silent and not found:", "and False:"),),
     "verdict.asked": (
         Change(
             "verdict/verdict.py",
             'if r.strictness != "informational"]',
             'if r.strictness == "must_pass"]',
         ),
+        NO_MANIFEST,
+    ),
+    "verdict.runs": (
+        Change("scenarios.py", "range(1, max(runs, default=0) + 1)", "[max(runs)]"),
+        NO_MANIFEST,
     ),
     "scenarios.reserved": (never("scenarios.py", "if scenario.id in RESERVED:"),),
     # --- parts that do not belong together

@@ -221,6 +221,54 @@ def test_each_file_is_opened_once(good: Path) -> None:
     assert opened.count("evaluation.report.json") == len(packs.IDS)
 
 
+def test_the_result_never_replaces_a_link_of_the_pack(
+    good: Path, key: Path, verifier: Verifier
+) -> None:
+    """What a write replaces is the link and not what it points to."""
+    with laboratory(good, key) as lab:
+        link = lab.pack / "v.json"
+        link.symlink_to(lab.scratch / "v.json")
+        sound(verifier.verify(lab, ["--json-out", str(link)]), "options")
+        assert link.is_symlink()
+        assert not list(lab.scratch.iterdir())
+
+
+def test_the_result_never_replaces_a_device_or_pipe(
+    good: Path, key: Path, verifier: Verifier
+) -> None:
+    """As root, a rename would put a file in place of /dev/null."""
+    with laboratory(good, key) as lab:
+        pipe = lab.scratch / "pipe"
+        os.mkfifo(pipe)
+        assert verifier.verify(lab, ["--json-out", str(pipe)]).code == CODES["options"]
+        assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("--strict",), ("--json",)])
+@pytest.mark.parametrize("output", ["pipe", "/dev/full"])
+def test_no_output_is_no_success(
+    good: Path, key: Path, words: tuple[str, ...], unbuffered: str, output: str
+) -> None:
+    """A reader that goes away leaves the exit code as it is; a full disk is an error."""
+    with laboratory(good, key) as lab:
+        (lab.pack / "README.md").write_text("# Another\n")
+        if output == "pipe":
+            reader, writer = os.pipe()
+            os.close(reader)
+        else:
+            writer = os.open(output, os.O_WRONLY)
+        with os.fdopen(writer, "wb") as stdout:
+            done = subprocess.run(
+                [sys.executable, "-m", "invarlock", "advanced", "evidence-pack", "verify",
+                 str(lab.pack), *words],
+                check=False, stdout=stdout, stderr=subprocess.PIPE, text=True,
+                env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            )  # fmt: skip
+    assert done.returncode == (CODES["checksums"] if output == "pipe" else CODES["open"])
+    assert len(done.stderr.splitlines()) == (output != "pipe")
+
+
 KEPT = ROOT / "tests" / "packs"
 EXPECTED = json.loads((KEPT / "expected.json").read_text())
 
@@ -254,7 +302,7 @@ def test_the_documented_limits_are_those_of_the_code() -> None:
     names = [
         "ENTRIES", "REPORTS", "DEPTH", "NAME", "PATH", "FILE", "PACK", "PARSED_FILE", "PARSED",
         "VALUES", "LISTED", "LINE", "SCENARIOS", "EXPECTED", "JUDGED",
-        "REPLICATES", "DRAWS",
+        "REPLICATES", "DRAWS", "FINDINGS",
     ]  # fmt: skip
     constants = {
         f"MAX_{name}": getattr(module, f"MAX_{name}")

@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import pack_factory as packs  # noqa: E402
 from attacks import CODES, MEMORY, SECONDS, Attack, Outcome, Verifier, laboratory  # noqa: E402
-from mutants import MUTANTS, Change  # noqa: E402
+from mutant_changes import Change  # noqa: E402
+from mutants import MUTANTS  # noqa: E402
 from test_attacks import ROWS  # noqa: E402
 
 

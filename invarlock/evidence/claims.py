@@ -14,6 +14,7 @@ from invarlock.evidence.findings import dig, first_text
 from invarlock.evidence.manifest import (
     LEVELS,
     VERDICT,
+    VERDICTS,
     Evidence,
     evidence_level,
     referenced,
@@ -118,7 +119,7 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
         document = tree.json_object(SCENARIOS)
         catalogue = parse_catalogue(document, SCENARIOS)
         models = {evaluation.model for evaluation in evaluations} | _pinned_models(tree)
-        runs = {evaluation.run for evaluation in evaluations}
+        runs = range(1, max((e.run for e in evaluations), default=0) + 1)
         if len(catalogue.scenarios) * len(models) * len(runs) > MAX_EXPECTED:
             raise InputError(f"more than {MAX_EXPECTED} evaluations are asked for", where=SCENARIOS)
         expected = expected_evaluations(catalogue.scenarios, models, runs)
@@ -254,7 +255,7 @@ def level(
         failed = 0
     return evidence_level(
         Evidence(
-            has_subject=referenced(manifest, "/subject"),
+            has_subject=referenced(manifest, "/subject", VERDICTS),
             bound=True,
             clean_reports=clean,
             failed_reports=failed,

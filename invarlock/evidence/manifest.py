@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ OLD_SIGNATURE_FORMAT = "proof-pack-signature-v1"
 COMMANDS = {FORMAT: "evidence-pack", OLD_FORMAT: "proof-pack"}
 LEVELS = ("low", "medium", "high")
 VERDICT = "results/final_verdict.json"
+VERDICTS = (VERDICT, "results/verdicts/final_verdict.json")  # ours, the published harness'
 SOURCE_REPO = "metadata/source_repo.json"
 ENVIRONMENT = "metadata/environment.json"
 
@@ -150,10 +151,12 @@ def check_references(
     return findings
 
 
-def referenced(document: Mapping[str, Any], where: str) -> bool:
-    """Whether the reference at a JSON pointer has a path and a digest."""
+def referenced(document: Mapping[str, Any], where: str, paths: Collection[str] = ()) -> bool:
+    """Whether the reference at a JSON pointer has a digest, and a path (one of ``paths``)."""
     return any(
-        pointer == where and reference.get("path") and reference.get("digest")
+        pointer == where
+        and reference.get("digest")
+        and (reference.get("path") in paths if paths else reference.get("path"))
         for pointer, reference in references(document)
     )
 

@@ -49,7 +49,6 @@ from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 FORMAT = "proof-pack-verify-v1"
 CERTIFICATE = "evaluation.cert.json"
 FOLDERS = ("reports/", "certs/")
-VERDICTS = (manifests.VERDICT, "results/verdicts/final_verdict.json")
 
 
 def verify_proof_pack(root: Path, options: VerifyOptions) -> PackResult:
@@ -145,7 +144,7 @@ def _json(tree: Tree, result: PackResult) -> None:
     """Step 6; also reads the recorded verdict, which nothing recomputes."""
     step = Step(6, "json", Code.INTEGRITY, check_json(tree))
     result.steps.append(step)
-    path = next((path for path in VERDICTS if path in tree.files), None)
+    path = next((path for path in manifests.VERDICTS if path in tree.files), None)
     if path is not None and not step.findings:
         try:
             result.claims.recorded = first_text(tree.json_object(path).get("verdict"))

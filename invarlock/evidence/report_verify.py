@@ -23,11 +23,12 @@ FORMAT = "verify-v1"
 REPORT_NAME = "evaluation.report.json"
 MAX_REPLICATES = 100_000  # bootstrap replicates that a replay may be asked for
 MAX_DRAWS = 20_000_000  # replicates x windows of a replay: drawn in parts, about a second
+MAX_FINDINGS = 200  # of one report that are listed; a pack has up to 2,000 reports
 TYPED_ERRORS = ("E002", "E003", "E004", "E006", "E602")
 REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
 # What a report alone cannot show; the preset can be traced where a pack holds it.
 PRESET = "that the thresholds are those of the preset it names"
-FINDINGS = "findings of the invariants, from files that are not here"
+FINDINGS = "findings of the invariants, from files that are not here; digests of what guards ran"
 COST = "bytes of the probes, and losses without their hooks"
 QUANTILES = "quantiles of the shift of the predictions, within their histograms' bins"
 
@@ -169,7 +170,21 @@ def verify_report(
             # A report may follow its schema and still hold evidence of an impossible shape.
             text = f"the evidence cannot be read ({type(error).__name__}: {str(error)[:120]})"
             result.findings.append(Finding("E602", "contradiction", text))
+    result.findings = _bounded(result.findings)
     return result
+
+
+def _bounded(findings: list[Finding]) -> list[Finding]:
+    """The findings as they are listed, with at least one of every code and kind that there is."""
+    kept, rest = findings[:MAX_FINDINGS], findings[MAX_FINDINGS:]
+    first = {(f.code, f.kind): f for f in reversed(rest)}
+    for same in {(f.code, f.kind) for f in kept}:
+        first.pop(same, None)
+    kept += first.values()
+    if len(kept) < len(findings):
+        more = f"and {len(findings) - len(kept)} more findings"
+        kept.append(kept[0]._replace(message=more))
+    return kept
 
 
 def _refused_warnings(report: Mapping[str, Any], options: ReportOptions) -> list[Finding]:
