@@ -236,9 +236,8 @@ def _claims(
     level = f"evidence level {claims.evidence_level}"
     if claims.verdict is not None:
         step.findings += identity.check_manifest(manifest, claims.verdict)
-        result.warnings += identity.lenient(claims.verdict)
         result.replayed.append(VERDICT_CLAIM)
-        result.believed += [SUITE, PAGES]
+        result.believed += [SUITE, PAGES, *identity.lenient(claims.verdict)]
         step.note = f"verdict {result.verdict} recomputed, {level}"
     else:
         result.believed.append(f"{VERDICT_CLAIM} ({claims.why_believed})")
