@@ -17,12 +17,13 @@ from invarlock.cli import main as cli
 
 @pytest.fixture(scope="module")
 def suites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two suites, ``good`` and ``bad``, each with its unsigned pack."""
+    """Two suites, ``good`` and ``bad``, each with its signed pack."""
     folder = tmp_path_factory.mktemp("suites")
+    key = packs.new_key(folder / "key.pem")
     packs.write_suite(folder / "good")
     packs.write_suite(folder / "bad", change=packs.failed_clean)
     for name in ("good", "bad"):
-        assert packs.build(folder / name, folder / f"{name}.pack") == 0
+        assert packs.build(folder / name, folder / f"{name}.pack", key=key) == 0
     return folder
 
 
@@ -51,6 +52,26 @@ def test_gate_does_not_believe_a_damaged_pack(suites: Path, tmp_path: Path) -> N
     pack = packs.copy(suites / "good.pack", tmp_path / "pack")
     (pack / "README.md").write_text("changed")
     assert cli(["gate", str(pack)]) == 1
+
+
+def test_gate_asks_for_the_signer_as_verify_does(
+    suites: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unsigned packs and other signers do not pass; without a pin the line says so."""
+    pack = str(suites / "good.pack")
+    assert cli(["gate", pack]) == 0
+    assert capsys.readouterr().out.endswith(", unpinned\n")
+    other = "sha256:" + "0" * 64
+    assert cli(["gate", pack, "--expected-fingerprint", other]) == 1
+    packs.write_json(tmp_path / "store.json", [other])
+    assert cli(["gate", pack, "--trust-store", str(tmp_path / "store.json")]) == 1
+    assert packs.build(suites / "good", tmp_path / "unsigned") == 0
+    assert cli(["gate", str(tmp_path / "unsigned")]) == 1
+    monkeypatch.setenv("INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE", "1")
+    assert cli(["gate", str(tmp_path / "unsigned")]) == 0
 
 
 def test_gate_does_not_believe_a_verdict_above_failed_records(suites: Path, tmp_path: Path) -> None:
@@ -104,7 +125,7 @@ def test_verification_needs_no_heavy_library(suites: Path) -> None:
         ["advanced", "evidence-pack", "verify", pack, "--replay"],
         ["gate", pack],
     ]
-    script = SCRIPT.format(blocked=BLOCKED, commands=commands, wanted=[0, 0, 5, 0])
+    script = SCRIPT.format(blocked=BLOCKED, commands=commands, wanted=[0, 0, 0, 0])
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
@@ -113,7 +134,8 @@ def test_verification_needs_no_heavy_library(suites: Path) -> None:
 
 def test_the_way_to_the_signature_needs_no_numpy(suites: Path) -> None:
     """A pack that fails before its reports are replayed loads no numerical library."""
-    commands = [["advanced", "evidence-pack", "verify", str(suites / "good.pack")]]
+    pin = ["--expected-fingerprint", "sha256:" + "0" * 64]
+    commands = [["advanced", "evidence-pack", "verify", str(suites / "good.pack"), *pin]]
     script = SCRIPT.format(blocked=[*BLOCKED, "numpy"], commands=commands, wanted=[5])
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.cli.output import printing
 from invarlock.errors import ConfigError, InputError, InvarlockError
-from invarlock.evidence import Code, PackError, escape, keys
+from invarlock.evidence import escape, keys
 from invarlock.policy import PROFILES
 
 if TYPE_CHECKING:
@@ -91,11 +91,17 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
         default="dev",
         help="dev: an honest FAIL is in order; ci, release: controls that failed fail",
     )
-    add("--expected-fingerprint", metavar="F", help="the signer must be sha256:...")
-    add("--trust-store", type=Path, metavar="FILE", help="the signer must be in this file")
+    add_signers(parser)
     add("--skip-verify", action="store_true", help="leave the reports out")
     add("--json", action="store_true", help="print one JSON object")
     add("--json-out", type=Path, metavar="FILE", help="write it to a file outside the pack")
+
+
+def add_signers(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that :func:`signers` reads."""
+    add = parser.add_argument
+    add("--expected-fingerprint", metavar="F", help="the signer must be sha256:...")
+    add("--trust-store", type=Path, metavar="FILE", help="the signer must be in this file")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -154,7 +160,7 @@ def _build(args: argparse.Namespace) -> int:
             raise InputError("is not a folder", where=str(args.run_dir))
         inputs = collect.from_run(args.run_dir)
     elif not args.report or not args.final_verdict:
-        raise ConfigError("nothing to pack; name --run-dir, or --final-verdict and --report")
+        raise ConfigError("name --run-dir, or both --final-verdict and --report")
     else:
         inputs = collect.from_reports(args.report, args.final_verdict)
     inputs.replace(SOURCE_REPO, args.source_repo)
@@ -249,7 +255,7 @@ def _verify(args: argparse.Namespace) -> int:
     from invarlock.evidence.result import VerifyOptions
     from invarlock.evidence.verify import verify_pack
 
-    pinned, trusted, store = _signers(args)
+    pinned, trusted, store = signers(args)
     options = VerifyOptions(
         strict=args.strict,
         replay=args.replay,
@@ -271,8 +277,6 @@ def allows_unverified() -> bool:
 
 def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult]) -> int:
     """Verify ``args.pack``, write and print the result as the options say; the exit code."""
-    if not args.pack.is_dir():
-        raise PackError(Code.INCOMPLETE, "is not a folder", where=escape(args.pack))
     if args.json_out is not None:
         _refuse_inside(args.json_out, args.pack)
     result = verify()
@@ -288,7 +292,7 @@ def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult])
     return result.exit_code
 
 
-def _signers(args: argparse.Namespace) -> tuple[str | None, frozenset[str] | None, Path | None]:
+def signers(args: argparse.Namespace) -> tuple[str | None, frozenset[str] | None, Path | None]:
     """The pin and the trust store. A named store holds beside a pin; the store under the user's
     configuration folder is used only where nothing is named, so that it never widens a pin."""
     pinned = None
@@ -325,7 +329,8 @@ def _print_steps(result: PackResult) -> None:
     for step in result.steps:
         if step.number == 0 and not step.findings:
             continue
-        state = "FAIL" if step.findings else "ok"
+        skipped = step.name == "reports" and result.options.skip_verify
+        state = "FAIL" if step.findings else "-" if skipped else "ok"
         print(f"{step.number} {step.name:<10} {state:<4} {escape(step.note)}".rstrip())
         for finding in step.findings:
             print(f"    {escape(finding)}")
@@ -338,9 +343,15 @@ def _print_outcome(result: PackResult) -> None:
         for claim in claims:
             print(f"{name}: {escape(claim)}")
     if result.exit_code:
-        print(f"NOT VERIFIED (exit {result.exit_code}): {len(result.errors)} findings")
+        number = len(result.errors)
+        print(f"NOT VERIFIED (exit {result.exit_code}): {number} finding{'s'[: number != 1]}")
         return
     signer = f"signed by {result.signer}" if result.signer else "not signed"
     level = result.claims.evidence_level
     shown = f", evidence level {level}" if level else ""
-    print(f"VERIFIED: verdict {escape(result.verdict)}{shown}, {signer} ({result.authenticity})")
+    believed = "" if result.claims.verdict else " (only believed)"
+    left_out = ", reports not looked at" if result.options.skip_verify else ""
+    print(
+        f"VERIFIED: verdict {escape(result.verdict)}{believed}{shown}{left_out}, {signer} "
+        f"({result.authenticity})"
+    )

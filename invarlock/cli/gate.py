@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from invarlock.cli.evidence_pack import add_signers, allows_unverified, signers
 from invarlock.cli.output import printing
 from invarlock.errors import ContractError, InputError
 from invarlock.evidence import escape
@@ -34,11 +35,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"final_verdict.json, {REPORT_NAME}, a pack, or a suite's output folder",
     )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML file")
+    add_signers(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Print one line; 0 PASS, 1 FAIL; a pack is verified before its verdict counts."""
-    passed, line, cases = judge(args.path)
+    if args.path.is_dir() and (args.path / "manifest.json").exists():
+        passed, line, cases = _pack(args)
+    else:
+        passed, line, cases = judge(args.path)
     if args.junit:
         write_bytes(args.junit, junit(cases))
     with printing():
@@ -47,14 +52,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def judge(path: Path) -> tuple[bool, str, list[Case]]:
-    """Whether the thing at ``path`` passes, one line about it, and its cases.
+    """Whether the verdict or report at ``path`` passes, one line about it, and its cases.
 
     Raises:
-        InputError: it is missing, unreadable, or neither verdict, report nor pack (exit 3).
+        InputError: it is missing, unreadable, or neither verdict nor report (exit 3).
     """
     if path.is_dir():
-        if (path / "manifest.json").exists():
-            return _pack(path)
         found = next((path / name for name in VERDICTS if (path / name).is_file()), None)
         found = found or (path / REPORT_NAME if (path / REPORT_NAME).is_file() else None)
         if found is None:
@@ -130,21 +133,29 @@ def _report(path: Path) -> tuple[bool, str, list[Case]]:
     return not why, line, [Case(model, name, why)]
 
 
-def _pack(path: Path) -> tuple[bool, str, list[Case]]:
-    """A pack passes when it verifies (an unsigned one too, and that is said) and says PASS."""
+def _pack(args: argparse.Namespace) -> tuple[bool, str, list[Case]]:
+    """A pack passes when it verifies, by the signer that the options name, and says PASS."""
     from invarlock.evidence.result import VerifyOptions
     from invarlock.evidence.verify import verify_pack
 
-    result = verify_pack(path, VerifyOptions(allow_unsigned=True))
+    pinned, trusted, store = signers(args)
+    options = VerifyOptions(
+        pinned=pinned,
+        trusted=trusted,
+        trust_store=str(store) if store else None,
+        allow_unsigned=allows_unverified(),
+    )
+    result = verify_pack(args.path, options)
     if result.exit_code:
         why = "; ".join(result.errors[:3])
         line = f"FAIL: the pack does not verify (exit {result.exit_code}): {why}"
         return False, line, [Case("pack", "verify", "; ".join(result.errors))]
     assert result.tree is not None  # it verified
     verdict = result.claims.verdict or result.tree.json_object(VERDICTS[0])
-    passed, line, cases = _verdict(verdict, str(path))
-    signed = f"signed by {result.signer}" if result.signer else "unsigned pack"
-    return passed, f"{line}; {signed}", [*cases, Case("pack", "verify", "")]
+    passed, line, cases = _verdict(verdict, str(args.path))
+    signed = f"signed by {result.signer}, {result.authenticity}" if result.signer else "unsigned"
+    believed = "" if result.claims.verdict else "; the verdict is only believed"
+    return passed, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
 
 
 def junit(cases: list[Case]) -> bytes:

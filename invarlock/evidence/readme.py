@@ -50,7 +50,7 @@ def render(summary: Summary) -> bytes:
         "```",
         "sha256sum --check --quiet checksums.sha256",
         "invarlock advanced evidence-pack inspect .",
-        f"invarlock advanced evidence-pack verify . --replay{pin}",
+        f"invarlock advanced evidence-pack verify . --strict --replay{pin}",
         "```",
     ]
     if summary.signer:
