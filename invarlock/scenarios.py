@@ -55,6 +55,7 @@ class Scenario:
     detectors_any_of: tuple[Mapping[str, Any], ...]
     detectors_all_of: tuple[Mapping[str, Any], ...]
     artifact_class: str
+    runs: int | None  # evaluations of it; None: as many as of any other
     entry: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -207,14 +208,21 @@ def _scenario(entry: Mapping[str, Any]) -> Scenario:
         detectors_any_of=tuple(needs["detectors_any_of"]),
         detectors_all_of=tuple(needs["detectors_all_of"]),
         artifact_class=entry["artifact_class"],
+        runs=entry.get("runs"),
         entry=entry,
     )
 
 
 def effective_manifest(
-    catalogue: Catalogue, suite: str, ids: Sequence[str] = (), categories: Sequence[str] = ()
+    catalogue: Catalogue,
+    suite: str,
+    ids: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    runs: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The document of ``state/scenarios.json``: only what was selected, and how.
+
+    ``runs``: evaluations of each scenario by category (``custom`` counts as ``clean``).
 
     Raises:
         ConfigError: see :meth:`Catalogue.select`.
@@ -229,19 +237,23 @@ def effective_manifest(
         "schema": CATALOGUE_SCHEMA,
         "schema_version": catalogue.document["schema_version"],
         "_meta": meta,
-        "scenarios": [_labelled(s) for s in chosen],
+        "scenarios": [_labelled(s, runs or {}) for s in chosen],
     }
 
 
-def _labelled(scenario: Scenario) -> dict[str, Any]:
+def _labelled(scenario: Scenario, runs: Mapping[str, int]) -> dict[str, Any]:
     """The entry as it goes into a pack, where published verifiers read ``strictness`` too.
 
     They know two outcomes, and the latest of them wants a ``must_detect`` report to pass. So damage
     that has to be found is labelled ``must_fail``; ``judged_as`` says what the verdict asks.
     """
-    if scenario.strictness != "must_detect":
-        return dict(scenario.entry)
-    return {**scenario.entry, "strictness": "must_fail", "judged_as": "must_detect"}
+    entry = dict(scenario.entry)
+    number = runs.get("clean" if scenario.category == "custom" else scenario.category)
+    if number is not None:
+        entry["runs"] = number
+    if scenario.strictness == "must_detect":
+        entry |= {"strictness": "must_fail", "judged_as": "must_detect"}
+    return entry
 
 
 # --- tuned parameters of clean edits --------------------------------------------------------
@@ -324,7 +336,9 @@ def expected_evaluations(
 ) -> tuple[tuple[str, str, int], ...]:
     """Every (model, scenario, run) that a verdict has to see; sorted by model, then as listed.
 
-    Runs are counted from 1 to the last there is: the one that went well is not all of them.
+    As many runs as a scenario states, or else from 1 to the last there is: the one that went well
+    is not all of them. ``runs``: the numbers of those that are there.
     """
-    names, numbers = [s.id for s in scenarios], range(1, max(runs, default=0) + 1)
-    return tuple((m, s, n) for m in sorted(set(models)) for s in names for n in numbers)
+    last = max(runs, default=0)
+    numbers = [(s.id, range(1, (last if s.runs is None else s.runs) + 1)) for s in scenarios]
+    return tuple((m, s, n) for m in sorted(set(models)) for s, of in numbers for n in of)

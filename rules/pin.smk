@@ -16,11 +16,12 @@ rule scenarios:
         ids=[f"--scenario {s.id}" for s in S.scenarios] if C["scenarios"] else [],
         suite=C["suite"],
         catalogue=C["catalogue"],
+        runs=[f"--runs {category}={n}" for category, n in C["runs"].items()],
         entries=[json.dumps(dict(s.entry), sort_keys=True) for s in S.scenarios],
         code=code("scenarios"),
     shell:
         "python -m invarlock scenarios --catalogue {params.catalogue:q} --suite {params.suite:q}"
-        " {params.ids} --out {output:q} > {log:q} 2>&1"
+        " {params.ids} {params.runs} --out {output:q} > {log:q} 2>&1"
 
 
 rule pin_revisions:

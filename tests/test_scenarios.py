@@ -283,6 +283,14 @@ def test_expected_evaluations() -> None:
     assert found[:3] == (("a", "noop_clean", 1), ("a", "noop_clean", 2), ("a", "nan_injection", 1))
 
 
+def test_categories_may_have_different_numbers_of_runs() -> None:
+    """The manifest says how many evaluations of each there are; all of them are expected."""
+    ids = ["noop_clean", "nan_injection"]
+    manifest = effective_manifest(catalogue(), "smoke", ids, (), {"clean": 3, "error_injection": 1})
+    found = expected_evaluations(parse_catalogue(manifest, "m").scenarios, ["a"], [1, 2])
+    assert found == (*(("a", "noop_clean", n) for n in (1, 2, 3)), ("a", "nan_injection", 1))
+
+
 def test_command(tmp_path: Path) -> None:
     """The command writes the same bytes each time, and nothing when an id is unknown."""
     base = ["scenarios", "--catalogue", str(CATALOGUE), "--suite", "smoke"]

@@ -24,6 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"only this category ({', '.join(CATEGORIES)}); repeatable",
     )
+    parser.add_argument(
+        "--runs",
+        action="append",
+        default=[],
+        metavar="CATEGORY=N",
+        help="evaluations of each scenario of a category; repeatable",
+    )
     parser.add_argument("--out", type=Path, help="file to write")
     parser.add_argument("--list", action="store_true", help="print the selection")
 
@@ -40,6 +47,16 @@ def main(args: argparse.Namespace) -> int:
             made_by = s.edit_spec or s.error_type
             print(f"{s.id:<{width}}  {s.category:<15}  {s.strictness:<13}  {made_by}")
     if args.out is not None:
-        manifest = effective_manifest(catalogue, args.suite, args.scenario, args.category)
+        runs = dict(_runs(text) for text in args.runs)
+        manifest = effective_manifest(catalogue, args.suite, args.scenario, args.category, runs)
         write_json(args.out, manifest)
     return 0
+
+
+def _runs(text: str) -> tuple[str, int]:
+    category, _, number = text.partition("=")
+    if category not in CATEGORIES or not number.isdecimal() or int(number) < 1:
+        raise ConfigError(
+            "is no number of runs", where="--runs", expected="CATEGORY=N", found=text[:60]
+        )
+    return category, int(number)

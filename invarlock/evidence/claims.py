@@ -119,8 +119,9 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
         document = tree.json_object(SCENARIOS)
         catalogue = parse_catalogue(document, SCENARIOS)
         models = {evaluation.model for evaluation in evaluations} | _pinned_models(tree)
-        runs = range(1, max((e.run for e in evaluations), default=0) + 1)
-        if len(catalogue.scenarios) * len(models) * len(runs) > MAX_EXPECTED:
+        runs = {e.run for e in evaluations}
+        last = max(runs, default=0)
+        if sum(s.runs or last for s in catalogue.scenarios) * len(models) > MAX_EXPECTED:
             raise InputError(f"more than {MAX_EXPECTED} evaluations are asked for", where=SCENARIOS)
         expected = expected_evaluations(catalogue.scenarios, models, runs)
         verdict = compile_verdict(document, evaluations, expected)
