@@ -253,7 +253,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         never(CLAIMS, 'if text in tree.files and tree.data(text).partition(b"\\n")[0] != first:'),
     ),
     "claims.number": (
-        never(CLAIMS, "if len(catalogue.scenarios) * len(models) * len(runs) > MAX_EXPECTED:"),
+        never(
+            CLAIMS,
+            "if sum(s.runs or last for s in catalogue.scenarios) * len(models) > MAX_EXPECTED:",
+        ),
         *ALL_CLAIMS,
     ),
     "claims.judged": (never(CLAIMS, "if held + tree.outlined > MAX_JUDGED:"),),
@@ -281,7 +284,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         NO_MANIFEST,
     ),
     "verdict.runs": (
-        Change("scenarios.py", "range(1, max(runs, default=0) + 1)", "[max(runs)]"),
+        Change("scenarios.py", "range(1, (last if s.runs is None else s.runs) + 1)", "[last]"),
         NO_MANIFEST,
     ),
     "scenarios.reserved": (never("scenarios.py", "if scenario.id in RESERVED:"),),
