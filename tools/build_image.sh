@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${PYTHON:=.venv/bin/python}" "${TORCH:=torch==2.13.0}"
+[[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON # it is called from other folders too
 lists=(envs/debian-packages.txt envs/requirements.lock envs/requirements-embedded.lock)
 image=images/invarlock-runtime.sif
 own=$PWD/.tools/apptainer/usr/bin
