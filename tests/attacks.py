@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The documented steps and the exit code of each (docs/pack-format.md); "" is a pack that verifies.
 CODES = {"": 0, "options": 2, "open": 3, "tree": 6, "manifest": 4, "signature": 5, "checksums": 6,
          "references": 6, "scenarios": 6, "claims": 6, "reports": 7}  # fmt: skip
-NOTHING = "nothing"  # as a row's check: without it there would be nothing to read, so none is off
+# As a row's check: none can be off, as there is nothing else to read, or the row is about bounds.
+NOTHING = "nothing"
 SECONDS = 5.0  # processor seconds of any verification
 MEMORY = 300 << 20  # bytes of any verification
 OUTPUT = 4 << 20  # bytes of any output

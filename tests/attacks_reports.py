@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attacks import REPORT, RUNTIME, SCENARIOS, VERDICT, Attack, Lab, claim, edit, member, write
+from attacks import (
+    NOTHING,
+    REPORT,
+    RUNTIME,
+    SCENARIOS,
+    VERDICT,
+    Attack,
+    Lab,
+    claim,
+    edit,
+    member,
+    write,
+)
 from pack_factory import CLEAN, DAMAGE, STRESS, Document, edit_json
 
 OUTCOME = f"{CLEAN}/outcome.json"
@@ -272,7 +284,7 @@ LIES: dict[str, tuple[str, Change]] = {
     "a trial of 150,000 windows": ("report.draws", unevaluated),
     "measurement contract": ("report.replay",
                              member("spectral/measurement_contract_hash", "0" * 16)),
-    "200,000 events of its making": ("matrix.ratio", many_events),
+    "200,000 events of its making": (NOTHING, many_events),
     "another tokenizer": ("matrix.tokenizer", member("meta/tokenizer_hash", "0" * 64)),
     "no windows and no word of it": ("report.schema", member("dataset/windows", None)),
     "metric of no kind": ("report.schema", member("primary_metric/kind", "magic")),

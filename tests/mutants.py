@@ -218,7 +218,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     ),
     "store.empty": (never(KEYS, "if not isinstance(document, list) or not document:"),),
     "store.entry": (never(KEYS, "if not FINGERPRINT.fullmatch(value):"),),
-    "store.pipe": (never(FILES, "if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):"),),
+    "store.pipe": (
+        never(FILES, "if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):"),
+        Change(FILES, "os.open(p, f | os.O_NONBLOCK)", "os.open(p, f)"),
+    ),
     "store.size": (Change(KEYS, "read_bytes(path, MAX_TRUST_STORE)", "read_bytes(path)"),),
     # --- scenarios and claims
     "scenarios.object": (Change(SCENARIOS, "return {}, [escape(error)]", "return None, []"),),
