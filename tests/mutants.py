@@ -45,6 +45,7 @@ from mutant_changes import (
 MUTANTS: dict[str, tuple[Change, ...]] = {
     "open.control": (Change(VERIFY, "if not os.path.lexists(root / name) or", "if False and"),),
     "open.folder": (
+        never(CLI, "if not (args.json or args.pack.is_dir()):"),
         never(VERIFY, "if not is_folder:"),
         Change(VERIFY, "if not os.path.lexists(root / name) or", "if False and"),
     ),

@@ -216,6 +216,7 @@ def test_no_plugin_of_torch_is_loaded(tmp_path: Path, quiet: bool) -> None:
 
 def test_the_digest_of_the_code_is_that_of_the_installed_package(inside: Inside) -> None:
     """Checkout and installed package agree, byte code aside; a changed contract shows."""
+    (inside.package / "__pycache__").mkdir(exist_ok=True)
     (inside.package / "__pycache__/x.cpython-311.pyc").write_bytes(b"")
     assert package_digest(inside.package) == package_digest()
     contract = inside.package / "contracts/image.schema.json"

@@ -79,6 +79,20 @@ def test_the_ambient_store_never_widens_a_pin(
 # --- the command ----------------------------------------------------------------------------
 
 
+def test_what_is_no_folder_is_said_in_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that asked for JSON gets it; a person is told to unpack a file."""
+    (tmp_path / "pack.tar").write_text("")
+    for name in ("pack.tar", "missing"):
+        capsys.readouterr()
+        assert packs.verify(tmp_path / name, "--json") == 3
+        document = json.loads(capsys.readouterr().out)
+        assert (document["ok"], document["exit_code"]) == (False, 3)
+    assert packs.verify(tmp_path / "pack.tar") == 3
+    assert "unpack it" in capsys.readouterr().err
+
+
 def test_usage_errors_exit_2_and_a_missing_pack_3(pack: Path, tmp_path: Path) -> None:
     """A missing pack is incomplete (3); a result inside the pack is a usage error (2)."""
     assert packs.verify(tmp_path / "nothing") == 3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.cli.output import printing
 from invarlock.errors import ConfigError, InputError, InvarlockError
-from invarlock.evidence import escape, keys
+from invarlock.evidence import Code, PackError, escape, keys
 from invarlock.policy import PROFILES
 
 if TYPE_CHECKING:
@@ -277,6 +277,13 @@ def allows_unverified() -> bool:
 
 def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult]) -> int:
     """Verify ``args.pack``, write and print the result as the options say; the exit code."""
+    if not (args.json or args.pack.is_dir()):
+        what = "is a file; unpack it and name the folder"
+        raise PackError(
+            Code.INCOMPLETE,
+            what if args.pack.is_file() else "is not a folder",
+            where=escape(args.pack),
+        )
     if args.json_out is not None:
         _refuse_inside(args.json_out, args.pack)
     result = verify()

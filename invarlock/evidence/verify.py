@@ -76,8 +76,7 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
     except OSError:
         is_folder = False
     if not is_folder:
-        what = "is a file; unpack it and name the folder" if root.is_file() else "is not a folder"
-        opened.findings.append(f"{escape(root)}: {what}")
+        opened.findings.append(f"{escape(root)}: is not a folder")
     else:
         opened.findings += [
             f"{name}: is missing"
