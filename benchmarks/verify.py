@@ -55,8 +55,13 @@ def repeated(pack: Path, folder: Path, reports: int) -> Path:
     if reports == 1:
         found = [path for path in found if path.parent.parent.name == "noop_clean"]
         document["scenarios"] = [s for s in document["scenarios"] if s["id"] == "noop_clean"]
+    for entry in document["scenarios"]:
+        entry["runs"] = 0
+    by_id = {entry["id"]: entry for entry in document["scenarios"]}
     for number in range(reports):
-        copied(found[number % len(found)].parent, run, number // len(found) + 1)
+        path = found[number % len(found)]
+        copied(path.parent, run, number // len(found) + 1)
+        by_id[path.parent.parent.name]["runs"] += 1
     state = run / "state"
     state.mkdir()
     (state / "scenarios.json").write_text(json.dumps(document))
@@ -81,8 +86,7 @@ def repeated(pack: Path, folder: Path, reports: int) -> Path:
 def copied(evaluation: Path, run: Path, number: int) -> None:
     """One evaluation of a pack as run ``number`` of a suite's folder."""
     outcome = json.loads((evaluation / "outcome.json").read_text())
-    model = evaluation.relative_to(evaluation.parents[3]).parts
-    slug = model[0] if "errors" in model else evaluation.parents[1].name
+    slug = str(evaluation).rpartition("/reports/")[2].partition("/")[0]
     target = run / slug / "reports" / outcome["scenario"] / f"run_{number}"
     shutil.copytree(evaluation, target)
     (target / "outcome.json").write_text(json.dumps(outcome | {"run": number}))

@@ -202,10 +202,11 @@ def test_no_plugin_of_torch_is_loaded(tmp_path: Path, quiet: bool) -> None:
     program = "from invarlock.run import determinism as d\n"
     program += "d.set_environment('strict', 1, False)\n" if quiet else ""
     program += "import torch\nprint('ALLOWED', d.plugins_allowed())\n"
+    environment = quiet_environment() | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # an evaluation in this process set it
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=quiet_environment() | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True, text=True, check=True,
+        env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert ("LOADED" in done.stdout) is not quiet, done.stderr
     assert f"ALLOWED {not quiet}" in done.stdout
