@@ -43,8 +43,9 @@ SMALL = {
 # And all JSON.
 PARSED_NAMES = ("checksums.sha256", "README.md", "results/final_verdict.txt", "manifest.json.asc")
 MAX_JUDGED = 1_000_000  # values of all reports and outcomes that a verdict is recomputed from
-# Columns of the evidence and lists of files, which a verdict does not look at.
-COLUMNS = ("evaluation_windows", "modules", "trial", "histograms", "dataset")
+# Columns of the evidence, lists of files and of modules: a verdict does not look at them.
+EVIDENCE = ("evaluation_windows", "modules", "trial", "histograms", "dataset")
+COLUMNS = (*EVIDENCE, "warnings", "epsilon_violations")
 CHARACTERS = 16  # of a string that count as one value
 MARKS = (b",", b":", b"[", b"{")
 HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # categories of characters that do not show as themselves
