@@ -19,9 +19,12 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from invarlock.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 MAX_JSON_BYTES = 256 * 1024 * 1024  # bytes; the largest document we write is tens of MB
 MAX_JSON_DEPTH = 64  # nested arrays and objects; our own documents stay below 12
@@ -150,6 +153,28 @@ def _refuse_depth(bare: bytes, where: str) -> None:
         depth > MAX_JSON_DEPTH for depth in itertools.accumulate(map(_STEP.__getitem__, brackets))
     ):
         raise InputError(f"nested deeper than {MAX_JSON_DEPTH} levels", where=where)
+
+
+def source_date() -> datetime | None:
+    """The time that ``SOURCE_DATE_EPOCH`` fixes, in UTC; None where it is not set.
+
+    Raises:
+        ConfigError: it is no number of seconds.
+    """
+    from datetime import UTC, datetime
+
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return None
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(
+            "not a time",
+            where="SOURCE_DATE_EPOCH",
+            expected="seconds since 1970",
+            found=repr(epoch)[:40],
+        ) from error
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pack_factory as packs
 import pytest
 
 if TYPE_CHECKING:
@@ -161,3 +162,17 @@ def openpgp(ring: Keyring, publisher: str, tmp_path: Path) -> Path:
 
     named = {"signing_key_fingerprint": publisher}
     return proofs.make(tmp_path / "pack", "openpgp", proofs.Signer(ring, (publisher,)), **named)
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A publisher's key."""
+    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
+    """A signed pack that verifies; never changed."""
+    folder = tmp_path_factory.mktemp("packs")
+    assert packs.build(packs.write_suite(folder / "out"), folder / "pack", key=key) == 0
+    return folder / "pack"

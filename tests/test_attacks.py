@@ -44,20 +44,6 @@ HARMLESS = [row for theme in THEMES for row in theme.HARMLESS]
 
 
 @pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The publisher's key."""
-    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
-    """A signed pack that verifies; never changed."""
-    folder = tmp_path_factory.mktemp("packs")
-    assert packs.build(packs.write_suite(folder / "out"), folder / "pack", key=key) == 0
-    return folder / "pack"
-
-
-@pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
     """A process that runs command lines."""
     started = Verifier()
@@ -89,18 +75,18 @@ def sound(outcome: Outcome, step: str) -> None:
 
 @pytest.mark.parametrize("row", [*ROWS, *HARMLESS], ids=lambda row: row.name)
 def test_the_step_catches_the_attack(
-    good: Path, key: Path, verifier: Verifier, row: Attack
+    signed: Path, key: Path, verifier: Verifier, row: Attack
 ) -> None:
     """The row's step finds it, with its exit code; a harmless row verifies."""
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         row.inflict(lab)
         sound(verifier.verify(lab, row.options, row.environment), row.step)
 
 
-def test_every_file_counts(good: Path, key: Path, verifier: Verifier) -> None:
+def test_every_file_counts(signed: Path, key: Path, verifier: Verifier) -> None:
     """Deleting, truncating, flipping or swapping any file of the pack is caught."""
-    whole = packs.snapshot(good)
-    with laboratory(good, key) as lab:
+    whole = packs.snapshot(signed)
+    with laboratory(signed, key) as lab:
         for path in sorted(whole):
             for row in attacks_tree.every_way(path):
                 row.inflict(lab)
@@ -126,11 +112,11 @@ SAMPLE = {row.step: row for row in ROWS}  # the last row of each step
 
 @pytest.mark.parametrize("step", SAMPLE)
 def test_a_process_of_its_own_says_the_same(
-    good: Path, key: Path, verifier: Verifier, step: str
+    signed: Path, key: Path, verifier: Verifier, step: str
 ) -> None:
     """The command as a user starts it ends like the rows do; --json is one object and no more."""
     row = SAMPLE[step]
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         row.inflict(lab)
         wanted = verifier.verify(lab, row.options, row.environment)
         options = [word.format(scratch=lab.scratch, signer="") for word in row.options]
@@ -150,9 +136,9 @@ def test_a_process_of_its_own_says_the_same(
         assert len(done.stdout.splitlines()) == 1
 
 
-def test_a_flood_of_findings_is_cut(good: Path, key: Path, verifier: Verifier) -> None:
+def test_a_flood_of_findings_is_cut(signed: Path, key: Path, verifier: Verifier) -> None:
     """A step lists so many findings of such a length and says how many more there are."""
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         for index in range(result.MAX_LISTED + 5):
             (lab.pack / f"{index}{'n' * 200}").touch()
         (lab.pack / ("\u00e9" * 120)).touch()
@@ -183,10 +169,10 @@ def grow(path: Path, contents: list[bytes]) -> None:
 
 @pytest.mark.parametrize("act", [rewrite, grow])
 def test_a_file_that_changes_while_it_is_read(
-    good: Path, key: Path, verifier: Verifier, act: object
+    signed: Path, key: Path, verifier: Verifier, act: object
 ) -> None:
     """The result is that of the bytes that were hashed: verified, or an integrity failure."""
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         honest = (lab.pack / REPORT).read_bytes()
         forged = honest.replace(b'"invalid": false', b'"invalid": true ')
         process = multiprocessing.get_context("fork").Process(
@@ -209,9 +195,9 @@ main(sys.argv[1:])
 """
 
 
-def test_each_file_is_opened_once(good: Path) -> None:
+def test_each_file_is_opened_once(signed: Path) -> None:
     """What is parsed is what was hashed: nothing of the pack is opened a second time."""
-    words = ["advanced", "evidence-pack", "verify", str(good)]
+    words = ["advanced", "evidence-pack", "verify", str(signed)]
     done = subprocess.run(
         [sys.executable, "-c", OPENED, *words], check=True, capture_output=True, text=True
     )
@@ -222,10 +208,10 @@ def test_each_file_is_opened_once(good: Path) -> None:
 
 
 def test_the_result_never_replaces_a_link_of_the_pack(
-    good: Path, key: Path, verifier: Verifier
+    signed: Path, key: Path, verifier: Verifier
 ) -> None:
     """What a write replaces is the link and not what it points to."""
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         link = lab.pack / "v.json"
         link.symlink_to(lab.scratch / "v.json")
         sound(verifier.verify(lab, ["--json-out", str(link)]), "options")
@@ -234,10 +220,10 @@ def test_the_result_never_replaces_a_link_of_the_pack(
 
 
 def test_the_result_never_replaces_a_device_or_pipe(
-    good: Path, key: Path, verifier: Verifier
+    signed: Path, key: Path, verifier: Verifier
 ) -> None:
     """As root, a rename would put a file in place of /dev/null."""
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         pipe = lab.scratch / "pipe"
         os.mkfifo(pipe)
         assert verifier.verify(lab, ["--json-out", str(pipe)]).code == CODES["options"]
@@ -248,10 +234,10 @@ def test_the_result_never_replaces_a_device_or_pipe(
 @pytest.mark.parametrize("words", [("--strict",), ("--json",)])
 @pytest.mark.parametrize("output", ["pipe", "/dev/full"])
 def test_no_output_is_no_success(
-    good: Path, key: Path, words: tuple[str, ...], unbuffered: str, output: str
+    signed: Path, key: Path, words: tuple[str, ...], unbuffered: str, output: str
 ) -> None:
     """A reader that goes away leaves the exit code as it is; a full disk is an error."""
-    with laboratory(good, key) as lab:
+    with laboratory(signed, key) as lab:
         (lab.pack / "README.md").write_text("# Another\n")
         if output == "pipe":
             reader, writer = os.pipe()

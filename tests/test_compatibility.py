@@ -42,12 +42,6 @@ def here(
 
 
 @pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The publisher's key."""
-    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
-
-
-@pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory, key: Path) -> dict[str, Path]:
     """Packs that we build: by container or host, signed or not, PASS or FAIL."""
     folder = tmp_path_factory.mktemp("ours")

@@ -29,12 +29,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packs.write_suite(tmp_path_factory.mktemp("suite") / "out", ("noop_clean",))
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private key."""
-    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
-
-
 def in_processes(what: str, suite: Path, key: Path, folder: Path) -> dict[str, Any]:
     """Run one part of ``build_process.py``; what it found."""
     (folder / "to").mkdir()

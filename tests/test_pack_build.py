@@ -22,12 +22,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packs.write_suite(tmp_path_factory.mktemp("suite") / "out")
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private key."""
-    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
-
-
 # --- keys -----------------------------------------------------------------------------------
 
 

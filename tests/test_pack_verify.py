@@ -17,20 +17,6 @@ from invarlock.evidence.result import VerifyOptions
 from invarlock.evidence.verify import verify_pack
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The publisher's key."""
-    return packs.new_key(tmp_path_factory.mktemp("key") / "pack.pem")
-
-
-@pytest.fixture(scope="module")
-def signed(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
-    """A signed pack that verifies; never changed."""
-    folder = tmp_path_factory.mktemp("packs")
-    assert packs.build(packs.write_suite(folder / "out"), folder / "pack", key=key) == 0
-    return folder / "pack"
-
-
 @pytest.fixture
 def pack(signed: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""

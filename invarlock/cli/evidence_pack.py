@@ -76,8 +76,7 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _configure_verify(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("pack", type=Path, metavar="PACK", help="folder of the pack")
-    add("--strict", action="store_true", help="files that are not in the checksums fail")
+    add_verification(parser)
     add("--replay", action="store_true", help="evidence that is missing for the replay fails")
     add(
         "--report-assurance",
@@ -92,6 +91,13 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
         help="dev: an honest FAIL is in order; ci, release: controls that failed fail",
     )
     add_signers(parser)
+
+
+def add_verification(parser: argparse.ArgumentParser) -> None:
+    """Declare what every verification of a pack takes: see :func:`verify_and_print`."""
+    add = parser.add_argument
+    add("pack", type=Path, metavar="PACK", help="folder of the pack")
+    add("--strict", action="store_true", help="files that are not in the checksums fail")
     add("--skip-verify", action="store_true", help="leave the reports out")
     add("--json", action="store_true", help="print one JSON object")
     add("--json-out", type=Path, metavar="FILE", help="write it to a file outside the pack")

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from invarlock.cli.evidence_pack import allows_unverified, verify_and_print
+from invarlock.cli.evidence_pack import add_verification, allows_unverified, verify_and_print
 from invarlock.errors import ConfigError
 from invarlock.evidence import keys
 from invarlock.policy import PROFILES
@@ -18,9 +18,9 @@ _OPENPGP = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-command and its options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add = commands.add_parser("verify", help="verify a pack").add_argument
-    add("pack", type=Path, metavar="PACK", help="folder of the pack")
-    add("--strict", action="store_true", help="files that are not in the checksums fail")
+    verify = commands.add_parser("verify", help="verify a pack")
+    add_verification(verify)
+    add = verify.add_argument
     add(
         "--public-key",
         type=Path,
@@ -32,9 +32,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--expected-fingerprint", metavar="F", help="the signer: 40 hex digits, or sha256:...")
     add("--profile", choices=PROFILES, default="dev", help="profile of the reports' check")
-    add("--skip-verify", action="store_true", help="leave the reports out")
-    add("--json", action="store_true", help="print one JSON object")
-    add("--json-out", type=Path, metavar="FILE", help="write it to a file outside the pack")
 
 
 def main(args: argparse.Namespace) -> int:

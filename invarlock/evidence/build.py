@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from invarlock.files import (
     fsync_directory,
     parse_json,
     sha256_bytes,
+    source_date,
     temporary_sibling,
     unwritable,
 )
@@ -126,13 +126,8 @@ def _check_review(request: BuildRequest) -> None:
 
 def _generated_at() -> str | None:
     """The time of SOURCE_DATE_EPOCH; without it a pack carries no time of its own."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if not epoch:
-        return None
-    try:
-        return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError) as error:
-        raise ConfigError("SOURCE_DATE_EPOCH is no number of seconds", found=epoch[:40]) from error
+    moment = source_date()
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 
 # --- stage ---------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from invarlock.evidence import escape
 from invarlock.evidence.findings import dig
 from invarlock.evidence.scenarios_check import CUSTOM, OUTCOME_NAME, Entry, Place
 from invarlock.evidence.tree import Tree
+from invarlock.scenarios import NOOP
 
-NOOP = "noop"  # the edit that changes no byte
 # A member of the outcome, and where the report beside it says the same.
 SAME = (
     ("model_id", "meta/model_id"),

@@ -161,7 +161,7 @@ def _reports(tree: Tree, result: PackResult) -> None:
     step = Step(7, "reports", Code.REPORTS)
     result.steps.append(step)
     if result.options.skip_verify:
-        step.note = "not verified: --skip-verify"
+        step.note = "skipped"
         return
     names = (f"/{REPORT_NAME}", f"/{CERTIFICATE}")
     paths = [p for p in sorted(tree.files) if p.startswith(FOLDERS) and p.endswith(names)]

@@ -7,15 +7,13 @@ timings and the memory. Whether the run was inside a container is found out by
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from invarlock.errors import ConfigError
-from invarlock.files import sha256_file, write_json
+from invarlock.files import sha256_file, source_date, write_json
 from invarlock.run.container import Execution
 
 NAME = "runtime.manifest.json"
@@ -35,16 +33,7 @@ class Circumstances:
 
 def now_utc() -> str:
     """The time as ``SOURCE_DATE_EPOCH`` says, or the clock's: ``2026-01-02T03:04:05+00:00``."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise ConfigError(
-            "not a time",
-            where="SOURCE_DATE_EPOCH",
-            expected="seconds since 1970",
-            found=repr(epoch)[:40],
-        ) from error
+    moment = source_date() or datetime.now(UTC)
     return moment.replace(microsecond=0).isoformat()
 
 

@@ -6,7 +6,6 @@ place is named again on the command line by whoever uses it.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import os
 from collections.abc import Mapping
@@ -15,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from invarlock import contracts
-from invarlock.errors import ConfigError, InputError
-from invarlock.files import HASH_CHUNK, read_json_object, sha256_bytes, unreadable, write_json
+from invarlock.errors import InputError
+from invarlock.files import (
+    HASH_CHUNK,
+    read_json_object,
+    sha256_bytes,
+    source_date,
+    unreadable,
+    write_json,
+)
 
 SCHEMA = "invarlock/model-revisions-v1"
 
@@ -143,18 +149,11 @@ def write_revisions(path: Path, revisions: Revisions) -> None:
         "models": {name: _model_json(pin) for name, pin in revisions.models.items()},
         "datasets": {name: _text_json(pin) for name, pin in revisions.datasets.items()},
     }
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if epoch is not None:
-        document["generated_at"] = _utc(epoch)
+    moment = source_date()
+    if moment is not None:
+        document["generated_at"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
     contracts.validate(document, "model-revisions", str(path))
     write_json(path, document)
-
-
-def _utc(epoch: str) -> str:
-    if not epoch.isdigit() or len(epoch) > 11:
-        raise ConfigError("SOURCE_DATE_EPOCH is not a number of seconds", found=repr(epoch))
-    moment = datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _files_json(pin: Pin) -> dict[str, dict[str, int | str]]:
