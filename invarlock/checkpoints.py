@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
-from invarlock.files import digest_json, read_json, read_json_object, unreadable
+from invarlock.files import digest_json, read_json, read_json_object, sha256_file, unreadable
 from invarlock.shards import DTYPES, TensorInfo, read_header, read_shard_header
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 __all__ = [
     "Checkpoint",
+    "Identity",
     "TensorInfo",
     "checkpoint_digest",
+    "files_digest",
+    "holds_checkpoint",
     "read_header",
     "tokenizer_digest",
 ]
@@ -50,6 +53,33 @@ def checkpoint_digest(
     """
     listed = {name: [dtype, list(shape), sha] for name, (dtype, shape, sha) in tensors.items()}
     return digest_json({"config": digest_json(config), "tensors": listed, "tokenizer": tokenizer})
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether the files that a checkpoint begins with are there, whatever is in them."""
+    return (folder / "config.json").is_file() and any(
+        (folder / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)
+    )
+
+
+def files_digest(folder: Path) -> str:
+    """Digest of a checkpoint that cannot be read as one: its files by name and SHA-256."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and _is_content(p.name))
+    return digest_json({"files": {name: sha256_file(folder / name) for name in names}})
+
+
+def _is_content(name: str) -> bool:
+    return name.endswith(".safetensors") or name in (INDEX_NAME, "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a report says of a checkpoint."""
+
+    config: Mapping[str, Any]
+    sha256: str
+    tokenizer_sha256: str | None
+    n_parameters: int | None
 
 
 @dataclass(frozen=True)
@@ -141,18 +171,20 @@ class Checkpoint:
     def chunks(self, name: str, size: int = READ_CHUNK) -> Iterator[memoryview]:
         """The tensor's bytes in order, ``size`` at a time (the last chunk may be shorter).
 
-        A chunk may be written to, and dies with the next: one buffer serves all. The digest of
-        the bytes as read is taken on the way, for :meth:`tensor_digest`.
+        A chunk may be written to, and dies with the next but one: two buffers serve all. The
+        digest of the bytes as read is taken on the way, for :meth:`tensor_digest`.
         """
         info = self.info(name)
         digest = None if name in self._digests else hashlib.sha256()
-        buffer = memoryview(bytearray(min(size, info.nbytes)))
+        buffers = [memoryview(bytearray(min(size, info.nbytes)))]
+        if info.nbytes > size:
+            buffers.append(memoryview(bytearray(size)))
         path = self.folder / info.file
         try:
             with open(path, "rb", buffering=0) as handle:
                 handle.seek(info.begin)
-                for start in range(0, info.nbytes, max(size, 1)):
-                    chunk = buffer[: min(size, info.nbytes - start)]
+                for number, start in enumerate(range(0, info.nbytes, max(size, 1))):
+                    chunk = buffers[number % len(buffers)][: min(size, info.nbytes - start)]
                     _fill(chunk, handle, path)
                     if digest is not None:
                         digest.update(chunk)
@@ -204,6 +236,11 @@ class Checkpoint:
         chosen = sorted(self.tensors if names is None else set(names))
         rows = {n: (self.info(n).dtype, self.info(n).shape, self.tensor_digest(n)) for n in chosen}
         return checkpoint_digest(self.config, rows, tokenizer_digest(self.folder))
+
+    def identity(self) -> Identity:
+        """What a report says of this checkpoint."""
+        tokenizer = tokenizer_digest(self.folder)
+        return Identity(self.config, self.digest(), tokenizer, self.n_parameters)
 
 
 def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:

@@ -11,12 +11,15 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from invarlock.errors import InputError
 from invarlock.files import parse_json, unreadable
+
+Chunk = bytes | bytearray | memoryview
 
 LENGTH_BYTES = 8  # bytes of the little-endian header length that a shard begins with
 MAX_HEADER_BYTES = 100_000_000  # bytes; the limit of the safetensors library itself
@@ -182,12 +185,15 @@ def _refuse_gaps(path: Path, entries: list[TensorInfo], start: int, size: int) -
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tensor to write: ``chunks()`` yields its bytes in order, whatever the chunk sizes."""
+    """One tensor to write: ``chunks()`` yields its bytes in order, whatever the chunk sizes.
+
+    A chunk has to stay as it is until the next but one is asked for.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[bytes | bytearray | memoryview]]
+    chunks: Callable[[], Iterable[Chunk]]
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +204,7 @@ class ShardEntry:
 def write_shard(
     path: Path, entries: Sequence[ShardEntry], metadata: Mapping[str, str]
 ) -> dict[str, str]:
-    """Write one shard, tensor by tensor in the given order; never holds more than a chunk.
+    """Write one shard, tensor by tensor in the given order; holds two chunks at most.
 
     Returns the SHA-256 of every tensor's bytes, by name.
 
@@ -221,12 +227,23 @@ def write_shard(
     digests: dict[str, str] = {}
     with open(path, "wb") as handle:
         handle.write(struct.pack("<Q", len(raw)) + raw)
-        for entry in entries:
-            digest, written = hashlib.sha256(), 0
-            for chunk in entry.chunks():
-                digest.update(chunk)
-                written += handle.write(chunk)
-            if written != entry.nbytes:
-                raise ValueError(f"{entry.name}: {written} bytes for {entry.nbytes}")
-            digests[entry.name] = digest.hexdigest()
+        sums = [hashlib.sha256() for _ in entries]
+        written = [0] * len(entries)
+        pairs = ((n, chunk) for n, entry in enumerate(entries) for chunk in entry.chunks())
+        for number, chunk in _one_ahead(pairs):
+            sums[number].update(chunk)
+            written[number] += handle.write(chunk)
+    for entry, size, digest in zip(entries, written, sums, strict=True):
+        if size != entry.nbytes:
+            raise ValueError(f"{entry.name}: {size} bytes for {entry.nbytes}")
+        digests[entry.name] = digest.hexdigest()
     return digests
+
+
+def _one_ahead(items: Iterator[tuple[int, Chunk]]) -> Iterator[tuple[int, Chunk]]:
+    """The items; while one is used, a thread makes the next (hashing and arithmetic let it run)."""
+    with ThreadPoolExecutor(1) as worker:
+        following = worker.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = worker.submit(next, items, None)
+            yield item

@@ -2,7 +2,8 @@
 
 A document is tokenized without special tokens and cut into non-overlapping windows of exactly
 ``seq_len`` tokens; the shorter rest is dropped, and documents are never joined. Windows whose
-tokens were seen before are dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
+tokens were seen before, or are in other window files that are to be kept apart (``excluded``), are
+dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
 document and pass, so that preview and final sample the same documents and as many as possible.
 Only ``random()`` of a seeded generator is used, whose sequence Python keeps between versions.
 A source of labelled records gives a window per record, as many tokens as it has.
@@ -14,7 +15,7 @@ import hashlib
 import itertools
 import random
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import canonical_json, read_json_object, write_bytes
+from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
 from invarlock.records import Encode, LabelledRecord, Record, encode_record, read_record
 
 SCHEMA = "invarlock/windows-v1"
@@ -40,6 +41,7 @@ class WindowPlan:
     preview: int  # windows
     final: int  # windows
     seed: int
+    excluded: frozenset[str] = frozenset()  # ids of windows that are not to be chosen
 
     def __post_init__(self) -> None:
         for key, low in (("seq_len", 2), ("preview", 1), ("final", 1)):
@@ -107,7 +109,7 @@ def select_windows(
     wanted = (plan.preview, plan.final)
     arms: tuple[list[Window], list[Window]] = ([], [])
     pairs: dict[int, list[tuple[Window, Window]]] = {}
-    seen: set[str] = set()
+    seen = set(plan.excluded)
     taken = 0
     for turn in itertools.count():
         before = taken
@@ -207,7 +209,8 @@ def make_record_windows(
     """
     config, encode = _config_for(folder, plan), load_encoder(folder)
     encoded = [encode_record(record, encode, plan.seq_len) for record in records]
-    distinct = list({record.window_id: record for record in encoded}.values())
+    by_id = {record.window_id: record for record in encoded}
+    distinct = [by_id[name] for name in by_id if name not in plan.excluded]
     wanted = plan.preview + plan.final
     if len(distinct) < wanted:
         raise InputError(
@@ -254,6 +257,8 @@ def _document(
             expected=f"token ids below {vocabulary} (vocab_size)",
             found=str(largest),
         )
+    if plan.excluded:
+        head = {**head, "excluded": set_of_ids(plan.excluded)}
     return {
         "schema": SCHEMA,
         "seq_len": plan.seq_len,
@@ -265,6 +270,33 @@ def _document(
         "final": [window.to_json() for window in final],
         **head,
     }
+
+
+def set_of_ids(ids: Iterable[str]) -> dict[str, Any]:
+    """Which windows, without naming them: their number, and the digest of their sorted ids."""
+    names = sorted(set(ids))
+    return {"windows": len(names), "ids_sha256": digest_json(names)}
+
+
+def ids_of_others(paths: Sequence[Path], seq_len: int) -> frozenset[str]:
+    """The ids of all windows of other files, to be kept apart from windows of ``seq_len`` tokens.
+
+    Raises:
+        ConfigError: a file's windows have another length, so that equal text has another id.
+    """
+    ids: set[str] = set()
+    for path in paths:
+        other = read_windows(path)
+        if other.kind == "text" and other.seq_len != seq_len:
+            raise ConfigError(
+                "windows of another length cannot be excluded",
+                where=str(path),
+                expected=f"windows of {seq_len} tokens",
+                found=str(other.seq_len),
+                hint="use one length for windows that have to be kept apart",
+            )
+        ids |= {window.window_id for window in (*other.preview, *other.final)}
+    return frozenset(ids)
 
 
 def write_windows(path: Path, document: Mapping[str, Any]) -> None:

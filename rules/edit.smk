@@ -1,31 +1,110 @@
 # Reads: <model>/models/baseline/
 # Writes: <model>/models/<scenario>/ (removed after its evaluations unless keep_subjects),
-#         <model>/edits/<scenario>/{edit,error}_metadata.json (kept)
+#         <model>/edits/<scenario>/{edit,error}_metadata.json (kept), <model>/training_windows.json
+
+TRAINING = [s for s in EDITS if S.scenario(s).edit_type in TRAINED]
 
 
 rule edit:
     """Make an edited checkpoint, tensor by tensor."""
     input:
-        OUT / "{model}/models/baseline",
+        edited_baseline,
     output:
         folder=passing(OUT / "{model}/models/{scenario}"),
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/edit.log",
+    benchmark:
+        LOGS / "{model}/{scenario}/edit.benchmark.tsv"
     wildcard_constraints:
-        scenario=any_of(EDITS),
+        scenario=any_of([s for s in EDITS if s not in TRAINING]),
     container:
         IMAGE
     resources:
         mem_mb=edit_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
-        runtime=lambda wc: int(10 + weights_mb(wc) / 1000),
+        subject_writers=1,
+        room_minutes=ROOM_MINUTES,
+        runtime=lambda wc: int(10 + weights_mb(wc) / 1000) + ROOM_MINUTES,
     params:
-        spec=lambda wc: S.edit_specs[wc.model, wc.scenario],
+        spec=edit_spec,
         seed=C["seed"],
         code=code("edit"),
     shell:
-        "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} --seed {params.seed}"
+        ROOM
+        + "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} --seed {params.seed}"
+        " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
+
+
+rule training_windows:
+    """Cut the windows that edits are trained on: none that is judged or calibrated on."""
+    input:
+        revisions=OUT / "state/model_revisions.json",
+        tokenizer=OUT / "{model}/models/baseline",
+        others=expand(
+            OUT / "{model}" / "{file}",
+            file=[
+                "windows.json",
+                *[f"presets/windows_seed_{n}.json" for n in S.calibration_seeds()],
+            ],
+            allow_missing=True,
+        ),
+    output:
+        OUT / "{model}/training_windows.json",
+    log:
+        LOGS / "{model}/training_windows.log",
+    container:
+        FETCHING_IMAGE
+    resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
+        runtime=30,
+        net=C["net"],
+    params:
+        text=S.text,
+        seq_len=lambda wc: S.model(wc.model).seq_len,
+        arm=C["training"]["windows"],
+        seed=S.calibration_seeds().stop,
+        code=code("windows"),
+    shell:
+        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
+        " --revisions {input.revisions:q} --seq-len {params.seq_len} --preview {params.arm}"
+        " --final {params.arm} --seed {params.seed} --exclude {input.others:q}"
+        " $([ {resources.net} -eq 0 ] || echo --net)"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+rule train:
+    """Make an edited checkpoint by training: the same command, with a text and a model."""
+    input:
+        baseline=edited_baseline,
+        windows=OUT / "{model}/training_windows.json",
+    output:
+        folder=passing(OUT / "{model}/models/{scenario}"),
+        metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
+    log:
+        LOGS / "{model}/{scenario}/edit.log",
+    benchmark:
+        LOGS / "{model}/{scenario}/edit.benchmark.tsv"
+    wildcard_constraints:
+        scenario=any_of(TRAINING),
+    container:
+        IMAGE
+    threads: C["threads"]
+    resources:
+        mem_mb=train_mb,
+        disk_mb=lambda wc: int(weights_mb(wc)),
+        subject_writers=1,
+        room_minutes=ROOM_MINUTES,
+        gpu=gpus,
+        runtime=lambda wc, attempt: train_minutes(wc, attempt) + ROOM_MINUTES,
+    params:
+        spec=edit_spec,
+        loading=loading,
+        code=code("edit"),
+    shell:
+        ROOM
+        + "python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
+        " --windows {input.windows:q} {params.loading} --gpus {resources.gpu}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
@@ -38,6 +117,8 @@ rule inject:
         metadata=OUT / "{model}/edits/{scenario}/error_metadata.json",
     log:
         LOGS / "{model}/{scenario}/inject.log",
+    benchmark:
+        LOGS / "{model}/{scenario}/inject.benchmark.tsv"
     wildcard_constraints:
         scenario=any_of(DAMAGE),
     container:
@@ -45,7 +126,9 @@ rule inject:
     resources:
         mem_mb=edit_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
-        runtime=lambda wc: int(10 + weights_mb(wc) / 1000),
+        subject_writers=1,
+        room_minutes=ROOM_MINUTES,
+        runtime=lambda wc: int(10 + weights_mb(wc) / 1000) + ROOM_MINUTES,
     params:
         error=lambda wc: S.scenario(wc.scenario).error_type,
         parameters=lambda wc: json.dumps(
@@ -54,7 +137,8 @@ rule inject:
         seed=C["seed"],
         code=code("inject"),
     shell:
-        "python -m invarlock inject --baseline {input:q} --error-type {params.error}"
+        ROOM
+        + "python -m invarlock inject --baseline {input:q} --error-type {params.error}"
         " --parameters {params.parameters:q} --seed {params.seed}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 

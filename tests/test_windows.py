@@ -15,6 +15,7 @@ from invarlock.checkpoints import tokenizer_digest
 from invarlock.errors import ConfigError, InputError
 from invarlock.windows import (
     WindowPlan,
+    ids_of_others,
     load_encoder,
     make_windows,
     read_windows,
@@ -208,6 +209,45 @@ def test_tokens_outside_the_vocabulary_are_refused(tiny_folder: Path) -> None:
     (tiny_folder / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
     with pytest.raises(InputError, match="does not belong to the model"):
         make_windows(tiny_folder, ["abcdefghijklmnop"], WindowPlan(8, 1, 1, 0), SOURCE)
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents_strategy, plans, st.integers(0, 99))
+def test_excluded_windows_are_never_chosen(texts: list[str], plan: WindowPlan, seed: int) -> None:
+    """What one choice took, another seed does not take again; without text left it says so."""
+    try:
+        taken = {w.window_id for arm in select_windows(texts, encode, plan) for w in arm}
+        apart = WindowPlan(plan.seq_len, 1, 1, seed, frozenset(taken))
+        arms = select_windows(texts, encode, apart)
+    except InputError:
+        return
+    assert taken.isdisjoint(w.window_id for arm in arms for w in arm)
+
+
+def test_a_file_says_what_was_excluded(tiny_folder: Path, tmp_path: Path) -> None:
+    """The number and digest of the ids, each once; nothing where none were."""
+    texts = ["".join(f"{i}{j:02d};" for j in range(20)) for i in range(4)]
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    documents = []
+    for path in paths:
+        others = ids_of_others([p for p in paths for _ in range(2) if p.is_file()], 8)
+        documents.append(make_windows(tiny_folder, texts, WindowPlan(8, 3, 3, 5, others), SOURCE))
+        write_windows(path, documents[-1])
+    first, second = (sorted(w["window_id"] for w in d["preview"] + d["final"]) for d in documents)
+    listed = json.dumps(first, separators=(",", ":")).encode()
+    assert "excluded" not in documents[0]
+    assert documents[1]["excluded"] == {
+        "windows": 6,
+        "ids_sha256": hashlib.sha256(listed).hexdigest(),
+    }
+    assert set(first).isdisjoint(second)
+
+
+def test_windows_of_another_length_cannot_be_excluded(tiny_folder: Path, tmp_path: Path) -> None:
+    """The same text would have another id: nothing would be kept apart."""
+    written(tiny_folder, tmp_path / "w.json")
+    with pytest.raises(ConfigError, match=r"another length cannot be excluded.*found 4"):
+        ids_of_others([tmp_path / "w.json"], 5)
 
 
 def test_windows_longer_than_the_context_are_refused(tiny_folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Make an edited copy of a baseline checkpoint, tensor by tensor, and say what was edited.
 
+lora_merge and fine_tune are trained on the windows of a file first.
+
 With ``--spec custom --subject DIR`` nothing is made: what differs in a folder that you bring is
 described.
 """
@@ -8,11 +10,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.edits.specs import parse_edit_spec
+from invarlock.cli.measuring import add_model_options
+from invarlock.edits.specs import TrainedEdit, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import write_json
+
+if TYPE_CHECKING:
+    from invarlock.edits.apply import Trained
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="SPEC",
         help="noop, quant_rtn:<bits>:<group_size>:<scope>, "
-        "fp8_quant:<e4m3|e5m2>:<scope>, magnitude_prune:<sparsity>:<scope> or "
-        "lowrank_svd:<rank>:<scope>; scope is ffn, attn, all or embed, "
+        "fp8_quant:<e4m3|e5m2>:<scope>, magnitude_prune:<sparsity>:<scope>, "
+        "lowrank_svd:<rank>:<scope>, lora_merge:<rank>:<alpha>:<scope> or "
+        "fine_tune:<learning_rate>:<steps>:<scope>; scope is ffn, attn, all or embed, "
         "optionally with @layer=K or @layers=K",
     )
     parser.add_argument(
@@ -42,11 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metadata", type=Path, required=True, metavar="FILE", help="edit_metadata.json to write"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the edit's draws (default 0)"
-    )
     parser.add_argument("--subject", type=Path, metavar="DIR", help="your folder (spec custom)")
     parser.add_argument("--label", default="custom", help="what was done to it (spec custom)")
+    parser.add_argument(
+        "--windows", type=Path, metavar="FILE", help="windows to train on (lora_merge, fine_tune)"
+    )
+    add_model_options(parser.add_argument_group("training (lora_merge, fine_tune); and the seed"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -58,15 +67,41 @@ def main(args: argparse.Namespace) -> int:
     if args.subject:
         return _describe(args)
     spec = parse_edit_spec(args.spec)
+    if isinstance(spec, TrainedEdit) != (args.windows is not None):
+        raise ConfigError(
+            "windows to train on go with lora_merge and fine_tune, and with no other edit",
+            where=args.spec,
+            found="--windows" if args.windows else "no --windows",
+        )
     baseline = Checkpoint.open(args.baseline)
+    trained = _train(args, baseline, spec) if isinstance(spec, TrainedEdit) else None
 
     from invarlock.edits.apply import apply_edit
     from invarlock.edits.metadata import edit_metadata
 
-    edited = apply_edit(baseline, spec, args.out, args.seed)
+    edited = apply_edit(baseline, spec, args.out, args.seed, trained)
     write_json(args.metadata, edit_metadata(baseline, edited))
     print(f"{args.spec}: {len(edited.targets)} tensors edited, written to {args.out}")
     return 0
+
+
+def _train(args: argparse.Namespace, baseline: Checkpoint, spec: TrainedEdit) -> Trained:
+    """Train on the windows, in a process that is set up as for a measurement."""
+    from invarlock.run.determinism import seed_everything, set_environment
+    from invarlock.run.lease import lease
+
+    set_environment(args.determinism, args.threads, args.allow_network)
+    lease(args.device, args.gpus)
+
+    from invarlock.run.loading import Target
+    from invarlock.run.train import Training, train
+
+    seed_everything(args.determinism, args.threads, args.seed)
+    target = Target(args.device, args.dtype, args.allow_remote_code)
+    trained = train(baseline, spec, Training(args.windows, target, args.token_budget, args.seed))
+    for number, step in enumerate(trained.losses, 1):
+        print(f"step {number}: loss {step['before']:.6g} before, {step['after']:.6g} after")
+    return trained
 
 
 def _describe(args: argparse.Namespace) -> int:

@@ -11,7 +11,13 @@ from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import Pin, read_revisions
 from invarlock.sources.spec import TextSource, parse_text_source
 from invarlock.sources.text import documents, labelled_records
-from invarlock.windows import WindowPlan, make_record_windows, make_windows, write_windows
+from invarlock.windows import (
+    WindowPlan,
+    ids_of_others,
+    make_record_windows,
+    make_windows,
+    write_windows,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +32,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--preview", required=True, type=int, metavar="N", help="windows of the preview arm")
     add("--final", required=True, type=int, metavar="N", help="windows of the final arm")
     add("--seed", required=True, type=int, metavar="N", help="seed of the choice")
+    add(
+        "--exclude",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="windows.json files whose windows are not chosen",
+    )
     add("--net", action="store_true", help="allow the download of pinned files")
     add("--out", required=True, type=Path, metavar="FILE", help="windows.json")
 
@@ -33,7 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Write ``windows.json``."""
     source = parse_text_source(args.text)
-    plan = WindowPlan(args.seq_len, args.preview, args.final, args.seed)
+    others = ids_of_others(args.exclude, args.seq_len)
+    plan = WindowPlan(args.seq_len, args.preview, args.final, args.seed, others)
     pins = read_revisions(args.revisions).datasets
     if source.dataset_id not in pins:
         raise ConfigError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
-from invarlock.edits.blocks import Loss, one_thread
+from invarlock.edits.blocks import Loss, one_thread, row_blocks, transform_rows
 from invarlock.edits.fp8_quant import to_fp8_
 from invarlock.edits.lowrank_svd import low_rank_
 from invarlock.edits.magnitude_prune import prune_smallest_
@@ -35,6 +35,15 @@ Kernel = Callable[[torch.Tensor], Loss]
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What training gave: the new content of every target, and how it came about."""
+
+    tensors: Mapping[str, torch.Tensor]  # by the checkpoint's names, in its shapes
+    losses: Sequence[Mapping[str, float]]  # of each step's batch in nats: before and after it
+    record: Mapping[str, object]  # optimizer, windows and arithmetic
+
+
+@dataclass(frozen=True)
 class Edited:
     """The result of an edit: what was meant, what was written and what it cost."""
 
@@ -43,30 +52,49 @@ class Edited:
     targets: tuple[TensorInfo, ...]
     subject: Subject
     loss: Loss
+    trained: Trained | None = None
 
 
-def apply_edit(baseline: Checkpoint, spec: EditSpec, out: Path, seed: int = 0) -> Edited:
+def targets_of(baseline: Checkpoint, spec: EditSpec) -> list[tuple[TensorInfo, bool]]:
+    """The tensors that ``spec`` means, each with whether it is stored transposed.
+
+    Raises:
+        ConfigError: the scope matches nothing, or a parameter does not fit a tensor.
+        InputError: a target is not stored as floating-point numbers.
+    """
+    scope: Scope | None = getattr(spec, "scope", None)
+    targets = select_targets(baseline, scope) if scope else []
+    pairs = [(info, is_transposed(info.name, baseline.config)) for info in targets]
+    check_shapes(spec, pairs)
+    return pairs
+
+
+def apply_edit(
+    baseline: Checkpoint, spec: EditSpec, out: Path, seed: int = 0, trained: Trained | None = None
+) -> Edited:
     """Write the edited checkpoint to ``out``; all shapes are checked before a byte is written.
+
+    ``trained``: the values of an edit that is trained.
 
     Raises:
         ConfigError: the scope matches nothing, a parameter does not fit a tensor, or the edit
             changed no byte (unless it is ``noop``).
         InputError: a target holds NaN or infinity, or a file cannot be read or written.
     """
-    scope: Scope | None = getattr(spec, "scope", None)
-    targets = select_targets(baseline, scope) if scope else []
-    pairs = [(info, is_transposed(info.name, baseline.config)) for info in targets]
-    check_shapes(spec, pairs)
+    pairs = targets_of(baseline, spec)
     loss = Loss()
-    replaced = {
-        info.name: rewritten_matrices(baseline, info, _kernel(spec, info, transposed, seed), loss)
-        for info, transposed in pairs
-    }
+    replaced = {}
+    for info, transposed in pairs:
+        if trained is None:
+            kernel = _kernel(spec, info, transposed, seed)
+        else:
+            kernel = _values(trained.tensors[info.name])
+        replaced[info.name] = rewritten_matrices(baseline, info, kernel, loss)
     with one_thread():
         subject = write_subject(
             baseline, Change(replaced), out, allow_identical=isinstance(spec, Noop)
         )
-    return Edited(spec, seed, tuple(targets), subject, loss)
+    return Edited(spec, seed, tuple(info for info, _ in pairs), subject, loss, trained)
 
 
 def rewritten_matrices(
@@ -119,6 +147,17 @@ def _kernel(spec: EditSpec, info: TensorInfo, transposed: bool, seed: int) -> Ke
     raise ConfigError(f"{spec.edit_type} has no arithmetic")
 
 
+def _values(tensor: torch.Tensor) -> Kernel:
+    """A kernel that puts in the matrices of ``tensor``, one a call, in their order."""
+    matrices = iter(tensor.reshape(-1, *tensor.shape[-2:]))
+
+    def put(stored: torch.Tensor) -> Loss:
+        blocks = row_blocks(next(matrices))
+        return transform_rows(stored, lambda _: next(blocks))
+
+    return put
+
+
 def _by_output(stored: torch.Tensor, transposed: bool) -> torch.Tensor:
     """The matrix as (outputs, inputs)."""
     return stored.T if transposed else stored
@@ -126,4 +165,4 @@ def _by_output(stored: torch.Tensor, transposed: bool) -> torch.Tensor:
 
 def tensor_seed(seed: int, name: str) -> int:
     """Seed of one tensor's draws, independent of the order in which tensors are edited."""
-    return (seed << 32 | zlib.crc32(name.encode())) % 2**63
+    return zlib.crc32(name.encode(), seed % 2**32)  # torch looks at 32 bits of a seed only

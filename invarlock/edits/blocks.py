@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,18 @@ def refuse_non_finite(block: torch.Tensor) -> None:
         raise InputError("the weights hold NaN or infinity", expected="finite numbers only")
 
 
+def finite_norm(block: torch.Tensor) -> float:
+    """:func:`squared_norm` of a block of the original.
+
+    Raises:
+        InputError: it holds NaN or infinity.
+    """
+    norm = squared_norm(block)
+    if not math.isfinite(norm):  # the sum shows it for a fraction of a look at every element
+        refuse_non_finite(block)
+    return norm
+
+
 def transform_rows(
     weight: torch.Tensor,
     transform: Callable[[torch.Tensor], torch.Tensor],
@@ -77,8 +90,7 @@ def transform_rows(
     loss = Loss()
     for rows in row_blocks(weight, elements):
         work = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        refuse_non_finite(work)
-        loss.norm += squared_norm(work)
+        loss.norm += finite_norm(work)
         rows.copy_(transform(work))
         loss.error += squared_norm(rows.to(torch.float32) - work)
     return loss

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from invarlock.edits.blocks import Loss, refuse_non_finite, row_blocks, transform_rows
+from invarlock.edits.blocks import Loss, finite_norm, row_blocks, transform_rows
 
 EXACT_SIDE = 1024  # columns; up to here the exact method costs under half a second
 OVERSAMPLING = 16  # random columns beyond the rank
@@ -48,7 +48,7 @@ def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor
     gram = torch.zeros((columns if basis is None else basis.shape[1],) * 2, dtype=torch.float64)
     for rows in row_blocks(tall, _BLOCK):
         work = rows.to(torch.float32)
-        refuse_non_finite(work)
+        finite_norm(work)
         image = work.double() if basis is None else (work @ basis).double()
         gram += image.T @ image
     vectors: torch.Tensor = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
@@ -65,7 +65,7 @@ def _krylov_basis(tall: torch.Tensor, width: int, seed: int) -> torch.Tensor:
         image = torch.zeros_like(block)
         for rows in row_blocks(tall, _BLOCK):
             work = rows.to(torch.float32)
-            refuse_non_finite(work)
+            finite_norm(work)
             image += work.T @ (work @ block)
         block = torch.linalg.qr(image).Q
         blocks.append(block)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from invarlock.edits.blocks import BLOCK_ELEMENTS, Loss, refuse_non_finite, squared_norm
+from invarlock.edits.blocks import BLOCK_ELEMENTS, Loss, finite_norm, squared_norm
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DIGIT_BITS = 16
@@ -28,8 +28,7 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
     flat = weight.view(-1)
     loss = Loss()
     for block in torch.split(flat, BLOCK_ELEMENTS):
-        refuse_non_finite(block)
-        loss.norm += squared_norm(block)
+        loss.norm += finite_norm(block)
     if count == 0:
         return loss
     threshold, ties = _select(flat, count)
@@ -37,14 +36,16 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
         chosen = pattern < threshold
         if ties:
             equal = pattern == threshold
-            found = int(equal.sum())
+            found = int(torch.count_nonzero(equal))
             if found > ties:
                 equal &= equal.cumsum(0) <= ties
             chosen |= equal
             ties -= min(found, ties)
-        loss.error += squared_norm(block[chosen])
-        loss.zeros += int(chosen.sum())
-        block.masked_fill_(chosen, 0.0)
+        bits = block.view(pattern.dtype)
+        removed = bits * chosen  # as integers: several times faster than filling floats by a mask
+        loss.error += squared_norm(removed.view(block.dtype))
+        loss.zeros += int(torch.count_nonzero(chosen))
+        bits -= removed
     return loss
 
 
@@ -62,10 +63,9 @@ def _select(flat: torch.Tensor, count: int) -> tuple[int, int]:
         histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)
         above = shift + _DIGIT_BITS
         for pattern in _patterns(flat):
-            wide = pattern.to(torch.int64)
+            digits = pattern >> shift  # of the top digit no bit is above: patterns have no sign
             if above < 8 * flat.element_size():
-                wide = wide[wide >> above == prefix]
-            digits = (wide >> shift) & ((1 << _DIGIT_BITS) - 1)
+                digits = digits[pattern >> above == prefix] & ((1 << _DIGIT_BITS) - 1)
             histogram += torch.bincount(digits, minlength=1 << _DIGIT_BITS)
         before = histogram.cumsum(0)
         digit = int(torch.searchsorted(before, left))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
-from invarlock.edits.apply import Edited
+from invarlock.edits.apply import Edited, Trained
 from invarlock.edits.blocks import Loss
 from invarlock.edits.specs import LowRankSvd, MagnitudePrune
 
@@ -13,7 +13,10 @@ CUSTOM = "custom"  # edit type of a subject that the user brings
 
 
 def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
-    """The document, valid against its contract; nothing in it depends on where or when."""
+    """The document, valid against its contract; nothing in it depends on where or when.
+
+    What was trained has values that depend on the arithmetic, which its record names.
+    """
     spec, subject = edited.spec, edited.subject
     n_edited = sum(info.numel for info in edited.targets)
     return _document(
@@ -31,6 +34,7 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
             "edited_tensors": subject.written,
             "unchanged_tensors": sorted(set(subject.written) - set(subject.differing)),
             "subject_checkpoint_sha256": subject.digest,
+            **({"training": _training(edited.trained)} if edited.trained else {}),
         },
         len(edited.targets),
     )
@@ -92,8 +96,18 @@ def _document(
     return document
 
 
+def _training(trained: Trained) -> dict[str, object]:
+    losses = [{when: _six_digits(loss) for when, loss in step.items()} for step in trained.losses]
+    return {**trained.record, "losses": losses}
+
+
+def _six_digits(value: float) -> float:
+    """Enough to read, and mostly the same on machines that sum differently."""
+    return float(f"{value:.6g}")
+
+
 def _details(edited: Edited, n_edited: int) -> dict[str, float]:
-    """Six significant digits: enough to read, and the same on machines that sum differently."""
+    """What the edit did to its targets together."""
     loss: Loss = edited.loss
     details = {"relative_error": loss.relative}
     if isinstance(edited.spec, MagnitudePrune):
@@ -101,4 +115,4 @@ def _details(edited: Edited, n_edited: int) -> dict[str, float]:
         details["actual_sparsity"] = loss.zeros / n_edited
     if isinstance(edited.spec, LowRankSvd):
         details["avg_energy_retained"] = 1.0 - loss.relative**2
-    return {name: float(f"{value:.6g}") for name, value in details.items()}
+    return {name: _six_digits(value) for name, value in details.items()}

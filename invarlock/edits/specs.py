@@ -13,6 +13,7 @@ from invarlock.checkpoints import TensorInfo
 from invarlock.edits.scope import Scope, parse_scope
 from invarlock.errors import ConfigError
 
+MOST_STEPS = 1000  # of a fine_tune: an edit to be judged, not a training run
 FP8_MAX = {"e4m3": 448.0, "e5m2": 57344.0}  # largest finite value of the format
 
 
@@ -112,6 +113,50 @@ class LowRankSvd(EditSpec):
         return ""
 
 
+@dataclass(frozen=True)
+class LoraMerge(EditSpec):
+    """A low-rank update trained on the suite's text, added to each matrix: W + alpha/rank * B A."""
+
+    edit_type: ClassVar[str] = "lora_merge"
+    storage_format: ClassVar[str] = "dense_float"
+    learning_rate: ClassVar[float] = 1e-3  # of A and B; part of the edit, so not a parameter
+    steps: ClassVar[int] = 4
+    rank: int
+    alpha: float
+    scope: Scope
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "lora_merge", "rank", self.rank, "1 or more")
+        fits = 0 < self.alpha < math.inf
+        _require(fits, "lora_merge", "alpha", self.alpha, "above 0, finite")
+
+    def shape_problem(self, outputs: int, inputs: int) -> str:
+        if self.rank > min(outputs, inputs):
+            return f"rank {self.rank} is larger than its smaller dimension"
+        return ""
+
+
+@dataclass(frozen=True)
+class FineTune(EditSpec):
+    """Steps of AdamW on the suite's text, on every matrix of the scope itself."""
+
+    edit_type: ClassVar[str] = "fine_tune"
+    storage_format: ClassVar[str] = "dense_float"
+    learning_rate: float
+    steps: int
+    scope: Scope
+
+    def __post_init__(self) -> None:
+        rate, steps = self.learning_rate, self.steps
+        _require(0 < rate <= 1, "fine_tune", "learning_rate", rate, "above 0, up to 1")
+        _require(1 <= steps <= MOST_STEPS, "fine_tune", "steps", steps, f"1 to {MOST_STEPS}")
+
+
+# Edits whose values come from training, not from arithmetic on a matrix alone.
+TrainedEdit = LoraMerge | FineTune
+TRAINED = (LoraMerge.edit_type, FineTune.edit_type)
+
+
 def _require(holds: bool, edit: str, name: str, value: object, expected: str) -> None:
     if not holds:
         raise ConfigError(
@@ -120,7 +165,8 @@ def _require(holds: bool, edit: str, name: str, value: object, expected: str) ->
 
 
 EDITS: dict[str, type[EditSpec]] = {
-    kind.edit_type: kind for kind in (Noop, QuantRtn, Fp8Quant, MagnitudePrune, LowRankSvd)
+    kind.edit_type: kind
+    for kind in (Noop, QuantRtn, Fp8Quant, MagnitudePrune, LowRankSvd, LoraMerge, FineTune)
 }
 
 

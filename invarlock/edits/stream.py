@@ -8,6 +8,7 @@ and the configuration come last, and the folder is renamed into place when it is
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -21,10 +22,17 @@ from invarlock.checkpoints import (
     Checkpoint,
     TensorInfo,
     checkpoint_digest,
+    files_digest,
     tokenizer_digest,
 )
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import atomic_directory, free_bytes, pretty_json, read_json_object
+from invarlock.files import (
+    atomic_directory,
+    free_bytes,
+    pretty_json,
+    read_json_object,
+    sha256_file,
+)
 from invarlock.shards import ShardEntry, write_shard
 
 Chunks = Iterable[bytes | bytearray | memoryview]
@@ -50,13 +58,16 @@ class Change:
     """How a subject differs from its baseline.
 
     ``replaced`` names existing tensors, ``added`` maps a new name to (shard, content), and
-    ``config`` is the whole new configuration when it differs.
+    ``config`` is the whole new configuration when it differs. ``files`` gives other files of the
+    folder byte for byte, a shard too, which may then end inside the tensors ``cut``.
     """
 
     replaced: Mapping[str, NewTensor] = field(default_factory=dict)
     added: Mapping[str, tuple[str, NewTensor]] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     config: Mapping[str, Any] | None = None
+    files: Mapping[str, Callable[[], Chunks]] = field(default_factory=dict)
+    cut: frozenset[str] = frozenset()
 
     def touches(self, info: TensorInfo) -> bool:
         """Whether the tensor is written anew or left out."""
@@ -70,6 +81,7 @@ class Subject:
     digest: str
     written: dict[str, str]
     differing: tuple[str, ...]  # names whose bytes, or presence, differ from the baseline
+    files: dict[str, str]  # SHA-256 of the files that were given byte for byte
 
 
 def write_subject(
@@ -89,12 +101,16 @@ def write_subject(
     sums: dict[str, str] = {}
     with atomic_directory(out) as stage:
         for shard, entries in plan.items():
+            if shard in change.files:
+                continue
             if shard not in rewritten:
                 link_or_copy(baseline.folder / shard, stage / shard)
             elif entries:
                 sums |= write_shard(stage / shard, entries, baseline.metadata[shard])
         for path in _other_files(baseline):
-            link_or_copy(path, stage / path.name)
+            if path.name not in change.files:
+                link_or_copy(path, stage / path.name)
+        files = {name: _write(stage / name, change.files[name]()) for name in sorted(change.files)}
         _write_index(baseline, change, plan, stage)
         if change.config is None:
             link_or_copy(baseline.folder / "config.json", stage / "config.json")
@@ -105,19 +121,33 @@ def write_subject(
             for entries in plan.values()
             for e in entries
         }
-        differing = {*change.added, *change.dropped}
+        differing = {*change.added, *change.dropped, *change.cut}
         differing |= {n for n in change.replaced if rows[n][2] != baseline.tensor_digest(n)}
         config = baseline.config if change.config is None else change.config
-        if not differing and config == baseline.config and not allow_identical:
+        new = [n for n, sha in files.items() if sha != sha256_file(baseline.folder / n)]
+        if not (differing or new or config != baseline.config or allow_identical):
             raise ConfigError(
                 "the result is byte-identical to the baseline",
                 where=str(baseline.folder),
                 expected="at least one changed byte",
                 hint="choose other parameters or another scope",
             )
-        digest = checkpoint_digest(config, rows, tokenizer_digest(stage))
+        if change.files.keys() & plan.keys():  # perhaps no checkpoint any more
+            digest = files_digest(stage)
+        else:
+            digest = checkpoint_digest(config, rows, tokenizer_digest(stage))
     written = {name: rows[name][2] for name in sorted({*change.replaced, *change.added})}
-    return Subject(digest, written, tuple(sorted(differing)))
+    return Subject(digest, written, tuple(sorted(differing)), files)
+
+
+def _write(path: Path, chunks: Chunks) -> str:
+    """Write a file; the SHA-256 of its bytes."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as handle:
+        for chunk in chunks:
+            digest.update(chunk)
+            handle.write(chunk)
+    return digest.hexdigest()
 
 
 def _entries(baseline: Checkpoint, change: Change, shard: str) -> list[ShardEntry]:

@@ -13,13 +13,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from invarlock.errors import MeasurementError
-from invarlock.policy import DistributionPolicy
+
+if TYPE_CHECKING:
+    from invarlock.policy import DistributionPolicy
 
 TOP_K = 64  # the baseline's most likely tokens kept per position
 # Below this mass float16 log-probabilities cannot tell what is left for the other tokens:

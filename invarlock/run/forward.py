@@ -160,19 +160,40 @@ def run_batch(
     import torch
 
     mine = [examples[i] for i in rows]
-    if len({example.shape for example in mine}) > 1:
-        raise MeasurementError(f"different lengths: {sorted(e.shape for e in mine)}")
-    width = mine[0].shape[-1]
-    at = [row * width + p for row, example in enumerate(mine) for p in example.positions]
-    targets = [token for example in mine for token in example.targets]
+    batch = as_batch(mine, device)
     with torch.inference_mode():
-        inputs = {
-            name: torch.tensor([list(e.inputs[name]) for e in mine], device=device)
-            for name in mine[0].inputs
-        }
-        blocks = _blocks(logits(inputs, torch.tensor(at, device=device)))
-        arrays = _record(blocks, torch.tensor(targets, device=device), list(rows), keep)
+        blocks = _blocks(logits(batch.inputs, batch.at))
+        arrays = _record(blocks, batch.targets, list(rows), keep)
     return _by_window(arrays, list(rows), [len(example.targets) for example in mine])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one shape as tensors on the model's device."""
+
+    inputs: Mapping[str, torch.Tensor]
+    at: torch.Tensor  # positions that predict, counted through the rows
+    targets: torch.Tensor  # the right token of each
+
+
+def as_batch(examples: Sequence[Example], device: str) -> Batch:
+    """These examples as one batch.
+
+    Raises:
+        MeasurementError: examples of different lengths.
+    """
+    import torch
+
+    if len({example.shape for example in examples}) > 1:
+        raise MeasurementError(f"different lengths: {sorted(e.shape for e in examples)}")
+    width = examples[0].shape[-1]
+    at = [row * width + p for row, example in enumerate(examples) for p in example.positions]
+    targets = [token for example in examples for token in example.targets]
+    inputs = {
+        name: torch.tensor([list(e.inputs[name]) for e in examples], device=device)
+        for name in examples[0].inputs
+    }
+    return Batch(inputs, torch.tensor(at, device=device), torch.tensor(targets, device=device))
 
 
 def _record(

@@ -1,0 +1,302 @@
+"""Edits that are trained: a few steps of AdamW on windows of the suite's text.
+
+``fine_tune`` trains every matrix W of its scope. ``lora_merge`` trains two factors a matrix and
+merges them: W + alpha / rank * B A, where A begins normal with variance 1 / inputs and B at zero
+(Hu et al. 2021, arXiv 2106.09685); a 3-D stack has a pair for each of its matrices.
+
+What is trained is kept in float32 on the host, where the optimizer works; the model holds it
+rounded to the dtype it runs in, and gives the gradient of every W. So a device needs room for
+the weights and their gradients only. Dropout is off. The loss is the mean over the tokens that a
+run of the same windows would predict.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.edits.apply import Trained, targets_of, tensor_seed
+from invarlock.edits.blocks import finite_norm, row_blocks
+from invarlock.edits.specs import LoraMerge, TrainedEdit
+from invarlock.errors import ConfigError, InputError, MeasurementError
+from invarlock.files import sha256_file
+from invarlock.roles import is_transposed, role_of
+from invarlock.run.forward import as_batch, batches
+from invarlock.run.loading import Loaded, Target, load_model, resolve_target
+from invarlock.run.tasks import Example, task_for
+from invarlock.shards import DTYPES
+from invarlock.windows import WindowSet, read_windows, set_of_ids
+
+BATCH_WINDOWS = 4  # of one step
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class Training:
+    """On what and where an edit is trained."""
+
+    windows: Path
+    target: Target
+    token_budget: int  # tokens that go through the model at a time; a step may take several
+    seed: int  # of the order of the windows and of LoRA's first factors
+
+
+class Dense:
+    """A weight that is trained itself."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.leaves = [_on_host(weight).requires_grad_()]
+
+    def value(self) -> torch.Tensor:
+        """The weight in float32, a function of the leaves."""
+        return self.leaves[0]
+
+
+class LowRank:
+    """A weight that stays, and a trained update of low rank for each of its matrices."""
+
+    def __init__(
+        self, weight: torch.Tensor, spec: LoraMerge, seed: int, *, transposed: bool
+    ) -> None:
+        self.original = weight.detach().to("cpu", copy=True)
+        self.transposed = transposed
+        self.scale = spec.alpha / spec.rank
+        *stack, outputs, inputs = (weight.mT if transposed else weight).shape
+        generator = torch.Generator().manual_seed(seed)
+        first = torch.randn((*stack, spec.rank, inputs), generator=generator) / inputs**0.5
+        second = torch.zeros((*stack, outputs, spec.rank))
+        self.leaves = [first.requires_grad_(), second.requires_grad_()]
+
+    def value(self) -> torch.Tensor:
+        """The merged weight in float32, a function of the leaves."""
+        first, second = self.leaves
+        update = self.scale * (second @ first)
+        merged: torch.Tensor = self.original.float() + (update.mT if self.transposed else update)
+        return merged
+
+
+Part = Dense | LowRank
+
+
+def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Trained:
+    """The new tensors of ``spec``, trained on the windows of a file.
+
+    Raises:
+        ConfigError: the scope or the rank does not fit, or a tensor cannot be trained because
+            the model does not hold it as the checkpoint does.
+        InputError: the windows are of another tokenizer, or the checkpoint does not load whole.
+        MeasurementError: the loss is not a number, or the device has not enough memory.
+    """
+    names = {info.name: info.dtype for info, _ in targets_of(baseline, spec)}
+    content = read_windows(training.windows, tokenizer_digest(baseline.folder))
+    task = task_for(baseline.folder, content)
+    examples = task.examples([*content.preview, *content.final])
+    target = _exact_target(training.target, set(names.values()))
+    loaded = load_model(baseline.folder, target, task.adapter)
+    if loaded.missing:
+        raise InputError(
+            f"the checkpoint lacks the model's tensor {loaded.missing[0]}",
+            where=str(baseline.folder),
+        )
+    weights = _weights(loaded.model, baseline, spec)
+    _refuse_other_tensors(_as_stored(loaded.model, weights, baseline), baseline, set(names))
+    parts = {name: _part(spec, name, weights[name], baseline, training.seed) for name in weights}
+    try:
+        losses = _steps(loaded, weights, parts, spec, _Batches(examples, training))
+    except torch.OutOfMemoryError as error:
+        raise MeasurementError(
+            "not enough memory on the device to train",
+            where=str(baseline.folder),
+            hint="train on the CPU (--device cpu), or a narrower scope",
+        ) from error
+    # the model holds what was trained, in float32 or already in the checkpoint's dtype
+    stored = {
+        name: tensor.to("cpu", getattr(torch, DTYPES[names[name]][1]))
+        for name, tensor in _as_stored(loaded.model, weights, baseline).items()
+    }
+    return Trained(stored, losses, _record(spec, training, content, loaded))
+
+
+def _exact_target(target: Target, stored: set[str]) -> Target:
+    """The dtype that was asked for where it is the checkpoint's, else float32, which holds all."""
+    device, dtype = resolve_target(target)
+    exact = all(getattr(torch, DTYPES[name][1]) is dtype for name in stored)
+    chosen = str(dtype).removeprefix("torch.") if exact else "float32"
+    return Target(device, chosen, target.allow_remote_code)
+
+
+def _weights(model: Any, baseline: Checkpoint, spec: TrainedEdit) -> dict[str, torch.Tensor]:
+    """The model's parameters that the scope means, by the model's names; they take gradients."""
+    found = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim in (2, 3) and spec.scope.covers(name, role_of(name, baseline.config))
+    }
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
+
+
+def _as_stored(
+    model: Any, tensors: Mapping[str, torch.Tensor], baseline: Checkpoint
+) -> dict[str, torch.Tensor]:
+    """Parameters of the model as the checkpoint stores them: the way back of loading.
+
+    The library fuses matrices of experts, for example, and renames what older versions wrote.
+    GPT-2 was released as the model without its head, whose names have no prefix.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    plain = {name: tensor.detach() for name, tensor in tensors.items()}
+    prefix = f"{model.base_model_prefix}."
+    return {
+        name if name in baseline.tensors else name.removeprefix(prefix): tensor
+        for name, tensor in revert_weight_conversion(model, plain).items()
+    }
+
+
+def _refuse_other_tensors(
+    found: Mapping[str, torch.Tensor], baseline: Checkpoint, wanted: set[str]
+) -> None:
+    """The way back, tried on the untouched model, has to give the checkpoint's own numbers."""
+    for name in sorted(wanted | set(found)):
+        if name not in found or name not in wanted:
+            problem = "in the checkpoint only" if name in wanted else "in the model only"
+        else:
+            stored, mine = baseline.load(name), found[name]
+            _refuse_nan(stored, name, baseline)
+            if mine.shape == stored.shape and torch.equal(mine.float().cpu(), stored.float()):
+                continue
+            problem = "other numbers in the model"
+        raise ConfigError(
+            f"tensor {name} cannot be trained",
+            where=str(baseline.folder),
+            expected="a tensor that the model holds as the checkpoint does",
+            found=problem,
+            hint="choose another scope",
+        )
+
+
+def _refuse_nan(stored: torch.Tensor, name: str, baseline: Checkpoint) -> None:
+    try:
+        for block in row_blocks(stored.reshape(-1, stored.shape[-1])):
+            finite_norm(block)
+    except InputError as error:
+        raise InputError(
+            f"tensor {name}: {error.what}", where=str(baseline.folder), expected=error.expected
+        ) from error
+
+
+def _part(
+    spec: TrainedEdit, name: str, weight: torch.Tensor, baseline: Checkpoint, seed: int
+) -> Part:
+    """What is trained of one parameter; draws depend on the seed and the name only."""
+    if isinstance(spec, LoraMerge):
+        transposed = is_transposed(name, baseline.config)
+        return LowRank(weight, spec, tensor_seed(seed, name), transposed=transposed)
+    return Dense(weight)
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)
+
+
+class _Batches:
+    """The examples of each step: windows in seeded order, from the front again when used up."""
+
+    def __init__(self, examples: Sequence[Example], training: Training) -> None:
+        rng = random.Random(training.seed)
+        self.examples = examples
+        self.order = sorted(range(len(examples)), key=lambda _: rng.random())
+        self.token_budget = training.token_budget
+
+    def step(self, number: int) -> list[int]:
+        """Rows of step ``number``, counted from 0."""
+        size = min(BATCH_WINDOWS, len(self.order))
+        return [self.order[(number * size + i) % len(self.order)] for i in range(size)]
+
+
+def _steps(
+    loaded: Loaded,
+    weights: Mapping[str, torch.Tensor],
+    parts: Mapping[str, Part],
+    spec: TrainedEdit,
+    given: _Batches,
+) -> list[dict[str, float]]:
+    """Train ``parts``; the loss of each step's own windows before and after it."""
+    leaves = [leaf for part in parts.values() for leaf in part.leaves]
+    optimizer = torch.optim.AdamW(
+        leaves, lr=spec.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0
+    )
+    losses = []
+    for number in range(spec.steps):
+        rows = given.step(number)
+        before = _loss(loaded, given, rows, learn=True)
+        for name, part in parts.items():
+            gradient, weights[name].grad = weights[name].grad, None
+            if gradient is not None:  # None: an expert that no token was sent to
+                part.value().backward(_on_host(gradient))  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, part in parts.items():
+                weights[name].copy_(part.value())
+            after = _loss(loaded, given, rows, learn=False)
+        losses.append({"before": before, "after": after})
+    return losses
+
+
+def _loss(loaded: Loaded, given: _Batches, rows: Sequence[int], *, learn: bool) -> float:
+    """Mean loss of the predicted tokens in nats; with ``learn``, gradients are left behind."""
+    total = sum(len(given.examples[row].targets) for row in rows)
+    loss = 0.0
+    for group in batches(given.examples, rows, given.token_budget):
+        batch = as_batch([given.examples[row] for row in group], loaded.device)
+        logits = loaded.model(**batch.inputs, use_cache=False).logits
+        chosen = logits.reshape(-1, logits.shape[-1])[batch.at].float()
+        part = torch.nn.functional.cross_entropy(chosen, batch.targets, reduction="sum") / total
+        if learn:
+            part.backward()  # type: ignore[no-untyped-call]
+        loss += float(part.detach())
+    if not math.isfinite(loss):
+        raise MeasurementError(
+            "the training loss is not a finite number",
+            found=str(loss),
+            hint="lower the learning rate",
+        )
+    return loss
+
+
+def _record(
+    spec: TrainedEdit,
+    training: Training,
+    content: WindowSet,
+    loaded: Loaded,
+) -> dict[str, object]:
+    """How it was trained, as the metadata says it."""
+    windows = [*content.preview, *content.final]
+    return {
+        "optimizer": "adamw",
+        "learning_rate": spec.learning_rate,
+        "betas": list(BETAS),
+        "epsilon": EPSILON,
+        "weight_decay": 0.0,
+        "steps": spec.steps,
+        "batch_windows": min(BATCH_WINDOWS, len(windows)),
+        "windows": {
+            "sha256": sha256_file(training.windows),
+            "seed": content.seed,
+            **set_of_ids(window.window_id for window in windows),
+        },
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "threads": torch.get_num_threads(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
