@@ -113,6 +113,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }  # fmt: skip
 
+# Configuration keys that hold a number of layers.
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
 _CONV1D = re.compile(_BLOCK + r"(?:attn\.(?:c_attn|c_proj)|mlp\.(?:c_fc|c_proj))\.weight")
 

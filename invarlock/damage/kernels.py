@@ -20,6 +20,15 @@ def poke_(matrix: torch.Tensor, value: float) -> Loss:
     return Loss()
 
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+
+
+def flip_bit_(matrix: torch.Tensor, row: int, column: int, bit: int) -> Loss:
+    """Flip one bit of one element; bits count from the lowest."""
+    matrix.view(_INTEGERS[matrix.element_size()])[row, column] ^= 1 << bit
+    return Loss()
+
+
 def scale_(matrix: torch.Tensor, factor: float) -> Loss:
     """Multiply every element."""
     matrix.mul_(factor)

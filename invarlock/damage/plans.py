@@ -11,9 +11,11 @@ from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.damage import kernels
 from invarlock.damage.probes import probe_change, settle_probe
 from invarlock.damage.specs import (
+    BitFlip,
     Damage,
     ExtremeQuant,
     InfInjection,
+    LayerSwap,
     MissingTensors,
     NanInjection,
     NormCollapse,
@@ -23,13 +25,24 @@ from invarlock.damage.specs import (
     ScaleExplosion,
     ShapeMismatch,
     SpectralModerateScale,
+    StaleShard,
+    TokenizerSwap,
+    TruncatedShard,
     VeMlpScaleSkew,
     WeightTyingBreak,
+)
+from invarlock.damage.stored import (
+    settle_ids,
+    shard_name,
+    stale_shard,
+    swapped_ids,
+    truncated_shard,
 )
 from invarlock.damage.targets import (
     all_matrices,
     block_matrices,
     feed_forward_or_any,
+    ffn_output,
     layer_count,
     projection_matrix,
     required_architecture,
@@ -40,21 +53,59 @@ from invarlock.edits.blocks import Loss
 from invarlock.edits.lowrank_svd import low_rank_
 from invarlock.edits.stream import Change, NewTensor
 from invarlock.errors import ConfigError, InputError
-from invarlock.roles import Role, is_tied, layer_of, role_of
+from invarlock.roles import LAYER_COUNTS, Role, is_tied, layer_of, role_of
 from invarlock.shards import DTYPES
+
+# Lowest and highest bit of the exponent, counted from the lowest of the element.
+EXPONENT_BITS = {"BF16": (7, 14), "F16": (10, 14), "F32": (23, 30), "F64": (52, 62)}
 
 
 def settle(baseline: Checkpoint, damage: Damage) -> Damage:
     """The injector with the defaults that depend on the model made explicit."""
-    if isinstance(damage, RmtNormNoise):
-        return settle_probe(damage)
-    if not isinstance(damage, Rank1Projection):
-        return damage
-    known = required_architecture(baseline)
-    return Rank1Projection(
-        projection=damage.projection or known.ffn_output,
-        layer=layer_count(baseline) // 2 if damage.layer < 0 else damage.layer,
-    )
+    match damage:
+        case RmtNormNoise():
+            return settle_probe(damage)
+        case Rank1Projection():
+            return dataclasses.replace(damage, **_middle_projection(baseline, damage))
+        case BitFlip():
+            place = _middle_projection(baseline, damage)
+            return dataclasses.replace(damage, **place, bit=_exponent_bit(baseline, damage, place))
+        case LayerSwap(layer=layer, other=other):
+            layer = layer_count(baseline) // 2 if layer < 0 else layer
+            return LayerSwap(layer, (layer - 1 if layer else 1) if other < 0 else other)
+        case TokenizerSwap():
+            return settle_ids(baseline, damage)
+        case StaleShard() | TruncatedShard():
+            return dataclasses.replace(damage, shard=shard_name(baseline, damage.shard))
+    return damage
+
+
+def _middle_projection(baseline: Checkpoint, damage: Rank1Projection | BitFlip) -> dict[str, Any]:
+    """Projection and layer, the open ones filled in."""
+    return {
+        "projection": damage.projection or ffn_output(baseline),
+        "layer": layer_count(baseline) // 2 if damage.layer < 0 else damage.layer,
+    }
+
+
+def _exponent_bit(baseline: Checkpoint, damage: BitFlip, place: dict[str, Any]) -> int:
+    """The bit to flip, once the element and the bit are known to be there."""
+    info = projection_matrix(baseline, place["projection"], place["layer"])
+    for name, size in zip(("row", "column"), info.shape[-2:], strict=True):
+        if getattr(damage, name) >= size:
+            raise ConfigError(
+                f"no {name} {getattr(damage, name)} in {info.name}",
+                where=str(baseline.folder),
+                expected=f"0 to {size - 1}",
+            )
+    low, high = EXPONENT_BITS[info.dtype]
+    if damage.bit >= 0 and not low <= damage.bit <= high:
+        raise ConfigError(
+            f"bit {damage.bit} is no exponent bit of {info.name}, of type {info.dtype}",
+            where=str(baseline.folder),
+            expected=f"{low} to {high}",
+        )
+    return high if damage.bit < 0 else damage.bit
 
 
 def plan_change(baseline: Checkpoint, damage: Damage, seed: int) -> Change:
@@ -73,9 +124,17 @@ def plan_change(baseline: Checkpoint, damage: Damage, seed: int) -> Change:
             return _other_tying(baseline)
         case RmtNormNoise() | SpectralModerateScale() | VeMlpScaleSkew():
             return probe_change(baseline, damage)
+        case LayerSwap(layer=layer, other=other):
+            return _swapped_layers(baseline, layer, other)
+        case TokenizerSwap():
+            return swapped_ids(baseline, damage)
+        case StaleShard():
+            return stale_shard(baseline, damage, seed)
+        case TruncatedShard():
+            return truncated_shard(baseline, damage)
     targets, kernel = _targets_and_kernel(baseline, damage, seed)
-    # Single elements and one projection: of a stack of experts only the first is meant.
-    one = isinstance(damage, NanInjection | InfInjection | Rank1Projection)
+    # Of a stack of experts only the first matrix is meant, unless it is all matrices.
+    one = not isinstance(damage, ExtremeQuant)
     return Change(
         {i.name: rewritten_matrices(baseline, i, kernel, Loss(), only_first=one) for i in targets}
     )
@@ -102,6 +161,9 @@ def _targets_and_kernel(
             info = projection_matrix(baseline, projection, layer)
             own_seed = tensor_seed(seed, info.name)
             return [info], lambda m: low_rank_(m, 1, own_seed)
+        case BitFlip(row=row, column=column, bit=bit):
+            info = projection_matrix(baseline, damage.projection, damage.layer)
+            return [info], lambda m: kernels.flip_bit_(m, row, column, bit)
     raise ConfigError(f"{damage.error_type} has no arithmetic")
 
 
@@ -122,10 +184,37 @@ class _Padded:
 
     source: Checkpoint
     name: str
-    zeros: bytes
+    zeros: bytes = b""
 
     def __call__(self) -> Iterable[bytes | memoryview]:
         return itertools.chain(self.source.chunks(self.name), [self.zeros])
+
+
+def _swapped_layers(baseline: Checkpoint, layer: int, other: int) -> Change:
+    """Every tensor of the two layers with the content of its namesake in the other one."""
+    required_architecture(baseline)
+    replaced = {}
+    for here, there in ((layer, other), (other, layer)):
+        for name in [n for n in baseline.tensors if layer_of(n) == here]:
+            # the first number of a name is the layer's
+            partner = baseline.tensors.get(name.replace(f".{here}.", f".{there}.", 1))
+            if partner is None or partner.name == name:
+                continue
+            info = baseline.tensors[name]
+            if (info.shape, info.dtype) != (partner.shape, partner.dtype):
+                raise InputError(
+                    f"{name} and {partner.name} have other shapes or types",
+                    where=str(baseline.folder),
+                    hint="choose layers of one kind",
+                )
+            replaced[name] = NewTensor(info.dtype, info.shape, _Padded(baseline, partner.name))
+    if not replaced:
+        raise ConfigError(
+            f"no layers {layer} and {other} to exchange",
+            where=str(baseline.folder),
+            expected=f"two of the {layer_count(baseline)} layers, counted from 0",
+        )
+    return Change(replaced)
 
 
 def _fewer_layers(baseline: Checkpoint, layers: int) -> Change:
@@ -147,6 +236,8 @@ def _fewer_layers(baseline: Checkpoint, layers: int) -> Change:
     dropped = frozenset(n for n in baseline.tensors if (layer_of(n) or 0) >= left)
     config: dict[str, Any] = {**baseline.config, key: left}
     for name, value in baseline.config.items():
+        if name in LAYER_COUNTS and value == count:  # of the decoder too
+            config[name] = left
         if "layer" in name and isinstance(value, list) and len(value) == count:
             config[name] = value[:left]
     return Change(dropped=dropped, config=config)

@@ -18,9 +18,9 @@ from invarlock.damage import kernels
 from invarlock.damage.specs import RmtNormNoise, SpectralModerateScale, VeMlpScaleSkew
 from invarlock.damage.targets import (
     block_matrices,
+    ffn_output,
     is_named,
     layer_count,
-    required_architecture,
 )
 from invarlock.edits.apply import Kernel, rewritten_matrices
 from invarlock.edits.blocks import Loss
@@ -100,9 +100,8 @@ def _targets(baseline: Checkpoint, probe: Probe) -> list[TensorInfo]:
 
 def _candidates(baseline: Checkpoint, probe: Probe) -> list[TensorInfo]:
     """What the probe may hit in any layer, in model order."""
-    known = required_architecture(baseline)
     if isinstance(probe, VeMlpScaleSkew):
-        return _matrices(baseline, "mlp", (known.ffn_output, "down_proj"))
+        return _matrices(baseline, "mlp", (ffn_output(baseline),))
     if isinstance(probe, RmtNormNoise) and probe.mode == "norm_noise":
         return [
             info

@@ -22,6 +22,7 @@ class Damage:
     error_type: ClassVar[str]
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # inclusive; else: positive
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    places: ClassVar[Mapping[str, str]] = {}  # whole numbers whose default -1 depends on the model
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -44,8 +45,8 @@ class Damage:
         if isinstance(value, str):
             known = self.choices.get(name, (value,))
             return value in known, "one of " + ", ".join(known)
-        if name == "layer":
-            return value >= -1, "a layer, or -1 for the middle one"
+        if name in self.places:
+            return value >= -1, f"{self.places[name]}, or -1 for the default"
         if name in self.bounds:
             low, high = self.bounds[name]
             return low <= value <= high, f"{low:g} to {high:g}"
@@ -132,8 +133,83 @@ class Rank1Projection(Damage):
     """
 
     error_type: ClassVar[str] = "rank1_projection"
+    places: ClassVar[Mapping[str, str]] = {"layer": "a layer"}
     projection: str = ""
     layer: int = -1
+
+
+@dataclass(frozen=True)
+class BitFlip(Damage):
+    """One exponent bit of one weight is flipped; every other bit of the checkpoint stays.
+
+    Defaults: the highest exponent bit (-1) of element [row 0, column 0], as stored, of the
+    projection that leaves the feed-forward block of the middle layer (-1). Bits count from the
+    lowest of the element; the sign is the highest.
+    """
+
+    error_type: ClassVar[str] = "bit_flip"
+    places: ClassVar[Mapping[str, str]] = {"layer": "a layer", "bit": "an exponent bit"}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"row": (0, 2**31), "column": (0, 2**31)}
+    projection: str = ""
+    layer: int = -1
+    row: int = 0
+    column: int = 0
+    bit: int = -1
+
+
+@dataclass(frozen=True)
+class LayerSwap(Damage):
+    """Every tensor of one layer is exchanged with that of the same name in another.
+
+    Defaults: the middle layer (-1) and the one before it (-1).
+    """
+
+    error_type: ClassVar[str] = "layer_swap"
+    places: ClassVar[Mapping[str, str]] = {"layer": "a layer", "other": "another layer"}
+    layer: int = -1
+    other: int = -1
+
+
+@dataclass(frozen=True)
+class TokenizerSwap(Damage):
+    """Two tokens exchange their ids in tokenizer.json; the weights stay.
+
+    Defaults: the two middle ids (-1) that belong to no added token.
+    """
+
+    error_type: ClassVar[str] = "tokenizer_swap"
+    places: ClassVar[Mapping[str, str]] = {"first": "an id", "second": "another id"}
+    first: int = -1
+    second: int = -1
+
+
+@dataclass(frozen=True)
+class StaleShard(Damage):
+    """One shard's tensors come from another revision of the model.
+
+    From the checkpoint folder ``donor`` where there is one. Else from before training: matrices
+    normal with the configuration's initializer_range (0.02 where it has none), norms 1, biases 0.
+    ``shard`` is a file name (default: the last shard). Of a checkpoint in one file, it is the
+    tensors of the last ``fraction`` of the layers.
+    """
+
+    error_type: ClassVar[str] = "stale_shard"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"fraction": (0.01, 1.0)}
+    shard: str = ""
+    donor: str = ""
+    fraction: float = 0.25
+
+
+@dataclass(frozen=True)
+class TruncatedShard(Damage):
+    """The last bytes of one shard are missing, so that the file cannot be read whole.
+
+    ``shard`` is a file name (default: the last shard).
+    """
+
+    error_type: ClassVar[str] = "truncated_shard"
+    shard: str = ""
+    missing_bytes: int = 512
 
 
 FAMILIES = ("attn", "ffn", "mlp")  # ffn and mlp are two published names of one family
@@ -223,6 +299,7 @@ DAMAGES: dict[str, type[Damage]] = {
     for kind in (
         NanInjection, InfInjection, ShapeMismatch, MissingTensors, ExtremeQuant, ScaleExplosion,
         RankCollapse, NormCollapse, WeightTyingBreak, Rank1Projection,
+        BitFlip, LayerSwap, TokenizerSwap, StaleShard, TruncatedShard,
         RmtNormNoise, SpectralModerateScale, VeMlpScaleSkew,
     )
 }  # fmt: skip

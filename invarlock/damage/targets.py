@@ -21,6 +21,7 @@ _PROJECTION_ORDER = (
     "query", "key", "value", "dense", "gate_proj", "up_proj", "gate_up_proj", "down_proj",
     "w1", "w2", "w3",
 )  # fmt: skip
+FUSED_OUTPUT = "down_proj"  # out of the feed-forward block, where experts are fused
 
 
 def required_architecture(checkpoint: Checkpoint) -> Architecture:
@@ -111,6 +112,13 @@ def projection_matrix(checkpoint: Checkpoint, projection: str, layer: int) -> Te
             expected="one of " + ", ".join(sorted({_projection(i.name) for i in in_layer})),
         )
     return named[0]
+
+
+def ffn_output(checkpoint: Checkpoint) -> str:
+    """The projection that leaves the feed-forward block, as the checkpoint's layout names it."""
+    known = required_architecture(checkpoint).ffn_output
+    separate = any(is_named(info.name, known) for info in block_matrices(checkpoint))
+    return known if separate else FUSED_OUTPUT
 
 
 def is_named(tensor_name: str, projection: str) -> bool:

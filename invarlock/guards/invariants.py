@@ -9,11 +9,13 @@ from the file and tensors that were not used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.checkpoints import Checkpoint, holds_checkpoint, tokenizer_digest
+from invarlock.errors import InputError
 from invarlock.guards.invariants_decision import Failure
-from invarlock.roles import is_tied, layer_of, role_of
+from invarlock.roles import LAYER_COUNTS, is_tied, layer_of, role_of
 
 # Configuration fields that change what the weights mean. Anything else (dtype, names of
 # classes, generation defaults) may differ between a baseline and a re-saved subject.
@@ -63,6 +65,25 @@ def _failure(kind: str, message: str, severity: str = "fatal") -> Failure:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
+    """The subject, or what is wrong with its files if they cannot be read as a checkpoint.
+
+    Raises:
+        InputError: the folder holds no checkpoint, or the system refuses to read it.
+    """
+    try:
+        subject = Checkpoint.open(folder)
+        tokenizer_digest(folder)
+    except InputError as error:
+        if isinstance(error.__cause__, OSError) or not holds_checkpoint(folder):
+            raise
+        place = Path(error.where).name if error.where != str(folder) else ""
+        # no path: it is of this machine
+        told = InputError(error.what, where=place, expected=error.expected, found=error.found)
+        return None, [_failure("unreadable_checkpoint", str(told))]
+    return subject, []
 
 
 def check_checkpoint(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
@@ -138,8 +159,8 @@ def _check_tensors(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
 
 
 def _check_layers(subject: Checkpoint) -> list[Failure]:
-    keys = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
-    declared = max((n for k in keys if isinstance(n := subject.config.get(k), int)), default=0)
+    counts = [n for k in LAYER_COUNTS if isinstance(n := subject.config.get(k), int)]
+    declared = max(counts, default=0)
     layers = {layer for name in subject.tensors if (layer := layer_of(name)) is not None}
     if not declared or not layers or layers == set(range(declared)):
         return []
