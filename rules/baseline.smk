@@ -6,7 +6,7 @@
 rule baseline:
     """Place the pinned checkpoint, checked; here, if it needs the network that nodes lack."""
     input:
-        revisions=OUT / "state/model_revisions.json",
+        revisions=pins,
     output:
         folder=directory(OUT / "{model}/models/baseline"),
         record=OUT / "{model}/baseline.json",
@@ -17,19 +17,19 @@ rule baseline:
         FETCHING_IMAGE
     resources:
         mem_mb=lambda wc, attempt: 2500 * attempt,
-        disk_mb=lambda wc: int(2 * weights_mb(wc)),
-        runtime=lambda wc: int(30 + weights_mb(wc) / 500),
+        disk_mb=placing_mb,
+        net=C["net"],  # no parameters: they do not change the result
+        min_free_gb=str(S.min_free_disk_gb),
+        runtime=lambda wc, attempt: int(30 + weights_mb(wc) / 500) * attempt,
     params:
         model=lambda wc: f"{S.model(wc.model).model_id}={S.model(wc.model).source}",
         storage=C["baseline_storage"],
-        free_gb=S.min_free_disk_gb,
-        net=on("net", "--net"),
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("baseline"),
     shell:
         "python -m invarlock baseline --model {params.model:q} --revisions {input.revisions:q}"
-        " --storage {params.storage} --min-free-gb {params.free_gb} {params.net} {params.pickle}"
-        " --out {output.folder:q} --record {output.record:q} > {log:q} 2>&1"
+        " --storage {params.storage} --min-free-gb {resources.min_free_gb} {params.pickle}"
+        " $([ {resources.net} -eq 0 ] || echo --net) --out {output.folder:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 rule windows:
@@ -41,23 +41,24 @@ rule windows:
         OUT / "{model}/windows.json",
     log:
         LOGS / "{model}/windows.log",
+    priority: 60  # everything waits for it
     container:
         FETCHING_IMAGE
     resources:
+        net=C["net"],
         mem_mb=lambda wc, attempt: 2000 * attempt,
-        runtime=30,
+        runtime=lambda wc, attempt: 30 * attempt,
     params:
         text=S.text,
         geometry=lambda wc: "--seq-len {0.seq_len} --preview {0.preview} --final {0.final}".format(
             S.model(wc.model)
         ),
         seed=C["windows"]["seed"],
-        net=on("net", "--net"),
         code=code("windows"),
     shell:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
-        " --revisions {input.revisions:q} {params.geometry} --seed {params.seed} {params.net}"
-        " --out {output:q} > {log:q} 2>&1"
+        " --revisions {input.revisions:q} {params.geometry} --seed {params.seed}"
+        " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
 
 
 rule baseline_report:
@@ -88,4 +89,4 @@ rule baseline_report:
         code=code("run"),
     shell:
         "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
-        " --out {params.folder:q} > {log:q} 2>&1"
+        " --gpus {resources.gpu} --out {params.folder:q} > {log:q} 2>&1"

@@ -13,7 +13,11 @@ rule scenarios:
     container:
         IMAGE
     params:
-        ids=[f"--scenario {s.id}" for s in S.scenarios] if C["scenarios"] else [],
+        ids=(
+            [f"--scenario {s.id}" for s in S.scenarios]
+            if C["scenarios"] or C["categories"]
+            else []
+        ),
         suite=C["suite"],
         catalogue=C["catalogue"],
         runs=[f"--runs {category}={n}" for category, n in C["runs"].items()],
@@ -27,23 +31,32 @@ rule scenarios:
 rule pin_revisions:
     """Revision and sha256 of every file of every model and data set."""
     output:
-        OUT / "state/model_revisions.json",
+        update(OUT / "state/model_revisions.json"),  # an earlier pin is read and kept
     log:
         LOGS / "pin_revisions.log",
     localrule: True
     container:
         FETCHING_IMAGE
+    resources:
+        net=C["net"],  # no parameter: with or without the network the result is the same
     params:
         models=[f"--model '{m.model_id}={m.source}'" for m in S.models],
         text=S.text,
         suite=C["suite"],
-        net=on("net", "--net"),
         remote=on("allow_remote_code", "--allow-remote-code"),
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
         code=code("pin"),
     shell:
         "python -m invarlock pin --suite {params.suite:q} {params.models} --text {params.text:q}"
-        " {params.net} {params.remote} {params.pickle} --out {output:q} > {log:q} 2>&1"
+        " $([ {resources.net} -eq 0 ] || echo --net) {params.remote} {params.pickle}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+rule fetch:
+    """Pin, download and place everything (net: 1); what follows needs no network."""
+    input:
+        [OUT / m.slug / "baseline.json" for m in S.models],
+        window_files,
 
 
 rule effective_config:

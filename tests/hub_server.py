@@ -9,15 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 REVISION = "a" * 40
 MOVED = "b" * 40
 
 
+class Fault(NamedTuple):
+    """What goes wrong with one request for a file: an HTTP status, or the end after some bytes."""
+
+    status: int = 0
+    cut: int = 0
+
+
 @dataclass
 class Repo:
-    """A repository of one commit; ``wrong`` replaces the bytes served for a file."""
+    """A repository of one commit; ``wrong`` replaces the bytes served for a file.
+
+    ``faults`` of a file are used up one by one by the requests for its bytes. ``down`` is a status
+    that every question to the API gets, ``answers`` the commit that the API names for any other.
+    """
 
     files: dict[str, bytes]
     revision: str = REVISION
@@ -25,6 +37,9 @@ class Repo:
     private: bool = False
     tags: list[str] = field(default_factory=list)
     wrong: dict[str, bytes] = field(default_factory=dict)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    down: int = 0
+    answers: str = ""
 
     def info(self, name: str) -> dict[str, object]:
         """The answer of ``/api/models/<name>?blobs=true``."""
@@ -39,7 +54,7 @@ class Repo:
         return {
             "_id": "1",
             "id": name,
-            "sha": self.revision,
+            "sha": self.answers or self.revision,
             "gated": self.gated,
             "private": self.private,
             "tags": self.tags,
@@ -74,15 +89,24 @@ def serve(repos: dict[str, Repo]) -> Iterator[tuple[str, list[str]]]:
 
         def _answer(self, body: bytes = b"") -> None:
             path = unquote(urlsplit(self.path).path).strip("/")
-            asked.append(f"{self.command} {path}")
+            begin = self.headers.get("Range", "")
+            asked.append(f"{self.command} {path} {begin}".strip())
+            fault = planned(repos, path) if self.command == "GET" else None
             status, headers, data = answer(repos, path, body)
+            if status == 200 and begin:
+                first = int(begin.removeprefix("bytes=").partition("-")[0])
+                headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+                status, data = 206, data[first:]
+            if fault is not None and fault.status:
+                status, headers, data = fault.status, {}, b""
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(data)
+                self.wfile.write(data if fault is None else data[: fault.cut])
+            self.close_connection = fault is not None
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -97,6 +121,15 @@ def serve(repos: dict[str, Repo]) -> Iterator[tuple[str, list[str]]]:
 Answer = tuple[int, dict[str, str], bytes]
 
 
+def planned(repos: dict[str, Repo], path: str) -> Fault | None:
+    """The next planned fault of the file that ``path`` asks for."""
+    for name, repo in repos.items():
+        if path.startswith(f"{name}/resolve/"):
+            faults = repo.faults.get(path.removeprefix(f"{name}/resolve/").partition("/")[2])
+            return faults.pop(0) if faults else None
+    return None
+
+
 def answer(repos: dict[str, Repo], path: str, body: bytes) -> Answer:
     """Status, headers and body for one path."""
     api = path.startswith("api/")
@@ -105,8 +138,10 @@ def answer(repos: dict[str, Repo], path: str, body: bytes) -> Answer:
     if name is None:
         return 404, {"X-Error-Code": "RepoNotFound"}, b""
     repo, rest = repos[name], plain.removeprefix(name).strip("/").split("/", 2)
-    if len(rest) > 1 and rest[1] != repo.revision:
+    if len(rest) > 1 and rest[1] != repo.revision and not (api and repo.answers):
         return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+    if api and repo.down:
+        return repo.down, {}, b""
     if api:
         return _api(repo, name, rest, body)
     file = rest[2] if len(rest) == 3 else ""

@@ -9,6 +9,7 @@ from invarlock.errors import ConfigError, InputError
 from invarlock.files import slug
 from invarlock.sources import hub_model, local_model, packages, text
 from invarlock.sources.hub_model import Hub
+from invarlock.sources.local_model import require_permission
 from invarlock.sources.pins import Allow, Pin, Revisions, read_revisions, write_revisions
 from invarlock.sources.spec import (
     ModelSource,
@@ -34,14 +35,46 @@ def main(args: argparse.Namespace) -> int:
     """Write ``model_revisions.json``; nothing is written unless everything could be pinned."""
     models = _models(args.model)
     texts = _texts(args.text)
-    hub = Hub(args.net, fill="invarlock pin with --net (snakemake --config net=1)")
+    hub = Hub(args.net, fill="invarlock pin with --net (snakemake fetch --config net=1)")
     allow = Allow(args.allow_remote_code, args.allow_pickle)
-    pins = {name: _pin_model(source, hub, allow) for name, source in models.items()}
+    earlier = Revisions(args.suite, {}, {})
     if args.out.is_file():
-        _refuse_moved(args.out, models, pins)
-    datasets = {name: text.pin_text(source, hub) for name, source in texts.items()}
+        earlier = read_revisions(args.out)
+    pins = {
+        name: _held(earlier.models.get(name), source, hub, args.out)
+        or _pin_model(source, hub, allow)
+        for name, source in models.items()
+    }
+    for name, pin in pins.items():
+        require_permission(pin, allow, name)
+        _refuse_moved(args.out, earlier.models.get(name), pin, models[name])
+    datasets = {
+        name: _held(earlier.datasets.get(name), source, hub, args.out) or text.pin_text(source, hub)
+        for name, source in texts.items()
+    }
+    for name, pin in datasets.items():
+        _refuse_moved(args.out, earlier.datasets.get(name), pin, texts[name])
     write_revisions(args.out, Revisions(args.suite, pins, datasets))
     return 0
+
+
+def _held(pin: Pin | None, source: ModelSource | TextSource, hub: Hub, path: Path) -> Pin | None:
+    """The earlier pin of a hub source where the network is off: the hub cannot be asked again.
+
+    Raises:
+        InputError: the earlier pin is of another repository or revision.
+    """
+    if source.kind != "hub" or hub.net or pin is None:
+        return None
+    if pin.source["name"] != source.name or source.revision not in (None, pin.revision):
+        raise InputError(
+            "pinned earlier as another source, and the network is off",
+            where=str(path),
+            expected=str(source),
+            found=f"{pin.source['kind']}:{pin.source['name']}@{pin.revision}",
+            hint=f"name that source, or run: {hub.fill}",
+        )
+    return pin
 
 
 def _models(words: list[str]) -> dict[str, ModelSource]:
@@ -76,17 +109,35 @@ def _pin_model(source: ModelSource, hub: Hub, allow: Allow) -> Pin:
     return hub_model.pin_model(hub, source.name, source.revision, allow)
 
 
-def _refuse_moved(path: Path, models: dict[str, ModelSource], pins: dict[str, Pin]) -> None:
-    """An earlier pin holds until somebody removes it or names another revision."""
-    earlier = read_revisions(path).models
-    for name, pin in pins.items():
-        old = earlier.get(name)
-        if old is None or old.revision == pin.revision or models[name].revision is not None:
-            continue
+def _refuse_moved(
+    path: Path, earlier: Pin | None, pin: Pin, source: ModelSource | TextSource
+) -> None:
+    """An earlier pin holds until somebody removes it or names another revision.
+
+    Raises:
+        InputError: the hub's default branch is at another commit, or a commit has other bytes.
+    """
+    if earlier is None or earlier.source != pin.source or source.kind != "hub":
+        return
+    if earlier.revision != pin.revision and source.revision is None:
         raise InputError(
-            f"the hub has moved on since model {name} was pinned",
+            f"the hub has moved on since {source} was pinned",
             where=str(path),
-            expected=str(old.revision),
+            expected=str(earlier.revision),
             found=str(pin.revision),
-            hint=f"remove the file to pin anew, or name the revision: {models[name]}@REVISION",
+            hint=f"remove the file to pin anew, or keep the revision: hub:{source.name}"
+            f"@{earlier.revision} (without the network the pinned one is used)",
+        )
+    changed = sorted(
+        name
+        for name in earlier.files.keys() & pin.files.keys()
+        if earlier.files[name] != pin.files[name]
+    )
+    if earlier.revision == pin.revision and changed:
+        raise InputError(
+            f"the hub serves another {changed[0]} for the commit that was pinned",
+            where=f"hub:{source.name}@{pin.revision}",
+            expected=f"sha256 {earlier.files[changed[0]].sha256}",
+            found=pin.files[changed[0]].sha256,
+            hint=f"do not trust it; to pin it all the same remove {path}",
         )

@@ -10,13 +10,16 @@ from typing import Any, Literal
 
 from invarlock import contracts
 from invarlock.checkpoints import Checkpoint
-from invarlock.errors import ConfigError, InputError
-from invarlock.files import atomic_directory, free_bytes, slug, write_json
+from invarlock.errors import ConfigError
+from invarlock.files import atomic_directory, slug, write_json
 from invarlock.sources import gguf_model, packages
+from invarlock.sources.disk import download_bytes, placed_bytes, require_room
+from invarlock.sources.hub_cache import cache_folder
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.local_model import readable_folder
 from invarlock.sources.pickle_weights import convert_pickles, pickle_files, require_allowed
 from invarlock.sources.pins import FileDigest, Pin, copy_hashed, require_digest
+from invarlock.sources.preflight import link_place
 from invarlock.sources.spec import ModelSource
 
 SCHEMA = "invarlock/baseline-v1"
@@ -110,42 +113,13 @@ def refuse_foreign_folder(source: ModelSource, out: Path) -> None:
 
 def _preflight(placement: Placement, hub: Hub, out: Path) -> None:
     """Compare free disk with the bytes about to be written, per file system."""
-    pin, source = placement.pin, placement.source
-    linked = placement.storage == "snapshot_symlink" and not pickle_files(pin.files)
-    copy = 0 if linked else pin.total_bytes
+    pin, source, size = placement.pin, placement.source, placement.pin.total_bytes
     if source.kind == "package":
         gguf = gguf_model.Gguf(packages.model_file(source.name))
-        copy = gguf_model.converted_bytes(gguf) + SMALL_FILES_BYTES
-    needed: dict[int, tuple[Path, int]] = {}
-    demands = [(out, copy)]
-    if source.kind == "hub":
-        missing = sum(
-            digest.size
-            for name, digest in pin.files.items()
-            if not hub.is_cached(source.name, str(pin.revision), name, "model")
-        )
-        demands.append((hub.cache_folder(), missing if hub.net else 0))
-    for folder, size in demands:
-        device = _device(folder)
-        first, total = needed.get(device, (folder, 0))
-        needed[device] = (first, total + size)
-    for folder, size in needed.values():
-        free = free_bytes(folder)
-        if free < size + placement.min_free_gb * 1e9:
-            raise InputError(
-                "not enough disk",
-                where=str(folder),
-                expected=f"{size / 1e9:.2f} GB for the model and {placement.min_free_gb:g} GB left",
-                found=f"{free / 1e9:.2f} GB free",
-                hint="make space or lower min_free_disk_gb",
-            )
-
-
-def _device(path: Path) -> int:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path.stat().st_dev
+        size = gguf_model.converted_bytes(gguf) + SMALL_FILES_BYTES
+    download = download_bytes(source, pin, size) if hub.net else 0
+    copy = placed_bytes(source, pin, placement.storage, size)
+    require_room([(out, copy), (cache_folder(), download)], placement.min_free_gb)
 
 
 def _convert(placement: Placement, stage: Path) -> dict[str, FileDigest]:
@@ -192,11 +166,11 @@ def _snapshot(
 
 
 def _record(placement: Placement, stage: Path, files: dict[str, FileDigest]) -> dict[str, Any]:
-    checkpoint = Checkpoint.open(stage)
-    note = packages.MODEL_NOTE if placement.source.kind == "package" else None
+    checkpoint, source = Checkpoint.open(stage), placement.source
+    note = packages.MODEL_NOTE if source.kind == "package" else None
     if pickle_files(placement.pin.files):
         note = "weights are rewritten from the source's pickle files as safetensors"
-    return {
+    record = {
         "schema": SCHEMA,
         "model_id": placement.model_id,
         "slug": slug(placement.model_id),
@@ -218,3 +192,5 @@ def _record(placement: Placement, stage: Path, files: dict[str, FileDigest]) -> 
         },
         "note": note,
     }
+    links = {name: place for name in files if (place := link_place(stage / name, source))}
+    return record | ({"links": links} if links else {})

@@ -11,14 +11,16 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from invarlock.checkpoints import INDEX_NAME, SINGLE_NAME
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes, read_json_object, sha256_bytes
+from invarlock.sources.hub_cache import RepoType
 from invarlock.sources.local_model import (
     MODEL_FILES,
     needs_remote_code,
@@ -28,8 +30,10 @@ from invarlock.sources.local_model import (
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 
-RepoType = Literal["model", "dataset"]
 TIMEOUT = 60.0  # seconds for one question to the hub's API
+WAITS = (1.0, 2.0)  # seconds before a question that the hub answered with 5xx is asked again
+
+T = TypeVar("T")
 
 
 class RemoteFile(NamedTuple):
@@ -62,6 +66,7 @@ class Hub:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ[name] = "0" if net else "1"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # how it ended is one line, and ours
 
     def require_net(self, where: str) -> None:
         """Refuse to go on where the network is off.
@@ -88,7 +93,9 @@ class Hub:
         with _hub_errors(where):
             api = HfApi(token=False)
             ask = api.model_info if kind == "model" else api.dataset_info
-            answer = ask(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+            answer = _patiently(
+                lambda: ask(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+            )
         if answer.gated or answer.private:
             raise _closed(where, "gated" if answer.gated else "private")
         if answer.sha is None or (revision is not None and answer.sha != revision):
@@ -125,29 +132,17 @@ class Hub:
         where = f"{_where(repo, revision)}/{name}"
         cold = f"run: {self.fill}" if not self.net else "check the connection and repeat"
         with _hub_errors(where, cold):
-            path = hf_hub_download(
-                repo,
-                name,
-                repo_type=kind,
-                revision=revision,
-                token=False,
-                local_files_only=not self.net,
+            path = _patiently(
+                lambda: hf_hub_download(
+                    repo,
+                    name,
+                    repo_type=kind,
+                    revision=revision,
+                    token=False,
+                    local_files_only=not self.net,
+                )
             )
         return Path(path)
-
-    def is_cached(self, repo: str, revision: str, name: str, kind: RepoType) -> bool:
-        """Whether the cache already holds the file (so that it costs no more disk)."""
-        from huggingface_hub import try_to_load_from_cache
-
-        return isinstance(
-            try_to_load_from_cache(repo, name, revision=revision, repo_type=kind), str
-        )
-
-    def cache_folder(self) -> Path:
-        """Where downloads go (HF_HUB_CACHE, HF_HOME)."""
-        from huggingface_hub import constants
-
-        return Path(constants.HF_HUB_CACHE)
 
     def pin_file(self, repo: str, info: RepoInfo, name: str, kind: RepoType) -> FileDigest:
         """Digest of a repository's file: the hub's for large files, else of the downloaded bytes.
@@ -260,6 +255,20 @@ def dataset_files(repo: str, revision: str, config: str | None, split: str) -> l
     return sorted(str(url).removeprefix(prefix) for url in files[split])
 
 
+def _patiently(ask: Callable[[], T]) -> T:
+    """The answer of the hub, asked again after a while where it failed (5xx)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for wait in WAITS:
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise
+            time.sleep(wait)
+    return ask()
+
+
 def _where(repo: str, revision: str | None) -> str:
     return f"hub:{repo}" + (f"@{revision}" if revision else "")
 
@@ -288,12 +297,13 @@ def _hub_errors(where: str, cold: str = "check the connection and repeat") -> It
         raise InputError(
             "the revision is not in the repository (moved or deleted)",
             where=where,
-            hint="pin the repository again",
+            hint="remove model_revisions.json and pin again, or name another revision",
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise InputError("no such file at this revision", where=where) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise InputError("not in the hub cache", where=where, hint=cold) from error
+        silent = " and the hub does not answer" if os.environ["HF_HUB_OFFLINE"] == "0" else ""
+        raise InputError(f"not in the hub cache{silent}", where=where, hint=cold) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise InputError(f"the hub answered {status}", where=where, hint=cold) from error

@@ -58,6 +58,18 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
     )
 
 
+def require_permission(pin: Pin, allow: Allow, where: str) -> None:
+    """Refuse a pin, also one of an earlier run, that needs a permission which is not given.
+
+    Raises:
+        ConfigError: names the switch.
+    """
+    if pin.remote_code and not allow.remote_code:
+        raise remote_code_error(where)
+    if pickle_files(pin.files):
+        require_allowed(allow.pickle, where)
+
+
 def readable_folder(folder: Path) -> None:
     """Refuse a folder that does not exist or cannot be listed.
 

@@ -1,0 +1,287 @@
+"""How much disk a run still writes, and whether it is there.
+
+For each model: what is missing of its download, its copy, and the null edit of its calibration;
+and the edited checkpoints: all of them where they are kept, else one, the largest. Bytes are the
+real ones where they are known, and what the run's folder already holds is not counted again.
+
+An edited checkpoint lives until its evaluations have run. Where not all fit side by side the run
+is ``tight``: edits are made one after another, and each waits for its place (``await_room``).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from invarlock import contracts
+from invarlock.errors import InputError
+from invarlock.files import free_bytes, read_json_object, write_json
+from invarlock.models import Model
+from invarlock.scenarios import CUSTOM_SPEC, Scenario
+from invarlock.sources.hub_cache import cache_folder, cached_file
+from invarlock.sources.local_model import MODEL_FILES
+from invarlock.sources.pickle_weights import pickle_files
+from invarlock.sources.pins import Pin, Revisions, read_revisions
+from invarlock.sources.spec import ModelSource, parse_model_source
+
+if TYPE_CHECKING:
+    from invarlock.config import Settings
+
+SCHEMA = "invarlock/disk-plan-v1"
+PLAN_NAME = "disk.json"  # in the state folder of a run
+POLL = 0.5  # seconds between two looks at the disk
+SUBJECTS = "edited checkpoint"  # what of a need; they come and go, so no file ends it
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a model still needs, ``count`` times; the file ``done`` ends the need."""
+
+    model: str  # folder name
+    what: str
+    bytes: int
+    count: int = 1
+    done: str = ""  # relative to the run's folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run still writes beside its folder, and what must stay free there."""
+
+    needs: tuple[Need, ...]
+    free_bytes: int
+    min_free_bytes: int
+    keep_subjects: bool
+
+    @property
+    def least(self) -> list[Need]:
+        """The needs without which the run cannot end: one subject will do if none is kept."""
+        subjects = [need for need in self.needs if need.what == SUBJECTS]
+        if subjects and not self.keep_subjects:
+            subjects = [replace(max(subjects, key=lambda need: need.bytes), count=1)]
+        return [need for need in self.needs if need.what != SUBJECTS] + subjects
+
+    @property
+    def tight(self) -> bool:
+        """Whether not all subjects fit at once, so that they have to take turns."""
+        return total_bytes(self.needs) + self.min_free_bytes > self.free_bytes
+
+    def refusal(self, out: Path) -> InputError | None:
+        """The line for a run that cannot end; None where nothing is missing."""
+        needed = total_bytes(self.least)
+        if not needed or needed + self.min_free_bytes <= self.free_bytes:
+            return None
+        models = dict.fromkeys(need.model for need in self.least)
+        sums = [
+            f"{model}: "
+            + " + ".join(
+                f"{n.what} " + (f"{n.count} x " if n.count > 1 else "") + _gb(n.bytes)
+                for n in self.least
+                if n.model == model and n.bytes
+            )
+            for model in models
+        ]
+        return _no_room(out, f"{_gb(needed)} ({'; '.join(sums)})", self)
+
+
+def total_bytes(needs: Iterable[Need]) -> int:
+    """Bytes of all needs."""
+    return sum(need.bytes * need.count for need in needs)
+
+
+def plan_disk(settings: Settings) -> Plan:
+    """What the run of ``settings`` still writes; cheap enough for every start.
+
+    Raises:
+        InputError: ``state/model_revisions.json`` or a ``baseline.json`` is damaged.
+    """
+    pins = known_pins(settings.out)
+    return Plan(
+        tuple(need for model in settings.models for need in _needs(settings, model, pins)),
+        free_bytes(settings.out.absolute()),
+        int(settings.min_free_disk_gb * 1e9),
+        bool(settings.values["keep_subjects"]),
+    )
+
+
+def known_pins(out: Path) -> Revisions | None:
+    """The pins of an earlier start, or None.
+
+    Raises:
+        InputError: the file is damaged or names a gated or private model.
+    """
+    path = out / "state/model_revisions.json"
+    return read_revisions(path) if path.is_file() else None
+
+
+def model_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int:
+    """Bytes of a model's folder: as recorded, else as pinned, else as planned or counted."""
+    record = settings.out / model.slug / "baseline.json"
+    if record.is_file():
+        return int(read_json_object(record)["total_bytes"])
+    pin = pins.models.get(model.model_id) if pins else None
+    if pin is not None and pin.source["kind"] != "package":  # which grows when it is converted
+        return pin.total_bytes
+    source = parse_model_source(model.source)
+    return folder_bytes(source.name) if source.kind == "local" else int(model.weights_gb * 1e9)
+
+
+def folder_bytes(folder: str) -> int:
+    """Bytes of the files of a local model that count; a link counts as what it leads to."""
+    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    weights = {name for name in names if name.endswith(".safetensors")} | pickle_files(names)
+    paths = [os.path.join(folder, name) for name in (names & MODEL_FILES) | weights]
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+
+
+def _needs(settings: Settings, model: Model, pins: Revisions | None) -> Iterator[Need]:
+    home, name = settings.out / model.slug, model.slug
+    pending = [s for s in settings.scenarios if not _is_evaluated(settings, home, s)]
+    if not pending:
+        return
+    size = model_bytes(settings, model, pins)
+    if not (home / "baseline.json").exists():
+        pin = pins.models.get(model.model_id) if pins else None
+        source = parse_model_source(model.source)
+        done = f"{name}/baseline.json"
+        storage = str(settings.values["baseline_storage"])
+        if device(cache_folder()) == device(settings.out):
+            yield Need(name, "download", download_bytes(source, pin, size), done=done)
+        yield Need(name, "baseline", placed_bytes(source, pin, storage, size), done=done)
+    if not (home / "presets/calibration_stats.json").exists():
+        yield Need(name, "null edit", size, done=f"{name}/presets/calibration_stats.json")
+    made = [s for s in pending if s.edit_spec != CUSTOM_SPEC]
+    absent = sum(not (home / "models" / s.id).exists() for s in made)
+    if absent:
+        yield Need(name, SUBJECTS, size, absent)
+
+
+def _is_evaluated(settings: Settings, home: Path, scenario: Scenario) -> bool:
+    return all(
+        (home / f"reports/{scenario.id}/run_{run}/outcome.json").exists()
+        for run in settings.runs(scenario)
+    )
+
+
+def download_bytes(source: ModelSource, pin: Pin | None, planned: int) -> int:
+    """Bytes that the hub's cache still lacks: of the pinned files, or of the planned size."""
+    if source.kind != "hub":
+        return 0
+    if pin is None:
+        return planned
+    return sum(
+        digest.size
+        for name, digest in pin.files.items()
+        if not cached_file(source.name, str(pin.revision), name, "model").exists()
+    )
+
+
+def placed_bytes(source: ModelSource, pin: Pin | None, storage: str, size: int) -> int:
+    """Bytes of the baseline folder: none where it only links to its source."""
+    rewritten = source.kind == "package" or (pin is not None and bool(pickle_files(pin.files)))
+    return 0 if storage == "snapshot_symlink" and not rewritten else size
+
+
+def device(path: Path) -> int:
+    """The file system of a path that may not exist yet."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
+
+
+def require_room(demands: Iterable[tuple[Path, int]], min_free_gb: float) -> None:
+    """Refuse what does not fit; demands on one file system are added up.
+
+    Raises:
+        InputError: not enough disk.
+    """
+    needed: dict[int, tuple[Path, int]] = {}
+    for folder, size in demands:
+        first, total = needed.get(device(folder), (folder, 0))
+        needed[device(folder)] = first, total + size
+    for folder, size in needed.values():
+        plan = Plan(
+            (Need("", "", size),), free_bytes(folder.absolute()), int(min_free_gb * 1e9), True
+        )
+        if size + plan.min_free_bytes > plan.free_bytes:
+            raise _no_room(folder, f"{_gb(size)} for the model", plan)
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Write ``state/disk.json`` of a run, by which edits wait for their place."""
+    path = out / "state" / PLAN_NAME
+    document = {
+        "schema": SCHEMA,
+        "tight": plan.tight,
+        "needed_bytes": total_bytes(plan.least),
+        **asdict(plan),
+    }
+    contracts.validate(document, "disk-plan", str(path))
+    write_json(path, document)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read ``state/disk.json``.
+
+    Raises:
+        InputError: unreadable or against its contract.
+    """
+    document = read_json_object(path)
+    contracts.validate(document, "disk-plan", str(path))
+    return Plan(
+        tuple(Need(**need) for need in document["needs"]),
+        document["free_bytes"],
+        document["min_free_bytes"],
+        document["keep_subjects"],
+    )
+
+
+def await_room(subject: Path, minutes: float) -> None:
+    """Wait until the checkpoint folder ``subject`` fits beside everything still to be written.
+
+    Returns at once where the run's folder holds no plan or is not tight, and gives up at once where
+    no other subject is there whose end could make room.
+
+    Raises:
+        InputError: not enough disk.
+    """
+    out = subject.absolute().parents[2]
+    path = out / "state" / PLAN_NAME
+    plan = read_plan(path) if path.is_file() else None
+    if plan is None or not plan.tight:
+        return
+    model = subject.absolute().parents[1].name
+    size = max((n.bytes for n in plan.needs if n.what == SUBJECTS and n.model == model), default=0)
+    end = time.monotonic() + 60 * minutes
+    while True:
+        reserved = sum(n.bytes for n in plan.needs if n.done and not (out / n.done).exists())
+        free = free_bytes(out)
+        if size + reserved + plan.min_free_bytes <= free:
+            return
+        others = [f for f in out.glob("*/models/*") if f.name not in ("baseline", subject.name)]
+        if plan.keep_subjects or not others or time.monotonic() > end:
+            now = replace(plan, free_bytes=free)
+            raise _no_room(out, f"{_gb(size)} for {subject.name}, {_gb(reserved)} for others", now)
+        time.sleep(POLL)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _no_room(folder: Path, needed: str, plan: Plan) -> InputError:
+    many = any(need.count > 1 for need in plan.needs)
+    less = "keep_subjects=false, " if plan.keep_subjects and many else ""
+    return InputError(
+        "not enough disk",
+        where=str(folder),
+        expected=f"{needed} and {_gb(plan.min_free_bytes)} left (min_free_disk_gb)",
+        found=f"{_gb(plan.free_bytes)} free",
+        hint=f"make space, lower min_free_disk_gb, or use {less}fewer models or "
+        "baseline_storage=snapshot_symlink",
+    )
