@@ -1,14 +1,79 @@
 # Reads: <model>/baseline.json, where it is there
-# Writes: nothing
+# Writes: state/disk.json, where disk is short
 # Memory, disk, GPUs and time that the rules ask for, as functions of the size of the weights.
+
+import functools
+
+from snakemake_interface_executor_plugins.settings import ExecMode
+
+from invarlock.sources.disk import known_pins, model_bytes, plan_disk, write_plan
+from invarlock.sources.preflight import check_start
+
+ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
+
+try:
+    PINS = known_pins(OUT)
+    PLAN = plan_disk(S)
+    SIZES = {m.slug: model_bytes(S, m, PINS) / 1e6 for m in S.models}
+except InvarlockError as error:
+    stop(error)
+
+# Checkpoints that are written at the same time fit together. Subjects live longer than the jobs
+# that make them: where not all fit, they are made one after another and wait for their place.
+FITS = (
+    PLAN.refusal(OUT) is None
+)  # a run that does not is refused, a dry run shows its sizes
+if ROOT_PROCESS and FITS and workflow.resource_settings.nodes is None:
+    if workflow.global_resources.get("disk_mb").value is None:
+        room = (PLAN.free_bytes - PLAN.min_free_bytes) // 10**6
+        workflow.global_resources["disk_mb"] = max(1, room)
+if PLAN.tight:
+    workflow.global_resources["subject_writers"] = 1
+cores = workflow.resource_settings.cores
+ALONE = (
+    cores is not None and cores <= C["threads"]
+)  # nothing else runs while a job waits
+ROOM_MINUTES = (1 if ALONE else int(C["timeout_minutes"])) if PLAN.tight else 0
+ROOM = (
+    "[ {resources.room_minutes} -eq 0 ] || python -m invarlock advanced disk"
+    " --subject {output.folder:q} --wait-minutes {resources.room_minutes} > {log:q} 2>&1 && "
+)
+
+
+@functools.cache
+def check_before_first_job():
+    """Tell what keeps the run from ending; a dry run goes on all the same."""
+    if not ROOT_PROCESS or workflow.executor_plugin is None or workflow.touch:
+        return
+    try:
+        lacking = check_start(S, PLAN, window_files())
+        if lacking and not workflow.dryrun:
+            stop(lacking[0])
+        for error in lacking:
+            print(f"invarlock: warning: {error}", file=sys.stderr)
+        if PLAN.tight and not workflow.dryrun:
+            write_plan(OUT, PLAN)
+    except InvarlockError as error:
+        stop(error)
+
+
+def pins(wildcards):
+    """The pins; whoever places a model comes by here."""
+    check_before_first_job()
+    return OUT / "state/model_revisions.json"
 
 
 def weights_mb(wildcards):
-    """Weights of a model in MB: recorded if the baseline is there, planned otherwise."""
-    record = OUT / wildcards.model / "baseline.json"
-    if record.is_file():
-        return json.loads(record.read_text())["weight_bytes"] / 1e6
-    return S.model(wildcards.model).weights_gb * 1e3
+    """Size of a model in MB: as recorded, else as pinned, else as planned."""
+    return SIZES[wildcards.model]
+
+
+def placing_mb(wildcards):
+    """Disk of a download and of the copy of it."""
+    copies = S.model(wildcards.model).source.startswith("hub:") + (
+        C["baseline_storage"] == "snapshot_copy"
+    )
+    return int(copies * weights_mb(wildcards))
 
 
 def edit_mb(wildcards, attempt):
@@ -22,11 +87,34 @@ def run_mb(wildcards, attempt):
     return int(1500 + model) * attempt
 
 
+def train_mb(wildcards, attempt):
+    """Host memory of a training edit: what is trained, and the optimizer's moments, in float32."""
+    edit = getattr(wildcards, "edit", None) or S.scenario(wildcards.scenario).edit_type
+    tuned = edit == "fine_tune"
+    factor = (10 if tuned else 4) if ON_GPU else (14 if tuned else 9)
+    return int(1500 + factor * weights_mb(wildcards)) * attempt
+
+
 def gpus(wildcards):
     """GPUs of a run: enough for the weights and a fifth more."""
     if not ON_GPU:
         return 0
-    return max(1, -int(-1.2 * weights_mb(wildcards) // (1e3 * C["gpu_memory_gb"])))
+    needed = max(1, -int(-1.2 * weights_mb(wildcards) // (1e3 * C["gpu_memory_gb"])))
+    limit = workflow.global_resources.get("gpu").value
+    if limit is not None and limit < needed:  # snakemake would run the job with fewer
+        raise ConfigError(
+            f"{wildcards.model} needs {needed} GPUs",
+            found=f"--resources gpu={limit}",
+            hint=f"allow gpu={needed}, or name the memory of one GPU (gpu_memory_gb)",
+        )
+    return needed
+
+
+try:
+    for model in S.models:
+        gpus(SimpleNamespace(model=model.slug))
+except ConfigError as error:
+    stop(error)
 
 
 def run_minutes(wildcards, attempt):
@@ -40,6 +128,28 @@ def pass_minutes(wildcards, tokens):
     """Loading a checkpoint and one pass over so many tokens."""
     per_second = 4e6 / weights_mb(wildcards) if ON_GPU else 6e4 / weights_mb(wildcards)
     return 10 + weights_mb(wildcards) / 3e3 + tokens / per_second / 60
+
+
+def train_minutes(wildcards, attempt):
+    """A few steps forward and back, and the optimizer on the host."""
+    tokens = 64 * S.model(wildcards.model).seq_len
+    return int(
+        (pass_minutes(wildcards, 3 * tokens) + weights_mb(wildcards) / 200) * attempt
+    )
+
+
+def search_mb(wildcards, attempt):
+    """Host memory of a search: what making or measuring a candidate takes."""
+    trained = train_mb(wildcards, attempt) if wildcards.edit in TRAINED else 0
+    return max(trained, run_mb(wildcards, attempt))
+
+
+def search_minutes(wildcards, attempt):
+    """Every candidate of an edit type, made and measured, and some of them twice."""
+    m = S.model(wildcards.model)
+    tries = len(CANDIDATES[wildcards.edit]) + 2
+    minutes = pass_minutes(wildcards, m.seq_len * (m.preview + m.final))
+    return int(tries * minutes * attempt)
 
 
 def calibrate_minutes(wildcards, attempt):
