@@ -15,6 +15,7 @@ rule verdict:
         OUT / "reports/guard_signal_summary.json",
         OUT / "reports/guard_intervention_summary.json",
         OUT / "reports/scenario_signal_summary.json",
+        OUT / "reports/verification_summary.json",
         OUT / "analysis/edit_artifact_summary.json",
     log:
         LOGS / "verdict.log",
@@ -22,12 +23,12 @@ rule verdict:
     container:
         IMAGE
     params:
-        folders=[str(folder) for folder in evaluations()],
+        folders=evaluation_words,
         models=[f"--model '{m.model_id}'" for m in S.models],
         reports=OUT / "reports",
         analysis=OUT / "analysis",
         code=code("verdict"),
     shell:
-        "python -m invarlock verdict --scenarios {input.scenarios:q} --evaluation {params.folders:q}"
+        "python -m invarlock verdict --scenarios {input.scenarios:q} --evaluation {params.folders}"
         " {params.models} --out-dir {params.reports:q} --analysis-dir {params.analysis:q}"
         " > {log:q} 2>&1"

@@ -4,6 +4,7 @@
 
 
 RUN = OUT / "{model}/reports/{scenario}/run_{run}"
+REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
 rule evaluate:
@@ -29,6 +30,7 @@ rule evaluate:
         LOGS / "{model}/{scenario}/evaluate.{run}.log",
     benchmark:
         LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv"
+    priority: 30  # a subject that is evaluated makes room for the next
     retries: C["retries"]
     container:
         IMAGE
@@ -49,13 +51,8 @@ rule evaluate:
             )
         ),
         measuring=measuring,
-        replicates=C["bootstrap"]["replicates"],
-        alpha=C["bootstrap"]["alpha"],
+        judging=judging,
         assurance=C["assurance"],
-        tail=f"--tail-mode {C['tail_mode']}" if C["tail_mode"] else "",
-        limits="--kl-mean-max {kl_mean_max} --flip-fraction-max {flip_fraction_max}".format(
-            **C["distribution"]
-        ),
         timeout=C["timeout_minutes"],
         retries=C["retries"],
         image=[f"--image {path}" for path in IMAGE_RECORD],
@@ -64,52 +61,56 @@ rule evaluate:
     shell:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
-        " --preset {input.preset:q} {params.tail} {params.limits} --assurance {params.assurance}"
+        " --preset {input.preset:q} {params.judging} --assurance {params.assurance}"
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
-        " --replicates {params.replicates} --alpha {params.alpha}"
-        " --timeout-minutes {params.timeout} --attempt {resources.attempt}"
+        " --timeout-minutes {params.timeout} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
         " {params.image} {params.host} --config-record {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
-rule render:
-    """The report as pages that people read."""
-    input:
-        RUN / "evaluation.report.json",
-    output:
-        markdown=RUN / "evaluation.md",
-        html=RUN / "evaluation.html",
-    log:
-        LOGS / "{model}/{scenario}/render.{run}.log",
-    localrule: True
-    container:
-        IMAGE
-    params:
-        code=code("report"),
-    shell:
-        "python -m invarlock report --report {input:q} --format markdown --out {output.markdown:q}"
-        " > {log:q} 2>&1 &&"
-        " python -m invarlock report html --report {input:q} --out {output.html:q} >> {log:q} 2>&1"
+if C["defer_rendering"]:
 
+    rule render_together:
+        """All reports as pages that people read, and their re-check, in one process."""
+        input:
+            reports=[folder / "evaluation.report.json" for folder in evaluations()],
+            manifests=[folder / "runtime.manifest.json" for folder in evaluations()],
+        output:
+            rendered(),
+        log:
+            LOGS / "render.log",
+        localrule: True
+        container:
+            IMAGE
+        params:
+            reports=lambda wc: evaluation_words(wc, "evaluation.report.json"),
+            profile=C["profile"],
+            code=code("pages"),
+        shell:
+            "python -m invarlock advanced pages {params.reports} --profile {params.profile}"
+            " > {log:q} 2>&1"
 
-rule verify_report:
-    """Re-check a report from its own evidence; what it finds is in the file."""
-    input:
-        report=RUN / "evaluation.report.json",
-        manifest=RUN / "runtime.manifest.json",
-    output:
-        RUN / "verify.json",
-    log:
-        LOGS / "{model}/{scenario}/verify.{run}.log",
-    localrule: True
-    container:
-        IMAGE
-    params:
-        profile=C["profile"],
-        code=code("verify"),
-    shell:
-        # exit code 1 says that the report does not pass, which is a result
-        "python -m invarlock verify {input.report:q} --profile {params.profile} --runtime-provenance host"
-        " --out {output:q} > {log:q} 2>&1 || [ $? -eq 1 ]"
+else:
+
+    rule render:
+        """A report as pages that people read, and its re-check from its own evidence."""
+        input:
+            report=RUN / "evaluation.report.json",
+            manifest=RUN / "runtime.manifest.json",
+        output:
+            RUN / "evaluation.html",
+            RUN / "evaluation.md",
+            RUN / "verify.json",
+        log:
+            LOGS / "{model}/{scenario}/render.{run}.log",
+        localrule: True
+        container:
+            IMAGE
+        params:
+            profile=C["profile"],
+            code=code("pages"),
+        shell:
+            "python -m invarlock advanced pages {input.report:q} --profile {params.profile}"
+            " > {log:q} 2>&1"

@@ -15,6 +15,9 @@ rule build_pack:
         presets=[
             OUT / m.slug / f"presets/calibrated_preset_{m.slug}.json" for m in S.models
         ],
+        # the sweep is made when it is asked for; once it is there it is kept up to date and packed
+        analyses=[*REPEATS, *([SWEEP] if SWEEP.exists() else [])],
+        tuned=[OUT / "state/tuned_edit_params.json"] if TUNED else [],
     output:
         OUT / "evidence_pack/manifest.json",
     log:
@@ -39,7 +42,7 @@ rule build_pack:
         "rm -rf {params.pack:q} &&"
         " python -m invarlock advanced evidence-pack build {params.pack:q} --run-dir {params.run:q}"
         " --material config={input.config:q} --material model_revisions={input.revisions:q}"
-        " {params.materials} --profile {params.profile} {params.require}"
+        " {params.materials} --analysis {input.analyses:q} --profile {params.profile} {params.require}"
         ' ${{INVARLOCK_SIGNING_KEY:+--signing-key "$INVARLOCK_SIGNING_KEY"}}'
         " > {log:q} 2>&1"
 

@@ -26,7 +26,6 @@ from invarlock.contracts import validate
 from invarlock.errors import InputError
 from invarlock.scenarios import Scenario
 from invarlock.verdict.records import Evaluation, load_evaluation
-from invarlock.verdict.text import render_verdict
 from invarlock.verdict.verdict import compile_verdict
 
 SMOKE = good_suite()
@@ -106,7 +105,7 @@ def test_missing_evaluation_fails() -> None:
     """An evaluation that is not there fails the verdict and is named."""
     verdict = judge(SMOKE[:-1])
     assert failed(verdict) == {"scenario_coverage"}
-    assert verdict["missing"]["by_model"] == {MODEL: ["rank1_projection/run_1"]}
+    assert verdict["missing"]["by_model"] == {MODEL: [f"{SMOKE[-1].scenario}/run_1"]}
 
 
 def test_missing_model_fails() -> None:
@@ -169,8 +168,8 @@ def test_every_run_counts() -> None:
     first = with_other("nan_injection", make_report("nan_injection"))
     verdict = judge([*first, *second], expected)
     assert "error_injection_detected" in failed(verdict)
-    assert verdict["detection"]["invariants"]["detected"] == 4
-    assert verdict["detection"]["invariants"]["total"] == 5
+    rate = verdict["detection"]["invariants"]
+    assert rate["detected"] == rate["total"] - 1
 
 
 def _other_scenario(evaluation: Evaluation) -> None:
@@ -233,16 +232,23 @@ def test_custom_subject_decides() -> None:
 def test_counts_and_summaries() -> None:
     """The published counts and summaries say what the suite holds."""
     verdict = judge(SMOKE)
-    counts = verdict["counts"]
-    assert (counts["clean_pass"], counts["clean_total"]) == (5, 5)
-    assert (counts["stress_fail"], counts["catastrophic_required_fail"]) == (3, 3)
-    assert (counts["error_injection_detected"], counts["error_injection_total"]) == (10, 10)
-    assert (counts["expected_failure_reports"], counts["failed_reports"]) == (13, 0)
-    assert verdict["guard_signal_summary"]["signals"]["invariants"] == {"flagged": 5, "unique": 5}
-    assert verdict["category_summary"]["stress"]["primary_metric_fail"] == 3
-    signals = {row["id"]: row for row in verdict["scenario_signal_summary"]}
-    assert signals["rank1_projection"]["primary_guard_hits"] == 1
-    assert verdict["guard_intervention_summary"]["signals"]["spectral_caps"]["flagged"] == 5
+    counts, held = verdict["counts"], [scenario(e.scenario) for e in SMOKE]
+    clean = sum(s.category == "clean" for s in held)
+    stress = sum(s.strictness == "must_fail" for s in held)
+    damage = sum(s.strictness == "must_detect" for s in held)
+    guards = [s.primary_guard for s in held if s.is_error]
+    assert (counts["clean_pass"], counts["clean_total"]) == (clean, clean)
+    assert (counts["stress_fail"], counts["catastrophic_required_fail"]) == (stress, stress)
+    assert counts["error_injection_detected"] == counts["error_injection_total"] == damage
+    assert (counts["expected_failure_reports"], counts["failed_reports"]) == (stress + damage, 0)
+    seen = guards.count("invariants")
+    signals = verdict["guard_signal_summary"]["signals"]
+    assert signals["invariants"] == {"flagged": seen, "unique": seen}
+    assert verdict["category_summary"]["stress"]["primary_metric_fail"] == stress
+    rows = {row["id"]: row for row in verdict["scenario_signal_summary"]}
+    assert rows["rank1_projection"]["primary_guard_hits"] == 1
+    caps = verdict["guard_intervention_summary"]["signals"]["spectral_caps"]
+    assert caps["flagged"] == guards.count("spectral")
 
 
 def test_not_evaluated_is_listed() -> None:
@@ -260,66 +266,6 @@ def test_rates_of_guards() -> None:
     few = [e for e in SMOKE if e.scenario in TINY]
     none = judge(few, [e.key for e in few])["detection"]["rmt"]
     assert (none["total"], none["lower"]) == (0, None)
-
-
-GOLDEN = """\
-VERDICT: FAIL
-Suite smoke, 1 model, 2 of 2 evaluations; 1 did not show what their scenario asks for.
-
-Model acme/tiny-llama
-  scenario       category  expects            ratio [95% interval]  spoke  outcome
-  -------------  --------  -----------------  --------------------  -----  -------
-  noop_clean     clean     pass               1.000 [1.000, 1.000]  -      ok
-  nan_injection  damage    catch: invariants  1.000 [1.000, 1.000]  -      NOT OK
-      why: not detected; invariants did not speak
-
-Did the checks work on this model? (95% Clopper-Pearson; one count per model and scenario)
-  invariants   caught 0 of 1   [0.000, 0.975]
-  spectral     nothing was aimed at it
-  rmt          nothing was aimed at it
-  variance     nothing was aimed at it
-  metric       nothing was aimed at it
-  false alarms 0 of 1 clean   [0.000, 0.975]
-
-Requirements
-  ok      evidence_present
-  ok      scenario_coverage
-  ok      all_measured
-  ok      evidence_consistent
-  ok      clean_all_pass
-  ok      custom_all_pass
-  ok      stress_required_fail
-  ok      stress_expected_detectors
-  FAILED  error_injection_detected
-          acme/tiny-llama nan_injection run_1: not detected; invariants did not speak
-  FAILED  scenario_primary_guard_signal
-          acme/tiny-llama nan_injection run_1: invariants did not speak
-  FAILED  scenario_expected_detectors
-          acme/tiny-llama nan_injection run_1: invariants_status=fail|error
-  FAILED  guard_primary_demonstrated
-          invariants caught none of its 1 scenarios
-  ok      informational_stress_min_signal_fraction
-"""
-
-
-def test_text() -> None:
-    """The text of a small verdict is what people read."""
-    tiny = [
-        make_evaluation(scenario("noop_clean"), make_report("noop_clean")),
-        make_evaluation(scenario("nan_injection"), make_report("nan_injection")),
-    ]
-    verdict = compile_verdict(manifest(ids=TINY), tiny, [e.key for e in tiny])
-    assert render_verdict(verdict) == GOLDEN
-
-
-def test_text_is_plain() -> None:
-    """The text is ASCII of at most 108 columns, whatever the model is called."""
-    name = "acme/\u202eevil\x1b[31m" + "x" * 200
-    evaluations = [make_evaluation(scenario(e.scenario), e.report, model_id=name) for e in SMOKE]
-    text = render_verdict(judge(evaluations, []))
-    assert text.isascii()
-    assert all(c.isprintable() or c == "\n" for c in text)
-    assert max(map(len, text.splitlines())) <= 108
 
 
 def test_command(tmp_path: Path) -> None:
@@ -347,6 +293,7 @@ def test_command(tmp_path: Path) -> None:
         "guard_intervention_summary.json",
         "guard_signal_summary.json",
         "scenario_signal_summary.json",
+        "verification_summary.json",
     }
     assert json.loads(first["final_verdict.json"])["verdict"] == "PASS"
     assert json.loads(run("c", folders[:1])["final_verdict.json"])["verdict"] == "FAIL"

@@ -16,7 +16,7 @@ from typing import Any
 
 from invarlock import __version__
 from invarlock.errors import ConfigError, InputError
-from invarlock.evidence import Code, PackError, claims
+from invarlock.evidence import Code, PackError, claims, identity
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
 from invarlock.evidence.collect import Inputs, read_object
@@ -35,6 +35,7 @@ from invarlock.files import (
     temporary_sibling,
     unwritable,
 )
+from invarlock.verdict.repeats import in_manifest
 
 BUILDER = {"id": "invarlock/evidence-pack@v1", "name": "invarlock", "version": __version__}
 
@@ -84,18 +85,21 @@ def build_pack(request: BuildRequest) -> Built:
     _check_review(request)
     stage = temporary_sibling(request.out)
     try:
-        stage.mkdir(parents=True)
-        digests = {
-            path: _copy(source, stage / path, path)
-            for path, source in sorted(request.inputs.files.items())
-        }
-        built = _finish(request, stage, digests, key, generated_at)
-        _fsync_tree(stage)
-        _put_in_place(stage, request.out)
+        try:
+            stage.mkdir(parents=True)
+            digests = {
+                path: _copy(source, stage / path, path)
+                for path, source in sorted(request.inputs.files.items())
+            }
+            built = _finish(request, stage, digests, key, generated_at)
+            _fsync_tree(stage)
+            _put_in_place(stage, request.out)
+        finally:  # before the free space is told
+            shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        raise unwritable(request.out, error) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        sources = request.inputs.files.values()
+        size = sum(os.path.getsize(source) for source in sources if os.path.isfile(source))
+        raise unwritable(request.out, error, size) from error
     return built
 
 
@@ -238,6 +242,8 @@ def _manifest(request: BuildRequest, tree: Tree, digests: Mapping[str, str]) -> 
     if manifests.SOURCE_REPO in digests:
         invocation["config_source"] = reference(manifests.SOURCE_REPO)
     document["invocation"] = invocation
+    if identity.REPEATS in digests:
+        document |= in_manifest(tree.json_object(identity.REPEATS))
     models = _models(tree)
     if models:
         document["models"] = models

@@ -35,12 +35,7 @@ from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 README = "README.md"
 REVISIONS = "metadata/model_revisions.json"
-SUMMARIES = (
-    "category_summary",
-    "guard_signal_summary",
-    "guard_intervention_summary",
-    "scenario_signal_summary",
-)
+SWEEP = "results/guard_value_all_guard_probe_sweep.json"
 MAX_DIFFERENCES = 20  # listed of one document
 MAX_EXPECTED = 20_000  # evaluations that scenarios, models and runs of one pack can ask for
 _RUN = re.compile(r"run_([1-9][0-9]{0,5})")
@@ -55,6 +50,7 @@ class Claims:
     why_believed: str = ""
     evidence_level: str | None = None
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by report folder
+    documents: dict[str, object] = field(default_factory=dict)  # recomputed, by path in the pack
     findings: list[str] = field(default_factory=list)
 
 
@@ -74,7 +70,7 @@ def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry
         claims.recorded = first_text(recorded.get("verdict"))
     _recompute(tree, scenarios, claims)
     if claims.verdict is not None:
-        claims.findings += _compare(tree, recorded, claims.verdict)
+        claims.findings += _compare(tree, recorded, claims)
     tree.outlines.clear()  # what follows reads each report in full
     claims.findings += _first_line(tree, claims)
     claims.evidence_level = level(tree, manifest, scenarios, claims.verdict)
@@ -96,7 +92,9 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
         claims.why_believed = f"no {SCENARIOS}" if scenarios is None else "no outcome.json"
         return
     from invarlock.scenarios import expected_evaluations, parse_catalogue
-    from invarlock.verdict.verdict import compile_verdict
+    from invarlock.verdict.guard_value import guard_value
+    from invarlock.verdict.summaries import documents
+    from invarlock.verdict.verdict import compile_verdict, judge_all
 
     with_outcome = {place.folder for place in outcomes}
     for place in places(tree):
@@ -125,6 +123,11 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
             raise InputError(f"more than {MAX_EXPECTED} evaluations are asked for", where=SCENARIOS)
         expected = expected_evaluations(catalogue.scenarios, models, runs)
         verdict = compile_verdict(document, evaluations, expected)
+        found = documents(verdict, catalogue.scenarios, evaluations)
+        claims.documents = {f"results/{name}.json": value for name, value in found.items()}
+        if SWEEP in tree.files:
+            judged = judge_all(catalogue.scenarios, evaluations)
+            claims.documents[SWEEP] = guard_value(catalogue.scenarios, evaluations, judged)
     except InvarlockError as error:
         claims.findings.append(escape(error))
         return
@@ -174,18 +177,18 @@ def _pinned_models(tree: Tree) -> set[str]:
     return {name for name in models if isinstance(name, str)} if isinstance(models, dict) else set()
 
 
-def _compare(tree: Tree, recorded: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
+def _compare(tree: Tree, recorded: Mapping[str, Any], claims: Claims) -> Iterator[str]:
     """Where the recorded verdict, its summaries and its text depart from the recomputed one."""
+    verdict = claims.verdict or {}
     documents: list[tuple[str, object, object]] = [(VERDICT, recorded, verdict)]
-    for name in SUMMARIES:
-        path = f"results/{name}.json"
+    for path, computed in claims.documents.items():
         if path in tree.files:
             try:
                 stored = parse_json(tree.data(path), path)
             except InputError as error:
                 yield escape(error)
             else:
-                documents.append((path, stored, verdict[name]))
+                documents.append((path, stored, json.loads(json.dumps(computed))))
     for path, stored, computed in documents:
         lines = list(_differences("", stored, computed))
         for line in lines[:MAX_DIFFERENCES]:

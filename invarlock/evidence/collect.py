@@ -16,7 +16,6 @@ from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import Code, PackError
 from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
-from invarlock.evidence.claims import SUMMARIES
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
 from invarlock.evidence.report_verify import REPORT_NAME
 from invarlock.evidence.scenarios_check import (
@@ -25,15 +24,22 @@ from invarlock.evidence.scenarios_check import (
     ERROR_METADATA,
     OUTCOME_NAME,
     group_of,
+    takes_tuned,
 )
 from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
 from invarlock.files import parse_json
 from invarlock.reporting.probes import RMT_NAME, VE_NAME
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 
 PROBES = (RMT_NAME, VE_NAME)
 OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
 RENDERED = ("evaluation.html", "evaluation.md")
+# Documents that a run has only when they were asked for: name -> folder in a pack.
+ANALYSES = {
+    "determinism_repeats.json": "results/analysis/",
+    "guard_value_all_guard_probe_sweep.json": "results/",
+}
 _RECORD_PATH = re.compile(r"([a-z0-9][a-z0-9._-]*)/reports/([A-Za-z0-9._-]+)/(run_[1-9][0-9]*)")
 _MATERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MEASURED = ("reported", "rejected_by_invariants")
@@ -67,6 +73,16 @@ class Inputs:
         path = f"metadata/{name}{source.suffix or '.json'}"
         self.add(path, source)
         self.materials[name] = path
+
+    def add_analysis(self, source: Path) -> None:
+        """Add a document of ``ANALYSES``, known by its name; PackError (exit 4) for another."""
+        if source.name not in ANALYSES:
+            raise PackError(
+                Code.MANIFEST,
+                f"is no analysis that packs hold; known: {', '.join(ANALYSES)}",
+                where=str(source),
+            )
+        self.add(ANALYSES[source.name] + source.name, source)
 
     def replace(self, path: str, source: Path | None) -> None:
         """Take ``source`` for ``path`` where one is named on the command line."""
@@ -125,10 +141,14 @@ def from_run(out: Path) -> Inputs:
     if wrong:
         raise PackError(Code.MANIFEST, wrong[0], where=str(verdict))
     inputs.add(VERDICT, verdict)
-    for name in ("final_verdict.txt", *(f"{summary}.json" for summary in SUMMARIES)):
-        inputs.add(f"results/{name}", _needed(out / "reports" / name))
+    for name in ("final_verdict.txt", *(f"{name}.json" for name in DOCUMENTS)):
+        folder = out if name.startswith(ANALYSIS) else out / "reports"
+        inputs.add(f"results/{name}", _needed(folder / name))
     models = {_add_record(inputs, out, record) for record in document["records"]}
-    inputs.add_material("scenarios", _needed(out / "state" / "scenarios.json"))
+    scenarios = _needed(out / "state" / "scenarios.json")
+    inputs.add_material("scenarios", scenarios)
+    if any(map(takes_tuned, read_object(scenarios).get("scenarios", ()))):
+        inputs.add_material("tuned_edit_params", _needed(out / "state" / "tuned_edit_params.json"))
     if (out / "state" / "model_revisions.json").exists():
         inputs.add_material("model_revisions", out / "state" / "model_revisions.json")
     for path in (SOURCE_REPO, ENVIRONMENT):

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig
 from invarlock.evidence.scenarios_check import CUSTOM, OUTCOME_NAME, Entry, Place
 from invarlock.evidence.tree import Tree
 from invarlock.scenarios import NOOP
+from invarlock.verdict.repeats import contradictions, in_manifest
 
 # A member of the outcome, and where the report beside it says the same.
 SAME = (
@@ -25,6 +27,7 @@ SAME = (
     ("windows_sha256", "provenance/windows_sha256"),
     ("subject_sha256", "meta/checkpoint_sha256"),
 )
+REPEATS = "results/analysis/determinism_repeats.json"
 Report = Mapping[str, Any]
 
 
@@ -136,6 +139,26 @@ def check_manifest(manifest: Mapping[str, Any], verdict: Mapping[str, Any]) -> I
                 f"manifest.json: /verification/{name} is {stated}; "
                 f"the reports give {verdict['counts'][name]}"
             )
+
+
+def check_repeats(tree: Tree, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What the comparison of repeats says that is impossible, or that the manifest says otherwise.
+
+    The repeats themselves are not in a pack: how they came out is believed.
+    """
+    if REPEATS not in tree.files:
+        return
+    try:
+        document = tree.json_object(REPEATS)
+    except InputError:
+        return  # step 6 has said so
+    wrong = violations(document, "determinism-repeats")
+    if not wrong:
+        wrong = contradictions(document)
+        for key, value in in_manifest(document).items():
+            if key in manifest and manifest[key] != value:
+                yield f"manifest.json: /{key} is not that of {REPEATS}"
+    yield from (f"{REPEATS}: {escape(line)}" for line in wrong)
 
 
 def lenient(verdict: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, first_text
 from invarlock.evidence.tree import REPORT_NAME, Tree
 from invarlock.files import parse_json
+from invarlock.tuned import MARK, ORDER, SELECTED
 
 SCENARIOS = "metadata/scenarios.json"
+TUNED = "metadata/tuned_edit_params.json"
 MAX_SCENARIOS = 1_000  # of one pack; the published suites have at most about 70
 OUTCOME_NAME = "outcome.json"
 EDIT_METADATA, ERROR_METADATA = "edit_metadata.json", "error_metadata.json"
@@ -161,6 +163,12 @@ def _edit_type(entry: Entry) -> str | None:
     return failure.rsplit(".", 1)[-1] if failure else None
 
 
+def takes_tuned(entry: Entry) -> bool:
+    """Whether the parameters of a scenario's edit come from the table of tuned ones."""
+    spec = first_text(dig(entry, "generation", "edit_spec")) or ""
+    return spec.endswith(f":{MARK}")
+
+
 def _read(tree: Tree, path: str) -> tuple[Mapping[str, Any], str]:
     try:
         return tree.json_object(path), ""
@@ -213,6 +221,8 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
         or isinstance(document.get(key), bool) != isinstance(value, bool)
     ]
     found += _same_checkpoints(tree, place, name, document)
+    if takes_tuned(entry) and TUNED in tree.files:
+        found += [f"{name}: {text}" for text in _tuned(tree, place, document)]
     return found + (_sidecars(tree, place) if kind == DEPLOYABLE else [])
 
 
@@ -232,6 +242,29 @@ def _same_checkpoints(
         if mine and theirs and mine != theirs:
             found.append(f"{name}: /{key} is not the {role} of the report")
     return found
+
+
+def _tuned(tree: Tree, place: Place, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """The edit has the parameters of the table, and is judged on none of the search's windows."""
+    try:
+        table, report = tree.json_object(TUNED), tree.outline(place.report)
+    except InputError:
+        return  # other steps say so
+    model, kind = str(dig(report, "meta", "model_id")), str(metadata.get("edit_type"))
+    row = dig(table, "models", model, kind)
+    if not isinstance(row, dict) or row.get("status") != SELECTED:
+        yield f"{TUNED} has no selected {escape(kind)[:80]} for {escape(model)[:80]}"
+        return
+    made = metadata.get("parameters")
+    made = {**(made if isinstance(made, dict) else {}), "scope": metadata.get("scope")}
+    for key in ORDER.get(kind, ()):
+        if key not in made or made[key] != row.get(key):
+            yield f"/{key} is {escape(repr(made.get(key)))[:80]}, which is not that of {TUNED}"
+    judged = dig(report, "provenance", "windows_sha256")
+    for name in ("selection", "confirmation"):
+        searched = dig(row, "search", name, "windows_sha256")
+        if isinstance(searched, str) and searched == judged:
+            yield f"the report is judged on the {name} windows of the search in {TUNED}"
 
 
 def _sidecars(tree: Tree, place: Place) -> list[str]:

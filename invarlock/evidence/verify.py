@@ -40,6 +40,7 @@ from invarlock.evidence.tree import Tree, read_tree
 
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
 SUITE = "that the scenarios are all of the suite they name"
+REPEATS_CLAIM = "how the repeats came out: their reports are not in the pack"
 PAGES = "pages for people: README.md below its first line, evaluation.html, evaluation.md"
 
 
@@ -233,6 +234,9 @@ def _claims(
     result.steps.append(step)
     claims = result.claims = pack_claims.check(tree, manifest, scenarios)
     step.findings += claims.findings
+    step.findings += identity.check_repeats(tree, manifest)
+    if identity.REPEATS in tree.files:
+        result.believed.append(REPEATS_CLAIM)
     level = f"evidence level {claims.evidence_level}"
     if claims.verdict is not None:
         step.findings += identity.check_manifest(manifest, claims.verdict)

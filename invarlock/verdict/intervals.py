@@ -8,8 +8,11 @@ root is found by bisection until neighbouring doubles are reached.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 LEVEL = 0.95
+DIGITS = 6  # decimals of a recorded interval bound
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
@@ -53,3 +56,15 @@ def _root(k: int, n: int, target: float) -> float:
             low = middle
         else:
             high = middle
+
+
+def rate(name: str, values: Sequence[bool]) -> dict[str, Any]:
+    """k of n with its Clopper-Pearson interval; ``name`` is the key of k."""
+    bounds = clopper_pearson(sum(values), len(values))
+    return {
+        name: sum(values),
+        "total": len(values),
+        "lower": round(bounds[0], DIGITS) if bounds else None,
+        "upper": round(bounds[1], DIGITS) if bounds else None,
+        "level": LEVEL,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from invarlock.scenarios import Scenario
 from invarlock.verdict.detectors import read_all
 
 MEASURED = ("reported", signals.REJECTED)  # the only outcomes that can count as a detection
+# What a report of unchanged bytes says to the detectors: no guard spoke, nothing is capped.
+UNTOUCHED: Report = {"spectral": {"caps_applied": 0, "violations": []}}
 METADATA_FILES = {"edit": "edit_metadata.json", "error": "error_metadata.json"}
 
 
@@ -198,6 +200,32 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     )
     why = "; ".join(_shortfalls(scenario, base))
     return dataclasses.replace(base, as_expected=not why, why=why)
+
+
+def noop_reports(
+    scenarios: Sequence[Scenario], evaluations: Sequence[Evaluation]
+) -> dict[str, Report]:
+    """The no-op's report of each model that has one: what the others are compared with.
+
+    Where none was asked for, it is the baseline compared with itself, whose every ratio is 1.
+    """
+    names = {s.id for s in scenarios if s.is_noop}
+    if not names:
+        return {evaluation.model: UNTOUCHED for evaluation in evaluations}
+    found: dict[str, Report] = {}
+    for evaluation in sorted(evaluations, key=lambda e: e.key):
+        if evaluation.scenario in names and evaluation.measured and evaluation.report:
+            found.setdefault(evaluation.model, evaluation.report)
+    return found
+
+
+def units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[bool]:
+    """One truth value per (model, scenario): the rule holds in every run.
+
+    Runs repeat the same windows, so they are no further evidence about the guard.
+    """
+    keys = dict.fromkeys((r.model, r.name) for r in records)
+    return [all(rule(r) for r in records if (r.model, r.name) == key) for key in keys]
 
 
 def _shortfalls(scenario: Scenario, record: Record) -> list[str]:

@@ -1,4 +1,4 @@
-"""The four summaries, the artefact summary and the counts, all from records."""
+"""The summaries, the artefact summary and the counts: all that follows from the records."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from invarlock.reporting.signals import CORE_GUARDS
+from invarlock.reporting.signals import CORE_GUARDS, block
 from invarlock.scenarios import Scenario
 from invarlock.verdict.records import Evaluation, Record
 
+SUMMARIES = (
+    "category_summary",
+    "guard_signal_summary",
+    "guard_intervention_summary",
+    "scenario_signal_summary",
+)
+ANALYSIS = "analysis/"  # in an output folder beside reports/, in a pack below results/
+# Every document beside the verdict, by its name below the folder of results.
+DOCUMENTS = (*SUMMARIES, "verification_summary", f"{ANALYSIS}edit_artifact_summary")
 ARTIFACT_SUMMARY_SCHEMA = "invarlock/evidence-pack-edit-artifact-summary-v1"
 LANES = {
     "validation_subject_checkpoint": "validation_subjects",
@@ -102,6 +111,29 @@ def verification_counts(records: Sequence[Record]) -> dict[str, int]:
         ),
         "failed_reports": _count(not r.as_expected for r in records),
     }
+
+
+def verification_summary(
+    verdict: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> dict[str, Any]:
+    """``reports/verification_summary.json``: the verdict's counts, and by whose demands."""
+    profiles = {str(block(e.report, "context").get("profile")) for e in evaluations if e.report}
+    names = ("clean_reports", "error_injection_reports", "expected_failure_reports")
+    return {
+        **{name: verdict["counts"][name] for name in (*names, "failed_reports")},
+        "policy_profile": ",".join(sorted(profiles)) or None,
+    }
+
+
+def documents(
+    verdict: Mapping[str, Any], scenarios: Sequence[Scenario], evaluations: Sequence[Evaluation]
+) -> dict[str, Any]:
+    """What ``DOCUMENTS`` names, by those names."""
+    more = (
+        verification_summary(verdict, evaluations),
+        edit_artifact_summary(scenarios, evaluations),
+    )
+    return dict(zip(DOCUMENTS, (*(verdict[name] for name in SUMMARIES), *more), strict=True))
 
 
 def edit_artifact_summary(

@@ -1,4 +1,7 @@
-"""``final_verdict.txt``: the verdict as plain ASCII, at most ``WIDTH`` columns."""
+"""``final_verdict.txt``: the verdict as plain ASCII, at most ``WIDTH`` columns.
+
+A FAIL says first what failed, where to look and what to do; the tables follow.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,56 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invarlock.reporting.signals import CORE_GUARDS
+from invarlock.verdict.records import MEASURED
 
 WIDTH = 108  # columns
 EXPECTS = {"must_pass": "pass", "must_fail": "fail", "informational": "(reported)"}
 GUARD_SHORT = {"primary_metric": "metric"}
 CATEGORY_SHORT = {"error_injection": "damage"}
+MAX_NAMED = 8  # evaluations that a FAIL names before its tables
+REPEAT = "Repeat the command: it makes only what is missing."
+UNNOTICED = (
+    "Damage went unnoticed: it is too weak for this model, or the limits are too wide. Until that"
+    " is settled, it shows little that an edit of this model passes."
+)
+# What to do about a requirement that does not hold. Those of EVIDENCE come first: where only
+# evidence is lacking, nothing can be said about the edits.
+EVIDENCE = {
+    "evidence_present": REPEAT,
+    "scenario_coverage": REPEAT,
+    "all_measured": (
+        "An evaluation ended without a result: its log says why. Give it more memory, more time"
+        " (timeout_minutes) or smaller batches (token_budget), remove its run folder, and repeat"
+        " the command."
+    ),
+    "evidence_consistent": (
+        "Files of an evaluation do not belong together: remove its run folder and repeat the"
+        " command."
+    ),
+}
+ADVICE = EVIDENCE | {
+    "clean_all_pass": (
+        "A harmless edit was refused: it is too strong for this model, or the limits are too narrow"
+        " (more windows make intervals narrower)."
+    ),
+    "custom_all_pass": (
+        "Your subject is not shown to be as good as its baseline: its page says by which"
+        " measurement."
+    ),
+    "stress_required_fail": (
+        "A harmful edit was not refused: it is too mild for this model, or the windows are too few."
+    ),
+    "stress_expected_detectors": (
+        "A harmful edit was noticed by other signals than its scenario names, or by none."
+    ),
+    "error_injection_detected": UNNOTICED,
+    "scenario_primary_guard_signal": UNNOTICED,
+    "scenario_expected_detectors": UNNOTICED,
+    "guard_primary_demonstrated": UNNOTICED,
+    "informational_stress_min_signal_fraction": (
+        "Too few of the stress edits gave a signal: the windows may be too few to show them."
+    ),
+}
 HEADER = ("scenario", "category", "expects", "ratio [95% interval]", "spoke", "outcome")
 
 
@@ -34,7 +82,7 @@ def number(value: float | None) -> str:
 
 def render_verdict(verdict: Mapping[str, Any]) -> str:
     """The text form of a ``final_verdict.json`` document, ending in a line feed."""
-    lines = [*_opening(verdict)]
+    lines = [*_opening(verdict), *_what_failed(verdict)]
     records: Sequence[Mapping[str, Any]] = verdict["records"]
     models = list(dict.fromkeys(str(r["model"]) for r in records))
     for model in models:
@@ -49,10 +97,11 @@ def render_verdict(verdict: Mapping[str, Any]) -> str:
 def _opening(verdict: Mapping[str, Any]) -> list[str]:
     counts = verdict["counts"]
     unexpected = counts["failed_reports"]
+    whose = "its" if unexpected == 1 else "their"
     rest = (
         "every one showed what its scenario asks for"
         if not unexpected
-        else f"{unexpected} did not show what their scenario asks for"
+        else f"{unexpected} did not show what {whose} scenario asks for"
     )
     models = counts["models_total"]
     return [
@@ -62,6 +111,42 @@ def _opening(verdict: Mapping[str, Any]) -> list[str]:
             f"{counts['records_total']} of {counts['expected_total']} evaluations; {rest}."
         ),
     ]
+
+
+def _what_failed(verdict: Mapping[str, Any]) -> list[str]:
+    """What failed, where to look, and what to do; nothing for a PASS."""
+    failed = [r for r in verdict["requirements"] if not r["ok"]]
+    if not failed:
+        return []
+    bad = [r for r in verdict["records"] if not r["as_expected"]]
+    lines = ["", "What failed (paths are below the output folder)"]
+    for record in bad[:MAX_NAMED]:
+        name = f"{record['name']} on {record['model']}, run {record['run_num']}"
+        lines += ["  " + part for part in _wrap_to(f"{name}: {record['why']}", WIDTH - 2)]
+        lines += ["      " + part for part in _wrap_to(f"see {_look_at(record)}", WIDTH - 6)]
+    if len(bad) > MAX_NAMED:
+        lines.append(f"  and {len(bad) - MAX_NAMED} more: NOT OK below")
+    missing = sum(map(len, verdict["missing"]["by_model"].values()))
+    if missing:
+        lines.append(f"  {missing} evaluations are missing: listed below")
+    if not bad and not missing:
+        details = [f"{r['id']}: {detail}" for r in failed for detail in r["details"][:1]]
+        lines += [f"  {part}" for text in details for part in _wrap_to(text, WIDTH - 2)]
+    lines.append("What to do")
+    ids = [r["id"] for r in failed]
+    lacking = [name for name in ids if name in EVIDENCE]
+    judged = not lacking or any(r["status"] in MEASURED for r in bad)
+    for advice in dict.fromkeys(ADVICE[name] for name in (ids if judged else lacking)):
+        lines += ["  " + part for part in _wrap_to(advice, WIDTH - 12)]
+    return lines
+
+
+def _look_at(record: Mapping[str, Any]) -> str:
+    """The page of an evaluation, or the log of one that has none."""
+    if record["status"] in MEASURED:
+        return f"{record['path']}/evaluation.html"
+    model = str(record["path"]).partition("/")[0]
+    return f"logs/{model}/{record['name']}/evaluate.{record['run_num']}.log"
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:
@@ -157,6 +242,8 @@ def _controls(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _requirements(verdict: Mapping[str, Any]) -> list[str]:
+    if verdict["verdict"] == "PASS":
+        return [f"Requirements: all {len(verdict['requirements'])} hold."]
     lines = ["Requirements"]
     for requirement in verdict["requirements"]:
         lines.append(f"  {'ok' if requirement['ok'] else 'FAILED':<8}{requirement['id']}")

@@ -17,13 +17,19 @@ from invarlock.reporting import signals
 from invarlock.reporting.gates import GATES
 from invarlock.scenarios import Scenario, parse_catalogue
 from invarlock.verdict import summaries
-from invarlock.verdict.intervals import LEVEL, clopper_pearson
-from invarlock.verdict.records import Evaluation, Record, consistency_problems, make_record
+from invarlock.verdict.intervals import rate
+from invarlock.verdict.records import (
+    Evaluation,
+    Record,
+    consistency_problems,
+    make_record,
+    noop_reports,
+    units,
+)
 
 VERDICT_SCHEMA = "invarlock/final-verdict-v1"
 MANIFEST_PATH = "state/scenarios.json"
 MIN_SIGNAL_FRACTION = 0.5  # of the evaluations of informational stress scenarios
-DIGITS = 6  # decimals of a recorded interval bound
 Key = tuple[str, str, int]
 
 
@@ -127,10 +133,7 @@ def judge_all(
             raise InputError("the same evaluation is given twice", where=evaluation.path)
         seen.add(evaluation.key)
     ordered = sorted(evaluations, key=lambda e: (e.model, place[e.scenario], e.run))
-    noops: dict[str, Any] = {}
-    for evaluation in ordered:
-        if evaluation.measured and scenarios[place[evaluation.scenario]].is_noop:
-            noops.setdefault(evaluation.model, evaluation.report)
+    noops = noop_reports(scenarios, ordered)
     return tuple(make_record(scenarios[place[e.scenario]], e, noops.get(e.model)) for e in ordered)
 
 
@@ -237,15 +240,6 @@ _REQUIREMENTS: Mapping[str, Callable[[_Case], list[str]]] = {
 # --- counts and rates -----------------------------------------------------------------------
 
 
-def _units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[bool]:
-    """One truth value per (model, scenario): the rule holds in every run.
-
-    Runs repeat the same windows, so they are no further evidence about the guard.
-    """
-    keys = dict.fromkeys((r.model, r.name) for r in records)
-    return [all(rule(r) for r in records if (r.model, r.name) == key) for key in keys]
-
-
 def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
     """How often a guard caught the damage that is aimed at it and that it has to catch."""
     aimed = [
@@ -257,26 +251,14 @@ def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
             or (r.category == "error_injection" and r.primary_guard_required)
         )
     ]
-    return _rate("detected", _units(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
+    return rate("detected", units(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
 
 
 def _false_alarms(clean: Sequence[Record]) -> dict[str, Any]:
     """Harmless edits that a guard spoke on, or that did not pass, in any run."""
     measured = [r for r in clean if r.measured]
-    quiet = _units(measured, lambda r: r.passed and not r.any_core_guard_flag)
-    return _rate("flagged", [not value for value in quiet])
-
-
-def _rate(name: str, values: Sequence[bool]) -> dict[str, Any]:
-    """k of n with its Clopper-Pearson interval; ``name`` is the key of k."""
-    bounds = clopper_pearson(sum(values), len(values))
-    return {
-        name: sum(values),
-        "total": len(values),
-        "lower": round(bounds[0], DIGITS) if bounds else None,
-        "upper": round(bounds[1], DIGITS) if bounds else None,
-        "level": LEVEL,
-    }
+    quiet = units(measured, lambda r: r.passed and not r.any_core_guard_flag)
+    return rate("flagged", [not value for value in quiet])
 
 
 def _not_evaluated(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -1,0 +1,47 @@
+"""Write evaluation.md, evaluation.html and verify.json beside each evaluation report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from invarlock.cli.report import read_report
+from invarlock.errors import ContractError
+from invarlock.evidence.findings import UNREADABLE
+from invarlock.evidence.report_verify import ReportOptions, envelope, verify_report
+from invarlock.files import read_bytes, write_json, write_text
+from invarlock.policy import PROFILES
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("report", type=Path, nargs="+", metavar="REPORT", help="evaluation.report.json")
+    add("--profile", choices=PROFILES, default="dev", help="what the re-check demands")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; a report that does not pass its re-check is a result, and in verify.json."""
+    for path in args.report:
+        _pages(path, ReportOptions(profile=args.profile, provenance="host"))
+    return 0
+
+
+def _pages(path: Path, options: ReportOptions) -> None:
+    from invarlock.reporting import render
+
+    report = read_report(path)
+    try:
+        markdown = render.render_report_markdown(report)
+        html = render.render_report_html(report)
+    except UNREADABLE as error:  # follows its schema, and holds records of an impossible shape
+        raise ContractError(
+            f"cannot be rendered: {type(error).__name__}", where=str(path)
+        ) from error
+    beside = path.with_name(RUNTIME_MANIFEST)
+    manifest = read_bytes(beside) if beside.is_file() else None
+    checked = verify_report(read_bytes(path), manifest, str(path), options, None)
+    write_text(path.with_name("evaluation.md"), markdown)
+    write_text(path.with_name("evaluation.html"), html)
+    write_json(path.with_name("verify.json"), envelope([checked], options.profile))

@@ -1,0 +1,106 @@
+"""``analysis/evaluation_optimization_summary.json``: where the time of a run went.
+
+From the benchmark files of the jobs and the timings in ``runtime.manifest.json``. It holds
+times, so that two runs of the same inputs differ in it; it is no part of a pack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.files import read_json_object
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+
+SCHEMA = "invarlock/evidence-pack-evaluation-optimization-summary-v1"
+GUARD_PHASES = ("invariants", "spectral", "rmt", "variance", "bare_batch")
+# Phases of the published harness that are no steps of their own here.
+NOT_SEPARATE = ("load_dataset", "prepare", "prepare_guards")
+
+
+def timings_document(run_dir: Path, evaluations: Sequence[Path], deferred: bool) -> dict[str, Any]:
+    """The document, from an output folder and the folders of its evaluations.
+
+    A job whose benchmark file was removed is not timed; ``evaluation_reports_timed`` says how
+    many were.
+    """
+    logs = run_dir / "logs"
+    phases: Counter[str] = Counter()
+    jobs: list[float] = []
+    for folder in evaluations:
+        model, scenario, run = folder.parts[-4], folder.parts[-2], folder.name.rpartition("_")[2]
+        seconds = _seconds(logs / model / scenario / f"evaluate.{run}.benchmark.tsv")
+        if seconds is not None:
+            jobs.append(seconds)
+            phases.update(_phases(folder / RUNTIME_MANIFEST))
+    models = sorted({folder.parts[-4] for folder in evaluations})
+    made = {(folder.parts[-4], folder.parts[-2]) for folder in evaluations}
+    edits = _total(
+        logs / model / scenario / f"{verb}.benchmark.tsv"
+        for model, scenario in sorted(made)
+        for verb in ("edit", "inject")
+    )
+    guards = math.fsum(phases[name] for name in GUARD_PHASES)
+    measured = phases["load_model"] + guards + phases["forward"]
+    evaluate = math.fsum(jobs)
+    totals = {
+        "plan": _total(logs / model / "calibrate.benchmark.tsv" for model in models),
+        "baseline": _total(logs / model / "baseline_report.benchmark.tsv" for model in models),
+        "subject": measured,
+        "evaluation_report": max(0.0, evaluate - measured),
+    }
+    steps = {
+        "load_model": phases["load_model"],
+        **dict.fromkeys(NOT_SEPARATE),
+        "edit": edits,
+        "guards": guards,
+        "eval": phases["forward"],
+        "finalize": totals["evaluation_report"],
+        "execute": guards + phases["forward"],
+        "total": edits + evaluate,
+    }
+    count = len(evaluations)
+    return {
+        "schema": SCHEMA,
+        "run_dir": run_dir.resolve().name,
+        "controls": {
+            "PACK_GROUP_EVALUATIONS": "0",
+            "PACK_DEFER_REPORT_RENDERING": str(int(deferred)),
+        },
+        "evaluation_reports_timed": len(jobs),
+        "baseline_report_reuse_count": count,
+        "deferred_rendering_count": count if deferred else 0,
+        "grouped_evaluation_tasks": 0,
+        "grouped_evaluation_entries": 0,
+        "avoided_cli_process_invocations": max(0, count - 1) if deferred else 0,
+        "timing_totals_seconds": _rounded({**totals, "total": math.fsum(totals.values())}),
+        "run_timing_totals_seconds": _rounded(steps),
+    }
+
+
+def _rounded(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {k: None if v is None else round(float(v), 3) for k, v in seconds.items()}
+
+
+def _phases(manifest: Path) -> dict[str, float]:
+    found = read_json_object(manifest).get("context", {}).get("timings_seconds") or {}
+    return {str(name): float(seconds) for name, seconds in found.items()}
+
+
+def _total(benchmarks: Iterable[Path]) -> float:
+    return math.fsum(seconds for path in benchmarks if (seconds := _seconds(path)) is not None)
+
+
+def _seconds(benchmark: Path) -> float | None:
+    """Wall time in a benchmark file of Snakemake: the column ``s`` of its last row."""
+    if not benchmark.is_file():
+        return None
+    rows = [line.split("\t") for line in benchmark.read_text().splitlines() if line]
+    try:
+        return float(rows[-1][rows[0].index("s")])
+    except (IndexError, ValueError) as error:
+        raise InputError("is no benchmark file of Snakemake", where=str(benchmark)) from error

@@ -1,0 +1,94 @@
+# Reads: evaluations, the effective scenarios, benchmark files of the jobs
+# Writes: analysis/{determinism_repeats,evaluation_optimization_summary}.json,
+#         <model>/determinism/<scenario>/repeat_<k>/,
+#         reports/guard_value_all_guard_probe_sweep.json (only when it is asked for)
+# What the evaluations show beside the verdict.
+
+from invarlock.verdict.repeats import subject_of
+
+SWEEP = OUT / "reports/guard_value_all_guard_probe_sweep.json"
+REPEATED = subject_of(S.scenarios).id
+REPEAT_FOLDERS = [
+    OUT / S.models[0].slug / "determinism" / REPEATED / f"repeat_{k}"
+    for k in range(1, C["repeats"] + 1)
+]
+REPEATS = [OUT / "analysis/determinism_repeats.json"] if REPEAT_FOLDERS else []
+
+
+use rule evaluate as repeat with:
+    output:
+        REPEAT / "report.json",
+        REPEAT / "events.jsonl",
+        REPEAT / "evaluation.report.json",
+        REPEAT / "runtime.manifest.json",
+        REPEAT / "outcome.json",
+    log:
+        LOGS / "{model}/{scenario}/repeat.{run}.log",
+    benchmark:
+        LOGS / "{model}/{scenario}/repeat.{run}.benchmark.tsv"
+    params:
+        out=lambda wc: str(REPEAT).format(**wc),
+
+
+rule determinism:
+    """Compare repeated evaluations of one subject, field by field."""
+    input:
+        outcomes=[folder / "outcome.json" for folder in REPEAT_FOLDERS],
+        reports=[folder / "evaluation.report.json" for folder in REPEAT_FOLDERS],
+    output:
+        OUT / "analysis/determinism_repeats.json",
+    log:
+        LOGS / "determinism.log",
+    localrule: True
+    container:
+        IMAGE
+    params:
+        folders=[str(folder) for folder in REPEAT_FOLDERS],
+        determinism=C["determinism"],
+        suite=C["suite"],
+        code=code("analyze"),
+    shell:
+        "python -m invarlock advanced analyze repeats --evaluation {params.folders:q}"
+        " --determinism {params.determinism} --suite {params.suite} --out {output:q} > {log:q} 2>&1"
+
+
+rule guard_value_sweep:
+    """What each guard says about each guard's probe, on every model and run."""
+    input:
+        scenarios=OUT / "state/scenarios.json",
+        outcomes=[folder / "outcome.json" for folder in evaluations()],
+        reports=[folder / "evaluation.report.json" for folder in evaluations()],
+    output:
+        SWEEP,
+    log:
+        LOGS / "guard_value_sweep.log",
+    localrule: True
+    container:
+        IMAGE
+    params:
+        folders=evaluation_words,
+        code=code("analyze"),
+    shell:
+        "python -m invarlock advanced analyze guard-value --scenarios {input.scenarios:q}"
+        " --evaluation {params.folders} --out {output:q} > {log:q} 2>&1"
+
+
+rule timings:
+    """Where the time went; a benchmark file that was removed measures nothing again."""
+    input:
+        [folder / "outcome.json" for folder in evaluations()],
+    output:
+        OUT / "analysis/evaluation_optimization_summary.json",
+    log:
+        LOGS / "timings.log",
+    localrule: True
+    container:
+        IMAGE
+    params:
+        folders=evaluation_words,
+        run=OUT,
+        deferred=on("defer_rendering", "--deferred"),
+        code=code("analyze"),
+    shell:
+        "python -m invarlock advanced analyze timings --evaluation {params.folders}"
+        " --run-dir {params.run:q} {params.deferred} --out {output:q} > {log:q} 2>&1"

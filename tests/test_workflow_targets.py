@@ -1,0 +1,55 @@
+"""Targets beside the pack, through dry runs: repeats, pages in one job, the guards' sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from repository_copy import link_repository
+from test_workflow import SMOLLM2, counts, expected_counts, graph
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with links to everything the workflow needs."""
+    return link_repository(tmp_path_factory.mktemp("targets") / "repository")
+
+
+def test_repeats_are_measured_and_packed(repository: Path) -> None:
+    """repeats=3 evaluates one edit three times more, compares, and waits with the pack."""
+    chosen = ("scenarios=noop_clean,quant_8bit_clean,nan_injection", "repeats=3")
+    jobs = graph(repository, "--profile", "cpu", "--config", *chosen)
+    assert counts(jobs) == expected_counts(1, 2, 1) | {"repeat": 3, "determinism": 1}
+    made = [path for job in jobs if job.rule == "repeat" for path in job.words("output")]
+    parents = {str(Path(path).parent).partition("determinism/")[2] for path in made}
+    assert parents == {f"quant_8bit_clean/repeat_{k}" for k in (1, 2, 3)}
+    pack = next(job for job in jobs if job.rule == "build_pack")
+    assert any(path.endswith("analysis/determinism_repeats.json") for path in pack.words("input"))
+
+
+def test_any_scenario_can_be_repeated_by_name(repository: Path) -> None:
+    """A repeat of a scenario is a file, whatever the settings say."""
+    named = f"out/{SMOLLM2}/determinism/nan_injection/repeat_2/outcome.json"
+    jobs = counts(graph(repository, named, "--profile", "cpu", "--config", "out=out"))
+    assert (jobs["inject"], jobs["repeat"]) == (1, 1)
+    assert "evaluate" not in jobs
+
+
+def test_deferred_rendering_is_one_job(repository: Path) -> None:
+    """defer_rendering: one job makes all pages, after the last evaluation; pages stay targets."""
+    config = ("--profile", "cpu", "--config", "defer_rendering=True", "out=out")
+    scenarios = "scenarios=noop_clean,nan_injection"
+    jobs = counts(graph(repository, *config, scenarios))
+    expected = expected_counts(1, 1, 1) | {"render_together": 1}
+    assert jobs == {rule: n for rule, n in expected.items() if rule != "render"}
+    page = f"out/{SMOLLM2}/reports/noop_clean/run_1/evaluation.html"
+    assert counts(graph(repository, page, *config, scenarios))["render_together"] == 1
+
+
+def test_the_sweep_is_made_when_it_is_asked_for(repository: Path) -> None:
+    """The guards' worth is a target of its own, from every evaluation of the selection."""
+    sweep = "out/reports/guard_value_all_guard_probe_sweep.json"
+    scenarios = "scenarios=noop_clean,rmt_norm_noise"
+    jobs = counts(graph(repository, sweep, "--profile", "cpu", "--config", "out=out", scenarios))
+    assert (jobs["guard_value_sweep"], jobs["evaluate"]) == (1, 2)
+    assert "build_pack" not in jobs
