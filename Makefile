@@ -1,8 +1,12 @@
 # make smoke   set up .venv and run the main job on the embedded model: ends with a verified pack
+# make smoke-all  every scenario of the catalogue that fits the embedded model (about an hour); its table
+#              goes into docs/results.md
 # make test    set up .venv and run all tests
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make image   build the image of the container profile: images/invarlock-runtime.sif
 # make container-smoke  a part of the main job inside that image, ending with a pack that verifies strictly
+# make slurm-smoke  a small part of the main job on a SLURM cluster of one node with pretend GPUs, which is
+#              started for it (as root; packages munge and slurm-wlm)
 # make mutants switch off each check of the verifier and show that attacks then get through (5 minutes)
 # make results measure clean edits and damage on the embedded model: docs/results.md (about an hour)
 #
@@ -16,20 +20,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG_HOME := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)
 KEY ?= $(CONFIG_HOME)/invarlock/signing-key.pem
-OUT := evidence_pack_runs/smoke
+# further settings of smoke and smoke-all, for example CONFIG="scenarios=noop_clean,nan_injection"
+CONFIG ?=
 CONTAINER_OUT := evidence_pack_runs/container
+SLURM_OUT := evidence_pack_runs/slurm
 # harmless edits, and damage for two guards
 CONTAINER_SCENARIOS := noop_clean,quant_8bit_clean,nan_injection,rank1_projection
 
-.PHONY: smoke image container-smoke test lint setup docs results mutants benchmark clean
+.PHONY: smoke smoke-all image container-smoke slurm-smoke test lint setup docs results mutants benchmark clean
+
+# the suite of the target's name, ending with a verified pack
+define run_suite
+@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
+	$(BIN)/python tools/workflow.py --profile cpu --config suite=$@ signing_key="$(KEY)" $(CONFIG); \
+	cat evidence_pack_runs/$@/reports/final_verdict.txt; \
+	echo; echo "Evidence pack: evidence_pack_runs/$@/evidence_pack"; \
+	$(BIN)/invarlock advanced evidence-pack verify evidence_pack_runs/$@/evidence_pack --strict --replay \
+		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"
+endef
 
 smoke: setup
-	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
-	$(BIN)/python tools/workflow.py --profile cpu --config suite=smoke signing_key="$(KEY)"; \
-	cat $(OUT)/reports/final_verdict.txt; \
-	echo; echo "Evidence pack: $(OUT)/evidence_pack"; \
-	$(BIN)/invarlock advanced evidence-pack verify $(OUT)/evidence_pack --strict --replay \
-		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"
+	$(run_suite)
+
+smoke-all: setup
+	$(run_suite)
+	@$(BIN)/python tools/catalogue_table.py evidence_pack_runs/$@
 
 image: setup
 	@PYTHON=$(BIN)/python TORCH="$(TORCH)" bash tools/build_image.sh
@@ -48,6 +63,23 @@ container-smoke: image
 		grep -q "\"image_digest\": \"sha256:$$digest\"" "$$file" || { echo "$$file: not made in $$digest"; exit 1; }; \
 	done; \
 	echo "Every report was made in images/invarlock-runtime.sif, sha256:$$digest"
+
+slurm-smoke: setup
+	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
+	bash tools/slurm_up.sh run $(BIN)/python tools/workflow.py --profile slurm --latency-wait 5 \
+		--slurm-init-seconds-before-status-checks 1 --seconds-between-status-checks 2 \
+		--set-resources baseline_report:gpu=1 calibrate:gpu=1 evaluate:gpu=1 \
+		--config suite=smoke scenarios=noop_clean,nan_injection out=$(SLURM_OUT) signing_key="$(KEY)" \
+		device=auto tier=none calibration="{seeds: 3, windows: 8}" \
+		windows="{seq_len: 144, preview: 24, final: 24, seed: 43}"; \
+	cat $(SLURM_OUT)/reports/final_verdict.txt; \
+	$(BIN)/invarlock advanced evidence-pack verify $(SLURM_OUT)/evidence_pack --strict --replay \
+		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"; \
+	for log in $(SLURM_OUT)/logs/*/baseline_report.log $(SLURM_OUT)/logs/*/calibrate.log \
+		$(SLURM_OUT)/logs/*/*/evaluate.1.log; do \
+		grep -q '^GPU [01], given by SLURM$$' "$$log" || { echo "$$log: held no device"; exit 1; }; \
+	done; \
+	echo "Every measurement held a device of its own"
 
 test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -1,8 +1,9 @@
 """The effective configuration: ``config/config.yaml``, the environment, and the suite tables.
 
-Order of precedence: a value given on the command line, then an environment variable of the
-shell harness that people come from, then the file. The effective value and its origin are
-recorded. Everything is checked before any job starts.
+Order of precedence: a value given on the command line or by a profile, then an environment
+variable of the shell harness that people come from, then the files that ``include`` names (the
+last first), then the file. The effective value and its origin are recorded. Everything is checked
+before any job starts.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ import yaml
 
 from invarlock.contracts import validate
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import slug
+from invarlock.files import read_bytes
+from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
-from invarlock.scenarios import Scenario, load_catalogue, load_tuned, resolve_spec
+from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
+from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
 
-CUSTOM_SPEC = "custom"  # edit_spec of the subject that the user brings
 PATH_KEYS = ("baseline", "subject", "out", "pack", "signing_key")  # values never recorded
+
+ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 Document = Mapping[str, Any]
 
 
 def _flag(text: str) -> bool:
-    return text.strip().lower() in ("1", "true", "yes", "on")
+    word = text.strip().lower()
+    if word not in (*ON, *OFF):
+        raise ValueError(text)
+    return word in ON
 
 
 # Environment variable -> (key, how to read it).
@@ -36,6 +43,8 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "PACK_NET": ("net", lambda text: int(_flag(text))),
     "PACK_TUNED_EDIT_PARAMS_FILE": ("tuned_edit_params", str),
     "PACK_DETERMINISM": ("determinism", str),
+    "PACK_REPEATS": ("repeats", int),
+    "PACK_DEFER_REPORT_RENDERING": ("defer_rendering", _flag),
     "PACK_BASELINE_STORAGE_MODE": ("baseline_storage", str),
     "PACK_CLEANUP_MODELS": ("keep_subjects", lambda text: not _flag(text)),
     "PACK_SIGNING_KEY": ("signing_key", str),
@@ -43,21 +52,11 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "INVARLOCK_TIER": ("tier", str),
     "INVARLOCK_ALLOW_REMOTE_CODE": ("allow_remote_code", _flag),
     "INVARLOCK_ALLOW_HOST_EXECUTION": ("allow_host_execution", _flag),
+    "INVARLOCK_TELEMETRY": ("telemetry", _flag),
+    "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("allow_config_include_outside", _flag),
 }
-MODEL_SLOTS = tuple(f"MODEL_{n}" for n in range(1, 9))
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of the run with its geometry."""
-
-    model_id: str
-    slug: str
-    source: str
-    weights_gb: float
-    seq_len: int
-    preview: int
-    final: int
+NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
+LISTS = ("models", "scenarios", "categories", "include")  # on the command line also as A,B
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,15 @@ class Settings:
     """The effective configuration, checked."""
 
     values: Document
-    origins: Mapping[
-        str, str
-    ]  # key -> "given" (profile or command line), "environment NAME" or "config"
+    # key -> "given" (profile or command line), "environment NAME", "include FILE" or "config"
+    origins: Mapping[str, str]
     out: Path
     text: str
     min_free_disk_gb: float
     models: tuple[Model, ...]
     scenarios: tuple[Scenario, ...]
-    edit_specs: Mapping[tuple[str, str], str]  # (model slug, scenario id) -> edit spec
+    # (model slug, scenario id) -> edit spec, or why there is none
+    edit_specs: Mapping[tuple[str, str], str | ConfigError]
 
     def scenario(self, scenario_id: str) -> Scenario:
         """The selected scenario of that id."""
@@ -82,6 +81,21 @@ class Settings:
     def model(self, model_slug: str) -> Model:
         """The model of that folder name."""
         return next(m for m in self.models if m.slug == model_slug)
+
+    def edit_spec(self, model_slug: str, scenario_id: str) -> str:
+        """The spec of an edit for one model.
+
+        Raises:
+            ConfigError: it takes tuned parameters, and the model has none.
+        """
+        found = self.edit_specs[model_slug, scenario_id]
+        if isinstance(found, ConfigError):
+            raise found
+        return found
+
+    def tuned_types(self) -> list[str]:
+        """The edit types whose tuned parameters the selected scenarios take, sorted."""
+        return sorted({edit_type for s in self.scenarios if (edit_type := tuned_type(s))})
 
     def runs(self, scenario: Scenario) -> range:
         """Run numbers of a scenario."""
@@ -99,7 +113,9 @@ class Settings:
         for key in ("tuned_edit_params", "catalogue", "container_image"):
             values[key] = Path(values[key]).name
         if str(values["text"]).startswith("local:"):
-            values["text"] = "local:" + Path(str(values["text"])).name
+            values["text"] = LOCAL + Path(str(values["text"])).name
+        values["models"] = [_unplaced(entry) for entry in values["models"]]
+        values["include"] = [_unplaced(path) for path in values["include"]]
         return {
             "schema": "invarlock/effective-config-v1",
             "values": values,
@@ -128,21 +144,25 @@ def effective_settings(
         InputError: a folder or file that was named is missing.
     """
     values, origins = _merge(given, file, environment, spoken)
-    if isinstance(values["scenarios"], str):
-        values["scenarios"] = [s.strip() for s in values["scenarios"].split(",") if s.strip()]
-    if isinstance(values["models"], str):
-        values["models"] = [m.strip() for m in values["models"].split(",") if m.strip()]
     validate(values, "config", "config/config.yaml", config=True)
-    _one_of("tier", values["tier"], tier_names())
-    _one_of("suite", values["suite"], list(suites["suites"]))
-    _refuse_ignored(values)
+    one_of("tier", values["tier"], tier_names())
+    one_of("suite", values["suite"], list(suites["suites"]))
     suite = suites["suites"][values["suite"]]
-    models = _models(values, suites, suite)
-    catalogue = load_catalogue(Path(values["catalogue"]))
-    scenarios = tuple(
-        s for s in catalogue.select(values["suite"], values["scenarios"]) if _has_subject(s, values)
-    )
+    if not origins["models"].startswith("given"):
+        listed = values["models"] or suite["models"]
+        slots, spoke = slotted(listed, environment)
+        if spoke:
+            values["models"], origins["models"] = slots, f"environment {spoke}"
+    _refuse_ignored(values)
     _check_paths(values)
+    if values["suite"] == "byoe":
+        entries = [LOCAL + _byoe_baseline(values)]
+    else:
+        entries = values["models"] or suite["models"]
+    models = resolve_models(entries, suites, values["geometry"], values["windows"])
+    catalogue = load_catalogue(Path(values["catalogue"]))
+    chosen = catalogue.select(values["suite"], values["scenarios"], values["categories"])
+    scenarios = tuple(s for s in chosen if _has_subject(s, values))
     return Settings(
         values=values,
         origins=origins,
@@ -157,13 +177,40 @@ def effective_settings(
     )
 
 
+def check_release(settings: Settings, container: bool) -> None:
+    """Refuse settings whose pack no release review would accept, all in one line.
+
+    Args:
+        settings: the effective configuration.
+        container: whether a profile runs the rules in the image.
+
+    Raises:
+        ConfigError: what is not met.
+    """
+    values = settings.values
+    rules = (
+        (bool(values["signing_key"]), "a signing_key"),
+        (values["profile"] != "dev", "profile ci or release, not dev"),
+        (values["assurance"] == "strict", "assurance strict"),
+        (bool(values["defer_rendering"]), "defer_rendering true"),
+        (container, "the image for everything that measures"),
+    )
+    unmet = [what for holds, what in rules if not holds]
+    if unmet:
+        raise ConfigError(
+            f"target release needs {'; '.join(unmet)}",
+            hint="snakemake release --profile release --config signing_key=KEY.pem",
+        )
+
+
 def _merge(
     given: Document, file: Document, environment: Mapping[str, str], spoken: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    values = {
-        key: _typed(value) if isinstance(value, Mapping) else value for key, value in given.items()
-    }
+    values = {key: _spoken(value, file.get(key)) for key, value in given.items()}
     origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
+    for name in LISTS:
+        if isinstance(values.get(name), str):
+            values[name] = [word.strip() for word in values[name].split(",") if word.strip()]
     for name, (key, read) in ENVIRONMENT.items():
         if environment.get(name) and origins.get(key) == "config":
             try:
@@ -174,52 +221,61 @@ def _merge(
                     found=repr(environment[name]),
                 ) from error  # fmt: skip
             origins[key] = f"environment {name}"
-    slots = [environment[name] for name in MODEL_SLOTS if environment.get(name)]
-    if slots and origins.get("models") == "config":
-        values["models"] = slots
-        origins["models"] = "environment MODEL_1..MODEL_8"
+    if isinstance(values.get("include"), list):
+        _include(values, origins, file)
     return values, origins
 
 
-def _typed(section: Document) -> dict[str, Any]:
-    """``--config 'windows={seq_len: 16}'`` arrives with every inner value as text."""
-    return {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in section.items()}
+def _include(values: dict[str, Any], origins: dict[str, str], file: Document) -> None:
+    """Take the settings of the included files where nobody else spoke; a later file wins."""
+    for name in values["include"]:
+        for key, value in _read_include(str(name), values, file).items():
+            if origins[key] == "config" or origins[key].startswith("include "):
+                values[key], origins[key] = value, f"include {_unplaced(str(name))}"
 
 
-def _one_of(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
+def _read_include(name: str, values: Document, file: Document) -> Document:
+    path, here = Path(name), Path.cwd().resolve()
+    outside = not path.resolve().is_relative_to(here)
+    if outside and values.get("allow_config_include_outside") is not True:
         raise ConfigError(
-            f"/{key} is {value!r}",
-            where="config/config.yaml",
-            expected="one of " + ", ".join(known),
-            hint=f"did you mean {near[0]}?" if near else "",
-        )
+            "include names a file outside the folder that snakemake runs in", where=name,
+            expected=f"a file below {here}",
+            hint="move it there, or allow it: allow_config_include_outside: true",
+        )  # fmt: skip
+    try:
+        found = yaml.safe_load(read_bytes(path)) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError("is not YAML", where=name, found=" ".join(str(error).split())) from error
+    if not isinstance(found, dict):
+        raise ConfigError("holds no settings", where=name, expected="lines `key: value`")
+    for key in found:
+        if key not in file or key in NOT_IN_INCLUDES:
+            near = difflib.get_close_matches(str(key), list(file), n=1)
+            guess = f"did you mean {near[0]}?" if near and near[0] != key else ""
+            raise ConfigError(f"/{key} is no key of an included file", where=name, hint=guess)
+    return found
 
 
-def _models(values: Document, suites: Document, suite: Document) -> tuple[Model, ...]:
-    if values["suite"] == "byoe":
-        ids = [_byoe_id(values)]
-        sources = {ids[0]: f"local:{values['baseline']}"}
-    else:
-        ids = list(values["models"] or suite["models"])
-        sources = {}
-    found: dict[str, Model] = {}
-    for model_id in ids:
-        if model_id not in suites["models"] and model_id not in sources:
-            _one_of("models", model_id, list(suites["models"]))
-        row = suites["models"].get(model_id, {"weights_gb": _folder_gb(values["baseline"])})
-        geometry = {**suites["default_geometry"], **row}
-        own = {k: values["windows"][k] or geometry[k] for k in ("seq_len", "preview", "final")}
-        source = sources.get(model_id) or row["source"]
-        model = Model(model_id, slug(model_id), source, float(row["weights_gb"]), **own)
-        if model.slug in found:
-            raise ConfigError(
-                f"{model_id} and {found[model.slug].model_id} share the folder name {model.slug}",
-                hint="run them in separate output folders",
-            )
-        found[model.slug] = model
-    return tuple(found.values())
+def _unplaced(entry: str) -> str:
+    """An entry without a path of this machine: ``local:FOLDER`` keeps the folder's name."""
+    if entry.startswith(LOCAL):
+        return LOCAL + Path(entry.removeprefix(LOCAL)).name
+    return Path(entry).name if entry.startswith(("/", "..")) else entry
+
+
+def _spoken(value: Any, example: object) -> Any:
+    """A value as the command line may hand it over: `true` is text there, and `key=` is None."""
+    if isinstance(value, Mapping) or (isinstance(example, bool) and isinstance(value, str)):
+        return _typed(value)
+    return "" if value is None and isinstance(example, str) else value
+
+
+def _typed(section: Any) -> Any:
+    """``--config 'windows={seq_len: 16}'`` arrives with every inner value as text."""
+    if isinstance(section, Mapping):
+        return {key: _typed(value) for key, value in section.items()}
+    return yaml.safe_load(section) if isinstance(section, str) else section
 
 
 def _refuse_ignored(values: Document) -> None:
@@ -236,34 +292,35 @@ def _refuse_ignored(values: Document) -> None:
             )
 
 
-def _byoe_id(values: Document) -> str:
+def _byoe_baseline(values: Document) -> str:
     for key in ("baseline", "subject"):
         if not values[key]:
             raise ConfigError(
                 f"suite byoe needs {key}",
                 hint="snakemake pack --config suite=byoe baseline=DIR subject=DIR",
             )
-    name = Path(values["baseline"]).resolve().name
-    return name if slug(name) else "baseline"
+    return str(values["baseline"])
 
 
 def _has_subject(scenario: Scenario, values: Document) -> bool:
     return scenario.edit_spec != CUSTOM_SPEC or bool(values["subject"])
 
 
-def _folder_gb(folder: str) -> float:
-    if not folder or not Path(folder).is_dir():
-        return 1.0
-    return max(0.1, sum(f.stat().st_size for f in Path(folder).glob("*.safetensors")) / 1e9)
-
-
 def _edit_specs(
     values: Document, models: Sequence[Model], scenarios: Sequence[Scenario]
-) -> dict[tuple[str, str], str]:
+) -> dict[tuple[str, str], str | ConfigError]:
+    """Where tuned parameters are missing, only making the edit fails: a search for them goes on."""
     edits = [s for s in scenarios if s.is_edit]
-    needs_table = any((s.edit_spec or "").endswith(":tuned") for s in edits)
-    tuned = load_tuned(Path(values["tuned_edit_params"])) if needs_table else None
-    return {(m.slug, s.id): resolve_spec(s, m.model_id, tuned) for m in models for s in edits}
+    path = Path(values["tuned_edit_params"])
+    tuned = read_or_empty(path if any(map(tuned_type, edits)) else None)
+    found: dict[tuple[str, str], str | ConfigError] = {}
+    for model in models:
+        for scenario in edits:
+            try:
+                found[model.slug, scenario.id] = resolve_spec(scenario, model.model_id, tuned)
+            except ConfigError as error:
+                found[model.slug, scenario.id] = error
+    return found
 
 
 def _check_paths(values: Document) -> None:

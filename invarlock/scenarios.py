@@ -13,22 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from invarlock.errors import ConfigError
-from invarlock.files import read_json_object, slug
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import read_json_object
 
 CATALOGUE_SCHEMA = "evidence_pack_scenarios_v1"
-TUNED_SCHEMA = "tuned_edit_params_v1"
 CATEGORIES = ("clean", "stress", "error_injection", "custom")
 RESERVED = ("errors", "observed")  # folders of a pack that stand between model and scenario
 NOOP = "noop"  # the edit that changes no byte
-TUNED_MARK = "tuned"  # an edit_spec "<edit type>:tuned" takes its numbers from the tuned table
-# The parameters of a tuned entry in the order of the edit's spec string.
-TUNED_ORDER: Mapping[str, tuple[str, ...]] = {
-    "quant_rtn": ("bits", "group_size", "scope"),
-    "fp8_quant": ("format", "scope"),
-    "magnitude_prune": ("sparsity", "scope"),
-    "lowrank_svd": ("rank", "scope"),
-}
+CUSTOM_SPEC = "custom"  # edit_spec of the subject that the user brings
 
 
 @dataclass(frozen=True)
@@ -256,79 +248,33 @@ def _labelled(scenario: Scenario, runs: Mapping[str, int]) -> dict[str, Any]:
     return entry
 
 
-# --- tuned parameters of clean edits --------------------------------------------------------
+def check_subject_metadata(
+    entry: Mapping[str, Any], metadata: Mapping[str, Any], where: str
+) -> None:
+    """Refuse a subject that was made otherwise than its scenario says.
 
-
-@dataclass(frozen=True)
-class TunedParameters:
-    """The table of ``tuned_edit_params.json``: model id -> edit type -> entry."""
-
-    where: str
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    defaults: Mapping[str, Mapping[str, Any]]
-
-
-def load_tuned(path: Path) -> TunedParameters:
-    """Read and check a tuned parameter file.
+    Args:
+        entry: the catalogue entry; what it does not say is not compared.
+        metadata: ``edit_metadata.json`` or ``error_metadata.json`` of the subject.
+        where: the name of that file.
 
     Raises:
-        InputError: missing, unreadable or not JSON.
-        ConfigError: departs from its contract.
+        InputError: another artifact class, edit or damage, or damage that was not done.
     """
-    from invarlock.contracts import validate
-
-    document = read_json_object(path)
-    validate(document, "tuned-edit-params", str(path), config=True)
-    return TunedParameters(str(path), document["models"], document.get("defaults", {}))
-
-
-def resolve_spec(scenario: Scenario, model_id: str, tuned: TunedParameters | None) -> str:
-    """The edit spec string with its numbers, for one model.
-
-    A spec ``<edit type>:tuned`` is looked up by model id, then by the model's folder name,
-    then in the table's defaults. Other specs are returned as they stand.
-
-    Raises:
-        ConfigError: the scenario is no edit, or no selected entry exists.
-    """
-    if scenario.edit_spec is None:
-        raise ConfigError(f"scenario {scenario.id} injects an error and has no edit spec")
-    edit_type, _, rest = scenario.edit_spec.partition(":")
-    if rest != TUNED_MARK:
-        return scenario.edit_spec
-    if tuned is None:
-        raise _untuned(scenario.id, edit_type, model_id, "no tuned parameter file is configured")
-    entry = _tuned_entry(tuned, model_id, edit_type)
-    if entry is None:
-        raise _untuned(scenario.id, edit_type, model_id, "no entry", tuned.where)
-    if entry["status"] != "selected":
-        reason = f"the entry is {entry['status']} ({entry.get('reason', 'no reason given')})"
-        raise _untuned(scenario.id, edit_type, model_id, reason, tuned.where)
-    missing = [name for name in TUNED_ORDER[edit_type] if name not in entry]
-    if missing:
-        raise _untuned(
-            scenario.id, edit_type, model_id, f"the entry lacks {missing[0]}", tuned.where
-        )
-    return ":".join([edit_type, *(str(entry[name]) for name in TUNED_ORDER[edit_type])])
-
-
-def _tuned_entry(tuned: TunedParameters, model_id: str, edit_type: str) -> Mapping[str, Any] | None:
-    by_folder = {slug(name): entries for name, entries in tuned.models.items()}
-    for entries in (tuned.models.get(model_id), by_folder.get(slug(model_id)), tuned.defaults):
-        if entries and edit_type in entries:
-            return entries[edit_type]
-    return None
-
-
-def _untuned(
-    scenario_id: str, edit_type: str, model_id: str, why: str, where: str = ""
-) -> ConfigError:
-    return ConfigError(
-        f"scenario {scenario_id} needs tuned {edit_type} parameters for {model_id}: {why}",
-        where=where,
-        expected=f'models."{model_id}".{edit_type} with status "selected"',
-        hint="add the entry, name another file with tuned_edit_params, or leave the scenario out",
-    )
+    made = entry.get("generation", {})
+    wanted: dict[str, object] = {"artifact_class": entry.get("artifact_class")}
+    if made.get("kind") == "error":
+        wanted |= {"error_type": made.get("error_type"), "injected": True}
+    elif made.get("kind") == "edit":
+        wanted |= {"edit_type": str(made.get("edit_spec")).partition(":")[0]}
+        wanted |= {"optimized_deployment_backend": entry.get("optimized_deployment_backend")}
+    for key, value in wanted.items():
+        if value is not None and metadata.get(key) != value:
+            raise InputError(
+                f"/{key} is not that of scenario {entry['id']}", where=where,
+                expected=repr(value), found=repr(metadata.get(key))[:60],
+                hint="remove the subject, and the workflow makes it again",
+            )  # fmt: skip
 
 
 def expected_evaluations(

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from repository_copy import ROOT
+from settings_factory import FILE, MISTRAL, SMOLLM2, SUITES, refusal, settings
 
-from invarlock.config import ENVIRONMENT, MODEL_SLOTS, Settings, effective_settings
+from invarlock.config import ENVIRONMENT, PATH_KEYS
 from invarlock.contracts import load_contract
-from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.errors import ConfigError, InputError
 from invarlock.scenarios import load_catalogue
-
-ROOT = Path(__file__).resolve().parents[1]
-FILE: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-SUITES: dict[str, Any] = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-MISTRAL = "mistralai/Mistral-7B-v0.1"
 
 
 @pytest.fixture(autouse=True)
@@ -28,33 +23,14 @@ def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the catalogue is named relative to the repository
 
 
-def settings(
-    environment: dict[str, str] | None = None,
-    suites: dict[str, Any] | None = None,
-    **given: object,
-) -> Settings:
-    """The settings of the shipped files with ``given`` on the command line."""
-    return effective_settings(
-        {**copy.deepcopy(FILE), **given}, FILE, suites or SUITES, environment or {}
-    )
-
-
-def refusal(expected: type[InvarlockError] = ConfigError, **given: Any) -> str:
-    """The one line with which the settings are refused."""
-    with pytest.raises(expected) as caught:
-        settings(**given)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 # --- the files -----------------------------------------------------------------------------
 
 
 def objects(schema: dict[str, Any], at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of a schema by pointer, the outermost first."""
+    """Every object with named keys of a schema by pointer, the outermost first."""
     yield at, schema
     for name, part in schema["properties"].items():
-        if part.get("type") == "object":
+        if "properties" in part:
             yield from objects(part, f"{at}/{name}")
 
 
@@ -97,7 +73,12 @@ def test_the_shipped_file_is_valid_for_every_suite() -> None:
         ({"runs": {"clean": 1}}, ["/runs lacks the key stress"]),
         ({"suite": "smok"}, ["'smok'", "did you mean smoke?", "subset"]),
         ({"tier": "balance"}, ["'balance'", "did you mean balanced?"]),
-        ({"models": ["mistralai/Mistral-7B"]}, [f"did you mean {MISTRAL}?"]),
+        ({"models": ["mistralai/Mistral-7B"]}, [f"did you mean {MISTRAL}?", "local:FOLDER"]),
+        ({"geometry": {"Mistral": {"seq_len": 8}}}, ["/geometry is 'Mistral'", SMOLLM2]),
+        ({"geometry": {SMOLLM2: {"seqlen": 8}}}, ["/seqlen", "did you mean seq_len?"]),
+        ({"geometry": {SMOLLM2: {"preview": 0}}}, ["/preview is 0"]),
+        ({"categories": "claen"}, ["'claen' is not a scenario category", "did you mean clean?"]),
+        ({"scenarios": "noop_clean", "categories": "stress"}, ["no scenario of suite smoke"]),
         ({"scenarios": ["noop_claen"]}, ["'noop_claen'", "did you mean noop_clean?"]),
         ({"scenarios": "noop_clean, nosuch"}, ["'nosuch' is not a scenario of suite smoke"]),
         ({"scenarios": "fp8_e5m2_stress"}, ["not in suite smoke", "belongs to full"]),
@@ -147,21 +128,27 @@ def test_models_that_share_a_folder_are_refused() -> None:
 
 
 def test_a_missing_tuned_entry_is_refused(tmp_path: Path) -> None:
-    """A tuned edit of a model without an entry names the model, the edit and the file."""
+    """Making a tuned edit of a model without an entry names the model, the edit and the file."""
     table = json.loads((ROOT / "scenarios/tuned_edit_params.json").read_text())
     del table["models"][MISTRAL]["fp8_quant"]
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps(table))
-    line = refusal(suite="subset", tuned_edit_params=str(path))
-    for word in (MISTRAL, "fp8_quant", "fp8_e5m2_clean", str(path)):
-        assert word in line, line
+    loaded = settings(suite="subset", tuned_edit_params=str(path))
+    slug = loaded.models[0].slug
+    assert loaded.edit_spec(slug, "prune_clean") == "magnitude_prune:0.1:ffn"
+    with pytest.raises(ConfigError) as caught:
+        loaded.edit_spec(slug, "fp8_e5m2_clean")
+    for word in (MISTRAL, "fp8_quant", "fp8_e5m2_clean", str(path), "snakemake tune"):
+        assert word in str(caught.value)
 
 
 def test_a_missing_tuned_file_does_not_matter_where_it_is_not_used(tmp_path: Path) -> None:
     """Suite smoke holds no tuned edit and does not read the table; suite subset does."""
     nowhere = str(tmp_path / "tuned.json")
     assert settings(tuned_edit_params=nowhere).edit_specs
-    assert nowhere in refusal(InputError, suite="subset", tuned_edit_params=nowhere)
+    loaded = settings(suite="subset", tuned_edit_params=nowhere)
+    with pytest.raises(ConfigError, match=f"{nowhere}, which is not there"):
+        loaded.edit_spec(loaded.models[0].slug, "prune_clean")
 
 
 # --- environment and precedence ---------------------------------------------------------------
@@ -171,6 +158,8 @@ SPOKEN: dict[str, tuple[str, object]] = {
     "PACK_NET": ("1", 1),
     "PACK_TUNED_EDIT_PARAMS_FILE": ("other/tuned.json", "other/tuned.json"),
     "PACK_DETERMINISM": ("throughput", "throughput"),
+    "PACK_REPEATS": ("3", 3),
+    "PACK_DEFER_REPORT_RENDERING": ("1", True),
     "PACK_BASELINE_STORAGE_MODE": ("snapshot_symlink", "snapshot_symlink"),
     "PACK_CLEANUP_MODELS": ("0", True),  # not cleaning up is keeping
     "PACK_SIGNING_KEY": ("keys/key.pem", "keys/key.pem"),
@@ -178,6 +167,8 @@ SPOKEN: dict[str, tuple[str, object]] = {
     "INVARLOCK_TIER": ("aggressive", "aggressive"),
     "INVARLOCK_ALLOW_REMOTE_CODE": ("true", True),
     "INVARLOCK_ALLOW_HOST_EXECUTION": ("no", False),
+    "INVARLOCK_TELEMETRY": ("1", True),
+    "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("1", True),
 }
 
 
@@ -194,6 +185,10 @@ def test_the_environment_overrides_the_file(name: str) -> None:
     found = settings({name: text})
     assert found.values[key] == value != FILE[key]
     assert found.origins[key] == f"environment {name}"
+    recorded = found.recorded()  # state/config.json
+    if key not in PATH_KEYS:
+        assert recorded["values"][key] in (value, Path(text).name)
+        assert recorded["origins"][key] == f"environment {name}"
 
 
 @pytest.mark.parametrize("name", sorted(SPOKEN))
@@ -214,23 +209,19 @@ def test_the_command_line_overrides_the_environment() -> None:
     assert found.origins["seed"] == "config"
 
 
-def test_model_slots_name_the_models() -> None:
-    """MODEL_1 to MODEL_8 are the models in that order, and the command line wins over them."""
-    names = list(SUITES["models"])[:3]
-    slots = dict(zip((MODEL_SLOTS[7], MODEL_SLOTS[0], MODEL_SLOTS[2]), names, strict=True))
-    found = settings(slots)
-    assert [m.model_id for m in found.models] == [names[1], names[2], names[0]]
-    assert found.origins["models"] == "environment MODEL_1..MODEL_8"
-    assert [m.model_id for m in settings(slots, models=SMOLLM2).models] == [SMOLLM2]
-
-
 def test_an_unknown_model_slot_is_refused() -> None:
     """A misspelt model of the environment is refused like one of the file."""
     assert f"did you mean {MISTRAL}?" in refusal(environment={"MODEL_1": "mistralai/Mistral-7B"})
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("MIN_FREE_DISK_GB", "plenty"), ("PACK_DETERMINISM", "maybe")]
+    ("name", "text"),
+    [
+        ("MIN_FREE_DISK_GB", "plenty"),
+        ("PACK_DETERMINISM", "maybe"),
+        ("PACK_REPEATS", "few"),
+        ("INVARLOCK_ALLOW_REMOTE_CODE", "perhaps"),
+    ],
 )
 def test_an_unusable_variable_is_refused(name: str, text: str) -> None:
     """A value that its key cannot take is refused with the value."""
@@ -247,14 +238,6 @@ def test_exactly_the_chosen_scenarios() -> None:
             "noop_clean",
             "nan_injection",
         ]
-
-
-def test_geometry_of_the_model_and_of_the_user() -> None:
-    """Zero means the model's own geometry; any other number is taken."""
-    own = settings().models[0]
-    assert (own.seq_len, own.preview, own.final) == (144, 180, 180)
-    found = settings(windows={"seq_len": 16, "preview": 0, "final": 4, "seed": 1}).models[0]
-    assert (found.seq_len, found.preview, found.final) == (16, 180, 4)
 
 
 def test_calibration_never_uses_the_seed_that_is_judged_on() -> None:
@@ -323,6 +306,15 @@ def test_sections_of_the_command_line_are_typed() -> None:
     assert found.models[0].seq_len == 16
     assert found.values["bootstrap"] == {"replicates": 200, "alpha": 0.1}
     assert "/windows/final is 'four'" in refusal(windows={**text, "final": "four"})
+
+
+def test_switches_of_the_command_line() -> None:
+    """`--config keep_subjects=true` arrives as text, and `out=` as nothing."""
+    found = settings(keep_subjects="true", require_signature="false", out=None)
+    assert found.values["keep_subjects"] is True
+    assert found.values["require_signature"] is False
+    assert found.values["out"] == ""
+    assert "/keep_subjects is 'maybe'" in refusal(keep_subjects="maybe")
 
 
 def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:

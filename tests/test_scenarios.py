@@ -17,12 +17,12 @@ from invarlock.damage.specs import parse_damage
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.scenarios import (
+    Scenario,
     effective_manifest,
     expected_evaluations,
-    load_tuned,
     parse_catalogue,
-    resolve_spec,
 )
+from invarlock.tuned import load_tuned, read_or_empty, resolve_spec
 
 TUNED = ROOT / "scenarios" / "tuned_edit_params.json"
 STANDARD = ("subset", "showcase", "workshop3", "full")
@@ -38,6 +38,17 @@ PUBLISHED_EDITS = {
     "svd_rank32_stress": ("must_fail", "primary_metric", "lowrank_svd:32:all"),
     "quant_4bit_stress": ("informational", "primary_metric", "quant_rtn:4:32:all"),
     "fp8_e5m2_stress": ("informational", "spectral", "fp8_quant:e5m2:all"),
+    "lora_rank4_clean": ("must_pass", "primary_metric", "lora_merge:4:8:attn"),
+    "fine_tune_step1_clean": ("must_pass", "primary_metric", "fine_tune:0.0001:1:ffn"),
+    "lora_rank8_stress": ("informational", "primary_metric", "lora_merge:8:64:all"),
+    "fine_tune_step3_stress": ("informational", "primary_metric", "fine_tune:0.0005:3:all"),
+}
+# what older versions had, with the spec of the edit or the factor of the damage
+HISTORY: dict[str, tuple[str, object]] = {
+    "noop_clean": ("must_pass", "noop"),
+    "prune_12pct_clean": ("must_pass", "magnitude_prune:0.12:ffn"),
+    "svd_rank32_l31_clean": ("must_pass", "lowrank_svd:32:ffn@layer=15"),
+    "spectral_moderate_scale_attn_l31_o_s112": ("informational", 1.12),
 }
 # id: primary guard and the numbers of the injection
 INJECTIONS: dict[str, tuple[str, dict[str, float]]] = {
@@ -71,6 +82,8 @@ PROBES: dict[str, tuple[str, str, str, dict[str, object]]] = {
         "factor": 1.12, "family": "mlp", "layers": "-1", "max_params": 1, "seed": 11}),
     SPECTRAL + "_attn_l31_o_s105": (SPECTRAL, "spectral", "informational", {
         "factor": 1.05, "params": "o_proj", "layers": "-1", "max_params": 1, "seed": 11}),
+    SPECTRAL + "_attn_l31_o_s112": (SPECTRAL, "spectral", "informational", {
+        "factor": 1.12, "params": "o_proj", "layers": "-1", "max_params": 1, "seed": 11}),
     RMT + "_l31_ffn_up_b030": (RMT, "rmt", "must_detect", {
         "blend": 0.3, "row_frac": 0.2, "max_rows": 192, "layers": "-1", "max_params": 1}),
     VE + "_l31_down_s090": (VE, "variance", "must_detect", {
@@ -78,7 +91,7 @@ PROBES: dict[str, tuple[str, str, str, dict[str, object]]] = {
 }  # fmt: skip
 PROBE_SUITES = {
     "smoke": 3, "byoe": 0, "subset": 3, "showcase": 6, "workshop3": 6, "full": 6,
-    "mistral_guard_value": 4,
+    "mistral_guard_value": 4, "smoke-all": 11, "history": 1,
 }  # fmt: skip
 SMOKE_EDITS = {
     "noop_clean": "noop",
@@ -99,6 +112,54 @@ def test_published_edits(suite: str) -> None:
         scenario = found[name]
         assert (scenario.strictness, scenario.primary_guard) == (strictness, guard)
         assert resolve_spec(scenario, MISTRAL, tuned) == spec
+
+
+def test_history() -> None:
+    """Suite history holds what was renamed or replaced."""
+    found = {s.id: (s.strictness, s.edit_spec or s.parameters["factor"])
+             for s in catalogue().select("history")}  # fmt: skip
+    assert found == HISTORY
+
+
+# id -> what its detectors name: the pass conditions of the published table
+CONDITIONS = {
+    "quant_4bit_stress": ["primary_metric_acceptable", "spectral_stable", "spectral_caps_applied"],
+    "fp8_e5m2_stress": ["primary_metric_acceptable", "spectral_caps_baseline_relative"],
+    "lora_rank8_stress": ["primary_metric_acceptable", "degraded", "spectral_caps_applied"],
+    "fine_tune_step3_stress": ["primary_metric_acceptable", "degraded", "spectral_caps_applied"],
+    "prune_50pct_stress": ["primary_metric_acceptable", "degraded"],
+    "svd_rank32_stress": ["primary_metric_acceptable", "degraded"],
+    "extreme_quant": ["primary_metric_acceptable", "degraded", "spectral_stable"],
+    "rank_collapse": ["spectral_stable", "primary_metric_acceptable", "degraded"],
+    "norm_collapse": ["spectral_stable", "primary_metric_acceptable", "degraded"],
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_published_conditions(name: str) -> None:
+    """The detectors of the published suites are those of the published table."""
+    (scenario,) = catalogue().select("subset", [name])
+    listed = [*scenario.detectors_any_of, *scenario.detectors_all_of]
+    assert [d.get("flag") or d.get("field") or d["kind"] for d in listed] == CONDITIONS[name]
+
+
+@pytest.mark.parametrize("scenario", catalogue().scenarios, ids=lambda s: s.id)
+def test_classes(scenario: Scenario) -> None:
+    """Kind, category and artifact class agree, and no subject claims an optimized backend."""
+    damage = scenario.category == "error_injection"
+    assert scenario.is_error == damage
+    assert (scenario.artifact_class == "fault_injection_fixture") == damage
+    assert not scenario.entry["optimized_deployment_backend"]
+    assert scenario.catastrophic_required == (scenario.strictness == "must_fail")
+    assert scenario.primary_guard_required <= damage
+
+
+def test_smoke_all_holds_every_id_that_fits() -> None:
+    """The entry of suite smoke where there is one, else the published one; two ids cannot be."""
+    held = {s.id: s for s in catalogue().select("smoke-all")}
+    assert set(catalogue().ids) - set(held) == {"byoe", "svd_rank32_l31_clean"}
+    for scenario in catalogue().select("smoke"):
+        assert held[scenario.id] == scenario
 
 
 @pytest.mark.parametrize("suite", ["smoke", *STANDARD])
@@ -254,9 +315,10 @@ def test_untuned_model() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_spec(prune, "acme/unknown", load_tuned(TUNED))
     line = str(caught.value)
-    assert all(part in line for part in ("acme/unknown", "magnitude_prune", TUNED.name))
-    with pytest.raises(ConfigError, match="no tuned parameter file"):
-        resolve_spec(prune, MISTRAL, None)
+    parts = ("acme/unknown", "magnitude_prune", TUNED.name, "invarlock advanced tune")
+    assert all(part in line for part in parts)
+    with pytest.raises(ConfigError, match=r"nowhere.json, which is not there"):
+        resolve_spec(prune, MISTRAL, read_or_empty(Path("nowhere.json")))
 
 
 def test_skipped_entry(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import platform
 from collections import Counter
 from pathlib import Path
 
+from catalogue_table import kept
 from detection_page import Clean, Damaged, page
 from detection_plan import ROOT, Plan, make_plan
 from detection_runs import read_stamp, run_all
@@ -85,7 +86,8 @@ def main() -> None:
     plan = make_plan(work, args.quick)
     run_all(plan, args.keep)
     out = args.out or (work / "results.md" if args.quick else Path("docs/results.md"))
-    write_text(out, page(plan, *read_results(plan), provenance(plan)))
+    text = page(plan, *read_results(plan), provenance(plan))
+    write_text(out, kept(out.read_text(), text) if out.is_file() else text)
     print(f"written: {out}")
 
 

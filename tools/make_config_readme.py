@@ -26,7 +26,8 @@ Made by `make docs` from `config/config.yaml`, `config/suites.yaml` and `scenari
 a test fails when it is stale. Change a value in the file, or for one run:
 `snakemake --config suite=subset net=1 'windows={seed: 7}'`. Your own `--configfile` takes the place
 of a profile's settings file. Unknown keys are refused. Command line and profile win over the
-environment, the environment over the file.
+environment, the environment over files named by `include`, these over the file. A set `MODEL_n`
+takes the n-th place of the suite's list of models; an empty one turns that place off.
 """
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,14 +25,13 @@ def main() -> int:
     except OSError:
         print("invarlock: another run is going on in this folder; wait for it", file=sys.stderr)
         return 2
-    snakemake = [sys.executable, "-m", "snakemake"]
     locks = STATE / "locks"
     if locks.is_dir() and any(locks.iterdir()):
         print("An earlier run was interrupted; going on where it stopped.", flush=True)
-        unlock = [*snakemake, "--unlock", *sys.argv[1:]]
-        subprocess.run(unlock, check=True, stderr=subprocess.DEVNULL)
+        shutil.rmtree(locks)  # what snakemake --unlock does, once it has read the whole workflow
     os.set_inheritable(lock, True)  # held until snakemake ends, however it ends
-    os.execv(sys.executable, [*snakemake, "--rerun-incomplete", *sys.argv[1:]])
+    command = [sys.executable, "-m", "snakemake", "--rerun-incomplete", *sys.argv[1:]]
+    os.execv(sys.executable, command)
 
 
 if __name__ == "__main__":
