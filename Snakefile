@@ -20,9 +20,12 @@ include: "rules/pin.smk"
 include: "rules/baseline.smk"
 include: "rules/calibrate.smk"
 include: "rules/edit.smk"
+include: "rules/tune.smk"
 include: "rules/evaluate.smk"
 include: "rules/decide.smk"
+include: "rules/analysis.smk"
 include: "rules/pack.smk"
+include: "rules/release.smk"
 
 
 rule all:
@@ -31,6 +34,7 @@ rule all:
     input:
         OUT / "evidence_pack/manifest.json",
         OUT / "verify_pack.json",
+        OUT / "analysis/evaluation_optimization_summary.json",
 
 
 rule suite:
@@ -38,6 +42,8 @@ rule suite:
     input:
         OUT / "reports/final_verdict.json",
         rendered(),
+        OUT / "analysis/evaluation_optimization_summary.json",
+        REPEATS,
 
 
 rule pack:

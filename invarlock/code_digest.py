@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 from invarlock.files import sha256_bytes, sha256_file
@@ -41,14 +42,23 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _run(node)
+
+
 @functools.cache
 def _imports(module: str) -> frozenset[str]:
-    """Modules of this package that ``module`` names in any import, also inside functions."""
+    """Modules of this package that ``module`` imports, inside functions too; not for types only."""
     path = _file_of(module)
     if path is None:
         return frozenset()
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _run(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

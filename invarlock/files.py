@@ -246,8 +246,10 @@ def _alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
     """Yield a temporary path; on success flush it and rename it to ``path``.
+
+    ``size``: bytes that will be written, if known, for the line that a full disk gives.
 
     Raises:
         InputError: the target cannot be written (disk full, no permission), or is a device or
@@ -259,22 +261,23 @@ def atomic_file(path: Path) -> Iterator[Path]:
             raise InputError("cannot be written: is not a regular file", where=str(path))
     temporary = temporary_sibling(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        fsync_directory(path.parent)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            fsync_directory(path.parent)
+        finally:  # before the free space is told
+            with contextlib.suppress(OSError):  # the error that matters is already on its way
+                temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # the error that matters is already on its way
-            temporary.unlink(missing_ok=True)
+        raise unwritable(path, error, size) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: the old content or the new, never a part."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 
@@ -333,11 +336,13 @@ def unreadable(path: Path | str, error: OSError) -> InputError:
     return InputError(f"cannot be read: {error.strerror or error}", where=str(path))
 
 
-def unwritable(path: Path | str, error: OSError) -> InputError:
-    """The line for a file that cannot be written; a full disk says what is left."""
+def unwritable(path: Path | str, error: OSError, size: int = 0) -> InputError:
+    """The line for a file that cannot be written; a full disk says what is left, and needed."""
     hint = ""
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        hint = f"{free_bytes(Path(path)) / 1e9:.2f} GB are free; make space and repeat the command"
+        hint = f"{free_bytes(Path(path)) / 1e6:.2f} MB are free; make space and repeat the command"
+        if size:
+            hint = f"at least {size / 1e6:.2f} MB are needed, {hint}"
     return InputError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint)
 
 

@@ -18,21 +18,23 @@ rule calibration_windows:
         LOGS / "{model}/windows_seed_{seed}.log",
     wildcard_constraints:
         seed=any_of(map(str, S.calibration_seeds())),
+    priority: 60
     container:
         FETCHING_IMAGE
     resources:
+        net=C["net"],
         mem_mb=lambda wc, attempt: 2000 * attempt,
-        runtime=30,
+        runtime=lambda wc, attempt: 30 * attempt,
     params:
         text=S.text,
         seq_len=lambda wc: S.model(wc.model).seq_len,
         arm=C["calibration"]["windows"],
-        net=on("net", "--net"),
         code=code("windows"),
     shell:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
         " --revisions {input.revisions:q} --seq-len {params.seq_len} --preview {params.arm}"
-        " --final {params.arm} --seed {wildcards.seed} {params.net} --out {output:q} > {log:q} 2>&1"
+        " --final {params.arm} --seed {wildcards.seed}"
+        " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
 
 
 rule calibrate:
@@ -65,7 +67,7 @@ rule calibrate:
         code=code("calibrate"),
     shell:
         "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
-        " {params.arithmetic} --out {output:q} > {log:q} 2>&1"
+        " {params.arithmetic} --gpus {resources.gpu} --out {output:q} > {log:q} 2>&1"
 
 
 rule preset:

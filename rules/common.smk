@@ -5,8 +5,10 @@
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -15,9 +17,14 @@ sys.path.insert(0, workflow.basedir)  # the package of this checkout, installed 
 from snakemake.settings.types import DeploymentMethod
 
 from invarlock.code_digest import code_digest, package_digest
-from invarlock.config import CUSTOM_SPEC, effective_settings
-from invarlock.errors import InvarlockError
-from invarlock.run.container import check_reference
+from invarlock.config import check_release, effective_settings
+from invarlock.edits.candidates import CANDIDATES
+from invarlock.edits.specs import TRAINED
+from invarlock.errors import ConfigError, InvarlockError
+from invarlock.files import sha256_file
+from invarlock.run.container import check_engine, check_reference
+from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.sources.spec import parse_model_source, parse_text_source
 
 
 def here(name):
@@ -46,7 +53,12 @@ try:
         from invarlock.evidence.keys import load_signing_key
 
         load_signing_key(Path(S.values["signing_key"]))
+    for m in S.models:
+        parse_model_source(m.source)
+    parse_text_source(S.text)
     if CONTAINER:
+        if not workflow.dryrun:
+            check_engine()
         check_reference(S.values["container_image"], S.values["container_digest"])
 except (InvarlockError, OSError) as error:
     stop(error)
@@ -72,6 +84,9 @@ for variable, first in (
     )
 # The key travels in the environment: parameters and shell commands are recorded and logged.
 os.environ.update(INVARLOCK_SIGNING_KEY=C["signing_key"])
+# So does what changes no result: a parameter would measure again. Containers get it by the second name.
+for variable in ("INVARLOCK_TELEMETRY", "APPTAINERENV_INVARLOCK_TELEMETRY"):
+    os.environ[variable] = str(int(C["telemetry"]))
 ON_GPU = C["device"] in ("cuda", "mps")
 LOGS = OUT / "logs"
 
@@ -82,6 +97,8 @@ IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
     named = [C["baseline"], C["subject"], C["catalogue"], OUT]
+    sources = [parse_model_source(m.source) for m in S.models]
+    named += [source.name for source in sources if source.kind == "local"]
     if S.text.startswith("local:"):
         named.append(S.text.removeprefix("local:").partition("?")[0])
     bound = sorted({str(Path(name).resolve()) for name in named if name})
@@ -94,7 +111,9 @@ def on_host(wildcards):
     return None
 
 
-FETCHING_IMAGE = on_host if C["net"] else IMAGE
+# what may have to reach the hub runs here, with the network on or off: one place, no new run
+HUB = any(name.startswith("hub:") for name in (S.text, *(m.source for m in S.models)))
+FETCHING_IMAGE = on_host if HUB else IMAGE
 EDITS = [s.id for s in S.scenarios if s.is_edit and s.edit_spec != CUSTOM_SPEC]
 DAMAGE = [s.id for s in S.scenarios if s.is_error]
 CUSTOM = [s.id for s in S.scenarios if s.edit_spec == CUSTOM_SPEC]
@@ -143,6 +162,35 @@ def evaluations(wildcards=None):
     ]
 
 
+def braces(words):
+    """Alternatives of a shell word; a single one needs no braces, which bash would leave."""
+    return words[0] if len(words) == 1 else "{" + ",".join(words) + "}"
+
+
+def evaluation_words(wildcards=None, name=""):
+    """The same folders, or a file in each, for bash to expand: thousands of paths do not fit into
+    the one argument that a shell gets its command line as."""
+    by_runs = {}
+    for s in S.scenarios:
+        by_runs.setdefault(len(S.runs(s)), []).append(s.id)
+    models = braces([m.slug for m in S.models])
+    out, end = shlex.quote(str(OUT)), [name] if name else []
+    return [
+        str(Path(out, models, "reports", braces(ids), f"run_{{1..{runs}}}", *end))
+        for runs, ids in by_runs.items()
+    ]
+
+
+def window_files(wildcards=None):
+    """Everything that is cut from the text."""
+    names = [
+        "windows.json",
+        *[f"presets/windows_seed_{seed}.json" for seed in S.calibration_seeds()],
+        *(["training_windows.json"] if TRAINING else []),
+    ]
+    return [OUT / m.slug / name for m in S.models for name in names]
+
+
 def rendered(wildcards=None):
     """The pages that people read, and the re-check of every report."""
     names = ("evaluation.html", "evaluation.md", "verify.json")
@@ -151,10 +199,14 @@ def rendered(wildcards=None):
 
 def arithmetic(wildcards):
     """How a checkpoint is measured: the same for baseline, null edits and subjects."""
+    return f"--model-id '{S.model(wildcards.model).model_id}' {loading(wildcards)}"
+
+
+def loading(wildcards):
+    """How a model is loaded and run."""
     budget = C["token_budget"] or (16384 if ON_GPU else 1024)
     options = (
-        f"--model-id '{S.model(wildcards.model).model_id}' --device {C['device']}"
-        f" --dtype {C['dtype']} --token-budget {budget} --threads {C['threads']}"
+        f"--device {C['device']} --dtype {C['dtype']} --token-budget {budget} --threads {C['threads']}"
         f" --determinism {C['determinism']} --seed {C['seed']}"
     )
     return options + (" --allow-remote-code" if C["allow_remote_code"] else "")
@@ -163,6 +215,29 @@ def arithmetic(wildcards):
 def measuring(wildcards):
     """The same, with what a run is for."""
     return f"{arithmetic(wildcards)} --profile {C['profile']} --tier {C['tier']}"
+
+
+def judging(wildcards):
+    """By what a subject is judged, beside preset and tier."""
+    options = (
+        "--kl-mean-max {kl_mean_max} --flip-fraction-max {flip_fraction_max}"
+        " --replicates {replicates} --alpha {alpha}"
+    ).format(**C["distribution"], **C["bootstrap"])
+    return options + (f" --tail-mode {C['tail_mode']}" if C["tail_mode"] else "")
+
+
+def edit_spec(wildcards):
+    """The spec of an edit; without the parameters that it takes no job is started."""
+    try:
+        return S.edit_spec(wildcards.model, wildcards.scenario)
+    except InvarlockError as error:
+        stop(error)
+
+
+def edited_baseline(wildcards):
+    """The checkpoint to edit; asked for before the first job, unlike parameters of a rule."""
+    edit_spec(wildcards)
+    return OUT / wildcards.model / "models/baseline"
 
 
 def fingerprint_of(key):
@@ -180,6 +255,15 @@ def expected_signer():
         "" if C["pack"] else fingerprint_of(C["signing_key"])
     )
     return f"--expected-fingerprint {pin}" if pin else ""
+
+
+def reviewed(wildcards):
+    """The pack and its verification; settings that no review accepts stop before any job."""
+    try:
+        check_release(S, CONTAINER)
+    except InvarlockError as error:
+        stop(error)
+    return [OUT / "evidence_pack/manifest.json", OUT / "verify_pack.json"]
 
 
 def passing(path):
@@ -200,3 +284,23 @@ def metadata(wildcards):
         "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
     )
     return OUT / wildcards.model / "edits" / wildcards.scenario / name
+
+
+def trained_on(wildcards):
+    """The windows that edits are trained on, where some are."""
+    return [OUT / wildcards.model / "training_windows.json"] if TRAINING else []
+
+
+def kept_apart(wildcards):
+    """Windows that a set may not hold."""
+    others = [OUT / wildcards.model / "windows.json", *trained_on(wildcards)]
+    if wildcards.set == "confirmation":
+        others.append(OUT / wildcards.model / "tuning/windows_selection.json")
+    return others
+
+
+def searches(wildcards):
+    """A table for each model and edit type whose tuned parameters the selected scenarios take."""
+    if not TUNED:
+        stop(ConfigError("no selected scenario takes tuned parameters", where="tune"))
+    return [OUT / m.slug / f"tuning/{edit}.json" for m in S.models for edit in TUNED]

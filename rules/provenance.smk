@@ -73,8 +73,9 @@ rule environment:
     container:
         IMAGE
     resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
         gpu=int(ON_GPU),
-        runtime=10,
+        runtime=lambda wc, attempt: 10 * attempt,
     params:
         measuring=MEASURING_CODE,
         code=code("provenance"),

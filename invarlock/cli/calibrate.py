@@ -10,6 +10,7 @@ from pathlib import Path
 
 from invarlock.cli.measuring import add_arithmetic_options
 from invarlock.files import write_json
+from invarlock.run.lease import lease
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def main(args: argparse.Namespace) -> int:
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
+    lease(args.device, args.gpus)
 
     from invarlock.checkpoints import Checkpoint, tokenizer_digest
     from invarlock.run.calibrate import Calibration, calibrate

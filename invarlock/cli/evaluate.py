@@ -8,19 +8,21 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from invarlock.cli.judging import Thresholds, resolve
+from invarlock.cli.judging import Thresholds, add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import ConfigError, InputError, MeasurementError
-from invarlock.files import parse_json
+from invarlock.files import parse_json, read_json_object
 from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.container import Execution, detect
+from invarlock.run.lease import lease
+from invarlock.scenarios import check_subject_metadata
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
 
@@ -54,7 +56,7 @@ class Job:
     scenario: str  # the catalogue entry as JSON, or empty
     edit_metadata: str
     run: int
-    attempt: int
+    attempt: int  # the batch is halved at each from 2 on
     image_ref: str
     image_digest: str  # empty: outside every image
     config_record: str  # file, or empty
@@ -85,19 +87,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder of invarlock run on the baseline (default: measured first, in OUT/baseline)",
     )
     add_measuring_options(parser)
-    add("--preset", type=Path, metavar="FILE", help="thresholds of this model (default: tier's)")
-    add("--tail-mode", default="", choices=["", "fail"], help="fail: a heavy tail is a failure")
-    add("--kl-mean-max", type=float, default=0, metavar="NATS", help="0: no limit (default)")
-    add("--flip-fraction-max", type=float, default=0, metavar="F", help="0: no limit (default)")
+    add_judging_options(parser)
     add("--assurance", default="off", choices=MODES, help="strict makes the full claim")
     add("--edit-label", default="custom", help="name of the edit (default: custom)")
     add("--scenario", default="", metavar="JSON", help="the scenario's catalogue entry")
     add("--edit-metadata", type=Path, metavar="FILE", help="metadata to keep with the report")
     add("--run-number", type=int, default=1, metavar="N")
-    add("--replicates", type=int, default=2000, metavar="N", help="bootstrap (default: 2000)")
-    add("--alpha", type=float, default=0.05, help="two-sided error of the interval")
     add("--timeout-minutes", type=float, default=0, metavar="M", help="0: none (default)")
-    add("--attempt", type=int, default=1, metavar="N", help="halves the batch from 2 on")
+    add(
+        "--attempt",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how often this was started: when memory runs out, the batch is halved N - 1 times",
+    )
     add(
         "--record-failure",
         action="store_true",
@@ -122,7 +125,13 @@ def main(args: argparse.Namespace) -> int:
     job = _job(args)
     # an older outcome in this folder must not be taken for that of this run
     (Path(job.out) / "outcome.json").unlink(missing_ok=True)
-    code, error = _supervise(job, args.timeout_minutes * 60)
+    locks = lease(job.device, args.gpus)
+    for attempt in range(1, max(1, args.attempt) + 1):
+        # whatever ended an earlier start (a scheduler too), the whole batch comes first
+        job = replace(job, attempt=attempt, token_budget=max(1, args.token_budget >> attempt - 1))
+        code, error = _supervise(job, args.timeout_minutes * 60, locks)
+        if _status(code) != "out_of_memory":
+            break
     if code in (2, 3):  # the worker has already said what is wrong with the request
         return code
     out = Path(job.out)
@@ -147,11 +156,8 @@ def main(args: argparse.Namespace) -> int:
 def _job(args: argparse.Namespace) -> Job:
     # what is misspelt or cannot be must not cost a measurement
     check_profile(args.profile)
-    limits = args.kl_mean_max, args.flip_fraction_max
-    resolve(Thresholds(args.tier, str(args.preset or ""), args.tail_mode, *limits), None)
+    check_judging_options(args)
     execution = _execution(args)
-    if not 0 < args.alpha < 1:
-        raise ConfigError("--alpha is not a probability", found=str(args.alpha))
     for folder in (args.baseline, args.subject):
         if not folder.is_dir():
             raise InputError("no such checkpoint folder", where=str(folder))
@@ -159,6 +165,9 @@ def _job(args: argparse.Namespace) -> Job:
     for file in (args.edit_metadata, args.config_record):
         if file and not file.is_file():
             raise InputError("no such file", where=str(file))
+    if scenario and args.edit_metadata:
+        metadata = read_json_object(args.edit_metadata)
+        check_subject_metadata(scenario, metadata, str(args.edit_metadata))
     reference = args.baseline_report or args.out / "baseline"
     if args.baseline_report and not (reference / "report.json").is_file():
         raise InputError("no run of the baseline is there", where=str(reference))
@@ -171,7 +180,7 @@ def _job(args: argparse.Namespace) -> Job:
         model_id=args.model_id or args.baseline.resolve().name,
         device=args.device,
         dtype=args.dtype,
-        token_budget=max(1, args.token_budget >> (args.attempt - 1)),
+        token_budget=args.token_budget,
         threads=args.threads,
         determinism=args.determinism,
         seed=args.seed,
@@ -188,7 +197,7 @@ def _job(args: argparse.Namespace) -> Job:
         scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
         edit_metadata=str(args.edit_metadata or ""),
         run=args.run_number,
-        attempt=args.attempt,
+        attempt=1,
         image_ref=execution.image_ref,
         image_digest=execution.image_digest,
         config_record=str(args.config_record or ""),
@@ -226,17 +235,18 @@ def _scenario(text: str) -> dict[str, Any]:
     return entry
 
 
-def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:
+def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tuple[int, str]:
     """Run the worker to its end; return its exit code and the last line it wrote to stderr.
 
     A crash of the measuring process must not take the record of it along, and nothing that
-    happens there may be mistaken for a result.
+    happens there may be mistaken for a result. The worker keeps the ``locks`` on its GPUs.
     """
     worker = subprocess.Popen(
         [sys.executable, "-m", "invarlock.cli.evaluate_worker"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=locks,
     )
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -254,6 +264,8 @@ def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:
         worker.kill()
         raise
     sys.stderr.write(stderr)
+    if worker.returncode == -signal.SIGTERM:  # a scheduler ends all processes of a job at once
+        stop(signal.SIGTERM, None)
     lines = [line for line in stderr.splitlines() if line.strip()]
     return worker.returncode, lines[-1][:300] if lines else f"exit code {worker.returncode}"
 

@@ -141,6 +141,7 @@ def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, A
         "baseline_sha256": result.baseline["meta"]["checkpoint_sha256"],
         "preset_sha256": report["policy_provenance"]["preset_sha256"],
         "attempt": job.attempt,
+        "token_budget": job.token_budget,
         "error": result.error,
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
-import shutil
 import signal
 import sys
 import time
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
 from invarlock.cli.judging import resolve
 from invarlock.errors import InputError, InvarlockError
+from invarlock.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
-    from invarlock.checkpoints import Checkpoint
+    from invarlock.checkpoints import Checkpoint, Identity
     from invarlock.guards.invariants_decision import Failure
     from invarlock.metrics.distribution import TokenShift
     from invarlock.policy import VariancePolicy
@@ -35,18 +35,26 @@ def _die_with_parent() -> None:
 
 
 def work(job: Job) -> None:
-    """Measure the subject (and the baseline, if no run of it is given) and write everything."""
-    from invarlock.run.determinism import seed_everything, set_environment
+    """The job in a process that has not imported torch yet."""
+    from invarlock.run.determinism import set_environment
 
     set_environment(job.determinism, job.threads, job.allow_network)
+    measure_and_judge(job)
+
+
+def measure_and_judge(job: Job) -> None:
+    """Measure the subject (and the baseline, if no run of it is given) and write everything."""
+    from invarlock.run.determinism import seed_everything
+
     determinism = seed_everything(job.determinism, job.threads, job.seed)
 
-    from invarlock.checkpoints import Checkpoint, tokenizer_digest
-    from invarlock.guards.invariants import check_checkpoint
+    from invarlock.checkpoints import Checkpoint, Identity, files_digest, tokenizer_digest
+    from invarlock.guards.invariants import check_checkpoint, open_subject
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
 
-    baseline, subject = Checkpoint.open(Path(job.baseline)), Checkpoint.open(Path(job.subject))
+    baseline = Checkpoint.open(Path(job.baseline))
+    subject, failures = open_subject(Path(job.subject))
     windows = RunWindows.read(Path(job.windows), tokenizer_digest(baseline.folder))
     if not (Path(job.baseline_report) / "report.json").is_file():
         _run_baseline(job, baseline, windows, determinism)
@@ -54,6 +62,10 @@ def work(job: Job) -> None:
     reference.require_same_inputs(windows, baseline.digest())
     policy, _ = resolve(job.thresholds, baseline.digest())
     started = time.perf_counter()
+    if subject is None:
+        identity = Identity(baseline.config, files_digest(Path(job.subject)), None, None)
+        _write(job, reference, (identity, windows, failures, None), None, determinism)
+        return
     failures = check_checkpoint(baseline, subject)
     seconds = time.perf_counter() - started
     measured, shift = None, None
@@ -63,7 +75,8 @@ def work(job: Job) -> None:
         measured = _measure(job, subject, windows, arrays, policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
-    _write(job, reference, (subject, windows, failures, measured), shift, determinism)
+    run = subject.identity(), windows, failures, measured
+    _write(job, reference, run, shift, determinism)
 
 
 def arithmetic_of(job: Job) -> tuple[str, str]:
@@ -114,7 +127,8 @@ def _run_baseline(
     from invarlock.run.report import run_report, write_reference, write_run
 
     measured = _measure(job, baseline, windows, None, None)
-    report = run_report(_settings(job, "noop"), baseline, windows, [], measured, determinism)
+    settings, identity = _settings(job, "noop"), baseline.identity()
+    report = run_report(settings, identity, windows, [], measured, determinism)
     folder = Path(job.baseline_report)
     write_reference(folder, measured)
     write_run(folder, report)
@@ -123,7 +137,7 @@ def _run_baseline(
 def _write(
     job: Job,
     reference: Reference,
-    run: tuple[Checkpoint, RunWindows, Sequence[Failure], Measurement | None],
+    run: tuple[Identity, RunWindows, Sequence[Failure], Measurement | None],
     shift: TokenShift | None,
     determinism: dict[str, Any],
 ) -> None:
@@ -138,7 +152,7 @@ def _write(
     write_run(out, report)
     if job.edit_metadata:
         metadata = Path(job.edit_metadata)
-        shutil.copyfile(metadata, out / metadata.name)
+        write_bytes(out / metadata.name, read_bytes(metadata))
     write_results(
         job,
         Result(

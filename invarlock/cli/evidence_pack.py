@@ -56,6 +56,7 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
     add("--source-repo", type=Path, metavar="FILE", help="source_repo.json")
     add("--environment", type=Path, metavar="FILE", help="environment.json")
     add("--material", action="append", default=[], metavar="NAME=PATH", help="a further input")
+    add("--analysis", type=Path, nargs="*", default=[], metavar="FILE", help="analyze's documents")
     add("--readme", type=Path, metavar="FILE", help="README instead of the generated one")
     add("--signing-key", type=Path, metavar="FILE", help="Ed25519 private key (keygen)")
     add("--require-signature", action="store_true", help="refuse to build an unsigned pack")
@@ -178,6 +179,8 @@ def _build(args: argparse.Namespace) -> int:
                 "not a material", where="--material", expected="NAME=PATH", found=text
             )
         inputs.add_material(name, Path(path))
+    for path in args.analysis:
+        inputs.add_analysis(path)
     built = build_pack(
         BuildRequest(
             out=args.out,

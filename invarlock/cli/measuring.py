@@ -1,4 +1,4 @@
-"""The options that ``run``, ``evaluate`` and ``advanced calibrate`` share."""
+"""The options that ``run``, ``evaluate``, ``advanced calibrate`` and ``edit`` share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 def add_arithmetic_options(parser: argparse.ArgumentParser) -> None:
     """How a checkpoint is measured."""
+    parser.add_argument(
+        "--model-id", default="", metavar="ID", help="name in reports (default: folder name)"
+    )
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse._ActionsContainer) -> None:
+    """How a model is loaded and run."""
     add = parser.add_argument
-    add("--model-id", default="", metavar="ID", help="name in reports (default: folder name)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--gpus", type=int, default=1, metavar="N", help="GPUs to wait for (default: 1)")
     add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     add("--token-budget", type=int, default=1024, metavar="N", help="tokens per batch")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import InputError
 from invarlock.policy import check_profile, load_policy
+from invarlock.run.lease import lease
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def main(args: argparse.Namespace) -> int:
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
+    lease(args.device, args.gpus)
 
     from invarlock.checkpoints import Checkpoint, tokenizer_digest
     from invarlock.guards.invariants import check_checkpoint
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     lost = [f for f in measured.loaded_failures if f["severity"] == "fatal"]
     if lost:
         raise InputError(str(lost[0]["message"]), where=str(args.model))
-    report = run_report(settings, checkpoint, windows, failures, measured, determinism)
+    report = run_report(settings, checkpoint.identity(), windows, failures, measured, determinism)
     write_reference(args.out, measured)
     write_run(args.out, report)
     for phase, seconds in measured.timings.items():

@@ -65,31 +65,22 @@ def write_verdict(
 ) -> dict[str, Any]:
     """Compile the verdict and write it with its summaries; returns the verdict document."""
     from invarlock.contracts import validate
-    from invarlock.verdict.summaries import edit_artifact_summary
+    from invarlock.verdict.summaries import ANALYSIS, documents
     from invarlock.verdict.text import render_verdict
     from invarlock.verdict.verdict import compile_verdict
 
     verdict = compile_verdict(manifest, evaluations, expected)
     scenarios = parse_catalogue(manifest, "scenarios").scenarios
-    documents: list[tuple[Path, str, object]] = [
-        (out_dir / f"{name}.json", name.replace("_", "-"), verdict[name]) for name in SUMMARIES
-    ]
-    artifacts = edit_artifact_summary(scenarios, evaluations)
-    documents.append(
-        (analysis_dir / "edit_artifact_summary.json", "edit-artifact-summary", artifacts)
-    )
-    documents.append((out_dir / "final_verdict.json", "final-verdict", verdict))
-    for path, contract, document in documents:
+    found = documents(verdict, scenarios, evaluations)
+    files: list[tuple[Path, str, object]] = []
+    for name, document in found.items():
+        short = name.removeprefix(ANALYSIS)
+        folder = out_dir if short == name else analysis_dir
+        files.append((folder / f"{short}.json", short.replace("_", "-"), document))
+    files.append((out_dir / "final_verdict.json", "final-verdict", verdict))
+    for path, contract, document in files:
         validate(document, contract, str(path))
-    for path, _, document in documents:
+    for path, _, document in files:
         write_json(path, document)
     write_text(out_dir / "final_verdict.txt", render_verdict(verdict))
     return verdict
-
-
-SUMMARIES = (
-    "category_summary",
-    "guard_signal_summary",
-    "guard_intervention_summary",
-    "scenario_signal_summary",
-)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ MARKS = (".dockerenv", "run/.containerenv", ".singularity.d")
 LABEL = "usr/local/share/invarlock/image.json"
 HOST = "host"  # the image reference of a run outside every image
 
+ENGINES = ("apptainer", "singularity")  # what snakemake starts containers with
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://(?P<name>.+)")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BUILD = "run: make image"
@@ -93,6 +95,20 @@ def new_label(packages: Iterable[Path]) -> dict[str, str]:
         "packages": sha256_bytes(lists.encode()),
         "build": os.urandom(16).hex(),
     }
+
+
+def check_engine() -> None:
+    """Refuse to go on where a profile asks for containers and nothing can start one.
+
+    Raises:
+        ConfigError: neither apptainer nor singularity is on the PATH.
+    """
+    if not any(map(shutil.which, ENGINES)):
+        raise ConfigError(
+            "the profile runs everything in a container, and there is no engine on the PATH",
+            expected=" or ".join(ENGINES),
+            hint="install Apptainer, or take another profile, such as cpu",
+        )
 
 
 def check_reference(image: str, expected: str = "") -> None:

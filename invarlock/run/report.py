@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invarlock import __version__
-from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.checkpoints import Identity
 from invarlock.errors import ContractError, InputError
 from invarlock.files import (
     digest_json,
@@ -62,7 +62,7 @@ def numbers(values: Sequence[float]) -> list[float | None]:
 
 def run_report(
     settings: RunSettings,
-    checkpoint: Checkpoint,
+    checkpoint: Identity,
     windows: RunWindows,
     failures: Sequence[Failure],
     measured: Measurement | None,
@@ -71,9 +71,8 @@ def run_report(
     """The report of one run; ``measured`` is None when the checkpoint was not run."""
     content = windows.content
     metric = metric_for(checkpoint.config, content)
-    checkpoint_sha256 = checkpoint.digest()
     identity = {
-        "checkpoint": checkpoint_sha256,
+        "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
         "settings": vars(settings),
         "determinism": dict(determinism),
@@ -91,10 +90,10 @@ def run_report(
             "device": measured.device if measured else None,
             "dtype": measured.dtype if measured else None,
             "token_budget": settings.token_budget,
-            "tokenizer_hash": tokenizer_digest(checkpoint.folder),
+            "tokenizer_hash": checkpoint.tokenizer_sha256,
             "invarlock_version": __version__,
             "determinism": dict(determinism),
-            "checkpoint_sha256": checkpoint_sha256,
+            "checkpoint_sha256": checkpoint.sha256,
             "parameters": checkpoint.n_parameters,
         },
         "data": {
