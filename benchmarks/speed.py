@@ -8,7 +8,7 @@ pass      our pass over the bare forward pass on the same tokens, alternating in
 guards    bare forward passes, the same with the metric, and a subject's whole run with all guards,
           in the same batches, each in a process of its own (180 + 180 windows of 144 tokens)
 sigma     the largest singular value of the 210 projections
-plan      a dry run of the largest suite
+plan      dry runs of the largest suite, as it is and with 10,000 evaluations
 
 The model is SmolLM2-135M-Instruct, converted into a temporary folder unless --model names it.
 Nothing here is asserted; run it on an idle machine. Linux only.
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import yaml
 from guard_cost import BUDGET, KINDS, measure_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,8 @@ PROJECTIONS = "_proj.weight"
 DTYPES = ("bfloat16", "float32")
 TASKS = ("evaluate", "pass", "guards", "sigma", "plan")
 PASS_WINDOWS, REPEATS = 8, 3
+EVALUATIONS = 10_000  # at least, of the large dry run
+PLANNED = ("wall", "cpu", "peak_mb")
 
 
 @dataclass(frozen=True)
@@ -246,18 +249,22 @@ def measure_sigma(model: Path) -> dict[str, float]:
 
 
 def plan(_: Path, __: Path, folder: Path) -> None:
-    """`snakemake -n` of the largest suite, and with every scenario evaluated twice (36 a model)."""
-    rows, twice = [], folder / "twice.yaml"
-    twice.write_text("runs: {clean: 2, stress: 2, error_injection: 2}\n")
-    profile = str(ROOT / "profiles/gpu/settings.yaml")
-    for what, more in (
-        ("suite=full", []),
-        ("the same, every scenario twice", ["--configfile", profile, str(twice)]),
-    ):
-        command = [sys.executable, "-m", "snakemake", "-n", "--profile", "gpu", *more]
-        took = cost([*command, "--config", "suite=full", f"out={folder / 'plan'}"])
-        rows.append([what, took.wall, took.cpu])
-    table("`snakemake -n --profile gpu`", ["graph", "wall s", "CPU s"], rows)
+    """`snakemake -n` of the largest suite as it is, and repeated to 10,000 evaluations."""
+    from invarlock.scenarios import load_catalogue
+
+    suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())["suites"]
+    scenarios = load_catalogue(ROOT / "scenarios/scenarios.json").select("full", ())
+    once = len(suites["full"]["models"]) * len(scenarios)
+    rows = []
+    for profile, runs in itertools.product(("cpu", "slurm"), (1, -(-EVALUATIONS // once))):
+        command = [sys.executable, "-m", "snakemake", "-n", "--profile", profile, "--config"]
+        command += ["suite=full", "net=1", f"out={folder / 'plan'}"]
+        command += [f"runs={{clean: {runs}, stress: {runs}, error_injection: {runs}}}"]
+        took = [cost(command) for _ in range(REPEATS)]
+        medians = [statistics.median(getattr(c, key) for c in took) for key in PLANNED]
+        rows.append([f"--profile {profile}", runs * once, *medians])
+    head = ["`snakemake -n`, suite=full", "evaluations", "wall s", "CPU s", "peak MB"]
+    table("Dry runs, medians of 3", head, rows)
 
 
 def main() -> None:

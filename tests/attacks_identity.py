@@ -13,8 +13,7 @@ from attacks import REPORT, SCENARIOS, VERDICT, Attack, Lab, claim, edit, member
 from pack_factory import CLEAN, DAMAGE, MODEL, STRESS, Document, edit_json, write_json
 
 from invarlock import scenarios
-from invarlock.evidence.claims import SUMMARIES
-from invarlock.verdict import records, verdict
+from invarlock.verdict import records, summaries, verdict
 from invarlock.verdict.records import Evaluation
 
 RANK = f"reports/{MODEL}/errors/rank1_projection/run_1"
@@ -38,14 +37,16 @@ def recompile(lab: Lab) -> None:
         outcome, folder = load(path), path.parent
         key = outcome["model_id"], outcome["scenario"], outcome["run"]
         report = load(folder / "evaluation.report.json")
-        evaluations.append(Evaluation(*key, report, outcome, records.canonical_path(*key)))
+        done = next(map(load, sorted(folder.glob("e*_metadata.json"))), None)
+        place = records.canonical_path(*key)
+        evaluations.append(Evaluation(*key, report, outcome, place, done))
     chosen = scenarios.parse_catalogue(manifest, "test").scenarios
     expected = scenarios.expected_evaluations(chosen, {factory.MODEL}, {1})
     compiled = verdict.compile_verdict(manifest, evaluations, expected)
     assert compiled["verdict"] == "PASS"
     write_json(lab.pack / VERDICT, compiled)
-    for name in SUMMARIES:
-        write_json(lab.pack / f"results/{name}.json", compiled[name])
+    for name, document in summaries.documents(compiled, chosen, evaluations).items():
+        write_json(lab.pack / f"results/{name}.json", document)
 
 
 def subject(folder: str, digest: str) -> Callable[[Lab], object]:

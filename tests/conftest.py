@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,6 +126,40 @@ def byte_tokenizer() -> dict[str, object]:
             "merges": [],
         },
     }
+
+
+# --- the machine ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB with 16 KB left, mounted for one test."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "invarlock-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
+    try:
+        (folder / "filler").write_bytes(bytes((1 << 20) - 16_384))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Measure here: the libraries are loaded already, which takes longer than small models."""
+    from invarlock.cli import evaluate, evaluate_worker
+
+    def supervise(job: evaluate.Job, *_: object) -> tuple[int, str]:
+        evaluate_worker.work(job)
+        return 0, ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("invarlock.run.determinism.set_environment", lambda *_: None)
+        patch.setattr(evaluate, "_supervise", supervise)
+        yield
 
 
 # --- older packs ---------------------------------------------------------------------------

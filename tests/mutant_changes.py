@@ -52,7 +52,7 @@ NOT_EXPECTED = Change(
     PACK, '        lines.append(f"not as expected: {escape(why)}")', "        pass"
 )
 ALL_EVIDENCE = (EVIDENCE, UNREADABLE, RECOMPUTED, NO_RATIO, NO_SHARED)
-NO_COMPARE = gone(CLAIMS, "claims.findings += _compare(tree, recorded, claims.verdict)")
+NO_COMPARE = gone(CLAIMS, "claims.findings += _compare(tree, recorded, claims)")
 NO_README = gone(CLAIMS, "claims.findings += _first_line(tree, claims)")
 NO_FOLDER = Change(
     CLAIMS,

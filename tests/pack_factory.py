@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -62,11 +63,12 @@ def write_suite(
         change(evaluations)
     scenarios = parse_catalogue(manifest_document, "test").scenarios
     by_id = {s.id: s for s in scenarios}
-    for evaluation in evaluations:
+    for index, evaluation in enumerate(evaluations):
         folder = factory.write_evaluation(evaluation, out)
         scenario = by_id[evaluation.scenario]
         kind = "error" if scenario.is_error else "edit"
         write_json(folder / f"{kind}_metadata.json", metadata(scenario))
+        evaluations[index] = dataclasses.replace(evaluation, metadata=metadata(scenario))
         if evaluation.report is not None:
             write_runtime_manifest(
                 folder / "evaluation.report.json", Circumstances(False, False), {}

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "Snakefile", "config", "contracts", "invarlock", "profiles", "rules", "scenarios", "tools",
-    "ci", "container", "cpu", "gpu", "slurm",
+    "ci", "container", "cpu", "gpu", "release", "slurm",
 )  # fmt: skip
 SPEAKING = ("PACK_", "MODEL_", "INVARLOCK_", "MIN_FREE_DISK_GB", "SNAKEMAKE_", "CONTAINER")
 

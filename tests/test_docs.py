@@ -198,8 +198,8 @@ def test_config_readme_is_current() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.page() == (ROOT / "config/README.md").read_text(), "run: make docs"
-    keys = {f"{k}.{n}" if isinstance(v, dict) else k for k, v in settings().items()
-            for n in (v if isinstance(v, dict) else [k])}  # fmt: skip
+    sections = {k: v for k, v in settings().items() if isinstance(v, dict) and v}
+    keys = {f"{k}.{n}" for k, v in sections.items() for n in v} | set(settings()) - set(sections)
     rows = list(module.settings((ROOT / "config/config.yaml").read_text()))
     assert {row[1] for row in rows} == keys
     assert all(meaning for _, _, _, meaning in rows), "a key has no comment"

@@ -57,7 +57,8 @@ def rejected(world, tmp_path_factory):
     subject = shutil.copytree(world.baseline, root / "subject")
     change(subject, lambda t: t[DOWN][0].fill_(math.nan))
     metadata = root / "error_metadata.json"
-    metadata.write_text(json.dumps({"injected": True}))
+    made = {"artifact_class": "fault_injection_fixture", "error_type": "nan_injection"}
+    metadata.write_text(json.dumps({**made, "injected": True}))
     more = ("--scenario", entry("nan_injection"), "--edit-metadata", str(metadata))
     assert world.evaluate(subject, root / "out", *more) == 0
     return root
@@ -294,19 +295,51 @@ def test_a_worker_that_says_out_of_memory_is_believed(world, noop, tmp_path, wor
     """Its own exit code for a failed allocation."""
     worker("echo 'invarlock evaluate: out of memory' >&2; exit 75")
     assert world.evaluate(noop / "subject", tmp_path / "out", "--record-failure") == 0
-    assert read(tmp_path / "out", "outcome.json")["status"] == "out_of_memory"
+    outcome = read(tmp_path / "out", "outcome.json")
+    assert (outcome["status"], outcome["token_budget"]) == ("out_of_memory", 1024)
 
 
-def test_a_retry_halves_the_batch(world, noop, tmp_path, worker):
-    """The third attempt runs with a quarter of the tokens a batch, everything else alike."""
-    jobs = []
-    for attempt in (1, 3):
-        worker(f"cat > {tmp_path}/job.{attempt}; exit 1")
-        world.evaluate(noop / "subject", tmp_path / "out", "--attempt", str(attempt))
-        jobs.append(read(tmp_path, f"job.{attempt}"))
-    assert (jobs[0]["token_budget"], jobs[1]["token_budget"]) == (1024, 256)
-    same = [{k: v for k, v in j.items() if k not in ("token_budget", "attempt")} for j in jobs]
-    assert same[0] == same[1]
+def test_a_retry_halves_the_batch_when_memory_runs_out(world, noop, tmp_path, worker):
+    """The third start tries the whole batch, a half and a quarter, everything else alike."""
+    worker(f"cat >> {tmp_path}/jobs; echo >> {tmp_path}/jobs; exit 75")
+    more = ("--attempt", "3", "--record-failure")
+    assert world.evaluate(noop / "subject", tmp_path / "out", *more) == 0
+    jobs = [json.loads(line) for line in (tmp_path / "jobs").read_text().splitlines()]
+    assert [job.pop("token_budget") for job in jobs] == [1024, 512, 256]
+    assert [job.pop("attempt") for job in jobs] == [1, 2, 3]
+    assert jobs[0] == jobs[1] == jobs[2]
+    assert read(tmp_path / "out", "outcome.json")["attempt"] == 3
+
+
+@pytest.mark.parametrize(("attempt", "end"), [("3", "exit 1"), ("1", "exit 75")])
+def test_nothing_else_changes_the_batch(world, noop, tmp_path, worker, attempt, end):
+    """A crash, and running out of memory at the first start: measured once, in whole batches."""
+    worker(f"cat >> {tmp_path}/jobs; echo >> {tmp_path}/jobs; {end}")
+    assert world.evaluate(noop / "subject", tmp_path / "out", "--attempt", attempt) == 1
+    (line,) = (tmp_path / "jobs").read_text().splitlines()
+    assert json.loads(line)["token_budget"] == 1024
+
+
+def test_an_end_by_a_scheduler_is_never_recorded(world, noop, tmp_path, worker):
+    """SIGTERM reaches all processes of a job: that of the measuring one is no crash."""
+    worker("kill -TERM $$")
+    more = ("--attempt", "2", "--record-failure")
+    with pytest.raises(SystemExit) as ended:
+        world.evaluate(noop / "subject", tmp_path / "out", *more)
+    assert ended.value.code == 143
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_measuring_process_holds_the_gpu_too(world, noop, tmp_path, worker, monkeypatch):
+    """It sees one device of those shown, and has the descriptor of its lock."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    worker(f"(echo $CUDA_VISIBLE_DEVICES; readlink /proc/self/fd/*) > {tmp_path}/seen; exit 1")
+    assert world.evaluate(noop / "subject", tmp_path / "out", "--device", "auto") == 1
+    device, *files = (tmp_path / "seen").read_text().splitlines()
+    assert device == "6"
+    assert any(name.endswith("/gpu-6") for name in files)
 
 
 def test_a_real_crash_inside_the_libraries_is_recorded(world, tmp_path):

@@ -75,7 +75,12 @@ def report_of(place, windows, baseline, subject, folder):
     """The evaluation report of two measurements."""
     runs = [
         run_report(
-            SETTINGS, Checkpoint.open(place / f), windows, [], m, {"level": "strict", "seeds": {}}
+            SETTINGS,
+            Checkpoint.open(place / f).identity(),
+            windows,
+            [],
+            m,
+            {"level": "strict", "seeds": {}},
         )
         for f, m in (("baseline", baseline), (folder, subject))
     ]

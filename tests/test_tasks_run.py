@@ -30,7 +30,7 @@ def measure(folder: Path, windows: RunWindows, against=None, budget: int = 128) 
 
 def report(folder: Path, windows: RunWindows, measured: Measurement):
     """Its run report."""
-    return run_report(SETTINGS, Checkpoint.open(folder), windows, [], measured, {})
+    return run_report(SETTINGS, Checkpoint.open(folder).identity(), windows, [], measured, {})
 
 
 def write_records(path: Path, count: int = 24) -> list[dict]:

@@ -23,10 +23,11 @@ from invarlock.evidence import keys
 SMOLLM2 = "huggingfacetb__smollm2-135m-instruct"
 ONCE = {
     "effective_config": 1, "pin_revisions": 1, "scenarios": 1, "source_repo": 1, "environment": 1,
-    "verdict": 1, "build_pack": 1, "verify_pack": 1, "all": 1,
+    "verdict": 1, "build_pack": 1, "timings": 1, "verify_pack": 1, "all": 1,
 }  # fmt: skip
+TUNED = {"tuned_parameters": 1}  # of suites with edits whose numbers stand in the table
 EACH_MODEL = ("baseline", "windows", "baseline_report", "calibrate", "preset")
-EACH_EVALUATION = ("evaluate", "render", "verify_report")
+EACH_EVALUATION = ("evaluate", "render")
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ def graph(folder: Path, *words: str) -> list[Job]:
     return jobs
 
 
-def expected_counts(models: int, edits: int, injections: int) -> dict[str, int]:
+def expected_counts(models: int, edits: int, injections: int, trained: int = 0) -> dict[str, int]:
     """How often each rule runs for these subjects of each model."""
+    text = {"training_windows": models, "train": models * trained}
     return (
         ONCE
         | dict.fromkeys(EACH_MODEL, models)
         | {"edit": models * edits, "inject": models * injections}
         | {"calibration_windows": 3 * models}  # one a seed
-        | dict.fromkeys(EACH_EVALUATION, models * (edits + injections))
+        | (text if trained else {})
+        | dict.fromkeys(EACH_EVALUATION, models * (edits + injections + trained))
     )
 
 
@@ -136,6 +139,21 @@ def test_chosen_scenarios_are_exactly_these(repository: Path) -> None:
     assert folders == {"noop_clean", "nan_injection"}
 
 
+def test_only_training_waits_for_a_text_of_its_own(repository: Path) -> None:
+    """Its windows leave out the judged and the calibration ones; no other edit waits for them."""
+    chosen = "scenarios=noop_clean,lora_rank8_stress"
+    jobs = graph(repository, "--profile", "cpu", "--config", "suite=smoke-all", chosen)
+    made = counts(jobs)
+    assert (made["edit"], made["train"], made["training_windows"]) == (1, 1, 1)
+    rules = {job.rule: job for job in jobs}
+    cut, train, edit = (rules[name] for name in ("training_windows", "train", "edit"))
+    names = [Path(path).name for path in cut.words("input")]
+    assert {"windows.json", *(f"windows_seed_{n}.json" for n in (44, 45, 46))} < set(names)
+    assert cut.words("output") == [p for p in train.words("input") if p.endswith(".json")]
+    assert [Path(path).name for path in edit.words("input")] == ["baseline"]
+    assert train.resource("mem_mb") > edit.resource("mem_mb")
+
+
 def test_an_artifact_is_a_target(repository: Path) -> None:
     """Asking for windows.json makes that file and what it needs, nothing else."""
     target = f"evidence_pack_runs/smoke/{SMOLLM2}/windows.json"
@@ -146,7 +164,7 @@ def test_an_artifact_is_a_target(repository: Path) -> None:
 def test_the_gpu_profile_plans_the_subset_suite(repository: Path) -> None:
     """The literal `snakemake -n --profile gpu --config suite=subset` shows the whole graph."""
     jobs = graph(repository, "--profile", "gpu", "--config", "suite=subset")
-    assert counts(jobs) == expected_counts(1, 9, 12)
+    assert counts(jobs) == expected_counts(1, 9, 17, trained=4) | TUNED
     assert set(by_model(jobs, "evaluate", "gpu").values()) == {1}
 
 
@@ -187,7 +205,7 @@ def test_the_gpu_profile_sizes_every_model(repository: Path) -> None:
     """On a machine of four GPUs every model of suite full gets what it needs."""
     words = ("--profile", "gpu", "--resources", "gpu=4", "--config", "suite=full")
     jobs = graph(repository, *words)
-    assert counts(jobs) == expected_counts(6, 9, 15)
+    assert counts(jobs) == expected_counts(6, 9, 20, trained=4) | TUNED
     assert_resources_follow_the_model(jobs)
 
 
@@ -198,7 +216,7 @@ def test_the_gpu_profile_sizes_every_model(repository: Path) -> None:
 def test_the_slurm_profile_sizes_every_model(repository: Path) -> None:
     """`snakemake -n --profile slurm --config suite=full` asks the scheduler the same."""
     jobs = graph(repository, "--profile", "slurm", "--config", "suite=full")
-    assert counts(jobs) == expected_counts(6, 9, 15)
+    assert counts(jobs) == expected_counts(6, 9, 20, trained=4) | TUNED
     assert_resources_follow_the_model(jobs)
 
 
@@ -298,9 +316,9 @@ def test_every_rule_that_runs_our_command_knows_its_code() -> None:
 # --- digests of the code ------------------------------------------------------------------------
 
 VERBS = (
-    "baseline", "calibrate", "edit", "evaluate", "evaluate_record", "evaluate_worker",
-    "evidence_pack", "inject", "pin", "preset", "report", "run", "scenarios", "verdict", "verify",
-    "windows",
+    "analyze", "baseline", "calibrate", "edit", "evaluate", "evaluate_record", "evaluate_worker",
+    "evidence_pack", "inject", "pages", "pin", "preset", "report", "run", "scenarios", "verdict",
+    "verify", "windows",
 )  # fmt: skip
 
 
@@ -335,7 +353,7 @@ def digest_of_each() -> dict[str, str]:
         ("sources/text.py", {"pin", "windows"}),
         ("sources/gguf_model.py", {"baseline"}),
         ("cli/verdict.py", {"verdict"}),
-        ("reporting/templates/report.html.j2", {"report"}),
+        ("reporting/templates/report.html.j2", {"pages", "report"}),
         ("evidence/keys.py", {"evidence_pack"}),
         ("errors.py", set(VERBS)),
     ],
