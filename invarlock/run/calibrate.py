@@ -57,8 +57,9 @@ def calibrate(plan: Calibration, scratch: Path) -> Document:
         try:
             subject = plan.baseline
             if edit != "noop":
-                apply_edit(plan.baseline, parse_edit_spec(edit), stage)
-                subject = Checkpoint.open(stage)
+                made = stage / "subject"  # in the stage, with whatever a kill leaves of it
+                apply_edit(plan.baseline, parse_edit_spec(edit), made)
+                subject = Checkpoint.open(made)
             for windows, baseline in zip(plan.windows, baselines, strict=True):
                 # a no-op in the same batches would be the same computation, and show no noise
                 budget = plan.token_budget // 2 if edit == "noop" else plan.token_budget

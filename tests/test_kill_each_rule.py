@@ -1,0 +1,202 @@
+"""Kill -9 in the middle of each kind of rule, then the documented command: the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import write_tiny_folder
+from repository_copy import ROOT, link_repository, quiet_environment
+
+from invarlock.cli import main
+
+LIMIT = 600.0  # seconds of one start, on a machine that is busy with other things
+HOOK = ROOT / "tests/kill_hook"
+# Files that say when a run was made or how long it took, and those that hold their digests.
+OF_THE_MOMENT = {"runtime.manifest.json", "evaluation_optimization_summary.json"}
+BOUND = {"checksums.sha256", "manifest.json", "verify_pack.json", ".snakemake_timestamp"}
+RENAME, START = "os.rename", "subprocess.Popen"
+# Each rule that makes files, in the order of a run: its command, and where that is killed.
+RULES = {
+    "scenarios": ("invarlock scenarios ", RENAME),
+    "source_repo": ("provenance source ", RENAME),
+    "environment": ("provenance environment ", RENAME),
+    "pin_revisions": ("invarlock pin ", RENAME),
+    "baseline": ("invarlock baseline ", RENAME),
+    "windows": (r"--out \S+/windows\.json", RENAME),
+    "calibration_windows": (r"--out \S+/windows_seed_", RENAME),
+    "training_windows": (r"--out \S+/training_windows\.json", RENAME),
+    "baseline_report": ("invarlock run ", RENAME),
+    "calibrate": ("advanced calibrate ", RENAME),
+    "preset": ("advanced preset ", RENAME),
+    "edit": ("invarlock edit .*--spec quant_rtn", RENAME),
+    "train": ("invarlock edit .*--spec fine_tune", RENAME),
+    "inject": ("invarlock inject ", RENAME),
+    "describe_subject": ("--spec custom", RENAME),
+    "evaluate": ("evaluate_worker", RENAME),
+    "repeat": ("invarlock evaluate .*/repeat_", START),  # of the worker that measures
+    "render": ("advanced pages ", RENAME),
+    "determinism": ("analyze repeats ", RENAME),
+    "verdict": ("invarlock verdict ", RENAME),
+    "timings": ("analyze timings ", RENAME),
+    "build_pack": ("evidence-pack build ", RENAME),
+    "verify_pack": ("evidence-pack verify ", RENAME),
+}
+# One shell command without Python; no files; other branches of the same commands; the search for
+# tuned parameters, whose tables and runs are written as the others are.
+OTHERS = {
+    "tune", "tuning_windows", "tuning_baseline", "search", "tuned_parameters",
+    "effective_config", "fetch", "release", "image", "image_label", "render_together",
+    "guard_value_sweep", "all", "suite", "pack",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class World:
+    """A working folder and the command that is repeated in it."""
+
+    repository: Path
+    words: tuple[str, ...]
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return self.repository / "evidence_pack_runs/byoe"
+
+    @property
+    def report(self) -> Path:
+        """The run of the baseline."""
+        return self.out / "base/runs/baseline/report.json"
+
+    def run(self, *options: str, **variables: str) -> tuple[int, str]:
+        """The documented command to its end, whatever that is; exit code and what it printed."""
+        command = [sys.executable, "tools/workflow.py", "all", "suite", "--profile", "cpu"]
+        running = subprocess.Popen(
+            [*command, *options, "--config", *self.words],
+            cwd=self.repository,
+            env=quiet_environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+        try:
+            printed, _ = running.communicate(timeout=LIMIT)
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+        return running.returncode, printed
+
+    def finish(self, *options: str) -> str:
+        """The documented command, which has to succeed."""
+        code, printed = self.run(*options)
+        assert code == 0, printed[-6000:]
+        return printed
+
+    def killed_in(self, rule: str) -> None:
+        """The same, killed in the middle of a rule; those beside it are left for their own turn."""
+        command, event = RULES[rule]
+        mark = self.repository / "mark"
+        mark.touch()
+        variables = {"KILL_COMMAND": command, "KILL_AT": event, "KILL_MARK": str(mark)}
+        code, printed = self.run("--until", rule, PYTHONPATH=str(HOOK), **variables)
+        assert code == -signal.SIGKILL, printed[-6000:]
+        assert not mark.exists(), f"{rule} was never reached"
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every file of a run that has to be the same in every run."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+        and path.name not in OF_THE_MOMENT | BOUND
+        and path.relative_to(out).parts[0] != "logs"
+    }
+
+
+def catalogue(folder: Path) -> Path:
+    """The catalogue with one edit by arithmetic and one by training in suite byoe."""
+    document = json.loads((ROOT / "scenarios/scenarios.json").read_text())
+    for entry in document["scenarios"]:
+        if entry["id"] in ("quant_8bit_clean", "fine_tune_step3_stress"):
+            entry["suites"] = ["byoe"]
+    path = folder / "scenarios.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A small byoe run: every kind of subject, and two repeats."""
+    root = tmp_path_factory.mktemp("inputs")
+    base, mine = root / "base", root / "mine"
+    write_tiny_folder(base)
+    edit = ["edit", "--baseline", str(base), "--spec", "quant_rtn:8:0:all"]
+    assert main([*edit, "--out", str(mine), "--metadata", str(root / "edit.json")]) == 0
+    text = root / "speech.txt"
+    text.write_text(" ".join(f"sentence {n} of {n * n} words." for n in range(300)))
+    scenarios = "byoe,quant_8bit_clean,fine_tune_step3_stress,nan_injection"
+    return (
+        "suite=byoe", f"baseline={base}", f"subject={mine}", f"text=local:{text}",
+        f"catalogue={catalogue(root)}", f"scenarios={scenarios}", "keep_subjects=true",
+        "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "training={windows: 4}",
+        "bootstrap={replicates: 200, alpha: 0.05}", "calibration={seeds: 3, windows: 8}",
+        "repeats=2",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, words: tuple[str, ...]) -> dict[str, str]:
+    """What a run leaves that nobody disturbs."""
+    world = World(link_repository(tmp_path_factory.mktemp("calm") / "repository"), words)
+    world.finish()
+    return digests(world.out)
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory, words: tuple[str, ...]) -> World:
+    """A run that is killed again and again."""
+    return World(link_repository(tmp_path_factory.mktemp("rough") / "repository"), words)
+
+
+def test_no_rule_is_left_out() -> None:
+    """Every rule that the workflow has is killed below, or said not to be."""
+    found: set[str] = set()
+    for path in (ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")):
+        found |= set(re.findall(r"^ *(?:use )?rule (?:\w+ as )?(\w+)", path.read_text(), re.M))
+    assert found == {*RULES, *OTHERS}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_that_was_killed_is_made_again(
+    rough: World, calm: dict[str, str], rule: str
+) -> None:
+    """Its temporary file was written and its output was not; repeated, all bytes are the same."""
+    measured = rough.report.stat().st_mtime_ns if rough.report.is_file() else 0
+    rough.killed_in(rule)
+    before = digests(rough.out)
+    assert "An earlier run was interrupted" in rough.finish("--until", rule)
+    after = digests(rough.out)
+    assert after.items() <= calm.items(), sorted(set(after.items()) - set(calm.items()))
+    assert set(after) - set(before) or rule in ("verify_pack", "timings")
+    if measured:
+        assert rough.report.stat().st_mtime_ns == measured  # the baseline is not measured again
+
+
+def test_after_all_kills_nothing_is_missing_or_made_twice(
+    rough: World, calm: dict[str, str]
+) -> None:
+    """The run goes on to the same files, and then there is nothing to be done."""
+    rough.finish()
+    assert digests(rough.out) == calm
+    assert {"reports/final_verdict.json", "base/windows.json"} <= set(calm)
+    assert "Nothing to be done" in rough.finish()
