@@ -290,6 +290,8 @@ def _refuse_ignored(values: Document) -> None:
                 if key == "models"
                 else "snakemake pack --config suite=byoe baseline=DIR subject=DIR",
             )
+    if values["repeats"] == 1:  # one measurement is compared with nothing
+        raise ConfigError("repeats is 1", where="config/config.yaml", expected="0, or 2 and more")
 
 
 def _byoe_baseline(values: Document) -> str:

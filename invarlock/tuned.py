@@ -145,5 +145,7 @@ def resolve_spec(scenario: Scenario, model_id: str, tuned: TunedParameters) -> s
 
 
 def spec_of(edit_type: str, entry: Entry) -> str:
-    """The edit spec string of an entry that holds all parameters."""
-    return ":".join([edit_type, *(str(entry[name]) for name in ORDER[edit_type])])
+    """The edit spec string of an entry that holds all parameters; whole numbers without a point."""
+    values = (entry[name] for name in ORDER[edit_type])
+    plain = (int(v) if isinstance(v, float) and v.is_integer() else v for v in values)
+    return ":".join([edit_type, *map(str, plain)])

@@ -33,7 +33,7 @@ use rule evaluate as repeat with:
 rule determinism:
     """Compare repeated evaluations of one subject, field by field."""
     input:
-        outcomes=[folder / "outcome.json" for folder in REPEAT_FOLDERS],
+        outcomes=repeated,
         reports=[folder / "evaluation.report.json" for folder in REPEAT_FOLDERS],
     output:
         OUT / "analysis/determinism_repeats.json",
@@ -49,7 +49,8 @@ rule determinism:
         code=code("analyze"),
     shell:
         "python -m invarlock advanced analyze repeats --evaluation {params.folders:q}"
-        " --determinism {params.determinism} --suite {params.suite} --out {output:q} > {log:q} 2>&1"
+        " --determinism {params.determinism} --suite {params.suite} --out {output:q}"
+        " 2>&1 | tee {log:q}"  # a difference has to be seen
 
 
 rule guard_value_sweep:

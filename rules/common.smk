@@ -21,7 +21,7 @@ from invarlock.config import check_release, effective_settings
 from invarlock.edits.candidates import CANDIDATES
 from invarlock.edits.specs import TRAINED
 from invarlock.errors import ConfigError, InvarlockError
-from invarlock.files import sha256_file
+from invarlock.files import sha256_file, write_text
 from invarlock.run.container import check_engine, check_reference
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_text_source
@@ -226,6 +226,21 @@ def judging(wildcards):
     return options + (f" --tail-mode {C['tail_mode']}" if C["tail_mode"] else "")
 
 
+# As a parameter they would run the rule again, and Snakemake then looks at nothing behind an ancient
+# input: a changed setting would hide that evaluations are missing.
+SETTINGS = f"{json.dumps(S.recorded(), sort_keys=True, indent=2)}\n"
+os.environ.update(INVARLOCK_SETTINGS=SETTINGS)
+
+
+def refreshed_settings(wildcards):
+    """Nothing; a record of other settings is brought up to date before the run is planned."""
+    record = OUT / "state/config.json"
+    if ROOT_PROCESS and not workflow.dryrun and record.is_file():
+        if record.read_text() != SETTINGS:
+            write_text(record, SETTINGS)
+    return []
+
+
 def edit_spec(wildcards):
     """The spec of an edit; without the parameters that it takes no job is started."""
     try:
@@ -297,6 +312,18 @@ def kept_apart(wildcards):
     if wildcards.set == "confirmation":
         others.append(OUT / wildcards.model / "tuning/windows_selection.json")
     return others
+
+
+def repeated(wildcards):
+    """The outcomes of the repeats; without repeats there is nothing to compare."""
+    if not REPEAT_FOLDERS:
+        hint = "snakemake determinism --config repeats=3"
+        stop(
+            ConfigError(
+                "repeats is 0", where="determinism", expected="2 and more", hint=hint
+            )
+        )
+    return [folder / "outcome.json" for folder in REPEAT_FOLDERS]
 
 
 def searches(wildcards):

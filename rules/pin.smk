@@ -61,6 +61,8 @@ rule fetch:
 
 rule effective_config:
     """The effective settings and where each came from."""
+    input:
+        refreshed_settings,
     output:
         OUT / "state/config.json",
     log:
@@ -68,7 +70,5 @@ rule effective_config:
     localrule: True
     container:
         on_host
-    params:
-        settings=json.dumps(S.recorded(), sort_keys=True, indent=2),
     shell:
-        "printf '%s\\n' {params.settings:q} > {output:q} 2> {log:q}"
+        'printf %s "$INVARLOCK_SETTINGS" > {output:q} 2> {log:q}'

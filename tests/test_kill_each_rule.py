@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -200,3 +201,24 @@ def test_after_all_kills_nothing_is_missing_or_made_twice(
     assert digests(rough.out) == calm
     assert {"reports/final_verdict.json", "base/windows.json"} <= set(calm)
     assert "Nothing to be done" in rough.finish()
+
+
+def test_a_changed_setting_hides_nothing_that_is_missing(rough: World) -> None:
+    """Another setting in a finished run: what is missing is made, and what it judges is planned."""
+    told = dataclasses.replace(rough, words=(*rough.words, "telemetry=true"))
+    missing = [rough.out / "base/reports/byoe/run_1/outcome.json",
+               rough.out / "reports/final_verdict.json"]  # fmt: skip
+    for path in missing:
+        path.unlink()
+    told.finish()
+    assert all(path.is_file() for path in missing)
+    record = json.loads((rough.out / "state/config.json").read_text())
+    assert record["values"]["telemetry"] is True
+    packed = json.loads((rough.out / "evidence_pack/metadata/config.json").read_text())
+    assert packed == record
+
+    limits = "distribution={kl_mean_max: 1, flip_fraction_max: 0}"
+    strict = dataclasses.replace(told, words=(*told.words, limits))
+    code, printed = strict.run("-n")
+    assert code == 0, printed
+    assert re.search(r"^evaluate +4$", printed, re.M), printed[-3000:]

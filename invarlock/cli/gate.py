@@ -15,6 +15,7 @@ from invarlock.evidence.report_verify import REPORT_NAME
 from invarlock.files import read_bytes, read_json_object, write_bytes
 
 VERDICT_SCHEMA = "invarlock/final-verdict-v1"
+REPEATS = "analysis/determinism_repeats.json"
 VERDICTS = ("results/final_verdict.json", "reports/final_verdict.json")
 
 
@@ -44,11 +45,31 @@ def main(args: argparse.Namespace) -> int:
         passed, line, cases = _pack(args)
     else:
         passed, line, cases = judge(args.path)
+        if (args.path / REPEATS).is_file():
+            repeats = read_json_object(args.path / REPEATS)
+            passed, line, cases = _with_repeats((passed, line, cases), repeats)
     if args.junit:
         write_bytes(args.junit, junit(cases))
     with printing():
         print(escape(line))
     return 0 if passed else 1
+
+
+def _with_repeats(
+    judged: tuple[bool, str, list[Case]], repeats: Mapping[str, Any]
+) -> tuple[bool, str, list[Case]]:
+    """The same, failed where strict repeats differ; files of published versions say nothing."""
+    from invarlock.contracts import validate
+    from invarlock.verdict.repeats import SCHEMA, strict_difference
+
+    if repeats.get("schema") != SCHEMA:
+        return judged
+    validate(repeats, "determinism-repeats", REPEATS)
+    _, line, cases = judged
+    if not (why := strict_difference(repeats)):
+        return judged
+    line = f"FAIL: {why}; else {line}"
+    return False, line, [*cases, Case("determinism", repeats["edit_name"], why)]
 
 
 def judge(path: Path) -> tuple[bool, str, list[Case]]:
@@ -155,7 +176,11 @@ def _pack(args: argparse.Namespace) -> tuple[bool, str, list[Case]]:
     passed, line, cases = _verdict(verdict, str(args.path))
     signed = f"signed by {result.signer}, {result.authenticity}" if result.signer else "unsigned"
     believed = "" if result.claims.verdict else "; the verdict is only believed"
-    return passed, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
+    judged = passed, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
+    repeats = f"results/{REPEATS}"
+    if repeats in result.tree.files:
+        return _with_repeats(judged, result.tree.json_object(repeats))
+    return judged
 
 
 def junit(cases: list[Case]) -> bytes:

@@ -1,7 +1,8 @@
 """``reports/guard_value_all_guard_probe_sweep.json``: what each guard says about the probes.
 
 The primary metric alone lets weak damage pass. The probes are such damage, each aimed at one
-guard; the sweep shows which guard finds it, which finds it alone, and what harmless edits cost.
+guard; the sweep shows which guard finds it, which finds it alone, and which speak on the negative
+controls: harmless edits, and changes too small for any guard.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def guard_value(
         new[key] = frozenset(_new(record, noop))
         if record.name in probes:
             rows.append(_row(by_id[record.name], record, by_key[key].report, noop))
-    aimed = [r for r in records if r.name in probes]
-    controls = [r for r in records if r.category == "clean" and r.measured]
+    aimed = [r for r in records if r.name in probes and not _is_control(r)]
+    controls = [r for r in records if _is_control(r) and r.measured]
     return {
         "schema": SCHEMA,
         "core_guard_order": list(signals.CORE_GUARDS),
@@ -60,6 +61,11 @@ def guard_value(
             for guard in signals.CORE_GUARDS
         },
     }
+
+
+def _is_control(record: Record) -> bool:
+    """Whether every guard has to be silent: a clean edit, or a change meant to be too small."""
+    return record.category == "clean" or record.intent == "negative_control"
 
 
 def _new(record: Record, noop: Report | None) -> list[str]:

@@ -224,8 +224,10 @@ def units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[boo
 
     Runs repeat the same windows, so they are no further evidence about the guard.
     """
-    keys = dict.fromkeys((r.model, r.name) for r in records)
-    return [all(rule(r) for r in records if (r.model, r.name) == key) for key in keys]
+    runs: dict[tuple[str, str], list[bool]] = {}
+    for record in records:
+        runs.setdefault((record.model, record.name), []).append(rule(record))
+    return [all(values) for values in runs.values()]
 
 
 def _shortfalls(scenario: Scenario, record: Record) -> list[str]:

@@ -38,6 +38,9 @@ SAME = (
     "preset_sha256",
 )
 
+PREFERRED = ("clean", "custom", "stress", "error_injection")  # categories, see subject_of
+SHOWN = 3  # differing fields that one line names
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -50,12 +53,11 @@ class Repeat:
 
 
 def subject_of(scenarios: Sequence[Scenario]) -> Scenario:
-    """What is repeated: the first clean edit that is not the no-op, else the first stress edit,
-    else the first other scenario, else the no-op."""
-    edits = [s for s in scenarios if not s.is_noop]
-    clean = [s for s in edits if s.category == "clean"]
-    stress = [s for s in edits if s.category == "stress"]
-    return next(iter([*clean, *stress, *edits, *scenarios]))
+    """What is repeated: the first scenario of the first category in ``PREFERRED`` that is there.
+
+    Damage comes after all edits; the no-op, which measures the baseline again, is the last choice.
+    """
+    return min(scenarios, key=lambda s: (s.is_noop, s.is_error, PREFERRED.index(s.category)))
 
 
 def compare(reports: Sequence[Report]) -> dict[str, dict[str, Any]]:
@@ -153,6 +155,21 @@ def repeats_document(
 def _ratio(report: Report) -> float | None:
     ratio = block(report, "primary_metric").get("ratio_vs_baseline")
     return float(ratio) if isinstance(ratio, float | int) else None
+
+
+def strict_difference(document: Mapping[str, Any]) -> str:
+    """One line where repeats differ although determinism is strict; empty: they do not."""
+    if document["mode"] != "strict" or document["cert_hashes_match"] is not False:
+        return ""
+    fields = [
+        f"{pointer} by up to {delta}" if delta is not None else pointer
+        for pointer in document["differing"][:SHOWN]
+        for delta in [document["fields"][pointer]["max_abs_delta"]]
+    ]
+    what = ", ".join(fields) or "settings or digests, no measurement"
+    more = len(document["differing"]) - len(fields)
+    what += f" and {more} more" if more > 0 else ""
+    return f"strict repeats of {document['edit_name']} on {document['model_id']} differ: {what}"
 
 
 def in_manifest(document: Mapping[str, Any]) -> dict[str, Any]:
