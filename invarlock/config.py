@@ -2,21 +2,22 @@
 
 Order of precedence: a value given on the command line or by a profile, then an environment
 variable of the shell harness that people come from, then the files that ``include`` names (the
-last first), then the file. The effective value and its origin are recorded. Everything is checked
-before any job starts.
+last first), then the file. Sections are merged key by key. The effective value and its origin are
+recorded. Everything is checked before any job starts.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from invarlock.contracts import validate
+from invarlock.contracts import validate, violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
 from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
@@ -38,6 +39,21 @@ def _flag(text: str) -> bool:
     return word in ON
 
 
+def _free_gb(text: str) -> float:
+    """Checked here, since no contract can refuse what JSON has no word for."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value != -1 and not 0 <= value < math.inf:
+        raise ConfigError(
+            "MIN_FREE_DISK_GB cannot be read",
+            expected="GB that must stay free, 0 or more, or -1 for the suite's",
+            found=repr(text),
+        )
+    return value
+
+
 # Environment variable -> (key, how to read it).
 ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "PACK_NET": ("net", lambda text: int(_flag(text))),
@@ -48,7 +64,7 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "PACK_BASELINE_STORAGE_MODE": ("baseline_storage", str),
     "PACK_CLEANUP_MODELS": ("keep_subjects", lambda text: not _flag(text)),
     "PACK_SIGNING_KEY": ("signing_key", str),
-    "MIN_FREE_DISK_GB": ("min_free_disk_gb", float),
+    "MIN_FREE_DISK_GB": ("min_free_disk_gb", _free_gb),
     "INVARLOCK_TIER": ("tier", str),
     "INVARLOCK_ALLOW_REMOTE_CODE": ("allow_remote_code", _flag),
     "INVARLOCK_ALLOW_HOST_EXECUTION": ("allow_host_execution", _flag),
@@ -128,7 +144,7 @@ def effective_settings(
     file: Document,
     suites: Document,
     environment: Mapping[str, str],
-    spoken: Collection[str] = (),
+    spoken: Document | None = None,
 ) -> Settings:
     """Merge, check and expand the configuration.
 
@@ -137,14 +153,14 @@ def effective_settings(
         file: ``config/config.yaml`` alone; where ``given`` differs, the command line spoke.
         suites: ``config/suites.yaml``.
         environment: ``os.environ``.
-        spoken: keys that the command line or a profile names, also with the file's own value.
+        spoken: what the command line or a profile says by itself, also the file's own value.
 
     Raises:
         ConfigError: an unknown key, suite, model, scenario, tier, or values that do not fit.
         InputError: a folder or file that was named is missing.
     """
-    values, origins = _merge(given, file, environment, spoken)
-    validate(values, "config", "config/config.yaml", config=True)
+    values, origins = _merge(given, file, environment, spoken or {})
+    _validate(values, origins)
     one_of("tier", values["tier"], tier_names())
     one_of("suite", values["suite"], list(suites["suites"]))
     suite = suites["suites"][values["suite"]]
@@ -153,8 +169,8 @@ def effective_settings(
         slots, spoke = slotted(listed, environment)
         if spoke:
             values["models"], origins["models"] = slots, f"environment {spoke}"
-    _refuse_ignored(values)
-    _check_paths(values)
+    _refuse_ignored(values, origins)
+    _check_paths(values, origins)
     if values["suite"] == "byoe":
         entries = [LOCAL + _byoe_baseline(values)]
     else:
@@ -204,13 +220,12 @@ def check_release(settings: Settings, container: bool) -> None:
 
 
 def _merge(
-    given: Document, file: Document, environment: Mapping[str, str], spoken: Collection[str]
+    given: Document, file: Document, environment: Mapping[str, str], spoken: Document
 ) -> tuple[dict[str, Any], dict[str, str]]:
     values = {key: _spoken(value, file.get(key)) for key, value in given.items()}
     origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
     for name in LISTS:
-        if isinstance(values.get(name), str):
-            values[name] = [word.strip() for word in values[name].split(",") if word.strip()]
+        values[name] = _listed(values.get(name))
     for name, (key, read) in ENVIRONMENT.items():
         if environment.get(name) and origins.get(key) == "config":
             try:
@@ -222,16 +237,36 @@ def _merge(
                 ) from error  # fmt: skip
             origins[key] = f"environment {name}"
     if isinstance(values.get("include"), list):
-        _include(values, origins, file)
+        _include(values, origins, file, spoken)
     return values, origins
 
 
-def _include(values: dict[str, Any], origins: dict[str, str], file: Document) -> None:
+def _listed(value: Any) -> Any:
+    """``A,B`` as the list that it stands for."""
+    if not isinstance(value, str):
+        return value
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _include(
+    values: dict[str, Any], origins: dict[str, str], file: Document, spoken: Document
+) -> None:
     """Take the settings of the included files where nobody else spoke; a later file wins."""
     for name in values["include"]:
         for key, value in _read_include(str(name), values, file).items():
             if origins[key] == "config" or origins[key].startswith("include "):
-                values[key], origins[key] = value, f"include {_unplaced(str(name))}"
+                values[key] = _listed(value) if key in LISTS else _over(values[key], value)
+                origins[key] = f"include {_unplaced(str(name))}"
+            elif isinstance(value, Mapping) and isinstance(values[key], Mapping):
+                said = _typed(spoken.get(key, values[key]))
+                values[key] = _over(_over(values[key], value), said)
+
+
+def _over(lower: Any, upper: Any) -> Any:
+    """A section over another, key by key; anything else replaces what is below it."""
+    if not (isinstance(lower, Mapping) and isinstance(upper, Mapping)):
+        return upper
+    return {**lower, **{key: _over(lower.get(key), value) for key, value in upper.items()}}
 
 
 def _read_include(name: str, values: Document, file: Document) -> Document:
@@ -278,15 +313,30 @@ def _typed(section: Any) -> Any:
     return yaml.safe_load(section) if isinstance(section, str) else section
 
 
-def _refuse_ignored(values: Document) -> None:
+def _validate(values: Document, origins: Mapping[str, str]) -> None:
+    """Refuse what departs from the contract, under the name of the file or variable it is in."""
+    found = violations(values, "config")
+    if found:
+        key = found[0].split()[0].strip("/:").partition("/")[0]
+        validate(values, "config", _where(origins.get(key, "config")), config=True)
+
+
+def _where(origin: str) -> str:
+    kind, _, name = origin.partition(" ")
+    return name if kind in ("environment", "include") else "config/config.yaml"
+
+
+def _refuse_ignored(values: Document, origins: Mapping[str, str]) -> None:
     """A setting that would have no effect is a mistake, not something to pass over."""
     ignored = ("models",) if values["suite"] == "byoe" else ("baseline", "subject")
     for key in ignored:
         if values[key]:
+            kind, _, names = origins[key].partition(" ")
+            remove = f"unset {names.replace(',', '')}" if kind == "environment" else "remove it"
             raise ConfigError(
                 f"/{key} has no effect with suite {values['suite']}",
-                where="config/config.yaml",
-                hint="remove it"
+                where=_where(origins[key]),
+                hint=remove
                 if key == "models"
                 else "snakemake pack --config suite=byoe baseline=DIR subject=DIR",
             )
@@ -325,12 +375,12 @@ def _edit_specs(
     return found
 
 
-def _check_paths(values: Document) -> None:
+def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
     """Paths the user gave are checked before the first job."""
     for key in ("baseline", "subject", "pack"):
         if values[key] and not Path(values[key]).is_dir():
             raise InputError(
-                f"/{key} is not a folder", where="config/config.yaml", found=str(values[key])
+                f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key])
             )
     if values["require_signature"] and not values["signing_key"]:
         raise ConfigError(

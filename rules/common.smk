@@ -87,6 +87,9 @@ os.environ.update(INVARLOCK_SIGNING_KEY=C["signing_key"])
 # So does what changes no result: a parameter would measure again. Containers get it by the second name.
 for variable in ("INVARLOCK_TELEMETRY", "APPTAINERENV_INVARLOCK_TELEMETRY"):
     os.environ[variable] = str(int(C["telemetry"]))
+visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+if visible is not None:  # also where it is empty: no GPU
+    os.environ.update(APPTAINERENV_CUDA_VISIBLE_DEVICES=visible)
 ON_GPU = C["device"] in ("cuda", "mps")
 LOGS = OUT / "logs"
 

@@ -57,18 +57,19 @@ rule tuning_windows:
     resources:
         mem_mb=lambda wc, attempt: 2000 * attempt,
         runtime=30,
+        net=C["net"],
     params:
         text=S.text,
         geometry=lambda wc: "--seq-len {0.seq_len} --preview {0.preview} --final {0.final}".format(
             S.model(wc.model)
         ),
         seed=lambda wc: SEEDS[wc.set],
-        net=on("net", "--net"),
         code=code("windows"),
     shell:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
         " --revisions {input.revisions:q} {params.geometry} --seed {params.seed}"
-        " --exclude {input.others:q} {params.net} --out {output:q} > {log:q} 2>&1"
+        " --exclude {input.others:q} $([ {resources.net} -eq 0 ] || echo --net)"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule tuning_baseline:

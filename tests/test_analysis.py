@@ -15,6 +15,7 @@ from report_factory import (
     expected_report,
     make_evaluation,
     make_report,
+    probed_report,
     write_evaluation,
 )
 
@@ -135,6 +136,36 @@ def test_a_probe_that_the_metric_refuses_needs_no_guard() -> None:
     worth = document["summary"]["rmt"]
     assert (worth["found"]["found"], worth["found_alone"]) == (1, 0)
     assert worth["metric_alone_passes"] == 0
+
+
+def test_a_negative_control_is_no_probe_to_be_found() -> None:
+    """Suite mistral_guard_value: four kinds of damage, one of them too small for any guard."""
+    scenarios = catalogue().select("mistral_guard_value")
+    control = "spectral_moderate_scale_attn_l31_o_s105"
+
+    def worth(quiet: bool) -> Document:
+        reports = {
+            s.id: make_report(s.id, 1.0 if s.is_noop else 1.004)
+            if s.is_noop or (quiet and s.id == control)
+            else probed_report(s)
+            for s in scenarios
+        }
+        evaluations = [make_evaluation(s, reports[s.id]) for s in scenarios]
+        document = guard_value(scenarios, evaluations, judge_all(scenarios, evaluations))
+        assert violations(document, "guard-value-sweep") == []
+        assert len(document["rows"]) == 4
+        summary: Document = document["summary"]
+        return summary
+
+    for quiet in (True, False):
+        summary = worth(quiet)
+        for guard in ("spectral", "rmt", "variance"):
+            found = summary[guard]["found"]
+            assert (found["found"], found["total"]) == (1, 1)
+            assert (summary[guard]["found_alone"], summary[guard]["metric_alone_passes"]) == (1, 1)
+            controls = summary[guard]["negative_controls"]
+            flagged = int(not quiet and guard == "spectral")
+            assert (controls["flagged"], controls["total"]) == (flagged, 2)
 
 
 def test_a_crash_finds_nothing() -> None:

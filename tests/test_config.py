@@ -12,7 +12,7 @@ import pytest
 from repository_copy import ROOT
 from settings_factory import FILE, MISTRAL, SMOLLM2, SUITES, refusal, settings
 
-from invarlock.config import ENVIRONMENT, PATH_KEYS
+from invarlock.config import ENVIRONMENT, PATH_KEYS, effective_settings
 from invarlock.contracts import load_contract
 from invarlock.errors import ConfigError, InputError
 from invarlock.scenarios import load_catalogue
@@ -228,6 +228,52 @@ def test_an_unusable_variable_is_refused(name: str, text: str) -> None:
     assert repr(text) in refusal(environment={name: text})
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-2", "-0.5", "2 GB"])
+def test_free_disk_is_a_number_of_gigabytes(text: str) -> None:
+    """What is none is one line: the variable, what it takes, what it says; -1 is the suite's."""
+    assert refusal(environment={"MIN_FREE_DISK_GB": text}) == (
+        "MIN_FREE_DISK_GB cannot be read; expected GB that must stay free, 0 or more, or -1 for"
+        f" the suite's; found {text!r}"
+    )
+    assert settings({"MIN_FREE_DISK_GB": "-1"}).min_free_disk_gb == 2
+
+
+# --- included files ----------------------------------------------------------------------------
+
+
+def including(path: Path, text: str) -> dict[str, Any]:
+    """The settings that include a file of this text."""
+    path.write_text(text)
+    return {"include": [str(path)], "allow_config_include_outside": True}
+
+
+def test_an_included_file_says_what_the_command_line_could(tmp_path: Path) -> None:
+    """A section is merged over the file's, under the command line's; a list may be words."""
+    text = "windows: {seed: 5, preview: 9}\nscenarios: nan_injection, noop_clean\n"
+    given = including(tmp_path / "mine.yaml", text)
+    found = settings(**given)
+    assert found.values["windows"] == {**FILE["windows"], "seed": 5, "preview": 9}
+    assert [s.id for s in found.scenarios] == ["noop_clean", "nan_injection"]
+    assert found.origins["windows"] == found.origins["scenarios"] == "include mine.yaml"
+
+    spoken = {"windows": {"seed": "43", "final": "7"}}  # 43 as in the file
+    merged = {**FILE, **given, "windows": {**FILE["windows"], **spoken["windows"]}}
+    both = effective_settings(merged, FILE, SUITES, {}, spoken)
+    assert both.values["windows"] == {"seq_len": 0, "preview": 9, "final": 7, "seed": 43}
+    assert both.origins["windows"] == "given"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["windows: {seed: x}\n", "windows: 5\n", "windows: {sed: 5}\n", "seed: x\n", "pack: no/pe\n"],
+)
+def test_a_wrong_value_of_an_included_file_names_it(text: str, tmp_path: Path) -> None:
+    """Not config/config.yaml, where nothing is wrong."""
+    kind = InputError if text.startswith("pack") else ConfigError
+    line = refusal(kind, **including(tmp_path / "mine.yaml", text))
+    assert line.startswith(f"mine.yaml: /{text.partition(':')[0]}"), line
+
+
 # --- what comes out --------------------------------------------------------------------------
 
 
@@ -323,3 +369,9 @@ def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
     assert "/models has no effect with suite byoe" in refusal(
         suite="byoe", baseline=str(tmp_path), subject=str(tmp_path), models=[MISTRAL]
     )
+    slots = {"MODEL_1": MISTRAL, "MODEL_3": SMOLLM2}
+    assert refusal(
+        environment=slots, suite="byoe", baseline=str(tmp_path), subject=str(tmp_path)
+    ) == ("MODEL_1, MODEL_3: /models has no effect with suite byoe; unset MODEL_1 MODEL_3")
+    assert "repeats is 1; expected 0, or 2 and more" in refusal(repeats=1)
+    assert settings(repeats=2).values["repeats"] == 2

@@ -234,6 +234,24 @@ def test_the_configurations_initializer_range_and_the_seed_count(
     assert not any(bias.any() for bias in biases)
 
 
+@pytest.mark.parametrize("value", ["wide", True, [0.02], 0, -1])
+def test_an_initializer_range_that_is_none_is_named(
+    value: object, llama: Path, tmp_path: Path
+) -> None:
+    """One line; a null counts as absent."""
+    base = shutil.copytree(llama, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"initializer_range": value}))
+    with pytest.raises(InputError, match=r"config\.json: /initializer_range .*expected a number"):
+        injected(base, tmp_path / "out", "stale_shard")
+    (base / "config.json").write_text(json.dumps(config | {"initializer_range": None}))
+    injected(base, tmp_path / "out", "stale_shard")
+    config.pop("initializer_range", None)
+    (base / "config.json").write_text(json.dumps(config))
+    injected(base, tmp_path / "absent", "stale_shard")
+    assert changed_files(tmp_path / "out", tmp_path / "absent") <= {"config.json"}
+
+
 def test_of_one_file_the_last_layers_are_stale(tmp_path: Path) -> None:
     """A quarter of five layers, rounded up, is two; embedding and final norm stay."""
     base = make_llama(tmp_path / "base", layers=5)

