@@ -236,7 +236,9 @@ def _controls(verdict: Mapping[str, Any]) -> list[str]:
             f"   [{alarms['lower']:.3f}, {alarms['upper']:.3f}]"
         )
     if verdict["not_evaluated"]:
-        text = "Not judged in some evaluation, and not counted as passed: " + ", ".join(verdict["not_evaluated"])
+        text = "Not judged in some evaluation, and not counted as passed: " + ", ".join(
+            verdict["not_evaluated"]
+        )
         lines += _wrap(text, "  ")
     return lines
 
