@@ -57,8 +57,7 @@ try:
         parse_model_source(m.source)
     parse_text_source(S.text)
     if CONTAINER:
-        if not workflow.dryrun:
-            check_engine()
+        check_engine()  # snakemake wants one for a dry run too
         check_reference(S.values["container_image"], S.values["container_digest"])
 except (InvarlockError, OSError) as error:
     stop(error)

@@ -282,10 +282,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(repository: Path, *config: str) -> subprocess.CompletedProcess[str]:
-    """A dry run with the container profile."""
+    """A dry run with the container profile; Snakemake asks an engine for its version, no more."""
+    engine = repository / "bin/apptainer"
+    if not engine.exists():
+        engine.parent.mkdir()
+        engine.write_text("#!/bin/sh\necho apptainer version 1.3.4\n")
+        engine.chmod(0o755)
     command = [sys.executable, "-m", "snakemake", "-n", "--profile", "container"]
     command += ["--quiet", "progress", "--config"]
-    programs = {"PATH": f"{Path(ENGINE or '').parent}:{os.environ['PATH']}"}
+    programs = {"PATH": f"{engine.parent}:{os.environ['PATH']}"}
     return subprocess.run(
         [*command, "suite=smoke", "scenarios=noop_clean", *config],
         cwd=repository, env=quiet_environment() | programs,

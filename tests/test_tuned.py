@@ -107,7 +107,7 @@ def test_missing_parameters_stop_the_edit_and_not_the_search(tmp_path: Path) -> 
     }
     assert len(seeds) == len(set(seeds.values())) == 7, seeds
     cut = next(line for line in done.stdout.splitlines() if "windows_confirmation.json >" in line)
-    excluded = cut.partition("--exclude ")[2].partition(" --")[0].split()
+    excluded = cut.partition("--exclude ")[2].partition(" $(")[0].split()
     assert [Path(path).name for path in excluded] == [
         "windows.json",
         "training_windows.json",
