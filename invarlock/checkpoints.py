@@ -6,7 +6,6 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
@@ -173,8 +172,7 @@ class Checkpoint:
         """The tensor's bytes in order, ``size`` at a time (the last chunk may be shorter).
 
         A chunk may be written to, and dies with the next but one: two buffers serve all. The
-        digest of the bytes as read is taken on the way, for :meth:`tensor_digest`: of a large
-        chunk from a copy, in a thread, while the caller works on the chunk.
+        digest of the bytes as read is taken on the way, for :meth:`tensor_digest`.
         """
         info = self.info(name)
         digest = None if name in self._digests else hashlib.sha256()
@@ -183,20 +181,14 @@ class Checkpoint:
             buffers.append(memoryview(bytearray(size)))
         path = self.folder / info.file
         try:
-            with open(path, "rb", buffering=0) as handle, ThreadPoolExecutor(1) as beside:
+            with open(path, "rb", buffering=0) as handle:
                 handle.seek(info.begin)
                 for number, start in enumerate(range(0, info.nbytes, max(size, 1))):
                     chunk = buffers[number % len(buffers)][: min(size, info.nbytes - start)]
                     _fill(chunk, handle, path)
-                    if digest is None:
-                        yield chunk
-                    elif len(chunk) <= READ_CHUNK:
+                    if digest is not None:
                         digest.update(chunk)
-                        yield chunk
-                    else:
-                        hashing = beside.submit(digest.update, bytes(chunk))
-                        yield chunk
-                        hashing.result()
+                    yield chunk
         except OSError as error:
             raise unreadable(path, error) from error
         if digest is not None:
