@@ -37,6 +37,7 @@ rule windows:
     input:
         revisions=OUT / "state/model_revisions.json",
         tokenizer=OUT / "{model}/models/baseline",
+        others=[],
     output:
         OUT / "{model}/windows.json",
     log:
@@ -50,14 +51,14 @@ rule windows:
         runtime=lambda wc, attempt: 30 * attempt,
     params:
         text=S.text,
-        geometry=lambda wc: "--seq-len {0.seq_len} --preview {0.preview} --final {0.final}".format(
-            S.model(wc.model)
-        ),
+        geometry=judged_geometry,
         seed=C["windows"]["seed"],
+        apart="",  # of rules that inherit from this one: what their input "others" is for
         code=code("windows"),
     shell:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
         " --revisions {input.revisions:q} {params.geometry} --seed {params.seed}"
+        " {params.apart} {input.others:q}"
         " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
 
 

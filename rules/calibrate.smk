@@ -7,34 +7,16 @@
 PRESETS = OUT / "{model}/presets"
 
 
-rule calibration_windows:
-    """Cut the windows of one calibration seed."""
-    input:
-        revisions=OUT / "state/model_revisions.json",
-        tokenizer=OUT / "{model}/models/baseline",
+use rule windows as calibration_windows with:
     output:
         PRESETS / "windows_seed_{seed}.json",
     log:
         LOGS / "{model}/windows_seed_{seed}.log",
     wildcard_constraints:
         seed=any_of(map(str, S.calibration_seeds())),
-    priority: 60
-    container:
-        FETCHING_IMAGE
-    resources:
-        net=C["net"],
-        mem_mb=lambda wc, attempt: 2000 * attempt,
-        runtime=lambda wc, attempt: 30 * attempt,
     params:
-        text=S.text,
-        seq_len=lambda wc: S.model(wc.model).seq_len,
-        arm=C["calibration"]["windows"],
-        code=code("windows"),
-    shell:
-        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
-        " --revisions {input.revisions:q} --seq-len {params.seq_len} --preview {params.arm}"
-        " --final {params.arm} --seed {wildcards.seed}"
-        " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
+        geometry=lambda wc: geometry(wc, C["calibration"]["windows"]),
+        seed=lambda wc: wc.seed,
 
 
 rule calibrate:

@@ -183,6 +183,18 @@ def evaluation_words(wildcards=None, name=""):
     ]
 
 
+def geometry(wildcards, preview, final=None):
+    """Length of the windows of a model, and how many of each arm."""
+    arms = f"--preview {preview} --final {preview if final is None else final}"
+    return f"--seq-len {S.model(wildcards.model).seq_len} {arms}"
+
+
+def judged_geometry(wildcards):
+    """That of the windows that scenarios are judged on."""
+    model = S.model(wildcards.model)
+    return geometry(wildcards, model.preview, model.final)
+
+
 def window_files(wildcards=None):
     """Everything that is cut from the text."""
     names = [

@@ -36,8 +36,8 @@ rule edit:
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
-rule training_windows:
-    """Cut the windows that edits are trained on: none that is judged or calibrated on."""
+# None that is judged or calibrated on.
+use rule windows as training_windows with:
     input:
         revisions=OUT / "state/model_revisions.json",
         tokenizer=OUT / "{model}/models/baseline",
@@ -53,24 +53,10 @@ rule training_windows:
         OUT / "{model}/training_windows.json",
     log:
         LOGS / "{model}/training_windows.log",
-    container:
-        FETCHING_IMAGE
-    resources:
-        mem_mb=lambda wc, attempt: 2000 * attempt,
-        runtime=30,
-        net=C["net"],
     params:
-        text=S.text,
-        seq_len=lambda wc: S.model(wc.model).seq_len,
-        arm=C["training"]["windows"],
+        geometry=lambda wc: geometry(wc, C["training"]["windows"]),
         seed=S.calibration_seeds().stop,
-        code=code("windows"),
-    shell:
-        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
-        " --revisions {input.revisions:q} --seq-len {params.seq_len} --preview {params.arm}"
-        " --final {params.arm} --seed {params.seed} --exclude {input.others:q}"
-        " $([ {resources.net} -eq 0 ] || echo --net)"
-        " --out {output:q} > {log:q} 2>&1"
+        apart="--exclude",
 
 
 rule train:

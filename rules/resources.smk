@@ -20,9 +20,8 @@ except InvarlockError as error:
 
 # Checkpoints that are written at the same time fit together. Subjects live longer than the jobs
 # that make them: where not all fit, they are made one after another and wait for their place.
-FITS = (
-    PLAN.refusal(OUT) is None
-)  # a run that does not is refused, a dry run shows its sizes
+# A run that does not fit at all is refused; a dry run shows its sizes.
+FITS = PLAN.refusal(OUT) is None
 if ROOT_PROCESS and FITS and workflow.resource_settings.nodes is None:
     if workflow.global_resources.get("disk_mb").value is None:
         room = (PLAN.free_bytes - PLAN.min_free_bytes) // 10**6
@@ -30,9 +29,8 @@ if ROOT_PROCESS and FITS and workflow.resource_settings.nodes is None:
 if PLAN.tight:
     workflow.global_resources["subject_writers"] = 1
 cores = workflow.resource_settings.cores
-ALONE = (
-    cores is not None and cores <= C["threads"]
-)  # nothing else runs while a job waits
+# Nothing else runs while a job waits.
+ALONE = cores is not None and cores <= C["threads"]
 ROOM_MINUTES = (1 if ALONE else int(C["timeout_minutes"])) if PLAN.tight else 0
 ROOM = (
     "[ {resources.room_minutes} -eq 0 ] || python -m invarlock advanced disk"

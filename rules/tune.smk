@@ -40,8 +40,8 @@ rule tune:
         " --out {output:q} > {log:q} 2>&1"
 
 
-rule tuning_windows:
-    """Cut the windows of a search: none that is judged or trained on, and two disjoint sets."""
+# Two disjoint sets; none that is judged or trained on.
+use rule windows as tuning_windows with:
     input:
         revisions=OUT / "state/model_revisions.json",
         tokenizer=OUT / "{model}/models/baseline",
@@ -52,24 +52,9 @@ rule tuning_windows:
         LOGS / "{model}/tuning/windows_{set}.log",
     wildcard_constraints:
         set=any_of(SEEDS),
-    container:
-        FETCHING_IMAGE
-    resources:
-        mem_mb=lambda wc, attempt: 2000 * attempt,
-        runtime=30,
-        net=C["net"],
     params:
-        text=S.text,
-        geometry=lambda wc: "--seq-len {0.seq_len} --preview {0.preview} --final {0.final}".format(
-            S.model(wc.model)
-        ),
         seed=lambda wc: SEEDS[wc.set],
-        code=code("windows"),
-    shell:
-        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
-        " --revisions {input.revisions:q} {params.geometry} --seed {params.seed}"
-        " --exclude {input.others:q} $([ {resources.net} -eq 0 ] || echo --net)"
-        " --out {output:q} > {log:q} 2>&1"
+        apart="--exclude",
 
 
 rule tuning_baseline:

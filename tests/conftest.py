@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,20 +132,26 @@ def byte_tokenizer() -> dict[str, object]:
 # --- the machine ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB with 16 KB left, mounted for one test."""
-    folder = tmp_path / "full"
+@contextmanager
+def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own at a new ``folder``; where none can be mounted, a skip."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "invarlock-test", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "invarlock-test", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
     try:
-        (folder / "filler").write_bytes(bytes((1 << 20) - 16_384))
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB with 16 KB left, mounted for one test."""
+    with mounted(tmp_path / "full", 1) as folder:
+        (folder / "filler").write_bytes(bytes((1 << 20) - 16_384))
+        yield folder
 
 
 @pytest.fixture(scope="module")

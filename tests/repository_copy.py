@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -24,3 +26,22 @@ def link_repository(folder: Path) -> Path:
 def quiet_environment() -> dict[str, str]:
     """The environment without any variable that changes the configuration."""
     return {k: v for k, v in os.environ.items() if not k.startswith(SPEAKING)}
+
+
+def engine_of_a_version(folder: Path) -> Path:
+    """``bin/apptainer`` in ``folder``: says its version, which is all that a plan asks of one."""
+    engine = folder / "bin/apptainer"
+    engine.parent.mkdir(exist_ok=True)
+    engine.write_text("#!/bin/sh\necho apptainer version 1.3.4\n")
+    engine.chmod(0o755)
+    return engine
+
+
+def program(path: str) -> ModuleType:
+    """A file below ``tools`` or ``benchmarks`` as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

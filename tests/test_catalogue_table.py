@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pack_factory as packs
 import pytest
-from repository_copy import ROOT
+from repository_copy import ROOT, program
 
 IDS = (*packs.IDS, "rmt_norm_noise")
 
@@ -17,12 +16,7 @@ IDS = (*packs.IDS, "rmt_norm_noise")
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location("table", ROOT / "tools/catalogue_table.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program("tools/catalogue_table.py")
 
 
 def test_the_numbers_are_those_of_the_verdict(table: ModuleType, tmp_path: Path) -> None:

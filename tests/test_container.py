@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from measuring_factory import make_world, read
-from repository_copy import ROOT, link_repository, quiet_environment
+from repository_copy import ROOT, engine_of_a_version, link_repository, quiet_environment
 
 from invarlock.cli import main
 from invarlock.code_digest import package_digest
@@ -283,11 +283,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan(repository: Path, *config: str) -> subprocess.CompletedProcess[str]:
     """A dry run with the container profile; Snakemake asks an engine for its version, no more."""
-    engine = repository / "bin/apptainer"
-    if not engine.exists():
-        engine.parent.mkdir()
-        engine.write_text("#!/bin/sh\necho apptainer version 1.3.4\n")
-        engine.chmod(0o755)
+    engine = engine_of_a_version(repository)
     command = [sys.executable, "-m", "snakemake", "-n", "--profile", "container"]
     command += ["--quiet", "progress", "--config"]
     programs = {"PATH": f"{engine.parent}:{os.environ['PATH']}"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from repository_copy import program
 
 from invarlock.cli import COMMANDS
 from invarlock.policy import bounds_of, load_policy, tier_names
@@ -192,11 +192,7 @@ def test_every_contract_is_listed() -> None:
 
 def test_config_readme_is_current() -> None:
     """The generated page is what its generator makes now, and names every key."""
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools/make_config_readme.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = program("tools/make_config_readme.py")
     assert module.page() == (ROOT / "config/README.md").read_text(), "run: make docs"
     sections = {k: v for k, v in settings().items() if isinstance(v, dict) and v}
     keys = {f"{k}.{n}" for k, v in sections.items() for n in v} | set(settings()) - set(sections)

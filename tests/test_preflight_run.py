@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_CONFIG, write_tiny_folder
+from conftest import TINY_CONFIG, mounted, write_tiny_folder
 from hub_world import TEXT, World, open_world
 from repository_copy import link_repository, quiet_environment
 from safetensors.numpy import load_file, save_file
@@ -92,16 +92,8 @@ def test_a_cold_start_fails_first_and_the_command_it_names_is_enough(world: Worl
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 22 MB, mounted for one test."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=22m", "invarlock-test", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", 22) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

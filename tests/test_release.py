@@ -11,7 +11,7 @@ from pathlib import Path
 import pack_factory as packs
 import published_factory as published
 import pytest
-from repository_copy import link_repository, quiet_environment
+from repository_copy import engine_of_a_version, link_repository, quiet_environment
 
 from invarlock.evidence import keys
 
@@ -35,10 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
     """A working folder with an image's name and an engine that is asked for its version only."""
     folder = link_repository(tmp_path_factory.mktemp("release") / "repository")
     (folder / "image.sif").write_bytes(b"image")
-    engine = folder / "bin/apptainer"
-    engine.parent.mkdir()
-    engine.write_text("#!/bin/sh\necho apptainer version 1.3.4\n")
-    engine.chmod(0o755)
+    engine_of_a_version(folder)
     return folder
 
 

@@ -32,10 +32,6 @@ class Job:
     """Everything the measuring process needs; travels as JSON on its standard input."""
 
     baseline: str
-    subject: str
-    baseline_report: str
-    windows: str
-    out: str
     model_id: str
     device: str
     dtype: str
@@ -49,19 +45,24 @@ class Job:
     tail_mode: str  # or empty: the tier's
     kl_mean_max: float  # 0: no limit
     flip_fraction_max: float
-    assurance: str
     replicates: int
     alpha: float
-    edit_label: str
-    scenario: str  # the catalogue entry as JSON, or empty
-    edit_metadata: str
-    run: int
-    attempt: int  # the batch is halved at each from 2 on
     image_ref: str
     image_digest: str  # empty: outside every image
-    config_record: str  # file, or empty
     allow_network: bool
     allow_remote_code: bool
+    # what one evaluation has for itself
+    subject: str = ""
+    baseline_report: str = ""
+    windows: str = ""
+    out: str = ""
+    assurance: str = "off"
+    edit_label: str = ""
+    scenario: str = ""  # the catalogue entry as JSON, or empty
+    edit_metadata: str = ""
+    config_record: str = ""  # file, or empty
+    run: int = 1
+    attempt: int = 1  # the batch is halved at each from 2 on
 
     @property
     def thresholds(self) -> Thresholds:
@@ -171,12 +172,25 @@ def _job(args: argparse.Namespace) -> Job:
     reference = args.baseline_report or args.out / "baseline"
     if args.baseline_report and not (reference / "report.json").is_file():
         raise InputError("no run of the baseline is there", where=str(reference))
-    return Job(
-        baseline=str(args.baseline),
+    return replace(
+        common_job(args, execution),
         subject=str(args.subject),
         baseline_report=str(reference),
         windows=str(args.windows),
         out=str(args.out),
+        assurance=args.assurance,
+        edit_label=args.edit_label,
+        scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
+        edit_metadata=str(args.edit_metadata or ""),
+        config_record=str(args.config_record or ""),
+        run=args.run_number,
+    )
+
+
+def common_job(args: argparse.Namespace, execution: Execution) -> Job:
+    """What the options of measuring and judging say of every evaluation of a baseline."""
+    return Job(
+        baseline=str(args.baseline),
         model_id=args.model_id or args.baseline.resolve().name,
         device=args.device,
         dtype=args.dtype,
@@ -190,17 +204,10 @@ def _job(args: argparse.Namespace) -> Job:
         tail_mode=args.tail_mode,
         kl_mean_max=args.kl_mean_max,
         flip_fraction_max=args.flip_fraction_max,
-        assurance=args.assurance,
         replicates=args.replicates,
         alpha=args.alpha,
-        edit_label=args.edit_label,
-        scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
-        edit_metadata=str(args.edit_metadata or ""),
-        run=args.run_number,
-        attempt=1,
         image_ref=execution.image_ref,
         image_digest=execution.image_digest,
-        config_record=str(args.config_record or ""),
         allow_network=args.allow_network,
         allow_remote_code=args.allow_remote_code,
     )

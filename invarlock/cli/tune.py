@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invarlock.cli.evaluate import Job
+from invarlock.cli.evaluate import common_job
 from invarlock.cli.judging import add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_arithmetic_options
 from invarlock.edits.specs import TRAINED
@@ -121,49 +121,11 @@ def bench_of(args: argparse.Namespace, stage: Path) -> Bench:
     selection, confirmation = files
     apart = [*args.judged_windows, *filter(None, [args.training_windows])]
     return Bench(
-        job=_job(args),
+        job=common_job(args, detect(None)),
         baseline=Checkpoint.open(args.baseline),
         selection=selection,
         confirmation=confirmation,
         kept_apart=ids_of_others(apart, selection.content.seq_len),
         training=args.training_windows,
         stage=stage,
-    )
-
-
-def _job(args: argparse.Namespace) -> Job:
-    """What all candidates' evaluations have in common."""
-    execution = detect(None)
-    return Job(
-        baseline=str(args.baseline),
-        subject="",
-        baseline_report="",
-        windows="",
-        out="",
-        model_id=args.model_id or args.baseline.resolve().name,
-        device=args.device,
-        dtype=args.dtype,
-        token_budget=args.token_budget,
-        threads=args.threads,
-        determinism=args.determinism,
-        seed=args.seed,
-        profile=args.profile,
-        tier=args.tier,
-        preset=str(args.preset or ""),
-        tail_mode=args.tail_mode,
-        kl_mean_max=args.kl_mean_max,
-        flip_fraction_max=args.flip_fraction_max,
-        assurance="off",
-        replicates=args.replicates,
-        alpha=args.alpha,
-        edit_label="",
-        scenario="",
-        edit_metadata="",
-        run=1,
-        attempt=1,
-        image_ref=execution.image_ref,
-        image_digest=execution.image_digest,
-        config_record="",
-        allow_network=args.allow_network,
-        allow_remote_code=args.allow_remote_code,
     )

@@ -108,9 +108,7 @@ class LowRankSvd(EditSpec):
         _require(self.rank >= 1, "lowrank_svd", "rank", self.rank, "1 or more")
 
     def shape_problem(self, outputs: int, inputs: int) -> str:
-        if self.rank > min(outputs, inputs):
-            return f"rank {self.rank} is larger than its smaller dimension"
-        return ""
+        return _rank_problem(self.rank, outputs, inputs)
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ class LoraMerge(EditSpec):
         _require(fits, "lora_merge", "alpha", self.alpha, "above 0, finite")
 
     def shape_problem(self, outputs: int, inputs: int) -> str:
-        if self.rank > min(outputs, inputs):
-            return f"rank {self.rank} is larger than its smaller dimension"
-        return ""
+        return _rank_problem(self.rank, outputs, inputs)
 
 
 @dataclass(frozen=True)
@@ -155,6 +151,12 @@ class FineTune(EditSpec):
 # Edits whose values come from training, not from arithmetic on a matrix alone.
 TrainedEdit = LoraMerge | FineTune
 TRAINED = (LoraMerge.edit_type, FineTune.edit_type)
+
+
+def _rank_problem(rank: int, outputs: int, inputs: int) -> str:
+    return (
+        f"rank {rank} is larger than its smaller dimension" if rank > min(outputs, inputs) else ""
+    )
 
 
 def _require(holds: bool, edit: str, name: str, value: object, expected: str) -> None:
