@@ -228,14 +228,30 @@ def temporary_sibling(path: Path) -> Path:
     prefix = f".{path.name}.tmp.{sha256_bytes(os.uname().nodename.encode())[:8]}."
     if path.parent.is_dir():
         for left in path.parent.glob(glob.escape(prefix) + "*"):
-            owner = left.name.removeprefix(prefix).partition(".")[0]
-            if owner.isdigit() and not _alive(int(owner)):
+            owner, _, start = left.name.removeprefix(prefix).partition(".")[0].partition("-")
+            if owner.isdigit() and _started(int(owner)) not in ("", start):
                 with contextlib.suppress(OSError):  # another process may remove it as well
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.parent / f"{prefix}{os.getpid()}.{os.urandom(4).hex()}"
+    pid = os.getpid()
+    return path.parent / f"{prefix}{pid}-{_started(pid)}.{os.urandom(4).hex()}"
 
 
-def _alive(pid: int) -> bool:
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None if there is none or it has ended.
+
+    The number of a process alone says too little: it stays taken until the parent of the ended
+    process asks for its exit code, and then goes to another one. Where ``/proc``
+    does not tell, the answer is empty as long as the number is taken.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as handle:
+            state, *fields = handle.read().rpartition(b") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "" if _taken(pid) else None
+    return None if state in b"ZX" else fields[18].decode()  # proc(5): fields 3 and 22
+
+
+def _taken(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
