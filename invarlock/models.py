@@ -27,6 +27,7 @@ class Model:
     slug: str
     source: str
     weights_gb: float
+    is_measured: bool  # whether weights_gb is this model's, not the default
     seq_len: int
     preview: int
     final: int
@@ -72,7 +73,7 @@ def resolve_models(
         numbers = {**suites["default_geometry"], **row, **_spoken(windows), **own}
         model = Model(
             model_id, slug(model_id), source, float(numbers["weights_gb"]),
-            **{key: int(numbers[key]) for key in GEOMETRY},
+            "weights_gb" in {**row, **own}, **{key: int(numbers[key]) for key in GEOMETRY},
         )  # fmt: skip
         if model.slug in found:
             raise ConfigError(

@@ -89,6 +89,17 @@ def test_a_cold_start_fails_first_and_the_command_it_names_is_enough(world: Worl
 # --- the disk -----------------------------------------------------------------------------------
 
 
+def test_a_model_of_unknown_size_is_not_refused_on_a_guess(world: World, small_disk: Path) -> None:
+    """A hub model that no table lists is fetched onto a disk that is smaller than the default."""
+    repository = link_repository(small_disk / "repository")
+    config = ["suite=smoke", "models=hub:o/m", f"text={TEXT}", "net=1", *SMALL]
+    config += ["min_free_disk_gb=0", "scenarios=noop_clean"]
+    spoken = {"HF_HOME": str(small_disk / "hf"), "HF_ENDPOINT": world.address}
+    done = snakemake(repository, "fetch", config=config, NO_PROXY="127.0.0.1", **spoken)
+    assert done.returncode == 0, done.stdout
+    assert (repository / "evidence_pack_runs/smoke/o__m/windows.json").is_file()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 22 MB, mounted for one test."""

@@ -2,7 +2,8 @@
 
 For each model: what is missing of its download, its copy, and the null edit of its calibration;
 and the edited checkpoints: all of them where they are kept, else one, the largest. Bytes are the
-real ones where they are known, and what the run's folder already holds is not counted again.
+real ones where they are known, and what the run's folder already holds is not counted again. A
+model of which nobody said how large it is counts once it is pinned: nothing is refused on a guess.
 
 An edited checkpoint lives until its evaluations have run. Where not all fit side by side the run
 is ``tight``: edits are made one after another, and each waits for its place (``await_room``).
@@ -119,7 +120,13 @@ def known_pins(out: Path) -> Revisions | None:
 
 
 def model_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int:
-    """Bytes of a model's folder: as recorded, else as pinned, else as planned or counted."""
+    """Bytes of a model's folder: as recorded, else as pinned, as counted, or as planned."""
+    known = known_bytes(settings, model, pins)
+    return int(model.weights_gb * 1e9) if known is None else known
+
+
+def known_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int | None:
+    """The same, but None where the plan is only the default of models that nobody listed."""
     record = settings.out / model.slug / "baseline.json"
     if record.is_file():
         return int(read_json_object(record)["total_bytes"])
@@ -127,7 +134,9 @@ def model_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int
     if pin is not None and pin.source["kind"] != "package":  # which grows when it is converted
         return pin.total_bytes
     source = parse_model_source(model.source)
-    return folder_bytes(source.name) if source.kind == "local" else int(model.weights_gb * 1e9)
+    if source.kind == "local":
+        return folder_bytes(source.name)
+    return int(model.weights_gb * 1e9) if model.is_measured else None
 
 
 def folder_bytes(folder: str) -> int:
@@ -143,7 +152,9 @@ def _needs(settings: Settings, model: Model, pins: Revisions | None) -> Iterator
     pending = [s for s in settings.scenarios if not _is_evaluated(settings, home, s)]
     if not pending:
         return
-    size = model_bytes(settings, model, pins)
+    size = known_bytes(settings, model, pins)
+    if size is None:  # the jobs that write look for themselves
+        return
     if not (home / "baseline.json").exists():
         pin = pins.models.get(model.model_id) if pins else None
         source = parse_model_source(model.source)
