@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invarlock.edits.blocks import Loss
-from invarlock.edits.fp8_quant import to_fp8_
+from invarlock.edits.blocks import Loss, squared_norm
+from invarlock.edits.fp8_quant import to_float32, to_fp8_
 from invarlock.edits.lowrank_svd import EXACT_SIDE, low_rank_
 from invarlock.edits.magnitude_prune import prune_smallest_
 from invarlock.edits.quant_rtn import round_to_nearest_
@@ -145,6 +145,15 @@ def test_fp8_rounds_to_the_nearest_table_value(fmt: str, table: list[float]) -> 
     assert torch.equal((weight - original).abs().view(-1), best)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_numbers_become_float32_exactly(dtype: torch.dtype) -> None:
+    """Every finite number of the format, to the sign of zero."""
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    finite = codes[codes.to(torch.float32).isfinite()]
+    found = to_float32(finite, "e4m3" if dtype == torch.float8_e4m3fn else "e5m2")
+    assert torch.equal(found.view(torch.int32), finite.to(torch.float32).view(torch.int32))
+
+
 @pytest.mark.parametrize("fmt", ["e4m3", "e5m2"])
 def test_fp8_scale_spares_small_channels(fmt: str) -> None:
     """A channel a million times smaller keeps the same relative error: unscaled it would vanish."""
@@ -266,6 +275,17 @@ def test_non_finite_weights_are_refused(bad: float) -> None:
         weight[3, 3] = bad
         with pytest.raises(InputError, match="NaN or infinity"):
             kernel(weight)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 0.02, 1e12, 1e25])
+def test_squared_norms_hold_where_float32_does_not(size: float) -> None:
+    """Values whose squares float32 cannot hold count as well; one row beside small ones too."""
+    block = random(7, 300) * size
+    block[3] *= 1e3
+    exact = float(block.double().square().sum())
+    assert squared_norm(block) == pytest.approx(exact, rel=1e-6)
+    assert squared_norm(block.view(-1)) == pytest.approx(exact, rel=1e-12)
+    assert squared_norm(torch.zeros(2, 3)) == 0.0
 
 
 def test_loss_is_relative_to_the_original() -> None:

@@ -12,6 +12,7 @@ import torch
 from invarlock.errors import InputError
 
 BLOCK_ELEMENTS = 1 << 18  # elements of a work copy; 1 MB of float32 stays in the cache
+_SMALLEST = 1e-24  # squared norms below this may be sums of squares that float32 cannot hold
 
 
 @dataclass
@@ -51,7 +52,15 @@ def row_blocks(weight: torch.Tensor, elements: int = BLOCK_ELEMENTS) -> Iterator
 
 
 def squared_norm(block: torch.Tensor) -> float:
-    """Squared Frobenius norm, accumulated in float64."""
+    """Squared Frobenius norm: each row of a matrix summed in float32, the rows in float64.
+
+    A vector, and what leaves the range of float32 when it is squared, is summed in float64.
+    """
+    if block.dim() == 2:
+        norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float32)
+        total = float(norms.double().square_().sum())
+        if _SMALLEST < total < math.inf:
+            return total
     return float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
 
 
@@ -92,5 +101,5 @@ def transform_rows(
         work = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         loss.norm += finite_norm(work)
         rows.copy_(transform(work))
-        loss.error += squared_norm(rows.to(torch.float32) - work)
+        loss.error += squared_norm(rows.to(torch.float32, copy=True).sub_(work))
     return loss

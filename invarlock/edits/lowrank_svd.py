@@ -14,6 +14,8 @@ Rounding the product to the storage dtype gives it back a full but tiny tail of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
 from invarlock.edits.blocks import Loss, finite_norm, row_blocks, transform_rows
@@ -22,6 +24,7 @@ EXACT_SIDE = 1024  # columns; up to here the exact method costs under half a sec
 OVERSAMPLING = 16  # random columns beyond the rank
 POWERS = 4  # applications of W^T W
 _BLOCK = 1 << 22  # elements of a work copy: 16 MB of float32, enough for full-speed products
+_HELD = 1 << 25  # elements of a matrix that is converted once and held: 128 MB of float32
 
 
 def low_rank_(weight: torch.Tensor, rank: int, seed: int) -> Loss:
@@ -32,42 +35,61 @@ def low_rank_(weight: torch.Tensor, rank: int, seed: int) -> Loss:
     """
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     directions = leading_directions(tall, rank, seed)
-    return transform_rows(tall, lambda work: work @ directions @ directions.T, _BLOCK)
+    return transform_rows(tall, lambda work: work @ directions @ directions.T)
 
 
 def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor:
     """The ``rank`` leading right singular vectors of ``tall`` (rows, columns), as columns.
 
     Returns float32 (columns, rank), orthonormal.
+
+    Raises:
+        InputError: a value is not finite.
     """
-    columns = tall.shape[1]
-    width = rank + OVERSAMPLING
-    basis = None
-    if columns > EXACT_SIDE and width * (POWERS + 1) * 2 <= columns:
-        basis = _krylov_basis(tall, width, seed)
-    gram = torch.zeros((columns if basis is None else basis.shape[1],) * 2, dtype=torch.float64)
+    if tall.numel() <= _HELD:
+        tall = tall.to(torch.float32)
     for rows in row_blocks(tall, _BLOCK):
-        work = rows.to(torch.float32)
-        finite_norm(work)
-        image = work.double() if basis is None else (work @ basis).double()
-        gram += image.T @ image
+        finite_norm(rows.to(torch.float32))
+    columns, width = tall.shape[1], rank + OVERSAMPLING
+    if columns <= EXACT_SIDE or width * (POWERS + 1) * 2 > columns:
+        return _leading(_blocks(tall), columns, rank).float()
+    basis, image = _krylov_space(tall, width, seed)
+    return (basis.double() @ _leading([image], image.shape[1], rank)).float()
+
+
+def _blocks(tall: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Consecutive rows in float32."""
+    return (rows.to(torch.float32) for rows in row_blocks(tall, _BLOCK))
+
+
+def _leading(blocks: Iterable[torch.Tensor], columns: int, rank: int) -> torch.Tensor:
+    """Leading eigenvectors of the float64 Gram matrix of blocks of rows: (columns, rank)."""
+    gram = torch.zeros((columns, columns), dtype=torch.float64)
+    for block in blocks:
+        work = block.double()
+        gram += work.T @ work
     vectors: torch.Tensor = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
-    return vectors.float() if basis is None else (basis.double() @ vectors).float()
+    return vectors
 
 
-def _krylov_basis(tall: torch.Tensor, width: int, seed: int) -> torch.Tensor:
-    """Orthonormal basis (columns, width * (POWERS + 1)) of the block Krylov space."""
+def _krylov_space(tall: torch.Tensor, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal basis (columns, width * (POWERS + 1)) of the space, and ``tall @ basis``.
+
+    Each new block is made orthogonal to all earlier ones, twice for what rounding leaves, so
+    that their products with ``tall`` are those of the basis and need not be taken again.
+    """
     generator = torch.Generator().manual_seed(seed)
-    block = torch.randn((tall.shape[1], width), generator=generator)
-    block = torch.linalg.qr(block).Q
-    blocks = [block]
-    for _ in range(POWERS):
-        image = torch.zeros_like(block)
-        for rows in row_blocks(tall, _BLOCK):
-            work = rows.to(torch.float32)
-            finite_norm(work)
-            image += work.T @ (work @ block)
-        block = torch.linalg.qr(image).Q
-        blocks.append(block)
-    whole: torch.Tensor = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
-    return whole
+    new = torch.randn((tall.shape[1], width), generator=generator)
+    basis, images = new[:, :0], []
+    for power in range(POWERS + 1):
+        for _ in range(2 if power else 0):
+            new -= basis @ (basis.T @ new)
+        block = torch.linalg.qr(new).Q
+        basis, new = torch.cat((basis, block), dim=1), torch.zeros_like(block)
+        products = []
+        for rows in _blocks(tall):
+            products.append(rows @ block)
+            if power < POWERS:
+                new += rows.T @ products[-1]
+        images.append(torch.cat(products))
+    return basis, torch.cat(images, dim=1)
