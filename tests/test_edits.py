@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invarlock.edits.blocks import Loss, squared_norm
+from invarlock.edits.blocks import Loss, squared_norm, transform_rows
 from invarlock.edits.fp8_quant import to_float32, to_fp8_
 from invarlock.edits.lowrank_svd import EXACT_SIDE, low_rank_
 from invarlock.edits.magnitude_prune import prune_smallest_
@@ -247,6 +248,40 @@ def test_randomized_low_rank_is_nearly_optimal(decay: float, excess: float) -> N
     assert optimum * (1 - 1e-6) <= error <= optimum * (1 + excess)
 
 
+def one_large_column(weight: torch.Tensor) -> torch.Tensor:
+    """As activations with an outlier channel make them."""
+    weight[:, 3] *= 1000
+    return weight
+
+
+def steep(weight: torch.Tensor) -> torch.Tensor:
+    """Singular values that fall so fast that a power of the matrix has few that count."""
+    left, _, right = torch.linalg.svd(weight, full_matrices=False)
+    return left * torch.arange(1, weight.shape[1] + 1).pow(-2.0) @ right
+
+
+@pytest.mark.parametrize(
+    ("made", "excess"),
+    [
+        (one_large_column, 1e-3),  # beside it there is white noise
+        (steep, 1e-6),
+        (lambda weight: random(len(weight), 40) @ random(weight.shape[1], 40).T, 1e-6),
+        (lambda weight: torch.cat([weight[:10], torch.zeros_like(weight[10:])]), 1e-6),
+    ],
+    ids=["outlier column", "steep", "rank 40", "rank 10"],
+)
+def test_randomized_low_rank_holds_where_powers_lose_rank(
+    made: Callable[[torch.Tensor], torch.Tensor], excess: float
+) -> None:
+    """Where blocks of the Krylov space are rank-deficient the documented excess holds as well."""
+    weight = made(random(EXACT_SIDE + 116, EXACT_SIDE + 16))
+    original = weight.double()
+    low_rank_(weight, 32, 5)
+    error = float(torch.linalg.norm(weight.double() - original))
+    floor = 1e-6 * float(original.norm())
+    assert error <= best_error(original, 32) * (1 + excess) + floor
+
+
 def test_randomized_low_rank_is_a_function_of_the_seed() -> None:
     """The same seed gives the same bytes, another seed others."""
     results = []
@@ -275,6 +310,14 @@ def test_non_finite_weights_are_refused(bad: float) -> None:
         weight[3, 3] = bad
         with pytest.raises(InputError, match="NaN or infinity"):
             kernel(weight)
+
+
+def test_a_result_out_of_range_is_refused() -> None:
+    """Rounded up beyond the largest float16, an infinity would be written."""
+    weight = torch.full((4, 4), 65504.0, dtype=torch.float16)
+    weight[0, 0] = 60000.0
+    with pytest.raises(InputError, match="float16"):
+        transform_rows(weight, lambda work: work * 1.01)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 0.02, 1e12, 1e25])

@@ -94,7 +94,7 @@ def transform_rows(
     """Replace ``weight`` (rows, columns) in place by ``transform`` of float32 blocks of rows.
 
     Raises:
-        InputError: a value is not finite.
+        InputError: a value is not finite, or its replacement is not in the storage dtype.
     """
     loss = Loss()
     for rows in row_blocks(weight, elements):
@@ -102,4 +102,7 @@ def transform_rows(
         loss.norm += finite_norm(work)
         rows.copy_(transform(work))
         loss.error += squared_norm(rows.to(torch.float32, copy=True).sub_(work))
+    if not math.isfinite(loss.error):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise InputError(f"the edited weights do not fit {dtype}", expected="finite numbers only")
     return loss

@@ -53,8 +53,9 @@ def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor
     columns, width = tall.shape[1], rank + OVERSAMPLING
     if columns <= EXACT_SIDE or width * (POWERS + 1) * 2 > columns:
         return _leading(_blocks(tall), columns, rank).float()
-    basis, image = _krylov_space(tall, width, seed)
-    return (basis.double() @ _leading([image], image.shape[1], rank)).float()
+    basis = _krylov_basis(tall, width, seed)
+    images = (rows @ basis for rows in _blocks(tall))
+    return (basis.double() @ _leading(images, basis.shape[1], rank)).float()
 
 
 def _blocks(tall: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -72,24 +73,17 @@ def _leading(blocks: Iterable[torch.Tensor], columns: int, rank: int) -> torch.T
     return vectors
 
 
-def _krylov_space(tall: torch.Tensor, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal basis (columns, width * (POWERS + 1)) of the space, and ``tall @ basis``.
-
-    Each new block is made orthogonal to all earlier ones, twice for what rounding leaves, so
-    that their products with ``tall`` are those of the basis and need not be taken again.
-    """
+def _krylov_basis(tall: torch.Tensor, width: int, seed: int) -> torch.Tensor:
+    """Orthonormal basis (columns, width * (POWERS + 1)) of the block Krylov space."""
     generator = torch.Generator().manual_seed(seed)
-    new = torch.randn((tall.shape[1], width), generator=generator)
-    basis, images = new[:, :0], []
-    for power in range(POWERS + 1):
-        for _ in range(2 if power else 0):
-            new -= basis @ (basis.T @ new)
-        block = torch.linalg.qr(new).Q
-        basis, new = torch.cat((basis, block), dim=1), torch.zeros_like(block)
-        products = []
+    block = torch.randn((tall.shape[1], width), generator=generator)
+    blocks = [torch.linalg.qr(block).Q]
+    for _ in range(POWERS):
+        image = torch.zeros_like(block)
         for rows in _blocks(tall):
-            products.append(rows @ block)
-            if power < POWERS:
-                new += rows.T @ products[-1]
-        images.append(torch.cat(products))
-    return basis, torch.cat(images, dim=1)
+            image += rows.T @ (rows @ blocks[-1])
+        blocks.append(torch.linalg.qr(image).Q)
+    # One decomposition of them all is orthogonal whatever the rank; block after block, against
+    # those before it, would not be where a block has lost its rank.
+    whole: torch.Tensor = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
+    return whole
