@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import ConfigError, InputError
+from invarlock.run.spread import spread
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,11 @@ def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Load
             f"transformers cannot load it: {str(error).splitlines()[0]}", where=str(folder)
         ) from error
     model.requires_grad_(False)
-    model.eval().to(device)
+    model.eval()
+    if device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for
+        spread(model, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
+    else:
+        model.to(device)
     tied = bool(getattr(config, "tie_word_embeddings", False))
     missing = [
         name for name in info["missing_keys"] if not (tied and name.endswith("lm_head.weight"))

@@ -342,10 +342,11 @@ class _Clock:
 
 
 def peak_memory_mb(device: str = "cpu") -> float:
-    """Peak memory so far, MB: of the CUDA device, else resident memory of this process."""
+    """Peak memory so far, MB: of the CUDA devices, else resident memory of this process."""
     if device.startswith("cuda"):
         import torch
 
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+        used = range(torch.cuda.device_count()) if device == "cuda" else [device]
+        return round(sum(map(torch.cuda.max_memory_allocated, used)) / 1e6, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # kB on Linux
