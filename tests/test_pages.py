@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from page_factory import make_accuracy_report, make_page_report, with_mixture
-from report_factory import make_crashed, make_rejected
+from report_factory import make_crashed, make_rejected, make_report
 
 from invarlock.reporting.checks import Check
 from invarlock.reporting.dashboard import all_checks, dashboard
@@ -84,6 +84,19 @@ def test_every_picture_is_there() -> None:
         *("windows", "tail", "spectral", "edges", "output-variance", "kl", "probability"),
         "routers",
     ]
+
+
+@pytest.mark.parametrize("tier", ["none", "balanced"])
+def test_a_check_that_is_no_gate_says_so(tier: str) -> None:
+    """A failed check that the tier does not ask for says on both pages that it decides nothing."""
+    report = make_report("noop_clean", tier=tier)
+    report["guard_overhead"] |= {"passed": False, "work_ratio": 0.9}
+    report["validation"]["guard_overhead_acceptable"] = False
+    row = next(row for row in dashboard(report).rows if row[0] == "Guard overhead")
+    assert row[1] == "fail"
+    assert row[4].endswith("; does not gate") == (tier == "none")
+    for page in (render_report_html(report), render_report_markdown(report)):
+        assert ("does not gate" in page) == (tier == "none")
 
 
 def test_tail_row() -> None:

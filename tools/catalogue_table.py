@@ -23,12 +23,15 @@ SPEAKERS = (*CORE_GUARDS, "primary_metric_tail", "drift", "overhead", "moe")
 HEAD = """## Every scenario of the catalogue
 
 Made by `make smoke-all` on {models}: {total} evaluations of {scenarios} scenarios, verdict
-{verdict}. *Asked for* is what the verdict demands; what is informational is reported and not
-demanded. *Ratio* is that of the perplexities with its 95 % interval; a subject that the invariants
-reject is not run.
+{verdict}. *Asked for* is the scenario's strictness. Of what is informational the verdict demands
+two things: where *guard* is added, the detectors and the guard; and the detectors of half of the
+stress edits. All else that is informational is reported only. *hit*, *missed*: whether the
+scenario's own detectors were true, whatever else spoke; a negative control has to leave the metric
+acceptable. *Ratio* is that of the perplexities with its 95 % interval; a subject that the
+invariants reject is not run.
 
 * Damage found, where it has to be: {detected}.
-* Signals on informational scenarios: {hinted} of {informational}.
+* Detectors hit on informational scenarios, negative controls aside: {hinted} of {informational}.
 * False alarms on clean edits: {alarms}.
 """
 COLUMNS = "id | category | asked for | edit or damage | ratio [95 % interval] | spoke | outcome"
@@ -41,7 +44,7 @@ def part(run: Path) -> str:
     verdict = read_json_object(run / "reports/final_verdict.json")
     scenarios = {s.id: s for s in load_catalogue(run / "state/scenarios.json").scenarios}
     records = verdict["records"]
-    told = [r for r in records if r["strictness"] == "informational"]
+    told = [r for r in records if r["strictness"] == "informational" and not is_control(r)]
     rates = [f"{guard} {rate_of(rate, 'detected')}" for guard, rate in verdict["detection"].items()
              if rate["total"]]  # fmt: skip
     head = HEAD.format(
@@ -70,11 +73,17 @@ def rate_of(rate: Document, name: str) -> str:
     return f"{rate[name]} of {rate['total']} ({low:.0f} - {high:.0f} %)"
 
 
+def is_control(record: Document) -> bool:
+    """Whether the change is meant to be too small to matter: its detectors say that it is."""
+    return bool(record["intent"] == "negative_control")
+
+
 def row(run: Path, record: Document, scenario: Scenario) -> Iterator[str]:
     """The cells of one evaluation."""
     yield f"`{record['name']}`" + (f" run {record['run_num']}" if record["run_num"] > 1 else "")
     yield record["category"]
-    yield record["strictness"]
+    required = record["strictness"] == "informational" and record["primary_guard_required"]
+    yield record["strictness"] + (", guard" if required else "")
     yield f"`{what(run, record, scenario)}`"
     ratio, interval = record["ratio_vs_baseline"], record["display_ci"]
     shown = "-" if ratio is None else f"{ratio:.4f}"
@@ -98,8 +107,10 @@ def what(run: Path, record: Document, scenario: Scenario) -> str:
 
 def outcome(record: Document) -> str:
     """What the evaluation showed of what it was asked for."""
-    if record["strictness"] == "informational":
-        return "seen" if record["detectors_hit"] else "not seen"
+    if record["as_expected"] and record["strictness"] == "informational":
+        if is_control(record):
+            return "control held" if record["detectors_hit"] else "control not held"
+        return "hit" if record["detectors_hit"] else "missed"
     if record["as_expected"]:
         return "as expected" + (", rejected" if record["status"] != "reported" else "")
     return f"**not as expected**: {record['why']}".replace("|", "\\|")

@@ -50,7 +50,8 @@ statistic over its threshold, above 1 beyond it; |ln sigma ratio|; fatal limit o
 ranks and norms; growth of an edge over epsilon; |scale - 1| over the deadband (the variance guard
 speaks when the trial confirms it too); lower bound of the perplexity ratio over its limit.
 {arm} + {arm} windows are below the tier's floors: *fail* is a detection, *inconclusive* is none,
-*pass* is not yet acceptable.
+*pass* is not yet acceptable. Of the two scenarios `spectral_moderate_scale`
+it is that of suite `smoke`, which hits the last four layers.
 """
 COST = """
 ## Cost of the guards

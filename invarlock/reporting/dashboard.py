@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from invarlock.reporting import checks, guard_checks, signals
-from invarlock.reporting.checks import PASS, Check
+from invarlock.reporting.checks import FAIL, PASS, Check
 from invarlock.reporting.page import Table
 from invarlock.reporting.signals import Report, block
 from invarlock.reporting.wording import visible
+
+IDLE = "does not gate"  # the verdict does not depend on it
 
 
 def verdict_word(report: Report) -> str:
@@ -45,9 +47,15 @@ def dashboard(report: Report) -> Table:
     return Table(
         caption="What was checked",
         header=("Check", "Result", "Measured", "Threshold", "Distance or reason"),
-        rows=tuple((c.name, c.status, c.measured, c.threshold, c.note or "-") for c in rows),
+        rows=tuple((c.name, c.status, c.measured, c.threshold, _note(report, c)) for c in rows),
         status=1,
     )
+
+
+def _note(report: Report, check: Check) -> str:
+    """The note of a row; a flag that is false says so where the verdict does not depend on it."""
+    idle = check.status == FAIL and check.flag and not check.gates(report)
+    return "; ".join(part for part in (check.note, IDLE if idle else "") if part) or "-"
 
 
 def _overall(report: Report) -> Check:
@@ -92,7 +100,7 @@ def explain(report: Report) -> str:
     """
     lines = [f"{verdict_word(report)}: {title(report)}", headline(report), ""]
     for check in all_checks(report):
-        mark = "" if check.gates(report) else "  (does not gate)"
+        mark = "" if check.gates(report) else f"  ({IDLE})"
         lines.append(f"{check.name}: {check.status}{mark}")
         if check.measured != "-":
             lines.append(f"    measured   {check.measured}")

@@ -253,6 +253,9 @@ def _shortfalls(scenario: Scenario, record: Record) -> list[str]:
         found.append("no detector was true")
     if scenario.primary_guard_required and not record.primary_guard_hit:
         found.append(f"{record.primary_guard} did not speak")
+    if scenario.primary_guard_required and not record.detectors_hit and not found:
+        missed = ", ".join(record.detectors_missed)
+        found.append(f"{record.primary_guard} spoke, but not true: {missed}")
     return found
 
 

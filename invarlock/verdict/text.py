@@ -18,13 +18,9 @@ GUARD_SHORT = {"primary_metric": "metric"}
 CATEGORY_SHORT = {"error_injection": "damage"}
 MAX_NAMED = 8  # evaluations that a FAIL names before its tables
 REPEAT = "Repeat the command: it makes only what is missing."
-UNNOTICED = (
-    "Damage went unnoticed: it is too weak for this model, or the limits are too wide. Until that"
-    " is settled, it shows little that an edit of this model passes."
-)
-# What to do about a requirement that does not hold. Those of EVIDENCE come first: where only
-# evidence is lacking, nothing can be said about the edits.
-EVIDENCE = {
+SIGNALS = "informational_stress_min_signal_fraction"
+# What to do about a requirement of the suite as a whole; ``_advice_on`` has the single evaluations.
+SUITE_ADVICE = {
     "evidence_present": REPEAT,
     "scenario_coverage": REPEAT,
     "all_measured": (
@@ -36,30 +32,41 @@ EVIDENCE = {
         "Files of an evaluation do not belong together: remove its run folder and repeat the"
         " command."
     ),
-}
-ADVICE = EVIDENCE | {
-    "clean_all_pass": (
-        "A harmless edit was refused: it is too strong for this model, or the limits are too narrow"
-        " (more windows make intervals narrower)."
-    ),
-    "custom_all_pass": (
-        "Your subject is not shown to be as good as its baseline: its page says by which"
-        " measurement."
-    ),
-    "stress_required_fail": (
-        "A harmful edit was not refused: it is too mild for this model, or the windows are too few."
-    ),
-    "stress_expected_detectors": (
-        "A harmful edit was noticed by other signals than its scenario names, or by none."
-    ),
-    "error_injection_detected": UNNOTICED,
-    "scenario_primary_guard_signal": UNNOTICED,
-    "scenario_expected_detectors": UNNOTICED,
-    "guard_primary_demonstrated": UNNOTICED,
-    "informational_stress_min_signal_fraction": (
-        "Too few of the stress edits gave a signal: the windows may be too few to show them."
+    SIGNALS: (
+        "Too few of the informational stress edits hit the detectors that their scenarios name,"
+        " whatever else spoke: the edits are too mild for this model, or its detectors do not fit."
     ),
 }
+# What to do about an evaluation that did not show what its scenario asks for.
+UNDECIDED = (
+    "An edit could not be judged: the interval of its ratio reaches across the limit, or there is"
+    " none. More windows (windows.preview, windows.final) make it narrower."
+)
+NOOP = (
+    "Unchanged weights did not pass, so trust no other result: the windows are too few, or this"
+    " machine measures differently each time (see determinism)."
+)
+REFUSED = (
+    "A harmless edit was refused: it is too strong for this model, or the limits are too narrow"
+    " (more windows make intervals narrower)."
+)
+CUSTOM = (
+    "Your subject is not shown to be as good as its baseline: its page says by which measurement."
+)
+MILD = "A harmful edit was not refused: it is too mild for this model, or the windows are too few."
+OTHER_SIGNALS = "A harmful edit was noticed by other signals than its scenario names, or by none."
+NO_DAMAGE = (
+    "Nothing was damaged where damage was asked for: remove the run folder, and repeat the command."
+)
+CAUGHT = (
+    "Damage was caught by the guard it is aimed at, but its scenario asks for more: where the"
+    " metric has to stay acceptable, it is too strong for this model."
+)
+UNNOTICED = (
+    "Damage went unnoticed: it is too weak for this model, or the limits are too wide. Until that"
+    " is settled, it shows little that an edit of this model passes."
+)
+OF_NO_RECORD = ("evidence_present", "evidence_consistent", SIGNALS)  # no row shows them
 HEADER = ("scenario", "category", "expects", "ratio [95% interval]", "spoke", "outcome")
 
 
@@ -98,11 +105,12 @@ def _opening(verdict: Mapping[str, Any]) -> list[str]:
     counts = verdict["counts"]
     unexpected = counts["failed_reports"]
     whose = "its" if unexpected == 1 else "their"
-    rest = (
-        "every one showed what its scenario asks for"
-        if not unexpected
-        else f"{unexpected} did not show what {whose} scenario asks for"
-    )
+    if unexpected:
+        rest = f"{unexpected} did not show what {whose} scenario asks for"
+    elif verdict["verdict"] == "PASS":
+        rest = "every one showed what its scenario asks for"
+    else:
+        rest = "the suite as a whole falls short"
     models = counts["models_total"]
     return [
         f"VERDICT: {verdict['verdict']}",
@@ -129,16 +137,34 @@ def _what_failed(verdict: Mapping[str, Any]) -> list[str]:
     missing = sum(map(len, verdict["missing"]["by_model"].values()))
     if missing:
         lines.append(f"  {missing} evaluations are missing: listed below")
-    if not bad and not missing:
-        details = [f"{r['id']}: {detail}" for r in failed for detail in r["details"][:1]]
-        lines += [f"  {part}" for text in details for part in _wrap_to(text, WIDTH - 2)]
+    for requirement in failed:
+        if requirement["id"] in OF_NO_RECORD:
+            text = f"{requirement['id']}: {requirement['details'][0]}"
+            lines += ["  " + part for part in _wrap_to(text, WIDTH - 2)]
     lines.append("What to do")
-    ids = [r["id"] for r in failed]
-    lacking = [name for name in ids if name in EVIDENCE]
-    judged = not lacking or any(r["status"] in MEASURED for r in bad)
-    for advice in dict.fromkeys(ADVICE[name] for name in (ids if judged else lacking)):
-        lines += ["  " + part for part in _wrap_to(advice, WIDTH - 12)]
+    ids = [r["id"] for r in failed if r["id"] in SUITE_ADVICE]
+    # where evidence is lacking, too few signals mean nothing yet
+    advice = [SUITE_ADVICE[name] for name in ids if name != SIGNALS or ids == [SIGNALS]]
+    advice += [_advice_on(r) for r in bad if r["status"] in MEASURED]
+    for text in dict.fromkeys(advice):
+        lines += ["  " + part for part in _wrap_to(text, WIDTH - 12)]
     return lines
+
+
+def _advice_on(record: Mapping[str, Any]) -> str:
+    """What to do about a measured evaluation that did not show what it has to."""
+    category, judged = record["category"], record["strictness"] in ("must_pass", "must_fail")
+    if judged and record["reasons"] == ["primary_metric_inconclusive"]:
+        return UNDECIDED
+    if category == "clean":
+        return NOOP if record["family"] == "noop" else REFUSED
+    if category == "custom":
+        return CUSTOM
+    if category == "stress":
+        return MILD if record["passed"] else OTHER_SIGNALS
+    if category == "error_injection" and record["injected"] is not True:
+        return NO_DAMAGE
+    return CAUGHT if record["primary_guard_hit"] else UNNOTICED
 
 
 def _look_at(record: Mapping[str, Any]) -> str:
@@ -166,6 +192,11 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
     catch = f"catch: {GUARD_SHORT.get(guard, guard)}"
     aimed = record["category"] == "error_injection" and record["primary_guard_required"]
     expects = catch if aimed else EXPECTS.get(record["strictness"], catch)
+    outcome = "ok" if record["as_expected"] else "NOT OK"
+    if record["category"] == "stress" and record["strictness"] == "informational":
+        expects = "half hit"  # of these together
+        if record["as_expected"]:
+            outcome = "hit" if record["detectors_hit"] else "missed"
     category = str(record["category"])
     return tuple(
         ascii_only(cell)
@@ -175,7 +206,7 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
             expects,
             ratio,
             "+".join(name[:3] for name in spoke) if len(spoke) > 2 else "+".join(spoke) or "-",
-            "ok" if record["as_expected"] else "NOT OK",
+            outcome,
         )
     )
 

@@ -212,12 +212,18 @@ def _informational(case: _Case) -> list[str]:
     hits = sum(r.detectors_hit for r in members)
     if not members or hits / len(members) >= MIN_SIGNAL_FRACTION:
         return []
-    return [f"{hits} of {len(members)} gave a signal, at least {MIN_SIGNAL_FRACTION:g} must"]
+    return [f"{hits} of {len(members)} hit their detectors, at least {MIN_SIGNAL_FRACTION:g} must"]
 
 
 def _asked(case: _Case, category: str) -> list[Record]:
     """The evaluations of a category that have to show something."""
     return [r for r in case.of(category=category) if r.strictness != "informational"]
+
+
+def _undone(case: _Case) -> list[Record]:
+    """The measured evaluations of damage that was not done, where nothing else is asked."""
+    found = case.of(category="error_injection", strictness="informational")
+    return [r for r in found if r.measured and r.injected is not True]
 
 
 _REQUIREMENTS: Mapping[str, Callable[[_Case], list[str]]] = {
@@ -229,7 +235,7 @@ _REQUIREMENTS: Mapping[str, Callable[[_Case], list[str]]] = {
     "custom_all_pass": lambda c: _bad(_asked(c, "custom")),
     "stress_required_fail": lambda c: _bad(_asked(c, "stress")),
     "stress_expected_detectors": _stress_detectors,
-    "error_injection_detected": lambda c: _bad(_asked(c, "error_injection")),
+    "error_injection_detected": lambda c: _bad([*_asked(c, "error_injection"), *_undone(c)]),
     "scenario_primary_guard_signal": _guard_signal,
     "scenario_expected_detectors": _guard_detectors,
     "guard_primary_demonstrated": _guard_demonstrated,
