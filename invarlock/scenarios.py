@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from invarlock.errors import ConfigError, InputError
+from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 
 CATALOGUE_SCHEMA = "evidence_pack_scenarios_v1"
@@ -246,35 +246,6 @@ def _labelled(scenario: Scenario, runs: Mapping[str, int]) -> dict[str, Any]:
     if scenario.strictness == "must_detect":
         entry |= {"strictness": "must_fail", "judged_as": "must_detect"}
     return entry
-
-
-def check_subject_metadata(
-    entry: Mapping[str, Any], metadata: Mapping[str, Any], where: str
-) -> None:
-    """Refuse a subject that was made otherwise than its scenario says.
-
-    Args:
-        entry: the catalogue entry; what it does not say is not compared.
-        metadata: ``edit_metadata.json`` or ``error_metadata.json`` of the subject.
-        where: the name of that file.
-
-    Raises:
-        InputError: another artifact class, edit or damage, or damage that was not done.
-    """
-    made = entry.get("generation", {})
-    wanted: dict[str, object] = {"artifact_class": entry.get("artifact_class")}
-    if made.get("kind") == "error":
-        wanted |= {"error_type": made.get("error_type"), "injected": True}
-    elif made.get("kind") == "edit":
-        wanted |= {"edit_type": str(made.get("edit_spec")).partition(":")[0]}
-        wanted |= {"optimized_deployment_backend": entry.get("optimized_deployment_backend")}
-    for key, value in wanted.items():
-        if value is not None and metadata.get(key) != value:
-            raise InputError(
-                f"/{key} is not that of scenario {entry['id']}", where=where,
-                expected=repr(value), found=repr(metadata.get(key))[:60],
-                hint="remove the subject, and the workflow makes it again",
-            )  # fmt: skip
 
 
 def expected_evaluations(

@@ -178,6 +178,13 @@ OVERCLAIMS: dict[str, Change] = {
     "suite": member("suite", "full"),
     "reports of damage": member("verification/error_injection_reports", 99),
     "clean reports": member("verification/clean_reports", 99),
+    "network mode": member("network_mode", "online"),
+    "network mode among its parameters": member("invocation/parameters/network_mode", "online"),
+    "determinism": member("determinism", "throughput"),
+    "number of repeats, of which there are none": member("repeats", 3),
+    "revision": member("models/0/revision", "main"),
+    "licence": member("model_licenses", {}),
+    "list of files": member("artifacts", ["README.md"]),
 }
 ROWS = [
     *(Attack(f"identity: {k}", "reports", check, damage, "binder")

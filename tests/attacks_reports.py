@@ -172,6 +172,12 @@ def many_scenarios(document: Document) -> None:
         document["scenarios"].append(document["scenarios"][0] | {"id": f"s{index}"})
 
 
+def stronger(document: Document) -> None:
+    """Damage that is asked for with another number than it was done with."""
+    entry = next(s for s in document["scenarios"] if s["id"] == "nan_injection")
+    entry["generation"]["env"] = {"factor": 1.5}
+
+
 def unevaluated(report: Document) -> None:
     """A trial of the variance guard as large as the limits on a file admit."""
     report["variance"]["trial"] = {name: [0.5] * 150_000 for name in (
@@ -236,6 +242,15 @@ META = {
     "0 for false": ("scenarios.boolean", EDIT, member("optimized_deployment_backend", 0)),
     "metadata of another baseline": ("scenarios.checkpoint", EDIT,
                                      member("baseline_checkpoint_sha256", "0" * 64)),
+    "evidence alone, of a subject": ("scenarios.metadata", SCENARIOS,
+                                     member("scenarios/1/artifact_class", "evidence_only_pack")),
+    "another number of bits": ("scenarios.parameters", EDIT, member("parameters/bits", 4)),
+    "no number of bits": ("scenarios.parameters", EDIT, member("parameters/bits", None)),
+    "parameters that are none": ("scenarios.parameters", EDIT, member("parameters", 8)),
+    "another scope": ("scenarios.parameters", EDIT, member("scope", "attn")),
+    "another sparsity": ("scenarios.parameters", f"{STRESS}/edit_metadata.json",
+                         member("parameters/sparsity", 0.99)),
+    "damage of another strength": ("scenarios.parameters", SCENARIOS, stronger),
     "another damage": ("scenarios.metadata", ERROR, member("error_type", "inf_injection")),
     "damage not injected": ("scenarios.metadata", ERROR, member("injected", False)),
 }  # fmt: skip

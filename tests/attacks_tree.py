@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -61,10 +62,9 @@ def piped(path: str) -> Callable[[Lab], object]:
 
 def bound_socket(lab: Lab) -> None:
     """Leave a socket in the pack."""
-    with socket.socket(socket.AF_UNIX) as made:
-        os.chdir(lab.pack)  # the name of a socket is short
+    # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(lab.pack):
         made.bind("socket")
-        os.chdir("/")
 
 
 def device(lab: Lab) -> None:

@@ -59,7 +59,9 @@ NO_FOLDER = Change(
     "if place.folder != (wanted := _folder(record)):",
     "if (wanted := _folder(record)) == 0:",
 )
-NO_MANIFEST = gone(VERIFY, "step.findings += identity.check_manifest(manifest, claims.verdict)")
+NO_MANIFEST = gone(
+    VERIFY, "step.findings += identity.check_manifest(tree, manifest, listed, claims.verdict)"
+)
 ALL_CLAIMS = (NO_COMPARE, NO_README, NO_FOLDER, NO_MANIFEST)
 NO_POINT = never(KEYS, "if not crypto_core_ed25519_is_valid_point(public):")
 NO_ORDER = never(KEYS, 'if int.from_bytes(public, "little") & (2**255 - 1) >= FIELD_PRIME:')

@@ -14,6 +14,7 @@ import report_factory as factory
 
 from invarlock.cli import main as cli
 from invarlock.cli.verdict import write_verdict
+from invarlock.edits.specs import parse_edit_spec
 from invarlock.evidence import keys, manifest
 from invarlock.files import slug
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
@@ -43,11 +44,15 @@ def metadata(scenario: Scenario) -> Document:
             "artifact_class": scenario.artifact_class,
             "error_type": scenario.error_type,
             "injected": True,
+            "parameters": dict(scenario.parameters),
         }
+    spec = parse_edit_spec(str(scenario.edit_spec))
     return common | {
         "schema": "invarlock/evidence-pack-edit-metadata-v1",
         "artifact_class": scenario.artifact_class,
         "edit_type": scenario.edit_type,
+        "scope": str(getattr(spec, "scope", "none")),
+        "parameters": spec.parameters(),
         "optimized_deployment_backend": False,
         "packed_quantized_storage": False,
     }
@@ -77,8 +82,10 @@ def write_suite(
         (folder / "events.jsonl").write_text("{}\n")
         (folder / "report.json").write_text("{}\n")
     write_json(out / "state" / "scenarios.json", manifest_document)
-    pinned = {"models": {factory.MODEL: {"revision": None}}}
+    pinned = {"models": {factory.MODEL: {"revision": None, "license": "mit"}}}
     write_json(out / "state" / "model_revisions.json", pinned)
+    settings = {"net": 0, "determinism": "strict", "repeats": 0}
+    write_json(out / "state" / "config.json", {"values": settings})
     write_json(out / MODEL / "baseline.json", {"schema": "invarlock/baseline-v1"})
     (out / MODEL / "models").mkdir()
     (out / MODEL / "models" / "model.safetensors").write_bytes(b"weights")
@@ -160,6 +167,8 @@ def relist(pack: Path, key: Path, change: Callable[[Document], object] | None = 
 
     def fit(document: Document) -> None:
         document["checksums_sha256_digest"] = hashlib.sha256(listing).hexdigest()
+        if "artifacts" in document:
+            document["artifacts"] = sorted(f for f in digests if not f.startswith("reports/"))
         for _, reference in manifest.references(document):
             if reference.get("path") in digests:
                 reference["digest"] = "sha256:" + digests[reference["path"]]  # type: ignore[index]

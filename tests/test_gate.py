@@ -47,11 +47,20 @@ def test_gate_on_a_report(suites: Path) -> None:
     assert cli(["gate", str(reports / "nan_injection/run_1")]) == 1
 
 
-def test_gate_does_not_believe_a_damaged_pack(suites: Path, tmp_path: Path) -> None:
-    """A pack that does not verify does not pass."""
-    pack = packs.copy(suites / "good.pack", tmp_path / "pack")
-    (pack / "README.md").write_text("changed")
-    assert cli(["gate", str(pack)]) == 1
+def test_gate_does_not_believe_a_damaged_pack(
+    suites: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pack that does not verify has no verdict: the exit code is verify's, for PASS and FAIL."""
+    for name in ("good", "bad"):
+        pack = packs.copy(suites / f"{name}.pack", tmp_path / name)
+        (pack / "README.md").write_text("changed")
+        junit = tmp_path / f"{name}.xml"
+        assert cli(["gate", str(pack), "--junit", str(junit)]) == packs.verify(pack) == 6
+        assert 'failures="1"' in junit.read_text()
+        (pack / "manifest.json").write_text("{}")
+        capsys.readouterr()
+        assert cli(["gate", str(pack)]) == 4
+        assert capsys.readouterr().out.startswith("NOT VERIFIED: manifest.json")
 
 
 def test_gate_asks_for_the_signer_as_verify_does(
@@ -65,11 +74,11 @@ def test_gate_asks_for_the_signer_as_verify_does(
     assert cli(["gate", pack]) == 0
     assert capsys.readouterr().out.endswith(", unpinned\n")
     other = "sha256:" + "0" * 64
-    assert cli(["gate", pack, "--expected-fingerprint", other]) == 1
+    assert cli(["gate", pack, "--expected-fingerprint", other]) == 5
     packs.write_json(tmp_path / "store.json", [other])
-    assert cli(["gate", pack, "--trust-store", str(tmp_path / "store.json")]) == 1
+    assert cli(["gate", pack, "--trust-store", str(tmp_path / "store.json")]) == 5
     assert packs.build(suites / "good", tmp_path / "unsigned") == 0
-    assert cli(["gate", str(tmp_path / "unsigned")]) == 1
+    assert cli(["gate", str(tmp_path / "unsigned")]) == 5
     monkeypatch.setenv("INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE", "1")
     assert cli(["gate", str(tmp_path / "unsigned")]) == 0
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from conftest import write_tiny_folder
 from repository_copy import ROOT, link_repository, quiet_environment
 
 from invarlock.cli import main
+from invarlock.tuned import TunedParameters, write_tuned
 
 LIMIT = 600.0  # seconds of one start, on a machine that is busy with other things
 HOOK = ROOT / "tests/kill_hook"
@@ -25,6 +27,7 @@ HOOK = ROOT / "tests/kill_hook"
 OF_THE_MOMENT = {"runtime.manifest.json", "evaluation_optimization_summary.json"}
 BOUND = {"checksums.sha256", "manifest.json", "verify_pack.json", ".snakemake_timestamp"}
 RENAME, START = "os.rename", "subprocess.Popen"
+MEASURED = "os.rename evaluation.report.json"  # a candidate: it is judged, nothing is in the table
 # Each rule that makes files, in the order of a run: its command, and where that is killed.
 RULES = {
     "scenarios": ("invarlock scenarios ", RENAME),
@@ -38,7 +41,8 @@ RULES = {
     "baseline_report": ("invarlock run ", RENAME),
     "calibrate": ("advanced calibrate ", RENAME),
     "preset": ("advanced preset ", RENAME),
-    "edit": ("invarlock edit .*--spec quant_rtn", RENAME),
+    "edit": ("invarlock edit .*--spec magnitude_prune", RENAME),
+    "tuned_parameters": ("advanced tuned-params .*/state/", RENAME),
     "train": ("invarlock edit .*--spec fine_tune", RENAME),
     "inject": ("invarlock inject ", RENAME),
     "describe_subject": ("--spec custom", RENAME),
@@ -46,17 +50,16 @@ RULES = {
     "repeat": ("invarlock evaluate .*/repeat_", START),  # of the worker that measures
     "render": ("advanced pages ", RENAME),
     "determinism": ("analyze repeats ", RENAME),
+    "search": ("advanced tune ", MEASURED),
     "verdict": ("invarlock verdict ", RENAME),
     "timings": ("analyze timings ", RENAME),
     "build_pack": ("evidence-pack build ", RENAME),
     "verify_pack": ("evidence-pack verify ", RENAME),
 }
-# One shell command without Python; no files; other branches of the same commands; the search for
-# tuned parameters, whose tables and runs are written as the others are.
+# One shell command without Python; no files; other branches of the same commands.
 OTHERS = {
-    "tune", "tuning_windows", "tuning_baseline", "search", "tuned_parameters",
-    "effective_config", "fetch", "release", "image", "image_label", "render_together",
-    "guard_value_sweep", "all", "suite", "pack",
+    "tune", "tuning_windows", "tuning_baseline", "effective_config", "fetch", "release", "image",
+    "image_label", "render_together", "guard_value_sweep", "all", "suite", "pack",
 }  # fmt: skip
 
 
@@ -79,7 +82,7 @@ class World:
 
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """The documented command to its end, whatever that is; exit code and what it printed."""
-        command = [sys.executable, "tools/workflow.py", "all", "suite", "--profile", "cpu"]
+        command = [sys.executable, "tools/workflow.py", "all", "suite", "tune", "--profile", "cpu"]
         running = subprocess.Popen(
             [*command, *options, "--config", *self.words],
             cwd=self.repository,
@@ -94,6 +97,8 @@ class World:
         finally:
             if running.poll() is None:
                 os.killpg(running.pid, signal.SIGKILL)
+        while running.returncode < 0 and alive(running.pid):
+            time.sleep(0.05)  # its jobs were killed with it, and may still be ending
         return running.returncode, printed
 
     def finish(self, *options: str) -> str:
@@ -113,6 +118,18 @@ class World:
         assert not mark.exists(), f"{rule} was never reached"
 
 
+def alive(group: int) -> bool:
+    """Whether a process of the group goes on; one that nobody asked for its exit code does not."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_bytes().rpartition(b") ")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_group) == group and state not in b"ZX":
+            return True
+    return False
+
+
 def digests(out: Path) -> dict[str, str]:
     """SHA-256 of every file of a run that has to be the same in every run."""
     return {
@@ -125,10 +142,10 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def catalogue(folder: Path) -> Path:
-    """The catalogue with one edit by arithmetic and one by training in suite byoe."""
+    """The catalogue with an edit by tuned arithmetic and one by training in suite byoe."""
     document = json.loads((ROOT / "scenarios/scenarios.json").read_text())
     for entry in document["scenarios"]:
-        if entry["id"] in ("quant_8bit_clean", "fine_tune_step3_stress"):
+        if entry["id"] in ("prune_clean", "fine_tune_step3_stress"):
             entry["suites"] = ["byoe"]
     path = folder / "scenarios.json"
     path.write_text(json.dumps(document))
@@ -145,13 +162,15 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     assert main([*edit, "--out", str(mine), "--metadata", str(root / "edit.json")]) == 0
     text = root / "speech.txt"
     text.write_text(" ".join(f"sentence {n} of {n * n} words." for n in range(300)))
-    scenarios = "byoe,quant_8bit_clean,fine_tune_step3_stress,nan_injection"
+    tuned = {"status": "selected", "reason": "given", "sparsity": 0.02, "scope": "ffn"}
+    write_tuned(root / "tuned.json", TunedParameters("", {}, {"magnitude_prune": tuned}, ()))
+    scenarios = "byoe,prune_clean,fine_tune_step3_stress,nan_injection"
     return (
         "suite=byoe", f"baseline={base}", f"subject={mine}", f"text=local:{text}",
         f"catalogue={catalogue(root)}", f"scenarios={scenarios}", "keep_subjects=true",
         "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "training={windows: 4}",
         "bootstrap={replicates: 200, alpha: 0.05}", "calibration={seeds: 3, windows: 8}",
-        "repeats=2",
+        "repeats=2", f"tuned_edit_params={root / 'tuned.json'}",
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pack_factory as packs
 import pytest
+import report_factory as factory
 
 from invarlock.cli import main as cli
 from invarlock.evidence import PackError, keys
@@ -163,6 +164,36 @@ def test_two_builds_are_byte_identical(
     assert packs.build(suite, tmp_path / "c", key=key) == 0
     manifest = json.loads((tmp_path / "c/manifest.json").read_text())
     assert manifest["generated_at"] == "1970-01-02T00:00:00Z"
+
+
+def test_the_manifest_repeats_settings_pins_and_files(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run recorded of itself stands in the manifest; no folder of a machine does."""
+    assert packs.build(suite, tmp_path / "pack") == 0
+    assert "names the folder" not in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "pack/manifest.json").read_text())
+    settings = {"network_mode": "offline", "determinism": "strict", "repeats": 0}
+    assert manifest["invocation"]["parameters"].items() >= (settings | {"suite": "smoke"}).items()
+    model = factory.MODEL
+    assert manifest.items() >= (settings | {"model_list": [model]}).items()
+    assert manifest["model_licenses"] == {model: "mit"}
+    assert manifest["models"] == [{"model_id": model, "revision": ""}]
+    listed = (tmp_path / "pack/checksums.sha256").read_text().splitlines()
+    paths = [line.partition("  ")[2] for line in listed]
+    assert manifest["artifacts"] == [path for path in paths if not path.startswith("reports/")]
+    assert {"README.md", "metadata/config.json"} < set(manifest["artifacts"]) < set(paths)
+    assert {"run_dir", "generated_at", "determinism_repeats"}.isdisjoint(manifest)
+
+
+def test_a_comparison_that_is_none_is_refused(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An analysis of another shape: one line about the pack that would not verify."""
+    (tmp_path / "determinism_repeats.json").write_text('{"requested": 2}')
+    analysis = ("--analysis", str(tmp_path / "determinism_repeats.json"))
+    assert packs.build(suite, tmp_path / "pack", *analysis) == 7
+    assert "would not verify: results/analysis/determinism_repeats" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [packs.harmless_stress, packs.failed_clean])

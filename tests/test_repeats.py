@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pack_factory as packs
+import published_factory as published
 import pytest
 from conftest import write_tiny_folder
 from report_factory import catalogue, make_outcome, make_report, plain, write_evaluation
@@ -232,9 +233,24 @@ def test_the_manifest_cannot_say_something_else(
     packed: Path, key: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another count of repeats in the manifest than in the comparison."""
-    packs.relist(packed, key, lambda d: d.update(repeats=5))
+    parameters = {"repeats": 5, "determinism": "throughput"}
+    packs.relist(packed, key, lambda d: d.update(repeats=5, invocation={"parameters": parameters}))
     assert packs.verify(packed) == 6
-    assert "/repeats is not that of" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for name in ("/repeats", "/invocation/parameters/repeats", "parameters/determinism"):
+        assert f"{name} is not that of" in out
+
+
+def test_a_published_comparison_is_left_alone(tmp_path: Path, key: Path) -> None:
+    """Published packs hold a comparison of another shape at the same place; ours may not."""
+    pack = published.harness_pack(tmp_path / "pack", key)
+    other = {"requested": 2, "completed": 2, "cert_hashes": ["a", "b"], "cert_hashes_match": False}
+    packs.write_json(pack / "results/analysis/determinism_repeats.json", other)
+    for name in ("manifest.json", "manifest.signature.json", "checksums.sha256"):
+        (pack / "metadata" / name).unlink()
+        (pack / name).unlink()
+    published.harness_manifest(pack, key)
+    assert packs.verify(pack, "--strict") == 0
 
 
 def test_only_known_analyses_are_packed(tmp_path: Path, key: Path) -> None:

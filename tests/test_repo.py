@@ -27,7 +27,7 @@ LAYERS = (
     ("shards", "contracts", "policy", "code_digest"),
     ("scenarios", "models"),
     ("tuned",),
-    ("config",),
+    ("agreement", "config"),
     ("checkpoints", "roles", "records"),
     ("windows", "sources"),
     ("metrics",),

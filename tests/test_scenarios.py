@@ -13,7 +13,8 @@ import pytest
 from report_factory import CATALOGUE, ROOT, catalogue
 
 from invarlock.cli import main
-from invarlock.damage.specs import parse_damage
+from invarlock.damage.probes import settle_probe
+from invarlock.damage.specs import RmtNormNoise, parse_damage
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.scenarios import (
@@ -63,29 +64,36 @@ INJECTIONS: dict[str, tuple[str, dict[str, float]]] = {
     "weight_tying_break": ("invariants", {}),
 }
 RMT, SPECTRAL, VE = "rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew"
+UP = "up_proj,w3"  # the same projection by the names of two architectures
+ALIGNED: dict[str, object] = {
+    "mode": "anisotropy", "family": "ffn", "layers": "last8", "preserve_row_norms": True,
+    "jitter": 0.01, "rows": "random", "max_rows": 192, "row_frac": 0.2, "params": "",
+}  # fmt: skip
+SCALE: dict[str, object] = {
+    "family": "attn", "qkv": False, "pair_inverse": False, "params": "o_proj",
+}  # fmt: skip
 # id: injector, guard, strictness, the published numbers
 PROBES: dict[str, tuple[str, str, str, dict[str, object]]] = {
-    RMT: (RMT, "rmt", "informational", {
-        "mode": "anisotropy", "blend": 0.8, "row_frac": 0.2, "max_rows": 192, "max_params": 10,
-        "family": "ffn", "preserve_row_norms": True, "jitter": 0.01, "rows": "random", "seed": 42}),
-    SPECTRAL: (SPECTRAL, "spectral", "informational", {
-        "factor": 1.5, "family": "attn", "layers": "last4", "params": "o_proj", "max_params": 8,
-        "qkv": False, "seed": 42}),
+    RMT: (RMT, "rmt", "informational", ALIGNED | {"blend": 0.8, "max_params": 10, "seed": 42}),
+    SPECTRAL: (SPECTRAL, "spectral", "informational", SCALE | {
+        "factor": 1.5, "layers": "all", "max_params": 8, "seed": 42}),
     VE: (VE, "variance", "informational", {
         "factor": 0.9, "max_params": 1, "seed": 42, "layers": "last4"}),
-    RMT + "_strong": (RMT, "rmt", "informational", {
+    RMT + "_strong": (RMT, "rmt", "informational", ALIGNED | {
         "blend": 1.0, "row_frac": 0.35, "max_rows": 512, "max_params": 16, "seed": 7}),
-    SPECTRAL + "_mlp": (SPECTRAL, "spectral", "informational", {
-        "factor": 1.4, "family": "mlp", "layers": "0-3", "max_params": 2, "seed": 7}),
-    VE + "_up": (VE, "variance", "informational", {"factor": 1.12, "max_params": 1, "seed": 7}),
-    SPECTRAL + "_mlp_l31_up_s112": (SPECTRAL, "spectral", "must_detect", {
-        "factor": 1.12, "family": "mlp", "layers": "-1", "max_params": 1, "seed": 11}),
-    SPECTRAL + "_attn_l31_o_s105": (SPECTRAL, "spectral", "informational", {
-        "factor": 1.05, "params": "o_proj", "layers": "-1", "max_params": 1, "seed": 11}),
-    SPECTRAL + "_attn_l31_o_s112": (SPECTRAL, "spectral", "informational", {
-        "factor": 1.12, "params": "o_proj", "layers": "-1", "max_params": 1, "seed": 11}),
-    RMT + "_l31_ffn_up_b030": (RMT, "rmt", "must_detect", {
-        "blend": 0.3, "row_frac": 0.2, "max_rows": 192, "layers": "-1", "max_params": 1}),
+    SPECTRAL + "_mlp": (SPECTRAL, "spectral", "informational", SCALE | {
+        "factor": 1.4, "family": "mlp", "params": UP, "layers": "0-3", "max_params": 2, "seed": 7}),
+    VE + "_up": (VE, "variance", "informational", {
+        "factor": 1.12, "max_params": 1, "seed": 7, "layers": "last4"}),
+    SPECTRAL + "_mlp_l31_up_s112": (SPECTRAL, "spectral", "must_detect", SCALE | {
+        "factor": 1.12, "family": "mlp", "params": UP, "layers": "-1", "max_params": 1,
+        "seed": 11}),
+    SPECTRAL + "_attn_l31_o_s105": (SPECTRAL, "spectral", "informational", SCALE | {
+        "factor": 1.05, "layers": "-1", "max_params": 1, "seed": 11}),
+    SPECTRAL + "_attn_l31_o_s112": (SPECTRAL, "spectral", "informational", SCALE | {
+        "factor": 1.12, "layers": "-1", "max_params": 1, "seed": 11}),
+    RMT + "_l31_ffn_up_b030": (RMT, "rmt", "must_detect", ALIGNED | {
+        "blend": 0.3, "params": UP, "layers": "-1", "max_params": 1, "seed": 42}),
     VE + "_l31_down_s090": (VE, "variance", "must_detect", {
         "factor": 0.9, "layers": "-1", "max_params": 1, "seed": 42}),
 }  # fmt: skip
@@ -93,6 +101,8 @@ PROBE_SUITES = {
     "smoke": 3, "byoe": 0, "subset": 3, "showcase": 6, "workshop3": 6, "full": 6,
     "mistral_guard_value": 4, "smoke-all": 11, "history": 1,
 }  # fmt: skip
+# what the suites of the embedded model do otherwise
+SMOKE_PROBES: dict[str, dict[str, object]] = {SPECTRAL: {"layers": "last4"}}
 SMOKE_EDITS = {
     "noop_clean": "noop",
     "quant_8bit_clean": "quant_rtn:8:0:all",
@@ -184,8 +194,12 @@ def test_guard_probes(suite: str, count: int) -> None:
         error_type, guard, strictness, numbers = PROBES[scenario.id]
         assert (scenario.error_type, scenario.primary_guard) == (error_type, guard)
         assert scenario.strictness == strictness
-        parameters = parse_damage(error_type, scenario.parameters)
-        assert parameters.parameters().items() >= numbers.items()
+        if suite.startswith("smoke"):
+            numbers = numbers | SMOKE_PROBES.get(scenario.id, {})
+        damage = parse_damage(error_type, scenario.parameters)
+        settled = settle_probe(damage) if isinstance(damage, RmtNormNoise) else damage
+        other_modes = {"noise": 0.05, "row_factor": 1.6} if error_type == RMT else {}
+        assert settled.parameters() == numbers | other_modes
         asked = {"kind": "guard_signal_baseline_relative", "guard": guard}
         relative = any(d.items() >= asked.items() for d in scenario.detectors_all_of)
         assert relative == scenario.primary_guard_required

@@ -133,7 +133,8 @@ def tuned_suite(out: Path, entry: Document, parameters: Document) -> Path:
 
     def metadata(scenario: Scenario) -> Document:
         mine = parameters if scenario.id == SCENARIO else {}
-        return {**pack_metadata(scenario), **mine}
+        (plain,) = factory.catalogue().select("smoke", [scenario.id])
+        return {**pack_metadata(plain), **mine}
 
     factory_manifest, pack_metadata = factory.manifest, packs.metadata
     with pytest.MonkeyPatch.context() as patch:

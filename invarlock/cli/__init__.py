@@ -27,7 +27,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("evaluate", "measure a subject and compare it with its baseline"),
     "report": Command("report", "render or explain an evaluation report"),
     "verify": Command("verify", "re-check evaluation reports from their recorded evidence"),
-    "gate": Command("gate", "turn a verdict or a report into an exit code"),
+    "gate": Command("gate", "turn a verdict, a report or a pack into an exit code"),
     "scenarios": Command("scenarios", "write the effective scenario manifest"),
     "pin": Command("pin", "pin models and data sets by revision and digest"),
     "baseline": Command("baseline", "place the pinned baseline checkpoint"),
@@ -36,27 +36,38 @@ COMMANDS: dict[str, Command] = {
     "inject": Command("inject", "make a deliberately damaged checkpoint"),
     "verdict": Command("verdict", "judge all evaluations of a suite"),
     "advanced calibrate": Command("calibrate", "measure what null edits change in a baseline"),
-    "advanced preset": Command("preset", "derive thresholds for one baseline from that"),
+    "advanced preset": Command("preset", "derive thresholds for one baseline from calibration"),
     "advanced tune": Command("tune", "find parameters of clean edits that pass"),
-    "advanced tuned-params": Command("tuned_params", "join tables of such parameters"),
+    "advanced tuned-params": Command("tuned_params", "join tables of tuned parameters"),
     "advanced pages": Command("pages", "render and re-check evaluation reports in their folders"),
     "advanced analyze": Command("analyze", "guards, repeats and times of a suite's evaluations"),
     "advanced disk": Command("disk", "wait until an edited checkpoint fits on the disk"),
     "advanced provenance": Command("provenance", "record image, source and machine of a run"),
-    "advanced evidence-pack": Command("evidence_pack", "keygen, build, inspect, verify"),
+    "advanced evidence-pack": Command(
+        "evidence_pack", "make keys; build, inspect and verify packs"
+    ),
     "advanced proof-pack": Command("proof_pack", "verify a pack of the older format"),
     "advanced runtime-verify": Command("runtime_verify", "check a report's runtime manifest"),
 }
 
 
-def _overview() -> str:
+ADVANCED = "advanced "  # what the names of commands begin with that few call by hand
+ABOUT = """\
+Is an edited language-model checkpoint as good as its baseline? The workflow (snakemake) calls
+these commands one by one. By hand, mostly: evaluate and gate; to check a pack of somebody else,
+invarlock advanced evidence-pack verify PACK."""
+
+
+def _overview(group: str = "") -> str:
+    """All commands, or those of a group: their names begin with it, which is left out."""
     width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return (
-        "usage: invarlock COMMAND [OPTIONS]\n\n"
-        + "\n".join(lines)
-        + ("\n\ninvarlock COMMAND --help lists its options; also --version, --debug (tracebacks)")
-    )
+    usage = f"invarlock {group}COMMAND"
+    lines = [f"usage: {usage} [OPTIONS]", "", *([] if group else [ABOUT, ""])]
+    for name, command in COMMANDS.items():
+        if name.startswith(group):
+            lines.append(f"  {name.removeprefix(group):<{width}}{command.summary}")
+    more = "" if group else "; also --version, --debug (tracebacks)"
+    return "\n".join([*lines, "", f"{usage} --help lists its options{more}"])
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -72,19 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_overview())
-        return 0 if argv else 2
-    if argv[0] == "--version":
+    if "help" in argv[: 2 if argv[:1] == [ADVANCED.strip()] else 1]:
+        argv.remove("help")  # help COMMAND is COMMAND --help
+        argv.append("--help")
+    group = ADVANCED if argv[:1] == [ADVANCED.strip()] else ""
+    rest = argv[1:] if group else argv
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_overview(group))
+        return 0 if rest else 2
+    if argv[0] in ("--version", "version"):
         print(f"invarlock {__version__}")
         return 0
     chosen = _split(argv)
     if chosen is None:
         import difflib
 
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        guess = f"did you mean {near[0]}?" if near else "see invarlock --help"
-        print(f"invarlock: {argv[0]} is not a command; {guess}", file=sys.stderr)
+        known = {known.removeprefix(group): known for known in COMMANDS}
+        near = difflib.get_close_matches(rest[0], known, n=1)
+        guess = f"did you mean {known[near[0]]}?" if near else f"see invarlock {group}--help"
+        print(f"invarlock: {group}{rest[0]} is not a command; {guess}", file=sys.stderr)
         return 2
     name, rest = chosen
     # NumPy's algebra is small here: starting its threads would take longer. torch has its own.

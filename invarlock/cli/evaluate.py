@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from invarlock.agreement import check_subject_metadata
 from invarlock.cli.judging import Thresholds, add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import ConfigError, InputError, MeasurementError
@@ -22,7 +23,6 @@ from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.container import Execution, detect
 from invarlock.run.lease import lease
-from invarlock.scenarios import check_subject_metadata
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
 

@@ -1,4 +1,9 @@
-"""Turn a verdict, an evaluation report or a pack into an exit code: 0 PASS, 1 FAIL."""
+"""Turn a verdict, an evaluation report or a pack into an exit code: 0 PASS, 1 FAIL.
+
+A pack counts only when it verifies; one that does not has said nothing and ends with the exit
+code of `advanced evidence-pack verify`: 4 manifest, 5 signature, 6 contents, 7 reports. 2 are
+wrong options, 3 is a file that is missing, unreadable or at odds with itself.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,9 @@ class Case(NamedTuple):
     why: str
 
 
+Judged = tuple[bool, str, list[Case]]  # whether it passes, one line about it, its cases
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
@@ -40,9 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print one line; 0 PASS, 1 FAIL; a pack is verified before its verdict counts."""
+    """Print one line; 0 PASS, 1 FAIL, more for a pack that is not verified."""
+    code = 0
     if args.path.is_dir() and (args.path / "manifest.json").exists():
-        passed, line, cases = _pack(args)
+        code, (passed, line, cases) = _pack(args)
     else:
         passed, line, cases = judge(args.path)
         if (args.path / REPEATS).is_file():
@@ -52,12 +61,10 @@ def main(args: argparse.Namespace) -> int:
         write_bytes(args.junit, junit(cases))
     with printing():
         print(escape(line))
-    return 0 if passed else 1
+    return code or int(not passed)
 
 
-def _with_repeats(
-    judged: tuple[bool, str, list[Case]], repeats: Mapping[str, Any]
-) -> tuple[bool, str, list[Case]]:
+def _with_repeats(judged: Judged, repeats: Mapping[str, Any]) -> Judged:
     """The same, failed where strict repeats differ; files of published versions say nothing."""
     from invarlock.contracts import validate
     from invarlock.verdict.repeats import SCHEMA, strict_difference
@@ -72,7 +79,7 @@ def _with_repeats(
     return False, line, [*cases, Case("determinism", repeats["edit_name"], why)]
 
 
-def judge(path: Path) -> tuple[bool, str, list[Case]]:
+def judge(path: Path) -> Judged:
     """Whether the verdict or report at ``path`` passes, one line about it, and its cases.
 
     Raises:
@@ -96,7 +103,7 @@ def judge(path: Path) -> tuple[bool, str, list[Case]]:
     )
 
 
-def _verdict(document: Mapping[str, Any], where: str) -> tuple[bool, str, list[Case]]:
+def _verdict(document: Mapping[str, Any], where: str) -> Judged:
     from invarlock.contracts import validate
 
     if document.get("schema") != VERDICT_SCHEMA:  # of a published version: only its word
@@ -131,7 +138,7 @@ def _why(record: Mapping[str, Any]) -> str:
     return str(record["why"]) or "not as expected"
 
 
-def _report(path: Path) -> tuple[bool, str, list[Case]]:
+def _report(path: Path) -> Judged:
     """An evaluation report passes when it verifies and every gate of it is true."""
     from invarlock.evidence.report_checks import report_passes
     from invarlock.evidence.report_verify import ReportOptions, verify_report
@@ -154,8 +161,9 @@ def _report(path: Path) -> tuple[bool, str, list[Case]]:
     return not why, line, [Case(model, name, why)]
 
 
-def _pack(args: argparse.Namespace) -> tuple[bool, str, list[Case]]:
-    """A pack passes when it verifies, by the signer that the options name, and says PASS."""
+def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
+    """What is said by a pack that verifies, by the signer that the options name (0), or why it
+    does not (the exit code of the verification)."""
     from invarlock.evidence.result import VerifyOptions
     from invarlock.evidence.verify import verify_pack
 
@@ -169,8 +177,8 @@ def _pack(args: argparse.Namespace) -> tuple[bool, str, list[Case]]:
     result = verify_pack(args.path, options)
     if result.exit_code:
         why = "; ".join(result.errors[:3])
-        line = f"FAIL: the pack does not verify (exit {result.exit_code}): {why}"
-        return False, line, [Case("pack", "verify", "; ".join(result.errors))]
+        cases = [Case("pack", "verify", "; ".join(result.errors))]
+        return result.exit_code, (False, f"NOT VERIFIED: {why}", cases)
     assert result.tree is not None  # it verified
     verdict = result.claims.verdict or result.tree.json_object(VERDICTS[0])
     passed, line, cases = _verdict(verdict, str(args.path))
@@ -179,8 +187,8 @@ def _pack(args: argparse.Namespace) -> tuple[bool, str, list[Case]]:
     judged = passed, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
     repeats = f"results/{REPEATS}"
     if repeats in result.tree.files:
-        return _with_repeats(judged, result.tree.json_object(repeats))
-    return judged
+        judged = _with_repeats(judged, result.tree.json_object(repeats))
+    return 0, judged
 
 
 def junit(cases: list[Case]) -> bytes:

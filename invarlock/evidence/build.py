@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock import __version__
+from invarlock.contracts import violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import Code, PackError, claims, identity
 from invarlock.evidence import checksums as sums
@@ -237,28 +238,18 @@ def _manifest(request: BuildRequest, tree: Tree, digests: Mapping[str, str]) -> 
     parameters: dict[str, Any] = {"scenario_ids": sorted(scenarios)} if scenarios else {}
     suite = first_text(verdict.get("suite"))
     if suite:
-        document["suite"] = parameters["suite"] = suite
+        document["suite"] = suite
+    document |= identity.repeated(tree, {*digests, claims.README})
+    if identity.REPEATS in digests:
+        repeats = tree.json_object(identity.REPEATS)
+        if not violations(repeats, "determinism-repeats"):  # the verification says what is wrong
+            document |= in_manifest(repeats)
+    parameters |= {key: document[key] for key in ("suite", *identity.SETTINGS) if key in document}
     invocation: dict[str, Any] = {"parameters": parameters}
     if manifests.SOURCE_REPO in digests:
         invocation["config_source"] = reference(manifests.SOURCE_REPO)
     document["invocation"] = invocation
-    if identity.REPEATS in digests:
-        document |= in_manifest(tree.json_object(identity.REPEATS))
-    models = _models(tree)
-    if models:
-        document["models"] = models
     return document
-
-
-def _models(tree: Tree) -> list[dict[str, Any]]:
-    if claims.REVISIONS not in tree.files:
-        return []
-    models = tree.json_object(claims.REVISIONS).get("models")
-    return [
-        # a local folder has no revision; published verifiers want the member, and a string in it
-        {"model_id": name, "revision": first_text(dig(models, name, "revision")) or ""}
-        for name in sorted(models if isinstance(models, dict) else {})
-    ]
 
 
 def _counts(

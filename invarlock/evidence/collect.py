@@ -149,8 +149,9 @@ def from_run(out: Path) -> Inputs:
     inputs.add_material("scenarios", scenarios)
     if any(map(takes_tuned, read_object(scenarios).get("scenarios", ()))):
         inputs.add_material("tuned_edit_params", _needed(out / "state" / "tuned_edit_params.json"))
-    if (out / "state" / "model_revisions.json").exists():
-        inputs.add_material("model_revisions", out / "state" / "model_revisions.json")
+    for name in ("config", "model_revisions"):
+        if (out / "state" / f"{name}.json").exists():
+            inputs.add_material(name, out / "state" / f"{name}.json")
     for path in (SOURCE_REPO, ENVIRONMENT):
         source = out / "state" / Path(path).name
         if source.exists():

@@ -6,18 +6,19 @@ for a second scenario. Only packs with outcomes can be held to it; published one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import escape
-from invarlock.evidence.findings import dig
-from invarlock.evidence.scenarios_check import CUSTOM, OUTCOME_NAME, Entry, Place
+from invarlock.evidence.claims import REVISIONS
+from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.scenarios_check import CUSTOM, OUTCOME_NAME, Entry, Place, places
 from invarlock.evidence.tree import Tree
 from invarlock.scenarios import NOOP
-from invarlock.verdict.repeats import contradictions, in_manifest
+from invarlock.verdict.repeats import SCHEMA, contradictions, in_manifest
 
 # A member of the outcome, and where the report beside it says the same.
 SAME = (
@@ -28,6 +29,8 @@ SAME = (
     ("subject_sha256", "meta/checkpoint_sha256"),
 )
 REPEATS = "results/analysis/determinism_repeats.json"
+CONFIG = "metadata/config.json"
+SETTINGS = ("network_mode", "determinism", "repeats")  # in the manifest, and in its parameters
 Report = Mapping[str, Any]
 
 
@@ -108,10 +111,7 @@ def _done(entry: Entry | None) -> str | None:
 def _described(tree: Tree, path: str) -> tuple[object, set[str]]:
     """Model id and names of the matrices (and stacks of them) of a baseline; None, empty where
     nothing in the pack says them."""
-    try:
-        document = tree.json_object(path)
-    except InputError:
-        return None, set()  # not there; where it is and is no JSON, step 6 has said so
+    document = _object(tree, path)
     tensors = document.get("tensors")
     return document.get("model_id"), {
         name
@@ -122,8 +122,44 @@ def _described(tree: Tree, path: str) -> tuple[object, set[str]]:
     }
 
 
-def check_manifest(manifest: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
-    """What the manifest says of suite, models and counts departs from the recomputed verdict."""
+def _object(tree: Tree, path: str) -> dict[str, Any]:
+    """A JSON object of the pack; empty where it is not there (if it is no JSON, step 6 says so)."""
+    try:
+        return tree.json_object(path)
+    except InputError:
+        return {}
+
+
+def repeated(tree: Tree, listed: Collection[str]) -> dict[str, Any]:
+    """What the manifest repeats of files of its pack: the settings, the pins, the list of files."""
+    values, models = _object(tree, CONFIG).get("values"), _object(tree, REVISIONS).get("models")
+    found: dict[str, Any] = {
+        "artifacts": sorted(path for path in listed if not path.startswith("reports/"))
+    }
+    if isinstance(values, dict):
+        found["network_mode"] = "online" if values.get("net") == 1 else "offline"
+        if REPEATS not in tree.files:  # else it is the comparison that says both
+            found |= {"determinism": str(values.get("determinism")), "repeats": 0}
+    if isinstance(models, dict) and models:
+        names = sorted(models)
+        texts = {
+            key: {name: first_text(dig(models, name, key)) for name in names}
+            for key in ("revision", "license")
+        }
+        found |= {
+            "model_list": names,
+            # a local folder has no revision; published verifiers want a string
+            "models": [{"model_id": n, "revision": texts["revision"][n] or ""} for n in names],
+            "model_licenses": {name: text for name, text in texts["license"].items() if text},
+        }
+    return found
+
+
+def check_manifest(
+    tree: Tree, manifest: Mapping[str, Any], listed: Collection[str], verdict: Mapping[str, Any]
+) -> Iterator[str]:
+    """What the manifest says departs from the recomputed verdict or from the files it repeats."""
+    yield from _departures(manifest, repeated(tree, listed), "the files of the pack")
     asked = {record["model"] for record in verdict["records"]} | {*verdict["missing"]["by_model"]}
     for model in manifest.get("models") or []:
         name = dig(model, "model_id")
@@ -141,6 +177,16 @@ def check_manifest(manifest: Mapping[str, Any], verdict: Mapping[str, Any]) -> I
             )
 
 
+def _departures(
+    manifest: Mapping[str, Any], wanted: Mapping[str, object], source: str
+) -> Iterator[str]:
+    for name, value in wanted.items():
+        for at in ("", "/invocation/parameters"):
+            stated = dig(manifest, *at.split("/")[1:], name)
+            if stated is not None and stated != value:
+                yield f"manifest.json: {at}/{name} is not that of {source}"
+
+
 def check_repeats(tree: Tree, manifest: Mapping[str, Any]) -> Iterator[str]:
     """What the comparison of repeats says that is impossible, or that the manifest says otherwise.
 
@@ -152,12 +198,12 @@ def check_repeats(tree: Tree, manifest: Mapping[str, Any]) -> Iterator[str]:
         document = tree.json_object(REPEATS)
     except InputError:
         return  # step 6 has said so
+    if document.get("schema") != SCHEMA and not places(tree, OUTCOME_NAME):
+        return  # of a published version, which has another shape and says nothing
     wrong = violations(document, "determinism-repeats")
     if not wrong:
         wrong = contradictions(document)
-        for key, value in in_manifest(document).items():
-            if key in manifest and manifest[key] != value:
-                yield f"manifest.json: /{key} is not that of {REPEATS}"
+        yield from _departures(manifest, in_manifest(document), REPEATS)
     yield from (f"{REPEATS}: {escape(line)}" for line in wrong)
 
 

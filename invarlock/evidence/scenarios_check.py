@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from invarlock.agreement import departures, stated_parameters
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, first_text
@@ -25,6 +26,7 @@ CUSTOM = "custom"  # the edit type of a subject that the user brought: nothing k
 VALIDATION = "validation_subject_checkpoint"
 DEPLOYABLE = "deployable_optimized_subject"
 FAULT = "fault_injection_fixture"
+EVIDENCE_ONLY = "evidence_only_pack"  # reports of a checkpoint that the run did not make
 CLASSES = {"error": FAULT, "deployable_edit": DEPLOYABLE, "edit": VALIDATION}
 # Sidecars of a deployable subject: schema, and the members that must be exactly true.
 DEPLOYABLE_SIDECARS = {
@@ -180,6 +182,7 @@ def _read(tree: Tree, path: str) -> tuple[Mapping[str, Any], str]:
 def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
     """Findings, each beginning with the file name."""
     kind, edit_type = artifact_class(entry), _edit_type(entry)
+    ours = place.folder + OUTCOME_NAME in tree.files
     if kind == FAULT:
         name, wanted = (
             ERROR_METADATA,
@@ -190,8 +193,7 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
                 "injected": True,
             },
         )
-        # Published packs carry no error metadata; ours do, and have an outcome.
-        needed = place.folder + OUTCOME_NAME in tree.files
+        needed = ours  # published packs carry no error metadata
     elif kind in (VALIDATION, DEPLOYABLE):
         backend = kind == DEPLOYABLE
         name, wanted = (
@@ -206,6 +208,9 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
         if backend or edit_type == "quant_rtn":
             wanted["packed_quantized_storage"] = backend
         needed = edit_type != CUSTOM
+    elif kind == EVIDENCE_ONLY:
+        name, wanted = EDIT_METADATA, {"schema": EDIT_SCHEMA, "artifact_class": kind}
+        needed = False
     else:
         return []
     path = place.folder + name
@@ -220,10 +225,19 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
         if document.get(key) != value
         or isinstance(document.get(key), bool) != isinstance(value, bool)
     ]
+    # Published packs name parameters in their own way, and the oldest of ours not at all.
+    if ours and "parameters" in document:
+        stated = stated_parameters(entry)
+        found += [f"{name}: {_departure(*words)}" for words in departures(stated, document)]
     found += _same_checkpoints(tree, place, name, document)
     if takes_tuned(entry) and TUNED in tree.files:
         found += [f"{name}: {text}" for text in _tuned(tree, place, document)]
     return found + (_sidecars(tree, place) if kind == DEPLOYABLE else [])
+
+
+def _departure(key: str, wanted: object, found: object) -> str:
+    shown = [escape(text)[:80] for text in (key, repr(found), repr(wanted))]
+    return "/{} is {}; its scenario says {}".format(*shown)
 
 
 def _same_checkpoints(
@@ -255,11 +269,8 @@ def _tuned(tree: Tree, place: Place, metadata: Mapping[str, Any]) -> Iterator[st
     if not isinstance(row, dict) or row.get("status") != SELECTED:
         yield f"{TUNED} has no selected {escape(kind)[:80]} for {escape(model)[:80]}"
         return
-    made = metadata.get("parameters")
-    made = {**(made if isinstance(made, dict) else {}), "scope": metadata.get("scope")}
-    for key in ORDER.get(kind, ()):
-        if key not in made or made[key] != row.get(key):
-            yield f"/{key} is {escape(repr(made.get(key)))[:80]}, which is not that of {TUNED}"
+    for key, _, found in departures({k: row.get(k) for k in ORDER.get(kind, ())}, metadata):
+        yield f"/{key} is {escape(repr(found))[:80]}, which is not that of {TUNED}"
     judged = dig(report, "provenance", "windows_sha256")
     for name in ("selection", "confirmation"):
         searched = dig(row, "search", name, "windows_sha256")

@@ -61,7 +61,7 @@ def _verify(root: Path, result: PackResult) -> None:
     listed = check_listed(tree, manifest, result)
     check_references(tree, manifest, listed, result)
     scenarios = _scenarios(tree, result)
-    _claims(tree, manifest, scenarios, result)
+    _claims(tree, manifest, listed, scenarios, result)
     if not result.errors:
         check_reports(tree, scenarios, result)
 
@@ -227,6 +227,7 @@ def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
 def _claims(
     tree: Tree,
     manifest: Mapping[str, Any],
+    listed: Mapping[str, str],
     scenarios: Mapping[str, Entry] | None,
     result: PackResult,
 ) -> None:
@@ -239,7 +240,7 @@ def _claims(
         result.believed.append(REPEATS_CLAIM)
     level = f"evidence level {claims.evidence_level}"
     if claims.verdict is not None:
-        step.findings += identity.check_manifest(manifest, claims.verdict)
+        step.findings += identity.check_manifest(tree, manifest, listed, claims.verdict)
         result.replayed.append(VERDICT_CLAIM)
         result.believed += [SUITE, PAGES, *identity.lenient(claims.verdict)]
         step.note = f"verdict {result.verdict} recomputed, {level}"
