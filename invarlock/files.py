@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -225,15 +225,31 @@ def temporary_sibling(path: Path) -> Path:
 
     What a killed process of this machine left under such a name is removed.
     """
-    prefix = f".{path.name}.tmp.{sha256_bytes(os.uname().nodename.encode())[:8]}."
-    if path.parent.is_dir():
-        for left in path.parent.glob(glob.escape(prefix) + "*"):
-            owner, _, start = left.name.removeprefix(prefix).partition(".")[0].partition("-")
-            if owner.isdigit() and _started(int(owner)) not in ("", start):
-                with contextlib.suppress(OSError):  # another process may remove it as well
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    remove_leftovers(leftovers(path.parent, path.name))
     pid = os.getpid()
-    return path.parent / f"{prefix}{pid}-{_started(pid)}.{os.urandom(4).hex()}"
+    end = f"{_machine()}.{pid}-{_started(pid)}.{os.urandom(4).hex()}"
+    return path.parent / f".{path.name}.tmp.{end}"
+
+
+def leftovers(folder: Path, name: str = "") -> Iterator[Path]:
+    """What processes of this machine that have ended left half-written: of one name, or of all."""
+    if not folder.is_dir():
+        return
+    for left in folder.glob(f".{glob.escape(name) or '*'}.tmp.{_machine()}.*.*"):
+        owner, _, start = left.name.split(".")[-2].partition("-")
+        if owner.isdigit() and _started(int(owner)) not in ("", start):
+            yield left
+
+
+def remove_leftovers(found: Iterable[Path]) -> None:
+    """Remove what :func:`leftovers` found."""
+    for left in found:
+        with contextlib.suppress(OSError):  # another process may remove it as well
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _machine() -> str:
+    return sha256_bytes(os.uname().nodename.encode())[:8]
 
 
 def _started(pid: int) -> str | None:

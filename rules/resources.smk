@@ -6,7 +6,14 @@ import functools
 
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-from invarlock.sources.disk import known_pins, model_bytes, plan_disk, write_plan
+from invarlock.files import remove_leftovers
+from invarlock.sources.disk import (
+    half_written,
+    known_pins,
+    model_bytes,
+    plan_disk,
+    write_plan,
+)
 from invarlock.sources.preflight import check_start
 
 ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
@@ -44,6 +51,8 @@ def check_before_first_job():
     if not ROOT_PROCESS or workflow.executor_plugin is None or workflow.touch:
         return
     try:
+        if not workflow.dryrun:
+            remove_leftovers(half_written(OUT))  # which the plan counts as free
         lacking = check_start(S, PLAN, window_files())
         if lacking and not workflow.dryrun:
             stop(lacking[0])
@@ -77,6 +86,11 @@ def placing_mb(wildcards):
 def edit_mb(wildcards, attempt):
     """Memory of a streamed edit: torch and a few copies of the largest tensor, not the model."""
     return int(900 + 0.15 * weights_mb(wildcards)) * attempt
+
+
+def edit_minutes(wildcards, attempt):
+    """Reading and writing a checkpoint once, and the wait for its place."""
+    return int(10 + weights_mb(wildcards) / 1000) * attempt + ROOM_MINUTES
 
 
 def run_mb(wildcards, attempt):
@@ -119,7 +133,7 @@ def run_minutes(wildcards, attempt):
     """Wall time asked of a scheduler: loading, and the pass over all windows."""
     m = S.model(wildcards.model)
     minutes = pass_minutes(wildcards, m.seq_len * (m.preview + m.final))
-    return min(int(minutes * attempt), int(C["timeout_minutes"]) + 10)
+    return int(min(minutes, C["timeout_minutes"] + 10) * attempt)
 
 
 def pass_minutes(wildcards, tokens):

@@ -140,14 +140,40 @@ def test_the_pool_is_what_the_user_shows(machine: Machine) -> None:
     assert said(machine.start(pool="GPU-8f6c, MIG-GPU-1/2/0")) == "GPU GPU-8f6c, leased"
 
 
-def test_slurm_has_given_out_the_devices_already(machine: Machine) -> None:
-    """Two jobs may see a device under the same number; within one job devices are leased."""
-    for job in ("7", "8"):
-        started = machine.start(pool="0", SLURM_JOB_ID=job)
+def test_jobs_of_slurm_never_wait_for_each_other(machine: Machine) -> None:
+    """Two jobs may see two devices under the same number, and so may two steps of one job."""
+    steps = [{}, {"SLURM_STEP_GPUS": "4"}, {"SLURM_STEP_GPUS": "5"}]
+    for job, step in [("7", step) for step in steps] + [("8", {}), ("9", {"SLURM_JOB_GPUS": "4"})]:
+        started = machine.start(pool="0", SLURM_JOB_ID=job, **step)
         assert said(started) == "GPU 0, given by SLURM"
         assert said(started) == "holding 0"
+
+
+def test_local_jobs_inside_an_allocation_take_turns(machine: Machine) -> None:
+    """With one device and with two, also where a step shares the devices of the whole job."""
+    whole = {"SLURM_JOB_ID": "9", "SLURM_JOB_GPUS": "4,5"}
     for number in ("0", "1"):
-        assert said(machine.start(SLURM_JOB_ID="9")) == f"GPU {number}, leased"
+        assert said(machine.start(**whole)) == f"GPU {number}, leased"
+    assert (
+        said(machine.start(**whole, SLURM_STEP_GPUS="4,5")) == "waiting for 1 of GPU 0, 1: in use"
+    )
+    first = machine.start(pool="0", SLURM_JOB_ID="7")
+    assert said(first) == "GPU 0, given by SLURM"
+    second = machine.start(pool="0", SLURM_JOB_ID="7")
+    assert said(second) == "waiting for 1 of GPU 0: in use"
+    first.kill()
+    assert said(second) == "GPU 0, given by SLURM"
+
+
+def test_locks_of_jobs_that_ended_do_not_pile_up(machine: Machine) -> None:
+    """Every job of SLURM has names of its own."""
+    end(machine.start(how="on", SLURM_JOB_ID="7"))
+    held = machine.start(SLURM_JOB_ID="8")
+    assert said(held) == "GPU 0, leased"
+    end(machine.start(how="on", SLURM_JOB_ID="9"))
+    assert said(machine.start(SLURM_JOB_ID="8")) == "GPU 1, leased"
+    names = {path.name for path in machine.folder.glob("invarlock-gpus-*/slurm-*")}
+    assert names == {"slurm-8--gpu-0", "slurm-8--gpu-1"}
 
 
 def test_too_few_devices_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_tiny_folder
+from conftest import mounted, write_tiny_folder
+from repository_copy import ROOT
 from settings_factory import FILE, MISTRAL, SUITES, settings
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
@@ -21,6 +22,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.config import effective_settings
 from invarlock.errors import InputError
+from invarlock.files import free_bytes, temporary_sibling
 from invarlock.sources import disk
 from invarlock.sources.disk import Need, Plan, await_room, plan_disk, total_bytes, write_plan
 from invarlock.sources.hub_cache import cache_folder, cached_file
@@ -30,6 +32,12 @@ from invarlock.sources.preflight import FILLING, fill_command, refuse_changed_li
 SLUG = "mistralai__mistral-7b-v0.1"
 GB = 10**9
 REVISION = "a" * 40
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue is named relative to the repository."""
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
@@ -145,27 +153,53 @@ def test_the_refusal_names_sums_free_place_and_way_out(tmp_path: Path) -> None:
     assert (plan(30, 100, 3).tight, plan(31, 100, 3).tight) == (False, True)
 
 
-def test_an_edit_waits_only_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["m/models/first", "other/models/second"])
+def test_an_edit_waits_only_for_others(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Room: at once. None and nobody who could make it: refused. Somebody: once they are gone."""
-    subject = tmp_path / "m/models/second"
-    await_room(subject, 0)  # no plan, nothing to wait for
-    huge = 10**18
-    write_plan(tmp_path, plan(huge, huge - 1, 2))
-    with pytest.raises(InputError, match="not enough disk"):
-        await_room(subject, 60)
-    other = tmp_path / "m/models/first"
-    other.mkdir(parents=True)
+    subject, other = tmp_path / "m/models/second", tmp_path / place
     looks: list[float] = []
 
     def look(_: float) -> None:
         looks.append(1)
         other.rmdir()
-        write_plan(tmp_path, plan(huge, huge - 1, 2))
 
     monkeypatch.setattr("invarlock.sources.disk.time.sleep", look)
+    await_room(subject, 0)  # no plan, nothing to wait for
+    huge = 10**18
+    write_plan(tmp_path, plan(huge, huge - 1, 2))
+    temporary_sibling(tmp_path / "m/models/third").mkdir(parents=True)  # no evaluation ends it
+    with pytest.raises(InputError, match="not enough disk"):
+        await_room(subject, 60)
+    assert looks == []
+    other.mkdir(parents=True)
     with pytest.raises(InputError, match="for second"):
         await_room(subject, 60)
     assert looks == [1]
+
+
+def test_what_a_killed_edit_left_takes_no_room(tmp_path: Path) -> None:
+    """The plan counts it as free and leaves it; an edit that waits for room removes it."""
+    with mounted(tmp_path / "disk", 4) as out:
+        (out / SLUG / "models").mkdir(parents=True)
+        free, chosen = free_bytes(out), settings(suite="subset", out=str(out))
+        code = (
+            "import sys, pathlib; from invarlock.files import temporary_sibling as t\n"
+            "t(pathlib.Path(sys.argv[1])).write_bytes(bytes(3_000_000))"
+        )
+        subject = out / SLUG / "models/quant"
+        subprocess.run([sys.executable, "-c", code, str(subject)], check=True)
+        assert free_bytes(out) < free - 2_900_000
+        assert plan_disk(chosen).free_bytes == free
+        (left,) = subject.parent.iterdir()
+        linked = subject.parent / "baseline"  # whose bytes stay when the other name is gone
+        linked.hardlink_to(left)
+        assert plan_disk(chosen).free_bytes < free - 2_900_000
+        linked.unlink()
+        write_plan(out, Plan((Need(SLUG, disk.SUBJECTS, 2_000_000, 3),), free, 10, False))
+        await_room(subject, 0)
+        assert list(subject.parent.iterdir()) == []
 
 
 def test_others_that_still_have_to_write_come_first(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from conftest import TINY_CONFIG, mounted, write_tiny_folder
 from hub_world import TEXT, World, open_world
 from repository_copy import link_repository, quiet_environment
 from safetensors.numpy import load_file, save_file
+
+from invarlock.files import temporary_sibling
 
 SMALL = [
     "windows={seq_len: 16, preview: 4, final: 4, seed: 43}",
@@ -162,10 +165,23 @@ def test_a_disk_that_is_too_small_fails_first(
 def test_subjects_take_turns_on_a_short_disk(
     small_disk: Path, wide_model: Path, tmp_path: Path
 ) -> None:
-    """More subjects than fit: each waits for its place, and all are evaluated."""
+    """More subjects than fit: each waits for its place, and all are evaluated.
+
+    What a killed writer left keeps nobody from starting: the start removes it, a dry run does not.
+    """
     repository = link_repository(tmp_path / "repository")
     config = short(small_disk, wide_model, "min_free_disk_gb=0.002")
     reports = small_disk / "out/wide/reports"
+    mine = temporary_sibling(small_disk / "out/wide/models/other")
+    left = Path(re.sub(r"-\d+(\.\w+)$", r"-1\1", str(mine)))  # of a process that began earlier
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(6_000_000))
+    dry = snakemake(repository, "-n", *outcomes(reports), config=config)
+    assert "not enough disk" not in dry.stdout
+    assert left.is_dir()
+    placed = snakemake(repository, "fetch", config=config)
+    assert placed.returncode == 0, placed.stdout
+    assert not left.exists()
     done = snakemake(repository, *outcomes(reports), "--cores", "3", config=config)
     assert done.returncode == 0, done.stdout[-6000:]
     plan = json.loads((small_disk / "out/state/disk.json").read_text())

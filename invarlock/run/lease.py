@@ -25,8 +25,8 @@ def lease(device: str, count: int) -> tuple[int, ...]:
 
     To be called before torch is imported. A lease is a kernel lock on a file: it ends with the
     process and with every child that was given its descriptors, also by ``kill -9``. Nothing is
-    leased on other devices than ``auto`` and ``cuda``, where no GPU is seen, and where SLURM
-    shows exactly the GPUs asked for.
+    leased on other devices than ``auto`` and ``cuda``, and where no GPU is seen. Inside a SLURM
+    job leases hold among the processes to which it gives the same GPUs.
 
     Returns:
         The descriptors of the locks.
@@ -47,15 +47,24 @@ def lease(device: str, count: int) -> tuple[int, ...]:
             found=f"{len(visible(os.environ))} visible",
             hint=f"{VISIBLE} says which a process sees",
         )
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if job and len(pool) == wanted:
-        print(f"GPU {', '.join(pool)}, given by SLURM", flush=True)
-        return ()
-    held = _wait(_folder(), f"slurm-{job}-gpu-" if job else "gpu-", pool, wanted)
-    print(f"GPU {', '.join(held)}, leased", flush=True)
+    scope = _slurm_scope(os.environ)
+    given = bool(scope) and len(pool) == wanted
+    held = _wait(_folder(), f"{scope}gpu-", pool, wanted)
+    print(f"GPU {', '.join(held)}, {'given by SLURM' if given else 'leased'}", flush=True)
     if not index:
         os.environ[VISIBLE] = ",".join(held)
     return tuple(held.values())
+
+
+def _slurm_scope(environment: Mapping[str, str]) -> str:
+    """What the names of devices belong to: nothing, or the job and the GPUs that SLURM gave.
+
+    Every job, and every step with GPUs of its own, may see them numbered from 0. Steps that share
+    the job's GPUs see the same ones.
+    """
+    job = environment.get("SLURM_JOB_ID")
+    given = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS", "")
+    return f"slurm-{job}-{given}-" if job else ""
 
 
 def visible(environment: Mapping[str, str]) -> list[str]:
@@ -79,7 +88,7 @@ def _folder() -> Path:
 
 def _wait(folder: Path, prefix: str, pool: Sequence[str], wanted: int) -> dict[str, int]:
     """The first free devices and the descriptors of their locks, as soon as there are enough."""
-    files = {name: folder / (prefix + name.replace("/", "_")) for name in pool}
+    files = {name: folder / (prefix + name).replace("/", "_") for name in pool}
     held = _take(folder, files, wanted)
     if not held:
         print(f"waiting for {wanted} of GPU {', '.join(pool)}: in use", flush=True)
@@ -95,6 +104,11 @@ def _take(folder: Path, files: Mapping[str, Path], wanted: int) -> dict[str, int
     taking = _lock(folder / "taking", fcntl.LOCK_EX)  # one at a time, for an instant
     assert taking is not None
     try:
+        for path in folder.glob("slurm-*"):  # one a job; of those that ended nothing shall stay
+            descriptor = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if descriptor is not None:
+                path.unlink()
+                os.close(descriptor)
         for name, path in files.items():
             descriptor = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if descriptor is not None:

@@ -5,9 +5,11 @@ merges them: W + alpha / rank * B A, where A begins normal with variance 1 / inp
 (Hu et al. 2021, arXiv 2106.09685); a 3-D stack has a pair for each of its matrices.
 
 What is trained is kept in float32 on the host, where the optimizer works; the model holds it
-rounded to the dtype it runs in, and gives the gradient of every W. So a device needs room for
-the weights and their gradients only. Dropout is off. The loss is the mean over the tokens that a
-run of the same windows would predict.
+rounded to the dtype it runs in, and gives the gradient of every W. A gradient goes to the host as
+soon as it is whole, and of a layer's forward pass only the inputs are kept: the layer runs again
+for its gradients. So a device needs room for the weights, what goes into the layers, and the
+inside of one of them, not for the gradients of the whole scope. Dropout is off. The loss is the
+mean over the tokens that a run of the same windows would predict.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.edits.apply import Trained, targets_of, tensor_seed
@@ -30,6 +34,7 @@ from invarlock.files import sha256_file
 from invarlock.roles import is_transposed, role_of
 from invarlock.run.forward import as_batch, batches
 from invarlock.run.loading import Loaded, Target, load_model, resolve_target
+from invarlock.run.spread import layers_of
 from invarlock.run.tasks import Example, task_for
 from invarlock.shards import DTYPES
 from invarlock.windows import WindowSet, read_windows, set_of_ids
@@ -114,11 +119,11 @@ def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Traine
         raise MeasurementError(
             "not enough memory on the device to train",
             where=str(baseline.folder),
-            hint="train on the CPU (--device cpu), or a narrower scope",
+            hint="lower token_budget, or train on the CPU (--device cpu)",
         ) from error
     # the model holds what was trained, in float32 or already in the checkpoint's dtype
     stored = {
-        name: tensor.to("cpu", getattr(torch, DTYPES[names[name]][1]))
+        name: tensor.to(getattr(torch, DTYPES[names[name]][1]))
         for name, tensor in _as_stored(loaded.model, weights, baseline).items()
     }
     return Trained(stored, losses, _record(spec, training, content, loaded))
@@ -154,7 +159,8 @@ def _as_stored(
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    plain = {name: tensor.detach() for name, tensor in tensors.items()}
+    # on the host: taking fused experts apart copies them, and a device has no room for that
+    plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     prefix = f"{model.base_model_prefix}."
     return {
         name if name in baseline.tensors else name.removeprefix(prefix): tensor
@@ -172,7 +178,7 @@ def _refuse_other_tensors(
         else:
             stored, mine = baseline.load(name), found[name]
             _refuse_nan(stored, name, baseline)
-            if mine.shape == stored.shape and torch.equal(mine.float().cpu(), stored.float()):
+            if mine.shape == stored.shape and torch.equal(mine.float(), stored.float()):
                 continue
             problem = "other numbers in the model"
         raise ConfigError(
@@ -235,14 +241,16 @@ def _steps(
     optimizer = torch.optim.AdamW(
         leaves, lr=spec.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0
     )
+    gradients = to_host(weights)
+    _recompute_layers(loaded.model)
     losses = []
     for number in range(spec.steps):
         rows = given.step(number)
         before = _loss(loaded, given, rows, learn=True)
         for name, part in parts.items():
-            gradient, weights[name].grad = weights[name].grad, None
+            gradient = gradients.pop(name, None)
             if gradient is not None:  # None: an expert that no token was sent to
-                part.value().backward(_on_host(gradient))  # type: ignore[no-untyped-call]
+                part.value().backward(gradient.float())  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -253,8 +261,29 @@ def _steps(
     return losses
 
 
+def to_host(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Make every backward pass leave its gradients here, added up on the host in their dtype."""
+    found: dict[str, torch.Tensor] = {}
+
+    def take(name: str, weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        gradient, weight.grad = weight.grad.cpu(), None
+        found[name] = found[name].add_(gradient) if name in found else gradient
+
+    for name, weight in weights.items():
+        weight.register_post_accumulate_grad_hook(partial(take, name))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _recompute_layers(model: torch.nn.Module) -> None:
+    """Let each layer keep its inputs only, and run again when its gradients are asked for."""
+    for layer in layers_of(model):
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = partial(again, layer.forward)
+
+
 def _loss(loaded: Loaded, given: _Batches, rows: Sequence[int], *, learn: bool) -> float:
-    """Mean loss of the predicted tokens in nats; with ``learn``, gradients are left behind."""
+    """Mean loss of the predicted tokens in nats; with ``learn``, gradients go to the host."""
     total = sum(len(given.examples[row].targets) for row in rows)
     loss = 0.0
     for group in batches(given.examples, rows, given.token_budget):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from invarlock import contracts
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError
-from invarlock.files import atomic_directory, slug, write_json
+from invarlock.files import atomic_directory, leftovers, remove_leftovers, slug, write_json
 from invarlock.sources import gguf_model, packages
 from invarlock.sources.disk import download_bytes, placed_bytes, require_room
 from invarlock.sources.hub_cache import cache_folder
@@ -119,6 +119,7 @@ def _preflight(placement: Placement, hub: Hub, out: Path) -> None:
         size = gguf_model.converted_bytes(gguf) + SMALL_FILES_BYTES
     download = download_bytes(source, pin, size) if hub.net else 0
     copy = placed_bytes(source, pin, placement.storage, size)
+    remove_leftovers(leftovers(out.parent, out.name))
     require_room([(out, copy), (cache_folder(), download)], placement.min_free_gb)
 
 

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 
 from invarlock import contracts
 from invarlock.errors import InputError
-from invarlock.files import free_bytes, read_json_object, write_json
+from invarlock.files import (
+    free_bytes,
+    leftovers,
+    read_json_object,
+    remove_leftovers,
+    write_json,
+)
 from invarlock.models import Model
 from invarlock.scenarios import CUSTOM_SPEC, Scenario
 from invarlock.sources.hub_cache import cache_folder, cached_file
@@ -97,16 +103,32 @@ def total_bytes(needs: Iterable[Need]) -> int:
 def plan_disk(settings: Settings) -> Plan:
     """What the run of ``settings`` still writes; cheap enough for every start.
 
+    What killed writers left counts as free: a start removes it.
+
     Raises:
         InputError: ``state/model_revisions.json`` or a ``baseline.json`` is damaged.
     """
     pins = known_pins(settings.out)
     return Plan(
         tuple(need for model in settings.models for need in _needs(settings, model, pins)),
-        free_bytes(settings.out.absolute()),
+        free_bytes(settings.out.absolute()) + sum(map(_held_bytes, half_written(settings.out))),
         int(settings.min_free_disk_gb * 1e9),
         bool(settings.values["keep_subjects"]),
     )
+
+
+def half_written(out: Path) -> list[Path]:
+    """Checkpoints and other files that killed writers of this machine left in a run's folder."""
+    return [left for folder in out.glob("*/[!.]*") for left in leftovers(folder)]
+
+
+def _held_bytes(path: Path) -> int:
+    """Bytes that are free once ``path`` is gone: not those that have another name elsewhere."""
+    try:
+        files = [f.lstat() for f in (path, *path.rglob("*")) if not f.is_dir()]
+    except FileNotFoundError:  # another start is removing it
+        return 0
+    return sum(f.st_blocks * 512 for f in files if f.st_nlink == 1)
 
 
 def known_pins(out: Path) -> Revisions | None:
@@ -256,7 +278,7 @@ def await_room(subject: Path, minutes: float) -> None:
     """Wait until the checkpoint folder ``subject`` fits beside everything still to be written.
 
     Returns at once where the run's folder holds no plan or is not tight, and gives up at once where
-    no other subject is there whose end could make room.
+    no other subject is there whose end could make room. What killed writers left is removed first.
 
     Raises:
         InputError: not enough disk.
@@ -270,11 +292,16 @@ def await_room(subject: Path, minutes: float) -> None:
     size = max((n.bytes for n in plan.needs if n.what == SUBJECTS and n.model == model), default=0)
     end = time.monotonic() + 60 * minutes
     while True:
+        remove_leftovers(half_written(out))
         reserved = sum(n.bytes for n in plan.needs if n.done and not (out / n.done).exists())
         free = free_bytes(out)
         if size + reserved + plan.min_free_bytes <= free:
             return
-        others = [f for f in out.glob("*/models/*") if f.name not in ("baseline", subject.name)]
+        others = [
+            folder
+            for folder in out.glob("*/models/[!.]*")  # ids repeat across models
+            if folder.name != "baseline" and folder != subject.absolute()
+        ]
         if plan.keep_subjects or not others or time.monotonic() > end:
             now = replace(plan, free_bytes=free)
             raise _no_room(out, f"{_gb(size)} for {subject.name}, {_gb(reserved)} for others", now)
