@@ -26,6 +26,8 @@ from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
 
 PATH_KEYS = ("baseline", "subject", "out", "pack", "signing_key")  # values never recorded
+# What Snakemake gets as a path or a part of one.
+NAMED = (*PATH_KEYS[:4], "models", "text", "catalogue", "tuned_edit_params", "container_image")
 
 ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -161,8 +163,8 @@ def effective_settings(
     """
     values, origins = _merge(given, file, environment, spoken or {})
     _validate(values, origins)
-    one_of("tier", values["tier"], tier_names())
-    one_of("suite", values["suite"], list(suites["suites"]))
+    one_of("tier", values["tier"], tier_names(), _where(origins["tier"]))
+    one_of("suite", values["suite"], list(suites["suites"]), _where(origins["suite"]))
     suite = suites["suites"][values["suite"]]
     if not origins["models"].startswith("given"):
         listed = values["models"] or suite["models"]
@@ -175,7 +177,8 @@ def effective_settings(
         entries = [LOCAL + _byoe_baseline(values)]
     else:
         entries = values["models"] or suite["models"]
-    models = resolve_models(entries, suites, values["geometry"], values["windows"])
+    where = {key: _where(origins[key]) for key in ("models", "geometry")}
+    models = resolve_models(entries, suites, values["geometry"], values["windows"], where)
     catalogue = load_catalogue(Path(values["catalogue"]))
     chosen = catalogue.select(values["suite"], values["scenarios"], values["categories"])
     scenarios = tuple(s for s in chosen if _has_subject(s, values))
@@ -341,7 +344,8 @@ def _refuse_ignored(values: Document, origins: Mapping[str, str]) -> None:
                 else "snakemake pack --config suite=byoe baseline=DIR subject=DIR",
             )
     if values["repeats"] == 1:  # one measurement is compared with nothing
-        raise ConfigError("repeats is 1", where="config/config.yaml", expected="0, or 2 and more")
+        place = _where(origins["repeats"])
+        raise ConfigError("repeats is 1", where=place, expected="0, or 2 and more")
 
 
 def _byoe_baseline(values: Document) -> str:
@@ -377,6 +381,10 @@ def _edit_specs(
 
 def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
     """Paths the user gave are checked before the first job."""
+    for key in NAMED:
+        if {"{", "}"} & set(str(values[key])):
+            what, place = f"/{key} holds a brace, a wildcard to Snakemake", _where(origins[key])
+            raise ConfigError(what, where=place, expected="no { and }", found=str(values[key]))
     for key in ("baseline", "subject", "pack"):
         if values[key] and not Path(values[key]).is_dir():
             raise InputError(
@@ -385,6 +393,6 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
     if values["require_signature"] and not values["signing_key"]:
         raise ConfigError(
             "require_signature is on and no signing_key is given",
-            where="config/config.yaml",
+            where=_where(origins["require_signature"]),
             hint="make one: invarlock advanced evidence-pack keygen --out KEY.pem",
         )

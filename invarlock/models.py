@@ -55,12 +55,13 @@ def slotted(listed: Sequence[str], environment: Mapping[str, str]) -> tuple[list
 
 
 def resolve_models(
-    entries: Sequence[str], suites: Table, geometry: Table, windows: Table
+    entries: Sequence[str], suites: Table, geometry: Table, windows: Table, where: Mapping[str, str]
 ) -> tuple[Model, ...]:
     """The models of ``entries``: ids of ``suites.yaml``, ``hub:``, ``package:`` or ``local:``.
 
     A number of the geometry is taken from ``geometry`` (by model id), else from ``windows`` where
-    that is not zero, else from the model's row, else from ``default_geometry``.
+    that is not zero, else from the model's row, else from ``default_geometry``. ``where`` says of a
+    key what a line about it names.
 
     Raises:
         ConfigError: an unknown id, or two models that share a folder name.
@@ -68,7 +69,7 @@ def resolve_models(
     """
     found: dict[str, Model] = {}
     for entry in entries:
-        model_id, source, row = _row(entry, suites["models"])
+        model_id, source, row = _row(entry, suites["models"], where["models"])
         own = geometry.get(model_id, {})
         numbers = {**suites["default_geometry"], **row, **_spoken(windows), **own}
         model = Model(
@@ -83,11 +84,11 @@ def resolve_models(
         found[model.slug] = model
     known = {model.model_id for model in found.values()} | set(suites["models"])
     for name in geometry:
-        one_of("geometry", name, sorted(known))
+        one_of("geometry", name, sorted(known), where["geometry"])
     return tuple(found.values())
 
 
-def one_of(key: str, value: str, known: Sequence[str], more: str = "") -> None:
+def one_of(key: str, value: str, known: Sequence[str], where: str, more: str = "") -> None:
     """Refuse a value that is not known, with the nearest that is.
 
     Raises:
@@ -97,7 +98,7 @@ def one_of(key: str, value: str, known: Sequence[str], more: str = "") -> None:
         near = difflib.get_close_matches(value, known, n=1)
         raise ConfigError(
             f"/{key} is {value!r}",
-            where="config/config.yaml",
+            where=where,
             expected="one of " + ", ".join(known) + more,
             hint=f"did you mean {near[0]}?" if near else "",
         )
@@ -107,25 +108,26 @@ def _spoken(windows: Table) -> dict[str, int]:
     return {key: windows[key] for key in GEOMETRY if windows[key]}
 
 
-def _row(entry: str, table: Table) -> tuple[str, str, Table]:
+def _row(entry: str, table: Table, where: str) -> tuple[str, str, Table]:
     """Model id, source and row of an entry of the model list."""
     if entry.startswith(("/", "./", "../")):  # the published slots take folders as they stand
         entry = LOCAL + entry
     kind, _, name = entry.partition(":")
     if kind == "local" and name:
-        return _local(name)
+        return _local(name, where)
     if kind in ("hub", "package") and name:
         plain = name.partition("@")[0] if kind == "hub" else name
         ids = {row["source"]: model_id for model_id, row in table.items()}
         model_id = ids.get(f"{kind}:{plain}", plain)
         return model_id, entry, table.get(model_id, {})
-    one_of("models", entry, list(table), ", hub:OWNER/NAME[@REVISION], package:NAME, local:FOLDER")
+    more = ", hub:OWNER/NAME[@REVISION], package:NAME, local:FOLDER"
+    one_of("models", entry, list(table), where, more)
     return entry, table[entry]["source"], table[entry]
 
 
-def _local(folder: str) -> tuple[str, str, Table]:
+def _local(folder: str, where: str) -> tuple[str, str, Table]:
     if not Path(folder).is_dir():
-        raise InputError("/models names no folder", where="config/config.yaml", found=folder)
+        raise InputError("/models names no folder", where=where, found=folder)
     name = Path(folder).resolve().name
     files = [f for f in Path(folder).glob("*.safetensors") if f.is_file()]  # a link may be broken
     size = sum(f.stat().st_size for f in files) / 1e9

@@ -1,7 +1,9 @@
 # Reads: config/*.yaml, scenarios/*.json, the environment
-# Writes: nothing
+# Writes: .snakemake/invarlock.lock
 # Checks the configuration before any job, expands the targets, and builds paths and resources.
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -21,7 +23,7 @@ from invarlock.config import check_release, effective_settings
 from invarlock.edits.candidates import CANDIDATES
 from invarlock.edits.specs import TRAINED
 from invarlock.errors import ConfigError, InvarlockError
-from invarlock.files import sha256_file, write_text
+from invarlock.files import sha256_file, unreadable, write_text
 from invarlock.run.container import check_engine, check_reference
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_text_source
@@ -37,6 +39,18 @@ def stop(error):
     print(f"invarlock: {error}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(getattr(error, "exit_code", 2))
+
+
+onstart:
+    # Runs share this kernel lock, which ends with the process; tools/workflow.py takes it alone to
+    # clear what a dead run left. Some file systems have none.
+    starting = ConfigError("another run is starting here; repeat the command")
+    with contextlib.suppress(OSError):
+        held = os.open(".snakemake/invarlock.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stop(starting)
 
 
 CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
@@ -94,15 +108,15 @@ LOGS = OUT / "logs"
 
 # With the container profile rules run in the image, but for those that say on_host. A container
 # sees this folder and /tmp; other folders that the settings name are bound.
+SOURCES = [parse_model_source(m.source) for m in S.models]
+LOCAL = [source.name for source in SOURCES if source.kind == "local"]
+if S.text.startswith("local:"):
+    LOCAL.append(S.text.removeprefix("local:").partition("?")[0])
 IMAGE = C["container_image"]
 IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
-    named = [C["baseline"], C["subject"], C["catalogue"], OUT]
-    sources = [parse_model_source(m.source) for m in S.models]
-    named += [source.name for source in sources if source.kind == "local"]
-    if S.text.startswith("local:"):
-        named.append(S.text.removeprefix("local:").partition("?")[0])
+    named = [C["baseline"], C["subject"], C["catalogue"], OUT, *LOCAL]
     bound = sorted({str(Path(name).resolve()) for name in named if name})
     variable = "APPTAINER_BIND"
     os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), *bound]))
@@ -152,6 +166,26 @@ MEASURING_CODE = code(
 def on(flag, option):
     """`option` where the setting is on."""
     return option if C[flag] else ""
+
+
+def each(option, values):
+    """`option` with each of the values, as words of a shell command."""
+    return [f"{option} {shlex.quote(str(value))}" for value in values]
+
+
+def state_of(*paths):
+    """Name, size and time of these files and of those in these folders. To Snakemake the time of a
+    folder is its own, which a file that is written over does not change."""
+    found = []
+    for path in map(Path, filter(None, paths)):
+        try:
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                if file.is_file() and not file.name.startswith("."):
+                    stat = file.stat()
+                    found.append(f"{file.name} {stat.st_size} {stat.st_mtime_ns}")
+        except OSError as error:
+            stop(unreadable(path, error))
+    return found
 
 
 def evaluations(wildcards=None):
@@ -213,7 +247,8 @@ def rendered(wildcards=None):
 
 def arithmetic(wildcards):
     """How a checkpoint is measured: the same for baseline, null edits and subjects."""
-    return f"--model-id '{S.model(wildcards.model).model_id}' {loading(wildcards)}"
+    model_id = shlex.quote(S.model(wildcards.model).model_id)
+    return f"--model-id {model_id} {loading(wildcards)}"
 
 
 def loading(wildcards):
@@ -283,7 +318,7 @@ def expected_signer():
     pin = C["expected_fingerprint"] or (
         "" if C["pack"] else fingerprint_of(C["signing_key"])
     )
-    return f"--expected-fingerprint {pin}" if pin else ""
+    return each("--expected-fingerprint", [pin] if pin else [])
 
 
 def reviewed(wildcards):

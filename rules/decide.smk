@@ -24,7 +24,7 @@ rule verdict:
         IMAGE
     params:
         folders=evaluation_words,
-        models=[f"--model '{m.model_id}'" for m in S.models],
+        models=each("--model", [m.model_id for m in S.models]),
         reports=OUT / "reports",
         analysis=OUT / "analysis",
         code=code("verdict"),

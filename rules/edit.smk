@@ -25,7 +25,7 @@ rule edit:
         disk_mb=lambda wc: int(weights_mb(wc)),
         subject_writers=1,
         room_minutes=ROOM_MINUTES,
-        runtime=lambda wc: int(10 + weights_mb(wc) / 1000) + ROOM_MINUTES,
+        runtime=edit_minutes,
     params:
         spec=edit_spec,
         seed=C["seed"],
@@ -114,7 +114,7 @@ rule inject:
         disk_mb=lambda wc: int(weights_mb(wc)),
         subject_writers=1,
         room_minutes=ROOM_MINUTES,
-        runtime=lambda wc: int(10 + weights_mb(wc) / 1000) + ROOM_MINUTES,
+        runtime=edit_minutes,
     params:
         error=lambda wc: S.scenario(wc.scenario).error_type,
         parameters=lambda wc: json.dumps(
@@ -144,9 +144,10 @@ rule describe_subject:
         IMAGE
     resources:
         mem_mb=edit_mb,
-        runtime=lambda wc: int(10 + weights_mb(wc) / 500),
+        runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
         label=C["edit_label"],
+        state=state_of(C["subject"]),
         code=code("edit"),
     shell:
         "python -m invarlock edit --baseline {input.baseline:q} --spec custom --label {params.label:q}"

@@ -42,6 +42,7 @@ rule evaluate:
         attempt=lambda wc, attempt: attempt,
     params:
         out=lambda wc: str(RUN).format(**wc),
+        state=lambda wc: state_of(C["subject"] if wc.scenario in CUSTOM else ""),
         entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
         label=lambda wc: (
             C["edit_label"]
@@ -55,12 +56,12 @@ rule evaluate:
         assurance=C["assurance"],
         timeout=C["timeout_minutes"],
         retries=C["retries"],
-        image=[f"--image {path}" for path in IMAGE_RECORD],
+        image=each("--image", IMAGE_RECORD),
         host="" if C["allow_host_execution"] else "--require-container",
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
-        " --baseline-report $(dirname {input.reference:q}) --windows {input.windows:q}"
+        ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.judging} --assurance {params.assurance}"
         " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"

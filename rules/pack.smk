@@ -28,10 +28,10 @@ rule build_pack:
     params:
         pack=OUT / "evidence_pack",
         run=OUT,
-        materials=[
-            f"--material baseline.{m.slug}={OUT / m.slug / 'baseline.json'}"
-            for m in S.models
-        ],
+        materials=each(
+            "--material",
+            [f"baseline.{m.slug}={OUT / m.slug / 'baseline.json'}" for m in S.models],
+        ),
         profile=C["profile"],
         # the key itself never reaches a parameter that is recorded, only which key it is
         signer=fingerprint_of(C["signing_key"]),

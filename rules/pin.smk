@@ -40,11 +40,12 @@ rule pin_revisions:
     resources:
         net=C["net"],  # no parameter: with or without the network the result is the same
     params:
-        models=[f"--model '{m.model_id}={m.source}'" for m in S.models],
+        models=each("--model", [f"{m.model_id}={m.source}" for m in S.models]),
         text=S.text,
         suite=C["suite"],
         remote=on("allow_remote_code", "--allow-remote-code"),
         pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
+        local=state_of(*LOCAL),
         code=code("pin"),
     shell:
         "python -m invarlock pin --suite {params.suite:q} {params.models} --text {params.text:q}"

@@ -82,7 +82,7 @@ rule tuning_baseline:
         code=code("run"),
     shell:
         "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
-        " --gpus {resources.gpu} --out $(dirname {output.report:q}) > {log:q} 2>&1"
+        ' --gpus {resources.gpu} --out "$(dirname {output.report:q})" > {log:q} 2>&1'
 
 
 rule search:
@@ -113,17 +113,15 @@ rule search:
         gpu=gpus,
         runtime=search_minutes,
     params:
-        training=lambda wc, input: [
-            f"--training-windows {path}" for path in input.training
-        ],
+        training=lambda wc, input: each("--training-windows", input.training),
         judging=judging,
         measuring=measuring,
         code=code("tune"),
     shell:
         "python -m invarlock advanced tune --baseline {input.baseline:q} --edits {wildcards.edit}"
-        " --selection-windows {input.selection:q} --selection-run $(dirname {input.selection_run:q})"
+        ' --selection-windows {input.selection:q} --selection-run "$(dirname {input.selection_run:q})"'
         " --confirmation-windows {input.confirmation:q}"
-        " --confirmation-run $(dirname {input.confirmation_run:q})"
+        ' --confirmation-run "$(dirname {input.confirmation_run:q})"'
         " --judged-windows {input.judged:q} {params.training} --preset {input.preset:q}"
         " {params.judging} {params.measuring} --gpus {resources.gpu} --out {output:q} > {log:q} 2>&1"
 
@@ -140,7 +138,7 @@ rule tuned_parameters:
     params:
         table=GIVEN,
         content=sha256_file(GIVEN) if TUNED and GIVEN.is_file() else "",
-        models=[f"--model '{m.model_id}'" for m in S.models],
+        models=each("--model", [m.model_id for m in S.models]),
         code=code("tuned_params"),
     shell:
         "python -m invarlock advanced tuned-params --tables {params.table:q} {params.models}"

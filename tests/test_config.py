@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,9 @@ def test_the_shipped_file_is_valid_for_every_suite() -> None:
         ({"net": True}, ["/net is True"]),
         ({"threads": "two"}, ["/threads is 'two'", "integer"]),
         ({"edit_label": "a b; rm"}, ["/edit_label"]),
+        ({"out": "runs/{}"}, ["/out holds a brace", "found runs/{}"]),
+        ({"models": ["local:a{b}"]}, ["/models holds a brace"]),
+        ({"text": "local:a{b.txt"}, ["/text holds a brace"]),
     ],
 )
 def test_a_wrong_value_is_named(given: dict[str, object], words: list[str]) -> None:
@@ -209,9 +213,20 @@ def test_the_command_line_overrides_the_environment() -> None:
     assert found.origins["seed"] == "config"
 
 
-def test_an_unknown_model_slot_is_refused() -> None:
-    """A misspelt model of the environment is refused like one of the file."""
-    assert f"did you mean {MISTRAL}?" in refusal(environment={"MODEL_1": "mistralai/Mistral-7B"})
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("MODEL_1", "mistralai/Mistral-7B", f"did you mean {MISTRAL}?"),
+        ("MODEL_1", "local:/nope", "/models names no folder; found /nope"),
+        ("INVARLOCK_TIER", "weird", "/tier is 'weird'"),
+        ("PACK_REPEATS", "1", "repeats is 1; expected 0, or 2 and more"),
+    ],
+)
+def test_a_wrong_value_of_a_variable_names_it(name: str, text: str, words: str) -> None:
+    """A value of the environment is refused like one of the file, under the variable's name."""
+    line = refusal(InputError if "/nope" in text else ConfigError, environment={name: text})
+    assert line.startswith(f"{name}: "), line
+    assert words in line
 
 
 @pytest.mark.parametrize(
@@ -265,13 +280,17 @@ def test_an_included_file_says_what_the_command_line_could(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["windows: {seed: x}\n", "windows: 5\n", "windows: {sed: 5}\n", "seed: x\n", "pack: no/pe\n"],
-)
+    [
+        "windows: {seed: x}", "windows: 5", "windows: {sed: 5}", "seed: x", "pack: no/pe",
+        "suite: smok", "tier: weird", "models: nosuch", "models: local:no/pe", "repeats: 1",
+        "geometry: {nosuch: {seq_len: 8}}", "require_signature: true", "out: a{b}",
+    ],
+)  # fmt: skip
 def test_a_wrong_value_of_an_included_file_names_it(text: str, tmp_path: Path) -> None:
     """Not config/config.yaml, where nothing is wrong."""
-    kind = InputError if text.startswith("pack") else ConfigError
+    kind = InputError if "no/pe" in text else ConfigError
     line = refusal(kind, **including(tmp_path / "mine.yaml", text))
-    assert line.startswith(f"mine.yaml: /{text.partition(':')[0]}"), line
+    assert re.match(f"mine.yaml: /?{text.partition(':')[0]}", line), line
 
 
 # --- what comes out --------------------------------------------------------------------------
