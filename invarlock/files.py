@@ -249,20 +249,23 @@ def remove_leftovers(found: Iterable[Path]) -> None:
 
 
 def _machine() -> str:
-    return sha256_bytes(os.uname().nodename.encode())[:8]
+    """The machine and the space of its process numbers: containers may share a host's name."""
+    space = "/proc/self/ns/pid"
+    numbers = os.readlink(space) if os.path.exists(space) else ""
+    return sha256_bytes(f"{os.uname().nodename} {numbers}".encode())[:8]
 
 
 def _started(pid: int) -> str | None:
     """When a process began, in ticks since the machine did; None if there is none or it has ended.
 
     The number of a process alone says too little: it stays taken until the parent of the ended
-    process asks for its exit code, and then goes to another one. Where ``/proc``
-    does not tell, the answer is empty as long as the number is taken.
+    process asks for its exit code, and then goes to another one. Where ``/proc`` does not tell,
+    the answer is empty as long as the number is taken.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as handle:
             state, *fields = handle.read().rpartition(b") ")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
         return "" if _taken(pid) else None
     return None if state in b"ZX" else fields[18].decode()  # proc(5): fields 3 and 22
 
@@ -270,10 +273,8 @@ def _started(pid: int) -> str | None:
 def _taken(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

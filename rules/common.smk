@@ -50,6 +50,7 @@ onstart:
         try:
             fcntl.lockf(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
+            workflow.persistence.unlock()  # snakemake's own, taken just before
             stop(starting)
 
 
@@ -175,14 +176,15 @@ def each(option, values):
 
 def state_of(*paths):
     """Name, size and time of these files and of those in these folders. To Snakemake the time of a
-    folder is its own, which a file that is written over does not change."""
+    folder is its own, which a file that is written over does not change. In whole seconds, which
+    is what archives keep: a run that was moved by one is not made again."""
     found = []
     for path in map(Path, filter(None, paths)):
         try:
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                 if file.is_file() and not file.name.startswith("."):
                     stat = file.stat()
-                    found.append(f"{file.name} {stat.st_size} {stat.st_mtime_ns}")
+                    found.append(f"{file.name} {stat.st_size} {int(stat.st_mtime)}")
         except OSError as error:
             stop(unreadable(path, error))
     return found

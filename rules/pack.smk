@@ -28,10 +28,6 @@ rule build_pack:
     params:
         pack=OUT / "evidence_pack",
         run=OUT,
-        materials=each(
-            "--material",
-            [f"baseline.{m.slug}={OUT / m.slug / 'baseline.json'}" for m in S.models],
-        ),
         profile=C["profile"],
         # the key itself never reaches a parameter that is recorded, only which key it is
         signer=fingerprint_of(C["signing_key"]),
@@ -41,8 +37,7 @@ rule build_pack:
         # a pack of an older run is replaced as a whole; the new one appears by one rename
         "rm -rf {params.pack:q} &&"
         " python -m invarlock advanced evidence-pack build {params.pack:q} --run-dir {params.run:q}"
-        " --material config={input.config:q} --material model_revisions={input.revisions:q}"
-        " {params.materials} --analysis {input.analyses:q} --profile {params.profile} {params.require}"
+        " --analysis {input.analyses:q} --profile {params.profile} {params.require}"
         ' ${{INVARLOCK_SIGNING_KEY:+--signing-key "$INVARLOCK_SIGNING_KEY"}}'
         " > {log:q} 2>&1"
 

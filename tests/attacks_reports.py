@@ -245,6 +245,7 @@ META = {
     "evidence alone, of a subject": ("scenarios.metadata", SCENARIOS,
                                      member("scenarios/1/artifact_class", "evidence_only_pack")),
     "another number of bits": ("scenarios.parameters", EDIT, member("parameters/bits", 4)),
+    "no parameters": ("scenarios.parameters", EDIT, lambda document: document.pop("parameters")),
     "no number of bits": ("scenarios.parameters", EDIT, member("parameters/bits", None)),
     "parameters that are none": ("scenarios.parameters", EDIT, member("parameters", 8)),
     "another scope": ("scenarios.parameters", EDIT, member("scope", "attn")),

@@ -245,7 +245,9 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
             "",
         ),
     ),
-    "scenarios.parameters": (never(SCENARIOS, 'if ours and "parameters" in document:'),),
+    "scenarios.parameters": (
+        never(SCENARIOS, 'if ours and ("parameters" in document or CONFIG in tree.files):'),
+    ),
     "scenarios.checkpoint": (never(SCENARIOS, "if mine and theirs and mine != theirs:"),),
     "scenarios.needed": (
         Change(SCENARIOS, 'return [f"{name}: is missing"] if needed else []', "return []"),

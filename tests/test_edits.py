@@ -354,6 +354,7 @@ def test_loss_is_relative_to_the_original() -> None:
         ("quant_rtn:4:-1:all", "0 or more"),
         ("quant_rtn:4:0:mlp", "ffn, attn, all, embed"),
         ("quant_rtn:4:0:ffn@layer=x", "not a scope"),
+        ("quant_rtn:4:0:ffn@layer=03", "not a scope"),
         ("fp8_quant:e3m4:all", "e4m3 or e5m2"),
         ("magnitude_prune:nan:all", "above 0"),
         ("magnitude_prune:1.5:all", "above 0"),

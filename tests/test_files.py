@@ -78,3 +78,18 @@ def test_files_of_another_machine_are_left_alone(tmp_path: Path) -> None:
     other.write_text("half")
     write_text(tmp_path / "result.json", "whole")
     assert left(tmp_path) == [other]
+
+
+def test_files_of_another_space_of_process_numbers_are_left_alone(tmp_path: Path) -> None:
+    """In a container of the same host name a number means another process."""
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no new space of process numbers may be made here")
+    words = [*apart, sys.executable, "-c", WRITER, str(tmp_path / "result.json")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        assert running.stdout.readline() == b"\n"
+        (half,) = left(tmp_path)
+        write_text(tmp_path / "result.json", "whole")
+        assert left(tmp_path) == [half]
+        running.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -163,8 +164,9 @@ def test_a_run_without_the_wrapper_keeps_its_locks(repository: Path) -> None:
         locks = repository / ".snakemake/locks"
         held = sorted(locks.iterdir())
         assert held
-        planned = wrapped("-n")
-        assert planned.returncode == 0, planned.stderr
+        for dry in ("-n", "-np", "--dry-run"):
+            planned = wrapped(dry)
+            assert planned.returncode == 0, planned.stderr
         refused = wrapped()
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert "another run is going on in this folder" in refused.stderr
@@ -176,3 +178,19 @@ def test_a_run_without_the_wrapper_keeps_its_locks(repository: Path) -> None:
     done = wrapped()
     assert done.returncode == 0, done.stderr
     assert "An earlier run was interrupted" in done.stdout
+
+
+def test_a_run_that_is_refused_leaves_no_lock(repository: Path) -> None:
+    """While the wrapper looks for stale locks no run begins, and repeated, the command works."""
+    command = [sys.executable, "-m", "snakemake", "out/state/config.json", "--cores", "1"]
+    command += ["--config", "out=out"]
+    (repository / ".snakemake").mkdir()
+    with open(repository / ".snakemake/invarlock.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        refused = subprocess.run(
+            command, cwd=repository, env=quiet_environment(), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    assert refused.returncode == 2
+    assert "repeat the command" in refused.stderr
+    subprocess.run(command, cwd=repository, env=quiet_environment(), check=True)

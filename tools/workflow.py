@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 STATE = Path(".snakemake")
-DRY = {"-n", "--dry-run", "--dryrun"}
+DRY = re.compile(r"-[a-zA-Z]*n[a-zA-Z]*|--dry.*")  # also among other short options: -np
 
 
 def main() -> int:
     """Take the lock, clear stale ones, become snakemake; a dry run does only the last."""
-    if DRY.isdisjoint(sys.argv):
+    if not any(map(DRY.fullmatch, sys.argv[1:])):
         STATE.mkdir(exist_ok=True)
         lock = os.open(STATE / "invarlock.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:  # of this process, so that snakemake may share it with others once it has its own
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             print("invarlock: another run is going on in this folder; wait for it", file=sys.stderr)
             return 2
+        except OSError:
+            pass  # some file systems have no locks
         locks = STATE / "locks"
         if locks.is_dir() and any(locks.iterdir()):
             print("An earlier run was interrupted; going on where it stopped.", flush=True)

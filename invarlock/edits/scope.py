@@ -24,7 +24,7 @@ SCOPES: dict[str, frozenset[Role]] = {
     "all": frozenset({Role.ATTN, Role.FFN, Role.EXPERT}),
     "embed": frozenset({Role.EMBED}),
 }
-_SCOPE = re.compile(r"([a-z]+)(?:@(layers?)=(\d{1,6}))?")
+_SCOPE = re.compile(r"([a-z]+)(?:@(layers?)=(0|[1-9]\d{0,5}))?")
 
 
 @dataclass(frozen=True)

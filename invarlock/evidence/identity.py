@@ -15,7 +15,7 @@ from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.claims import REVISIONS
 from invarlock.evidence.findings import dig, first_text
-from invarlock.evidence.scenarios_check import CUSTOM, OUTCOME_NAME, Entry, Place, places
+from invarlock.evidence.scenarios_check import CONFIG, CUSTOM, OUTCOME_NAME, Entry, Place, places
 from invarlock.evidence.tree import Tree
 from invarlock.scenarios import NOOP
 from invarlock.verdict.repeats import SCHEMA, contradictions, in_manifest
@@ -29,7 +29,6 @@ SAME = (
     ("subject_sha256", "meta/checkpoint_sha256"),
 )
 REPEATS = "results/analysis/determinism_repeats.json"
-CONFIG = "metadata/config.json"
 SETTINGS = ("network_mode", "determinism", "repeats")  # in the manifest, and in its parameters
 Report = Mapping[str, Any]
 

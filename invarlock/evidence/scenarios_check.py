@@ -15,6 +15,7 @@ from invarlock.files import parse_json
 from invarlock.tuned import MARK, ORDER, SELECTED
 
 SCENARIOS = "metadata/scenarios.json"
+CONFIG = "metadata/config.json"
 TUNED = "metadata/tuned_edit_params.json"
 MAX_SCENARIOS = 1_000  # of one pack; the published suites have at most about 70
 OUTCOME_NAME = "outcome.json"
@@ -225,8 +226,8 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
         if document.get(key) != value
         or isinstance(document.get(key), bool) != isinstance(value, bool)
     ]
-    # Published packs name parameters in their own way, and the oldest of ours not at all.
-    if ours and "parameters" in document:
+    # Published packs name parameters in their own way; packs of runs are complete.
+    if ours and ("parameters" in document or CONFIG in tree.files):
         stated = stated_parameters(entry)
         found += [f"{name}: {_departure(*words)}" for words in departures(stated, document)]
     found += _same_checkpoints(tree, place, name, document)
