@@ -48,8 +48,8 @@ def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor
     """
     if tall.numel() <= _HELD:
         tall = tall.to(torch.float32)
-    for rows in row_blocks(tall, _BLOCK):
-        finite_norm(rows.to(torch.float32))
+    for rows in _blocks(tall):
+        finite_norm(rows)
     columns, width = tall.shape[1], rank + OVERSAMPLING
     if columns <= EXACT_SIDE or width * (POWERS + 1) * 2 > columns:
         return _leading(_blocks(tall), columns, rank).float()
