@@ -4,9 +4,11 @@
 
 evaluate  one 8-bit subject and its baseline on 16 + 16 windows of 512 tokens, then the next
           subject, in bf16 and fp32 (CPU seconds of all processes, peak of the largest one)
-pass      our pass over the bare forward pass on the same tokens, alternating in one process
+pass      our pass over the bare forward pass on the same tokens, alternating in one process, and
+          its parts: forward up to the head, head, metric
 guards    bare forward passes, the same with the metric, and a subject's whole run with all guards,
-          in the same batches, each in a process of its own (180 + 180 windows of 144 tokens)
+          in the same batches, each in a process of its own (180 + 180 windows of 144 tokens), and
+          the parts of the run: forward with the head, metric, guards
 sigma     the largest singular value of the 210 projections
 plan      dry runs of the largest suite, as it is and with 10,000 evaluations
 
@@ -135,18 +137,22 @@ def evaluate(model: Path, windows: Path, folder: Path) -> None:
 
 
 def forward_pass(model: Path, windows: Path, _: Path) -> None:
-    """Our pass over the bare forward pass, with and without the baseline's top tokens."""
+    """Our pass and its parts over the bare forward pass, with and without the top tokens."""
     rows = []
     for dtype in DTYPES:
         took = in_fresh_process("pass", model, windows, dtype)
         for kind in ("subject", "baseline"):
-            rows.append([dtype, kind, took["bare"], took[kind], took[f"{kind}_ratio"]])
-    head = ["dtype", "run", "bare forward, CPU s", "our pass, CPU s", "ratio"]
+            parts = [took["forward"], took["head"], took[f"{kind}_metric"]]
+            rows.append([dtype, kind, *parts, took[kind], took["bare"], took[f"{kind}_ratio"]])
+    head = ["dtype", "run", "forward, CPU s", "head", "metric", "our pass", "bare forward", "ratio"]
     table(f"Pass over {PASS_WINDOWS} windows of 512 tokens, median of {REPEATS}", head, rows)
 
 
 def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
-    """CPU seconds of bare passes and of ours, alternating."""
+    """CPU seconds of bare passes, of ours and of the parts of ours, alternating.
+
+    A part is what a pass up to its end takes longer than one up to its beginning, in one round.
+    """
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment("strict", 1, network=False)
@@ -154,7 +160,14 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
 
     import torch
 
-    from invarlock.run.forward import Keep, batches, logits_function, run_batch
+    from invarlock.run.forward import (
+        Keep,
+        as_batch,
+        batches,
+        before_head,
+        logits_function,
+        run_batch,
+    )
     from invarlock.run.loading import Target, load_model
     from invarlock.run.tasks import task_for
     from invarlock.windows import read_windows
@@ -175,7 +188,21 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
         keep = Keep(top=keep_top)
         return lambda: [run_batch(logits, examples, rows, keep, "cpu") for rows in groups]
 
-    actions = {"bare": bare, "subject": ours(False), "baseline": ours(True)}
+    made = [as_batch([examples[i] for i in rows], "cpu") for rows in groups]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in made:
+                before_head(loaded, loaded.get_output_embeddings(), batch.inputs)
+
+    def with_head() -> None:
+        with torch.inference_mode():
+            for batch in made:
+                for _ in logits(batch.inputs, batch.at):
+                    pass
+
+    actions = {"bare": bare, "forward": forward, "with_head": with_head}
+    actions |= {"subject": ours(False), "baseline": ours(True)}
     took: dict[str, list[float]] = {name: [] for name in actions}
     bare()  # the first pass pays for what is set up once
     for _ in range(REPEATS):
@@ -183,10 +210,11 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
             start = time.process_time()
             action()
             took[name].append(time.process_time() - start)
-    result = {name: statistics.median(seconds) for name, seconds in took.items()}
+    took["head"] = over(took["with_head"], took["forward"])
     for kind in ("subject", "baseline"):
-        ratios = [a / b for a, b in zip(took[kind], took["bare"], strict=True)]
-        result[f"{kind}_ratio"] = statistics.median(ratios)
+        took[f"{kind}_ratio"] = [a / b for a, b in zip(took[kind], took["bare"], strict=True)]
+        took[f"{kind}_metric"] = over(took[kind], took["with_head"])
+    result = {name: statistics.median(values) for name, values in took.items()}
     return result
 
 
@@ -200,14 +228,26 @@ def guards(model: Path, _: Path, folder: Path) -> None:
     cost(invarlock("run", "--model", model, "--windows", cut, "--out", subject.with_suffix(".run")))
     tries = [[in_fresh_process(k, subject, cut) for k in KINDS] for _ in range(REPEATS)]
     rows: list[list[object]] = []
+    parts: dict[str, Sequence[float]] = {}
     for what, key in (("CPU s", "cpu"), ("peak MB", "peak_mb")):
         bare, metric, full = ([runs[i][key] for runs in tries] for i in range(3))
         shares = [(c - b) / a for a, b, c in zip(bare, metric, full, strict=True)]
         middle = [statistics.median(values) for values in (bare, metric, full)]
         spread = f"{statistics.median(shares):.3f} ({min(shares):.3f} - {max(shares):.3f})"
         rows.append([what, *middle, spread, middle[2] / middle[0]])
+        if key == "cpu":
+            parts = {"forward and head": bare, "metric": over(metric, bare)}
+            parts |= {"guards": over(full, metric), "all": full}
     head = ["", "bare", "with the metric", "and the guards", "guards / bare (range)", "all / bare"]
     table(f"Run of 180 + 180 windows of 144 tokens, median of {REPEATS}", head, rows)
+    medians = {name: statistics.median(seconds) for name, seconds in parts.items()}
+    shown = [[name, seconds, seconds / medians["all"]] for name, seconds in medians.items()]
+    table("Parts of the run", ["part", "CPU s", "share"], shown)
+
+
+def over(these: Sequence[float], those: Sequence[float]) -> list[float]:
+    """What each of these took more than its counterpart."""
+    return [a - b for a, b in zip(these, those, strict=True)]
 
 
 def sigma(model: Path, windows: Path, _: Path) -> None:

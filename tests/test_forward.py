@@ -115,12 +115,20 @@ def test_batch_size_does_not_change_losses(model, windows, budget):
 def test_chunks_and_blocks_do_not_change_losses(model, windows, monkeypatch, chunk, block):
     """Chunks of one token, chunks that do not divide the batch, blocks smaller than chunks."""
     reference = run(model, windows, keep_top=True)
-    monkeypatch.setattr(forward, "CHUNK_BYTES", chunk)
+    monkeypatch.setitem(forward.CHUNK_BYTES, "cpu", chunk)
     monkeypatch.setitem(forward.BLOCK_BYTES, "cpu", block)
     other = run(model, windows, keep_top=True)
     np.testing.assert_allclose(other.losses(), reference.losses(), rtol=1e-5)
     assert other.n_tokens() == reference.n_tokens()
     np.testing.assert_array_equal(other.joined("top1"), reference.joined("top1"))
+
+
+@pytest.mark.parametrize(("device", "rows"), [("cpu", 81), ("cuda", 871), ("mps", 871)])
+def test_chunks_of_a_large_head_are_large_on_a_gpu(device, rows):
+    """Rows of 154,000 logits in bfloat16 that go through the head at a time."""
+    found = forward.rows_within(forward.CHUNK_BYTES, torch.device(device), 2 * 154_000)
+    assert found == rows
+    assert forward.rows_within(forward.CHUNK_BYTES, torch.device(device), 1 << 40) == 1
 
 
 def test_batches_fill_the_budget_and_lose_nothing():

@@ -77,7 +77,7 @@ def assert_same_bits(
     calls = {"by_chunks": 2 * probe + predicted, "whole": 2 * probe + inputs}
     start = {name: torch.tensor([ids]) for name, ids in examples[0].start(16).items()}
     assert sum(counts) == calls[logits_function(model, start).__name__]
-    monkeypatch.setattr(forward, "_before_head", one_position)
+    monkeypatch.setattr(forward, "before_head", one_position)
     old = record(model, examples)
     for part in fields(ArmResult):
         a, b = getattr(mine, part.name), getattr(old, part.name)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     Logits = Callable[[Mapping[str, torch.Tensor], torch.Tensor], Iterator[torch.Tensor]]
 
-CHUNK_BYTES = 24 << 20  # bytes of logits that leave the output head at a time
+# Logits that leave the output head at a time. On a GPU a chunk is one matrix product, which has to
+# be large to be fast: of a vocabulary of 150,000 entries the CPU's share would be 80 rows.
+CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 # Float32 logits worked on at a time: on a CPU they should stay in the cache, where the
 # passes for maximum, exponential and sum are several times faster than from memory.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
@@ -96,29 +98,35 @@ def logits_function(model: Any, probe: Mapping[str, torch.Tensor]) -> Logits:
     head = model.get_output_embeddings()
 
     def by_chunks(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
-        (hidden,) = _before_head(model, head, inputs)
+        (hidden,) = before_head(model, head, inputs)
         flat = hidden.reshape(-1, hidden.shape[-1])[at]
-        step = max(1, CHUNK_BYTES // (flat.element_size() * head.weight.shape[0]))
+        step = rows_within(CHUNK_BYTES, flat.device, flat.element_size() * head.weight.shape[0])
         for start in range(0, flat.shape[0], step):
             yield head(flat[start : start + step])
 
     def whole(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
         logits = model(**inputs, use_cache=False).logits
         flat = logits.reshape(-1, logits.shape[-1])
-        step = max(1, CHUNK_BYTES // (flat.element_size() * flat.shape[-1]))
+        step = rows_within(CHUNK_BYTES, flat.device, flat.element_size() * flat.shape[-1])
         for start in range(0, len(at), step):
             yield flat[at[start : start + step]]
 
     if head is None:
         return whole
     with torch.inference_mode():
-        from_head = [head(hidden) for hidden in _before_head(model, head, probe)]
+        from_head = [head(hidden) for hidden in before_head(model, head, probe)]
         from_model = model(**probe, use_cache=False).logits
     exact = len(from_head) == 1 and torch.equal(from_head[0], from_model)
     return by_chunks if exact else whole
 
 
-def _before_head(model: Any, head: Any, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def rows_within(budgets: Mapping[str, int], device: torch.device, row_bytes: int) -> int:
+    """How many rows of ``row_bytes`` fit the budget of a device, one at least; all but CPUs are
+    taken for a GPU."""
+    return max(1, budgets.get(device.type, budgets["cuda"]) // row_bytes)
+
+
+def before_head(model: Any, head: Any, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """What the model gives its output head, which is run on no position at all.
 
     Not even on one: a slice of one position of every row is strided, and the kernels for strided
@@ -259,8 +267,7 @@ def _blocks(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     import torch
 
     for chunk in chunks:
-        budget = BLOCK_BYTES.get(chunk.device.type, BLOCK_BYTES["cuda"])
-        rows = max(1, budget // (4 * chunk.shape[-1]))
+        rows = rows_within(BLOCK_BYTES, chunk.device, 4 * chunk.shape[-1])
         for start in range(0, len(chunk), rows):
             yield chunk[start : start + rows].to(torch.float32, copy=True)
 
