@@ -1,7 +1,8 @@
 # make smoke   set up .venv and run the main job on the embedded model: ends with a verified pack
 # make smoke-all  every scenario of the catalogue that fits the embedded model (about an hour); its table
 #              goes into docs/results.md
-# make test    set up .venv and run all tests
+# make setup   set up .venv with what tests and linters need; smoke alone installs less
+# make test    the same, and run all tests
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make image   build the image of the container profile: images/invarlock-runtime.sif
 # make container-smoke  a part of the main job inside that image, ending with a pack that verifies strictly
@@ -39,14 +40,14 @@ define run_suite
 		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"
 endef
 
-smoke: setup
+smoke: $(VENV)/ready
 	$(run_suite)
 
-smoke-all: setup
+smoke-all: $(VENV)/ready
 	$(run_suite)
 	@$(BIN)/python tools/catalogue_table.py evidence_pack_runs/$@
 
-image: setup
+image: $(VENV)/ready
 	@PYTHON=$(BIN)/python TORCH="$(TORCH)" bash tools/build_image.sh
 
 container-smoke: image
@@ -64,7 +65,7 @@ container-smoke: image
 	done; \
 	echo "Every report was made in images/invarlock-runtime.sif, sha256:$$digest"
 
-slurm-smoke: setup
+slurm-smoke: $(VENV)/ready
 	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
 	bash tools/slurm_up.sh run $(BIN)/python tools/workflow.py --profile slurm --latency-wait 5 \
 		--slurm-init-seconds-before-status-checks 1 --seconds-between-status-checks 2 \
@@ -91,22 +92,23 @@ lint: setup
 	@$(BIN)/snakefmt --check Snakefile rules
 	@$(BIN)/snakemake --lint
 
-docs: setup
+docs: $(VENV)/ready
 	@$(BIN)/python tools/make_config_readme.py
 
-results: setup
+results: $(VENV)/ready
 	@$(BIN)/python tools/detection_table.py
 
 mutants: setup
 	@$(BIN)/python tools/mutants.py
 
-benchmark: setup
+benchmark: $(VENV)/ready
 	@$(BIN)/python benchmarks/speed.py
 	@$(BIN)/python benchmarks/verify.py
 	@$(BIN)/python benchmarks/edit_memory.py
 	@$(BIN)/python benchmarks/coverage.py
 
-setup: $(VENV)/ready
+# for tests, linters and benchmarks; a run needs less, and starts faster with less
+setup: $(VENV)/ready-test
 
 # The stamp is made last: an interrupted set-up is simply done again.
 $(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.toml Makefile
@@ -117,6 +119,10 @@ $(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-embedded.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready envs/requirements-test.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-test.lock
 	@touch $@
 
 clean:
