@@ -227,7 +227,7 @@ def temporary_sibling(path: Path) -> Path:
     """
     remove_leftovers(leftovers(path.parent, path.name))
     pid = os.getpid()
-    end = f"{_machine()}.{pid}-{_started(pid)}.{os.urandom(4).hex()}"
+    end = f"{machine()}.{pid}-{started(pid)}.{os.urandom(4).hex()}"
     return path.parent / f".{path.name}.tmp.{end}"
 
 
@@ -235,9 +235,9 @@ def leftovers(folder: Path, name: str = "") -> Iterator[Path]:
     """What processes of this machine that have ended left half-written: of one name, or of all."""
     if not folder.is_dir():
         return
-    for left in folder.glob(f".{glob.escape(name) or '*'}.tmp.{_machine()}.*.*"):
+    for left in folder.glob(f".{glob.escape(name) or '*'}.tmp.{machine()}.*.*"):
         owner, _, start = left.name.split(".")[-2].partition("-")
-        if owner.isdigit() and _started(int(owner)) not in ("", start):
+        if owner.isdigit() and started(int(owner)) not in ("", start):
             yield left
 
 
@@ -248,14 +248,14 @@ def remove_leftovers(found: Iterable[Path]) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _machine() -> str:
+def machine() -> str:
     """The machine and the space of its process numbers: containers may share a host's name."""
     space = "/proc/self/ns/pid"
     numbers = os.readlink(space) if os.path.exists(space) else ""
     return sha256_bytes(f"{os.uname().nodename} {numbers}".encode())[:8]
 
 
-def _started(pid: int) -> str | None:
+def started(pid: int) -> str | None:
     """When a process began, in ticks since the machine did; None if there is none or it has ended.
 
     The number of a process alone says too little: it stays taken until the parent of the ended

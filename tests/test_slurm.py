@@ -236,6 +236,40 @@ def test_each_gpu_job_has_a_device_of_its_own(disturbed: Disturbed) -> None:
     assert [job.gpus for job in disturbed.of(f"rule_edit_base_{CANCELLED}")] == [""]
 
 
+def test_a_job_that_outlived_its_workflow_is_waited_for(world: World, disturbed: Disturbed) -> None:
+    """The workflow is killed alone and started again: its evaluation waits for the one that goes
+    on, which it names by its job; the bytes are the same."""
+    assert disturbed.jobs  # after the others, in their folder
+    name = f"rule_evaluate_base_{CANCELLED}_1"
+    before = {job.number for job in jobs()}
+    shutil.rmtree(world.rough / RUN / "base/reports" / CANCELLED)
+    first = world.start(world.rough, "suite", *SLURM)
+    end = time.monotonic() + LIMIT
+    process = None
+    while process is None:
+        assert first.poll() is None, (world.rough / "output.txt").read_text()[-8000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        found = [job for job in jobs() if job.rule == name and job.number not in before]
+        process = measuring_process(found[0]) if found else None
+    first.kill()  # it alone
+    first.wait(LIMIT)
+    os.kill(process, signal.SIGSTOP)
+    (orphan,) = found
+    second = world.start(world.rough, "suite", *SLURM)
+    log = world.rough / RUN / "logs/base" / CANCELLED / "evaluate.1.log"
+    try:
+        while not (log.is_file() and "waiting for" in log.read_text()):
+            assert second.poll() is None, (world.rough / "output.txt").read_text()[-8000:]
+            assert time.monotonic() < end + LIMIT
+            time.sleep(0.05)
+        assert f", SLURM job {orphan.number} is making it" in log.read_text()
+    finally:
+        os.kill(process, signal.SIGCONT)
+    world.finish(second, world.rough)
+    assert digests(world.rough / RUN) == digests(world.calm / RUN)
+
+
 def test_the_message_names_the_log_of_a_job_that_failed(world: World, disturbed: Disturbed) -> None:
     """A subject that cannot be read: the error stands in the log that the message names."""
     assert disturbed.jobs  # after the others, in their folder

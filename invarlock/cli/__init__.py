@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from invarlock import __version__
-from invarlock.cli.output import settle
+from invarlock.claims import claimed
+from invarlock.cli.output import outputs_of, settle
 from invarlock.errors import InputError, InvarlockError
 
 
@@ -115,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(rest)
     code = 0  # of a command whose reader goes away before it knows better
     try:
-        code = int(module.main(args))
+        with claimed(name, outputs_of(args)):
+            code = int(module.main(args))
         if sys.stdout is not None:
             sys.stdout.flush()
         return code

@@ -1,11 +1,26 @@
-"""Standard output whose reader may go away, without a change of how the command ends."""
+"""What a command makes: files and folders that it claims, and standard output, whose reader may go
+away without a change of how the command ends."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+# Options, by the name of their value, that say where a command writes.
+OUTPUTS = (
+    *("out", "out_dir", "out_json", "out_yaml", "analysis_dir", "metadata", "record"),
+    *("junit", "json_out", "public"),
+)
+
+
+def outputs_of(args: argparse.Namespace) -> list[Path]:
+    """The files and folders that a command line asks for."""
+    values = (getattr(args, name, None) for name in OUTPUTS)
+    return [value for value in values if isinstance(value, Path)]
 
 
 @contextlib.contextmanager
