@@ -83,9 +83,9 @@ def differences(
         return [Difference(Weight.OTHER_IDS, "tokenizer", str(told))]
     found = [*_settings(*documents)]
     vocabulary = _vocabulary(mine, other)
-    if vocabulary is not None:
-        found.append(vocabulary)
-    found += _structure(mine, other)
+    if vocabulary is not None and vocabulary.weight is Weight.OTHER_IDS:
+        return [vocabulary, *found]  # whatever else differs, these are two
+    found += [*([vocabulary] if vocabulary else []), *_structure(mine, other)]
     example = _first_other_ids(mine, other, windows)
     if example:
         found.append(Difference(Weight.OTHER_IDS, "tokenizer", f"{NAME}: {example}"))
@@ -156,10 +156,8 @@ def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[Difference]:
         values = f" was {_shown(b.get(key))}, is {_shown(s.get(key))}" if key != "merges" else ""
         text = f"{NAME}: {key} of the model{values or ' differ'}"
         yield Difference(Weight.OTHER_FILE, "tokenizer", text)
-    if (
-        isinstance(before["model"]["vocab"], list)
-        and before["model"]["vocab"] != after["model"]["vocab"]
-    ):  # pieces with their scores
+    pieces = [side["model"]["vocab"] for side in (before, after)]
+    if isinstance(pieces[0], list) and _scores(pieces[0]) != _scores(pieces[1]):
         yield Difference(Weight.OTHER_FILE, "tokenizer", f"{NAME}: scores of the model differ")
     b, s = ({t["content"]: t for t in side["added_tokens"]} for side in (before, after))
     changed = sorted(token for token in {*b} & {*s} if b[token] != s[token])
@@ -169,6 +167,10 @@ def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[Difference]:
         text = f"{token!r} was {_flags(b.get(token))}, is {_flags(s.get(token))}"
         text = f"{NAME}: {len(changed)} added tokens are treated otherwise: {text}"
         yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+
+
+def _scores(pieces: Sequence[tuple[str, float]]) -> dict[str, float]:
+    return {piece: score for piece, score in pieces}  # noqa: C416 (lists of two from JSON)
 
 
 def _both(mine: Tokenizer, other: Tokenizer) -> set[str]:
@@ -223,11 +225,12 @@ def _first_other_ids(
             for before, after in pairs:
                 for index, (b, s) in enumerate(zip(before, after, strict=True)):
                     if b.ids != s.ids or (special and b.type_ids != s.type_ids):
-                        added_too = " with what is added around it" if special else ""
-                        return (
-                            f"{_around(texts[index], b.ids, s.ids, mine)}{added_too} was read as "
-                            f"{_cut(b.ids, s.ids)}, is read as {_cut(s.ids, b.ids)}"
-                        )
+                        text = _around(texts[index], b.ids, s.ids, mine)
+                        if special:
+                            text += " with what is added around it"
+                        if b.ids == s.ids:
+                            return f"{text} has other type ids in a pair of texts"
+                        return f"{text} was read as {_cut(b.ids, s.ids)}, is {_cut(s.ids, b.ids)}"
     return None
 
 
