@@ -386,7 +386,7 @@ def test_values_that_the_class_refuses_are_one_line() -> None:
     """The library's own reason, without its layout."""
     from invarlock.errors import InputError
 
-    with pytest.raises(InputError, match="LlamaConfig refuses it: .*num_hidden_layers"):
+    with pytest.raises(InputError, match=r"LlamaConfig refuses it: .*num_hidden_layers"):
         differences(PLAIN, {**PLAIN, "num_hidden_layers": "two"})
 
 
