@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parent
 # Data files that a module reads beside its own code.
 DATA = {
     "invarlock.policy": ("data/tiers.yaml",),
+    "invarlock.tokenizer_meaning": ("data/probe_texts.json",),
     "invarlock.reporting.render": ("reporting/templates",),
 }
 

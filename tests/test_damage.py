@@ -108,7 +108,7 @@ def test_one_element_becomes_non_finite(
 
 
 def test_shape_mismatch_adds_eight_zero_rows(untied: Path, tmp_path: Path) -> None:
-    """Embedding, untied head and vocab_size grow by eight; the old rows stay."""
+    """Embedding and untied head grow by eight, vocab_size does not; the old rows stay."""
     damaged(untied, tmp_path / "out", "shape_mismatch")
     before, after = weights(untied), weights(tmp_path / "out")
     assert changed(untied, tmp_path / "out") == {"model.embed_tokens.weight", "lm_head.weight"}
@@ -116,7 +116,7 @@ def test_shape_mismatch_adds_eight_zero_rows(untied: Path, tmp_path: Path) -> No
         assert after[name].shape[0] == before[name].shape[0] + 8
         assert torch.equal(after[name][:-8], before[name])
         assert not after[name][-8:].any()
-    assert config(tmp_path / "out")["vocab_size"] == 328
+    assert config(tmp_path / "out")["vocab_size"] == 320
 
 
 def test_shape_mismatch_rewrites_the_index(llama: Path, tmp_path: Path) -> None:

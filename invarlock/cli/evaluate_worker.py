@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,9 @@ def measure_and_judge(job: Job) -> None:
 
     determinism = seed_everything(job.determinism, job.threads, job.seed)
 
+    from invarlock.alignment import align
     from invarlock.checkpoints import Checkpoint, Identity, files_digest, tokenizer_digest
-    from invarlock.guards.invariants import check_checkpoint, open_subject
+    from invarlock.guards.invariants import check_checkpoint, open_subject, reads_alike
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
 
@@ -66,16 +68,20 @@ def measure_and_judge(job: Job) -> None:
         identity = Identity(baseline.config, files_digest(Path(job.subject)), None, None)
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
-    failures = check_checkpoint(baseline, subject)
+    failures = check_checkpoint(baseline, subject, windows.token_ids())
     seconds = time.perf_counter() - started
     measured, shift = None, None
     if not any(failure["severity"] == "fatal" for failure in failures):
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = reference.arrays()
-        measured = _measure(job, subject, windows, arrays, policy.variance)
+        aligned = align(baseline, subject).subject  # the guards compare tensors by name
+        measured = _measure(job, aligned, windows, arrays, policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
-    run = subject.identity(), windows, failures, measured
+    identity = subject.identity()
+    if reads_alike(failures):  # one tokenizer, whatever the files spell it like
+        identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
+    run = identity, windows, failures, measured
     _write(job, reference, run, shift, determinism)
 
 

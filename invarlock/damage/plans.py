@@ -168,14 +168,17 @@ def _targets_and_kernel(
 
 
 def _more_rows(baseline: Checkpoint, extra: int) -> Change:
-    """``extra`` zero rows for every tensor with one row per token."""
+    """``extra`` zero rows for every tensor with one row per token; vocab_size stays.
+
+    With the size raised it would be a vocabulary padded with rows that no token reads, which many
+    tools do and which changes nothing.
+    """
     replaced = {}
     for info in vocabulary_tensors(baseline):
         zeros = bytes(extra * info.numel // info.shape[0] * DTYPES[info.dtype][0])
         shape = (info.shape[0] + extra, *info.shape[1:])
         replaced[info.name] = NewTensor(info.dtype, shape, _Padded(baseline, info.name, zeros))
-    config = {**baseline.config, "vocab_size": baseline.config["vocab_size"] + extra}
-    return Change(replaced, config=config)
+    return Change(replaced)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ class InfInjection(Damage):
 
 @dataclass(frozen=True)
 class ShapeMismatch(Damage):
-    """Token embedding and head grow by zero rows, and vocab_size with them."""
+    """Token embedding and head grow by zero rows, which vocab_size does not say."""
 
     error_type: ClassVar[str] = "shape_mismatch"
     extra_rows: int = 8

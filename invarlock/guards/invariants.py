@@ -1,60 +1,35 @@
 """Invariants guard: what must be the same in baseline and subject, before a model exists.
 
-Reads only the safetensors headers, ``config.json``, ``tokenizer.json`` and (for non-finite
-values and tying) the tensors one at a time, so that a checkpoint that cannot be loaded has
-already been judged. A second look after loading reports parameters that were not initialized
-from the file and tensors that were not used.
+Identity is judged by meaning: the configuration as its class resolves it, the tokenizer by the
+ids it gives, tensors whatever their spelling and storage. Reads only the safetensors headers,
+``config.json``, ``tokenizer.json`` and (for non-finite values and copies) the tensors one at a
+time, so that a checkpoint that cannot be loaded has already been judged. A second look after
+loading reports parameters that were not initialized from the file and tensors that were not used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invarlock import effective_config, tokenizer_meaning
+from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
 from invarlock.checkpoints import Checkpoint, holds_checkpoint, tokenizer_digest
+from invarlock.effective_config import Weight, token_ids
 from invarlock.errors import InputError
+from invarlock.files import read_json_object
 from invarlock.guards.invariants_decision import Failure
-from invarlock.roles import LAYER_COUNTS, is_tied, layer_of, role_of
+from invarlock.roles import LAYER_COUNTS, layer_of
 
-# Configuration fields that change what the weights mean. Anything else (dtype, names of
-# classes, generation defaults) may differ between a baseline and a re-saved subject.
-FIXED_CONFIG = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "vocab_size",
-    "tie_word_embeddings",
-    "rope_parameters",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "layer_norm_epsilon",
-    "sliding_window",
-    "num_local_experts",
-    "num_experts",
-    "num_experts_per_tok",
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_layers",
-    "num_decoder_layers",
-    "num_heads",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "feed_forward_proj",
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-)
-DEFAULT_ROPE_THETA = 10_000.0  # where config.json gives none
+WORDS = {
+    "tied": "tied",
+    "tied_stored": "tied and stored twice",
+    "untied": "untied",
+    "untied_equal": "untied but equal",
+}
+# Kinds of model whose positions are counted from the id that pads.
+COUNT_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer")
 LISTED = 5  # names given in a message; the count is always complete
 
 
@@ -86,62 +61,107 @@ def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
     return subject, []
 
 
-def check_checkpoint(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
-    """Every difference that matters between the two folders, most basic first."""
+def check_checkpoint(
+    baseline: Checkpoint, subject: Checkpoint, windows: Iterable[Sequence[int]] = ()
+) -> list[Failure]:
+    """Every difference that matters between the two folders, most basic first.
+
+    ``windows`` are token ids that the baseline's tokenizer made: what it spells with them is
+    among the texts on which the tokenizers are compared.
+    """
+    if baseline.folder == subject.folder:  # every comparison would be of a thing with itself
+        return [*_check_layers(subject), *_check_rows(subject), *_check_finite(subject)]
+    aligned = align(baseline, subject)
     return [
-        *_check_config(baseline.config, subject.config),
-        *_check_tensors(baseline, subject),
+        *_check_config(baseline, subject),
+        *_check_tensors(baseline, aligned),
         *_check_layers(subject),
+        *_check_tokenizer(baseline, subject, windows),
+        *_check_rows(subject),
         *_check_vocabulary(baseline, subject),
         *_check_tying(baseline, subject),
         *_check_finite(subject),
     ]
 
 
-def _check_config(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> list[Failure]:
-    before, after = _meaning(baseline), _meaning(subject)
-    return [
-        _failure("config_changed", f"config.json: {k} was {before[k]!r}, is {after[k]!r}")
-        for k in before
-        if before[k] != after[k]
-    ]
+def reads_alike(failures: Sequence[Failure]) -> bool:
+    """Whether, by these findings, the subject's tokenizer gives every text the baseline's ids."""
+    return not any(failure["type"] == "tokenizer_mismatch" for failure in failures)
 
 
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fixed fields in one spelling, defaults written out, as saving a model again does.
-
-    Older configurations hold ``rope_theta`` and ``rope_scaling``, newer ones
-    ``rope_parameters``; heads that are not given follow from those that are.
-    """
-    meaning = {key: config.get(key) for key in FIXED_CONFIG}
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    if meaning["num_key_value_heads"] is None:
-        meaning["num_key_value_heads"] = heads
-    if meaning["head_dim"] is None and isinstance(heads, int) and isinstance(hidden, int):
-        meaning["head_dim"] = hidden // heads if heads else None
-    meaning["tie_word_embeddings"] = is_tied(config)
-    given = config.get("rope_parameters") or config.get("rope_scaling")
-    rope = dict(given) if isinstance(given, Mapping) else {}
-    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")
-    rope.setdefault("rope_theta", config.get("rope_theta", DEFAULT_ROPE_THETA))
-    meaning["rope_parameters"] = rope
-    return meaning
-
-
-def _check_tensors(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
-    found: list[Failure] = []
-    missing = sorted(set(baseline.tensors) - set(subject.tensors))
-    extra = sorted(set(subject.tensors) - set(baseline.tensors))
-    if missing:
-        found.append(
-            _failure("missing_tensors", f"{len(missing)} tensors are missing: {_names(missing)}")
+def _check_config(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
+    try:
+        found = effective_config.differences(baseline.config, subject.config)
+    except InputError as error:
+        return [_failure("config_unreadable", f"config.json: {error.what}")]
+    failures = []
+    for difference in found:
+        failure = _failure(
+            "config_changed",
+            difference.message,
+            "warning" if difference.weight is Weight.NOTE else "fatal",
         )
-    if extra:
-        found.append(_failure("extra_tensors", f"{len(extra)} tensors are new: {_names(extra)}"))
+        if difference.weight is Weight.FUNCTION:
+            failure["accept"] = difference.name
+        failures.append(failure)
+    return [*failures, *_check_token_ids(baseline, subject)]
+
+
+def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
+    """The ids that begin, end and pad a text, as ids: one in a list is that one."""
+    found = []
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = [_given_ids(checkpoint.config, name) for checkpoint in (baseline, subject)]
+        before, after = (token_ids(value) for value in given)
+        if before == after:
+            continue
+        # windows hold no padding, and most tools choose their own
+        padding = name == "pad_token_id" and subject.config.get("model_type") not in COUNT_PADDING
+        harmless = padding or (not after and name == "bos_token_id")
+        if not after and name == "eos_token_id":  # generation reads its own file first
+            stops = [_generation_ids(checkpoint, name) for checkpoint in (baseline, subject)]
+            harmless = bool(stops[1]) and stops[1] == (stops[0] or before)
+        text = f"config.json: {name} was {given[0]!r}, is {given[1]!r}"
+        failure = _failure("config_changed", text, "warning" if harmless else "fatal")
+        found.append(failure if harmless else {**failure, "accept": name})
+    return found
+
+
+def _given_ids(config: Mapping[str, Any], name: str) -> object:
+    inner = config.get("text_config")
+    return config.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
+
+
+def _generation_ids(checkpoint: Checkpoint, name: str) -> frozenset[int]:
+    path = checkpoint.folder / "generation_config.json"
+    try:
+        return token_ids(read_json_object(path).get(name)) if path.is_file() else frozenset()
+    except InputError:  # it is looked at, and told, where the files that ship are compared
+        return frozenset()
+
+
+def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
+    found: list[Failure] = []
+    subject = aligned.subject
+    for kind, names, verb in (
+        ("missing_tensors", aligned.missing, "missing"),
+        ("extra_tensors", aligned.extra, "new"),
+    ):
+        if names:
+            found.append(_failure(kind, f"{len(names)} tensors are {verb}: {_names(names)}"))
+    for kind, names, what in (
+        ("tensors_renamed", aligned.renamed, "tensors have another spelling of their name"),
+        ("buffers_differ", aligned.buffers, "buffers, which loaders make anew, are in one only"),
+        ("stored_twice", aligned.copies, "tensors equal in bytes to another are in one only"),
+    ):
+        if names:
+            text = f"{len(names)} {what}: {_names(names)}"
+            found.append(_failure(kind, text, severity="warning"))
     both = sorted(set(baseline.tensors) & set(subject.tensors))
     for name in both:
         b, s = baseline.tensors[name], subject.tensors[name]
-        if b.shape != s.shape:
+        rows_apart = is_token_table(name, baseline.config) and b.shape[1:] == s.shape[1:]
+        if b.shape != s.shape and not rows_apart:
             found.append(
                 _failure("shape_changed", f"{name}: shape was {list(b.shape)}, is {list(s.shape)}")
             )
@@ -172,54 +192,67 @@ def _check_layers(subject: Checkpoint) -> list[Failure]:
     ]
 
 
-def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
-    found: list[Failure] = []
-    before, after = tokenizer_digest(baseline.folder), tokenizer_digest(subject.folder)
-    if before != after:
-        found.append(
-            _failure(
-                "tokenizer_mismatch",
-                f"tokenizer.json differs: baseline {_short(before)}, subject {_short(after)}",
-            )
-        )
-    declared = subject.config.get("vocab_size")
-    for name, tensor in subject.tensors.items():
-        is_table = role_of(name, subject.config) in ("embed", "head") and len(tensor.shape) == 2
-        if is_table and _is_token_table(name) and tensor.shape[0] != declared:
-            found.append(
-                _failure(
-                    "tokenizer_mismatch",
-                    f"{name} has {tensor.shape[0]} rows, config.json declares {declared} tokens",
-                )
-            )
+def _check_tokenizer(
+    baseline: Checkpoint, subject: Checkpoint, windows: Iterable[Sequence[int]]
+) -> list[Failure]:
+    kinds = {
+        tokenizer_meaning.Weight.OTHER_IDS: ("tokenizer_mismatch", "fatal"),
+        tokenizer_meaning.Weight.OTHER_FILE: ("tokenizer_changed", "fatal"),
+        tokenizer_meaning.Weight.NOTE: ("tokenizer_settings", "warning"),
+    }
+    found = []
+    for difference in tokenizer_meaning.differences(baseline.folder, subject.folder, windows):
+        failure = _failure(kinds[difference.weight][0], difference.message)
+        failure["severity"] = kinds[difference.weight][1]
+        if difference.weight is tokenizer_meaning.Weight.OTHER_FILE:
+            failure["accept"] = difference.name
+        found.append(failure)
     return found
 
 
-def _is_token_table(name: str) -> bool:
-    parts = ("embed_tokens", "wte", "word_embeddings", "shared", "lm_head")
-    return any(part in name for part in parts)
+def _check_rows(subject: Checkpoint) -> list[Failure]:
+    declared = _vocabulary_size(subject)
+    return [
+        _failure(
+            "vocabulary_rows",
+            f"{name} has {tensor.shape[0]} rows, config.json declares {declared} tokens",
+        )
+        for name, tensor in subject.tensors.items()
+        if is_token_table(name, subject.config) and tensor.shape[0] != declared
+    ]
 
 
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "none"
+def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
+    """Rows that no token of the tokenizer reads may come and go."""
+    before, after = (_vocabulary_size(checkpoint) for checkpoint in (baseline, subject))
+    if before == after:
+        return []
+    text = f"config.json: vocab_size was {before}, is {after}"
+    largest = tokenizer_meaning.largest_id(baseline.folder)
+    if not isinstance(after, int) or largest is None or largest >= after:
+        return [_failure("vocabulary_changed", f"{text}, the tokenizer has ids up to {largest}")]
+    text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
+    return [_failure("vocabulary_padded", text, severity="warning")]
+
+
+def _vocabulary_size(checkpoint: Checkpoint) -> object:
+    return _given_ids(checkpoint.config, "vocab_size")
 
 
 def tying_state(checkpoint: Checkpoint) -> str:
-    """``tied``, ``untied`` or ``untied_equal`` (a separate head with the embedding's content)."""
-    head = next((n for n in checkpoint.tensors if n.endswith("lm_head.weight")), None)
-    if checkpoint.config.get("tie_word_embeddings", head is None):
-        return "tied"
+    """How embedding and head belong together.
+
+    ``tied``; ``tied_stored`` (a head with the same bytes is stored, too); ``untied_equal`` (a head
+    of its own with the same bytes); ``untied``; ``contradictory`` (declared to be tied, but
+    another head is stored: some loaders tie, others take the head).
+    """
+    head, table = head_and_embedding(checkpoint)
+    tied = ties(checkpoint)
     if head is None:
         return "tied"
-    table = next(
-        (
-            n
-            for n in checkpoint.tensors
-            if role_of(n, checkpoint.config) == "embed" and _is_token_table(n)
-        ),
-        None,
-    )
     equal = table is not None and checkpoint.tensor_digest(head) == checkpoint.tensor_digest(table)
+    if tied:
+        return "tied_stored" if equal else "contradictory"
     return "untied_equal" if equal else "untied"
 
 
@@ -227,7 +260,17 @@ def _check_tying(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     before, after = tying_state(baseline), tying_state(subject)
     if before == after or {before, after} == {"untied", "untied_equal"}:
         return []
-    return [_failure("weight_tying", f"embedding and head were {before}, are {after}")]
+    if after == "contradictory":
+        text = (
+            f"config.json ties head and embedding, but the stored {head_and_embedding(subject)[0]} "
+            "is another matrix: two loaders would read two models"
+        )
+        return [_failure("weight_tying", text)]
+    one_matrix = {"tied", "tied_stored", "untied_equal"}
+    before = "tied" if before == "contradictory" else before  # as the loader read it
+    harmless = {before, after} <= one_matrix
+    text = f"embedding and head were {WORDS[before]}, are {WORDS[after]}"
+    return [_failure("weight_tying", text, severity="warning" if harmless else "fatal")]
 
 
 def _check_finite(subject: Checkpoint) -> list[Failure]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Logits = Callable[[Mapping[str, torch.Tensor], torch.Tensor], Iterator[torch.Tensor]]
 
+NEVER = -1000.0  # nats: a probability of exactly 0 in float64
 # Logits that leave the output head at a time. On a GPU a chunk is one matrix product, which has to
 # be large to be fast: of a vocabulary of 150,000 entries the CPU's share would be 80 rows.
 CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
@@ -216,7 +217,7 @@ def _record(
 
     reference = keep.against.rows(rows) if keep.against else None
     columns: dict[str, list[torch.Tensor]] = {}
-    start = 0
+    start = width = 0
     for block in blocks:  # (tokens, vocabulary), float32, ours to overwrite
         end = start + len(block)
         taken = {"logprob": block.gather(1, targets[start:end, None])}
@@ -226,7 +227,10 @@ def _record(
             columns.setdefault("top_ids", []).append(top)
         if keep.against is not None and reference is not None:
             wanted = torch.from_numpy(keep.against.ids[reference[start:end]]).long()
-            taken["at_top"] = block.gather(1, wanted.to(block.device))
+            # rows that pad the baseline's vocabulary may be gone from the subject's
+            wanted = wanted.clamp_(max=block.shape[1] - 1).to(block.device)
+            taken["at_top"] = block.gather(1, wanted)
+            width = block.shape[1]
         largest = block.amax(dim=-1, keepdim=True)
         normalizer = block.sub_(largest).exp_().sum(dim=-1, keepdim=True).log_() + largest
         for name, values in taken.items():
@@ -237,7 +241,11 @@ def _record(
     if keep.against is not None and reference is not None:
         # both sides in the stored precision, so that equal distributions differ by exactly 0
         mine = arrays.pop("at_top").astype(np.float16)
-        arrays["kl"] = truncated_kl(keep.against.logprob[reference], mine)
+        base = keep.against.logprob[reference]
+        gone = keep.against.ids[reference] >= width
+        if gone.any():  # what the baseline gave them is part of the rest
+            base, mine = (np.where(gone, NEVER, side).astype(np.float16) for side in (base, mine))
+        arrays["kl"] = truncated_kl(base, mine)
     return arrays
 
 

@@ -9,7 +9,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,11 @@ class RunWindows:
             InputError: see :func:`invarlock.windows.read_windows`.
         """
         return cls(read_windows(path, tokenizer_sha256), sha256_file(path))
+
+    def token_ids(self) -> Iterator[Sequence[int]]:
+        """The tokens of every window, or of every record."""
+        for window in (*self.content.preview, *self.content.final):
+            yield window.tokens
 
     def arm(self, name: str) -> Sequence[Window] | Sequence[Record]:
         """The windows of ``preview`` or ``final``."""

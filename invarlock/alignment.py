@@ -1,0 +1,172 @@
+"""A subject's tensors under the names and in the shapes of its baseline's, where both mean one.
+
+Tools write one model in several ways: with or without the prefix of the base model, with older
+names of a norm's vectors, with a tied matrix once or several times, with buffers that follow from
+the configuration, with rows that pad the vocabulary to a round number. :func:`align` undoes
+these, so that every later comparison is of tensor with tensor; the bytes stay where they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.roles import Role, architecture_of, is_tied, role_of
+from invarlock.shards import TensorInfo
+
+# Buffers that follow from the configuration: loaders make them, and leave stored ones unread.
+BUFFERS = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.inv_freq|attn\.(?:bias|masked_bias)|attention\.(?:bias|masked_bias)"
+    r"|embeddings\.position_ids)"
+)
+OLDER_NAMES = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+# Tables with a row, and vectors with an entry, per token; those of one model may be one matrix.
+TOKEN_TABLES = re.compile(
+    r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|shared|embed_in|embed_out|lm_head"
+    r"|predictions\.decoder)\.weight"
+)
+TOKEN_VECTORS = re.compile(r"(?:.*\.)?(?:lm_head|predictions|predictions\.decoder)\.bias")
+HEADS = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|predictions\.decoder)\.weight")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The subject as the baseline spells it, and what that took; names are the files'."""
+
+    subject: Checkpoint
+    renamed: tuple[str, ...]
+    buffers: tuple[str, ...]  # stored on one side only
+    copies: tuple[str, ...]  # of a matrix that the other side stores once
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
+    """The subject's tensors in the baseline's names; what has no counterpart is left out of it.
+
+    A table of more tokens than the baseline's is cut to those of the baseline, whether or not it
+    may have more: the invariants guard says.
+    """
+    given = _in_names_of(baseline, subject)
+    missing = sorted(set(baseline.tensors) - set(given))
+    extra = sorted(set(given) - set(baseline.tensors))
+    buffers = [name for name in (*missing, *extra) if BUFFERS.fullmatch(name)]
+    tensors = {name: info for name, info in given.items() if name in baseline.tensors}
+    copies = [name for name in extra if _is_a_copy(subject, given, name)]
+    for name in missing:
+        twin = _stored_once(baseline, name, given)
+        if twin is not None and (ties(subject) or not HEADS.fullmatch(name)):
+            tensors[name] = twin
+            copies.append(name)
+    settled = {*buffers, *copies}
+    cut = {name: _cut(name, info, baseline) for name, info in sorted(tensors.items())}
+    return Alignment(
+        replace(subject, tensors=cut, _digests={}),
+        tuple(sorted(info.name for name, info in given.items() if name != info.name)),
+        tuple(buffers),
+        tuple(copies),
+        tuple(name for name in missing if name not in settled),
+        tuple(given[name].name for name in extra if name not in settled),
+    )
+
+
+def is_token_table(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor has a row, or an entry, for every token."""
+    return bool(
+        (TOKEN_TABLES.fullmatch(name) or TOKEN_VECTORS.fullmatch(name))
+        and (role_of(name, config) in (Role.EMBED, Role.HEAD) or not architecture_of(config))
+    )
+
+
+def head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+    """The names of the stored output head and of the token embedding."""
+    tables = [name for name in checkpoint.tensors if TOKEN_TABLES.fullmatch(name)]
+    head = next((name for name in tables if HEADS.fullmatch(name)), None)
+    # where there are several, the one that the others are tied to
+    embeddings = sorted(set(tables) - {head}, key=lambda name: not name.endswith("shared.weight"))
+    return head, next((name for name in embeddings if not HEADS.fullmatch(name)), None)
+
+
+def ties(checkpoint: Checkpoint) -> bool:
+    """Whether loaders use the embedding as the output head, whatever else is stored."""
+    declared = checkpoint.config.get("tie_word_embeddings")
+    if declared is not None:
+        return bool(declared)
+    return is_tied(checkpoint.config) or head_and_embedding(checkpoint)[0] is None
+
+
+def _in_names_of(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorInfo]:
+    """The subject's tensors by the baseline's names where a name differs in its spelling only."""
+    plain = {_current(name): name for name in baseline.tensors}
+    given = {plain.get(_current(name), name): info for name, info in subject.tensors.items()}
+    if len(given) < len(subject.tensors):  # two spellings of one name: leave them to be told
+        return dict(subject.tensors)
+    missing = set(baseline.tensors) - set(given)
+    extra = [name for name in given if name not in baseline.tensors]
+    for shorter, longer in ((missing, extra), (extra, missing)):
+        prefixes = {n.partition(".")[0] for n in longer if n.partition(".")[2] in {*shorter}}
+        if len(prefixes) == 1:
+            (prefix,) = prefixes
+            return {_moved(name, f"{prefix}.", missing, baseline): i for name, i in given.items()}
+    return given
+
+
+def _current(name: str) -> str:
+    for older, newer in OLDER_NAMES:
+        name = name.replace(older, newer)
+    return name
+
+
+def _moved(name: str, prefix: str, missing: set[str], baseline: Checkpoint) -> str:
+    """``name`` with or without the prefix, whichever the baseline has."""
+    if name in baseline.tensors:
+        return name
+    return next((n for n in (prefix + name, name.removeprefix(prefix)) if n in missing), name)
+
+
+def _is_a_copy(subject: Checkpoint, given: Mapping[str, TensorInfo], name: str) -> bool:
+    """Whether another token table of the subject has the bytes of this one."""
+    others = (other for other in given if other != name and _alike(given[other], given[name]))
+    return any(
+        subject.tensor_digest(given[other].name) == subject.tensor_digest(given[name].name)
+        for other in others
+        if _same_kind(other, name)
+    )
+
+
+def _stored_once(
+    baseline: Checkpoint, name: str, given: Mapping[str, TensorInfo]
+) -> TensorInfo | None:
+    """What the subject stores of a table that the baseline stores several times."""
+    for other in baseline.tensors:
+        if other == name or other not in given or not _same_kind(other, name):
+            continue
+        if not _alike(baseline.tensors[other], baseline.tensors[name]):
+            continue
+        if baseline.tensor_digest(other) == baseline.tensor_digest(name):
+            return given[other]
+    return None
+
+
+def _alike(one: TensorInfo, other: TensorInfo) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape)
+
+
+def _same_kind(one: str, other: str) -> bool:
+    return any(k.fullmatch(one) and k.fullmatch(other) for k in (TOKEN_TABLES, TOKEN_VECTORS))
+
+
+def _cut(name: str, info: TensorInfo, baseline: Checkpoint) -> TensorInfo:
+    """The rows of a token table that the baseline has, too."""
+    wanted = baseline.tensors[name].shape
+    if (
+        not is_token_table(name, baseline.config)
+        or info.shape[1:] != wanted[1:]
+        or info.shape[0] <= wanted[0]
+    ):
+        return info
+    end = info.begin + info.nbytes // info.shape[0] * wanted[0]
+    return replace(info, shape=wanted, end=end)

@@ -1,0 +1,339 @@
+"""What two ``config.json`` say to the loader, whatever they spell it like.
+
+Both are read by the configuration class that would load them (transformers' own, of the installed
+version), which fills in defaults and turns older spellings into its own; what is compared is the
+result. An architecture that the library does not know, or that brings its own code, is compared
+as written.
+
+A field's class decides what a difference is. The classes declare what their models read, so a
+declared field is taken to change the function unless it is known not to (``TRAINING``,
+``RESOLVED``); a field that no class declares is taken not to, unless other loaders are known to
+read it (``ACTING``).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, cast
+
+from invarlock.errors import InputError
+from invarlock.files import canonical_json
+
+Fields = Mapping[str, Any]
+
+# Names, versions, paths, and what only chooses the form of a result.
+IGNORED = re.compile(
+    r"_name_or_path|model_name|.*_version|_commit_hash|unsloth_fixed|is_local|local_files_only"
+    r"|dtype|torch_dtype|_?attn_implementation(?:_internal|_autoset)?|_experts_implementation"
+    r"|_flash_attn_2_enabled|use_cache|output_(?:attentions|hidden_states|router_logits|past)"
+    r"|return_dict|architectures"
+)
+# What only training, or a head that is not measured, reads.
+TRAINING = re.compile(
+    r".*(?:dropout|pdrop|layerdrop).*|initializer_range|initializer_factor|init_std|init_device"
+    r"|gradient_checkpointing|use_bfloat16|router_(?:aux_loss_coef|z_loss_coef|jitter_noise)"
+    r"|summary_.*|problem_type|id2label|label2id|num_labels|task_specific_params|finetuning_task"
+    r"|pretraining_tp|chunk_size_feed_forward|slow_but_exact|cache_implementation"
+)
+# From these the class makes ``layer_types`` and ``sliding_window``, which are compared.
+RESOLVED = frozenset(
+    {"use_sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval"}
+)
+# Read by models of some loader although the class may not declare them.
+ACTING = re.compile(
+    r"sliding_window|attention_window|layer_types|attention_chunk_size|max_position_embeddings"
+    r"|original_max_position_embeddings|n_positions|max_seq_len|rope_.*|rotary_.*|use_.*rope"
+    r"|partial_rotary_factor|.*logit_softcapping|logit_scale|logits_scaling|.*_multiplier"
+    r"|attention_bias|mlp_bias|head_dim|n_inner|hidden_act|hidden_activation|activation_function"
+    r"|.*norm_eps(?:ilon)?|is_decoder|is_encoder_decoder|add_cross_attention"
+    r"|decoder_start_token_id|quantization_config|scale_decoder_outputs|alibi|no_rope_layers"
+)
+# With another value the tensors have other shapes, or are another network's.
+SHAPES = frozenset(
+    {
+        "model_type", "hidden_size", "n_embd", "d_model", "dim", "word_embed_proj_dim",
+        "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner",
+        "ffn_dim", "d_ff", "hidden_dim", "ffn_hidden_size", "num_hidden_layers", "n_layer",
+        "n_layers", "num_layers", "num_decoder_layers", "num_attention_heads", "n_head", "n_heads",
+        "num_heads", "num_key_value_heads", "num_kv_heads", "head_dim", "d_kv", "kv_lora_rank",
+        "q_lora_rank", "num_local_experts", "num_experts", "n_routed_experts", "type_vocab_size",
+        "is_encoder_decoder", "quantization_config", "text_config", "vision_config",
+    }
+)  # fmt: skip
+# Judged with the tensors and with the token ids.
+ELSEWHERE = frozenset(
+    {"vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
+)
+# Other names under which one config.json may give a field a second time.
+SECOND_NAMES = (
+    ("hidden_act", "hidden_activation", "activation_function"),
+    ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+    ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+    ("num_attention_heads", "n_head", "n_heads"),
+    ("num_hidden_layers", "n_layer", "n_layers"),
+    ("hidden_size", "n_embd", "d_model"),
+    ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    ("num_local_experts", "num_experts"),
+    ("rope_theta", "rotary_emb_base"),
+    ("partial_rotary_factor", "rotary_pct"),
+)
+SHOWN = 60  # characters of a value in a message
+
+
+class Weight(Enum):
+    """What a difference of a field is."""
+
+    IMPOSSIBLE = "impossible"  # the two are not two states of one model
+    FUNCTION = "function"  # the loader builds another function
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that the loader reads differently from the two files."""
+
+    name: str  # as accepted by name
+    weight: Weight
+    message: str
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The fields as the class resolves them; ``declared`` is None where no class read them."""
+
+    fields: Fields
+    declared: frozenset[str] | None = field(default=None)
+
+
+def differences(baseline: Fields, subject: Fields) -> list[Difference]:
+    """How the loader reads ``subject`` otherwise than ``baseline``, the worst first.
+
+    Sizes of the vocabulary, tying and token ids are not among it: they are judged together with
+    the tensors and the tokenizer.
+
+    Raises:
+        InputError: the class that reads the baseline refuses the subject's.
+    """
+    if canonical_json(baseline) == canonical_json(subject):
+        return []
+    kind = baseline.get("model_type")
+    if kind != subject.get("model_type"):
+        return [
+            _difference("model_type", Weight.IMPOSSIBLE, kind, subject.get("model_type")),
+            *_contradicted(baseline, subject),
+        ]
+    found = [*_contradicted(baseline, subject), *_other_architectures(baseline, subject)]
+    if _read(baseline) == _read(subject):  # no class needs to be asked
+        return found
+    before = _resolved(baseline)
+    after = Effective(_present(subject)) if before.declared is None else _resolved(subject)
+    if before.declared is not None and after.declared is None:
+        raise InputError("no class reads it", found=str(kind))
+    found += _compare(before, after, "")
+    if before.declared is None and found:
+        text = f"config.json: {kind!r} has no class in the library; fields are compared as written"
+        found.append(Difference("model_type", Weight.NOTE, text))
+    return sorted(found, key=lambda difference: [*Weight].index(difference.weight))
+
+
+def _other_architectures(baseline: Fields, subject: Fields) -> list[Difference]:
+    """Servers choose the model by these names, the loader by the kind of model."""
+    b, s = (config.get("architectures") for config in (baseline, subject))
+    if set(map(str, b or ())) == set(map(str, s or ())):
+        return []
+    return [_difference("architectures", Weight.NOTE, b, s)]
+
+
+def _read(config: Fields) -> bytes:
+    """What is given of the fields that any loader reads."""
+    given = {k: v for k, v in config.items() if not IGNORED.fullmatch(k)}
+    return canonical_json(given)
+
+
+def token_ids(value: object) -> frozenset[int]:
+    """The ids of a ``*_token_id`` field: one, a list, or none."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return frozenset(item for item in items if isinstance(item, int))
+
+
+def _resolved(config: Fields) -> Effective:
+    """The fields as the installed library's class for ``model_type`` makes them.
+
+    Raises:
+        InputError: the class refuses the values.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    library_log: Any = transformers.utils.logging
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return Effective(_present(config))
+    made = cast(Any, CONFIG_MAPPING[kind])
+    level = library_log.get_verbosity()
+    library_log.set_verbosity_error()
+    try:  # the class works on the dictionaries it is given
+        resolved = made.from_dict(copy.deepcopy(dict(config))).to_dict()
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        cause = " ".join(str(error).split())
+        raise InputError(f"{made.__name__} refuses it: {cause}") from error
+    finally:
+        library_log.set_verbosity(level)
+    return Effective(resolved, _declared(kind) | (set(resolved) - set(config)))
+
+
+def _declared(kind: str) -> frozenset[str]:
+    """Fields that the class declares beside those of every configuration."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    if kind not in CONFIG_MAPPING:
+        return frozenset()
+    common = cast(Any, PreTrainedConfig).__dataclass_fields__
+    return frozenset(cast(Any, CONFIG_MAPPING[kind]).__dataclass_fields__) - frozenset(common)
+
+
+def _present(config: Fields) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _compare(before: Effective, after: Effective, inside: str) -> Iterator[Difference]:
+    """Every field that differs; ``inside`` names the part of a model of several."""
+    for name in sorted({*before.fields, *after.fields}):
+        b, s = before.fields.get(name), after.fields.get(name)
+        if isinstance(b, Mapping) and isinstance(s, Mapping) and name.endswith("_config"):
+            kind = str(b.get("model_type"))
+            declared = None if before.declared is None else _declared(kind)
+            yield from _compare(Effective(b, declared), Effective(s, declared), f"{name}.")
+            continue
+        b, s = _implied(name, b, before.fields), _implied(name, s, after.fields)
+        if name in ELSEWHERE or IGNORED.fullmatch(name) or _plain(name, b) == _plain(name, s):
+            continue
+        if name.startswith("_") and name not in (before.declared or ()):
+            continue  # the library's own notes
+        weight = _weight(name, before, after)
+        yield _difference(name, weight, b, s, inside)
+
+
+def _weight(name: str, before: Effective, after: Effective) -> Weight:
+    if name in SHAPES:
+        return Weight.IMPOSSIBLE
+    if TRAINING.fullmatch(name):
+        return Weight.NOTE
+    if name in RESOLVED and before.declared is not None:
+        return Weight.NOTE
+    if name == "sliding_window" and _all_layers_see_everything(before, after):
+        return Weight.NOTE
+    known = before.declared is None or name in before.declared | (after.declared or frozenset())
+    return Weight.FUNCTION if known or ACTING.fullmatch(name) else Weight.NOTE
+
+
+def _all_layers_see_everything(before: Effective, after: Effective) -> bool:
+    """Whether no layer has a window, so that its length says nothing."""
+    kinds = [side.fields.get("layer_types") for side in (before, after)]
+    return all(kind and set(kind) == {"full_attention"} for kind in kinds)
+
+
+def _implied(name: str, value: Any, fields: Fields) -> Any:
+    """What models take where a field is not given, and the class leaves that to them."""
+    hidden, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    if value is None and name == "head_dim" and isinstance(hidden, int) and heads:
+        return hidden // int(heads)
+    if value is None and name == "n_inner" and isinstance(fields.get("n_embd"), int):
+        return 4 * int(fields["n_embd"])
+    return value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value without its spelling: tuples are lists, absent entries of a table are none."""
+    if isinstance(value, Mapping):
+        items = {str(k): _plain(str(k), v) for k, v in value.items() if v is not None}
+        if "rope_type" in items or "type" in items:  # the older name of the kind of rotation
+            items["rope_type"] = items.pop("type", None) or items["rope_type"]
+        return items
+    if isinstance(value, list | tuple):
+        return [_plain("", item) for item in value]
+    if isinstance(value, str) and re.search("act", name):
+        return {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}.get(value, value)
+    return value
+
+
+def _difference(name: str, weight: Weight, b: Any, s: Any, inside: str = "") -> Difference:
+    if isinstance(b, Mapping) and isinstance(s, Mapping):
+        keys = sorted(k for k in {*b, *s} if b.get(k) != s.get(k))
+        b, s = ({k: side[k] for k in keys if k in side} for side in (b, s))
+    message = f"config.json: {inside}{name} was {_shown(b)}, is {_shown(s)}"
+    return Difference(name, weight, message)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _contradicted(baseline: Fields, subject: Fields) -> Iterator[Difference]:
+    """Contradictions of the subject that the baseline does not have."""
+    known = set(contradictions(baseline))
+    for name, text in contradictions(subject):
+        if (name, text) not in known:
+            message = f"config.json: {text}: two loaders would read two models"
+            weight = Weight.NOTE if name == "dtype" else Weight.FUNCTION
+            yield Difference(name, weight, message)
+
+
+def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:
+    """Fields that one ``config.json`` gives twice and differently, with what it says."""
+    found = [*_contradicting_rotations(config, inside)]
+    pairs = [(a, b) for names in SECOND_NAMES for a in names[:1] for b in names[1:]]
+    for one, other in (*pairs, ("dtype", "torch_dtype")):
+        b, s = config.get(one), config.get(other)
+        if b is not None and s is not None and _plain(one, b) != _plain(other, s):
+            found.append((one, f"{inside}{one} is {_shown(b)}, {inside}{other} {_shown(s)}"))
+    kinds = config.get("layer_types")
+    windows = isinstance(kinds, list) and "sliding_attention" in kinds
+    if windows and config.get("use_sliding_window") is False:
+        text = f"{inside}layer_types names sliding layers, {inside}use_sliding_window is False"
+        found.append(("layer_types", text))
+    for key, value in config.items():
+        if key.endswith("_config") and isinstance(value, Mapping) and not inside:
+            found += contradictions(value, f"{key}.")
+    return found
+
+
+def _contradicting_rotations(config: Fields, inside: str) -> Iterator[tuple[str, str]]:
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    for name, rope in (("rope_parameters", new), ("rope_scaling", old)):
+        kinds = (
+            [rope.get(key) for key in ("type", "rope_type")] if isinstance(rope, Mapping) else []
+        )
+        if all(kinds) and len(set(map(str, kinds))) == 2:
+            yield name, f"{inside}{name}: type is {kinds[0]!r}, rope_type {kinds[1]!r}"
+    if not isinstance(new, Mapping):
+        return
+    nested = [part for part in new.values() if isinstance(part, Mapping)]
+    whole = new.get("full_attention") if nested else new
+    if not isinstance(whole, Mapping):
+        return
+    for name in ("rope_theta", "partial_rotary_factor"):
+        top, within = config.get(name), whole.get(name)
+        if top is not None and within is not None and top != within:
+            yield name, f"{inside}{name} is {top!r}, {inside}rope_parameters has {within!r}"
+    if "rope_scaling" not in config:
+        return
+    other = _rotation(old if isinstance(old, Mapping) else {})
+    if _rotation(whole) != other:
+        text = f"{_shown(old)}, {inside}rope_parameters {_shown(dict(whole))}"
+        yield "rope_scaling", f"{inside}rope_scaling is {text}"
+
+
+def _rotation(rope: Fields) -> dict[str, Any]:
+    """How positions are scaled, without the base frequency, which has its own field."""
+    kept = dict(_plain("", rope))
+    kept.setdefault("rope_type", "default")
+    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        kept.pop(name, None)
+    return kept

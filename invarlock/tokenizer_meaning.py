@@ -1,0 +1,261 @@
+"""Whether two ``tokenizer.json`` read text the same way, whatever they spell it like.
+
+Two files with the same content need no library. Otherwise both are read by the installed
+``tokenizers``, which writes merges, defaults and absent fields in one way; what is compared is
+the vocabulary, the merges, the added tokens, the normalizer, the pre-tokenizer and the decoder,
+and then the ids of texts: the windows', as the baseline's tokenizer spells them, and a fixed probe.
+What is added around a text is compared by its effect alone: a post-processor that adds nothing
+is none.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invarlock.errors import InputError
+from invarlock.files import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NAME = "tokenizer.json"
+PROBE_FILE = Path(__file__).with_name("data") / "probe_texts.json"
+PARTS = ("normalizer", "pre_tokenizer", "decoder")
+SHOWN = 40  # characters of a text in a message
+LISTED = 3  # tokens given in a message; the count is complete
+
+
+def probe_texts() -> list[str]:
+    """Scripts, digits, white space, control characters, emoji, code: what differs in use."""
+    texts: list[str] = json.loads(PROBE_FILE.read_bytes())
+    return texts
+
+
+class Weight(Enum):
+    """What a difference of the tokenizers is."""
+
+    OTHER_IDS = "other_ids"  # a text gets other ids: the same windows would be other texts
+    OTHER_FILE = "other_file"  # every text tried gets the same ids, but something else differs
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One difference, in words."""
+
+    weight: Weight
+    name: str  # as accepted by name
+    message: str
+
+
+def differences(
+    baseline: Path, subject: Path, windows: Iterable[Sequence[int]] = ()
+) -> list[Difference]:
+    """How the tokenizer of the folder ``subject`` differs from that of ``baseline``, worst first.
+
+    ``windows`` are token ids of the baseline.
+
+    Raises:
+        InputError: the baseline's cannot be read.
+    """
+    files = [folder / NAME for folder in (baseline, subject)]
+    there = [path.is_file() for path in files]
+    if there != [True, True]:
+        what = "has none, the subject has" if there[1] else "has one, the subject has none"
+        text = f"{NAME}: the baseline {what}"
+        return [Difference(Weight.OTHER_IDS, "tokenizer", text)] if any(there) else []
+    if filecmp.cmp(files[0], files[1], shallow=False):
+        return []
+    documents = [read_json(path) for path in files]
+    if documents[0] == documents[1]:
+        return []
+    mine = _read(files[0], documents[0])
+    try:
+        other = _read(files[1], documents[1])
+    except InputError as error:
+        told = InputError(error.what, where=NAME)  # no path: it is of this machine
+        return [Difference(Weight.OTHER_IDS, "tokenizer", str(told))]
+    found = [*_settings(*documents)]
+    vocabulary = _vocabulary(mine, other)
+    if vocabulary is not None and vocabulary.weight is Weight.OTHER_IDS:
+        return [vocabulary, *found]  # whatever else differs, these are two
+    found += [*([vocabulary] if vocabulary else []), *_structure(mine, other)]
+    example = _first_other_ids(mine, other, windows)
+    if example:
+        found.append(Difference(Weight.OTHER_IDS, "tokenizer", f"{NAME}: {example}"))
+    return sorted(found, key=lambda difference: [*Weight].index(difference.weight))
+
+
+def largest_id(folder: Path) -> int | None:
+    """The largest id of the tokenizer in ``folder``; None without a readable one."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        ids = _read(path, read_json(path)).get_vocab(with_added_tokens=True).values()
+    except InputError:
+        return None
+    return max(ids, default=None)
+
+
+def _read(path: Path, document: Any) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"not a readable tokenizer: {error}", where=str(path)) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in ("truncation", "padding"):
+        b, s = before.get(name), after.get(name)
+        if b != s:
+            text = f"{NAME}: {name} was {_shown(b)}, is {_shown(s)}; windows are cut without it"
+            yield Difference(Weight.NOTE, name, text)
+
+
+def _vocabulary(mine: Tokenizer, other: Tokenizer) -> Difference | None:
+    """Tokens with another id or none are other text; tokens that are only new are an addition."""
+    before, after = (t.get_vocab(with_added_tokens=True) for t in (mine, other))
+    moved = sorted(
+        (token for token in before if after.get(token) != before[token]), key=before.__getitem__
+    )
+    if moved:
+        cases = [f"{t!r} was {before[t]}, is {after.get(t, 'gone')}" for t in moved[:LISTED]]
+        text = f"{NAME}: {len(moved)} tokens have another id or none: {'; '.join(cases)}"
+        return Difference(Weight.OTHER_IDS, "tokenizer", text)
+    new = sorted((token for token in after if token not in before), key=after.__getitem__)
+    if new:
+        cases = [f"{token!r} ({after[token]})" for token in new[:LISTED]]
+        text = f"{NAME}: {len(new)} tokens are new: {', '.join(cases)}"
+        return Difference(Weight.OTHER_FILE, "added_tokens", text)
+    return None
+
+
+def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[Difference]:
+    """Parts that differ in the library's own spelling of both."""
+    before, after = (json.loads(tokenizer.to_str()) for tokenizer in (mine, other))
+    for name in PARTS:
+        b, s = (_plain(name, side.get(name)) for side in (before, after))
+        if b != s:
+            text = f"{NAME}: {name} was {_shown(b)}, is {_shown(s)}"
+            yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+    b, s = (dict(side["model"], vocab=None) for side in (before, after))
+    differing = sorted(key for key in {*b, *s} if (b.get(key) or None) != (s.get(key) or None))
+    for key in differing:
+        values = f" was {_shown(b.get(key))}, is {_shown(s.get(key))}" if key != "merges" else ""
+        text = f"{NAME}: {key} of the model{values or ' differ'}"
+        yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+    pieces = [side["model"]["vocab"] for side in (before, after)]
+    if isinstance(pieces[0], list) and _scores(pieces[0]) != _scores(pieces[1]):
+        yield Difference(Weight.OTHER_FILE, "tokenizer", f"{NAME}: scores of the model differ")
+    b, s = ({t["content"]: t for t in side["added_tokens"]} for side in (before, after))
+    changed = sorted(token for token in {*b} & {*s} if b[token] != s[token])
+    changed += sorted(token for token in {*b} ^ {*s} if token in _both(mine, other))
+    if changed:
+        token = changed[0]
+        text = f"{token!r} was {_flags(b.get(token))}, is {_flags(s.get(token))}"
+        text = f"{NAME}: {len(changed)} added tokens are treated otherwise: {text}"
+        yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+
+
+def _scores(pieces: Sequence[tuple[str, float]]) -> dict[str, float]:
+    return {piece: score for piece, score in pieces}  # noqa: C416 (lists of two from JSON)
+
+
+def _both(mine: Tokenizer, other: Tokenizer) -> set[str]:
+    before, after = (t.get_vocab(with_added_tokens=True) for t in (mine, other))
+    return set(before) & set(after)
+
+
+def _flags(token: Mapping[str, Any] | None) -> str:
+    if token is None:
+        return "an ordinary token"
+    names = ("special", "normalized", "single_word", "lstrip", "rstrip")
+    return " ".join(name for name in names if token[name]) or "without flags"
+
+
+def _plain(name: str, part: Any) -> Any:
+    """A part without what has no effect: a sequence of one is that one, of none is none."""
+    if not isinstance(part, dict):
+        return part
+    kept = {key: value for key, value in part.items() if key != "trim_offsets"}  # offsets only
+    if name == "decoder" and part["type"] == "ByteLevel":
+        return {"type": "ByteLevel"}  # its other fields act on encoding
+    inner = next((key for key in ("normalizers", "pretokenizers", "decoders") if key in part), None)
+    if part["type"] != "Sequence" or inner is None:
+        return kept
+    parts: list[Any] = []
+    for item in part[inner]:
+        plain = _plain(name, item)
+        if isinstance(plain, dict) and plain["type"] == "Sequence":
+            parts += plain[inner]
+        elif plain is not None:
+            parts.append(plain)
+    return parts[0] if len(parts) == 1 else {**kept, inner: parts} if parts else None
+
+
+def _first_other_ids(
+    mine: Tokenizer, other: Tokenizer, windows: Iterable[Sequence[int]]
+) -> str | None:
+    """The first text that the two encode differently, with what each makes of it."""
+    added = [token.content for token in mine.get_added_tokens_decoder().values()]
+    around = [text for token in added for text in (token, f"a {token} b", f"a{token}b")]
+    probe = probe_texts()
+    texts = [*probe, *around]
+    texts += [mine.decode(list(ids), skip_special_tokens=False) for ids in windows]
+    for literal in (True, False):  # control tokens in a text: as windows are cut, and as served
+        for tokenizer in (mine, other):
+            tokenizer.encode_special_tokens = literal
+        for special in (False, True):
+            pairs = [[t.encode_batch(texts, add_special_tokens=special) for t in (mine, other)]]
+            if special:
+                both = [(text, "b") for text in probe]
+                pairs.append([t.encode_batch(both) for t in (mine, other)])
+            for before, after in pairs:
+                for index, (b, s) in enumerate(zip(before, after, strict=True)):
+                    if b.ids != s.ids or (special and b.type_ids != s.type_ids):
+                        text = _around(texts[index], b.ids, s.ids, mine)
+                        if special:
+                            text += " with what is added around it"
+                        if b.ids == s.ids:
+                            return f"{text} has other type ids in a pair of texts"
+                        return f"{text} was read as {_cut(b.ids, s.ids)}, is {_cut(s.ids, b.ids)}"
+    return None
+
+
+def _around(text: str, before: Sequence[int], after: Sequence[int], mine: Tokenizer) -> str:
+    """The part of ``text`` where the ids part."""
+    if len(text) <= SHOWN:
+        return repr(text)
+    at = _parting(before, after)
+    return repr(mine.decode(list(before[max(0, at - 2) : at + 6]), skip_special_tokens=False))
+
+
+def _parting(one: Sequence[int], two: Sequence[int]) -> int:
+    shorter = min(len(one), len(two))
+    return next((i for i in range(shorter) if one[i] != two[i]), shorter)
+
+
+def _cut(ids: Sequence[int], others: Sequence[int]) -> str:
+    at = max(0, _parting(ids, others) - 2) if len(ids) > 8 else 0
+    return (
+        ("... " if at else "")
+        + " ".join(map(str, ids[at : at + 8]))
+        + (" ..." if len(ids) > at + 8 else "")
+    )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=True, sort_keys=True)
+    return text if len(text) <= 3 * SHOWN else text[: 3 * SHOWN] + "..."

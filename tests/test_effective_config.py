@@ -1,0 +1,400 @@
+"""The configuration as its class resolves it: spellings do not count, every acting field does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invarlock.effective_config import Weight, contradictions, differences
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 2048,
+    "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-5,
+    "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0", "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+PLAIN = {**LLAMA, "rope_scaling": None, "rope_theta": 10000.0, "max_position_embeddings": 8192}
+QWEN2: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+    "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+    "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1", "use_cache": True, "use_mrope": False,
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+# As the model hubs have them: older spellings, null values, fields left out.
+OLD: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "qwen2": QWEN2,
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+        "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+        "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+        "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "mistral": {
+        "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 32000,
+    },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
+        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "num_local_experts": 8, "output_router_logits": False, "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 32000,
+    },
+    "phi": {
+        "architectures": ["PhiForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 50256,
+        "embd_pdrop": 0.0, "eos_token_id": 50256, "hidden_act": "gelu_new", "hidden_size": 2560,
+        "initializer_range": 0.02, "intermediate_size": 10240, "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 2048, "model_type": "phi", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": None, "partial_rotary_factor": 0.4,
+        "qk_layernorm": False, "resid_pdrop": 0.1, "rope_scaling": None, "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "torch_dtype": "float16", "vocab_size": 51200,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
+        "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "model_type": "phi3",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 262144,
+        "rope_scaling": {"long_factor": [1.08] * 48, "short_factor": [1.0] * 48,
+                         "type": "longrope"},
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 32064,
+    },
+    "gemma": {
+        "architectures": ["GemmaForCausalLM"], "attention_bias": False, "bos_token_id": 2,
+        "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None,
+        "hidden_size": 2048, "intermediate_size": 16384, "max_position_embeddings": 8192,
+        "model_type": "gemma", "num_attention_heads": 8, "num_hidden_layers": 18,
+        "num_key_value_heads": 1, "pad_token_id": 0, "rms_norm_eps": 1e-6, "rope_scaling": None,
+        "rope_theta": 10000.0, "torch_dtype": "bfloat16", "vocab_size": 256000,
+    },
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
+        "eos_token_id": [1, 107], "final_logit_softcapping": 30.0, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304, "intermediate_size": 9216, "max_position_embeddings": 8192,
+        "model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26,
+        "num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096,
+        "torch_dtype": "bfloat16", "vocab_size": 256000,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
+        "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+        "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+            "num_attention_heads": 8, "num_hidden_layers": 34, "num_key_value_heads": 4,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304,
+            "model_type": "siglip_vision_model", "num_attention_heads": 16,
+            "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
+        },
+    },
+    "gemma3_text": {
+        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+        "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
+        "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+        "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+        "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
+        "sliding_window_pattern": 6, "torch_dtype": "bfloat16", "vocab_size": 262144,
+    },
+    "gpt_neox": {
+        "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0,
+        "hidden_act": "gelu", "hidden_size": 512, "initializer_range": 0.02,
+        "intermediate_size": 2048, "layer_norm_eps": 1e-5, "max_position_embeddings": 2048,
+        "model_type": "gpt_neox", "num_attention_heads": 8, "num_hidden_layers": 6,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+        "torch_dtype": "float16", "use_parallel_residual": True, "vocab_size": 50304,
+    },
+    "gpt2": {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256,
+        "initializer_range": 0.02, "layer_norm_epsilon": 1e-5, "model_type": "gpt2",
+        "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+        "resid_pdrop": 0.1, "summary_activation": None, "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "vocab_size": 50257,
+    },
+    "opt": {
+        "_name_or_path": "facebook/opt-125m", "_remove_final_layer_norm": False,
+        "activation_dropout": 0.0, "activation_function": "relu",
+        "architectures": ["OPTForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 2,
+        "do_layer_norm_before": True, "dropout": 0.1, "eos_token_id": 2, "ffn_dim": 3072,
+        "hidden_size": 768, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+        "model_type": "opt", "num_attention_heads": 12, "num_hidden_layers": 12,
+        "pad_token_id": 1, "prefix": "</s>", "torch_dtype": "float16", "vocab_size": 50272,
+        "word_embed_proj_dim": 768,
+    },
+    "t5": {
+        "architectures": ["T5ForConditionalGeneration"], "d_ff": 1024, "d_kv": 64,
+        "d_model": 512, "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu", "initializer_factor": 1.0, "is_encoder_decoder": True,
+        "layer_norm_epsilon": 1e-6, "model_type": "t5", "n_positions": 512,
+        "num_decoder_layers": 8, "num_heads": 6, "num_layers": 8, "output_past": True,
+        "pad_token_id": 0, "relative_attention_num_buckets": 32, "tie_word_embeddings": False,
+        "vocab_size": 32128,
+    },
+    "bert": {
+        "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1,
+        "gradient_checkpointing": False, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0,
+        "position_embedding_type": "absolute", "type_vocab_size": 2, "vocab_size": 30522,
+    },
+}  # fmt: skip
+
+
+def saved_again(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the library's class writes of a configuration that it has read."""
+    from transformers import CONFIG_MAPPING
+
+    read = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
+    read.save_pretrained(folder)
+    written: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return written
+
+
+def weights(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> dict[str, Weight]:
+    """The weight of every difference, by name."""
+    return {d.name: d.weight for d in differences(baseline, subject)}
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_saving_again_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """An older configuration of every kind, read and written by the class that loads it."""
+    written = saved_again(OLD[kind], tmp_path)
+    assert written != OLD[kind]
+    assert differences(OLD[kind], written) == []
+    assert differences(written, OLD[kind]) == []
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_defaults_written_out_are_no_change(kind: str) -> None:
+    """Everything the class holds, and null where it holds nothing."""
+    from transformers import CONFIG_MAPPING
+
+    full = CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(OLD[kind]))).to_dict()
+    full = json.loads(json.dumps(full, default=str))
+    assert not [d for d in differences(OLD[kind], full) if d.weight is not Weight.NOTE]
+
+
+HARMLESS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
+    # a tool that saves newer and older names side by side
+    "both spellings of the rotation": (PLAIN, {
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}),
+    "only the newer spelling": (PLAIN, {
+        "rope_parameters": {"rope_theta": 10000, "rope_type": "default"}, "rope_theta": None}),
+    "the older name of the kind of rotation": (
+        {**PLAIN, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "head_dim that follows": (PLAIN, {"head_dim": 64}),
+    "head_dim null": (PLAIN, {"head_dim": None}),
+    "head_dim of a class without it": (QWEN2, {"head_dim": 64}),
+    "a window that is not used": (QWEN2, {"sliding_window": None}),
+    "another window that is not used": (QWEN2, {"sliding_window": 32768}),
+    "layers without window, listed": (QWEN2, {"layer_types": ["full_attention"] * 24}),
+    "the newer name of dtype": (PLAIN, {"torch_dtype": None, "dtype": "bfloat16"}),
+    "another dtype": (PLAIN, {"torch_dtype": "float16"}),
+    "no cache": (PLAIN, {"use_cache": False}),
+    "a version and a path": (PLAIN, {
+        "transformers_version": "5.0.0", "_name_or_path": "/home/me/out",
+        "unsloth_version": "2025.1", "unsloth_fixed": True, "model_name": "x"}),
+    "attention of the trainer": (PLAIN, {
+        "_attn_implementation_autoset": True, "_attn_implementation": "flash_attention_2"}),
+    "a number as another type": (PLAIN, {"rope_theta": 10000}),
+    "another name of an activation": (PLAIN, {"hidden_act": "swish"}),
+    "a default left out": (PLAIN, {"attention_bias": None, "pretraining_tp": None}),
+    "an inner size that follows": (OLD["gpt2"], {"n_inner": 3072}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_tools_rewrite_is_no_difference(name: str) -> None:
+    """Trainers, converters and mergers, in their own spellings."""
+    config, changes = HARMLESS[name]
+    subject = {k: v for k, v in {**config, **changes}.items() if v is not None}
+    assert differences(config, subject) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "name"),
+    [
+        (PLAIN, {"attention_dropout": 0.1}, "attention_dropout"),
+        (PLAIN, {"initializer_range": 0.01}, "initializer_range"),
+        (PLAIN, {"pretraining_tp": 2}, "pretraining_tp"),
+        (PLAIN, {"a_tools_own_field": 3}, "a_tools_own_field"),
+        (PLAIN, {"architectures": ["LlamaModel"]}, "architectures"),
+        (QWEN2, {"max_window_layers": 21}, "max_window_layers"),
+        (OLD["gemma2"], {"cache_implementation": None}, "cache_implementation"),
+        (OLD["mixtral"], {"router_aux_loss_coef": 0.001}, "router_aux_loss_coef"),
+        ({**PLAIN, "dtype": "float16"}, {"dtype": "float32"}, "dtype"),
+    ],
+)
+def test_what_no_measured_function_reads_is_a_note(
+    config: Mapping[str, Any], changes: Mapping[str, Any], name: str
+) -> None:
+    """Named, and nothing more."""
+    assert weights(config, {**config, **changes}) == {name: Weight.NOTE}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "name"),
+    [
+        (PLAIN, {"max_position_embeddings": 16384}, "max_position_embeddings"),
+        (PLAIN, {"rope_theta": 20000.0}, "rope_parameters"),
+        (PLAIN, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
+        (LLAMA, {"rope_scaling": None}, "rope_parameters"),
+        (PLAIN, {"sliding_window": 4096}, "sliding_window"),  # the class does not declare it
+        (PLAIN, {"rms_norm_eps": 1e-6}, "rms_norm_eps"),
+        (PLAIN, {"hidden_act": "gelu"}, "hidden_act"),
+        (PLAIN, {"attention_bias": True}, "attention_bias"),
+        (OLD["mistral"], {"sliding_window": None}, "sliding_window"),
+        (OLD["mixtral"], {"num_experts_per_tok": 1}, "num_experts_per_tok"),
+        (QWEN2, {"use_sliding_window": True, "max_window_layers": 12}, "layer_types"),
+        (OLD["gemma2"], {"attn_logit_softcapping": None}, "attn_logit_softcapping"),
+        (OLD["gemma2"], {"final_logit_softcapping": 20.0}, "final_logit_softcapping"),
+        (OLD["gemma2"], {"query_pre_attn_scalar": 224}, "query_pre_attn_scalar"),
+        (OLD["gemma3_text"], {"rope_local_base_freq": 20000}, "rope_parameters"),
+        (OLD["gemma3_text"], {"sliding_window_pattern": 2}, "layer_types"),
+        (OLD["phi"], {"partial_rotary_factor": 0.5}, "rope_parameters"),
+        (OLD["phi3"], {"original_max_position_embeddings": 8192},
+         "original_max_position_embeddings"),
+        (OLD["gpt_neox"], {"use_parallel_residual": False}, "use_parallel_residual"),
+        (OLD["gpt_neox"], {"rotary_pct": 0.5}, "rope_parameters"),
+        (OLD["gpt2"], {"scale_attn_by_inverse_layer_idx": True},
+         "scale_attn_by_inverse_layer_idx"),
+        (OLD["opt"], {"do_layer_norm_before": False}, "do_layer_norm_before"),
+        (OLD["opt"], {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
+        (OLD["t5"], {"relative_attention_max_distance": 64}, "relative_attention_max_distance"),
+        (OLD["t5"], {"decoder_start_token_id": 2}, "decoder_start_token_id"),
+        (OLD["bert"], {"is_decoder": True}, "is_decoder"),
+        (OLD["gemma3"], {"text_config": {**OLD["gemma3"]["text_config"], "sliding_window": 512}},
+         "sliding_window"),
+    ],
+)  # fmt: skip
+def test_what_acts_is_fatal_and_has_a_name(
+    config: Mapping[str, Any], changes: Mapping[str, Any], name: str
+) -> None:
+    """In the windows or beyond them: it can only be accepted by its name."""
+    assert weights(config, {**config, **changes})[name] is Weight.FUNCTION
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral"},
+        {"hidden_size": 1024},
+        {"num_hidden_layers": 8},
+        {"num_attention_heads": 16},
+        {"num_key_value_heads": 4},
+        {"head_dim": 32},
+        {"quantization_config": {"quant_method": "awq"}},
+    ],
+)
+def test_another_network_cannot_be_accepted(changes: Mapping[str, Any]) -> None:
+    """The comparison is impossible."""
+    (name,) = changes
+    assert weights(PLAIN, {**PLAIN, **changes})[name] is Weight.IMPOSSIBLE
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "name"),
+    [
+        (PLAIN, {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+                 "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+         "rope_scaling"),
+        (PLAIN, {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0}},
+         "rope_scaling"),
+        (PLAIN, {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}},
+         "rope_theta"),
+        (PLAIN, {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
+         "rope_scaling"),
+        (OLD["gpt2"], {"n_ctx": 2048, "max_position_embeddings": 2048}, "max_position_embeddings"),
+        (OLD["gpt2"], {"num_hidden_layers": 6}, "num_hidden_layers"),
+        (OLD["gemma2"], {"hidden_act": "relu"}, "hidden_act"),
+        (OLD["phi"], {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default",
+                                          "partial_rotary_factor": 1.0}},
+         "partial_rotary_factor"),
+        (QWEN2, {"layer_types": ["sliding_attention"] * 24}, "layer_types"),
+        (OLD["gemma3"], {"text_config": {
+            **OLD["gemma3"]["text_config"],
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},
+        }}, "rope_scaling"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_said(
+    config: Mapping[str, Any], changes: Mapping[str, Any], name: str
+) -> None:
+    """One file from which two loaders would make two models."""
+    subject = {**config, **changes}
+    said = [d for d in differences(config, subject) if "two loaders" in d.message]
+    assert name in [d.name for d in said]
+    assert contradictions(config) == []
+    # what the baseline says as well is no difference
+    assert not list(differences(subject, {**subject, "use_cache": False}))
+
+
+@pytest.mark.parametrize("kind", ["a_model_of_tomorrow", None])
+def test_an_unknown_kind_is_compared_as_written(kind: str | None) -> None:
+    """Every value counts, null is absent, and a note says how it was compared."""
+    config = {"model_type": kind, "hidden_size": 8, "window": 4, "gate": None, "dropout": 0.1}
+    same = {k: v for k, v in config.items() if v is not None or k == "model_type"}
+    assert differences(config, {**same, "transformers_version": "9"}) == []
+    assert weights(config, {**config, "window": 8}) == {
+        "window": Weight.FUNCTION,
+        "model_type": Weight.NOTE,
+    }
+    assert weights(config, {**config, "dropout": 0.0})["dropout"] is Weight.NOTE
+
+
+def test_values_that_the_class_refuses_are_one_line() -> None:
+    """The library's own reason, without its layout."""
+    from invarlock.errors import InputError
+
+    with pytest.raises(InputError, match=r"LlamaConfig refuses it: .*num_hidden_layers"):
+        differences(PLAIN, {**PLAIN, "num_hidden_layers": "two"})
+
+
+def test_long_values_are_cut_to_what_differs() -> None:
+    """A table of rotation factors says the entry, and a list its beginning."""
+    config = OLD["phi3"]
+    scaling = {**config["rope_scaling"], "short_factor": [1.1] * 48}
+    (difference,) = differences(config, {**config, "rope_scaling": scaling})
+    assert "short_factor" in difference.message
+    assert "long_factor" not in difference.message
+    assert len(difference.message) < 200
