@@ -48,7 +48,8 @@ def measure_and_judge(job: Job) -> None:
 
     determinism = seed_everything(job.determinism, job.threads, job.seed)
 
-    from invarlock.checkpoints import Checkpoint, Identity, files_digest, tokenizer_digest
+    from invarlock.checkpoints import Checkpoint, Identity, file_parts, tokenizer_digest
+    from invarlock.guards import invariants_decision
     from invarlock.guards.invariants import check_checkpoint, open_subject
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
@@ -63,20 +64,23 @@ def measure_and_judge(job: Job) -> None:
     policy, _ = resolve(job.thresholds, baseline.digest())
     started = time.perf_counter()
     if subject is None:
-        identity = Identity(baseline.config, files_digest(Path(job.subject)), None, None)
+        identity = Identity(baseline.config, file_parts(Path(job.subject)), None, None)
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
-    failures = check_checkpoint(baseline, subject)
+    identity = subject.identity()
+    failures = [
+        *invariants_decision.nothing_edited(job.edit_label, baseline.parts(), identity.parts),
+        *check_checkpoint(baseline, subject),
+    ]
     seconds = time.perf_counter() - started
     measured, shift = None, None
-    if not any(failure["severity"] == "fatal" for failure in failures):
+    if invariants_decision.judge(failures, job.accept)["passed"]:
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = reference.arrays()
         measured = _measure(job, subject, windows, arrays, policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
-    run = subject.identity(), windows, failures, measured
-    _write(job, reference, run, shift, determinism)
+    _write(job, reference, (identity, windows, failures, measured), shift, determinism)
 
 
 def arithmetic_of(job: Job) -> tuple[str, str]:
@@ -118,6 +122,7 @@ def _settings(job: Job, edit: str) -> Any:
         tier=job.tier,
         edit_name=edit,
         scenario=scenario if edit != "noop" else None,
+        accepted=tuple(job.accept) if edit != "noop" else (),
     )
 
 

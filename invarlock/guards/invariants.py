@@ -15,7 +15,9 @@ from typing import Any
 from invarlock.checkpoints import Checkpoint, holds_checkpoint, tokenizer_digest
 from invarlock.errors import InputError
 from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, is_tied, layer_of, role_of
+from invarlock.shipped_files import file_digests
 
 # Configuration fields that change what the weights mean. Anything else (dtype, names of
 # classes, generation defaults) may differ between a baseline and a re-saved subject.
@@ -76,6 +78,7 @@ def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
     try:
         subject = Checkpoint.open(folder)
         tokenizer_digest(folder)
+        file_digests(folder)
     except InputError as error:
         if isinstance(error.__cause__, OSError) or not holds_checkpoint(folder):
             raise
@@ -95,6 +98,7 @@ def check_checkpoint(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
         *_check_vocabulary(baseline, subject),
         *_check_tying(baseline, subject),
         *_check_finite(subject),
+        *check_shipped(baseline.folder, subject.folder),
     ]
 
 
