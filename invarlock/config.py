@@ -74,13 +74,7 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("allow_config_include_outside", _flag),
 }
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
-LISTS = (
-    "models",
-    "scenarios",
-    "categories",
-    "include",
-    "accept",
-)  # on the command line also as A,B
+LISTS = ("models", "scenarios", "categories", "include", "accept")  # on a command line A,B too
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_measuring_options(parser)
     add_judging_options(parser)
     add("--assurance", default="off", choices=MODES, help="strict makes the full claim")
-    add("--edit-label", default="custom", help="name of the edit (default: custom)")
+    add(
+        "--edit-label",
+        default="",
+        help="name of the edit; noop: none (default: the scenario's, else custom)",
+    )
     add(
         "--accept",
         default=[],
@@ -197,7 +201,7 @@ def _job(args: argparse.Namespace) -> Job:
         windows=str(args.windows),
         out=str(args.out),
         assurance=args.assurance,
-        edit_label=args.edit_label,
+        edit_label=args.edit_label or _label(scenario),
         accept=args.accept,
         scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
         edit_metadata=str(args.edit_metadata or ""),
@@ -259,6 +263,13 @@ def _scenario(text: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
         raise ConfigError("not a catalogue entry", where="--scenario", expected="an object with id")
     return entry
+
+
+def _label(scenario: dict[str, Any]) -> str:
+    """What a scenario does to the baseline."""
+    made = scenario.get("generation", {})
+    done = str(made.get("edit_spec", "")).partition(":")[0] or made.get("error_type")
+    return str(done or "custom")
 
 
 def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tuple[int, str]:

@@ -69,8 +69,8 @@ def measure_and_judge(job: Job) -> None:
         return
     identity = subject.identity()
     failures = [
-        *invariants_decision.nothing_edited(job.edit_label, baseline.parts(), identity.parts),
         *check_checkpoint(baseline, subject),
+        *invariants_decision.nothing_edited(job.edit_label, baseline.parts(), identity.parts),
     ]
     seconds = time.perf_counter() - started
     measured, shift = None, None

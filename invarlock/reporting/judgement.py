@@ -118,10 +118,10 @@ def _failures(evidence: Evidence) -> list[Failure]:
     """The findings, that nothing was edited decided anew from both checkpoints' digests."""
     known = invariants_decision.NOTHING_EDITED
     return [
+        *(f for f in evidence.invariant_failures if f["type"] != known),
         *invariants_decision.nothing_edited(
             evidence.edit_label, evidence.baseline_parts, evidence.subject_parts
         ),
-        *(f for f in evidence.invariant_failures if f["type"] != known),
     ]
 
 

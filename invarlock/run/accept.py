@@ -62,6 +62,8 @@ def _resolved(folder: Path) -> set[str]:
 def _fields(config: Mapping[str, Any], inside: str = "") -> Iterator[str]:
     """Names of fields, of inner sections by themselves and with the section's name before."""
     for name, value in config.items():
+        if not isinstance(name, str):  # of a map of labels
+            continue
         yield from (name, f"{inside}{name}")
         if isinstance(value, Mapping):
             yield from _fields(value, f"{inside}{name}.")
