@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.files import digest_json, read_json, read_json_object, sha256_file, unreadable
+from invarlock.roles import Role, role_of
 from invarlock.shards import DTYPES, TensorInfo, read_header, read_shard_header
+from invarlock.shipped_files import file_digests
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,8 @@ __all__ = [
     "Identity",
     "TensorInfo",
     "checkpoint_digest",
-    "files_digest",
+    "checkpoint_parts",
+    "file_parts",
     "holds_checkpoint",
     "read_header",
     "tokenizer_digest",
@@ -42,17 +45,53 @@ def tokenizer_digest(folder: Path) -> str | None:
     return digest_json(read_json(path)) if path.is_file() else None
 
 
-def checkpoint_digest(
+def checkpoint_parts(
     config: Mapping[str, Any],
     tensors: Mapping[str, tuple[str, tuple[int, ...], str]],
-    tokenizer: str | None,
-) -> str:
-    """Content digest of a checkpoint, independent of how it is sharded.
+    folder: Path,
+) -> dict[str, Any]:
+    """Everything that makes a checkpoint what it is, by digests, however it is sharded.
 
-    ``tensors`` maps each name to (dtype, shape, SHA-256 of its bytes).
+    ``weights_sha256`` covers the weights that a model has: of a head that is stored beside an
+    embedding of the same bytes, the second is a copy, and stands in ``copies`` with what it
+    copies.
+
+    Args:
+        config: the content of ``config.json``.
+        tensors: each name with (dtype, shape, SHA-256 of its bytes).
+        folder: where the tokenizer and the other shipped files are.
     """
-    listed = {name: [dtype, list(shape), sha] for name, (dtype, shape, sha) in tensors.items()}
-    return digest_json({"config": digest_json(config), "tensors": listed, "tokenizer": tokenizer})
+    copies = _copies(config, tensors)
+    listed = {
+        name: [dtype, list(shape), sha]
+        for name, (dtype, shape, sha) in tensors.items()
+        if name not in copies
+    }
+    return {
+        "config_sha256": digest_json(config),
+        "weights_sha256": digest_json(listed),
+        "copies": copies,
+        "tokenizer_sha256": tokenizer_digest(folder),
+        "files": file_digests(folder),
+    }
+
+
+def _copies(
+    config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
+) -> dict[str, str]:
+    """Token tables whose bytes another one holds already: name of the copy -> of the first."""
+    roles = {name: role_of(name, config) for name in tensors}
+    tables = [n for n in tensors if roles[n] in (Role.EMBED, Role.HEAD) and len(tensors[n][1]) == 2]
+    # an embedding comes before a head, and the shared one before those of encoder and decoder
+    tables.sort(key=lambda name: (roles[name] is Role.HEAD, len(name), name))
+    first: dict[tuple[str, tuple[int, ...], str], str] = {}
+    owners = {name: first.setdefault(tensors[name], name) for name in tables}
+    return {name: owner for name, owner in sorted(owners.items()) if name != owner}
+
+
+def checkpoint_digest(parts: Mapping[str, Any]) -> str:
+    """Content digest of a checkpoint: of :func:`checkpoint_parts` or :func:`file_parts`."""
+    return digest_json(parts)
 
 
 def holds_checkpoint(folder: Path) -> bool:
@@ -62,10 +101,10 @@ def holds_checkpoint(folder: Path) -> bool:
     )
 
 
-def files_digest(folder: Path) -> str:
-    """Digest of a checkpoint that cannot be read as one: its files by name and SHA-256."""
+def file_parts(folder: Path) -> dict[str, Any]:
+    """What a checkpoint that cannot be read as one is: its files by name and SHA-256."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and _is_content(p.name))
-    return digest_json({"files": {name: sha256_file(folder / name) for name in names}})
+    return {"files": file_digests(folder) | {name: sha256_file(folder / name) for name in names}}
 
 
 def _is_content(name: str) -> bool:
@@ -77,9 +116,14 @@ class Identity:
     """What a report says of a checkpoint."""
 
     config: Mapping[str, Any]
-    sha256: str
+    parts: Mapping[str, Any]  # of which the digest is taken
     tokenizer_sha256: str | None
     n_parameters: int | None
+
+    @property
+    def sha256(self) -> str:
+        """The content digest."""
+        return checkpoint_digest(self.parts)
 
 
 @dataclass(frozen=True)
@@ -231,16 +275,19 @@ class Checkpoint:
                 pass
         return self._digests[name]
 
-    def digest(self, names: Iterable[str] | None = None) -> str:
-        """:func:`checkpoint_digest` of this checkpoint, or of the named tensors of it."""
-        chosen = sorted(self.tensors if names is None else set(names))
-        rows = {n: (self.info(n).dtype, self.info(n).shape, self.tensor_digest(n)) for n in chosen}
-        return checkpoint_digest(self.config, rows, tokenizer_digest(self.folder))
+    def parts(self) -> dict[str, Any]:
+        """:func:`checkpoint_parts` of this checkpoint."""
+        rows = {n: (i.dtype, i.shape, self.tensor_digest(n)) for n, i in self.tensors.items()}
+        return checkpoint_parts(self.config, rows, self.folder)
+
+    def digest(self) -> str:
+        """:func:`checkpoint_digest` of this checkpoint."""
+        return checkpoint_digest(self.parts())
 
     def identity(self) -> Identity:
         """What a report says of this checkpoint."""
-        tokenizer = tokenizer_digest(self.folder)
-        return Identity(self.config, self.digest(), tokenizer, self.n_parameters)
+        parts = self.parts()
+        return Identity(self.config, parts, parts["tokenizer_sha256"], self.n_parameters)
 
 
 def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:

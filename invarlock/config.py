@@ -74,7 +74,7 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("allow_config_include_outside", _flag),
 }
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
-LISTS = ("models", "scenarios", "categories", "include")  # on the command line also as A,B
+LISTS = ("models", "scenarios", "categories", "include", "accept")  # on a command line A,B too
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def _where(origin: str) -> str:
 
 def _refuse_ignored(values: Document, origins: Mapping[str, str]) -> None:
     """A setting that would have no effect is a mistake, not something to pass over."""
-    ignored = ("models",) if values["suite"] == "byoe" else ("baseline", "subject")
+    ignored = ("models",) if values["suite"] == "byoe" else ("baseline", "subject", "accept")
     for key in ignored:
         if values[key]:
             kind, _, names = origins[key].partition(" ")

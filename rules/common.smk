@@ -68,6 +68,15 @@ try:
         from invarlock.evidence.keys import load_signing_key
 
         load_signing_key(Path(S.values["signing_key"]))
+    if S.values["accept"]:
+        from invarlock.run.accept import check_accept
+
+        check_accept(
+            S.values["accept"],
+            Path(S.values["baseline"]),
+            Path(S.values["subject"]),
+            "config/config.yaml",
+        )
     for m in S.models:
         parse_model_source(m.source)
     parse_text_source(S.text)

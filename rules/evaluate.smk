@@ -51,6 +51,11 @@ rule evaluate:
                 S.scenario(wc.scenario).error_type or S.scenario(wc.scenario).edit_type
             )
         ),
+        # controls are judged as they are
+        accept=lambda wc: each(
+            "--accept",
+            [",".join(C["accept"])] if C["accept"] and wc.scenario in CUSTOM else [],
+        ),
         measuring=measuring,
         judging=judging,
         assurance=C["assurance"],
@@ -63,7 +68,7 @@ rule evaluate:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.judging} --assurance {params.assurance}"
-        " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q}"
+        " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q} {params.accept}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
         " --timeout-minutes {params.timeout} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it

@@ -18,8 +18,8 @@ from invarlock.verdict.records import Evaluation
 
 RANK = f"reports/{MODEL}/errors/rank1_projection/run_1"
 BASELINE = f"metadata/baseline.{MODEL}.json"
-BASELINE_SHA = factory.digest("checkpoint baseline")
-OTHER = factory.digest("checkpoint of another edit")
+OTHER = "another edit"  # name of its checkpoint
+ELSE = factory.digest("something else")
 Change = Callable[[Document], object]
 
 
@@ -49,12 +49,14 @@ def recompile(lab: Lab) -> None:
         write_json(lab.pack / f"results/{name}.json", document)
 
 
-def subject(folder: str, digest: str) -> Callable[[Lab], object]:
+def subject(folder: str, name: str) -> Callable[[Lab], object]:
     """Another subject in a report and in what lies beside it."""
+    digest = factory.checkpoint_sha256(name)
 
     def change(report: Document) -> None:
         report["meta"]["checkpoint_sha256"] = digest
-        report["provenance"]["subject"]["checkpoint_sha256"] = digest
+        stated = report["provenance"]["subject"]
+        stated.update(checkpoint_sha256=digest, checkpoint=factory.parts(name))
 
     def damage(lab: Lab) -> None:
         edit_json(lab.pack / folder / "evaluation.report.json", change)
@@ -161,13 +163,13 @@ def last_run(lab: Lab) -> None:
 PARTS: dict[str, tuple[str, Callable[[Lab], object]]] = {
     "report of another model": ("identity.same", edit(REPORT, other_model)),
     "outcome of another baseline": ("identity.same", edit(f"{CLEAN}/outcome.json",
-                                                          member("baseline_sha256", OTHER))),
+                                                          member("baseline_sha256", ELSE))),
     "outcome of other windows": ("identity.same", edit(f"{CLEAN}/outcome.json",
-                                                       member("windows_sha256", OTHER))),
+                                                       member("windows_sha256", ELSE))),
     "report of another scenario's edit": ("identity.edit",
                                           edit(f"{STRESS}/evaluation.report.json", other_edit)),
-    "report of the no-op for an edit": ("identity.noop", subject(CLEAN, BASELINE_SHA)),
-    "report of the no-op for damage": ("identity.noop", subject(DAMAGE, BASELINE_SHA)),
+    "report of the no-op for an edit": ("identity.noop", subject(CLEAN, "baseline")),
+    "report of the no-op for damage": ("identity.noop", subject(DAMAGE, "baseline")),
     "one subject for two controls": ("identity.subject", one_subject),
     "baseline of another model": ("identity.baseline",
                                   edit(BASELINE, member("model_id", "acme/huge-llama"))),

@@ -37,7 +37,7 @@ def write_json(path: Path, document: object) -> None:
 
 def metadata(scenario: Scenario) -> Document:
     """The metadata that goes with a scenario's subject, as far as the verifier reads it."""
-    common = {"baseline_checkpoint_sha256": factory.digest("checkpoint baseline")}
+    common = {"baseline_checkpoint_sha256": factory.checkpoint_sha256("baseline")}
     if scenario.is_error:
         return common | {
             "schema": "invarlock/error-metadata-v1",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from invarlock.files import digest_json
 from invarlock.guards import contract_fields, rmt, spectral, variance
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics.distribution import TokenShift
@@ -152,6 +153,22 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
     return [looked, *own, {"name": "invariants", "phase": "loaded", "failures": []}]
 
 
+def parts(name: str) -> Document:
+    """The parts of a checkpoint's digest; every name has weights of its own."""
+    return {
+        "config_sha256": digest("config"),
+        "weights_sha256": digest("weights " + name),
+        "copies": {},
+        "tokenizer_sha256": digest("tokenizer"),
+        "files": {"tokenizer_config.json": digest("tokenizer settings")},
+    }
+
+
+def checkpoint_sha256(name: str) -> str:
+    """The digest of that checkpoint."""
+    return digest_json(parts(name))
+
+
 def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: Any) -> Document:
     """A run report with the parts that a comparison reads.
 
@@ -179,7 +196,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
             "seed": 7,
             "determinism": {"level": "strict"},
             "tokenizer_hash": digest("tokenizer"),
-            "checkpoint_sha256": digest("checkpoint " + name),
+            "checkpoint_sha256": checkpoint_sha256(name),
             "invarlock_version": "0",
         },
         "data": {
@@ -189,6 +206,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
             "seed": 7,
             "windows_sha256": digest("windows"),
         },
+        "checkpoint": parts(name),
         "edit": {"name": "noop", "scenario": name},
         "guards": chain,
         "evaluation_windows": measured,
@@ -294,7 +312,7 @@ def make_outcome(scenario: Scenario, report: Document | None, **changes: Any) ->
         "detectors_missed": [],
         "windows_sha256": digest("windows"),
         "subject_sha256": subject,
-        "baseline_sha256": digest("checkpoint baseline"),
+        "baseline_sha256": checkpoint_sha256("baseline"),
         "preset_sha256": None,
         "attempt": 1,
         "error": None if report else "killed",

@@ -88,6 +88,8 @@ def test_the_shipped_file_is_valid_for_every_suite() -> None:
         ({"net": True}, ["/net is True"]),
         ({"threads": "two"}, ["/threads is 'two'", "integer"]),
         ({"edit_label": "a b; rm"}, ["/edit_label"]),
+        ({"accept": "chat_template"}, ["/accept has no effect with suite smoke"]),
+        ({"accept": ["a b"]}, ["/accept/0"]),
         ({"out": "runs/{}"}, ["/out holds a brace", "found runs/{}"]),
         ({"models": ["local:a{b}"]}, ["/models holds a brace"]),
         ({"text": "local:a{b.txt"}, ["/text holds a brace"]),

@@ -20,7 +20,7 @@ from invarlock.reporting.runs import Comparison
 from invarlock.verdict.records import Evaluation
 
 RATIOS = {"noop_clean": 1.0, "quant_8bit_clean": 1.004, "prune_50pct_stress": 1.6}
-STATS = {**stats(), "checkpoint_sha256": factory.digest("checkpoint baseline")}
+STATS = {**stats(), "checkpoint_sha256": factory.checkpoint_sha256("baseline")}
 PRESET = preset_of(derive(STATS, "balanced", "stats"), "preset")
 OTHER = preset_of(derive({**STATS, "device": "cuda"}, "balanced", "stats"), "other")
 

@@ -28,7 +28,8 @@ LAYERS = (
     ("scenarios", "models"),
     ("tuned",),
     ("agreement", "config"),
-    ("checkpoints", "roles", "records"),
+    ("roles", "records", "shipped_files"),
+    ("checkpoints",),
     ("windows", "sources"),
     ("metrics",),
     ("edits", "guards"),
@@ -43,6 +44,7 @@ LAYERS = (
 # Broad handlers that are right: module, function.
 BROAD = {
     ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
+    ("invarlock.guards.tokenizer_settings", "resolve"),  # so does transformers' loader with it
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}

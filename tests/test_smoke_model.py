@@ -63,9 +63,11 @@ def evaluate(smollm2, cut, tmp_path_factory):
     def run(subject: Path, name: str) -> Path:
         out = root / "out" / name
         checkpoints = ("--baseline", smollm2, "--subject", subject)
+        label = "noop" if subject == smollm2 else "custom"
         invarlock(
-            "evaluate", *checkpoints, "--baseline-report", root / "run", "--out", out, *common
-        )
+            "evaluate", *checkpoints, "--baseline-report", root / "run", "--out", out, *common,
+            "--edit-label", label,
+        )  # fmt: skip
         return out
 
     return run

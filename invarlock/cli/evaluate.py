@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,7 @@ from invarlock.files import parse_json, read_json_object
 from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.telemetry import telemetry_wanted
+from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.run.lease import lease
 
@@ -60,6 +62,7 @@ class Job:
     edit_label: str = ""
     scenario: str = ""  # the catalogue entry as JSON, or empty
     edit_metadata: str = ""
+    accept: Sequence[str] = ()  # names of findings of the invariants that do not refuse it
     config_record: str = ""  # file, or empty
     run: int = 1
     attempt: int = 1  # the batch is halved at each from 2 on
@@ -90,7 +93,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_measuring_options(parser)
     add_judging_options(parser)
     add("--assurance", default="off", choices=MODES, help="strict makes the full claim")
-    add("--edit-label", default="custom", help="name of the edit (default: custom)")
+    add(
+        "--edit-label",
+        default="",
+        help="name of the edit; noop: none (default: the scenario's, else custom)",
+    )
+    add(
+        "--accept",
+        default=[],
+        type=_names,
+        metavar="NAME[,NAME]",
+        help="differences of the subject that are meant: chat_template, generation_config, "
+        "tokenizer_config, special_tokens, a field of config.json ...; the report says so",
+    )
     add("--scenario", default="", metavar="JSON", help="the scenario's catalogue entry")
     add("--edit-metadata", type=Path, metavar="FILE", help="metadata to keep with the report")
     add("--run-number", type=int, default=1, metavar="N")
@@ -119,6 +134,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the container image, resolved outside of it (invarlock advanced provenance image)",
     )
     add("--config-record", type=Path, metavar="FILE", help="effective configuration, to be named")
+
+
+def _names(text: str) -> list[str]:
+    """``A,B`` as sorted names, each once."""
+    return sorted({word.strip() for word in text.split(",") if word.strip()})
 
 
 def main(args: argparse.Namespace) -> int:
@@ -162,6 +182,8 @@ def _job(args: argparse.Namespace) -> Job:
     for folder in (args.baseline, args.subject):
         if not folder.is_dir():
             raise InputError("no such checkpoint folder", where=str(folder))
+    if args.accept:
+        check_accept(args.accept, args.baseline, args.subject, "--accept")
     scenario = _scenario(args.scenario)
     for file in (args.edit_metadata, args.config_record):
         if file and not file.is_file():
@@ -179,7 +201,8 @@ def _job(args: argparse.Namespace) -> Job:
         windows=str(args.windows),
         out=str(args.out),
         assurance=args.assurance,
-        edit_label=args.edit_label,
+        edit_label=args.edit_label or _label(scenario),
+        accept=args.accept,
         scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
         edit_metadata=str(args.edit_metadata or ""),
         config_record=str(args.config_record or ""),
@@ -240,6 +263,13 @@ def _scenario(text: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
         raise ConfigError("not a catalogue entry", where="--scenario", expected="an object with id")
     return entry
+
+
+def _label(scenario: dict[str, Any]) -> str:
+    """What a scenario does to the baseline."""
+    made = scenario.get("generation", {})
+    done = str(made.get("edit_spec", "")).partition(":")[0] or made.get("error_type")
+    return str(done or "custom")
 
 
 def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from invarlock.reporting import probes
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
+from invarlock.reporting.signals import acceptance_notes
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def write_results(job: Job, result: Result) -> None:
         invariants_evaluated=measured,
         shift=result.shift,
         preset_sha256=preset,
+        accepted=job.accept,
     )
     report = evaluation_report(comparison, policy)
     validate(report, "evaluation-report", str(out / EVALUATION_NAME))
@@ -154,6 +156,7 @@ def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
     scenario = json.loads(job.scenario)["id"] if job.scenario else None
     subject: dict[str, Any] = {
         "meta": {**baseline["meta"], "run_id": f"not-run-{status}", "checkpoint_sha256": None},
+        "checkpoint": None,
         "edit": {"name": job.edit_label, "scenario": scenario},
         "guards": [],
         "evaluation_windows": {},
@@ -173,7 +176,8 @@ def summary_line(out: Path) -> str:
     flags, what = report["validation"], _point(report["primary_metric"])
     failed = [flag for flag in report["context"]["gates"] if flags.get(flag) is not True]
     gates = "all gates hold" if not failed else "not held: " + ", ".join(failed)
-    return f"{outcome['scenario']}: {outcome['status']}; {what}; {gates}"
+    line = f"{outcome['scenario']}: {outcome['status']}; {what}; {gates}"
+    return "; ".join([line, *acceptance_notes(report)])
 
 
 def _point(metric: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def measure_and_judge(job: Job) -> None:
     determinism = seed_everything(job.determinism, job.threads, job.seed)
 
     from invarlock.alignment import align
-    from invarlock.checkpoints import Checkpoint, Identity, files_digest, tokenizer_digest
+    from invarlock.checkpoints import Checkpoint, Identity, file_parts, tokenizer_digest
+    from invarlock.guards import invariants_decision
     from invarlock.guards.invariants import check_checkpoint, open_subject, reads_alike
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
@@ -65,24 +66,26 @@ def measure_and_judge(job: Job) -> None:
     policy, _ = resolve(job.thresholds, baseline.digest())
     started = time.perf_counter()
     if subject is None:
-        identity = Identity(baseline.config, files_digest(Path(job.subject)), None, None)
+        identity = Identity(baseline.config, file_parts(Path(job.subject)), None, None)
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
-    failures = check_checkpoint(baseline, subject, windows.token_ids())
+    identity = subject.identity()
+    failures = [
+        *check_checkpoint(baseline, subject, windows.token_ids()),
+        *invariants_decision.nothing_edited(job.edit_label, baseline.parts(), identity.parts),
+    ]
     seconds = time.perf_counter() - started
     measured, shift = None, None
-    if not any(failure["severity"] == "fatal" for failure in failures):
+    if invariants_decision.judge(failures, job.accept)["passed"]:
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = reference.arrays()
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
         measured = _measure(job, aligned, windows, arrays, policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
-    identity = subject.identity()
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
         identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
-    run = identity, windows, failures, measured
-    _write(job, reference, run, shift, determinism)
+    _write(job, reference, (identity, windows, failures, measured), shift, determinism)
 
 
 def arithmetic_of(job: Job) -> tuple[str, str]:
@@ -124,6 +127,7 @@ def _settings(job: Job, edit: str) -> Any:
         tier=job.tier,
         edit_name=edit,
         scenario=scenario if edit != "noop" else None,
+        accepted=tuple(job.accept) if edit != "noop" else (),
     )
 
 

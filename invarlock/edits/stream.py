@@ -22,8 +22,8 @@ from invarlock.checkpoints import (
     Checkpoint,
     TensorInfo,
     checkpoint_digest,
-    files_digest,
-    tokenizer_digest,
+    checkpoint_parts,
+    file_parts,
 )
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import (
@@ -34,6 +34,7 @@ from invarlock.files import (
     sha256_file,
 )
 from invarlock.shards import ShardEntry, write_shard
+from invarlock.shipped_files import names_in
 
 Chunks = Iterable[bytes | bytearray | memoryview]
 
@@ -107,9 +108,10 @@ def write_subject(
                 link_or_copy(baseline.folder / shard, stage / shard)
             elif entries:
                 sums |= write_shard(stage / shard, entries, baseline.metadata[shard])
-        for path in _other_files(baseline):
-            if path.name not in change.files:
-                link_or_copy(path, stage / path.name)
+        for name in _other_files(baseline):
+            if name not in change.files:
+                (stage / name).parent.mkdir(exist_ok=True)
+                link_or_copy(baseline.folder / name, stage / name)
         files = {name: _write(stage / name, change.files[name]()) for name in sorted(change.files)}
         _write_index(baseline, change, plan, stage)
         if change.config is None:
@@ -133,9 +135,9 @@ def write_subject(
                 hint="choose other parameters or another scope",
             )
         if change.files.keys() & plan.keys():  # perhaps no checkpoint any more
-            digest = files_digest(stage)
+            digest = checkpoint_digest(file_parts(stage))
         else:
-            digest = checkpoint_digest(config, rows, tokenizer_digest(stage))
+            digest = checkpoint_digest(checkpoint_parts(config, rows, stage))
     written = {name: rows[name][2] for name in sorted({*change.replaced, *change.added})}
     return Subject(digest, written, tuple(sorted(differing)), files)
 
@@ -174,16 +176,17 @@ def _is_changed(baseline: Checkpoint, change: Change, shard: str) -> bool:
     return any(change.touches(info) for info in baseline.tensors.values() if info.file == shard)
 
 
-def _other_files(baseline: Checkpoint) -> list[Path]:
-    """Tokenizer, generation settings, licence and the like: visible files of the top level."""
-    return [
-        path
-        for path in sorted(baseline.folder.iterdir())
-        if path.is_file()
-        and not path.name.startswith(".")
-        and not path.name.endswith(_OTHER_WEIGHTS)
-        and path.name != "config.json"
-    ]
+def _other_files(baseline: Checkpoint) -> list[str]:
+    """What ships beside the weights, licence and the like: visible files, and those of folders
+    that ship."""
+    return sorted(
+        name
+        for name in names_in(baseline.folder)
+        if not name.startswith(".")
+        and not name.endswith(_OTHER_WEIGHTS)
+        and name != "config.json"
+        and (baseline.folder / name).is_file()
+    )
 
 
 def _write_index(

@@ -29,6 +29,7 @@ SAME = (
     ("provenance/windows_sha256", "dataset/hash/dataset"),
     ("baseline_ref/checkpoint_sha256", "provenance/baseline/checkpoint_sha256"),
     ("baseline_ref/run_id", "provenance/baseline/run_id"),
+    ("baseline_ref/tokenizer_hash", "provenance/baseline/checkpoint/tokenizer_sha256"),
     ("baseline_ref/primary_metric/kind", "primary_metric/kind"),
     ("auto/tier", "assurance/tier"),
     ("auto/tier", "policy_provenance/tier"),
@@ -49,7 +50,12 @@ def check(report: Report) -> list[str]:
     Raises:
         LookupError, TypeError, ValueError, AttributeError: evidence of an impossible shape.
     """
-    return [*_same(report), *_windows(report), *_classification(report)]
+    return [
+        *_same(report),
+        *_checkpoints(report),
+        *_windows(report),
+        *_classification(report),
+    ]
 
 
 def _same(report: Report) -> Iterator[str]:
@@ -57,6 +63,18 @@ def _same(report: Report) -> Iterator[str]:
         values = [dig(report, *place.split("/")) for place in (one, other)]
         if values[0] != values[1]:
             yield f"/{other} differs from /{one}"
+
+
+def _checkpoints(report: Report) -> Iterator[str]:
+    """A checkpoint's digest is that of the parts that the report lists."""
+    for side in ("baseline", "subject"):
+        stated = report["provenance"][side]
+        digest, parts = stated["checkpoint_sha256"], stated["checkpoint"]
+        if digest != (None if parts is None else digest_json(parts)):
+            yield f"/provenance/{side}/checkpoint_sha256 is not that of the parts beside it"
+    tokenizer = (report["provenance"]["subject"]["checkpoint"] or {}).get("tokenizer_sha256")
+    if tokenizer is not None and tokenizer != report["meta"]["tokenizer_hash"]:
+        yield "/meta/tokenizer_hash is not that of /provenance/subject/checkpoint"
 
 
 def _windows(report: Report) -> Iterator[str]:

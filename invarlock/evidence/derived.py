@@ -173,7 +173,11 @@ def _policy(report: Report) -> Iterator[str]:
     if windows["stats"]["coverage"] != coverage(used, bootstrap["replicates"], policy):
         yield f"/dataset/windows/stats/coverage is not that of tier {policy.tier}"
     own = run_id(
-        report["baseline_ref"]["run_id"], report["meta"]["run_id"], policy.digest, bootstrap
+        report["baseline_ref"]["run_id"],
+        report["meta"]["run_id"],
+        policy.digest,
+        bootstrap,
+        report["context"].get("accept", []),
     )
     if report["run_id"] != own:
         yield "/run_id is not that of both runs, policy and bootstrap"

@@ -41,6 +41,7 @@ def render(summary: Summary) -> bytes:
     if isinstance(failed, list) and failed:
         lines += ["Requirements that failed:", ""]
         lines += [f"- {_cell(name)}" for name in failed] + [""]
+    lines += _accepted(verdict.get("records"))
     lines += _records(verdict.get("records"))
     lines += ["## What this does not say", "", NOT_CLAIMED, ""]
     verify = "invarlock advanced evidence-pack verify . --replay"
@@ -60,6 +61,17 @@ def render(summary: Summary) -> bytes:
     if summary.signer:
         lines += ["", "Take the fingerprint from its owner, not from this file."]
     return ("\n".join(lines) + "\n").encode()
+
+
+def _accepted(records: object) -> list[str]:
+    rows = [r for r in records if isinstance(r, Mapping)] if isinstance(records, list) else []
+    lines = [
+        f"- {_cell(row.get('name'))} run {_cell(row.get('run_num'))}: "
+        + ", ".join(map(_cell, row["accepted"]))
+        for row in rows
+        if isinstance(row.get("accepted"), list) and row["accepted"]
+    ]
+    return ["Differences that the user accepted by name:", "", *lines, ""] if lines else []
 
 
 def _records(records: object) -> list[str]:

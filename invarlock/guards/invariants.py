@@ -20,7 +20,9 @@ from invarlock.effective_config import Weight, token_ids
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, layer_of
+from invarlock.shipped_files import file_digests
 
 WORDS = {
     "tied": "tied",
@@ -51,6 +53,7 @@ def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
     try:
         subject = Checkpoint.open(folder)
         tokenizer_digest(folder)
+        file_digests(folder)
     except InputError as error:
         if isinstance(error.__cause__, OSError) or not holds_checkpoint(folder):
             raise
@@ -81,6 +84,7 @@ def check_checkpoint(
         *_check_vocabulary(baseline, subject),
         *_check_tying(baseline, subject),
         *_check_finite(subject),
+        *check_shipped(baseline.folder, subject.folder),
     ]
 
 

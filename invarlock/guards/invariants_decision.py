@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-Failure = dict[str, Any]  # {type, severity: fatal | warning, message}
+from invarlock.scenarios import NOOP
+
+# {type, severity: fatal | warning, message} and, where a user may accept it, accept: NAME
+Failure = dict[str, Any]
+NOTHING_EDITED = "nothing_edited"
 
 
-def judge(failures: Sequence[Failure]) -> dict[str, Any]:
-    """The decided part of the report's ``invariants`` block."""
+def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[str, Any]:
+    """The decided part of the report's ``invariants`` block.
+
+    A fatal finding blocks, unless it has a name to accept it by and that is among ``accepted``.
+    """
     fatal = [f for f in failures if f["severity"] == "fatal"]
-    status = "fail" if fatal else "warn" if failures else "ok"
-    return {
-        "evaluated": True,
-        "passed": not fatal,
-        "decision": "block" if fatal else "monitor" if failures else "allow",
-        "status": status,
-        "failures": list(failures),
-        "summary": {
-            "violations_found": len(failures),
-            "fatal_violations": len(fatal),
-            "warning_violations": len(failures) - len(fatal),
-        },
+    through = [f for f in fatal if f.get("accept") in accepted]
+    blocking = len(fatal) - len(through)
+    summary = {
+        "violations_found": len(failures),
+        "fatal_violations": blocking,
+        "warning_violations": len(failures) - len(fatal),
     }
+    block: dict[str, Any] = {
+        "evaluated": True,
+        "passed": not blocking,
+        "decision": "block" if blocking else "monitor" if failures else "allow",
+        "status": "fail" if blocking else "warn" if failures else "ok",
+        "failures": list(failures),
+        "summary": summary,
+    }
+    if through:
+        block["accepted"] = sorted({f["accept"] for f in through})
+        summary["accepted_violations"] = len(through)
+    return block
+
+
+def nothing_edited(
+    label: str, baseline: Mapping[str, Any] | None, subject: Mapping[str, Any] | None
+) -> list[Failure]:
+    """The finding that an edit was never applied.
+
+    Args:
+        label: what is said to have been done to the subject.
+        baseline: parts of the baseline's digest (``invarlock.checkpoints.checkpoint_parts``).
+        subject: those of the subject; None where it was not looked at.
+    """
+    weights = subject and subject.get("weights_sha256")
+    if label == NOOP or not weights or not baseline or baseline.get("weights_sha256") != weights:
+        return []
+    message = (
+        f"nothing was edited: every weight is byte for byte the baseline's, and the label says"
+        f" {label}; apply the edit, or label an unedited checkpoint {NOOP}"
+    )
+    return [{"type": NOTHING_EDITED, "severity": "fatal", "message": message}]

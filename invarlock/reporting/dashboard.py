@@ -76,7 +76,9 @@ def headline(report: Report) -> str:
     word = verdict_word(report)
     rows = [c for c in all_checks(report) if c.gates(report) and c.status != PASS]
     if word == "PASS":
-        return "Every gate that was evaluated holds."
+        through = signals.accepted(report)
+        but = f", and the user accepted by name: {', '.join(through)}" if through else ""
+        return f"Every gate that was evaluated holds{but}."
     if word == "REJECTED":
         note = next((c.note for c in rows if c.name == "Invariants"), "")
         return f"The subject was refused before it was run: {note or 'invariants'}."

@@ -40,7 +40,11 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     report: Document = {
         "schema_version": "v1",
         "run_id": run_id(
-            baseline["meta"]["run_id"], meta["run_id"], policy.digest, vars(comparison.bootstrap)
+            baseline["meta"]["run_id"],
+            meta["run_id"],
+            policy.digest,
+            vars(comparison.bootstrap),
+            comparison.accepted,
         ),
         "meta": {
             **meta,
@@ -84,6 +88,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
                 for g in subject["guards"]
             ],
             "bootstrap": vars(comparison.bootstrap),
+            **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
@@ -115,14 +120,23 @@ def _realism(metric: str) -> Document:
     }
 
 
-def run_id(baseline: str, subject: str, policy: str, bootstrap: Mapping[str, Any]) -> str:
-    """Identity of a comparison: run ids of both runs, digest of the policy, bootstrap."""
-    identity = {
+def run_id(
+    baseline: str,
+    subject: str,
+    policy: str,
+    bootstrap: Mapping[str, Any],
+    accepted: Sequence[str] = (),
+) -> str:
+    """Identity of a comparison: run ids of both runs, digest of the policy, bootstrap, and what
+    was accepted by name."""
+    identity: Document = {
         "baseline": baseline,
         "subject": subject,
         "policy": policy,
         "bootstrap": dict(bootstrap),
     }
+    if accepted:
+        identity["accept"] = list(accepted)
     return digest_json(identity)[:16]
 
 
@@ -317,10 +331,12 @@ def _provenance(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Docu
         "baseline": {
             "run_id": baseline["meta"]["run_id"],
             "checkpoint_sha256": baseline["meta"]["checkpoint_sha256"],
+            "checkpoint": baseline["checkpoint"],
         },
         "subject": {
             "run_id": subject["meta"]["run_id"],
             "checkpoint_sha256": subject["meta"]["checkpoint_sha256"],
+            "checkpoint": subject["checkpoint"],
         },
         "invarlock_version": __version__,
     }

@@ -31,9 +31,12 @@ def invariants(report: Report) -> Check:
     """What the checkpoint and the loaded model must not have changed."""
     failures = objects(block(report, "invariants").get("failures"))
     fatal = sum(f.get("severity") == "fatal" for f in failures)
+    through = signals.accepted(report)
+    allowed = sum(f.get("severity") == "fatal" and f.get("accept") in through for f in failures)
     measured = "-"
     if signals.evaluated(report, "invariants"):
-        measured = f"{fatal} fatal, {len(failures) - fatal} warnings"
+        accepted = f"{allowed} accepted by name, " if allowed else ""
+        measured = f"{fatal - allowed} fatal, {accepted}{len(failures) - fatal} warnings"
     return Check(
         name="Invariants",
         status=status_of(report, "invariants_pass", "invariants"),

@@ -19,14 +19,19 @@ def invariants(report: Report) -> Section:
     section = block(report, "invariants")
     failures = objects(section.get("failures"))
     if failures:
-        keys = ("type", "severity", "message")
+        keys = ("type", "severity", "message", "accept")
         rows = tuple(tuple(str(f.get(key, "-")) for key in keys) for f in failures)
-        table = Table("Findings", ("Finding", "Severity", "What"), rows)
-        return Section("invariants", "Invariants", tables=(table,))
+        table = Table("Findings", ("Finding", "Severity", "What", "Accepted by the name"), rows)
+        notes = tuple(_sentence(note) for note in signals.acceptance_notes(report))
+        return Section("invariants", "Invariants", notes=notes, tables=(table,))
     if not section.get("evaluated"):
         return not_evaluated(report, "invariants", "Invariants")
     agree = "Names, shapes, types, configuration, tokenizer, tying and finiteness agree."
     return Section("invariants", "Invariants", notes=(agree,))
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
 
 
 def spectral(report: Report) -> Section:

@@ -45,6 +45,10 @@ class Evidence:
     distribution: Mapping[str, Any]  # the summarized block
     invariant_failures: Sequence[Failure]
     invariants_evaluated: bool
+    edit_label: str  # what is said to have been done to the subject
+    baseline_parts: Mapping[str, Any] | None  # of the checkpoints' digests
+    subject_parts: Mapping[str, Any] | None
+    accepted: Sequence[str]  # names of findings that the user accepts
     baseline_modules: Sequence[spectral.Module]
     subject_modules: Sequence[spectral.Module]  # empty: not measured
     baseline_activations: Sequence[rmt.Activation]
@@ -106,8 +110,19 @@ def passes(judgement: Judgement) -> bool:
 
 def _invariants(evidence: Evidence) -> Block:
     if evidence.invariants_evaluated:
-        return invariants_decision.judge(evidence.invariant_failures)
+        return invariants_decision.judge(_failures(evidence), evidence.accepted)
     return {"evaluated": False, "reason": evidence.metric.reason_not_run}
+
+
+def _failures(evidence: Evidence) -> list[Failure]:
+    """The findings, that nothing was edited decided anew from both checkpoints' digests."""
+    known = invariants_decision.NOTHING_EDITED
+    return [
+        *(f for f in evidence.invariant_failures if f["type"] != known),
+        *invariants_decision.nothing_edited(
+            evidence.edit_label, evidence.baseline_parts, evidence.subject_parts
+        ),
+    ]
 
 
 def _guards(evidence: Evidence, policy: Policy) -> dict[str, Block]:

@@ -36,6 +36,7 @@ class Comparison:
     invariants_evaluated: bool = True
     shift: TokenShift | None = None
     preset_sha256: str | None = None
+    accepted: Sequence[str] = ()  # names of findings that the user accepts
 
     @property
     def ran(self) -> bool:
@@ -56,6 +57,10 @@ def gather(comparison: Comparison, policy: Policy) -> Evidence:
         distribution=distribution(comparison, policy),
         invariant_failures=_invariant_failures(subject),
         invariants_evaluated=comparison.invariants_evaluated,
+        edit_label=str(subject["edit"]["name"]),
+        baseline_parts=baseline["checkpoint"],
+        subject_parts=subject["checkpoint"],
+        accepted=comparison.accepted,
         baseline_modules=_modules(baseline),
         subject_modules=_modules(subject),
         baseline_activations=_activations(baseline),

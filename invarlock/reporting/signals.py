@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from invarlock.errors import ConfigError
+from invarlock.guards.invariants_decision import NOTHING_EDITED
 from invarlock.policy import load_policy
 from invarlock.reporting.gates import EXPLORING_GATES, GATES, MIXTURE_GATE
 
@@ -125,6 +126,33 @@ def invariants_status(report: Report) -> str | None:
     """``ok``, ``warn``, ``fail`` or ``error``; None when the guard did not run."""
     status = block(report, "invariants").get("status")
     return status if isinstance(status, str) and evaluated(report, "invariants") else None
+
+
+def accepted(report: Report) -> list[str]:
+    """Names by which the user accepted findings that would have refused the subject, sorted."""
+    found = block(report, "invariants").get("accepted")
+    return sorted(map(str, found)) if isinstance(found, list) else []
+
+
+def acceptance_notes(report: Report) -> list[str]:
+    """What the user accepted by name, and what was named and not found."""
+    through, asked = accepted(report), block(report, "context").get("accept")
+    unused = sorted({*map(str, asked if isinstance(asked, list) else [])} - {*through})
+    notes = [f"accepted by name: {', '.join(through)}"] if through else []
+    return [*notes, f"accept names what was not found: {', '.join(unused)}"] if unused else notes
+
+
+def unedited(report: Report) -> bool:
+    """Whether the only thing that refuses the subject is that nothing was edited."""
+    failures, through = block(report, "invariants").get("failures"), accepted(report)
+    fatal = {
+        item.get("type")
+        for item in (failures if isinstance(failures, list) else [])
+        if isinstance(item, Mapping)
+        and item.get("severity") == "fatal"
+        and item.get("accept") not in through
+    }
+    return fatal == {NOTHING_EDITED}
 
 
 def spectral_caps(report: Report) -> int | None:

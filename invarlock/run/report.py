@@ -53,6 +53,7 @@ class RunSettings:
     tier: str
     edit_name: str = "noop"
     scenario: str | None = None
+    accepted: tuple[str, ...] = ()  # names of findings that the user accepts
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
@@ -74,7 +75,7 @@ def run_report(
     identity = {
         "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
-        "settings": vars(settings),
+        "settings": {k: v for k, v in vars(settings).items() if v or k != "accepted"},
         "determinism": dict(determinism),
         "version": __version__,
     }
@@ -106,8 +107,9 @@ def run_report(
             "n_documents": content.n_documents,
             **{f"{arm}_n": len(windows.arm(arm)) for arm in ARMS},
         },
+        "checkpoint": dict(checkpoint.parts),
         "edit": {"name": settings.edit_name, "scenario": settings.scenario},
-        "guards": _guards(failures, measured),
+        "guards": _guards(failures, settings.accepted, measured),
         "evaluation_windows": {arm: _arm(windows, arm, measured) for arm in ARMS if measured},
         **(_beside_the_guards(measured) if measured else {}),
         "artifacts": {"events_path": EVENTS_NAME},
@@ -115,13 +117,19 @@ def run_report(
     }
 
 
-def _guards(failures: Sequence[Failure], measured: Measurement | None) -> list[dict[str, Any]]:
+def _guards(
+    failures: Sequence[Failure], accepted: Sequence[str], measured: Measurement | None
+) -> list[dict[str, Any]]:
     """What each guard recorded, in canonical order; guards that did not run are absent."""
     guards: list[dict[str, Any]] = [
-        {"name": "invariants", "phase": "checkpoint", **invariants_decision.judge(failures)}
+        {
+            "name": "invariants",
+            "phase": "checkpoint",
+            **invariants_decision.judge(failures, accepted),
+        }
     ]
     if measured:
-        after = invariants_decision.judge(measured.loaded_failures)
+        after = invariants_decision.judge(measured.loaded_failures, accepted)
         guards += [
             {
                 "name": "spectral",

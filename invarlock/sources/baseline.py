@@ -12,6 +12,7 @@ from invarlock import contracts
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError
 from invarlock.files import atomic_directory, leftovers, remove_leftovers, slug, write_json
+from invarlock.shipped_files import names_in
 from invarlock.sources import gguf_model, packages
 from invarlock.sources.disk import download_bytes, placed_bytes, require_room
 from invarlock.sources.hub_cache import cache_folder
@@ -128,7 +129,7 @@ def _convert(placement: Placement, stage: Path) -> dict[str, FileDigest]:
     pinned = placement.pin.file(path.name, placement.model_id)
     require_digest(FileDigest.of_file(path), pinned, f"{placement.source}/{path.name}", "pin again")
     gguf_model.convert(path, stage)
-    return {name: FileDigest.of_file(stage / name) for name in sorted(os.listdir(stage))}
+    return _digests(stage)
 
 
 def _locator(placement: Placement, hub: Hub) -> Callable[[str], Path]:
@@ -152,6 +153,7 @@ def _snapshot(
     files: dict[str, FileDigest] = {}
     for name, pinned in sorted(placement.pin.files.items()):
         path, target = locate(name), stage / name
+        target.parent.mkdir(exist_ok=True)
         if name in pickles:  # checked here, rewritten below
             files[name] = FileDigest.of_file(path)
         elif placement.storage == "snapshot_copy":
@@ -162,8 +164,12 @@ def _snapshot(
         require_digest(files[name], pinned, str(path), hint)
     if pickles:
         convert_pickles({name: locate(name) for name in pickles}, stage)
-        files = {name: FileDigest.of_file(stage / name) for name in sorted(os.listdir(stage))}
+        files = _digests(stage)
     return files
+
+
+def _digests(stage: Path) -> dict[str, FileDigest]:
+    return {name: FileDigest.of_file(stage / name) for name in sorted(names_in(stage))}
 
 
 def _record(placement: Placement, stage: Path, files: dict[str, FileDigest]) -> dict[str, Any]:

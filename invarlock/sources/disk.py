@@ -29,8 +29,9 @@ from invarlock.files import (
 )
 from invarlock.models import Model
 from invarlock.scenarios import CUSTOM_SPEC, Scenario
+from invarlock.shipped_files import names_in
 from invarlock.sources.hub_cache import cache_folder, cached_file
-from invarlock.sources.local_model import MODEL_FILES
+from invarlock.sources.local_model import model_files
 from invarlock.sources.pickle_weights import pickle_files
 from invarlock.sources.pins import Pin, Revisions, read_revisions
 from invarlock.sources.spec import ModelSource, parse_model_source
@@ -163,9 +164,9 @@ def known_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int
 
 def folder_bytes(folder: str) -> int:
     """Bytes of the files of a local model that count; a link counts as what it leads to."""
-    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    names = names_in(Path(folder)) if os.path.isdir(folder) else set()
     weights = {name for name in names if name.endswith(".safetensors")} | pickle_files(names)
-    paths = [os.path.join(folder, name) for name in (names & MODEL_FILES) | weights]
+    paths = [os.path.join(folder, name) for name in model_files(names, remote_code=True) | weights]
     return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 

@@ -22,7 +22,7 @@ from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes, read_json_object, sha256_bytes
 from invarlock.sources.hub_cache import RepoType
 from invarlock.sources.local_model import (
-    MODEL_FILES,
+    model_files,
     needs_remote_code,
     no_tokenizer,
     remote_code_error,
@@ -192,9 +192,8 @@ def pin_model(hub: Hub, repo: str, revision: str | None, allow: Allow) -> Pin:
     remote_code = info.custom_code or needs_remote_code(folder, names)
     if remote_code and not allow.remote_code:
         raise remote_code_error(where)
-    chosen = (names & MODEL_FILES) | _weight_files(names, fetch, where, allow.pickle)
-    if remote_code:
-        chosen |= {name for name in names if name.endswith(".py")}
+    weights = _weight_files(names, fetch, where, allow.pickle)
+    chosen = model_files(names, remote_code) | weights
     return Pin(
         source={"kind": "hub", "name": repo},
         revision=info.revision,

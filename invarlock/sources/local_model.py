@@ -9,18 +9,21 @@ from pathlib import Path
 from invarlock.checkpoints import INDEX_NAME, Checkpoint
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_json_object, unreadable
+from invarlock.shipped_files import chosen, names_in
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 
 NOTHING = Allow()
 
-# Files of a model folder that are part of the model, besides its weights.
-MODEL_FILES = frozenset({
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json", INDEX_NAME,
-    "LICENSE", "LICENSE.txt", "LICENSE.md",
+# Pinned beside the weights and what ships with them (invarlock.shipped_files).
+ALWAYS = frozenset({
+    "config.json", "tokenizer.json", INDEX_NAME, "LICENSE", "LICENSE.txt", "LICENSE.md",
 })  # fmt: skip
+
+
+def model_files(names: Collection[str], remote_code: bool) -> set[str]:
+    """Those of a folder's or a repository's files that are part of the model, but the weights."""
+    return {name for name in names if name in ALWAYS} | chosen(names, remote_code)
 
 
 def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
@@ -31,7 +34,7 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
         ConfigError: pickle weights only, or Python code of its own, and that is not allowed.
     """
     readable_folder(folder)
-    names = set(os.listdir(folder))
+    names = names_in(folder)
     weights = pickle_files(names)
     if not weights:
         weights = set(Checkpoint.open(folder).shards)
@@ -44,16 +47,14 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
         raise remote_code_error(str(folder))
     if "tokenizer.json" not in names:
         raise no_tokenizer(str(folder))
-    chosen = (names & MODEL_FILES) | weights
-    if remote_code:
-        chosen |= {name for name in names if name.endswith(".py")}
+    counted = model_files(names, remote_code) | weights
     return Pin(
         source={"kind": "local", "name": folder.resolve().name},
         revision=None,
         gated=False,
         private=False,
         license=None,
-        files={name: FileDigest.of_file(folder / name) for name in sorted(chosen)},
+        files={name: FileDigest.of_file(folder / name) for name in sorted(counted)},
         remote_code=remote_code,
     )
 

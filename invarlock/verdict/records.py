@@ -125,6 +125,7 @@ class Record:
     as_expected: bool
     why: str
     path: str
+    accepted: tuple[str, ...] = ()  # by the user, by name
 
     @property
     def measured(self) -> bool:
@@ -141,6 +142,7 @@ class Record:
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
+            if value or key != "accepted"
         }
 
 
@@ -149,6 +151,8 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     report = evaluation.report if evaluation.measured else None
     status = str(evaluation.outcome.get("status"))
     injected = evaluation.outcome.get("injected")
+    if report is not None and signals.unedited(report):
+        injected = False  # whatever the injector says: that nothing was done is no detection
     reasons = [status] if report is None else signals.pass_reasons(report)
     readings_any = read_all(scenario.detectors_any_of, report, noop) if report else []
     readings_all = read_all(scenario.detectors_all_of, report, noop) if report else []
@@ -197,6 +201,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         as_expected=False,
         why="",
         path=canonical_path(*evaluation.key),
+        accepted=tuple(signals.accepted(report or {})),
     )
     why = "; ".join(_shortfalls(scenario, base))
     return dataclasses.replace(base, as_expected=not why, why=why)

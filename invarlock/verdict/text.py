@@ -118,6 +118,20 @@ def _opening(verdict: Mapping[str, Any]) -> list[str]:
             f"Suite {verdict['suite'] or '-'}, {models} model{'s' if models != 1 else ''}, "
             f"{counts['records_total']} of {counts['expected_total']} evaluations; {rest}."
         ),
+        *_accepted(verdict["records"]),
+    ]
+
+
+def _accepted(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the user accepted by name, which would have refused the subject."""
+    return [
+        line
+        for row in records
+        if row.get("accepted")
+        for line in _wrap(
+            f"Accepted by name: {', '.join(row['accepted'])} ({row['name']} on {row['model']}, "
+            f"run {row['run_num']})."
+        )
     ]
 
 

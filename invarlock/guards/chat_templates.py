@@ -1,0 +1,202 @@
+"""Chat templates, compared by what they make of conversations.
+
+Two texts that render every conversation alike are one template; one template is often spelled in
+several files, and loaders differ in which they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from invarlock.files import read_bytes, read_json_object
+from invarlock.guards.invariants_decision import Failure
+
+ACCEPT = "chat_template"
+FILE, LEGACY, SETTINGS = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
+MORE = "additional_chat_templates"
+DEFAULT = "default"  # name of the template that is taken when none is asked for
+Templates = Mapping[str, str]  # by name
+Tokens = Mapping[str, str]  # bos_token and the like
+
+_USER = {"role": "user", "content": "  What is 2 + 2?\n"}
+_SYSTEM = {"role": "system", "content": "Answer in one word."}
+_ANSWER = {"role": "assistant", "content": "Four. "}
+_THOUGHT = {
+    "role": "assistant",
+    "content": "<think>\n2 and 2\n</think>\n\nFour.",
+    "reasoning_content": "2 and 2",
+}
+_AGAIN = {"role": "user", "content": "And <b>3 + 3</b>?"}
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "id": "call00000",
+            "type": "function",
+            "function": {"name": "add", "arguments": {"a": 2, "b": 2}},
+        }
+    ],
+}
+_RESULT = {"role": "tool", "name": "add", "tool_call_id": "call00000", "content": "4"}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+CONVERSATIONS: Mapping[str, list[dict[str, Any]]] = {
+    "a user's question": [_USER],
+    "system and user": [_SYSTEM, _USER],
+    "several turns": [_SYSTEM, _USER, _ANSWER, _AGAIN],
+    "a finished answer": [_USER, _ANSWER],
+    "an answer with its reasoning": [_USER, _THOUGHT, _AGAIN],
+    "a tool that was called": [_USER, _CALL, _RESULT],
+}
+
+
+def check_templates(
+    baseline: Path, subject: Path, tokens: tuple[Tokens, Tokens]
+) -> Iterator[Failure]:
+    """How the chat templates of two checkpoint folders differ.
+
+    Args:
+        baseline: folder of the baseline.
+        subject: folder of the subject.
+        tokens: the special tokens of both, which templates may print.
+    """
+    old, new = spellings(baseline), spellings(subject)
+    before, after = _effective(old), _effective(new)
+    for name in sorted({*before, *after}):
+        what = "the chat template" + (f" {name}" if name != DEFAULT else "")
+        if name not in after:
+            yield _failure(f"{what} is lost")
+        elif name not in before:
+            yield _failure(f"{what} is new, the baseline has none")
+        elif told := first_difference((before[name], after[name]), tokens):
+            yield _failure(f"{what} differs: {told}")
+    yield from _contradictions(old, new, tokens)
+
+
+def _contradictions(
+    old: Mapping[str, Templates], new: Mapping[str, Templates], tokens: tuple[Tokens, Tokens]
+) -> Iterator[Failure]:
+    """Spellings of the subject that say otherwise than the one that transformers reads."""
+    taken = _effective(new)
+    for file, templates in new.items():
+        for name in sorted(templates.keys() & taken.keys()):
+            own = tokens[1], tokens[1]
+            told = first_difference((taken[name], templates[name]), own)
+            theirs = old.get(file, {}).get(name)
+            if told and (theirs is None or first_difference((theirs, templates[name]), tokens)):
+                yield _failure(
+                    f"two chat templates contradict each other, and loaders differ in which they"
+                    f" read: the one in {file} is not that of {next(iter(new))}: {told}"
+                )
+
+
+def spellings(folder: Path) -> dict[str, Templates]:
+    """Every place of a folder that holds templates, the one that transformers reads first."""
+    found: dict[str, Templates] = {}
+    files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
+    files |= {path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}
+    if files:
+        found[FILE] = {name: read_bytes(path).decode() for name, path in files.items()}
+    for name in (SETTINGS, LEGACY):
+        if (folder / name).is_file():
+            stated = read_json_object(folder / name).get("chat_template")
+            templates = _named(stated)
+            if templates:
+                found[name] = templates
+    return found
+
+
+def _named(stated: object) -> Templates:
+    """Templates as JSON holds them: one text, or a list of names with texts."""
+    if isinstance(stated, str):
+        return {DEFAULT: stated}
+    rows = stated if isinstance(stated, list) else []
+    if isinstance(stated, dict):
+        return {str(name): str(text) for name, text in stated.items()}
+    return {str(r["name"]): str(r["template"]) for r in rows if {"name", "template"} <= {*r}}
+
+
+def _effective(found: Mapping[str, Templates]) -> Templates:
+    return next(iter(found.values()), {})
+
+
+def first_difference(texts: tuple[str, str], tokens: tuple[Tokens, Tokens]) -> str:
+    """The first conversation that two templates render differently; empty where there is none."""
+    if texts[0] == texts[1] and tokens[0] == tokens[1]:
+        return ""
+    for name, messages in CONVERSATIONS.items():
+        for settings in _settings(texts):
+            one, other = (
+                render(text, messages, own, settings)
+                for text, own in zip(texts, tokens, strict=True)
+            )
+            if one != other:
+                asked = " with a generation prompt" if settings["add_generation_prompt"] else ""
+                return f"{name}{asked} rendered {_near(one, other)}, renders {_near(other, one)}"
+    return ""
+
+
+def _settings(texts: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """With and without generation prompt, tools and thought, where a template asks for them."""
+
+    def choices(word: str, *values: object) -> tuple[object, ...]:
+        return values if any(word in text for text in texts) else values[:1]
+
+    for tools in choices("tools", None, [_TOOL]):
+        for thinking in choices("enable_thinking", None, True, False):
+            for prompt in (False, True):
+                thought = {} if thinking is None else {"enable_thinking": thinking}
+                yield {"tools": tools, "add_generation_prompt": prompt, **thought}
+
+
+def render(
+    template: str, messages: list[dict[str, Any]], tokens: Tokens, settings: Mapping[str, Any]
+) -> str:
+    """What transformers' sandboxed environment makes of a conversation, or why it refuses.
+
+    A template that prints the date prints a fixed one.
+    """
+    from jinja2 import TemplateError
+    from transformers.utils import chat_template_utils
+
+    library: Any = chat_template_utils  # whose annotations leave out the second result
+    fixed = {"strftime_now": lambda form: "26 Jul 2024", "date_string": "26 Jul 2024"}
+    try:
+        rendered, _ = library.render_jinja_template(
+            conversations=[messages], chat_template=template, **settings, **fixed, **tokens
+        )
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return f"refused: {type(error).__name__}"
+    except (AttributeError, RecursionError, AssertionError) as error:
+        return f"refused: {type(error).__name__}"
+    return str(rendered[0])
+
+
+def _near(text: str, other: str) -> str:
+    """A text from a little before the place where another departs from it."""
+    same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), None)
+    start = max(0, (min(len(text), len(other)) if same is None else same) - 10)
+    piece = text[start : start + 40]
+    return ("..." if start else "") + repr(piece) + ("..." if start + 40 < len(text) else "")
+
+
+def _failure(message: str) -> Failure:
+    return {
+        "type": "chat_template_changed",
+        "severity": "fatal",
+        "message": message,
+        "accept": ACCEPT,
+    }

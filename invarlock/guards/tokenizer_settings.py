@@ -1,0 +1,212 @@
+"""Tokenizer settings and special tokens of two checkpoints, as transformers resolves them.
+
+``tokenizer.json`` is compared by the other invariants; here is what the files beside it make of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from invarlock.files import read_json_object
+from invarlock.guards.invariants_decision import Failure
+
+NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
+SETTINGS, SPECIAL = "tokenizer_config", "special_tokens"  # names to accept a difference by
+RESOLVED = (
+    "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
+    "split_special_tokens",
+)  # fmt: skip
+ADDED = ("add_bos_token", "add_eos_token")  # other loaders believe what the file declares
+# Declared, and compared elsewhere or without meaning.
+IGNORED = (
+    "tokenizer_class", "backend", "is_local", "local_files_only", "name_or_path", "processor_class",
+    "chat_template", "added_tokens_decoder", "auto_map", "transformers_version", "tokenizer_file",
+    "vocab_file", "merges_file", "special_tokens_map_file", "additional_special_tokens",
+    "extra_special_tokens", *RESOLVED, *ADDED,
+)  # fmt: skip
+PROBE = "The year 2024, I'm  told:\n\tnaïve café?"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A tokenizer as transformers loads it."""
+
+    settings: Mapping[str, object]
+    special: Mapping[str, object]
+    around: tuple[list[str], list[str]]  # tokens added before and after a text
+    pieces: list[str]  # a probe's tokens without them
+
+
+Found = Resolved | str  # or why transformers does not load it
+
+
+def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -> Iterator[Failure]:
+    """How the settings beside two tokenizers differ; of each, the folder and :func:`resolve`."""
+    before, after = _declared(baseline[0]), _declared(subject[0])
+    old, new = baseline[1], subject[1]
+    if isinstance(old, str):
+        yield from _as_declared(before, after)
+        return
+    if isinstance(new, str):
+        yield _fatal(SETTINGS, f"transformers cannot load the tokenizer: {new}")
+        return
+    changed = dict(_differences(old.settings, new.settings))
+    changed |= dict(_adding((old, before), (new, after)))
+    if changed:
+        yield _fatal(SETTINGS, "tokenizer settings: " + _told(changed))
+    elif old.around != new.around:
+        yield _fatal(
+            SETTINGS, f"around a text stood {_ends(old.around)}, stands {_ends(new.around)}"
+        )
+    if old.pieces != new.pieces:
+        yield _fatal(SETTINGS, "the settings beside tokenizer.json split a text otherwise")
+    special = dict(_differences(old.special, new.special))
+    if special:
+        yield _fatal(SPECIAL, "special tokens: " + _told(special))
+    notes = dict(_differences(_others(before), _others(after)))
+    if before.get("tokenizer_class") != after.get("tokenizer_class"):
+        notes["tokenizer_class"] = (before.get("tokenizer_class"), after.get("tokenizer_class"))
+    if notes:
+        yield {
+            "type": "tokenizer_config_spelling",
+            "severity": "warning",
+            "message": f"tokenizer_config.json is spelled otherwise: {_told(notes)}",
+        }
+
+
+def special_tokens(folder: Path, found: Found) -> dict[str, str]:
+    """The special tokens that a template may print, by name."""
+    stated = _declared(folder) if isinstance(found, str) else found.special
+    return {
+        name: _text(value)
+        for name, value in stated.items()
+        if name.endswith("_token") and isinstance(value, str | dict)
+    }
+
+
+def resolve(folder: Path) -> Found:
+    """The tokenizer of a folder as transformers loads it, or why it does not."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    library_log: Any = logging
+    library_log.set_verbosity_error()
+    if not (folder / "tokenizer.json").is_file():
+        return "there is no tokenizer.json"
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        with_added = loaded(PROBE).input_ids
+        plain = loaded(PROBE, add_special_tokens=False).input_ids
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises nothing narrower
+        return f"{type(error).__name__} {error}".splitlines()[0].replace(f"{folder}", "")[:160]
+    before = next(
+        (i for i in range(len(with_added)) if with_added[i : i + len(plain)] == plain), None
+    )
+    around = (with_added, []) if before is None else (
+        with_added[:before], with_added[before + len(plain) :]
+    )  # fmt: skip
+    names = loaded.convert_ids_to_tokens
+    special: dict[str, object] = {
+        name: sorted(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in loaded.special_tokens_map.items()
+    }
+    special |= {
+        f"token {number}": f"{token.content} {_flags(token)}"
+        for number, token in loaded.added_tokens_decoder.items()
+    }
+    extra = getattr(loaded, "extra_special_tokens", None)
+    if isinstance(extra, list | tuple) and extra:
+        special["extra_special_tokens"] = sorted(map(str, extra))
+    return Resolved(
+        settings={name: getattr(loaded, name, None) for name in RESOLVED},
+        special=special,
+        around=(names(around[0]), names(around[1])),
+        pieces=names(plain),
+    )
+
+
+def _flags(token: Any) -> str:
+    flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
+    return "(" + ", ".join(flag for flag in flags if getattr(token, flag)) + ")"
+
+
+def _declared(folder: Path) -> dict[str, Any]:
+    """What the files say: the map of special tokens over the settings."""
+    found: dict[str, Any] = {}
+    for name in (NAME, MAP):
+        if (folder / name).is_file():
+            found |= read_json_object(folder / name)
+    return found
+
+
+def _adding(
+    old: tuple[Resolved, Mapping[str, Any]], new: tuple[Resolved, Mapping[str, Any]]
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Whether a begin- or end-of-text token is added: as declared, else as it is done.
+
+    A declaration that is left out is one that the tokenizer itself carries out.
+    """
+    for name, end in zip(ADDED, (0, 1), strict=True):
+        token = name.removeprefix("add_")
+        said = [declared.get(name) for _, declared in (old, new)]
+        done = [r.special.get(token) in r.around[end] for r, _ in (old, new)]
+        was, now = (d if s is None else bool(s) for s, d in zip(said, done, strict=True))
+        left_out = said[1] is None and done[0] == done[1]  # as a loader left it when it saved
+        if was != now and not left_out:
+            yield name, (was, now)
+
+
+def _as_declared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Failure]:
+    """The comparison where transformers cannot load the baseline's tokenizer either."""
+    changed = dict(_differences(before, after))
+    meant = {k: v for k, v in changed.items() if k not in IGNORED or k in (*RESOLVED, *ADDED)}
+    for accept, rows in (
+        (SPECIAL, {k: v for k, v in meant.items() if k.endswith("_token")}),
+        (SETTINGS, {k: v for k, v in meant.items() if not k.endswith("_token")}),
+    ):
+        if rows:
+            yield _fatal(accept, f"{accept.replace('_', ' ')}, as declared: {_told(rows)}")
+
+
+def _others(declared: Mapping[str, Any]) -> dict[str, object]:
+    return {k: v for k, v in declared.items() if k not in IGNORED and not k.endswith("_token")}
+
+
+def _differences(
+    before: Mapping[str, object], after: Mapping[str, object]
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            yield name, (before.get(name), after.get(name))
+
+
+def _told(changed: Mapping[str, tuple[object, object]]) -> str:
+    listed = [f"{n} was {_value(was)}, is {_value(now)}" for n, (was, now) in changed.items()]
+    more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+    return ", ".join(listed[:6]) + more
+
+
+def _value(value: object) -> str:
+    return "left out" if value is None else repr(value)[:60]
+
+
+def _ends(around: tuple[list[str], list[str]]) -> str:
+    return f"{' '.join(around[0]) or 'nothing'} before and {' '.join(around[1]) or 'nothing'} after"
+
+
+def _text(value: object) -> str:
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value)
+
+
+def _fatal(accept: str, message: str) -> Failure:
+    return {
+        "type": f"{accept}_changed",
+        "severity": "fatal",
+        "message": message,
+        "accept": accept,
+    }

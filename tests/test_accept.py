@@ -1,0 +1,278 @@
+"""Differences that a user accepts by name, and edits that were never applied."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_factory as factory
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from measuring_factory import World, change, make_world, read
+
+from invarlock.contracts import validate
+from invarlock.errors import ConfigError
+from invarlock.evidence import coherence, derived
+from invarlock.evidence.readme import Summary, render
+from invarlock.guards.invariants_decision import NOTHING_EDITED, judge, nothing_edited
+from invarlock.reporting.render import render_report_markdown
+from invarlock.reporting.replay import replay
+from invarlock.reporting.signals import pass_reasons, unedited
+from invarlock.run.accept import check_accept
+from invarlock.verdict.records import make_record
+from invarlock.verdict.text import render_verdict
+from invarlock.verdict.verdict import compile_verdict
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+LABELS = ("custom", "4bit", "rtn_int4_gs128", "fine_tune")
+
+
+# --- the decision -----------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["chat_template", "generation_config", "rope_scaling"])
+FINDINGS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.just("x"),
+            "severity": st.sampled_from(["fatal", "warning"]),
+            "message": st.just("x"),
+        },
+        optional={"accept": NAMES},
+    )
+)
+
+
+@given(FINDINGS, st.sets(NAMES))
+def test_exactly_the_named_findings_are_let_through(found: list[Any], names: set[str]) -> None:
+    """Brute force: it passes iff every fatal finding has a name that is accepted."""
+    block = judge(found, names)
+    fatal = [f for f in found if f["severity"] == "fatal"]
+    assert block["passed"] == all("accept" in f and f["accept"] in names for f in fatal)
+    through = {f["accept"] for f in fatal if f.get("accept") in names}
+    assert block.get("accepted", []) == sorted(through)
+    summary = block["summary"]
+    parts = ("fatal_violations", "warning_violations", "accepted_violations")
+    assert sum(summary.get(part, 0) for part in parts) == summary["violations_found"] == len(found)
+
+
+@given(FINDINGS)
+def test_without_a_name_nothing_changes(found: list[Any]) -> None:
+    """A report of somebody who accepts nothing says nothing of it."""
+    assert "accepted" not in judge(found)
+    assert "accepted_violations" not in judge(found)["summary"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_equal_weights_are_no_edit_under_any_label_but_noop(label: str) -> None:
+    """And nobody can accept it."""
+    parts = {"weights_sha256": "a" * 64}
+    (finding,) = nothing_edited(label, parts, dict(parts))
+    assert "nothing was edited" in finding["message"]
+    assert label in finding["message"]
+    assert judge([finding], ["custom", NOTHING_EDITED])["passed"] is False
+    assert nothing_edited("noop", parts, parts) == []
+    assert nothing_edited(label, parts, {"weights_sha256": "b" * 64}) == []
+    assert nothing_edited(label, parts, {"files": {}}) == []  # not read as a checkpoint
+    assert nothing_edited(label, parts, None) == []
+
+
+# --- what a verifier sees -----------------------------------------------------------------------
+
+
+def relabelled(name: str, **how: Any) -> dict[str, Any]:
+    """A report whose subject has the baseline's weights, labelled as an edit."""
+
+    def same(run: dict[str, Any]) -> None:
+        run["edit"]["name"] = "4bit"
+        run["checkpoint"] = factory.parts("baseline")
+        run["meta"]["checkpoint_sha256"] = factory.checkpoint_sha256("baseline")
+
+    return factory.make_report(name, subject=same, **how)
+
+
+def test_a_report_of_equal_weights_does_not_pass_whatever_its_findings_say() -> None:
+    """The judge derives it from the digests of both checkpoints, not from a recorded line."""
+    report = relabelled("never_applied")
+    assert "invariants_fail" in pass_reasons(report)
+    assert unedited(report)
+    assert replay(report) == []
+    hidden = json.loads(json.dumps(report))
+    hidden["invariants"] = judge([])
+    hidden["validation"]["invariants_pass"] = True
+    assert any("/invariants" in line for line in replay(hidden))
+
+
+@pytest.mark.parametrize("side", ["baseline", "subject"])
+@pytest.mark.parametrize("part", ["weights_sha256", "config_sha256", "files", "tokenizer_sha256"])
+def test_no_part_of_a_checkpoint_can_be_changed_unnoticed(side: str, part: str) -> None:
+    """The digest that outcome, pins and metadata repeat is that of the listed parts."""
+    report = factory.make_report()
+    assert coherence.check(report) == []
+    report["provenance"][side]["checkpoint"][part] = {} if part == "files" else "0" * 64
+    assert any(f"/provenance/{side}" in line for line in coherence.check(report))
+
+
+ACCEPTABLE = {
+    "type": "chat_template_changed",
+    "severity": "fatal",
+    "message": "the chat template is lost",
+    "accept": "chat_template",
+}
+
+
+def accepting(names: tuple[str, ...]) -> dict[str, Any]:
+    """A report with that finding, of a user who accepts these names."""
+    subject = factory.run_report("lost_template", 0.001, failures=[ACCEPTABLE])
+    comparison = factory.Comparison(
+        factory.BASELINE, subject, factory.BOOTSTRAP, "dev",
+        shift=factory.token_shift(0.001), accepted=names,
+    )  # fmt: skip
+    policy = factory.load_policy("balanced")
+    return factory.plain(factory.evaluation_report(comparison, policy))
+
+
+def test_an_accepted_difference_passes_and_every_page_says_so() -> None:
+    """Report, page, headline, verdict text and README of a pack."""
+    report = accepting(("chat_template",))
+    assert pass_reasons(report) == []
+    assert report["context"]["accept"] == ["chat_template"]
+    assert report["invariants"]["accepted"] == ["chat_template"]
+    page = render_report_markdown(report)
+    assert "accepted by name: chat_template" in page.replace("\\", "")
+    assert (replay(report), coherence.check(report), derived.check(report)) == ([], [], [])
+    scenario = next(s for s in factory.catalogue().scenarios if s.id == "quant_8bit_clean")
+    evaluation = factory.make_evaluation(scenario, report)
+    record = make_record(scenario, evaluation, None)
+    assert record.accepted == ("chat_template",)
+    manifest = factory.manifest(ids=[scenario.id])
+    verdict = compile_verdict(manifest, [evaluation], [evaluation.key])
+    validate(json.loads(json.dumps(verdict)), "final-verdict", "test")
+    assert "Accepted by name: chat_template" in render_verdict(verdict)
+    readme = render(Summary(verdict, "low", None, 1, None)).decode()
+    assert "accepted by name" in readme
+    assert "chat_template" in readme
+
+
+def test_what_is_accepted_and_not_found_is_a_note() -> None:
+    """It is no reason to fail."""
+    report = accepting(("chat_template", "generation_config"))
+    assert pass_reasons(report) == []
+    page = render_report_markdown(report).replace("\\", "")
+    assert "ccept names what was not found: generation_config" in page
+
+
+def test_the_same_difference_blocks_where_nobody_accepts_it() -> None:
+    """And a record of it has no such member."""
+    report = accepting(())
+    assert pass_reasons(report) == ["invariants_fail"]
+    assert "accept" not in report["context"]
+
+
+@pytest.mark.parametrize("names", [[], ["generation_config"], ["chat_template", "x"]])
+def test_a_changed_acceptance_does_not_replay(names: list[str]) -> None:
+    """Neither taken away, nor exchanged, nor widened: the run id covers it too."""
+    report = accepting(("chat_template",))
+    report["context"]["accept"] = names
+    assert [*replay(report), *derived.check(report)] != []
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A measured tiny baseline."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template", "special_tokens", "max_position_embeddings", "attention_dropout"]
+)
+def test_kinds_of_files_and_fields_are_names(world: World, name: str) -> None:
+    """Also a field that only the configuration's own class gives (attention_dropout)."""
+    check_accept([name], world.baseline, world.baseline, "--accept")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("chat_templates", "chat_template"),
+        ("generation-config", "generation_config"),
+        ("max_position_embedding", "max_position_embeddings"),
+    ],
+)
+def test_a_slip_is_refused_with_the_name_that_is_meant(world: World, name: str, meant: str) -> None:
+    """Before anything is measured."""
+    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+        check_accept([name], world.baseline, world.baseline, "--accept")
+
+
+def test_the_command_refuses_a_slip(world: World, tmp_path: Path, capsys) -> None:
+    """Exit 2 and one line."""
+    assert world.evaluate(world.baseline, tmp_path / "out", "--accept", "chat_templates") == 2
+    assert "did you mean chat_template?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def left(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An edited subject whose tokenizer pads on the other side."""
+    subject = shutil.copytree(world.baseline, tmp_path_factory.mktemp("left") / "subject")
+    noise = torch.Generator().manual_seed(3)
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        old = tensors[DOWN]
+        moved = old.float() + torch.randn(old.shape, generator=noise) * 1e-3
+        tensors[DOWN] = moved.to(old.dtype)
+
+    change(subject, edit)
+    path = subject / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    return subject
+
+
+def test_a_difference_is_never_measured_unless_it_is_accepted(
+    world: World, left: Path, tmp_path: Path, capsys
+) -> None:
+    """Rejected first; with its name measured, and the summary line and the report say so."""
+    assert world.evaluate(left, tmp_path / "no") == 0
+    assert read(tmp_path / "no", "outcome.json")["status"] == "rejected_by_invariants"
+    assert world.evaluate(left, tmp_path / "yes", "--accept", "tokenizer_config,pad_token_id") == 0
+    report = read(tmp_path / "yes")
+    assert pass_reasons(report) == []
+    assert "padding_side was 'right', is 'left'" in report["invariants"]["failures"][0]["message"]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "accepted by name: tokenizer_config; accept names what was not found" in line
+    files = [report["provenance"][s]["checkpoint"]["files"] for s in ("baseline", "subject")]
+    assert files[0].keys() == files[1].keys()
+    assert files[0]["tokenizer_config.json"] != files[1]["tokenizer_config.json"]
+    found = (replay(report), coherence.check(report), derived.check(report))
+    assert found == ([], [], [])
+
+
+def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path) -> None:
+    """Identical weights and another version in config.json, said to be 4 bits."""
+    subject = shutil.copytree(world.baseline, tmp_path / "subject")
+    path = subject / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "transformers_version": "5.0.0"}))
+    assert world.evaluate(subject, tmp_path / "out", "--edit-label", "4bit") == 0
+    report = read(tmp_path / "out")
+    assert "invariants_pass" in {k for k, v in report["validation"].items() if not v}
+    assert report["invariants"]["failures"][-1]["type"] == NOTHING_EDITED
+    assert "nothing was edited" in render_report_markdown(report)
+    assert replay(report) == []
+
+
+def test_damage_that_was_never_done_is_no_detection() -> None:
+    """A control has to be caught by what it does, and not by doing nothing."""
+    report = relabelled("layer_swap")
+    scenario = next(s for s in factory.catalogue().scenarios if s.id == "layer_swap")
+    record = make_record(scenario, factory.make_evaluation(scenario, report), None)
+    assert (record.injected, record.as_expected) == (False, False)
