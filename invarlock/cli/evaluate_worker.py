@@ -72,7 +72,7 @@ def measure_and_judge(job: Job) -> None:
     if not any(failure["severity"] == "fatal" for failure in failures):
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = reference.arrays()
-        measured = _measure(job, subject, windows, arrays, policy.variance)
+        measured = _measure(job, subject, windows, (baseline, arrays), policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     run = subject.identity(), windows, failures, measured
@@ -90,7 +90,7 @@ def _measure(
     job: Job,
     checkpoint: Checkpoint,
     windows: RunWindows,
-    against: ReferenceArrays | None,
+    against: tuple[Checkpoint, ReferenceArrays] | None,
     variance: VariancePolicy | None,
 ) -> Measurement:
     from invarlock.run.loading import Target
@@ -101,8 +101,9 @@ def _measure(
         windows,
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
-        against=against,
+        against=against[1] if against else None,
         variance=variance,
+        baseline=against[0] if against else None,
     )
 
 
