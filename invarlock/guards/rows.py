@@ -166,11 +166,9 @@ def sentence(finding: Mapping[str, Any], most: int = 6) -> str:
     rest = finding["rows"] - len(listed)
     names = ", ".join(listed) + (f" and {rest} more" if rest > 0 else "")
     what = "token rows" if finding["type"] == TOKEN_ROWS else "rows"
-    return (
-        f"{finding['module']}: {finding['rows']} of {finding['compared']} {what} changed far "
-        f"beyond the others (limit {finding['limit']:.2f}, half of all within {finding['typical']:.3g}): "
-        f"{names}"
-    )
+    limits = f"limit {finding['limit']:.2f}, half of all within {finding['typical']:.3g}"
+    count = f"{finding['rows']} of {finding['compared']} {what}"
+    return f"{finding['module']}: {count} changed far beyond the others ({limits}): {names}"
 
 
 def _words(row: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def judge(
     baseline: Sequence[Module],
     subject: Sequence[Module],
     policy: SpectralPolicy,
-    row_tables: Sequence[rows.RowTable],
+    row_tables: Sequence[rows.RowTable] = (),
 ) -> dict[str, Any]:
     """Compare the modules of two runs, both lists of the same names, and the rows of tables.
 
