@@ -37,6 +37,17 @@ class Degeneracy:
 
 
 @dataclass(frozen=True)
+class RowPolicy:
+    """When a row of an embedding, head or position table is a finding; relative changes."""
+
+    factor: float  # times the table's median change, kept within the two limits
+    limit_min: float
+    limit_max: float
+    moved_min: float  # change from which on a row that is closer to another one has moved
+    nearer: float  # at most this share of the distance to its own
+
+
+@dataclass(frozen=True)
 class SpectralPolicy:
     """Thresholds of the spectral guard (method: ``docs/method.md``)."""
 
@@ -47,6 +58,7 @@ class SpectralPolicy:
     method: str
     alpha: float
     degeneracy: Degeneracy
+    rows: RowPolicy
 
     def kappa(self, family: str) -> float:
         """The |z| beyond which a module of ``family`` is a candidate for a cap."""
@@ -369,6 +381,7 @@ def _policy(tier: str, row: dict[str, Any], overrides: tuple[Override, ...]) -> 
                 norm_warn=limits["norm_collapse"]["warn_ratio"],
                 norm_fatal=limits["norm_collapse"]["fatal_ratio"],
             ),
+            rows=RowPolicy(**spectral["rows"]),
         ),
         rmt=RmtPolicy(**row["rmt"]),
         variance=VariancePolicy(**row["variance"]),

@@ -90,6 +90,8 @@ class Architecture:
     tied_by_default: bool = False  # when config.json does not say tie_word_embeddings
     layer_count: str = "num_hidden_layers"  # configuration key
     ffn_output: str = "down_proj"  # the projection that leaves the feed-forward block
+    last_norm: str = r"(?:model\.)?norm\.weight"  # pattern of the norm before the head
+    other_tables: str = ""  # pattern of embeddings whose rows are positions, not tokens
     conv1d: bool = False  # projections stored (inputs, outputs)
     metric: str = "ppl_causal"  # what it is trained to predict: see metric_of
 
@@ -101,15 +103,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(_LLAMA),
     "mixtral": Architecture(_MIXTRAL, ffn_output="w2"),
     "gpt2": Architecture(
-        _GPT2, tied_by_default=True, layer_count="n_layer", ffn_output="mlp.c_proj", conv1d=True
+        _GPT2, tied_by_default=True, layer_count="n_layer", ffn_output="mlp.c_proj", conv1d=True,
+        last_norm=r"(?:transformer\.)?ln_f\.weight", other_tables=r"(?:transformer\.)?wpe\.weight",
     ),
     "bert": Architecture(
         _BERT, head="cls.predictions.decoder.weight", tied_by_default=True,
         ffn_output="output.dense", metric="ppl_mlm",
+        last_norm=r"cls\.predictions\.transform\.LayerNorm\.(?:weight|gamma)",
+        other_tables=r"(?:bert\.)?embeddings\.(?:position|token_type)_embeddings\.weight",
     ),
     "t5": Architecture(
         _T5, tied_by_default=True, layer_count="num_layers", ffn_output="wo",
-        metric="ppl_seq2seq",
+        metric="ppl_seq2seq", last_norm=r"decoder\.final_layer_norm\.weight",
+        other_tables=_SUBLAYER + r"SelfAttention\.relative_attention_bias\.weight",
     ),
 }  # fmt: skip
 
@@ -162,6 +168,16 @@ def family_of(tensor_name: str, config: Mapping[str, Any]) -> str:
     """The guards' family of a tensor: its role if that is in ``FAMILIES``, else ``other``."""
     role = role_of(tensor_name, config)
     return role.value if role.value in FAMILIES else "other"
+
+
+def is_token_table(tensor_name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is an embedding with one row per token."""
+    known = architecture_of(config)
+    return (
+        known is not None
+        and role_of(tensor_name, config) is Role.EMBED
+        and re.fullmatch(known.other_tables, tensor_name) is None
+    )
 
 
 def layer_of(tensor_name: str) -> int | None:

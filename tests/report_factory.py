@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from invarlock.files import digest_json
-from invarlock.guards import contract_fields, rmt, spectral, variance
+from invarlock.guards import contract_fields, rmt, rows, spectral, variance
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics.distribution import TokenShift
 from invarlock.metrics.perplexity import Bootstrap
@@ -87,6 +87,26 @@ def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[spect
     ]
 
 
+def row_table(beyond: int = 0) -> rows.RowTable:
+    """The rows of the embedding, of which ``beyond`` were exchanged with one another."""
+    changes = [1.4 - i / 1000 for i in range(min(beyond, rows.LISTED))]
+    return rows.RowTable(
+        name="model.embed_tokens.weight",
+        family="embed",
+        kind=rows.TOKEN,
+        rows=320,
+        baseline_only=0,
+        subject_only=0,
+        transform="shift",
+        typical=0.0,
+        above=(beyond,) * 27 if beyond else (),
+        listed=tuple(
+            rows.ListedRow(40 + i, f" t{i}", change, 40 + (i + 1) % beyond, " t", 0.0)
+            for i, change in enumerate(changes)
+        ),
+    )
+
+
 def activations(edge: Mapping[str, float], spread: Mapping[str, float]) -> list[rmt.Activation]:
     """What a probe saw; ``edge`` and ``spread`` multiply edge risk and variance of modules."""
     places = [(m.name.removesuffix(".weight"), m.family, m.layer) for m in modules({}, {})]
@@ -139,7 +159,12 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
     weights = modules(how.get("scale", {}), how.get("rank", {}))
     ids = [preview["window_ids"][row] for row in CALIBRATION]
     own: list[Document] = [
-        {"name": "spectral", "phase": "weights", "modules": spectral.to_table(weights)},
+        {
+            "name": "spectral",
+            "phase": "weights",
+            "modules": spectral.to_table(weights),
+            "row_tables": rows.to_json([row_table(how.get("rows", 0))]),
+        },
         {
             "name": "rmt",
             "phase": "activations",
@@ -174,7 +199,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
 
     ``how``: ``failures`` of the invariants; factors by module name: ``scale`` (sigma_max) and
     ``rank`` of weights, ``edge`` risk and ``spread`` (variance) of outputs; ``gain`` of the
-    scales that the variance guard proposes, nats a token.
+    scales that the variance guard proposes, nats a token; ``rows`` of the embedding exchanged.
     """
     measured = {a: arm(a, shift) for a in ("preview", "final") if windows}
     chain = guards(measured, how)
@@ -327,6 +352,8 @@ def expected_report(scenario: Scenario, **asked: Any) -> Document:
     if scenario.is_error and scenario.strictness == "informational":
         return probed_report(scenario, **asked)
     if scenario.primary_guard == "spectral":
+        if scenario.id == "token_rows_exchanged":
+            return make_report(scenario.id, 1.0, rows=32, **asked)
         ratio = 1.09 if scenario.id == "rank1_projection" else 40.0
         return make_report(scenario.id, ratio, rank={down: 0.05}, scale={down: 0.6}, **asked)
     harmful = scenario.strictness in ("must_fail", "must_detect")

@@ -88,6 +88,10 @@ def _vocabulary(case: Case) -> set[str]:
     return rows if case.made.tied else rows | {"lm_head.weight"}
 
 
+def _token_tables(case: Case) -> set[str]:
+    return {case.made.parts["embed"][0]} | (set() if case.made.tied else {"lm_head.weight"})
+
+
 def _block(case: Case, layer: int) -> set[str]:
     return case.made.named(*case.made.parts, layer=layer)
 
@@ -124,6 +128,7 @@ HIT: dict[str, Callable[[Case], set[str]]] = {
         (_block(case, 0) | _block(case, 1)) - _in_layers(MASK, *range(LAYERS))
     ),
     "tokenizer_swap": lambda _: {"tokenizer.json"},
+    "token_rows_exchanged": _token_tables,
     "stale_shard": _last_shard,
     "truncated_shard": lambda case: {sorted(case.folder.glob("*.safetensors"))[-1].name},
     "rmt_norm_noise": _attention,

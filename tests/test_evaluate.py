@@ -51,6 +51,19 @@ def edited(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def exchanged(world, tmp_path_factory):
+    """A tenth of the token rows in other places, evaluated as the injection it is."""
+    root = tmp_path_factory.mktemp("exchanged")
+    words = ["inject", "--baseline", str(world.baseline), "--error-type", "token_rows_exchanged"]
+    words += ["--out", str(root / "subject"), "--metadata", str(root / "error_metadata.json")]
+    assert main(words) == 0
+    more = ("--scenario", entry("token_rows_exchanged"))
+    more += ("--edit-metadata", str(root / "error_metadata.json"))
+    assert world.evaluate(root / "subject", root / "out", *more) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
 def rejected(world, tmp_path_factory):
     """A subject with one NaN, evaluated as the injection it is."""
     root = tmp_path_factory.mktemp("rejected")
@@ -113,9 +126,27 @@ def test_every_guard_has_run_and_found_nothing(noop):
     assert not report["guard_warnings"]["present"]
 
 
-def test_the_written_files_follow_their_contracts(noop, edited, rejected):
+def test_exchanged_token_rows_are_what_the_spectral_guard_names(exchanged, noop):
+    """How many and which, in the report and in its warnings; nothing of the kind in a copy."""
+    report = read(exchanged / "out")
+    assert report["validation"]["spectral_stable"] is False
+    assert guard_flags(report)["spectral"]
+    [finding] = [v for v in report["spectral"]["violations"] if v["type"] == "token_rows"]
+    assert (finding["rows"], finding["compared"], finding["severity"]) == (32, 320, "fatal")
+    assert all(row["token"] and row["closest_token"] for row in finding["listed"])
+    [told] = [w for w in report["guard_warnings"]["warnings"] if w["kind"] == "token_rows"]
+    first = finding["listed"][0]
+    assert f"{first['row']} '{first['token']}'" in told["message"]
+    assert replay(report) == []
+    outcome = read(exchanged / "out", "outcome.json")
+    assert outcome["detectors_hit"] == ["spectral_stable=false"]
+    [clean] = read(noop / "out")["spectral"]["row_tables"]
+    assert (clean["typical"], clean["above"], clean["listed"]) == (0.0, [], [])
+
+
+def test_the_written_files_follow_their_contracts(noop, edited, rejected, exchanged):
     """Report, manifest and outcome of each kind of ending."""
-    for root in (noop, edited, rejected):
+    for root in (noop, edited, rejected, exchanged):
         for name, contract in {
             "evaluation.report.json": "evaluation-report",
             "runtime.manifest.json": "runtime-manifest",

@@ -22,6 +22,7 @@ from report_factory import (
 from test_replay import altered, slightly
 
 from invarlock.evidence import coherence, derived
+from invarlock.evidence.identity import _rows_left_out
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.files import canonical_json
 from invarlock.policy import load_policy
@@ -198,6 +199,65 @@ NUMBERS = [
 def test_one_changed_value_is_found(pointer, change):
     """Each new number, name, digest or decision, changed alone."""
     assert contradictions(altered(FULL, pointer, change)) != []
+
+
+EXCHANGED = make_report("exchanged", 1.004, rows=32)
+ROWS = [
+    ("/spectral/row_tables", []),
+    ("/spectral/row_tables/0/above", []),
+    ("/spectral/row_tables/0/above/7", 31),
+    ("/spectral/row_tables/0/typical", 0.5),
+    ("/spectral/row_tables/0/typical", lambda v: v + 1e-4),
+    ("/spectral/row_tables/0/rows", 321),
+    ("/spectral/row_tables/0/kind", "other"),
+    ("/spectral/row_tables/0/transform", "rotation"),
+    ("/spectral/row_tables/0/listed", []),
+    ("/spectral/row_tables/0/listed/3/change", 0.1),
+    ("/spectral/row_tables/0/listed/3/token", " another"),
+    ("/spectral/row_tables/0/listed/3/nearest_change", 9.0),
+    ("/spectral/row_tables/0/listed/3/row", 300),
+    ("/spectral/row_changes", []),
+    ("/spectral/row_changes/0/rows", 0),
+    ("/spectral/row_changes/0/limit", 1.1),
+    ("/spectral/violations", []),
+    ("/spectral/violations/0/rows", 31),
+    ("/spectral/violations/0/severity", "warning"),
+    ("/spectral/violations/0/listed/2/token", "harmless"),
+    ("/spectral/fatal_violations", 0),
+    ("/spectral/passed", True),
+    ("/guard_warnings/warnings/0/message", "nothing"),
+    ("/validation/spectral_stable", True),
+]
+
+
+def test_exchanged_rows_are_told_and_replayed():
+    """A finding, a warning that names tokens, a gate that does not hold; all of it follows."""
+    assert contradictions(EXCHANGED) == []
+    assert EXCHANGED["validation"]["spectral_stable"] is False
+    [warning] = EXCHANGED["guard_warnings"]["warnings"]
+    assert (warning["kind"], warning["policy_gate"]) == ("token_rows", "fail")
+    assert "32 of 320 token rows" in warning["message"]
+    assert "40 ' t0' (now closest to 41 ' t')" in warning["message"]
+
+
+@pytest.mark.parametrize(("pointer", "change"), ROWS, ids=[f"{p}#{i}" for i, (p, _) in
+                                                           enumerate(ROWS)])  # fmt: skip
+def test_one_changed_value_of_the_rows_is_found(pointer, change):
+    """What was counted, listed and decided of them, each changed alone."""
+    assert contradictions(altered(EXCHANGED, pointer, change)) != []
+
+
+def test_the_rows_of_an_embedding_cannot_be_left_out():
+    """The baseline's description says how many there are."""
+    report = altered(EXCHANGED, "/spectral/modules/family/0", "embed")
+    name = report["spectral"]["modules"]["name"][0]
+    report["spectral"]["row_tables"][0]["name"] = name
+    told = {size: list(_rows_left_out(report, {name: [size, 16]})) for size in (12, 320, 384)}
+    assert (told[12], told[320], len(told[384])) == ([], [], 1)
+    report["spectral"]["row_tables"][0]["baseline_only"] = 64
+    assert list(_rows_left_out(report, {name: [384, 16]})) == []
+    report["spectral"]["row_tables"] = []
+    assert len(list(_rows_left_out(report, {name: [384, 16]}))) == 1
 
 
 LOOSER = [

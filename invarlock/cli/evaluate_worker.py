@@ -80,7 +80,7 @@ def measure_and_judge(job: Job) -> None:
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = reference.arrays()
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
-        measured = _measure(job, aligned, windows, arrays, policy.variance)
+        measured = _measure(job, aligned, windows, (baseline, arrays), policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
@@ -99,7 +99,7 @@ def _measure(
     job: Job,
     checkpoint: Checkpoint,
     windows: RunWindows,
-    against: ReferenceArrays | None,
+    against: tuple[Checkpoint, ReferenceArrays] | None,
     variance: VariancePolicy | None,
 ) -> Measurement:
     from invarlock.run.loading import Target
@@ -110,8 +110,9 @@ def _measure(
         windows,
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
-        against=against,
+        against=against[1] if against else None,
         variance=variance,
+        baseline=against[0] if against else None,
     )
 
 

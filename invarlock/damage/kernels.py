@@ -41,6 +41,12 @@ def zero_(matrix: torch.Tensor) -> Loss:
     return Loss()
 
 
+def exchange_rows_(matrix: torch.Tensor, rows: torch.Tensor) -> Loss:
+    """Each of ``rows`` gets what stood in the one before it, the first what stood in the last."""
+    matrix[rows] = matrix[rows.roll(1)]
+    return Loss()
+
+
 def two_bits_(matrix: torch.Tensor) -> Loss:
     """Levels -2 to 1 of scale max|w| / 2: the positive maximum is cut to half."""
     largest = max(float(rows.abs().amax()) for rows in row_blocks(matrix))

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.damage import kernels
 from invarlock.damage.probes import probe_change, settle_probe
@@ -27,6 +29,7 @@ from invarlock.damage.specs import (
     SpectralModerateScale,
     StaleShard,
     TokenizerSwap,
+    TokenRowsExchanged,
     TruncatedShard,
     VeMlpScaleSkew,
     WeightTyingBreak,
@@ -161,10 +164,22 @@ def _targets_and_kernel(
             info = projection_matrix(baseline, projection, layer)
             own_seed = tensor_seed(seed, info.name)
             return [info], lambda m: low_rank_(m, 1, own_seed)
+        case TokenRowsExchanged():
+            tables = [info for info in vocabulary_tensors(baseline) if len(info.shape) == 2]
+            exchanged = _drawn_rows(tables[0].shape[0], damage)
+            return tables, lambda m: kernels.exchange_rows_(m, exchanged)
         case BitFlip(row=row, column=column, bit=bit):
             info = projection_matrix(baseline, damage.projection, damage.layer)
             return [info], lambda m: kernels.flip_bit_(m, row, column, bit)
     raise ConfigError(f"{damage.error_type} has no arithmetic")
+
+
+def _drawn_rows(rows: int, damage: TokenRowsExchanged) -> torch.Tensor:
+    """Ids from the upper nine tenths, two at least."""
+    first = rows // 10
+    generator = torch.Generator().manual_seed(damage.seed)
+    count = max(2, int(rows * damage.fraction))
+    return torch.randperm(rows - first, generator=generator)[:count] + first
 
 
 def _more_rows(baseline: Checkpoint, extra: int) -> Change:

@@ -184,6 +184,23 @@ class TokenizerSwap(Damage):
 
 
 @dataclass(frozen=True)
+class TokenRowsExchanged(Damage):
+    """Rows of the token embedding (and of a head that is stored) change places in one ring.
+
+    ``fraction`` of all rows, drawn from the upper nine tenths of the ids: the special and most
+    frequent tokens stay.
+    """
+
+    error_type: ClassVar[str] = "token_rows_exchanged"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "fraction": (0.0, 0.9),
+        "seed": (0, 2**32),
+    }
+    fraction: float = 0.1
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class StaleShard(Damage):
     """One shard's tensors come from another revision of the model.
 
@@ -299,7 +316,7 @@ DAMAGES: dict[str, type[Damage]] = {
     for kind in (
         NanInjection, InfInjection, ShapeMismatch, MissingTensors, ExtremeQuant, ScaleExplosion,
         RankCollapse, NormCollapse, WeightTyingBreak, Rank1Projection,
-        BitFlip, LayerSwap, TokenizerSwap, StaleShard, TruncatedShard,
+        BitFlip, LayerSwap, TokenizerSwap, TokenRowsExchanged, StaleShard, TruncatedShard,
         RmtNormNoise, SpectralModerateScale, VeMlpScaleSkew,
     )
 }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 from invarlock.errors import InvarlockError
 from invarlock.evidence.findings import dig
 from invarlock.files import digest_json
-from invarlock.guards import CHAIN, CONTRACTS, contract_fields
+from invarlock.guards import CHAIN, CONTRACTS, contract_fields, rows
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
 from invarlock.guards.variance import is_target
 from invarlock.guards.weight_stats import WeightStats
@@ -78,6 +78,8 @@ def _tables(report: Report) -> Iterator[str]:
         table, may = report[guard]["modules"], guard != "spectral"
         if not as_recorded(table, columns, names_may_differ=may):
             yield f"/{guard}/modules is not the table that a report has"
+    for line in rows.contradictions(rows.from_json(report["spectral"]["row_tables"])):
+        yield f"/spectral/row_tables: {line}"
 
 
 def _execution(report: Report) -> Iterator[str]:
@@ -88,7 +90,7 @@ def _execution(report: Report) -> Iterator[str]:
     table = report["spectral"]["modules"]
     modules = {column: table[column] for column in (*HEAD, *WeightStats.fields())}
     records = {
-        "spectral": {"modules": modules},
+        "spectral": {"modules": modules, "row_tables": report["spectral"]["row_tables"]},
         "variance": {"tap": variance["tap"], "trial": variance["trial"]},
     }
     for index, entry in enumerate(report["context"]["execution_log"]):

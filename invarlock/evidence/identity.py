@@ -14,9 +14,10 @@ from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.claims import REVISIONS
-from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.findings import dig, first_text, number
 from invarlock.evidence.scenarios_check import CONFIG, CUSTOM, OUTCOME_NAME, Entry, Place, places
 from invarlock.evidence.tree import Tree
+from invarlock.guards.rows import MIN_ROWS
 from invarlock.scenarios import NOOP
 from invarlock.verdict.repeats import SCHEMA, contradictions, in_manifest
 
@@ -31,6 +32,7 @@ SAME = (
 REPEATS = "results/analysis/determinism_repeats.json"
 SETTINGS = ("network_mode", "determinism", "repeats")  # in the manifest, and in its parameters
 Report = Mapping[str, Any]
+Shapes = dict[str, list[int]]  # of weights, by name
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Identities:
     scenarios: Mapping[str, Entry]
     types: set[str | None] = field(init=False)  # what any scenario of the pack does
     subjects: dict[tuple[str, str], str] = field(default_factory=dict)  # (model, digest) -> type
-    baselines: dict[str, tuple[object, set[str]]] = field(default_factory=dict)  # by model folder
+    baselines: dict[str, tuple[object, Shapes]] = field(default_factory=dict)  # by model folder
 
     def __post_init__(self) -> None:
         self.types = {*map(_done, self.scenarios.values())} - {None, NOOP, CUSTOM}
@@ -90,12 +92,31 @@ class Identities:
         listed = dig(report, "spectral", "modules", "name")
         if not isinstance(listed, list):
             return  # a subject that was not run
-        missing = weights - {str(name).partition("[")[0] for name in listed}
+        yield from _rows_left_out(report, weights)
+        missing = weights.keys() - {str(name).partition("[")[0] for name in listed}
         if missing:
             yield (
                 f"/spectral/modules leaves out {len(missing)} of {len(weights)} weights of the"
                 f" baseline, {escape(min(missing))[:80]} first"
             )
+
+
+def _rows_left_out(report: Report, weights: Shapes) -> Iterator[str]:
+    """Every embedding has been looked at row by row, all the rows of it that the baseline has."""
+    tables = dig(report, "spectral", "row_tables")
+    counted = {
+        str(dig(table, "name")): (number(dig(table, "rows")), number(dig(table, "baseline_only")))
+        for table in (tables if isinstance(tables, list) else ())
+    }
+    columns = [dig(report, "spectral", "modules", key) for key in ("name", "family")]
+    if not all(isinstance(column, list) for column in columns):
+        return
+    for name, family in zip(*columns, strict=False):
+        shape = weights.get(str(name), [])
+        if family != "embed" or len(shape) != 2 or shape[0] < MIN_ROWS:
+            continue
+        if sum(part or 0 for part in counted.get(str(name), ())) != shape[0]:
+            yield f"/spectral/row_tables does not hold all {shape[0]} rows of {escape(name)[:80]}"
 
 
 def _done(entry: Entry | None) -> str | None:
@@ -107,16 +128,17 @@ def _done(entry: Entry | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _described(tree: Tree, path: str) -> tuple[object, set[str]]:
-    """Model id and names of the matrices (and stacks of them) of a baseline; None, empty where
-    nothing in the pack says them."""
+def _described(tree: Tree, path: str) -> tuple[object, Shapes]:
+    """Model id, and shape by name of the matrices (and stacks of them) of a baseline; None, empty
+    where nothing in the pack says them."""
     document = _object(tree, path)
     tensors = document.get("tensors")
     return document.get("model_id"), {
-        name
+        name: shape
         for name, tensor in (tensors.items() if isinstance(tensors, dict) else ())
         if isinstance(shape := dig(tensor, "shape"), list)
         and len(shape) in (2, 3)
+        and all(isinstance(size, int) for size in shape)
         and str(dig(tensor, "dtype")).startswith(("F", "BF"))
     }
 

@@ -45,7 +45,7 @@ SMALL = {
 PARSED_NAMES = ("checksums.sha256", "README.md", "results/final_verdict.txt", "manifest.json.asc")
 MAX_JUDGED = 1_000_000  # values of all reports and outcomes that a verdict is recomputed from
 # Columns of the evidence, lists of files and of modules: a verdict does not look at them.
-EVIDENCE = ("evaluation_windows", "modules", "trial", "histograms", "dataset")
+EVIDENCE = ("evaluation_windows", "modules", "row_tables", "trial", "histograms", "dataset")
 COLUMNS = (*EVIDENCE, "warnings", "epsilon_violations")
 CHARACTERS = 16  # of a string that count as one value
 MARKS = (b",", b":", b"[", b"{")

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from invarlock.files import contract_hash
-from invarlock.guards import rmt, variance, weight_stats
+from invarlock.guards import rmt, rows, variance, weight_stats
 
 CHAIN = ("invariants", "spectral", "rmt", "variance", "invariants")
 # How each guard measures: two runs can be compared only if they agree on it.
 CONTRACTS: Mapping[str, Mapping[str, Any]] = {
-    "spectral": weight_stats.CONTRACT,
+    "spectral": {**weight_stats.CONTRACT, "rows": rows.CONTRACT},
     "rmt": rmt.CONTRACT,
     "variance": variance.CONTRACT,
 }

@@ -5,7 +5,8 @@ a preset's, or ``ln(1 + deadband) / kappa``, so that ``|z| > kappa`` says that s
 than the deadband. A cap is applied where ``|z| > kappa`` **and** the module
 survives multiple testing over all modules, ``p = erfc(|z| / sqrt(2))`` (Benjamini-Hochberg:
 JRSS B 57, 1995; or Bonferroni). More than ``max_caps`` caps block. A stable rank or a row or
-column norm that fell below its fatal ratio to the baseline blocks at once.
+column norm that fell below its fatal ratio to the baseline blocks at once, and so does a row of an
+embedding, head or position table that changed far beyond the others (``invarlock.guards.rows``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from invarlock.guards import rows
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.policy import SpectralPolicy
 
@@ -83,9 +85,12 @@ def selected(p_values: Sequence[float], method: str, alpha: float) -> list[bool]
 
 
 def judge(
-    baseline: Sequence[Module], subject: Sequence[Module], policy: SpectralPolicy
+    baseline: Sequence[Module],
+    subject: Sequence[Module],
+    policy: SpectralPolicy,
+    row_tables: Sequence[rows.RowTable] = (),
 ) -> dict[str, Any]:
-    """Compare the modules of two runs; both lists hold the same names.
+    """Compare the modules of two runs, both lists of the same names, and the rows of tables.
 
     Returns:
         the decided part of the report's ``spectral`` block.
@@ -110,20 +115,22 @@ def judge(
         }
         for i in capped
     ]
-    degenerate = [d for b, s in pairs for d in _degeneracy(b, s, policy)]
-    fatal = [d for d in degenerate if d["severity"] == "fatal"]
+    row_changes = rows.judge(row_tables, policy.rows)
+    found = [d for b, s in pairs for d in _degeneracy(b, s, policy)] + rows.findings(row_changes)
+    fatal = [d for d in found if d["severity"] == "fatal"]
     exceeded = len(capped) > policy.max_caps
     passed = not fatal and not exceeded
     return {
         "evaluated": True,
         "passed": passed,
-        "decision": "block" if not passed else "monitor" if capped or degenerate else "allow",
+        "decision": "block" if not passed else "monitor" if capped or found else "allow",
         "status": "unstable" if not passed else "capped" if capped else "stable",
         "caps_applied": len(capped),
         "max_caps": policy.max_caps,
         "caps_exceeded": exceeded,
         "fatal_violations": len(fatal),
-        "violations": violations + degenerate,
+        "violations": violations + found,
+        "row_changes": row_changes,
         "family_caps": family_caps(policy),
         "family_z_summary": _family_summary(pairs, z, kappas, capped),
         "multiple_testing": {

@@ -237,6 +237,7 @@ def _measured(comparison: Comparison, evidence: Evidence, decided: Judgement) ->
     sections["spectral"]["modules"] = tables.spectral_table(
         tables.Both(evidence.baseline_modules, evidence.subject_modules)
     )
+    sections["spectral"]["row_tables"] = guard_of(comparison.subject, "spectral")["row_tables"]
     sections["rmt"] |= {
         "calibration": guard_of(comparison.subject, "rmt")["calibration"],
         "modules": tables.activation_table(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from invarlock.guards.rows import ROW_FINDINGS
+from invarlock.guards.rows import sentence as row_sentence
 from invarlock.reporting import signals
 from invarlock.reporting.checks import (
     FAIL,
@@ -17,7 +19,7 @@ from invarlock.reporting.checks import (
     unmeasured,
 )
 from invarlock.reporting.page import objects
-from invarlock.reporting.readings import edge_violations
+from invarlock.reporting.readings import edge_violations, row_findings
 from invarlock.reporting.signals import Report, block
 from invarlock.reporting.wording import fixed, number, share
 
@@ -54,14 +56,28 @@ def spectral(report: Report) -> Check:
     if caps is None:
         return unmeasured(report, "spectral", title, flag)
     status = status_of(report, flag, "spectral")
+    found = objects(section.get("violations"))
+    degenerate = sum(
+        v.get("severity") == "fatal" and v.get("type") not in ROW_FINDINGS for v in found
+    )
+    tables = objects(section.get("row_changes"))  # of published reports there are none
+    beyond = sum(int(number(table.get("rows")) or 0) for table in tables)
     return Check(
         name=title,
         status=status,
-        measured=f"{caps} capped, {section.get('fatal_violations', 0)} degenerate modules",
-        threshold=f"at most {section.get('max_caps', '-')} capped, none degenerate",
-        note=_worst_violation(section) if status == FAIL else _largest_change(section),
+        measured=f"{caps} capped, {degenerate} degenerate modules"
+        + (f", {beyond} rows far beyond the others" if tables else ""),
+        threshold=f"at most {section.get('max_caps', '-')} capped, none degenerate"
+        + (", no such row" if tables else ""),
+        note=_why(report, section) if status == FAIL else _largest_change(section),
         flag=flag,
     )
+
+
+def _why(report: Report, section: Mapping[str, Any]) -> str:
+    """Rows before matrices: they have names that a user knows."""
+    rows = row_findings(report)
+    return row_sentence(max(rows, key=lambda v: v["rows"])) if rows else _worst_violation(section)
 
 
 def _largest_change(section: Mapping[str, Any]) -> str:

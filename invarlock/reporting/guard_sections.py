@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from invarlock.guards.rows import ROW_FINDINGS, STEP
+from invarlock.guards.rows import sentence as row_sentence
 from invarlock.reporting import figures, readings, signals
 from invarlock.reporting.page import LISTED, Section, Table, not_evaluated, objects
 from invarlock.reporting.plots import Plot
@@ -56,14 +58,19 @@ def spectral(report: Report) -> Section:
     )
     header = ("Family", "Modules", "Largest |z|", "Mean |z|", "Cap (kappa)", "As change", "Capped")
     moved = [c for c in changes if c.log_ratio != 0.0 or c.stable_rank_ratio not in (None, 1.0)]
+    found = objects(section.get("violations"))
     return Section(
         id="spectral",
         title=title,
-        notes=() if moved else ("No weight matrix changed.",),
+        notes=(
+            *(() if moved else ("No weight matrix changed.",)),
+            *map(row_sentence, readings.row_findings(report)),
+        ),
         plots=_some(figures.spectral_plot(changes, caps)),
         tables=(
             Table("Families", header, rows),
-            *_violations(objects(section.get("violations"))),
+            *_violations([v for v in found if v.get("type") not in ROW_FINDINGS]),
+            *_row_tables(objects(section.get("row_changes"))),
             *_largest(moved, ("Module", "Family", "Sigma", "Stable rank")),
         ),
     )
@@ -106,6 +113,45 @@ def _violations(found: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             for v in listed
         ),
     )
+
+
+def _row_tables(judged: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The tables of embedding, head and positions, and the rows of them that are findings."""
+    if not judged:
+        return
+    yield Table(
+        caption="Rows of embedding, head and positions: change relative to the baseline's row",
+        header=("Table", "Rows compared", "Half within", "Largest", "Limit", "Beyond, or moved"),
+        rows=tuple(
+            (
+                str(t.get("module", "-")),
+                str(t.get("compared", "-")),
+                fixed(t.get("typical"), 3),
+                f"at most {STEP}" if t.get("largest") is None else fixed(t.get("largest"), 3),
+                fixed(t.get("limit"), 2),
+                str(t.get("rows", "-")),
+            )
+            for t in judged
+        ),
+    )
+    for table in judged:
+        listed = objects(table.get("listed"))
+        if listed:
+            yield Table(
+                caption=f"Rows of {table.get('module')} ({len(listed)} of {table.get('rows')})",
+                header=("Row", "Token", "Change", "Now closest to"),
+                rows=tuple(
+                    (
+                        str(row.get("row", "-")),
+                        str(row.get("token") or "-"),
+                        fixed(row.get("change"), 3),
+                        " ".join(str(row.get(key) or "") for key in ("closest", "closest_token"))
+                        if "closest" in row
+                        else "-",
+                    )
+                    for row in listed
+                ),
+            )
 
 
 def rmt(report: Report) -> Section:

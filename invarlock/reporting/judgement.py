@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from invarlock.guards import invariants_decision, moe, rmt, spectral, variance
+from invarlock.guards import invariants_decision, moe, rmt, rows, spectral, variance
 from invarlock.guards.invariants_decision import Failure
 from invarlock.metrics.tail import judge_tail, tail_acceptable
 from invarlock.policy import Policy
@@ -51,6 +51,7 @@ class Evidence:
     accepted: Sequence[str]  # names of findings that the user accepts
     baseline_modules: Sequence[spectral.Module]
     subject_modules: Sequence[spectral.Module]  # empty: not measured
+    row_tables: Sequence[rows.RowTable]
     baseline_activations: Sequence[rmt.Activation]
     subject_activations: Sequence[rmt.Activation]
     baseline_outputs: Sequence[rmt.Activation]  # those that the variance guard looks at
@@ -134,7 +135,10 @@ def _guards(evidence: Evidence, policy: Policy) -> dict[str, Block]:
     if not evidence.subject_modules:
         return blocks
     blocks["spectral"] = spectral.judge(
-        evidence.baseline_modules, evidence.subject_modules, policy.spectral
+        evidence.baseline_modules,
+        evidence.subject_modules,
+        policy.spectral,
+        evidence.row_tables,
     )
     blocks["rmt"] = rmt.judge(
         evidence.baseline_activations, evidence.subject_activations, policy.rmt
@@ -207,8 +211,9 @@ def _warnings(blocks: Mapping[str, Block]) -> Block:
     ]
     for item in blocks["spectral"].get("violations", []):
         kind = "new_capped_module" if item["type"] == "family_z_cap" else item["type"]
-        if item["severity"] != "fatal":
-            text = f"{item['module']}: {kind}"
+        named = item["type"] in rows.ROW_FINDINGS
+        if item["severity"] != "fatal" or named:
+            text = rows.sentence(item) if named else f"{item['module']}: {kind}"
             found.append(_warning("spectral", kind, text) | _place(item, blocks["spectral"], text))
     for item in blocks["rmt"].get("epsilon_violations", []):
         text = f"{item['module']}: edge risk {item['edge_cur']} over {item['allowed']}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from invarlock.guards.rows import ROW_FINDINGS
 from invarlock.reporting import signals
 from invarlock.reporting.signals import Report, block
 from invarlock.reporting.wording import number
@@ -140,6 +141,20 @@ def spectral_limits(report: Report) -> dict[str, tuple[float, float]]:
         elif deadband is not None:
             found[family] = (-math.log1p(deadband), math.log1p(deadband))
     return found
+
+
+def row_findings(report: Report) -> list[Mapping[str, Any]]:
+    """Tables with rows that changed far beyond the others; of a shape that can be put in words."""
+    found = block(report, "spectral").get("violations")
+    return [
+        v
+        for v in (found if isinstance(found, list) else [])
+        if isinstance(v, Mapping)
+        and v.get("type") in ROW_FINDINGS
+        and None not in [number(v.get(key)) for key in ("rows", "compared", "typical", "limit")]
+        and isinstance(listed := v.get("listed"), list)
+        and all(isinstance(row, Mapping) and {"row", "token"} <= row.keys() for row in listed)
+    ]
 
 
 def edge_violations(report: Report) -> list[Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from invarlock.errors import ContractError, InvarlockError
-from invarlock.guards import CONTRACTS, moe, variance
+from invarlock.guards import CONTRACTS, moe, rows, variance
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.policy import Override, Policy, resolve_policy
@@ -33,7 +33,7 @@ _MEASURED = (
 )
 # What stands in a guard's block beside its decision (invarlock.evidence.derived checks it).
 BESIDE: Mapping[str, tuple[str, ...]] = {
-    "spectral": _MEASURED,
+    "spectral": (*_MEASURED, "row_tables"),
     "rmt": (*_MEASURED, "calibration"),
     "variance": (*_MEASURED, "tap", "target_module_names", "trial"),
 }
@@ -122,6 +122,7 @@ def read_evidence(report: Report) -> Evidence:
         accepted=report["context"].get("accept", []),
         baseline_modules=weights[0],
         subject_modules=weights[1],
+        row_tables=rows.from_json(guards["spectral"]["row_tables"]) if measured else [],
         baseline_activations=edges[0],
         subject_activations=edges[1],
         baseline_outputs=outputs[0],

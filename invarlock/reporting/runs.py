@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from invarlock.errors import InputError
-from invarlock.guards import moe, rmt, spectral, variance
+from invarlock.guards import moe, rmt, rows, spectral, variance
 from invarlock.guards.invariants_decision import Failure
 from invarlock.metrics import ARMS
 from invarlock.metrics.accuracy import Examples, labelled
@@ -63,6 +63,7 @@ def gather(comparison: Comparison, policy: Policy) -> Evidence:
         accepted=comparison.accepted,
         baseline_modules=_modules(baseline),
         subject_modules=_modules(subject),
+        row_tables=_row_tables(subject),
         baseline_activations=_activations(baseline),
         subject_activations=_activations(subject),
         baseline_outputs=_outputs(baseline),
@@ -178,6 +179,11 @@ def _invariant_failures(report: Run) -> list[Failure]:
 def _modules(report: Run) -> list[spectral.Module]:
     recorded = guard_of(report, "spectral")
     return spectral.from_table(recorded["modules"]) if recorded else []
+
+
+def _row_tables(report: Run) -> list[rows.RowTable]:
+    recorded = guard_of(report, "spectral")
+    return rows.from_json(recorded["row_tables"]) if recorded else []
 
 
 def _activations(report: Run) -> list[rmt.Activation]:

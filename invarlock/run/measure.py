@@ -22,6 +22,7 @@ from invarlock.guards.invariants import check_loaded
 from invarlock.guards.invariants_decision import Failure
 from invarlock.guards.moe import RouterStats
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation
+from invarlock.guards.rows import RowTable
 from invarlock.guards.spectral import Module
 from invarlock.guards.variance import HELD_OUT_SHARE, Trial, is_target, propose
 from invarlock.metrics import ARMS
@@ -106,6 +107,7 @@ class Measurement:
     timings: dict[str, float] = field(default_factory=dict)  # wall seconds per phase
     memory_mb: dict[str, float] = field(default_factory=dict)  # peak without and with guards
     correct: dict[str, list[bool]] = field(default_factory=dict)  # of labelled records, by arm
+    row_tables: Sequence[RowTable] | None = None  # against the baseline's; None without one
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -138,6 +140,12 @@ def weight_modules(checkpoint: Checkpoint, device: str) -> list[Module]:
     return modules
 
 
+def _rows(baseline: Checkpoint, subject: Checkpoint, device: str) -> list[RowTable]:
+    from invarlock.guards.row_changes import measure_rows
+
+    return measure_rows(baseline, subject, device)
+
+
 def _experts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return [(f"{name}[{i}]", matrix) for i, matrix in enumerate(weight)]
 
@@ -150,6 +158,7 @@ def measure_checkpoint(
     token_budget: int,
     against: ReferenceArrays | None,
     variance: VariancePolicy | None = None,
+    baseline: Checkpoint | None = None,
 ) -> Measurement:
     """Load the checkpoint, run it over the windows once and take the guards' statistics.
 
@@ -160,6 +169,7 @@ def measure_checkpoint(
         token_budget: tokens per batch.
         against: the baseline's run; None where this is the baseline.
         variance: when given, proposed scales are tried on held-out windows.
+        baseline: when given, the rows of embedding and head are compared with its own.
 
     Raises:
         InputError: the folder cannot be loaded.
@@ -173,6 +183,7 @@ def measure_checkpoint(
     clock.lap("forward")
     memory = {"forward": peak_memory_mb(loaded.device)}
     modules = weight_modules(checkpoint, loaded.device)
+    row_tables = None if baseline is None else _rows(baseline, checkpoint, loaded.device)
     clock.lap("spectral")
     bare = the_pass.batch("preview", the_pass.calibration)  # 8 windows twice: do hooks only read?
     clock.lap("bare_batch")
@@ -208,6 +219,7 @@ def measure_checkpoint(
         trial_tokens=sum(trial.token_counts) if trial else 0,
         timings=clock.seconds,
         memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
+        row_tables=row_tables,
         correct={arm: the_pass.correct(arm, result) for arm, result in arms.items()},
     )
 

@@ -28,6 +28,7 @@ from invarlock.guards import (
     invariants_decision,
     moe,
     rmt,
+    rows,
     spectral,
     variance,
 )
@@ -135,6 +136,11 @@ def _guards(
                 "name": "spectral",
                 "phase": "weights",
                 "modules": spectral.to_table(measured.modules),
+                **(
+                    {}  # of a baseline's run, there is nothing to compare with
+                    if measured.row_tables is None
+                    else {"row_tables": rows.to_json(measured.row_tables)}
+                ),
             },
             {
                 "name": "rmt",
