@@ -24,7 +24,7 @@ MAX_PARAMETERS = 6
 LAYERS = (
     ("errors",),
     ("files",),
-    ("shards", "contracts", "policy", "code_digest"),
+    ("shards", "contracts", "policy", "code_digest", "folders"),
     ("scenarios", "models"),
     ("tuned",),
     ("agreement", "config"),

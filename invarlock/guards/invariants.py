@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invarlock.checkpoints import Checkpoint, holds_checkpoint, tokenizer_digest
+from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.errors import InputError
+from invarlock.folders import NotACheckpointError
 from invarlock.guards.invariants_decision import Failure
 from invarlock.roles import LAYER_COUNTS, is_tied, layer_of, role_of
 
@@ -77,7 +78,7 @@ def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
         subject = Checkpoint.open(folder)
         tokenizer_digest(folder)
     except InputError as error:
-        if isinstance(error.__cause__, OSError) or not holds_checkpoint(folder):
+        if isinstance(error, NotACheckpointError) or isinstance(error.__cause__, OSError):
             raise
         place = Path(error.where).name if error.where != str(folder) else ""
         # no path: it is of this machine
