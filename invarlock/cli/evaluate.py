@@ -23,6 +23,7 @@ from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.container import Execution, detect
 from invarlock.run.lease import lease
+from invarlock.sources.model_folder import open_model, refuse_unusable
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
 
@@ -159,9 +160,8 @@ def _job(args: argparse.Namespace) -> Job:
     check_profile(args.profile)
     check_judging_options(args)
     execution = _execution(args)
-    for folder in (args.baseline, args.subject):
-        if not folder.is_dir():
-            raise InputError("no such checkpoint folder", where=str(folder))
+    open_model(args.baseline)
+    refuse_unusable(args.subject, args.baseline)
     scenario = _scenario(args.scenario)
     for file in (args.edit_metadata, args.config_record):
         if file and not file.is_file():

@@ -6,9 +6,11 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from invarlock.checkpoints import INDEX_NAME, Checkpoint
-from invarlock.errors import ConfigError, InputError
-from invarlock.files import read_json_object, unreadable
+from invarlock.checkpoints import INDEX_NAME
+from invarlock.errors import ConfigError
+from invarlock.files import read_json_object
+from invarlock.folders import refuse_broken_files, refuse_other_formats
+from invarlock.sources.model_folder import no_tokenizer, open_model
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 
@@ -30,20 +32,20 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
         InputError: missing or unreadable folder, damaged shard, no tokenizer.
         ConfigError: pickle weights only, or Python code of its own, and that is not allowed.
     """
-    readable_folder(folder)
+    refuse_broken_files(folder)
     names = set(os.listdir(folder))
     weights = pickle_files(names)
     if not weights:
-        weights = set(Checkpoint.open(folder).shards)
+        weights = set(open_model(folder).shards)
     elif "config.json" not in names:
-        raise InputError("the checkpoint folder has no config.json", where=str(folder))
+        refuse_other_formats(folder)
     else:
         require_allowed(allow.pickle, str(folder))
     remote_code = needs_remote_code(folder, names)
     if remote_code and not allow.remote_code:
         raise remote_code_error(str(folder))
     if "tokenizer.json" not in names:
-        raise no_tokenizer(str(folder))
+        raise no_tokenizer(str(folder), names)
     chosen = (names & MODEL_FILES) | weights
     if remote_code:
         chosen |= {name for name in names if name.endswith(".py")}
@@ -70,22 +72,6 @@ def require_permission(pin: Pin, allow: Allow, where: str) -> None:
         require_allowed(allow.pickle, where)
 
 
-def readable_folder(folder: Path) -> None:
-    """Refuse a folder that does not exist or cannot be listed.
-
-    Raises:
-        InputError: with the reason.
-    """
-    if not folder.exists():
-        raise InputError("no such folder", where=str(folder), hint="check the model's source")
-    if not folder.is_dir():
-        raise InputError("not a folder", where=str(folder), expected="a model folder")
-    try:
-        os.listdir(folder)
-    except OSError as error:
-        raise unreadable(folder, error) from error
-
-
 def needs_remote_code(folder: Path, names: Collection[str]) -> bool:
     """Whether a configuration file asks for Python code of the model's own (``auto_map``)."""
     return any(
@@ -101,13 +87,4 @@ def remote_code_error(where: str) -> ConfigError:
         "the model needs Python code of its own (auto_map)",
         where=where,
         hint="read that code, then allow it with --allow-remote-code (allow_remote_code: true)",
-    )
-
-
-def no_tokenizer(where: str) -> InputError:
-    """The line for a model without a fast tokenizer."""
-    return InputError(
-        "no tokenizer.json",
-        where=where,
-        hint="save the tokenizer with a fast (tokenizers) backend into the folder",
     )

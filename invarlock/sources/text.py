@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import itertools
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import parse_json, read_bytes
+from invarlock.files import read_bytes
 from invarlock.records import LabelledRecord, parse_record
 from invarlock.sources import packages
 from invarlock.sources.hub_model import Hub, dataset_files
 from invarlock.sources.pins import FileDigest, Pin, require_digest
 from invarlock.sources.spec import TEXT_SUFFIXES, TextSource
 
+# The longer mark first: that of UTF-32 begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
 
 
@@ -158,17 +168,42 @@ def _parse(name: str, data: bytes, field: str) -> Iterator[str]:
         for number, value in _json_lines(name, data):
             yield _text_of(value, field, f"{name}:{number}")
     else:
-        try:
-            yield data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 at byte {error.start}", where=name) from error
+        # line ends as an editor on another system writes them are no other text
+        text = _decoded(name, data).replace("\r\n", "\n").replace("\r", "\n")
+        if text.strip():
+            yield text
 
 
 def _json_lines(name: str, data: bytes) -> Iterator[tuple[int, object]]:
-    """The objects of JSON lines with their line numbers, blank lines left out."""
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    """The objects of JSON lines with their line numbers, blank lines left out.
+
+    Read as other tools read them, unlike evidence: what another field holds (NaN, a key given
+    twice) does not change the text.
+    """
+    for number, line in enumerate(_decoded(name, data).split("\n"), start=1):
         if line.strip():
-            yield number, parse_json(line, f"{name}:{number}")
+            try:
+                yield number, json.loads(line, strict=False)
+            except (ValueError, RecursionError) as error:
+                hint = ""
+                if number == 1 and line.strip() in ("[", "{"):
+                    hint = "this is one JSON document: write one object a line"
+                raise InputError(
+                    f"not a line of JSON: {error}", where=f"{name}:{number}", hint=hint
+                ) from error
+
+
+def _decoded(name: str, data: bytes) -> str:
+    """Text of UTF-8, with or without a byte order mark, or of UTF-16 or UTF-32 with one."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not {encoding.removesuffix('-sig').upper()} at byte {error.start}",
+            where=name,
+            hint="save it as UTF-8",
+        ) from error
 
 
 def _text_of(record: object, field: str, where: str) -> str:
@@ -178,9 +213,12 @@ def _text_of(record: object, field: str, where: str) -> str:
             f"no field {field}", where=where, found=found, hint="name it with ?field=NAME"
         )
     value = record[field]
+    if value is None:  # as data sets mark a row without a text
+        return ""
     if not isinstance(value, str):
         raise InputError(f"field {field} is not text", where=where, found=type(value).__name__)
-    return value
+    # half a surrogate pair, which JSON can spell, is no character: no tokenizer takes it
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parquet(name: str, data: bytes, field: str) -> Iterator[str]:
