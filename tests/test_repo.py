@@ -25,7 +25,7 @@ LAYERS = (
     ("errors",),
     ("files",),
     ("shards", "contracts", "policy", "code_digest", "folders"),
-    ("scenarios", "models"),
+    ("scenarios", "models", "written"),
     ("tuned",),
     ("agreement", "config"),
     ("checkpoints", "roles", "records"),
@@ -37,6 +37,7 @@ LAYERS = (
     ("reporting",),
     ("verdict",),
     ("evidence",),
+    ("preflight", "superseded"),
     ("cli",),
     ("__main__",),
 )

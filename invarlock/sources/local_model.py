@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from invarlock.checkpoints import INDEX_NAME
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 from invarlock.folders import refuse_broken_files, refuse_other_formats
-from invarlock.sources.model_folder import no_tokenizer, open_model
+from invarlock.sources.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 
@@ -32,20 +33,10 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
         InputError: missing or unreadable folder, damaged shard, no tokenizer.
         ConfigError: pickle weights only, or Python code of its own, and that is not allowed.
     """
-    refuse_broken_files(folder)
+    check_folder(folder, allow)
     names = set(os.listdir(folder))
-    weights = pickle_files(names)
-    if not weights:
-        weights = set(open_model(folder).shards)
-    elif "config.json" not in names:
-        refuse_other_formats(folder)
-    else:
-        require_allowed(allow.pickle, str(folder))
+    weights = pickle_files(names) or set(open_model(folder).shards)
     remote_code = needs_remote_code(folder, names)
-    if remote_code and not allow.remote_code:
-        raise remote_code_error(str(folder))
-    if "tokenizer.json" not in names:
-        raise no_tokenizer(str(folder), names)
     chosen = (names & MODEL_FILES) | weights
     if remote_code:
         chosen |= {name for name in names if name.endswith(".py")}
@@ -58,6 +49,33 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
         files={name: FileDigest.of_file(folder / name) for name in sorted(chosen)},
         remote_code=remote_code,
     )
+
+
+def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
+    """Refuse a folder that :func:`pin_folder` would refuse, by names and headers alone.
+
+    Returns:
+        its ``config.json``.
+
+    Raises:
+        InputError, ConfigError: see :func:`pin_folder`.
+    """
+    refuse_broken_files(folder)
+    names = set(os.listdir(folder))
+    if not pickle_files(names):
+        config = open_model(folder).config
+    elif "config.json" not in names:
+        refuse_other_formats(folder)
+        raise AssertionError("unreachable")
+    else:
+        require_allowed(allow.pickle, str(folder))
+        config = read_json_object(folder / "config.json")
+        refuse_architecture(config, folder)
+    if needs_remote_code(folder, names) and not allow.remote_code:
+        raise remote_code_error(str(folder))
+    if "tokenizer.json" not in names:
+        raise no_tokenizer(str(folder), names)
+    return config
 
 
 def require_permission(pin: Pin, allow: Allow, where: str) -> None:

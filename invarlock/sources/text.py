@@ -9,11 +9,12 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import read_bytes
+from invarlock.files import read_bytes, unreadable
 from invarlock.records import LabelledRecord, parse_record
 from invarlock.sources import packages
 from invarlock.sources.hub_model import Hub, dataset_files
@@ -28,6 +29,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+LOOKED_AT = 1 << 20  # bytes of a text that are looked at before a run
 MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
 
 
@@ -97,6 +99,52 @@ def labelled_records(source: TextSource, pin: Pin, hub: Hub) -> list[LabelledRec
         ConfigError: a source of another type.
     """
     return _first(_records(source, pin, hub), source)
+
+
+@dataclass(frozen=True)
+class LocalText:
+    """What can be seen of a local text at once: documents (2: two or more), bytes as text."""
+
+    documents: int
+    bytes: int | None  # None: packed, so that the file's size says nothing
+
+
+def look_at_local_text(source: TextSource) -> LocalText:
+    """Look at a local text without reading all of it; its first two documents are read.
+
+    Raises:
+        InputError: no such file, an empty one, or no text in the first lines.
+    """
+    path = Path(source.name)
+    if path.is_dir():
+        raise InputError("is a folder", where=str(path), expected=" or ".join(TEXT_SUFFIXES))
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as handle:
+            start = handle.read(LOOKED_AT)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not size:
+        raise InputError("the text is empty", where=str(path))
+    if source.name.endswith((".gz", ".parquet")):
+        return LocalText(2, None)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise InputError("is a git-lfs pointer, not the text", where=str(path), hint="git lfs pull")
+    whole = size <= LOOKED_AT
+    if source.name.endswith(".txt"):
+        return LocalText(1, size)
+    # a line that is not whole is left out, so that all that is read is what is there
+    lines = start if whole else start.rpartition(b"\n")[0]
+    found = 0
+    for number, value in _json_lines(path.name, lines):
+        if source.metric == "auto":
+            _text_of(value, source.field, f"{path.name}:{number}")
+        found += 1
+        if found == min(2, source.max_samples or 2):
+            break
+    if whole and not found:
+        raise InputError("the text holds no document", where=str(source))
+    return LocalText(found if whole or found == source.max_samples else 2, size)
 
 
 def _records(source: TextSource, pin: Pin, hub: Hub) -> Iterator[LabelledRecord]:
