@@ -158,8 +158,7 @@ def effective_settings(
         suites: ``config/suites.yaml``.
         environment: ``os.environ``.
         spoken: what the command line or a profile says by itself, also the file's own value.
-        written: settings as they were written (:mod:`invarlock.written`): a folder named 2023_12 is no
-            number.
+        written: settings as they were written (:mod:`invarlock.written`).
 
     Raises:
         ConfigError: an unknown key, suite, model, scenario, tier, or values that do not fit.

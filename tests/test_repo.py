@@ -44,6 +44,7 @@ LAYERS = (
 # Broad handlers that are right: module, function.
 BROAD = {
     ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
+    ("invarlock.run.loading", "load_model"),  # so do models, quantizers and packages they ask for
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}

@@ -162,7 +162,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     for attempt in range(1, max(1, args.attempt) + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(job, attempt=attempt, token_budget=max(1, args.token_budget >> attempt - 1))
+        before = oom_kills()
         code, error = _supervise(job, args.timeout_minutes * 60, locks)
+        if code == -signal.SIGKILL:
+            error = how_killed(before, oom_kills())
         if _status(code) != "out_of_memory":
             break
     if code in (2, 3):  # the worker has already said what is wrong with the request
@@ -324,8 +327,43 @@ def _status(code: int) -> str:
     """Outcome status of a worker that did not measure."""
     if code == 124:
         return "timeout"
-    # SIGKILL from outside is, in practice, the kernel's out-of-memory killer
+    # SIGKILL from outside is, in practice, whoever watches over memory; the line says how sure it is
     return "out_of_memory" if code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL) else "crashed"
+
+
+def how_killed(before: int | None, after: int | None) -> str:
+    """The line for a worker that ended by SIGKILL, given the kernel's counts around it.
+
+    The kernel counts the processes that it kills for memory; schedulers and daemons that watch
+    memory kill too, and nothing counts that.
+    """
+    if before is not None and after is not None and after > before:
+        return "killed by the kernel (signal 9) because memory ran out"
+    return "killed (signal 9), perhaps because memory ran out"
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """Processes that the kernel killed for memory: in this control group, else on this machine.
+
+    None where neither is told.
+    """
+    places = [root / "proc/vmstat"]
+    try:
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:  # version 2; its folder is the root of what a container sees
+                places.insert(0, root / "sys/fs/cgroup" / group.lstrip("/") / "memory.events")
+            elif controllers == "memory":
+                folder = root / "sys/fs/cgroup/memory" / group.lstrip("/")
+                places.insert(0, folder / "memory.oom_control")
+    except (OSError, ValueError):
+        pass
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):
+            counts = dict(line.split() for line in place.read_text().splitlines())
+            if "oom_kill" in counts:
+                return int(counts["oom_kill"])
+    return None
 
 
 def from_json(document: dict[str, Any]) -> Job:
