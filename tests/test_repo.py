@@ -44,7 +44,7 @@ LAYERS = (
 # Broad handlers that are right: module, function.
 BROAD = {
     ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
-    ("invarlock.run.loading", "load_model"),  # so do models, quantizers and packages they ask for
+    ("invarlock.run.loading", "library"),  # models and the packages they ask for raise anything
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}

@@ -110,6 +110,11 @@ def _describe(args: argparse.Namespace) -> int:
     from invarlock.edits.metadata import custom_metadata
 
     baseline, subject = open_model(args.baseline), open_model(args.subject, args.baseline)
+    if subject.config != baseline.config:
+        from invarlock.run.loading import check_loadable
+
+        # said here, in seconds: the baseline would be measured before anybody loads the subject
+        check_loadable(args.subject, args.allow_remote_code)
     document = custom_metadata(baseline, subject, args.label)
     write_json(args.metadata, document)
     print(f"{args.label}: {len(subject.tensors)} tensors compared with {args.baseline}")

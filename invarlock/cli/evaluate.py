@@ -327,7 +327,7 @@ def _status(code: int) -> str:
     """Outcome status of a worker that did not measure."""
     if code == 124:
         return "timeout"
-    # SIGKILL from outside is, in practice, whoever watches over memory; the line says how sure it is
+    # SIGKILL from outside is, in practice, whoever watches over memory; the line says how sure
     return "out_of_memory" if code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL) else "crashed"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import read_json_object
+from invarlock.roles import metric_of
 from invarlock.run.spread import spread
 
 if TYPE_CHECKING:
@@ -107,6 +109,45 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+@contextmanager
+def library(folder: Path) -> Iterator[None]:
+    """The one boundary to the library while it loads ``folder``: what it raises becomes a line.
+
+    Models, quantizers and packages that they ask for raise what they like: KeyError for a kind of
+    rope that is not known, ImportError, AttributeError. None of it is a fault of this program, or
+    lasts less than the folder and the environment do. Lack of memory goes through.
+
+    Raises:
+        InputError, ConfigError: see :func:`loading_fault`; the exception is its cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise loading_fault(folder, error) from error
+
+
+def check_loadable(folder: Path, allow_remote_code: bool) -> None:
+    """Build the model that ``folder`` describes without its weights, to see whether one can.
+
+    Raises:
+        InputError, ConfigError: see :func:`load_model`.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    kind = metric_of(read_json_object(folder / "config.json"))
+    auto_model: Any = getattr(transformers, LOADERS[kind.replace("ppl_", "hf_")])
+    with library(folder):
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=allow_remote_code, local_files_only=True
+        )
+        with torch.device("meta"):
+            auto_model.from_config(config, trust_remote_code=allow_remote_code)
+
+
 def loading_fault(folder: Path, error: Exception) -> InvarlockError:
     """The line for a folder that the library does not load: the cause, and what to do."""
     if "trust_remote_code" in str(error):
@@ -162,7 +203,7 @@ def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Load
     library_log.set_verbosity_error()
     library_log.disable_progress_bar()
     device, dtype = resolve_target(target)
-    try:
+    with library(folder):
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=target.allow_remote_code, local_files_only=True
         )
@@ -176,13 +217,6 @@ def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Load
             trust_remote_code=target.allow_remote_code,
             output_loading_info=True,
         )
-    # Models, quantizers and packages that they ask for raise what they like: KeyError for a kind of
-    # rope that is not known, ImportError, AttributeError. None of it is a fault of this program, or
-    # lasts less than the folder and the environment do.
-    except Exception as error:
-        if lacks_memory(error):
-            raise
-        raise loading_fault(folder, error) from error
     model.requires_grad_(False)
     model.eval()
     if device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for
