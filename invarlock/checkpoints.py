@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.files import digest_json, read_json, read_json_object, sha256_file, unreadable
+from invarlock.folders import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    refuse_broken_files,
+    refuse_other_formats,
+)
 from invarlock.roles import Role, role_of
 from invarlock.shards import DTYPES, TensorInfo, read_header, read_shard_header
 from invarlock.shipped_files import file_digests
@@ -21,20 +26,18 @@ from invarlock.shipped_files import file_digests
 if TYPE_CHECKING:
     import torch
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 TOKEN_CHARACTERS = 40  # of a token's text in a message
 READ_CHUNK = 4 << 20  # bytes held while hashing or copying
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 __all__ = [
+    "INDEX_NAME",
+    "SINGLE_NAME",
     "Checkpoint",
     "Identity",
     "TensorInfo",
     "checkpoint_digest",
     "checkpoint_parts",
     "file_parts",
-    "holds_checkpoint",
     "read_header",
     "token_texts",
     "tokenizer_digest",
@@ -123,13 +126,6 @@ def checkpoint_digest(parts: Mapping[str, Any]) -> str:
     return digest_json(parts)
 
 
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether the files that a checkpoint begins with are there, whatever is in them."""
-    return (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)
-    )
-
-
 def file_parts(folder: Path) -> dict[str, Any]:
     """What a checkpoint that cannot be read as one is: its files by name and SHA-256."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and _is_content(p.name))
@@ -174,18 +170,13 @@ class Checkpoint:
         """Read the configuration and every shard header of ``folder``.
 
         Raises:
-            InputError: no such folder, no safetensors weights, a missing, truncated or garbled
-                shard, a tensor in two shards, or an index that disagrees with the shards.
+            NotACheckpointError: the folder holds something else (:mod:`invarlock.folders`).
+            InputError: a missing, truncated or garbled shard, a tensor in two shards, or an
+                index that disagrees with the shards.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError("no such checkpoint folder", where=str(folder))
-        try:
-            os.listdir(folder)
-        except OSError as error:
-            raise unreadable(folder, error) from error
-        if not (folder / "config.json").is_file():
-            raise InputError("the checkpoint folder has no config.json", where=str(folder))
+        refuse_broken_files(folder)
+        refuse_other_formats(folder)
         config = read_json_object(folder / "config.json")
         weight_map = _weight_map(folder)
         shards = (SINGLE_NAME,) if weight_map is None else tuple(sorted(set(weight_map.values())))
@@ -333,8 +324,6 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     """The index's tensor -> shard map, or None for a single-file checkpoint."""
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     if not index.is_file():
-        if not single.is_file():
-            raise _no_weights(folder)
         return None
     document = read_json_object(index)
     weight_map = document.get("weight_map")
@@ -352,29 +341,6 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             hint="remove the one that is not meant",
         )
     return weight_map
-
-
-def _no_weights(folder: Path) -> InputError:
-    names = sorted(os.listdir(folder))
-    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    tensors = [name for name in names if name.endswith(".safetensors")]
-    if tensors:
-        return InputError(
-            f"neither {SINGLE_NAME} nor {INDEX_NAME}",
-            where=str(folder),
-            found=", ".join(tensors[:4]),
-            hint="add the index that lists the shards",
-        )
-    if pickles:
-        return InputError(
-            "only pickle weights (" + ", ".join(pickles[:4]) + "), which can run code when loaded",
-            where=str(folder),
-            expected=SINGLE_NAME,
-            hint="convert the checkpoint to safetensors",
-        )
-    return InputError(
-        "no weights in the folder", where=str(folder), expected=f"{SINGLE_NAME} or {INDEX_NAME}"
-    )
 
 
 def _refuse_disagreement(

@@ -24,6 +24,7 @@ from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
+from invarlock.written import spelled, texts
 
 PATH_KEYS = ("baseline", "subject", "out", "pack", "signing_key")  # values never recorded
 # What Snakemake gets as a path or a part of one.
@@ -147,6 +148,7 @@ def effective_settings(
     suites: Document,
     environment: Mapping[str, str],
     spoken: Document | None = None,
+    written: Mapping[str, str] | None = None,
 ) -> Settings:
     """Merge, check and expand the configuration.
 
@@ -156,12 +158,15 @@ def effective_settings(
         suites: ``config/suites.yaml``.
         environment: ``os.environ``.
         spoken: what the command line or a profile says by itself, also the file's own value.
+        written: settings as they were written (:mod:`invarlock.written`).
 
     Raises:
         ConfigError: an unknown key, suite, model, scenario, tier, or values that do not fit.
         InputError: a folder or file that was named is missing.
     """
-    values, origins = _merge(given, file, environment, spoken or {})
+    written = written or {}
+    given, file, spoken = (texts(d, written) for d in (given, file, spoken or {}))
+    values, origins = _merge(given, file, environment, spoken)
     _validate(values, origins)
     one_of("tier", values["tier"], tier_names(), _where(origins["tier"]))
     one_of("suite", values["suite"], list(suites["suites"]), _where(origins["suite"]))
@@ -287,6 +292,7 @@ def _read_include(name: str, values: Document, file: Document) -> Document:
         raise ConfigError("is not YAML", where=name, found=" ".join(str(error).split())) from error
     if not isinstance(found, dict):
         raise ConfigError("holds no settings", where=name, expected="lines `key: value`")
+    found = texts(found, spelled(read_bytes(path)))
     for key in found:
         if key not in file or key in NOT_IN_INCLUDES:
             near = difflib.get_close_matches(str(key), list(file), n=1)

@@ -4,7 +4,8 @@ A document is tokenized without special tokens and cut into non-overlapping wind
 ``seq_len`` tokens; the shorter rest is dropped, and documents are never joined. Windows whose
 tokens were seen before, or are in other window files that are to be kept apart (``excluded``), are
 dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
-document and pass, so that preview and final sample the same documents and as many as possible.
+document and pass, so that preview and final sample the same documents and as many as possible;
+windows without a partner in their document come last, and only where pairs do not suffice.
 Only ``random()`` of a seeded generator is used, whose sequence Python keeps between versions.
 A source of labelled records gives a window per record, as many tokens as it has.
 """
@@ -97,7 +98,9 @@ def select_windows(
 
     Pass p takes, of every document in seeded order, its p-th pair counted from a seeded start and
     wrapping round. The t-th pair taken gives its first window to preview when t is even, to final
-    when t is odd, and its second to the other; a full arm takes no more.
+    when t is odd, and its second to the other; a full arm takes no more. Where all pairs do not
+    fill the arms, the windows without a partner follow, one a document, in the same order: a text
+    of documents of one window each is a text.
 
     Raises:
         InputError: the documents hold too few windows.
@@ -109,13 +112,16 @@ def select_windows(
     wanted = (plan.preview, plan.final)
     arms: tuple[list[Window], list[Window]] = ([], [])
     pairs: dict[int, list[tuple[Window, Window]]] = {}
+    singles: list[Window] = []  # of each document the last one, where it has an odd number
     seen = set(plan.excluded)
     taken = 0
     for turn in itertools.count():
         before = taken
         for index in order:
             if turn == 0:
-                pairs[index] = _pairs(encode(documents[index]), index, plan.seq_len, seen)
+                fresh = _fresh(encode(documents[index]), index, plan.seq_len, seen)
+                pairs[index] = list(zip(fresh[0::2], fresh[1::2], strict=False))
+                singles += fresh[len(fresh) // 2 * 2 :]
             mine = pairs[index]
             if turn >= len(mine):
                 continue
@@ -128,13 +134,18 @@ def select_windows(
             if all(len(arms[i]) == wanted[i] for i in (0, 1)):
                 return tuple(arms[0]), tuple(arms[1])
         if taken == before:
-            raise _too_few(taken, len(documents), plan)
-    raise AssertionError("unreachable")
+            break
+    for window in singles:  # what has no partner in its document goes where more is missing
+        lacking = [wanted[i] - len(arms[i]) for i in (0, 1)]
+        if max(lacking) > 0:
+            arms[lacking[1] > lacking[0]].append(window)
+    if any(len(arms[i]) < wanted[i] for i in (0, 1)):
+        raise _too_few(sum(map(len, arms)) // 2, len(documents), plan)
+    return tuple(arms[0]), tuple(arms[1])
 
 
-def _pairs(
-    tokens: Sequence[int], index: int, seq_len: int, seen: set[str]
-) -> list[tuple[Window, Window]]:
+def _fresh(tokens: Sequence[int], index: int, seq_len: int, seen: set[str]) -> list[Window]:
+    """The windows of a document that were not seen before, in order."""
     fresh: list[Window] = []
     for begin in range(0, len(tokens) - seq_len + 1, seq_len):
         part = tuple(tokens[begin : begin + seq_len])
@@ -142,7 +153,7 @@ def _pairs(
         if identity not in seen:
             seen.add(identity)
             fresh.append(Window(identity, f"doc-{index}", part))
-    return list(zip(fresh[0::2], fresh[1::2], strict=False))  # an odd last window stays out
+    return fresh
 
 
 def _too_few(pairs: int, n_documents: int, plan: WindowPlan) -> InputError:

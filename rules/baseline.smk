@@ -66,6 +66,7 @@ rule baseline_report:
     """Run the baseline once; every evaluation of the model uses this run."""
     input:
         image=IMAGE_RECORD,
+        opened=opened_subjects,
         model=OUT / "{model}/models/baseline",
         windows=OUT / "{model}/windows.json",
     output:

@@ -23,6 +23,7 @@ rule calibrate:
     """Measure the baseline and its null edits on every calibration seed."""
     input:
         image=IMAGE_RECORD,
+        opened=opened_subjects,
         model=OUT / "{model}/models/baseline",
         windows=expand(
             PRESETS / "windows_seed_{seed}.json",

@@ -27,6 +27,7 @@ from invarlock.files import sha256_file, unreadable, write_text
 from invarlock.run.container import check_engine, check_reference
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.written import as_written
 
 
 def here(name):
@@ -52,6 +53,10 @@ onstart:
         except BlockingIOError:
             workflow.persistence.unlock()  # snakemake's own, taken just before
             stop(starting)
+    # what an evaluation that now runs again has said before is no answer any more, also if it fails
+    planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    if planned & {"evaluate", "verdict"}:
+        say_where(set_aside(OUT, ANSWERS))
 
 
 CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
@@ -63,6 +68,10 @@ try:
         yaml.safe_load(here("config/suites.yaml").read_text()),
         os.environ,
         workflow.config_settings.overwrite_config,
+        as_written(
+            [here("config/config.yaml"), *workflow.config_settings.configfiles],
+            workflow.config_settings.config_args or [],
+        ),
     )
     if S.values["signing_key"]:
         from invarlock.evidence.keys import load_signing_key
@@ -121,7 +130,7 @@ LOGS = OUT / "logs"
 SOURCES = [parse_model_source(m.source) for m in S.models]
 LOCAL = [source.name for source in SOURCES if source.kind == "local"]
 if S.text.startswith("local:"):
-    LOCAL.append(S.text.removeprefix("local:").partition("?")[0])
+    LOCAL.append(parse_text_source(S.text).name)
 IMAGE = C["container_image"]
 IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
@@ -351,6 +360,13 @@ def subject(wildcards):
     if wildcards.scenario in CUSTOM:
         return C["subject"]
     return OUT / wildcards.model / "models" / wildcards.scenario
+
+
+def opened_subjects(wildcards):
+    """The user's subject is opened before the baseline costs anything; another one, or another
+    state of it, is no reason to measure the baseline again."""
+    folder = OUT / wildcards.model / "edits"
+    return [ancient(folder / scenario / "edit_metadata.json") for scenario in CUSTOM]
 
 
 def metadata(wildcards):

@@ -6,7 +6,7 @@ rule verdict:
     """Judge all evaluations; a missing one cannot be overlooked, it is an input."""
     input:
         scenarios=OUT / "state/scenarios.json",
-        outcomes=[folder / "outcome.json" for folder in evaluations()],
+        outcomes=judged_outcomes,
         reports=[folder / "evaluation.report.json" for folder in evaluations()],
     output:
         OUT / "reports/final_verdict.json",

@@ -143,12 +143,13 @@ rule describe_subject:
     container:
         IMAGE
     resources:
-        mem_mb=edit_mb,
+        mem_mb=lambda wc, attempt: 1000 * attempt + edit_mb(wc, attempt),
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
         label=C["edit_label"],
+        remote=on("allow_remote_code", "--allow-remote-code"),
         state=state_of(C["subject"]),
         code=code("edit"),
     shell:
         "python -m invarlock edit --baseline {input.baseline:q} --spec custom --label {params.label:q}"
-        " --subject {input.subject:q} --metadata {output:q} > {log:q} 2>&1"
+        " --subject {input.subject:q} {params.remote} --metadata {output:q} > {log:q} 2>&1"

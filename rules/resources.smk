@@ -7,6 +7,7 @@ import functools
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 from invarlock.files import remove_leftovers
+from invarlock.preflight import refusals
 from invarlock.sources.disk import (
     half_written,
     known_pins,
@@ -15,6 +16,7 @@ from invarlock.sources.disk import (
     write_plan,
 )
 from invarlock.sources.preflight import check_start
+from invarlock.superseded import ANSWERS, set_aside, supersede
 
 ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
 
@@ -45,11 +47,59 @@ ROOM = (
 )
 
 
+def is_start():
+    """Whether this process plans a run: no job on a cluster, and nothing that runs no job."""
+    return ROOT_PROCESS and workflow.executor_plugin is not None and not workflow.touch
+
+
+@functools.cache
+def refuse_what_cannot_be_judged(judged):
+    """End, a dry run too, with a line for everything that keeps the run from an answer."""
+    if not is_start():
+        return
+    if not workflow.dryrun:
+        forget_other_subjects()
+    found = refusals(S, CONTAINER, judged)
+    for error in found[1:]:
+        print(f"invarlock: {error}", file=sys.stderr)
+    if found:
+        stop(found[0])
+
+
+def forget_other_subjects():
+    """Set aside what was said of other folders than the user's two of now."""
+    if C["suite"] != "byoe":
+        return
+    folders = [C["baseline"], C["subject"]]
+    asked = [*folders, state_of(*folders), C["edit_label"]]
+    custom = [
+        f"{m.slug}/{kind}/{s}"
+        for m in S.models
+        for kind in ("edits", "reports", "determinism")
+        for s in CUSTOM
+    ]
+    say_where(supersede(OUT, asked, custom))
+
+
+def say_where(place):
+    """Tell where answers are that were set aside."""
+    if place is not None:
+        line = f"earlier answers are set aside in {place}"
+        print(f"invarlock: {line}", file=sys.stderr)
+
+
+def judged_outcomes(wildcards):
+    """The outcomes that the verdict needs, if any evaluation of these settings could pass."""
+    refuse_what_cannot_be_judged(True)
+    return [folder / "outcome.json" for folder in evaluations()]
+
+
 @functools.cache
 def check_before_first_job():
-    """Tell what keeps the run from ending; a dry run goes on all the same."""
-    if not ROOT_PROCESS or workflow.executor_plugin is None or workflow.touch:
+    """Tell what keeps the run from ending; a dry run goes on where only this machine lacks it."""
+    if not is_start():
         return
+    refuse_what_cannot_be_judged(False)
     try:
         if not workflow.dryrun:
             remove_leftovers(half_written(OUT))  # which the plan counts as free

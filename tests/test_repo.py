@@ -24,8 +24,8 @@ MAX_PARAMETERS = 6
 LAYERS = (
     ("errors",),
     ("files",),
-    ("shards", "contracts", "policy", "code_digest", "claims"),
-    ("scenarios", "models"),
+    ("shards", "contracts", "policy", "code_digest", "claims", "folders"),
+    ("scenarios", "models", "written"),
     ("tuned",),
     ("agreement", "config"),
     ("roles", "records", "shipped_files"),
@@ -38,6 +38,7 @@ LAYERS = (
     ("reporting",),
     ("verdict",),
     ("evidence",),
+    ("preflight", "superseded"),
     ("cli",),
     ("__main__",),
 )
@@ -45,6 +46,7 @@ LAYERS = (
 BROAD = {
     ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
     ("invarlock.guards.tokenizer_settings", "resolve"),  # so does transformers' loader with it
+    ("invarlock.run.loading", "library"),  # models and the packages they ask for raise anything
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}

@@ -52,6 +52,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+DEBUG = "INVARLOCK_DEBUG"  # set for processes that a command with --debug starts
 ADVANCED = "advanced "  # what the names of commands begin with that few call by hand
 ABOUT = """\
 Is an edited language-model checkpoint as good as its baseline? The workflow (snakemake) calls
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    if debug:
+        os.environ[DEBUG] = "1"
     if "help" in argv[: 2 if argv[:1] == [ADVANCED.strip()] else 1]:
         argv.remove("help")  # help COMMAND is COMMAND --help
         argv.append("--help")

@@ -11,6 +11,7 @@ from pathlib import Path
 from invarlock.cli.measuring import add_arithmetic_options
 from invarlock.files import write_json
 from invarlock.run.lease import lease
+from invarlock.sources.model_folder import open_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write ``calibration_stats.json``."""
+    baseline = open_model(args.baseline)
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
     lease(args.device, args.gpus)
 
-    from invarlock.checkpoints import Checkpoint, tokenizer_digest
+    from invarlock.checkpoints import tokenizer_digest
     from invarlock.run.calibrate import Calibration, calibrate
     from invarlock.run.loading import Target
     from invarlock.run.measure import RunWindows
@@ -37,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     tokenizer = tokenizer_digest(args.baseline)
     plan = Calibration(
         model_id=args.model_id or args.baseline.resolve().name,
-        baseline=Checkpoint.open(args.baseline),
+        baseline=baseline,
         windows=[RunWindows.read(path, tokenizer) for path in args.windows],
         target=Target(args.device, args.dtype, args.allow_remote_code),
         token_budget=args.token_budget,

@@ -17,6 +17,7 @@ from invarlock.cli.measuring import add_model_options
 from invarlock.edits.specs import TrainedEdit, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import write_json
+from invarlock.sources.model_folder import open_model
 
 if TYPE_CHECKING:
     from invarlock.edits.apply import Trained
@@ -108,7 +109,12 @@ def _describe(args: argparse.Namespace) -> int:
     """Write the metadata of a folder that the user brings."""
     from invarlock.edits.metadata import custom_metadata
 
-    baseline, subject = Checkpoint.open(args.baseline), Checkpoint.open(args.subject)
+    baseline, subject = open_model(args.baseline), open_model(args.subject, args.baseline)
+    if subject.config != baseline.config:
+        from invarlock.run.loading import check_loadable
+
+        # said here, in seconds: the baseline would be measured before anybody loads the subject
+        check_loadable(args.subject, args.allow_remote_code)
     document = custom_metadata(baseline, subject, args.label)
     write_json(args.metadata, document)
     print(f"{args.label}: {len(subject.tensors)} tensors compared with {args.baseline}")

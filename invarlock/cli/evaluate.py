@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -17,16 +18,25 @@ from typing import Any
 from invarlock.agreement import check_subject_metadata
 from invarlock.cli.judging import Thresholds, add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_measuring_options
-from invarlock.errors import ConfigError, InputError, MeasurementError
-from invarlock.files import parse_json, read_json_object
+from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
+from invarlock.files import parse_json, read_json, read_json_object, write_json
 from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
+from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.run.lease import lease
+from invarlock.sources.model_folder import open_model, refuse_unusable
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
+REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request
+# Everything that this command, and what renders its results, writes in that folder.
+RESULTS = (
+    "outcome.json", "report.json", "events.jsonl", "evaluation.report.json",
+    "runtime.manifest.json", "evaluation.html", "evaluation.md", "verify.json",
+    *CONTRACTS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,17 +153,43 @@ def _names(text: str) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the worker, classify how it ended, and show the result."""
+    check_options(args)
+    for name in RESULTS:  # of an earlier subject: no answer about this one, also if it is refused
+        (args.out / name).unlink(missing_ok=True)
+    refused = args.out / REFUSED
+    if args.attempt > 1 and refused.is_file():  # a scheduler starts again whatever ended
+        code, line = read_json(refused)
+        print(f"invarlock evaluate: {line} (not tried again)", file=sys.stderr)
+        return int(code)
+    refused.unlink(missing_ok=True)
+    try:
+        return _evaluate(args)
+    except (ConfigError, InputError) as error:
+        _remember(refused, error.exit_code, str(error))
+        raise
+
+
+def _remember(path: Path, code: int, line: str) -> None:
+    """Keep why the request is refused, so that another start does not measure to say the same."""
+    with contextlib.suppress(InvarlockError, OSError):  # the refusal itself is what matters
+        if path.parent.is_dir():
+            write_json(path, [code, line])
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     job = _job(args)
-    # an older outcome in this folder must not be taken for that of this run
-    (Path(job.out) / "outcome.json").unlink(missing_ok=True)
     locks = lease(job.device, args.gpus)
     for attempt in range(1, max(1, args.attempt) + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(job, attempt=attempt, token_budget=max(1, args.token_budget >> attempt - 1))
+        before = oom_kills()
         code, error = _supervise(job, args.timeout_minutes * 60, locks)
+        if code == -signal.SIGKILL:
+            error = how_killed(before, oom_kills())
         if _status(code) != "out_of_memory":
             break
     if code in (2, 3):  # the worker has already said what is wrong with the request
+        _remember(Path(job.out) / REFUSED, code, error.removeprefix("invarlock evaluate: "))
         return code
     out = Path(job.out)
     if code != 0:
@@ -174,14 +210,24 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _job(args: argparse.Namespace) -> Job:
-    # what is misspelt or cannot be must not cost a measurement
+def check_options(args: argparse.Namespace) -> None:
+    """What is misspelt must not cost a measurement, nor the results that are there.
+
+    Raises:
+        ConfigError: see :func:`check_profile` and :func:`check_judging_options`.
+    """
     check_profile(args.profile)
     check_judging_options(args)
+    if args.baseline_report and args.baseline_report.resolve() == args.out.resolve():
+        raise ConfigError(
+            "--out is the folder of the baseline's run", where=str(args.out), hint="name another"
+        )
+
+
+def _job(args: argparse.Namespace) -> Job:
     execution = _execution(args)
-    for folder in (args.baseline, args.subject):
-        if not folder.is_dir():
-            raise InputError("no such checkpoint folder", where=str(folder))
+    open_model(args.baseline)
+    refuse_unusable(args.subject, args.baseline)
     if args.accept:
         check_accept(args.accept, args.baseline, args.subject, "--accept")
     scenario = _scenario(args.scenario)
@@ -311,8 +357,43 @@ def _status(code: int) -> str:
     """Outcome status of a worker that did not measure."""
     if code == 124:
         return "timeout"
-    # SIGKILL from outside is, in practice, the kernel's out-of-memory killer
+    # SIGKILL from outside is, in practice, whoever watches over memory; the line says how sure
     return "out_of_memory" if code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL) else "crashed"
+
+
+def how_killed(before: int | None, after: int | None) -> str:
+    """The line for a worker that ended by SIGKILL, given the kernel's counts around it.
+
+    The kernel counts the processes that it kills for memory; schedulers and daemons that watch
+    memory kill too, and nothing counts that.
+    """
+    if before is not None and after is not None and after > before:
+        return "killed by the kernel (signal 9) because memory ran out"
+    return "killed (signal 9), perhaps because memory ran out"
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """Processes that the kernel killed for memory: in this control group, else on this machine.
+
+    None where neither is told.
+    """
+    places = [root / "proc/vmstat"]
+    try:
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:  # version 2; its folder is the root of what a container sees
+                places.insert(0, root / "sys/fs/cgroup" / group.lstrip("/") / "memory.events")
+            elif controllers == "memory":
+                folder = root / "sys/fs/cgroup/memory" / group.lstrip("/")
+                places.insert(0, folder / "memory.oom_control")
+    except (OSError, ValueError):
+        pass
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):
+            counts = dict(line.split() for line in place.read_text().splitlines())
+            if "oom_kill" in counts:
+                return int(counts["oom_kill"])
+    return None
 
 
 def from_json(document: dict[str, Any]) -> Job:

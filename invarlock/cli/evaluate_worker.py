@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
+import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.cli import DEBUG
 from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
 from invarlock.cli.judging import resolve
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
+from invarlock.run.loading import lacks_memory
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity
@@ -184,19 +187,19 @@ def main() -> int:
     try:
         work(job)
     except InvarlockError as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
         print(f"invarlock evaluate: {error}", file=sys.stderr)
         return error.exit_code
-    except MemoryError as error:
-        print(f"invarlock evaluate: out of memory: {error}", file=sys.stderr)
-        return EXIT_OUT_OF_MEMORY
-    except OSError as error:
-        print(f"invarlock evaluate: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_OUT_OF_MEMORY if error.errno == errno.ENOMEM else InputError.exit_code
-    except RuntimeError as error:  # torch reports both of its allocators this way
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if lacks_memory(error):
+            told = next(iter(str(error).splitlines()), "")
+            print(f"invarlock evaluate: out of memory: {told}", file=sys.stderr)
+            return EXIT_OUT_OF_MEMORY
+        if not isinstance(error, OSError):
             raise
-        print(f"invarlock evaluate: {str(error).splitlines()[0]}", file=sys.stderr)
-        return EXIT_OUT_OF_MEMORY
+        print(f"invarlock evaluate: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return InputError.exit_code
     return 0
 
 

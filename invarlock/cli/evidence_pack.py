@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -286,6 +287,10 @@ def allows_unverified() -> bool:
 
 def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult]) -> int:
     """Verify ``args.pack``, write and print the result as the options say; the exit code."""
+    if args.json_out is not None:
+        _refuse_inside(args.json_out, args.pack)
+        with contextlib.suppress(OSError):  # what cannot be replaced is said when it is written
+            args.json_out.unlink()  # an older result is not that of a pack that has none
     if not (args.json or args.pack.is_dir()):
         what = "is a file; unpack it and name the folder"
         raise PackError(
@@ -293,8 +298,6 @@ def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult])
             what if args.pack.is_file() else "is not a folder",
             where=escape(args.pack),
         )
-    if args.json_out is not None:
-        _refuse_inside(args.json_out, args.pack)
     result = verify()
     document = result.to_json()
     if args.json_out is not None:

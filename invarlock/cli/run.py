@@ -9,6 +9,7 @@ from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import InputError
 from invarlock.policy import check_profile, load_policy
 from invarlock.run.lease import lease
+from invarlock.sources.model_folder import open_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,18 +22,18 @@ def main(args: argparse.Namespace) -> int:
     """Measure the baseline; a checkpoint that fails its invariants is not a baseline."""
     load_policy(args.tier)
     check_profile(args.profile)
+    checkpoint = open_model(args.model)
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
     lease(args.device, args.gpus)
 
-    from invarlock.checkpoints import Checkpoint, tokenizer_digest
+    from invarlock.checkpoints import tokenizer_digest
     from invarlock.guards.invariants import check_checkpoint
     from invarlock.run.loading import Target
     from invarlock.run.measure import RunWindows, measure_checkpoint
     from invarlock.run.report import RunSettings, run_report, write_reference, write_run
 
-    checkpoint = Checkpoint.open(args.model)
     windows = RunWindows.read(args.windows, tokenizer_digest(args.model))
     settings = RunSettings(
         model_id=args.model_id or args.model.resolve().name,

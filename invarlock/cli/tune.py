@@ -20,6 +20,7 @@ from invarlock.files import temporary_sibling
 from invarlock.policy import check_profile
 from invarlock.run.container import detect
 from invarlock.run.lease import lease
+from invarlock.sources.model_folder import open_model
 from invarlock.tuned import ORDER, TunedParameters, joined, read_or_empty, write_tuned
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ def main(args: argparse.Namespace) -> int:
     """Search each edit type and write the table."""
     check_profile(args.profile)
     check_judging_options(args)
-    if not args.baseline.is_dir():
-        raise InputError("no such checkpoint folder", where=str(args.baseline))
+    open_model(args.baseline)
     if args.update and not args.update.is_file():
         raise InputError("no such file", where=str(args.update))
     trained = [e for e in args.edits if e in TRAINED]

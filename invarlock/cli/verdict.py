@@ -40,6 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
+    for path in written(args.out_dir, args.analysis_dir):  # a refusal leaves no older verdict
+        path.unlink(missing_ok=True)
     manifest = read_json_object(args.scenarios)
     scenarios = parse_catalogue(manifest, str(args.scenarios)).scenarios
     evaluations = [load_evaluation(folder) for folder in args.evaluation]
@@ -54,6 +56,17 @@ def main(args: argparse.Namespace) -> int:
     verdict = write_verdict(manifest, evaluations, expected, args.out_dir, args.analysis_dir)
     print(f"{args.out_dir / 'final_verdict.json'}: {verdict['verdict']}")
     return 0
+
+
+def written(out_dir: Path, analysis_dir: Path) -> list[Path]:
+    """Every file that this command writes."""
+    from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
+
+    found = [out_dir / "final_verdict.json", out_dir / "final_verdict.txt"]
+    for name in DOCUMENTS:
+        short = name.removeprefix(ANALYSIS)
+        found.append((out_dir if short == name else analysis_dir) / f"{short}.json")
+    return found
 
 
 def write_verdict(

@@ -15,10 +15,11 @@ from typing import Any
 
 from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
-from invarlock.checkpoints import Checkpoint, holds_checkpoint, tokenizer_digest
+from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.effective_config import Weight, token_ids
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
+from invarlock.folders import NotACheckpointError
 from invarlock.guards.invariants_decision import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, layer_of
@@ -55,7 +56,7 @@ def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
         tokenizer_digest(folder)
         file_digests(folder)
     except InputError as error:
-        if isinstance(error.__cause__, OSError) or not holds_checkpoint(folder):
+        if isinstance(error, NotACheckpointError) or isinstance(error.__cause__, OSError):
             raise
         place = Path(error.where).name if error.where != str(folder) else ""
         # no path: it is of this machine

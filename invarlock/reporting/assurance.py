@@ -17,17 +17,26 @@ STRICT_TIERS = ("balanced", "conservative")
 MODES = ("off", "strict")
 
 
-def require_strict_possible(profile: str, tier: str, execution: Execution) -> None:
-    """Refuse, before anything is measured, a strict claim that could never be confirmed.
+def require_strict_settings(profile: str, tier: str) -> None:
+    """Refuse a strict claim that no run of this profile and tier could make.
 
     Raises:
-        ConfigError: another profile, another tier, or no container with a known image.
+        ConfigError: another profile or another tier.
     """
     if profile not in STRICT_PROFILES:
         expected = " or ".join(STRICT_PROFILES)
         raise ConfigError("strict assurance: profile", expected=expected, found=profile)
     if tier not in STRICT_TIERS:
         raise ConfigError("strict assurance: tier", expected=" or ".join(STRICT_TIERS), found=tier)
+
+
+def require_strict_possible(profile: str, tier: str, execution: Execution) -> None:
+    """Refuse, before anything is measured, a strict claim that could never be confirmed.
+
+    Raises:
+        ConfigError: another profile, another tier, or no container with a known image.
+    """
+    require_strict_settings(profile, tier)
     if execution.mode != "container":
         raise ConfigError(
             f"strict assurance needs a container whose image is known: {execution.reason}",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invarlock.errors import ConfigError, InputError
+from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.files import read_json_object
+from invarlock.roles import metric_of
 from invarlock.run.spread import spread
 
 if TYPE_CHECKING:
@@ -94,11 +99,98 @@ def _native_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; torch's allocators say it in words alone."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+@contextmanager
+def library(folder: Path) -> Iterator[None]:
+    """The one boundary to the library while it loads ``folder``: what it raises becomes a line.
+
+    Models, quantizers and packages that they ask for raise what they like: KeyError for a kind of
+    rope that is not known, ImportError, AttributeError. None of it is a fault of this program, or
+    lasts less than the folder and the environment do. Lack of memory goes through.
+
+    Raises:
+        InputError, ConfigError: see :func:`loading_fault`; the exception is its cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise loading_fault(folder, error) from error
+
+
+def check_loadable(folder: Path, allow_remote_code: bool) -> None:
+    """Build the model that ``folder`` describes without its weights, to see whether one can.
+
+    Raises:
+        InputError, ConfigError: see :func:`load_model`.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    kind = metric_of(read_json_object(folder / "config.json"))
+    auto_model: Any = getattr(transformers, LOADERS[kind.replace("ppl_", "hf_")])
+    with library(folder):
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=allow_remote_code, local_files_only=True
+        )
+        with torch.device("meta"):
+            auto_model.from_config(config, trust_remote_code=allow_remote_code)
+
+
+def loading_fault(folder: Path, error: Exception) -> InvarlockError:
+    """The line for a folder that the library does not load: the cause, and what to do."""
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            "the model needs code from its repository",
+            where=str(folder),
+            hint="set allow_remote_code: true if you trust it",
+        )
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if not isinstance(error, ValueError | OSError | ImportError) or not told:
+        told = f"{type(error).__name__}: {told}".removesuffix(": ")
+    if isinstance(error, KeyError) and error.args:
+        told += _place_of(folder, error.args[0])
+    hint = ""
+    if isinstance(error, ImportError):
+        hint = "install what is missing where the measurement runs, and repeat the command"
+    return InputError(f"transformers cannot load it: {told[:300]}", where=str(folder), hint=hint)
+
+
+def _place_of(folder: Path, value: object) -> str:
+    """Where ``config.json`` has a value that the library does not know; empty where it has not."""
+
+    def places(part: object, path: str) -> Iterator[str]:
+        if isinstance(part, dict):
+            for key, inner in part.items():
+                yield from places(inner, f"{path}/{key}")
+        elif part == value:
+            yield path
+
+    path = folder / "config.json"
+    try:
+        found = next(places(read_json_object(path), ""), "")
+    except InputError:
+        return ""
+    return f", which config.json has at {found}" if found else ""
+
+
 def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Loaded:
     """Load a language model of the kind ``adapter`` from safetensors, without the network.
 
     Raises:
-        InputError: transformers refuses the folder.
+        InputError: the library does not load it, whatever its parts raise; the cause is chained.
+        MemoryError, OSError, RuntimeError: there is not enough memory (:func:`lacks_memory`).
         ConfigError: see :func:`resolve_target`; or remote code without the switch.
     """
     import torch
@@ -111,7 +203,7 @@ def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Load
     library_log.set_verbosity_error()
     library_log.disable_progress_bar()
     device, dtype = resolve_target(target)
-    try:
+    with library(folder):
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=target.allow_remote_code, local_files_only=True
         )
@@ -125,16 +217,6 @@ def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Load
             trust_remote_code=target.allow_remote_code,
             output_loading_info=True,
         )
-    except (ValueError, OSError) as error:
-        if "trust_remote_code" in str(error):
-            raise ConfigError(
-                "the model needs code from its repository",
-                where=str(folder),
-                hint="set allow_remote_code: true if you trust it",
-            ) from error
-        raise InputError(
-            f"transformers cannot load it: {str(error).splitlines()[0]}", where=str(folder)
-        ) from error
     model.requires_grad_(False)
     model.eval()
     if device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for

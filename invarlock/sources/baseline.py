@@ -12,12 +12,12 @@ from invarlock import contracts
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError
 from invarlock.files import atomic_directory, leftovers, remove_leftovers, slug, write_json
+from invarlock.folders import refuse_broken_files
 from invarlock.shipped_files import names_in
 from invarlock.sources import gguf_model, packages
 from invarlock.sources.disk import download_bytes, placed_bytes, require_room
 from invarlock.sources.hub_cache import cache_folder
 from invarlock.sources.hub_model import Hub
-from invarlock.sources.local_model import readable_folder
 from invarlock.sources.pickle_weights import convert_pickles, pickle_files, require_allowed
 from invarlock.sources.pins import FileDigest, Pin, copy_hashed, require_digest
 from invarlock.sources.preflight import link_place
@@ -136,7 +136,7 @@ def _locator(placement: Placement, hub: Hub) -> Callable[[str], Path]:
     source, pin = placement.source, placement.pin
     if source.kind == "local":
         folder = Path(source.name)
-        readable_folder(folder)
+        refuse_broken_files(folder)
         return lambda name: folder / name
     return lambda name: hub.fetch(source.name, str(pin.revision), name, "model")
 

@@ -24,9 +24,9 @@ from invarlock.sources.hub_cache import RepoType
 from invarlock.sources.local_model import (
     model_files,
     needs_remote_code,
-    no_tokenizer,
     remote_code_error,
 )
+from invarlock.sources.model_folder import no_tokenizer
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 

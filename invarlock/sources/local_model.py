@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from invarlock.checkpoints import INDEX_NAME, Checkpoint
-from invarlock.errors import ConfigError, InputError
-from invarlock.files import read_json_object, unreadable
+from invarlock.checkpoints import INDEX_NAME
+from invarlock.errors import ConfigError
+from invarlock.files import read_json_object
+from invarlock.folders import refuse_broken_files, refuse_other_formats
 from invarlock.shipped_files import chosen, names_in
+from invarlock.sources.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 
@@ -33,20 +36,10 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
         InputError: missing or unreadable folder, damaged shard, no tokenizer.
         ConfigError: pickle weights only, or Python code of its own, and that is not allowed.
     """
-    readable_folder(folder)
+    check_folder(folder, allow)
     names = names_in(folder)
-    weights = pickle_files(names)
-    if not weights:
-        weights = set(Checkpoint.open(folder).shards)
-    elif "config.json" not in names:
-        raise InputError("the checkpoint folder has no config.json", where=str(folder))
-    else:
-        require_allowed(allow.pickle, str(folder))
+    weights = pickle_files(names) or set(open_model(folder).shards)
     remote_code = needs_remote_code(folder, names)
-    if remote_code and not allow.remote_code:
-        raise remote_code_error(str(folder))
-    if "tokenizer.json" not in names:
-        raise no_tokenizer(str(folder))
     counted = model_files(names, remote_code) | weights
     return Pin(
         source={"kind": "local", "name": folder.resolve().name},
@@ -59,6 +52,33 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
     )
 
 
+def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
+    """Refuse a folder that :func:`pin_folder` would refuse, by names and headers alone.
+
+    Returns:
+        its ``config.json``.
+
+    Raises:
+        InputError, ConfigError: see :func:`pin_folder`.
+    """
+    refuse_broken_files(folder)
+    names = set(os.listdir(folder))
+    if not pickle_files(names):
+        config = open_model(folder).config
+    elif "config.json" not in names:
+        refuse_other_formats(folder)
+        raise AssertionError("unreachable")
+    else:
+        require_allowed(allow.pickle, str(folder))
+        config = read_json_object(folder / "config.json")
+        refuse_architecture(config, folder)
+    if needs_remote_code(folder, names) and not allow.remote_code:
+        raise remote_code_error(str(folder))
+    if "tokenizer.json" not in names:
+        raise no_tokenizer(str(folder), names)
+    return config
+
+
 def require_permission(pin: Pin, allow: Allow, where: str) -> None:
     """Refuse a pin, also one of an earlier run, that needs a permission which is not given.
 
@@ -69,22 +89,6 @@ def require_permission(pin: Pin, allow: Allow, where: str) -> None:
         raise remote_code_error(where)
     if pickle_files(pin.files):
         require_allowed(allow.pickle, where)
-
-
-def readable_folder(folder: Path) -> None:
-    """Refuse a folder that does not exist or cannot be listed.
-
-    Raises:
-        InputError: with the reason.
-    """
-    if not folder.exists():
-        raise InputError("no such folder", where=str(folder), hint="check the model's source")
-    if not folder.is_dir():
-        raise InputError("not a folder", where=str(folder), expected="a model folder")
-    try:
-        os.listdir(folder)
-    except OSError as error:
-        raise unreadable(folder, error) from error
 
 
 def needs_remote_code(folder: Path, names: Collection[str]) -> bool:
@@ -102,13 +106,4 @@ def remote_code_error(where: str) -> ConfigError:
         "the model needs Python code of its own (auto_map)",
         where=where,
         hint="read that code, then allow it with --allow-remote-code (allow_remote_code: true)",
-    )
-
-
-def no_tokenizer(where: str) -> InputError:
-    """The line for a model without a fast tokenizer."""
-    return InputError(
-        "no tokenizer.json",
-        where=where,
-        hint="save the tokenizer with a fast (tokenizers) backend into the folder",
     )

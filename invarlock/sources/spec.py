@@ -92,7 +92,7 @@ def parse_text_source(text: str) -> TextSource:
     Raises:
         ConfigError: as :func:`parse_model_source`; unknown option or file type.
     """
-    plain, _, query = text.partition("?")
+    plain, query = _without_options(text)
     kind, name = _kind_and_name(plain, "text")
     options = _options(kind, query, text)
     revision: str | None = None
@@ -117,6 +117,22 @@ def parse_text_source(text: str) -> TextSource:
         _positive(options.get("max_samples"), text),
         _metric(options.get("metric", "auto"), text),
     )
+
+
+def _without_options(text: str) -> tuple[str, str]:
+    """A text source and the options after it; a ``?`` in the name of a file is no beginning of any.
+
+    What is there under the whole name is that file. Otherwise options begin at the last ``?`` in
+    front of a file type, or, where none is in front of one, at the first.
+    """
+    if text.startswith("local:") and Path(text.removeprefix("local:")).exists():
+        return text, ""
+    marks = [place for place, letter in enumerate(text) if letter == "?"]
+    for place in reversed(marks if text.startswith("local:") else []):
+        if text[:place].endswith(TEXT_SUFFIXES):
+            return text[:place], text[place + 1 :]
+    plain, _, query = text.partition("?")
+    return plain, query
 
 
 def parse_named_model(text: str) -> tuple[str, ModelSource | None]:

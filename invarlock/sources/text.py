@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import itertools
+import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import parse_json, read_bytes
+from invarlock.files import read_bytes, unreadable
 from invarlock.records import LabelledRecord, parse_record
 from invarlock.sources import packages
 from invarlock.sources.hub_model import Hub, dataset_files
 from invarlock.sources.pins import FileDigest, Pin, require_digest
 from invarlock.sources.spec import TEXT_SUFFIXES, TextSource
 
+# The longer mark first: that of UTF-32 begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+LOOKED_AT = 1 << 20  # bytes of a text that are looked at before a run
 MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
 
 
@@ -89,6 +101,52 @@ def labelled_records(source: TextSource, pin: Pin, hub: Hub) -> list[LabelledRec
     return _first(_records(source, pin, hub), source)
 
 
+@dataclass(frozen=True)
+class LocalText:
+    """What can be seen of a local text at once: documents (2: two or more), bytes as text."""
+
+    documents: int
+    bytes: int | None  # None: packed, so that the file's size says nothing
+
+
+def look_at_local_text(source: TextSource) -> LocalText:
+    """Look at a local text without reading all of it; its first two documents are read.
+
+    Raises:
+        InputError: no such file, an empty one, or no text in the first lines.
+    """
+    path = Path(source.name)
+    if path.is_dir():
+        raise InputError("is a folder", where=str(path), expected=" or ".join(TEXT_SUFFIXES))
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as handle:
+            start = handle.read(LOOKED_AT)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not size:
+        raise InputError("the text is empty", where=str(path))
+    if source.name.endswith((".gz", ".parquet")):
+        return LocalText(2, None)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise InputError("is a git-lfs pointer, not the text", where=str(path), hint="git lfs pull")
+    whole = size <= LOOKED_AT
+    if source.name.endswith(".txt"):
+        return LocalText(1, size)
+    # a line that is not whole is left out, so that all that is read is what is there
+    lines = start if whole else start.rpartition(b"\n")[0]
+    found = 0
+    for number, value in _json_lines(path.name, lines):
+        if source.metric == "auto":
+            _text_of(value, source.field, f"{path.name}:{number}")
+        found += 1
+        if found == min(2, source.max_samples or 2):
+            break
+    if whole and not found:
+        raise InputError("the text holds no document", where=str(source))
+    return LocalText(found if whole or found == source.max_samples else 2, size)
+
+
 def _records(source: TextSource, pin: Pin, hub: Hub) -> Iterator[LabelledRecord]:
     for name, data in _files(source, pin, hub):
         if not name.endswith((".jsonl", ".json")):
@@ -158,17 +216,42 @@ def _parse(name: str, data: bytes, field: str) -> Iterator[str]:
         for number, value in _json_lines(name, data):
             yield _text_of(value, field, f"{name}:{number}")
     else:
-        try:
-            yield data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 at byte {error.start}", where=name) from error
+        # line ends as an editor on another system writes them are no other text
+        text = _decoded(name, data).replace("\r\n", "\n").replace("\r", "\n")
+        if text.strip():
+            yield text
 
 
 def _json_lines(name: str, data: bytes) -> Iterator[tuple[int, object]]:
-    """The objects of JSON lines with their line numbers, blank lines left out."""
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    """The objects of JSON lines with their line numbers, blank lines left out.
+
+    Read as other tools read them, unlike evidence: what another field holds (NaN, a key given
+    twice) does not change the text.
+    """
+    for number, line in enumerate(_decoded(name, data).split("\n"), start=1):
         if line.strip():
-            yield number, parse_json(line, f"{name}:{number}")
+            try:
+                yield number, json.loads(line, strict=False)
+            except (ValueError, RecursionError) as error:
+                hint = ""
+                if number == 1 and line.strip() in ("[", "{"):
+                    hint = "this is one JSON document: write one object a line"
+                raise InputError(
+                    f"not a line of JSON: {error}", where=f"{name}:{number}", hint=hint
+                ) from error
+
+
+def _decoded(name: str, data: bytes) -> str:
+    """Text of UTF-8, with or without a byte order mark, or of UTF-16 or UTF-32 with one."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not {encoding.removesuffix('-sig').upper()} at byte {error.start}",
+            where=name,
+            hint="save it as UTF-8",
+        ) from error
 
 
 def _text_of(record: object, field: str, where: str) -> str:
@@ -178,9 +261,12 @@ def _text_of(record: object, field: str, where: str) -> str:
             f"no field {field}", where=where, found=found, hint="name it with ?field=NAME"
         )
     value = record[field]
+    if value is None:  # as data sets mark a row without a text
+        return ""
     if not isinstance(value, str):
         raise InputError(f"field {field} is not text", where=where, found=type(value).__name__)
-    return value
+    # half a surrogate pair, which JSON can spell, is no character: no tokenizer takes it
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parquet(name: str, data: bytes, field: str) -> Iterator[str]:

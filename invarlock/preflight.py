@@ -1,0 +1,281 @@
+"""What keeps a run from ever giving an answer, as far as settings and folders show it beforehand.
+
+Everything is looked at before the first job, in a dry run too, and every finding is one line. What
+cannot be read yet (a model of the hub that is not pinned) is left to the job that reads it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.config import Settings
+from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
+from invarlock.files import read_json_object
+from invarlock.models import Model
+from invarlock.policy import Policy, load_policy
+from invarlock.reporting.assurance import require_strict_settings
+from invarlock.roles import ARCHITECTURES, layer_of, metric_of, model_type_of
+from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.sources.local_model import check_folder
+from invarlock.sources.model_folder import open_model
+from invarlock.sources.pins import Allow
+from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.sources.text import look_at_local_text
+
+CONFIG = "config/config.yaml"
+MASKED = 0.15  # share of tokens that a masked model predicts (invarlock.run.tasks)
+NOOP_SPEC = "noop"
+
+
+def refusals(settings: Settings, container: bool, judged: bool) -> list[InvarlockError]:
+    """Everything that keeps the run from an answer, one line each; empty where nothing does.
+
+    Args:
+        settings: the effective configuration.
+        container: whether a profile runs the rules in the image.
+        judged: whether evaluations are judged, not only made ready.
+    """
+    found: list[InvarlockError] = []
+    looks = [_folders(settings), _text(settings)]
+    if judged:
+        looks += [_host(settings, container), _floors(settings), _size_of_pack(settings)]
+    for look in looks:
+        found += look
+    return found
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def _folders(settings: Settings) -> Iterator[InvarlockError]:
+    """The folders that the user names: baseline or models, and the subject."""
+    values = settings.values
+    allow = Allow(bool(values["allow_remote_code"]), bool(values["allow_pickle_checkpoints"]))
+    for model in settings.models:
+        folder = local_folder(model)
+        if folder is None:
+            continue
+        try:
+            config = check_folder(folder, allow)
+            yield from _roles(settings, model, model_type_of(config))
+            context = config.get("max_position_embeddings")
+            if isinstance(context, int) and model.seq_len > context:
+                yield ConfigError(
+                    "windows.seq_len is longer than the model's context",
+                    where=str(folder / "config.json"),
+                    expected=f"at most {context} (max_position_embeddings)",
+                    found=str(model.seq_len),
+                )
+        except InvarlockError as error:
+            yield error
+    if values["subject"]:
+        baseline = local_folder(settings.models[0]) if settings.models else None
+        try:
+            open_model(Path(values["subject"]), baseline)
+        except InvarlockError as error:
+            yield error
+
+
+def local_folder(model: Model) -> Path | None:
+    """The folder that a model is taken from; None where it comes from elsewhere."""
+    source = parse_model_source(model.source)
+    return Path(source.name) if source.kind == "local" else None
+
+
+def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]:
+    """Edits by scope and damage by role need a table of the architecture's names."""
+    if kind in ARCHITECTURES:
+        return
+    needing = [
+        s.id
+        for s in settings.scenarios
+        if s.is_error or (s.is_edit and s.edit_spec not in (CUSTOM_SPEC, NOOP_SPEC))
+    ]
+    rest = [s.id for s in settings.scenarios if s.id not in needing]
+    if needing:
+        yield ConfigError(
+            f"model_type {kind!r} has no role table, which these scenarios need:"
+            f" {', '.join(needing)}",
+            where=f"{model.source.removeprefix('local:')}/config.json",
+            expected=", ".join(ARCHITECTURES),
+            hint=f"leave them out: scenarios={','.join(rest)}" if rest else "",
+        )
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _text(settings: Settings) -> Iterator[InvarlockError]:
+    """A local text that is not there, empty, of one document, or shorter than its windows."""
+    try:
+        source = parse_text_source(settings.text)
+        if source.kind != "local":
+            return
+        look = look_at_local_text(source)
+    except InvarlockError as error:
+        yield error
+        return
+    accuracy = source.metric == "accuracy"
+    if look.documents == 1 and not accuracy and load_policy(settings.values["tier"]).enforce_guards:
+        yield InputError(
+            "the text is one document, and an interval needs at least two: nothing could pass",
+            where=settings.text,
+            hint="write one document a line as JSON (.jsonl), or explore with tier: none",
+        )
+    for model in settings.models:
+        tokens = model.seq_len * (model.preview + model.final)
+        if look.bytes is not None and not accuracy and look.bytes < tokens:
+            yield InputError(
+                f"the text has fewer bytes than the windows of {model.model_id} have tokens",
+                where=settings.text,
+                expected=f"{tokens} tokens: {model.preview} preview and {model.final} final windows"
+                f" of {model.seq_len}",
+                found=f"{look.bytes} bytes",
+                hint="lower windows.preview, windows.final or windows.seq_len, or give more text",
+            )
+
+
+# --- how it is measured and judged ----------------------------------------------------------------
+
+
+def _host(settings: Settings, container: bool) -> Iterator[InvarlockError]:
+    values = settings.values
+    hint = "take the container profile: --profile container"
+    if not values["allow_host_execution"] and not container:
+        yield ConfigError(
+            "host execution is not allowed, and this profile runs on the host", where=CONFIG,
+            hint=f"{hint}, or allow_host_execution: true",
+        )  # fmt: skip
+    if values["assurance"] == "strict":
+        try:
+            require_strict_settings(values["profile"], values["tier"])
+        except ConfigError as error:
+            yield error
+        if not container:
+            yield ConfigError(
+                "strict assurance needs the image, and this profile runs on the host",
+                where=CONFIG, hint=f"{hint}, or assurance: off",
+            )  # fmt: skip
+
+
+def _floors(settings: Settings) -> Iterator[InvarlockError]:
+    """What of the tier's floors these settings cannot reach, with numbers that would do."""
+    values = settings.values
+    policy = load_policy(values["tier"])
+    tier = f"tier {policy.tier}"
+    explore = "or explore with tier: none, which has no floors"
+    bootstrap = values["bootstrap"]
+    if bootstrap["replicates"] < policy.min_replicates:
+        yield ConfigError(
+            f"bootstrap.replicates is below the floor of {tier}: nothing could pass", where=CONFIG,
+            expected=f"at least {policy.min_replicates}", found=str(bootstrap["replicates"]),
+            hint=f"bootstrap={{replicates: {policy.min_replicates}}}, {explore}",
+        )  # fmt: skip
+    if bootstrap["alpha"] > policy.max_alpha:
+        yield ConfigError(
+            f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
+            expected=f"at most {policy.max_alpha}", found=str(bootstrap["alpha"]),
+        )  # fmt: skip
+    accuracy = parse_text_source(settings.text).metric == "accuracy"
+    for model in settings.models:
+        preview, final = policy.min_preview, policy.min_final
+        if accuracy:
+            final = max(final, policy.accuracy.min_examples)
+            needed, expected = "", f"{preview} preview and {final} final records"
+            short = model.preview < preview or model.final < final
+            found = f"{model.preview} and {model.final}"
+        else:
+            tokens = _predicted(model) * (model.preview + model.final)
+            short = model.preview < preview or model.final < final or tokens < policy.min_tokens
+            preview, final = _enough(model, policy)
+            expected = (
+                f"{policy.min_preview} preview and {policy.min_final} final windows,"
+                f" {policy.min_tokens} predicted tokens"
+            )
+            found = f"{model.preview} and {model.final} of {model.seq_len}: {math.floor(tokens)}"
+            needed = f"seq_len: {model.seq_len}, "
+        if short:
+            yield ConfigError(
+                f"the windows of {model.model_id} are below the floors of {tier}:"
+                " nothing could pass",
+                where=CONFIG, expected=expected, found=found,
+                hint=f"windows={{{needed}preview: {preview}, final: {final}}}, {explore}",
+            )  # fmt: skip
+
+
+def _predicted(model: Model) -> float:
+    """The most tokens that are predicted in a window of the model, as far as it is known."""
+    folder = local_folder(model)
+    config = folder / "config.json" if folder else None
+    try:
+        kind = metric_of(read_json_object(config)) if config and config.is_file() else ""
+    except InputError:  # said with the folder
+        kind = ""
+    if kind == "ppl_mlm":
+        return MASKED * model.seq_len
+    return model.seq_len - model.seq_len // 2 if kind == "ppl_seq2seq" else model.seq_len - 1
+
+
+def _enough(model: Model, policy: Policy) -> tuple[int, int]:
+    """Numbers of windows of this length that reach every floor, both arms alike."""
+    arm = math.ceil(policy.min_tokens / max(_predicted(model), 1) / 2)
+    if model.seq_len < 2:
+        arm = 0
+    return (
+        max(policy.min_preview, model.preview, arm),
+        max(policy.min_final, model.final, arm),
+    )
+
+
+# --- the pack -------------------------------------------------------------------------------------
+
+
+# What an evaluation adds to a pack, measured on models of 2 to 30 layers: values that its verdict
+# is recomputed from, of the report and of each matrix in the subject's metadata; bytes that are
+# parsed, of the report, of each matrix and of each window in it.
+VALUES, VALUES_OF_MATRIX = 1600, 7
+BYTES, BYTES_OF_MATRIX, BYTES_OF_WINDOW = 22_000, 262, 89
+
+
+def _size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
+    """A pack that no verifier would read: its limits are those of ``invarlock.evidence.tree``."""
+    runs = sum(len(settings.runs(scenario)) for scenario in settings.scenarios)
+    values = parsed = 0
+    for model in settings.models:
+        matrices = _matrices(settings, model)
+        values += runs * (VALUES + VALUES_OF_MATRIX * matrices)
+        windows = model.preview + model.final
+        parsed += runs * (BYTES + BYTES_OF_MATRIX * matrices + BYTES_OF_WINDOW * windows)
+    evaluations = runs * len(settings.models)
+    for what, total, most in (
+        ("values to be judged", values, MAX_JUDGED),
+        ("reports", evaluations, MAX_REPORTS),
+        ("bytes of JSON", parsed, MAX_PARSED),
+    ):
+        if total > most:
+            yield ConfigError(
+                f"the pack of {evaluations} evaluations would be too large to be verified",
+                where=CONFIG, expected=f"at most {most} {what}", found=f"about {total}",
+                hint=f"about {most * evaluations // total} evaluations fit: lower runs, choose"
+                " fewer models or scenarios, or make several runs, each with an out of its own",
+            )  # fmt: skip
+            return
+
+
+def _matrices(settings: Settings, model: Model) -> int:
+    """Matrices of a model's blocks, as far as it is here: of a folder, or as it was placed."""
+    folder, record = local_folder(model), settings.out / model.slug / "baseline.json"
+    shapes: dict[str, int] = {}
+    try:
+        if folder is not None:
+            shapes = {n: len(i.shape) for n, i in Checkpoint.open(folder).tensors.items()}
+        elif record.is_file():
+            tensors = read_json_object(record)["tensors"]
+            shapes = {name: len(tensor["shape"]) for name, tensor in tensors.items()}
+    except InputError:  # said with the folder
+        pass
+    return sum(n > 1 and layer_of(name) is not None for name, n in shapes.items())

@@ -1,0 +1,201 @@
+"""Open a folder that somebody brings as a model: what it is, if it cannot be measured.
+
+The files are read by :mod:`invarlock.checkpoints`; here it is asked whether their content is what
+a measurement needs: dense weights under the model's own names, a language model, a tokenizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.errors import InputError
+from invarlock.folders import LISTED, NotACheckpointError
+from invarlock.roles import ARCHITECTURES, model_type_of
+
+# What each way of packing weights adds to a tensor's name, and what else reads it.
+PACKED = {
+    ".g_idx": ("GPTQ", "transformers with gptqmodel, or vLLM"),
+    ".qweight": ("GPTQ or AWQ", "transformers with gptqmodel or autoawq, or vLLM"),
+    ".weight_scale_inv": ("FP8 in blocks", "transformers or vLLM on a GPU with FP8"),
+    ".weight_scale_2": ("NVFP4 (ModelOpt)", "TensorRT-LLM or vLLM"),
+    ".weight_packed": ("compressed-tensors", "transformers with compressed-tensors, or vLLM"),
+    ".weight_scale": ("compressed-tensors or FP8", "transformers with compressed-tensors, or vLLM"),
+    ".SCB": ("bitsandbytes, 8 bits", "transformers with bitsandbytes"),
+    ".absmax": ("bitsandbytes, 4 bits", "transformers with bitsandbytes"),
+    "_blocks": ("MXFP4", "transformers with kernels, or vLLM"),
+    ".codebooks": ("AQLM", "transformers with aqlm"),
+    ".W_q": ("HQQ", "transformers with hqq"),
+    ".weight._data": ("quanto", "transformers with optimum-quanto"),
+    ".biases": ("MLX", "mlx-lm"),
+    ".centroids": ("VPTQ", "transformers with vptq"),
+}
+METHODS = {
+    "gptq": ("GPTQ", PACKED[".g_idx"][1]),
+    "awq": ("AWQ", "transformers with autoawq, or vLLM"),
+    "bitsandbytes": ("bitsandbytes", PACKED[".SCB"][1]),
+    "compressed-tensors": ("compressed-tensors", PACKED[".weight_packed"][1]),
+    "fp8": ("FP8", PACKED[".weight_scale_inv"][1]),
+    "mxfp4": ("MXFP4", PACKED["_blocks"][1]),
+}
+QUANTIZED = ("quantization_config", "compression_config", "quantization")  # of config.json
+DENSE = ["F64", "F32", "F16", "BF16"]
+# What wraps a model puts its own word before every name of a tensor.
+WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_forward_module.": "Lightning",
+    "base_model.model.": "PEFT",
+    "module.": "DataParallel",
+}
+UNMERGED = (".lora_A.", ".lora_B.", ".base_layer.")
+SLOW_TOKENIZERS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+# Ends of class names in config.json's architectures.
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+OTHER_HEADS = (
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering",
+    "ForMultipleChoice", "RewardModel",
+)  # fmt: skip
+
+
+def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
+    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from.
+
+    Raises:
+        NotACheckpointError: it cannot: what it is, and what to do.
+        InputError: its files are damaged.
+    """
+    checkpoint = Checkpoint.open(folder)
+    _refuse_packed(checkpoint)
+    _refuse_names(checkpoint)
+    refuse_architecture(checkpoint.config, folder)
+    names = os.listdir(folder)
+    if "tokenizer.json" not in names:
+        raise no_tokenizer(str(folder), names, baseline)
+    return checkpoint
+
+
+def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
+    """Refuse what cannot be measured, but not damage: that is a finding of the measurement.
+
+    Raises:
+        NotACheckpointError: see :func:`open_model`.
+        InputError: the system refuses to read the folder.
+    """
+    try:
+        open_model(folder, baseline)
+    except NotACheckpointError:
+        raise
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+
+
+def _refuse_packed(checkpoint: Checkpoint) -> None:
+    where = str(checkpoint.folder / "config.json")
+    key = next((k for k in QUANTIZED if isinstance(checkpoint.config.get(k), dict)), None)
+    method = str(checkpoint.config[key].get("quant_method", "")) if key else ""
+    mark = next((m for m in PACKED for n in checkpoint.tensors if n.endswith(m)), None)
+    if mark == "_blocks" and not any(n.endswith("_scales") for n in checkpoint.tensors):
+        mark = None
+    other = {i.dtype for i in checkpoint.tensors.values() if len(i.shape) > 1} - set(DENSE)
+    if mark is None and not (key and other):
+        if key is None:
+            return
+        stored = sorted({i.dtype for i in checkpoint.tensors.values()})
+        raise NotACheckpointError(
+            f"a {key} ({method or 'of no method'}) is left in config.json, but the weights are"
+            f" dense ({', '.join(stored)}), and loaders would treat them as packed",
+            where=where, hint=f"remove {key} from config.json",
+        )  # fmt: skip
+    if mark == ".biases" and not any(n.endswith(".scales") for n in checkpoint.tensors):
+        return
+    what, reader = METHODS.get(method) or PACKED.get(mark or "", (method or "quantized", ""))
+    raise NotACheckpointError(
+        f"the weights are packed ({what}), which is not read here", where=str(checkpoint.folder),
+        expected="dense weights (bfloat16, float16 or float32)",
+        hint=(f"{reader} would read them; " if reader else "")
+        + "name the dense checkpoint they were packed from, or dequantize them and save that",
+    )  # fmt: skip
+
+
+def _refuse_names(checkpoint: Checkpoint) -> None:
+    unmerged = sorted(n for n in checkpoint.tensors if any(part in n for part in UNMERGED))
+    if unmerged:
+        raise NotACheckpointError(
+            f"an adapter is not merged: {len(unmerged)} of the tensors are its own",
+            where=str(checkpoint.folder), found=", ".join(unmerged[:LISTED]),
+            hint="save what merge_and_unload() returns",
+        )  # fmt: skip
+    for prefix, wrapper in WRAPPERS.items():
+        wrapped = sorted(n for n in checkpoint.tensors if f".{n}".find(f".{prefix}") >= 0)
+        if wrapped:
+            raise NotACheckpointError(
+                f"the tensors carry the prefix {prefix} of {wrapper}, so that no model finds them",
+                where=str(checkpoint.folder), found=wrapped[0],
+                hint="save the model that is wrapped, or take the prefix out of the names",
+            )  # fmt: skip
+
+
+def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what is no language model, by what ``config.json`` says of itself.
+
+    An architecture that the role table lacks is measured if it says that it predicts the next
+    token and the library (or code of its own) has it; its modules are of the family ``other``.
+
+    Raises:
+        NotACheckpointError: names what is supported.
+    """
+    kind, where = model_type_of(config), str(folder / "config.json")
+    classes = config.get("architectures")
+    classes = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
+    heads = [c for c in classes if c.endswith(OTHER_HEADS)]
+    if heads:
+        raise NotACheckpointError(
+            f"is {heads[0]}: a head of another kind, not a language model", where=where,
+            hint="name the language model",
+        )  # fmt: skip
+    causal = "auto_map" in config or any(c.endswith(LANGUAGE_MODELS) for c in classes)
+    if kind in ARCHITECTURES or (kind and causal and ("auto_map" in config or _is_known(kind))):
+        return
+    raise NotACheckpointError(
+        f"the architecture {kind!r} is not supported" if kind else "no model_type", where=where,
+        expected=", ".join(ARCHITECTURES) + ", or another whose class ends in ForCausalLM",
+        found=", ".join(classes) or "no architectures",
+    )  # fmt: skip
+
+
+@functools.cache
+def _is_known(kind: str) -> bool:
+    """Whether transformers has a model of that name, or is not here to be asked.
+
+    By its folders: to import its tables is to import torch, which takes seconds before every run.
+    """
+    library = importlib.util.find_spec("transformers")
+    if library is None or library.origin is None:
+        return True
+    models = Path(library.origin).parent / "models"
+    known = {p.name.replace("_", "") for p in models.iterdir() if p.is_dir() and p.name[0] != "_"}
+    plain = kind.replace("_", "").replace("-", "")
+    return any(plain.startswith(name) for name in known)
+
+
+def no_tokenizer(
+    where: str, names: Collection[str] = (), baseline: Path | None = None
+) -> InputError:
+    """The line for a model without a fast tokenizer, among whose files ``names`` are."""
+    slow = [name for name in SLOW_TOKENIZERS if name in names]
+    if baseline is not None:
+        source, target = shlex.quote(str(baseline)), shlex.quote(where)
+        hint = f"copy the baseline's: cp {source}/tokenizer* {target}"
+    else:
+        hint = "save the tokenizer with a fast (tokenizers) backend into the folder"
+    return NotACheckpointError(
+        "no tokenizer.json", where=where, found=", ".join(slow[:LISTED]), hint=hint
+    )

@@ -1,0 +1,53 @@
+"""Settings as they were written, where YAML or a command line read them as another type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from invarlock.contracts import load_contract
+from invarlock.files import read_bytes
+
+
+def as_written(files: Iterable[Path], words: Iterable[str]) -> dict[str, str]:
+    """Settings of YAML files, and over them of ``key=value`` words, as they are spelled.
+
+    YAML and the command line read ``2023_12``, ``1e5``, ``007``, ``yes`` and dates as values of
+    other types, which no longer say what was written.
+    """
+    found: dict[str, str] = {}
+    for path in files:
+        found |= spelled(read_bytes(path))
+    for word in words:
+        key, _, text = word.partition("=")
+        if text[:1] not in ("'", '"'):  # quotes of YAML are no part of the text
+            found[key] = text
+        else:
+            found.pop(key, None)
+    return found
+
+
+def spelled(data: bytes) -> dict[str, str]:
+    """The plain values of a YAML document as they are spelled; none where it is no mapping."""
+    try:
+        document = yaml.load(data, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:  # said where the values are read
+        return {}
+    pairs = document.items() if isinstance(document, dict) else ()
+    return {str(key): value for key, value in pairs if isinstance(value, str)}
+
+
+def texts(document: Mapping[str, Any], written: Mapping[str, str]) -> dict[str, Any]:
+    """The settings whose type is text (or a list of texts), as written where they were read as
+    something else; an empty value stays one."""
+    kinds = load_contract("config")["properties"]
+    found = dict(document)
+    for key, value in document.items():
+        kind = kinds.get(key, {}).get("type")
+        plain = value is not None and not isinstance(value, str | Mapping | list)
+        if plain and kind in ("string", "array") and key in written:
+            found[key] = written[key]
+    return found
