@@ -28,6 +28,8 @@ NAME = "tokenizer.json"
 PROBE_FILE = Path(__file__).with_name("data") / "probe_texts.json"
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
 SHOWN = 40  # characters of a text in a message
+# Names by which differences that leave the ids of every tried text alone may be accepted.
+ACCEPTABLE = ("tokenizer", "added_tokens")
 LISTED = 3  # tokens given in a message; the count is complete
 
 

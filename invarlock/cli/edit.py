@@ -52,7 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--metadata", type=Path, required=True, metavar="FILE", help="edit_metadata.json to write"
     )
     parser.add_argument("--subject", type=Path, metavar="DIR", help="your folder (spec custom)")
-    parser.add_argument("--label", default="custom", help="what was done to it (spec custom)")
+    parser.add_argument(
+        "--label",
+        default="",
+        help="what was done to it (spec custom); without it noop where no weight differs",
+    )
     parser.add_argument(
         "--windows", type=Path, metavar="FILE", help="windows to train on (lora_merge, fine_tune)"
     )
@@ -107,7 +111,7 @@ def _train(args: argparse.Namespace, baseline: Checkpoint, spec: TrainedEdit) ->
 
 def _describe(args: argparse.Namespace) -> int:
     """Write the metadata of a folder that the user brings."""
-    from invarlock.edits.metadata import custom_metadata
+    from invarlock.edits.metadata import custom_metadata, label_of
 
     baseline, subject = open_model(args.baseline), open_model(args.subject, args.baseline)
     if subject.config != baseline.config:
@@ -115,7 +119,7 @@ def _describe(args: argparse.Namespace) -> int:
 
         # said here, in seconds: the baseline would be measured before anybody loads the subject
         check_loadable(args.subject, args.allow_remote_code)
-    document = custom_metadata(baseline, subject, args.label)
-    write_json(args.metadata, document)
-    print(f"{args.label}: {len(subject.tensors)} tensors compared with {args.baseline}")
+    label = label_of(args.label, baseline, subject)
+    write_json(args.metadata, custom_metadata(baseline, subject, label))
+    print(f"{label}: {len(subject.tensors)} tensors compared with {args.baseline}")
     return 0

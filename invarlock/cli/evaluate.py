@@ -27,6 +27,7 @@ from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.run.lease import lease
+from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.model_folder import open_model, refuse_unusable
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
@@ -106,7 +107,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--edit-label",
         default="",
-        help="name of the edit; noop: none (default: the scenario's, else custom)",
+        help="name of the edit (default: the scenario's; else noop where no weight differs, "
+        "and custom where one does)",
     )
     add(
         "--accept",
@@ -312,10 +314,10 @@ def _scenario(text: str) -> dict[str, Any]:
 
 
 def _label(scenario: dict[str, Any]) -> str:
-    """What a scenario does to the baseline."""
+    """What a scenario does to the baseline; empty where the user brings the subject."""
     made = scenario.get("generation", {})
     done = str(made.get("edit_spec", "")).partition(":")[0] or made.get("error_type")
-    return str(done or "custom")
+    return "" if done in (None, CUSTOM_SPEC) else str(done)
 
 
 def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tuple[int, str]:

@@ -25,6 +25,7 @@ from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.reporting.signals import acceptance_notes
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
+from invarlock.scenarios import CUSTOM_SPEC
 
 if TYPE_CHECKING:
     from invarlock.cli.evaluate import Job
@@ -131,7 +132,7 @@ def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, A
     return {
         "schema": "invarlock/outcome-v1",
         "model_id": job.model_id,
-        "scenario": entry.get("id", job.edit_label),
+        "scenario": entry.get("id", job.edit_label or CUSTOM_SPEC),
         "run": job.run,
         "status": result.status,
         "exit_code": result.exit_code,
@@ -157,7 +158,7 @@ def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
     subject: dict[str, Any] = {
         "meta": {**baseline["meta"], "run_id": f"not-run-{status}", "checkpoint_sha256": None},
         "checkpoint": None,
-        "edit": {"name": job.edit_label, "scenario": scenario},
+        "edit": {"name": job.edit_label or CUSTOM_SPEC, "scenario": scenario},
         "guards": [],
         "evaluation_windows": {},
     }

@@ -39,6 +39,15 @@ def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[s
     return block
 
 
+def unnamed_noop() -> Failure:
+    """The note that a subject was taken for a no-op because nobody said what it is."""
+    message = (
+        "no weight differs from the baseline's and no label says what was done: judged as a no-op;"
+        " if an edit was meant, it was never applied"
+    )
+    return {"type": "unnamed_noop", "severity": "warning", "message": message}
+
+
 def nothing_edited(
     label: str, baseline: Mapping[str, Any] | None, subject: Mapping[str, Any] | None
 ) -> list[Failure]:

@@ -13,6 +13,7 @@ from typing import Any
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_json_object
 from invarlock.shipped_files import SHIPPED
+from invarlock.tokenizer_meaning import ACCEPTABLE
 
 
 def check_accept(names: Sequence[str], baseline: Path, subject: Path, where: str) -> None:
@@ -27,7 +28,8 @@ def check_accept(names: Sequence[str], baseline: Path, subject: Path, where: str
     Raises:
         ConfigError: names the nearest name that there is.
     """
-    known = {*SHIPPED, *_stated(baseline), *_stated(subject)}
+    kinds = (*SHIPPED, *ACCEPTABLE)
+    known = {*kinds, *_stated(baseline), *_stated(subject)}
     if not {*names} <= known:  # rarely: resolving takes seconds
         known |= {*_resolved(baseline), *_resolved(subject)}
     for name in names:
@@ -36,7 +38,7 @@ def check_accept(names: Sequence[str], baseline: Path, subject: Path, where: str
             raise ConfigError(
                 f"accept names {name}, and no finding can have that name",
                 where=where,
-                expected=f"any of {', '.join(SHIPPED)}, or a field of config.json",
+                expected=f"any of {', '.join(kinds)}, or a field of config.json",
                 hint=f"did you mean {near[0]}?" if near else "remove it",
             )
 
