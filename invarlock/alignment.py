@@ -23,6 +23,8 @@ BUFFERS = re.compile(
     r"|embeddings\.position_ids)"
 )
 OLDER_NAMES = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+# What training wrappers put in front of all names; loaders do not take it away.
+WRAPPERS = ("module", "_orig_mod", "base_model", "_fsdp_wrapped_module", "_forward_module")
 # Tables with a row, and vectors with an entry, per token; those of one model may be one matrix.
 TOKEN_TABLES = re.compile(
     r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|shared|embed_in|embed_out|lm_head"
@@ -108,7 +110,7 @@ def _in_names_of(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorI
     extra = [name for name in given if name not in baseline.tensors]
     for shorter, longer in ((missing, extra), (extra, missing)):
         prefixes = {n.partition(".")[0] for n in longer if n.partition(".")[2] in {*shorter}}
-        if len(prefixes) == 1:
+        if len(prefixes) == 1 and not prefixes.intersection(WRAPPERS):
             (prefix,) = prefixes
             return {_moved(name, f"{prefix}.", missing, baseline): i for name, i in given.items()}
     return given

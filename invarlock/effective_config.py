@@ -140,6 +140,20 @@ def differences(baseline: Fields, subject: Fields) -> list[Difference]:
     return sorted(found, key=lambda difference: [*Weight].index(difference.weight))
 
 
+def value_of(config: Fields, name: str) -> Any:
+    """A field of the model or of its text part; what the class takes where none is given."""
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, Mapping) else {}):
+        if name in part:
+            return part[name]
+    try:
+        resolved = _resolved(config).fields
+    except InputError:  # told where the configurations are compared
+        return None
+    inner = resolved.get("text_config")
+    return resolved.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
+
+
 def _other_architectures(baseline: Fields, subject: Fields) -> list[Difference]:
     """Servers choose the model by these names, the loader by the kind of model."""
     b, s = (config.get("architectures") for config in (baseline, subject))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from architecture_factory import ARCHITECTURES, make_architecture
-from checkpoint_factory import make_llama, make_t5
+from checkpoint_factory import make_bert, make_llama, make_t5
 from safetensors.torch import load_file, save_file
 
 from invarlock.alignment import align
@@ -231,6 +231,34 @@ def test_a_prefix_of_all_names_is_a_spelling(tied: Path, tmp_path: Path) -> None
         assert severities(before, after) == {"tensors_renamed": "warning"}
         one, two = statistics(before, after)
         assert one == two
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model."])
+def test_a_wrapper_in_front_of_all_names_is_no_spelling(
+    tied: Path, tmp_path: Path, prefix: str
+) -> None:
+    """Loaders would not find one tensor, and draw all at random."""
+
+    def wrap(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    found = severities(tied, changed(tied, tmp_path / "s", wrap))
+    assert found["missing_tensors"] == found["extra_tensors"] == "fatal"
+
+
+def test_older_names_of_a_norm_are_a_spelling(tmp_path: Path) -> None:
+    """BERT's first checkpoints call scale and shift gamma and beta."""
+    base = make_bert(tmp_path / "a")
+
+    def rename(tensors: Tensors) -> None:
+        for name in list(tensors):
+            older = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            tensors[older.replace("LayerNorm.bias", "LayerNorm.beta")] = tensors.pop(name)
+
+    other = changed(base, tmp_path / "s", rename)
+    for before, after in ((base, other), (other, base)):
+        assert severities(before, after) == {"tensors_renamed": "warning"}
 
 
 def test_one_tensor_under_another_name_is_missing(tied: Path, tmp_path: Path) -> None:

@@ -398,3 +398,81 @@ def test_long_values_are_cut_to_what_differs() -> None:
     assert "short_factor" in difference.message
     assert "long_factor" not in difference.message
     assert len(difference.message) < 200
+
+
+TINY = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4,
+    "d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "head_dim": 8,
+    "num_local_experts": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 0, "max_position_embeddings": 64, "n_positions": 64,
+}  # fmt: skip
+
+
+def tiny(kind: str, **changes: Any) -> Any:
+    """A configuration of the class with small sizes, in the fields that it declares."""
+    from transformers import CONFIG_MAPPING
+
+    made = CONFIG_MAPPING[kind]
+    names = set(made.__dataclass_fields__)
+    return made(**{k: v for k, v in {**TINY, **changes}.items() if k in names or k in changes})
+
+
+def logits(config: Any, state: Any = None) -> tuple[Any, Any]:
+    """What a model of this configuration gives, with these weights or seeded ones."""
+    import torch
+    import transformers
+
+    from invarlock.roles import ARCHITECTURES
+    from invarlock.run.loading import LOADERS
+    from invarlock.run.tasks import ADAPTERS
+
+    torch.manual_seed(3)
+    loader = LOADERS[ADAPTERS[ARCHITECTURES[config.model_type].metric]]
+    model = getattr(transformers, loader).from_config(config, attn_implementation="sdpa").eval()
+    model.load_state_dict(state or model.state_dict())
+    ids = torch.arange(3, 19).view(1, -1)
+    more = {"decoder_input_ids": ids} if config.model_type == "t5" else {}
+    with torch.no_grad():
+        return model(input_ids=ids, **more).logits, model.state_dict()
+
+
+SUPPORTED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gpt2", "bert", "t5")
+ANOTHER: dict[str, Any] = {"summary_type": "last", "summary_activation": "tanh"}
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_fields_that_are_only_noted_do_not_change_the_function(kind: str) -> None:
+    """Every declared field of every supported class that a finding would not block, tried."""
+    import torch
+    from transformers import CONFIG_MAPPING
+
+    from invarlock.effective_config import IGNORED, TRAINING
+
+    plain = tiny(kind)
+    before, state = logits(plain)
+    tried = []
+    for name in CONFIG_MAPPING[kind].__dataclass_fields__:
+        if not (IGNORED.fullmatch(name) or TRAINING.fullmatch(name)):
+            continue
+        value = getattr(plain, name, None)
+        other = ANOTHER.get(name)
+        if isinstance(value, bool):
+            other = not value
+        elif isinstance(value, float):
+            other = value + 0.25
+        elif isinstance(value, int):
+            other = value + 1
+        if other is None or name in ("return_dict", "chunk_size_feed_forward"):
+            continue  # names and versions; the form of the result; a divisor of the length
+        after, _ = logits(tiny(kind, **{name: other}), state)
+        assert torch.equal(before, after), name
+        tried.append(name)
+    assert len(tried) >= 4
+
+
+def test_every_supported_kind_is_among_the_tried() -> None:
+    """A new architecture has to be tried as well."""
+    from invarlock.roles import ARCHITECTURES
+
+    assert set(SUPPORTED) == set(ARCHITECTURES) <= set(OLD)

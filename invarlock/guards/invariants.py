@@ -9,14 +9,13 @@ loading reports parameters that were not initialized from the file and tensors t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
-from invarlock.effective_config import Weight, token_ids
+from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.folders import NotACheckpointError
@@ -116,7 +115,9 @@ def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
     """The ids that begin, end and pad a text, as ids: one in a list is that one."""
     found = []
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        given = [_given_ids(checkpoint.config, name) for checkpoint in (baseline, subject)]
+        if baseline.config.get(name) == subject.config.get(name):
+            continue
+        given = [value_of(checkpoint.config, name) for checkpoint in (baseline, subject)]
         before, after = (token_ids(value) for value in given)
         if before == after:
             continue
@@ -130,11 +131,6 @@ def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
         failure = _failure("config_changed", text, "warning" if harmless else "fatal")
         found.append(failure if harmless else {**failure, "accept": name})
     return found
-
-
-def _given_ids(config: Mapping[str, Any], name: str) -> object:
-    inner = config.get("text_config")
-    return config.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
 
 
 def _generation_ids(checkpoint: Checkpoint, name: str) -> frozenset[int]:
@@ -241,7 +237,7 @@ def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure
 
 
 def _vocabulary_size(checkpoint: Checkpoint) -> object:
-    return _given_ids(checkpoint.config, "vocab_size")
+    return value_of(checkpoint.config, "vocab_size")
 
 
 def tying_state(checkpoint: Checkpoint) -> str:
