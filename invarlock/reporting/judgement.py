@@ -204,11 +204,14 @@ def _warnings(blocks: Mapping[str, Block]) -> Block:
 
     ``policy_gate``: ``fail`` where the guard does not pass because of it, as its own gate says.
     """
-    found = [
-        _warning("invariants", failure["type"], failure["message"])
-        for failure in blocks["invariants"].get("failures", [])
-        if failure["severity"] == "warning"
-    ]
+    accepted = blocks["invariants"].get("accepted", [])
+    found = []
+    for failure in blocks["invariants"].get("failures", []):
+        if failure["severity"] == "warning":
+            found.append(_warning("invariants", failure["type"], failure["message"]))
+        elif failure.get("accept") in accepted:
+            text = f"{failure['message']}; accepted by name: {failure['accept']}"
+            found.append(_warning("invariants", failure["type"], text))
     for item in blocks["spectral"].get("violations", []):
         kind = "new_capped_module" if item["type"] == "family_z_cap" else item["type"]
         named = item["type"] in rows.ROW_FINDINGS

@@ -24,6 +24,7 @@ def compared(report: Report) -> Section:
         ("Edit", str(edit.get("name", "-"))),
         ("Baseline checkpoint", _digest(sides["baseline"].get("checkpoint_sha256"))),
         ("Subject checkpoint", _digest(sides["subject"].get("checkpoint_sha256"))),
+        ("Files beside the weights", _shipped(*(block(s, "checkpoint") for s in sides.values()))),
         ("Text", f"{data.get('provider', '-')}, split {data.get('split', '-')}"),
         (
             "Windows",
@@ -40,6 +41,15 @@ def compared(report: Report) -> Section:
     if telemetry.get("summary_line"):
         facts.append(("Telemetry", str(telemetry["summary_line"])))
     return Section("compared", "What was compared", facts=tuple(facts))
+
+
+def _shipped(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Which of the files that ship are not the same bytes on both sides."""
+    mine, theirs = block(after, "files"), block(before, "files")
+    changed = sorted(n for n in {*mine, *theirs} if mine.get(n) != theirs.get(n))
+    if not changed:
+        return f"{len(mine)}, the same bytes on both sides" if mine else "-"
+    return f"{len({*mine, *theirs})}, of which not the same bytes: {', '.join(changed)}"
 
 
 def _digest(value: object) -> str:

@@ -61,7 +61,7 @@ def _resolved(folder: Path) -> set[str]:
     return {*_fields(config.to_dict())}
 
 
-def _fields(config: Mapping[str, Any], inside: str = "") -> Iterator[str]:
+def _fields(config: Mapping[Any, Any], inside: str = "") -> Iterator[str]:
     """Names of fields, of inner sections by themselves and with the section's name before."""
     for name, value in config.items():
         if not isinstance(name, str):  # of a map of labels
