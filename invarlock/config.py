@@ -20,6 +20,7 @@ import yaml
 from invarlock.contracts import validate, violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
+from invarlock.folders import no_folder
 from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
@@ -394,8 +395,9 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
     for key in ("baseline", "subject", "pack"):
         if values[key] and not Path(values[key]).is_dir():
             raise InputError(
-                f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key])
-            )
+                f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key]),
+                hint=no_folder(Path(values[key])).hint,
+            )  # fmt: skip
     if values["require_signature"] and not values["signing_key"]:
         raise ConfigError(
             "require_signature is on and no signing_key is given",

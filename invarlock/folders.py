@@ -56,7 +56,7 @@ def refuse_broken_files(folder: Path) -> None:
         NotACheckpointError: what it is, and what to do.
     """
     if not os.path.isdir(folder):
-        raise _no_folder(folder)
+        raise no_folder(folder)
     names = _names(folder)
     if not names:
         raise NotACheckpointError(
@@ -104,7 +104,8 @@ def _listed(names: Sequence[str]) -> str:
 # --- no folder, or files that are not there ---------------------------------------------------
 
 
-def _no_folder(path: Path) -> InputError:
+def no_folder(path: Path) -> InputError:
+    """The line for a path that is no folder: nothing, a link to nothing, or a file."""
     if path.is_symlink() and not path.exists():
         return NotACheckpointError(
             "is a link that points nowhere", where=str(path), found=os.readlink(path),

@@ -42,13 +42,15 @@ def supersede(out: Path, asked: object, evaluations: Iterable[str]) -> Path | No
     Returns:
         where they are now; None where nothing was set aside.
     """
-    record, digest = out / RECORD, digest_json(asked)
-    if record.is_file() and record.read_text().strip() == digest:
+    record = out / RECORD
+    if record.is_file() and record.read_text().strip() == digest_json(asked):
         return None
-    moved = set_aside(out, [*ANSWERS, *evaluations])
-    if out.is_dir():
-        write_text(record, digest + "\n")
-    return moved
+    return set_aside(out, [*ANSWERS, *evaluations])
+
+
+def record_asked(out: Path, asked: object) -> None:
+    """Record what the answers will be about that the run in ``out`` now makes."""
+    write_text(out / RECORD, digest_json(asked) + "\n")
 
 
 def set_aside(out: Path, names: Iterable[str]) -> Path | None:

@@ -16,7 +16,7 @@ from invarlock.sources.disk import (
     write_plan,
 )
 from invarlock.sources.preflight import check_start
-from invarlock.superseded import ANSWERS, set_aside, supersede
+from invarlock.superseded import ANSWERS, record_asked, set_aside, supersede
 
 ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
 
@@ -57,21 +57,22 @@ def refuse_what_cannot_be_judged(judged):
     """End, a dry run too, with a line for everything that keeps the run from an answer."""
     if not is_start():
         return
-    if not workflow.dryrun:
-        forget_other_subjects()
+    folders = [C["baseline"], C["subject"]]
+    asked = [*folders, state_of(*folders), C["edit_label"]]
+    kept = C["suite"] == "byoe" and not workflow.dryrun
+    if kept:
+        forget_others(asked)
     found = refusals(S, CONTAINER, judged)
     for error in found[1:]:
         print(f"invarlock: {error}", file=sys.stderr)
     if found:
         stop(found[0])
+    if kept:
+        record_asked(OUT, asked)
 
 
-def forget_other_subjects():
-    """Set aside what was said of other folders than the user's two of now."""
-    if C["suite"] != "byoe":
-        return
-    folders = [C["baseline"], C["subject"]]
-    asked = [*folders, state_of(*folders), C["edit_label"]]
+def forget_others(asked):
+    """Set aside what was said of other folders, or other states of them, than are asked about."""
     custom = [
         f"{m.slug}/{kind}/{s}"
         for m in S.models

@@ -170,7 +170,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         f"catalogue={catalogue(root)}", f"scenarios={scenarios}", "keep_subjects=true",
         "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "training={windows: 4}",
         "bootstrap={replicates: 200, alpha: 0.05}", "calibration={seeds: 3, windows: 8}",
-        "repeats=2", f"tuned_edit_params={root / 'tuned.json'}",
+        "repeats=2", "tier=none", f"tuned_edit_params={root / 'tuned.json'}",
     )  # fmt: skip
 
 

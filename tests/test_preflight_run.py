@@ -23,6 +23,7 @@ SMALL = [
     "windows={seq_len: 16, preview: 4, final: 4, seed: 43}",
     "calibration={seeds: 3, windows: 8}",
     "bootstrap={replicates: 200, alpha: 0.05}",
+    "tier=none",
 ]
 SUBJECTS = ("quant_8bit_clean", "prune_50pct_stress", "nan_injection")
 

@@ -152,7 +152,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> World:
     text.write_text(" ".join(f"sentence {n} of {n * n} words." for n in range(60)))
     words = [
         "suite=byoe", f"baseline={base}", f"subject={mine}", f"text=local:{text}",
-        "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "device=auto",
+        "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "device=auto", "tier=none",
         "bootstrap={replicates: 200, alpha: 0.05}", f"scenarios={CANCELLED},{OUT_OF_TIME}",
         "retries=2",  # the profile's own, which is recorded
     ]  # fmt: skip

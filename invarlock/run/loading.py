@@ -109,6 +109,15 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+def _quiet() -> None:
+    """Only errors of the library: what matters is in ours."""
+    import transformers
+
+    library_log: Any = transformers.utils.logging
+    library_log.set_verbosity_error()
+    library_log.disable_progress_bar()
+
+
 @contextmanager
 def library(folder: Path) -> Iterator[None]:
     """The one boundary to the library while it loads ``folder``: what it raises becomes a line.
@@ -138,6 +147,7 @@ def check_loadable(folder: Path, allow_remote_code: bool) -> None:
     import transformers
     from transformers import AutoConfig
 
+    _quiet()
     kind = metric_of(read_json_object(folder / "config.json"))
     auto_model: Any = getattr(transformers, LOADERS[kind.replace("ppl_", "hf_")])
     with library(folder):
@@ -199,9 +209,7 @@ def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Load
 
     # the library's loader returns a pair when asked to, which its annotations do not know
     auto_model: Any = getattr(transformers, LOADERS[adapter])
-    library_log: Any = transformers.utils.logging
-    library_log.set_verbosity_error()
-    library_log.disable_progress_bar()
+    _quiet()
     device, dtype = resolve_target(target)
     with library(folder):
         config = AutoConfig.from_pretrained(
