@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,18 @@ from measuring_factory import write_tiny_windows
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.contracts import violations
+from invarlock.edits.apply import apply_edit
+from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import canonical_json
 from invarlock.guards.rmt import Activation
 from invarlock.preset import NULL_EDITS, derive, preset_of
-from invarlock.run.calibrate import Calibration, calibrate, changes
+from invarlock.run import calibrate as module
+from invarlock.run import measure
+from invarlock.run.calibrate import Calibration, Observed, calibrate, changes
 from invarlock.run.forward import ArmResult
 from invarlock.run.loading import Target
-from invarlock.run.measure import RunWindows
+from invarlock.run.measure import Measurement, Observation, RunWindows, measure_checkpoint
 from invarlock.windows import WindowPlan
 
 SEEDS = (44, 45, 46)
@@ -79,6 +82,66 @@ def test_windows_have_to_differ_in_seed_alone(baseline: Path, tmp_path: Path) ->
         calibrate(plan(baseline, *cuts), tmp_path / "e")
 
 
+def one_by_one(mine: Calibration, scratch: Path) -> list[tuple[str, int, Any]]:
+    """The same changes, from a whole run of its own of every checkpoint and every seed."""
+    apply_edit(mine.baseline, parse_edit_spec(NULL_EDITS[1]), scratch)
+    subjects = {NULL_EDITS[0]: (mine.baseline, 2), NULL_EDITS[1]: (Checkpoint.open(scratch), 1)}
+    found = []
+    for edit, (subject, part) in subjects.items():
+        for windows in mine.windows:
+            first = run_of(mine, mine.baseline, windows, mine.token_budget)
+            second = run_of(mine, subject, windows, mine.token_budget // part, first)
+            before, after = (Observed(run.modules, as_observation(run)) for run in (first, second))
+            found.append((edit, windows.content.seed, changes(before, after)))
+    return found
+
+
+def run_of(
+    mine: Calibration,
+    checkpoint: Checkpoint,
+    windows: RunWindows,
+    token_budget: int,
+    against: Measurement | None = None,
+) -> Measurement:
+    """A run as `invarlock run` makes it, or of a subject."""
+    return measure_checkpoint(
+        checkpoint,
+        windows,
+        mine.target,
+        token_budget=token_budget,
+        against=against.reference_arrays() if against else None,
+    )
+
+
+def as_observation(run: Measurement) -> Observation:
+    """The part of a run that a calibration looks at."""
+    return Observation(run.arms, run.activations, run.correct)
+
+
+def test_weights_are_loaded_and_measured_once(
+    baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets of weights, two loads; every number is that of runs one by one."""
+    mine = plan(baseline, *(WindowPlan(32, 9, 9, seed) for seed in SEEDS))
+    calls: list[str] = []
+    for name in ("load_model", "weight_modules"):
+        original = getattr(module, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(module, name, counted)
+        monkeypatch.setattr(measure, name, counted)
+    stats = calibrate(mine, tmp_path / "null_edit")
+    assert sorted(calls) == ["load_model"] * 2 + ["weight_modules"] * 2
+    heads = ("edit", "seed", "windows_sha256")
+    rest = [{k: v for k, v in run.items() if k not in heads} for run in stats["runs"]]
+    expected = one_by_one(mine, tmp_path / "subject")
+    assert [(r["edit"], r["seed"]) for r in stats["runs"]] == [row[:2] for row in expected]
+    assert canonical_json(rest) == canonical_json([row[2] for row in expected])
+
+
 def fake(nll: float, edge: float) -> Any:
     """A measurement with a final arm that loses ``nll`` and one activation."""
     arms = {
@@ -86,7 +149,7 @@ def fake(nll: float, edge: float) -> Any:
         for arm, value in (("preview", 1.0), ("final", nll))
     }
     activations = [Activation("m", "ffn", 0, edge, 1.0)]
-    return SimpleNamespace(arms=arms, modules=[], activations=activations, correct={})
+    return Observed([], Observation(arms, activations, {}))
 
 
 def test_changes_are_logarithms_of_subject_over_baseline() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import temporary_sibling
-from invarlock.guards.spectral import log_ratio, rounded
+from invarlock.guards.spectral import Module, log_ratio, rounded
 from invarlock.preset import NULL_EDITS, STATS_SCHEMA
 from invarlock.run.forward import ArmResult
-from invarlock.run.loading import Target
-from invarlock.run.measure import Measurement, RunWindows, measure_checkpoint
+from invarlock.run.loading import Target, device_name, load_model
+from invarlock.run.measure import Observation, RunWindows, observe, weight_modules
+from invarlock.run.tasks import task_for
 
 Document = dict[str, Any]
 Row = tuple[str, str, float]  # a module's name, family and value
@@ -38,6 +40,9 @@ class Calibration:
 def calibrate(plan: Calibration, scratch: Path) -> Document:
     """Measure baseline and null edits on the windows of every seed.
 
+    Each set of weights is loaded once and its matrices are measured once; the no-op is the
+    baseline's own weights in smaller batches.
+
     Args:
         plan: what to measure.
         scratch: name for a folder that holds an edited checkpoint while it is measured.
@@ -50,36 +55,34 @@ def calibrate(plan: Calibration, scratch: Path) -> Document:
         MeasurementError: a measurement that is not finite.
     """
     dataset = _dataset(plan.windows)
-    baselines = [_measure(plan, plan.baseline, windows) for windows in plan.windows]
-    runs: list[Document] = []
+    # a no-op in the same batches would be the same computation, and show no noise
+    halved = max(1, plan.token_budget // 2)
+    weights = _Weights(plan, plan.baseline)
+    dtype, device = weights.loaded.dtype, device_name(weights.loaded.device)
+    before = weights.observe(plan.token_budget)
+    after = {"noop": weights.observe(halved)}
     for edit in NULL_EDITS:
-        stage = temporary_sibling(scratch)
-        try:
-            subject = plan.baseline
-            if edit != "noop":
-                made = stage / "subject"  # in the stage, with whatever a kill leaves of it
-                apply_edit(plan.baseline, parse_edit_spec(edit), made)
-                subject = Checkpoint.open(made)
-            for windows, baseline in zip(plan.windows, baselines, strict=True):
-                # a no-op in the same batches would be the same computation, and show no noise
-                budget = plan.token_budget // 2 if edit == "noop" else plan.token_budget
-                measured = _measure(plan, subject, windows, baseline, max(1, budget))
-                runs.append(
-                    {
-                        "edit": edit,
-                        "seed": windows.content.seed,
-                        "windows_sha256": windows.sha256,
-                        **changes(baseline, measured),
-                    }
-                )
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        if edit not in after:
+            del weights  # one model in memory at a time
+            with _edited(plan, edit, scratch) as subject:
+                weights = _Weights(plan, subject)
+                after[edit] = weights.observe(plan.token_budget)
+    runs = [
+        {
+            "edit": edit,
+            "seed": windows.content.seed,
+            "windows_sha256": windows.sha256,
+            **changes(mine, theirs),
+        }
+        for edit in NULL_EDITS
+        for windows, mine, theirs in zip(plan.windows, before, after[edit], strict=True)
+    ]
     return {
         "schema": STATS_SCHEMA,
         "model_id": plan.model_id,
         "checkpoint_sha256": plan.baseline.digest(),
-        "dtype": baselines[0].dtype,
-        "device": baselines[0].device,
+        "dtype": dtype,
+        "device": device,
         "dataset": dataset,
         "null_edits": list(NULL_EDITS),
         "seeds": [windows.content.seed for windows in plan.windows],
@@ -87,20 +90,41 @@ def calibrate(plan: Calibration, scratch: Path) -> Document:
     }
 
 
-def _measure(
-    plan: Calibration,
-    checkpoint: Checkpoint,
-    windows: RunWindows,
-    baseline: Measurement | None = None,
-    token_budget: int = 0,
-) -> Measurement:
-    return measure_checkpoint(
-        checkpoint,
-        windows,
-        plan.target,
-        token_budget=token_budget or plan.token_budget,
-        against=baseline.reference_arrays() if baseline else None,
-    )
+@dataclass(frozen=True)
+class Observed:
+    """One set of weights on the windows of one seed."""
+
+    modules: Sequence[Module]  # the weights' own, the same for every seed
+    on_windows: Observation
+
+
+class _Weights:
+    """A checkpoint in memory, with the statistics of its matrices."""
+
+    def __init__(self, plan: Calibration, checkpoint: Checkpoint) -> None:
+        task = task_for(checkpoint.folder, plan.windows[0].content)
+        self.plan, self.checkpoint = plan, checkpoint
+        self.loaded = load_model(checkpoint.folder, plan.target, task.adapter)
+        self.modules = weight_modules(checkpoint, self.loaded.device)
+
+    def observe(self, token_budget: int) -> list[Observed]:
+        """A pass over the windows of every seed."""
+        return [
+            Observed(self.modules, observe(self.loaded, self.checkpoint, windows, token_budget))
+            for windows in self.plan.windows
+        ]
+
+
+@contextlib.contextmanager
+def _edited(plan: Calibration, edit: str, scratch: Path) -> Iterator[Checkpoint]:
+    """The baseline after a null edit, on disk for as long as it is used."""
+    stage = temporary_sibling(scratch)
+    try:
+        made = stage / "subject"  # in the stage, with whatever a kill leaves of it
+        apply_edit(plan.baseline, parse_edit_spec(edit), made)
+        yield Checkpoint.open(made)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _dataset(windows: Sequence[RunWindows]) -> Document:
@@ -124,23 +148,24 @@ def _dataset(windows: Sequence[RunWindows]) -> Document:
     return heads[0]
 
 
-def changes(baseline: Measurement, subject: Measurement) -> Document:
+def changes(baseline: Observed, subject: Observed) -> Document:
     """ln of subject over baseline: drift, and by family every module's sigma and edge risk.
 
     Raises:
         MeasurementError: a value is not finite.
     """
-    accuracy = any(subject.correct.values())
+    before, after = baseline.on_windows, subject.on_windows
+    accuracy = any(after.correct.values())
     result: Document = {
         # accuracies drift in percentage points, whose limit is the tier's: nothing to derive
-        "drift": 0.0 if accuracy else rounded(_spread(subject.arms) - _spread(baseline.arms)),
+        "drift": 0.0 if accuracy else rounded(_spread(after.arms) - _spread(before.arms)),
         "spectral": _by_family(
             {m.name: m.stats.sigma_max for m in baseline.modules},
             [(m.name, m.family, m.stats.sigma_max) for m in subject.modules],
         ),
         "rmt": _by_family(
-            {a.name: a.edge for a in baseline.activations},
-            [(a.name, a.family, a.edge) for a in subject.activations],
+            {a.name: a.edge for a in before.activations},
+            [(a.name, a.family, a.edge) for a in after.activations],
         ),
     }
     values = [result["drift"]]

@@ -224,6 +224,30 @@ def measure_checkpoint(
     )
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a pass alone says of a checkpoint, without weights, trials and token-wise records."""
+
+    arms: Mapping[str, ArmResult]
+    activations: Sequence[Activation]
+    correct: Mapping[str, list[bool]]  # of labelled records, by arm
+
+
+def observe(
+    loaded: Loaded, checkpoint: Checkpoint, windows: RunWindows, token_budget: int
+) -> Observation:
+    """One pass of a loaded checkpoint over the windows, in the batches of a run."""
+    task = task_for(checkpoint.folder, windows.content)
+    the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, None, task, False)
+    preview, final = the_pass.plain()
+    probe = ActivationProbe(checkpoint.config)
+    with probe.attached(loaded.model):
+        preview.append(the_pass.batch("preview", the_pass.calibration))
+    arms = {"preview": merge(preview), "final": merge(final)}
+    correct = {arm: the_pass.correct(arm, result) for arm, result in arms.items()}
+    return Observation(arms, probe.activations, correct)
+
+
 @dataclass
 class _Pass:
     """The one pass of a run: which windows go through the model together, and for what."""
@@ -234,6 +258,7 @@ class _Pass:
     token_budget: int
     against: ReferenceArrays | None
     task: Task
+    to_compare: bool = True  # a baseline's: its most likely tokens are kept for its subjects
 
     def __post_init__(self) -> None:
         import torch
@@ -249,10 +274,10 @@ class _Pass:
 
     def batch(self, arm: str, rows: Sequence[int]) -> ArmResult:
         """These windows of an arm as one batch."""
-        baseline = self.against is None
+        top = self.against is None and self.to_compare
         keep = Keep()
         if arm == "final":
-            keep = Keep(top=baseline, against=self.against.top if self.against else None)
+            keep = Keep(top=top, against=self.against.top if self.against else None)
         return run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
 
     def batches(self, arm: str, rows: Sequence[int]) -> list[ArmResult]:
