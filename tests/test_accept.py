@@ -257,7 +257,7 @@ def test_a_difference_is_never_measured_unless_it_is_accepted(
     assert found == ([], [], [])
 
 
-def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path) -> None:
+def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path, capsys) -> None:
     """Identical weights and another version in config.json, said to be 4 bits."""
     subject = shutil.copytree(world.baseline, tmp_path / "subject")
     path = subject / "config.json"
@@ -267,6 +267,7 @@ def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path) -
     assert "invariants_pass" in {k for k, v in report["validation"].items() if not v}
     assert report["invariants"]["failures"][-1]["type"] == NOTHING_EDITED
     assert "nothing was edited" in render_report_markdown(report)
+    assert "nothing was edited" in capsys.readouterr().out.splitlines()[-1]
     assert replay(report) == []
 
 

@@ -19,11 +19,10 @@ from invarlock.files import (
     write_json,
 )
 from invarlock.metrics.perplexity import Bootstrap
-from invarlock.reporting import probes
+from invarlock.reporting import probes, signals
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
-from invarlock.reporting.signals import acceptance_notes
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
 from invarlock.scenarios import CUSTOM_SPEC
 
@@ -177,8 +176,10 @@ def summary_line(out: Path) -> str:
     flags, what = report["validation"], _point(report["primary_metric"])
     failed = [flag for flag in report["context"]["gates"] if flags.get(flag) is not True]
     gates = "all gates hold" if not failed else "not held: " + ", ".join(failed)
-    line = f"{outcome['scenario']}: {outcome['status']}; {what}; {gates}"
-    return "; ".join([line, *acceptance_notes(report)])
+    told = [str(finding["message"]) for finding in signals.blocking(report)]
+    more = [f"and {len(told) - 1} more findings"] if len(told) > 1 else []
+    parts = [f"{outcome['scenario']}: {outcome['status']}", *told[:1], *more, what, gates]
+    return "; ".join([*parts, *signals.acceptance_notes(report)])
 
 
 def _point(metric: Mapping[str, Any]) -> str:

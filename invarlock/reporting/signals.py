@@ -142,17 +142,21 @@ def acceptance_notes(report: Report) -> list[str]:
     return [*notes, f"accept names what was not found: {', '.join(unused)}"] if unused else notes
 
 
-def unedited(report: Report) -> bool:
-    """Whether the only thing that refuses the subject is that nothing was edited."""
+def blocking(report: Report) -> list[Mapping[str, Any]]:
+    """The findings of the invariants guard that refuse the subject: fatal, and not accepted."""
     failures, through = block(report, "invariants").get("failures"), accepted(report)
-    fatal = {
-        item.get("type")
+    return [
+        item
         for item in (failures if isinstance(failures, list) else [])
         if isinstance(item, Mapping)
         and item.get("severity") == "fatal"
         and item.get("accept") not in through
-    }
-    return fatal == {NOTHING_EDITED}
+    ]
+
+
+def unedited(report: Report) -> bool:
+    """Whether the only thing that refuses the subject is that nothing was edited."""
+    return {item.get("type") for item in blocking(report)} == {NOTHING_EDITED}
 
 
 def spectral_caps(report: Report) -> int | None:
