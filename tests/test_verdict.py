@@ -150,7 +150,7 @@ def test_the_named_guard_must_speak() -> None:
     """Damage aimed at the spectral guard that only perplexity shows counts as missed."""
     verdict = judge(with_other("scale_explosion", make_report("scale_explosion", 40.0)))
     assert {"error_injection_detected", "scenario_primary_guard_signal"} <= failed(verdict)
-    assert verdict["detection"]["spectral"]["detected"] == 4
+    assert verdict["detection"]["spectral"]["detected"] == 5
     assert verdict["detection"]["spectral"]["total"] == 5  # a probe that it has to see included
 
 
@@ -248,7 +248,7 @@ def test_counts_and_summaries() -> None:
     rows = {row["id"]: row for row in verdict["scenario_signal_summary"]}
     assert rows["rank1_projection"]["primary_guard_hits"] == 1
     caps = verdict["guard_intervention_summary"]["signals"]["spectral_caps"]
-    assert caps["flagged"] == guards.count("spectral")
+    assert caps["flagged"] == guards.count("spectral") - 1  # exchanged rows cap no matrix
 
 
 def test_not_evaluated_is_listed() -> None:
