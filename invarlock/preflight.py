@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.config import Settings
@@ -39,13 +40,18 @@ def refusals(settings: Settings, container: bool, judged: bool) -> list[Invarloc
         container: whether a profile runs the rules in the image.
         judged: whether evaluations are judged, not only made ready.
     """
-    found: list[InvarlockError] = []
-    looks = [_folders(settings), _text(settings)]
+    found = [*_folders(settings)]
     if judged:
-        looks += [_host(settings, container), _floors(settings), _size_of_pack(settings)]
-    for look in looks:
-        found += look
+        found += [*_host(settings, container), *_floors(settings), *_size_of_pack(settings)]
     return found
+
+
+def doubts(settings: Settings) -> list[InvarlockError]:
+    """What keeps the windows from being cut as they are asked for; a dry run may go on without.
+
+    The text may still be on its way when a run is planned, as downloads and disk may.
+    """
+    return [*_text(settings), *_contexts(settings)]
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -62,14 +68,6 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
         try:
             config = check_folder(folder, allow)
             yield from _roles(settings, model, model_type_of(config))
-            context = config.get("max_position_embeddings")
-            if isinstance(context, int) and model.seq_len > context:
-                yield ConfigError(
-                    "windows.seq_len is longer than the model's context",
-                    where=str(folder / "config.json"),
-                    expected=f"at most {context} (max_position_embeddings)",
-                    found=str(model.seq_len),
-                )
         except InvarlockError as error:
             yield error
     if values["subject"]:
@@ -84,6 +82,29 @@ def local_folder(model: Model) -> Path | None:
     """The folder that a model is taken from; None where it comes from elsewhere."""
     source = parse_model_source(model.source)
     return Path(source.name) if source.kind == "local" else None
+
+
+def _contexts(settings: Settings) -> Iterator[ConfigError]:
+    """Windows that are longer than a local model's context."""
+    for model in settings.models:
+        context = _config_of(model).get("max_position_embeddings")
+        if isinstance(context, int) and model.seq_len > context:
+            yield ConfigError(
+                f"windows.seq_len is longer than the context of {model.model_id}",
+                where=f"{model.source.removeprefix('local:')}/config.json",
+                expected=f"at most {context} (max_position_embeddings)",
+                found=str(model.seq_len),
+            )
+
+
+def _config_of(model: Model) -> dict[str, Any]:
+    """``config.json`` of a local model; empty where there is none to be read."""
+    folder = local_folder(model)
+    path = folder / "config.json" if folder else None
+    try:
+        return read_json_object(path) if path and path.is_file() else {}
+    except InputError:  # said with the folder
+        return {}
 
 
 def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]:
@@ -209,12 +230,7 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
 
 def _predicted(model: Model) -> float:
     """The most tokens that are predicted in a window of the model, as far as it is known."""
-    folder = local_folder(model)
-    config = folder / "config.json" if folder else None
-    try:
-        kind = metric_of(read_json_object(config)) if config and config.is_file() else ""
-    except InputError:  # said with the folder
-        kind = ""
+    kind = metric_of(_config_of(model))
     if kind == "ppl_mlm":
         return MASKED * model.seq_len
     return model.seq_len - model.seq_len // 2 if kind == "ppl_seq2seq" else model.seq_len - 1
@@ -223,8 +239,6 @@ def _predicted(model: Model) -> float:
 def _enough(model: Model, policy: Policy) -> tuple[int, int]:
     """Numbers of windows of this length that reach every floor, both arms alike."""
     arm = math.ceil(policy.min_tokens / max(_predicted(model), 1) / 2)
-    if model.seq_len < 2:
-        arm = 0
     return (
         max(policy.min_preview, model.preview, arm),
         max(policy.min_final, model.final, arm),

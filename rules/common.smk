@@ -35,11 +35,12 @@ def here(name):
     return Path(workflow.basedir) / name
 
 
-def stop(error):
-    """End with one line instead of a traceback."""
-    print(f"invarlock: {error}", file=sys.stderr)
+def stop(*errors):
+    """End with a line for each error instead of a traceback; the first says how."""
+    for error in errors:
+        print(f"invarlock: {error}", file=sys.stderr)
     sys.stderr.flush()
-    os._exit(getattr(error, "exit_code", 2))
+    os._exit(getattr(errors[0], "exit_code", 2))
 
 
 onstart:

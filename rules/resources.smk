@@ -7,7 +7,7 @@ import functools
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 from invarlock.files import remove_leftovers
-from invarlock.preflight import refusals
+from invarlock.preflight import doubts, refusals
 from invarlock.sources.disk import (
     half_written,
     known_pins,
@@ -62,11 +62,11 @@ def refuse_what_cannot_be_judged(judged):
     kept = C["suite"] == "byoe" and not workflow.dryrun
     if kept:
         forget_others(asked)
-    found = refusals(S, CONTAINER, judged)
-    for error in found[1:]:
-        print(f"invarlock: {error}", file=sys.stderr)
-    if found:
-        stop(found[0])
+    found, doubted = refusals(S, CONTAINER, judged), doubts(S) if judged else []
+    if found or (doubted and not workflow.dryrun):
+        stop(*found, *doubted)
+    for error in doubted:
+        print(f"invarlock: warning: {error}", file=sys.stderr)
     if kept:
         record_asked(OUT, asked)
 

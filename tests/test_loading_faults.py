@@ -1,0 +1,107 @@
+"""A folder that the library does not load: one line with the cause, never a crash or lost memory."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_tiny_folder
+from repository_copy import ROOT, quiet_environment
+
+from invarlock.cli.evaluate import how_killed, oom_kills
+from invarlock.errors import ConfigError, InputError
+from invarlock.run.loading import Target, check_loadable, lacks_memory, library, load_model
+
+CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown rope": (
+        {"rope_parameters": {"rope_type": "yarn2", "rope_theta": 1e4}},
+        ["yarn2", "config.json has at /rope_parameters/rope_type"],
+    ),
+    "unknown activation": ({"hidden_act": "swooosh"}, ["swooosh", "/hidden_act"]),
+    "unknown architecture": ({"model_type": "nonesuch"}, ["nonesuch"]),
+    "size that is text": ({"hidden_size": "sixteen"}, ["hidden_size"]),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_fault_of_loading_is_a_line(tmp_path: Path, case: str) -> None:
+    """With the weights and without them, the same cause."""
+    write_tiny_folder(tmp_path / "m")
+    changes, words = CONFIGS[case]
+    path = tmp_path / "m/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for call in (
+        lambda: load_model(tmp_path / "m", Target("cpu", "float32")),
+        lambda: check_loadable(tmp_path / "m", False),
+    ):
+        with pytest.raises(InputError, match="transformers cannot load it") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert caught.value.__cause__ is not None  # with --debug all of it is seen
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_what_the_library_raises_becomes_a_line() -> None:
+    """Any exception but lack of memory; a missing package says what to do."""
+    with pytest.raises(InputError, match="install what is missing"), library(Path("m")):
+        raise ImportError("\nneeds the foo library\nbut it was not found")
+    with pytest.raises(InputError, match="AttributeError: no x"), library(Path("m")):
+        raise AttributeError("no x")
+    with pytest.raises(InputError, match="RuntimeError"), library(Path("m")):
+        raise RuntimeError
+    with pytest.raises(ConfigError, match="allow_remote_code"), library(Path("m")):
+        raise ValueError("pass trust_remote_code=True")
+    for error in (MemoryError(), RuntimeError("CUDA out of memory"), OSError(12, "no memory")):
+        assert lacks_memory(error)
+        with pytest.raises(type(error)), library(Path("m")):
+            raise error
+    with pytest.raises(KeyboardInterrupt), library(Path("m")):
+        raise KeyboardInterrupt
+
+
+def test_a_subject_that_does_not_load_is_described_as_that(tmp_path: Path) -> None:
+    """Before the baseline is measured: the command that compares the two folders says it."""
+    for name in ("base", "mine"):
+        write_tiny_folder(tmp_path / name)
+    path = tmp_path / "mine/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | CONFIGS["unknown rope"][0]))
+    words = ["edit", "--baseline", str(tmp_path / "base"), "--spec", "custom"]
+    words += ["--subject", str(tmp_path / "mine"), "--metadata", str(tmp_path / "m.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "invarlock", *words],
+        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "yarn2" in line
+    assert not (tmp_path / "m.json").exists()
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+
+def test_a_kill_is_called_what_the_kernel_says(tmp_path: Path) -> None:
+    """The count of the control group, of either version, before that of the machine."""
+    assert signal.SIGKILL == 9
+    assert "perhaps" in how_killed(None, None)
+    assert "perhaps" in how_killed(3, 3)
+    assert "by the kernel" in how_killed(3, 4)
+    assert oom_kills(tmp_path) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/vmstat").write_text("nr_free 9\noom_kill 7\n")
+    assert oom_kills(tmp_path) == 7
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/job\n0::/unit\n")
+    second = tmp_path / "sys/fs/cgroup/unit"
+    second.mkdir(parents=True)
+    (second / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
+    assert oom_kills(tmp_path) == 2
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/job\n")
+    first = tmp_path / "sys/fs/cgroup/memory/job"
+    first.mkdir(parents=True)
+    (first / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n")
+    assert oom_kills(tmp_path) == 5
