@@ -124,7 +124,7 @@ class MoePolicy:
 
 @dataclass(frozen=True)
 class DistributionPolicy:
-    """Limits on the shift of the predicted distribution; None: reported, not gated."""
+    """Limits on the shift of the predicted distribution; None (tier none): not gated."""
 
     kl_mean_max: float | None  # nats per token
     flip_fraction_max: float | None

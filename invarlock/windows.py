@@ -85,6 +85,10 @@ class WindowSet:
         """Windows do not overlap: the stride is the length."""
         return self.seq_len
 
+    def token_ids(self) -> set[int]:
+        """The different token ids of all windows: the part of a vocabulary that is measured."""
+        return {token for window in (*self.preview, *self.final) for token in window.tokens}
+
 
 def window_id(tokens: Sequence[int]) -> str:
     """First 16 hex digits of SHA-256 over the token ids as little-endian uint32."""

@@ -114,6 +114,15 @@ def failed_clean(evaluations: list[Evaluation]) -> None:
             evaluations[index] = factory.make_evaluation(scenario, None)
 
 
+def open_clean(evaluations: list[Evaluation]) -> None:
+    """Let nothing be decided about a clean edit."""
+    for index, evaluation in enumerate(evaluations):
+        if evaluation.scenario == "quant_8bit_clean":
+            scenario = factory.catalogue().select("smoke", [evaluation.scenario])[0]
+            report = factory.make_report(evaluation.scenario, 1.1005)
+            evaluations[index] = factory.make_evaluation(scenario, report)
+
+
 def build(out: Path, pack: Path, *options: str, key: Path | None = None) -> int:
     """``evidence-pack build`` of a suite's folder; the exit code."""
     signing = ["--signing-key", str(key)] if key else []

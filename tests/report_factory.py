@@ -230,6 +230,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
             "stride": TOKENS + 1,
             "seed": 7,
             "windows_sha256": digest("windows"),
+            "vocabulary": {"used": 211, "size": 320},
         },
         "checkpoint": parts(name),
         "edit": {"name": "noop", "scenario": name},

@@ -171,7 +171,7 @@ def test_only_tier_none_asks_for_less() -> None:
     assert signals.pass_reasons(exploring) == []
     claimed = exploring | {"auto": {"tier": "balanced"}}
     assert len(signals.pass_reasons(claimed)) == len(GATES) - 2
-    assert len(signals.pass_reasons(exploring | {"auto": {"tier": "x"}})) == 5
+    assert len(signals.pass_reasons(exploring | {"auto": {"tier": "x"}})) == 4
 
 
 @pytest.mark.parametrize("value", [1, "true", None])

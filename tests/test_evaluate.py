@@ -13,6 +13,7 @@ from measuring_factory import FILES, change, entry, make_world, measure, read, w
 
 from invarlock import contracts
 from invarlock.cli import main
+from invarlock.cli.evaluate_record import summary_line
 from invarlock.guards import CHAIN
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
@@ -114,6 +115,14 @@ def test_every_position_of_a_noop_agrees(noop):
     """The most likely token is the baseline's at each of the 139 positions."""
     final = read(noop / "out")["evaluation_windows"]["final"]
     assert final["top1_agreement"] == final["token_counts"] == [139] * 180
+
+
+def test_the_report_says_how_much_of_the_vocabulary_the_windows_use(world, noop):
+    """Counted from the windows of both arms, beside the model's own size."""
+    windows = read(world.root, "windows.json")
+    used = {t for arm in ("preview", "final") for row in windows[arm] for t in row["tokens"]}
+    size = read(world.baseline, "config.json")["vocab_size"]
+    assert read(noop / "out")["vocabulary"] == {"used": len(used), "size": size}
 
 
 def test_every_guard_has_run_and_found_nothing(noop):
@@ -241,6 +250,13 @@ def test_a_rejection_fails_every_gate_and_is_a_detection(rejected):
     assert outcome["status"] == "rejected_by_invariants"
     assert outcome["injected"] is True
     assert outcome["detectors_hit"] != []
+
+
+def test_the_line_of_a_rejection_names_its_reason(rejected):
+    """Not the gates that follow from it."""
+    line = summary_line(rejected / "out")
+    message = read(rejected / "out")["invariants"]["failures"][0]["message"]
+    assert line.endswith(f"FAIL: The subject was refused before it was run: {message}.")
 
 
 def test_a_damaged_baseline_is_no_baseline(world, rejected, tmp_path):

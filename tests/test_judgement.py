@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from report_factory import (
     BASELINE,
@@ -16,6 +17,7 @@ from report_factory import (
     TOKENS,
     make_rejected,
     make_report,
+    plain,
     preset_overrides,
     run_report,
     token_shift,
@@ -23,10 +25,11 @@ from report_factory import (
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CHAIN
-from invarlock.policy import DistributionPolicy, Override, load_policy
+from invarlock.policy import Override, load_policy, resolve_policy
 from invarlock.reporting.assurance import require_strict_possible
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.gates import EXPLORING_GATES, GATES
+from invarlock.reporting.replay import replay
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.signals import guard_flags, pass_reasons
 from invarlock.reporting.telemetry import telemetry_wanted
@@ -58,10 +61,10 @@ def spoke(report):
 
 
 def test_a_clean_report_holds_every_gate():
-    """All seven, each from a block that was evaluated."""
+    """All six, each from a block that was evaluated."""
     report = make_report("quant_8bit_clean", 1.004)
     assert report["context"]["gates"] == list(GATES)
-    assert len(GATES) == 7
+    assert len(GATES) == 6
     assert refused(report) == []
     assert pass_reasons(report) == []
     assert report["assurance"]["report_local_verdict"] == "pass"
@@ -74,12 +77,12 @@ DAMAGE = [
     ({"rank": {WEIGHT: 0.2}}, "spectral_stable", {"spectral"}),
     ({"overrides": FAIL_MODE, "subject": heavy_tail}, "primary_metric_tail_acceptable",
      {"primary_metric_tail"}),
-    ({"subject": lambda run: run["work"].update(trial_tokens=26000)},
-     "guard_overhead_acceptable", {"overhead"}),
-    ({"subject": lambda run: run["work"].update(
-        bare_nll=[0.98 * nll for nll in run["work"]["bare_nll"]])},
-     "guard_overhead_acceptable", {"overhead"}),
 ]  # fmt: skip
+COSTS = [
+    lambda run: run["work"].update(trial_tokens=26000),
+    lambda run: run["work"].update(bare_nll=[0.98 * nll for nll in run["work"]["bare_nll"]]),
+    lambda run: run["work"].update(bare_nll=[None] * len(run["work"]["bare_nll"])),
+]
 
 
 @pytest.mark.parametrize(("how", "gate", "who"), DAMAGE, ids=[gate for _, gate, _ in DAMAGE])
@@ -92,6 +95,24 @@ def test_each_damage_is_seen_by_its_gate(how, gate, who):
     if "ratio" not in how:
         assert refused(report) == [gate]
         assert spoke(report) == who
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=["work", "metric", "not finite"])
+def test_the_cost_of_measuring_never_speaks_against_a_subject(cost):
+    """The published flag is false and the block says why; the subject passes all the same."""
+    report = make_report("dear", 1.004, subject=cost)
+    assert report["validation"]["guard_overhead_acceptable"] is False
+    assert report["guard_overhead"].get("decision") in ("monitor", None)
+    assert "guard_overhead_acceptable" not in report["context"]["gates"]
+    assert not any(
+        "overhead" in lint["path"] for lint in report["meta"]["model_profile"]["cert_lints"]
+    )
+    assert (pass_reasons(report), spoke(report)) == ([], set())
+    assert report["assurance"]["outcome"] == report["assurance"]["report_local_verdict"] == "pass"
+    assert not report["guard_warnings"]["present"]  # which a verifier may be asked to refuse
+    listed = [*GATES, "guard_overhead_acceptable"]  # as reports of older versions list it
+    older = report | {"context": {**report["context"], "gates": listed}}
+    assert pass_reasons(older) == []
 
 
 @pytest.mark.parametrize(("overrides", "holds"), [((), True), (FAIL_MODE, False)])
@@ -126,20 +147,56 @@ def test_tier_none_measures_and_decides_less():
     assert pass_reasons(report) == []
 
 
-def test_a_limit_on_the_shift_decides_where_a_tier_sets_one():
-    """No tier does; with one, a report fails although its perplexity passes."""
-    policy = load_policy("balanced")
-    limited = replace(policy, distribution=DistributionPolicy(1e-4, None))
-    comparison = Comparison(
-        BASELINE, run_report("shifted", 0.004), BOOTSTRAP, "dev", shift=token_shift(0.004)
-    )
-    assert pass_reasons(evaluation_report(comparison, policy)) == []
-    report = evaluation_report(comparison, limited)
+def shifted(kl: float) -> Comparison:
+    """A subject as good as its baseline on the text, whose predictions moved by a mean KL."""
+    moved = token_shift(0.004)
+    moved = replace(moved, kl=np.full_like(moved.kl, kl))
+    return Comparison(BASELINE, run_report("shifted", 0.004), BOOTSTRAP, "dev", shift=moved)
+
+
+@pytest.mark.parametrize("tier", ["conservative", "balanced", "aggressive"])
+def test_predictions_that_moved_are_refused_by_default(tier):
+    """Exchanged rows of tokens that the windows never ask for: the ratio is 1, the mean KL 0.97."""
+    policy = load_policy(tier)
+    report = plain(evaluation_report(shifted(0.967), policy))
     assert report["distribution"]["gated"]
     assert report["primary_metric"]["decision"] == "pass"
     assert refused(report) == ["primary_metric_acceptable"]
-    unknown = evaluation_report(replace(comparison, shift=None), limited)
-    assert refused(unknown) == ["primary_metric_acceptable"]
+    assert pass_reasons(report)[0] == "distribution_fail"
+    assert "primary_metric" in spoke(report)
+    assert report["assurance"]["outcome"] == "fail"
+    assert replay(report) == []
+    for change in ({"gated": False, "passed": True}, {"passed": True}):
+        forged = report | {"distribution": report["distribution"] | change}
+        assert replay(forged) != []
+    limit = policy.distribution.kl_mean_max
+    near = evaluation_report(shifted(limit * 0.999), policy)
+    assert near["distribution"]["passed"]
+    assert "distribution_fail" not in pass_reasons(near)
+
+
+def test_the_limit_on_the_shift_can_be_moved_and_says_so():
+    """A recorded override, which the verifier applies; tier none has no limit at all."""
+    loose = resolve_policy("balanced", [Override("distribution.kl_mean_max", 0.5, "config")])
+    report = plain(evaluation_report(shifted(0.4), loose))
+    assert pass_reasons(report) == []
+    assert report["policy_provenance"]["overrides"] == [
+        {"path": "distribution.kl_mean_max", "value": 0.5, "tier_value": 0.1906, "source": "config"}
+    ]
+    assert replay(report) == []
+    hidden = report | {"policy_provenance": report["policy_provenance"] | {"overrides": []}}
+    assert any("/distribution" in line for line in replay(hidden))
+    exploring = evaluation_report(shifted(5.0), load_policy("none"))
+    assert not exploring["distribution"]["gated"]
+    assert pass_reasons(exploring) == []
+
+
+def test_a_shift_that_was_not_measured_never_passes():
+    """Where there is a limit, absent evidence is not acceptable, and says nothing bad either."""
+    report = evaluation_report(replace(shifted(0.0), shift=None), load_policy("balanced"))
+    assert refused(report) == ["primary_metric_acceptable"]
+    assert pass_reasons(report) == ["not_evaluated:distribution"]
+    assert report["assurance"]["outcome"] == "inconclusive"
 
 
 def test_an_unchanged_subject_shifts_nothing():

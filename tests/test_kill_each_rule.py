@@ -236,7 +236,7 @@ def test_a_changed_setting_hides_nothing_that_is_missing(rough: World) -> None:
     packed = json.loads((rough.out / "evidence_pack/metadata/config.json").read_text())
     assert packed == record
 
-    limits = "distribution={kl_mean_max: 1, flip_fraction_max: 0}"
+    limits = "distribution={kl_mean_max: 0.5, flip_fraction_max: 0}"
     strict = dataclasses.replace(told, words=(*told.words, limits))
     code, printed = strict.run("-n")
     assert code == 0, printed

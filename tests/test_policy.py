@@ -46,7 +46,9 @@ def test_published_constants():
     assert {p.overhead.threshold for p in policies} == {0.01}
     assert {p.confidence.ppl_ratio_width_max for p in policies} == {0.03}
     assert {p.confidence.accuracy_delta_pp_width_max for p in policies} == {1.0}
-    assert {p.distribution.kl_mean_max for p in policies} == {None}
+    assert [p.distribution.kl_mean_max for p in policies] == [0.0976, 0.1906, 0.3646]
+    for policy in policies:  # derived from the limit on the metric
+        assert policy.distribution.kl_mean_max == round(2 * math.log(policy.ratio_limit), 4)
 
 
 def test_tiers_are_ordered():
@@ -91,9 +93,11 @@ def test_a_tiers_own_values_lie_within_its_bounds(tier: str) -> None:
         "rmt.epsilon": policy.rmt.epsilon_default,
         "drift.half_width": policy.drift_max - 1,
     }
+    if tier != "none":
+        own["distribution.kl_mean_max"] = policy.distribution.kl_mean_max
     unlimited = {name for name in bounds if name.startswith("distribution.")}
     assert set(bounds) == set(own) | unlimited
-    assert policy.distribution.kl_mean_max is policy.distribution.flip_fraction_max is None
+    assert policy.distribution.flip_fraction_max is None
     for name, value in own.items():
         assert bounds[name][0] <= value <= bounds[name][1]
 
@@ -204,11 +208,15 @@ def test_no_override_is_looser_than_the_tier_admits(tier: str, value: float, fam
 
 
 def test_a_limit_on_the_shift_of_predictions_can_be_set() -> None:
-    """The tiers have none; an override makes one, and a negative or absurd one is refused."""
-    limited = resolve_policy("balanced", [Override("distribution.kl_mean_max", 0.02, "config")])
-    assert limited.distribution.kl_mean_max == 0.02
-    assert limited.digest != load_policy("balanced").digest
-    assert limited.override_records()[0]["tier_value"] is None
-    for value in (-1.0, 1e9):
+    """Tighter or looser, within bounds: a negative one, or one that is no gate, is refused."""
+    for value in (0.02, 0.7):
+        limit = Override("distribution.kl_mean_max", value, "config")
+        limited = resolve_policy("balanced", [limit])
+        assert limited.distribution.kl_mean_max == value
+        assert limited.digest != load_policy("balanced").digest
+        assert limited.override_records()[0]["tier_value"] == 0.1906
+    exploring = resolve_policy("none", [Override("distribution.kl_mean_max", 5.0, "config")])
+    assert exploring.override_records()[0]["tier_value"] is None
+    for value in (-1.0, 0.97, 1e9):
         with pytest.raises(ConfigError, match="kl_mean_max"):
             resolve_policy("balanced", [Override("distribution.kl_mean_max", value, "config")])

@@ -22,7 +22,7 @@ MAX_PARAMETERS = 6
 
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors",),
+    ("errors", "severity"),
     ("files",),
     ("shards", "contracts", "policy", "code_digest", "claims", "folders"),
     ("scenarios", "models", "written"),

@@ -180,6 +180,8 @@ def test_lines_after_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     """A verdict that fails, and packs that are not signed, or not by whom was expected."""
     suite = packs.write_suite(tmp_path / "out", packs.IDS, packs.failed_clean)
     assert main(["gate", str(suite)]) == 1
+    undecided = packs.write_suite(tmp_path / "open", packs.IDS, packs.open_clean)
+    assert main(["gate", str(undecided)]) == 8
     assert packs.build(suite, tmp_path / "unsigned") == 0
     assert packs.verify(tmp_path / "unsigned") == 5
     assert packs.build(suite, tmp_path / "signed", key=packs.new_key(tmp_path / "key.pem")) == 0
@@ -190,7 +192,7 @@ def test_lines_after_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
         assert matches(case, found), (case, found)
 
 
-AFTER = ("verdict FAIL", "unsigned pack", "pack of another signer")
+AFTER = ("verdict FAIL", "verdict INCONCLUSIVE", "unsigned pack", "pack of another signer")
 
 
 def test_every_row_is_tried() -> None:

@@ -20,12 +20,13 @@ from report_factory import (
 from test_verdict import SMOKE, TINY, judge, scenario, with_other
 
 from invarlock.verdict.records import Evaluation
-from invarlock.verdict.text import render_verdict
+from invarlock.verdict.text import render_verdict, word_of
 from invarlock.verdict.verdict import compile_verdict
 
 GOLDEN = """\
 VERDICT: FAIL
-Suite smoke, 1 model, 2 of 2 evaluations; 1 did not show what its scenario asks for.
+Suite smoke, 1 model, 2 of 2 evaluations; 1 did not meet the expectations of its scenario.
+Windows of acme/tiny-llama: 211 of 320 token ids (65.9 %).
 
 What failed (paths are below the output folder)
   nan_injection on acme/tiny-llama, run 1: not detected; invariants did not speak
@@ -35,18 +36,18 @@ What to do
        settled, it shows little that an edit of this model passes.
 
 Model acme/tiny-llama
-  scenario       category  expects            ratio [95% interval]  spoke  outcome
-  -------------  --------  -----------------  --------------------  -----  -------
-  noop_clean     clean     pass               1.000 [1.000, 1.000]  -      ok
-  nan_injection  damage    catch: invariants  1.000 [1.000, 1.000]  -      NOT OK
+  scenario       category  expects            ratio [95% interval]  guards fired  outcome
+  -------------  --------  -----------------  --------------------  ------------  -------
+  noop_clean     clean     pass               1.000 [1.000, 1.000]  -             ok
+  nan_injection  damage    catch: invariants  1.000 [1.000, 1.000]  -             NOT OK
       why: not detected; invariants did not speak
 
 Did the checks work on this model? (95% Clopper-Pearson; one count per model and scenario)
   invariants   caught 0 of 1   [0.000, 0.975]
-  spectral     nothing was aimed at it
-  rmt          nothing was aimed at it
-  variance     nothing was aimed at it
-  metric       nothing was aimed at it
+  spectral     not tested in this run
+  rmt          not tested in this run
+  variance     not tested in this run
+  metric       not tested in this run
   false alarms 0 of 1 clean   [0.000, 0.975]
 
 Requirements
@@ -139,7 +140,7 @@ def test_a_fail_tells_damage_that_was_caught_from_damage_that_was_not() -> None:
     assert verdict["failed_requirements"] == ["scenario_expected_detectors"]
     assert verdict["counts"]["failed_reports"] == 1
     text = opening(verdict)
-    assert "1 did not show what its scenario asks for" in text
+    assert "1 did not meet the expectations of its scenario" in text
     assert "spectral spoke, but not true: primary_metric_acceptable=true" in " ".join(text.split())
     assert "Damage was caught by the guard it is aimed at" in text
     assert "unnoticed" not in text
@@ -190,7 +191,7 @@ CHANGED: dict[str, dict[str, Any]] = {  # outcomes beside a report that shows wh
     "not injected": {"injected": False},
     "contradictory": {"subject_sha256": "0" * 64},
 }
-EVERY = "every one showed what its scenario asks for"
+EVERY = "every one met the expectations of its scenario"
 
 
 @functools.cache
@@ -220,12 +221,14 @@ def check_text(other: dict[str, str]) -> bool:
     verdict = compile_verdict(manifest("smoke-all", list(NAMES)), found, expected)
     text = render_verdict(verdict)
     fails = bool(verdict["verdict"] == "FAIL")
-    assert ("  FAILED  " in text or "NOT OK" in text) == fails
+    assert any(mark in text for mark in ("  FAILED  ", "  open  ", "NOT OK")) == fails
+    assert text.startswith(f"VERDICT: {word_of(verdict)}\n")
     assert (EVERY in text) != fails
     assert ("What to do" in text) == fails
     assert not fails or text.partition("What to do\n")[2].startswith("  ")
     wrong = {r["name"] for r in verdict["records"] if not r["as_expected"]}
-    assert text.count("NOT OK") == len(wrong)
+    decided = {r["name"] for r in verdict["records"] if not (r["as_expected"] or r["undecided"])}
+    assert text.count("NOT OK") == len(decided)
     for requirement in verdict["requirements"]:
         for name in NAMES:  # a row is not ok under a requirement that it breaks
             broken = any(f" {name} run_1" in detail for detail in requirement["details"])

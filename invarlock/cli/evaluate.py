@@ -56,7 +56,7 @@ class Job:
     tier: str
     preset: str  # file, or empty
     tail_mode: str  # or empty: the tier's
-    kl_mean_max: float  # 0: no limit
+    kl_mean_max: float  # nats; 0: the tier's
     flip_fraction_max: float
     replicates: int
     alpha: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,9 @@ from invarlock.files import (
 )
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import probes, signals
+from invarlock.reporting.dashboard import headline
 from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.outcome import INCONCLUSIVE, PASS, needed, outcome_of, too_little
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
@@ -173,13 +175,19 @@ def summary_line(out: Path) -> str:
     """One line for the person who typed the command."""
     outcome = read_json_object(out / OUTCOME_NAME)
     report = read_json_object(out / EVALUATION_NAME)
-    flags, what = report["validation"], _point(report["primary_metric"])
-    failed = [flag for flag in report["context"]["gates"] if flags.get(flag) is not True]
-    gates = "all gates hold" if not failed else "not held: " + ", ".join(failed)
-    told = [str(finding["message"]) for finding in signals.blocking(report)]
-    more = [f"and {len(told) - 1} more findings"] if len(told) > 1 else []
-    parts = [f"{outcome['scenario']}: {outcome['status']}", *told[:1], *more, what, gates]
+    what, reasons = _point(report["primary_metric"]), signals.pass_reasons(report)
+    parts = [f"{outcome['scenario']}: {outcome['status']}", what, _result(report, reasons)]
     return "; ".join([*parts, *signals.acceptance_notes(report)])
+
+
+def _result(report: Mapping[str, Any], reasons: Sequence[str]) -> str:
+    """Whether the gates hold; if not, why, the worst first."""
+    found = outcome_of(reasons)
+    if found == PASS:
+        return "all gates hold"
+    if found == INCONCLUSIVE:
+        return f"{INCONCLUSIVE}: {too_little(needed(report), reasons)}"
+    return "FAIL: " + headline(report)
 
 
 def _point(metric: Mapping[str, Any]) -> str:

@@ -204,6 +204,7 @@ def _build(args: argparse.Namespace) -> int:
                 "warnings": warnings,
                 "errors": [],
                 "verdict": built.verdict,
+                "outcome": built.outcome,
                 "reports": {"total": built.reports},
                 "verify": built.checked.envelope,
                 "profile": args.profile,
@@ -225,9 +226,11 @@ def _build(args: argparse.Namespace) -> int:
         return 0
     for warning in warnings:
         print(f"warning: {escape(warning)}", file=sys.stderr)
+    from invarlock.verdict.text import word_of
+
     signed = f"signed by {built.signer}" if built.signer else "not signed"
     print(
-        f"{args.out}: verdict {escape(built.verdict)}, {built.reports} reports, "
+        f"{args.out}: verdict {escape(word_of(vars(built)))}, {built.reports} reports, "
         f"{built.hashed} files, evidence level {built.evidence_level}, {signed}"
     )
     return 0
@@ -255,7 +258,7 @@ def _print_inspected(
         reports, signature = document["reports"], document["signature"]
         state = "valid" if signature["valid"] else "INVALID" if signature["present"] else "none"
         print(
-            f"{result.pack}: verdict {escape(document['verdict'])}, {reports['total']} reports "
+            f"{result.pack}: verdict {escape(result.word)}, {reports['total']} reports "
             f"({reports['clean']} have to pass), evidence level {document['evidence_level']}, "
             f"signature {state}, strict-ready: {'yes' if document['strict_ready'] else 'no'}"
         )
@@ -371,6 +374,6 @@ def _print_outcome(result: PackResult) -> None:
     believed = "" if result.claims.verdict else " (only believed)"
     left_out = ", reports not looked at" if result.options.skip_verify else ""
     print(
-        f"VERIFIED: verdict {escape(result.verdict)}{believed}{shown}{left_out}, {signer} "
+        f"VERIFIED: verdict {escape(result.word)}{believed}{shown}{left_out}, {signer} "
         f"({result.authenticity})"
     )

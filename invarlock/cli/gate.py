@@ -1,8 +1,10 @@
-"""Turn a verdict, an evaluation report or a pack into an exit code: 0 PASS, 1 FAIL.
+"""Turn a verdict, an evaluation report or a pack into an exit code: 0 PASS, 1 FAIL, 8 neither.
 
-A pack counts only when it verifies; one that does not has said nothing and ends with the exit
-code of `advanced evidence-pack verify`: 4 manifest, 5 signature, 6 contents, 7 reports. 2 are
-wrong options, 3 is a file that is missing, unreadable or at odds with itself.
+8 is INCONCLUSIVE: nothing that was measured is bad, but there is too little evidence; the line
+says how much would do. A pack counts only when it verifies; one that does not has said nothing
+and ends with the exit code of `advanced evidence-pack verify`: 4 manifest, 5 signature, 6
+contents, 7 reports. 2 are wrong options, 3 is a file that is missing, unreadable or at odds with
+itself.
 """
 
 from __future__ import annotations
@@ -18,10 +20,16 @@ from invarlock.errors import ContractError, InputError
 from invarlock.evidence import escape
 from invarlock.evidence.report_verify import REPORT_NAME
 from invarlock.files import read_bytes, read_json_object, write_bytes
+from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 
 VERDICT_SCHEMA = "invarlock/final-verdict-v1"
 REPEATS = "analysis/determinism_repeats.json"
 VERDICTS = ("results/final_verdict.json", "reports/final_verdict.json")
+
+
+EXIT_INCONCLUSIVE = 8
+CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: EXIT_INCONCLUSIVE}
+MAX_NEEDS = 3  # evaluations whose lack of evidence the line names
 
 
 class Case(NamedTuple):
@@ -30,9 +38,10 @@ class Case(NamedTuple):
     suite: str
     name: str
     why: str
+    undecided: bool = False  # for lack of evidence alone
 
 
-Judged = tuple[bool, str, list[Case]]  # whether it passes, one line about it, its cases
+Judged = tuple[str, str, list[Case]]  # the outcome, one line about it, its cases
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,20 +57,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print one line; 0 PASS, 1 FAIL, more for a pack that is not verified."""
+    """Print one line; 0 PASS, 1 FAIL, 8 INCONCLUSIVE, others for a pack that is not verified."""
     code = 0
     if args.path.is_dir() and (args.path / "manifest.json").exists():
-        code, (passed, line, cases) = _pack(args)
+        code, (outcome, line, cases) = _pack(args)
     else:
-        passed, line, cases = judge(args.path)
+        outcome, line, cases = judge(args.path)
         if (args.path / REPEATS).is_file():
             repeats = read_json_object(args.path / REPEATS)
-            passed, line, cases = _with_repeats((passed, line, cases), repeats)
+            outcome, line, cases = _with_repeats((outcome, line, cases), repeats)
     if args.junit:
         write_bytes(args.junit, junit(cases))
     with printing():
         print(escape(line))
-    return code or int(not passed)
+    return code or CODES[outcome]
 
 
 def _with_repeats(judged: Judged, repeats: Mapping[str, Any]) -> Judged:
@@ -76,11 +85,11 @@ def _with_repeats(judged: Judged, repeats: Mapping[str, Any]) -> Judged:
     if not (why := strict_difference(repeats)):
         return judged
     line = f"FAIL: {why}; else {line}"
-    return False, line, [*cases, Case("determinism", repeats["edit_name"], why)]
+    return FAIL, line, [*cases, Case("determinism", repeats["edit_name"], why)]
 
 
 def judge(path: Path) -> Judged:
-    """Whether the verdict or report at ``path`` passes, one line about it, and its cases.
+    """The outcome of the verdict or report at ``path``, one line about it, and its cases.
 
     Raises:
         InputError: it is missing, unreadable, or neither verdict nor report (exit 3).
@@ -108,26 +117,48 @@ def _verdict(document: Mapping[str, Any], where: str) -> Judged:
 
     if document.get("schema") != VERDICT_SCHEMA:  # of a published version: only its word
         word = str(document["verdict"])
-        return word == "PASS", f"{word}: as recorded", [Case("verdict", "verdict", _bad(word))]
+        outcome = PASS if word == "PASS" else FAIL
+        return outcome, f"{word}: as recorded", [Case("verdict", "verdict", _bad(word))]
     validate(document, "final-verdict", where)
     records = document["records"]
+    passed = document["verdict"] == "PASS"
+    outcome = str(document.get("outcome", PASS if passed else FAIL))
+    open_only = outcome == INCONCLUSIVE
     cases = [
-        Case(r["model"], f"{r['name']}/run_{r['run_num']}", "" if r["as_expected"] else _why(r))
+        Case(
+            suite=r["model"],
+            name=f"{r['name']}/run_{r['run_num']}",
+            why="" if r["as_expected"] else _why(r),
+            undecided=r.get("undecided") is True,
+        )
         for r in records
     ]
     cases += [
-        Case("requirements", r["id"], "; ".join(r["details"]))
+        Case("requirements", r["id"], "; ".join(r["details"]), open_only)
         for r in document["requirements"]
         if not r["ok"]
     ]
     failed = document["failed_requirements"]
-    passed = document["verdict"] == "PASS"
     if passed and (failed or any(case.why for case in cases)):
         raise ContractError("says PASS above records that failed", where=where)
-    suffix = f"; failed: {', '.join(failed)}" if failed else ""
+    if (outcome == PASS) is not passed or (
+        open_only and any(case.why and not case.undecided for case in cases)
+    ):
+        raise ContractError("its outcome contradicts its verdict or its records", where=where)
     good = sum(r["as_expected"] for r in records)
-    line = f"{document['verdict']}: {good} of {len(records)} evaluations as expected{suffix}"
-    return passed, line, cases
+    line = f"{outcome.upper()}: {good} of {len(records)} evaluations as expected"
+    if open_only:
+        return outcome, f"{line}; {_open(document)}", cases
+    return outcome, line + (f"; failed: {', '.join(failed)}" if failed else ""), cases
+
+
+def _open(document: Mapping[str, Any]) -> str:
+    """What an inconclusive verdict lacks, of the first evaluations that lack something."""
+    found = [f"{r['name']}: {_why(r)}" for r in document["records"] if r.get("undecided")]
+    missing = sum(map(len, document["missing"]["by_model"].values()))
+    found += [f"{missing} evaluations are missing"] if missing else []
+    more = [f"and {len(found) - MAX_NEEDS} more"] if len(found) > MAX_NEEDS else []
+    return "; ".join([*found[:MAX_NEEDS], *more])
 
 
 def _bad(word: str) -> str:
@@ -139,10 +170,14 @@ def _why(record: Mapping[str, Any]) -> str:
 
 
 def _report(path: Path) -> Judged:
-    """An evaluation report passes when it verifies and every gate of it is true."""
+    """An evaluation report passes when it verifies and every gate of it is true.
+
+    One that does not verify has failed; only one that does can be inconclusive.
+    """
     from invarlock.evidence.report_checks import report_passes
     from invarlock.evidence.report_verify import ReportOptions, verify_report
     from invarlock.reporting import signals
+    from invarlock.reporting.outcome import needed, outcome, too_little
 
     beside = path.parent / "runtime.manifest.json"
     manifest = read_bytes(beside) if beside.is_file() else None
@@ -151,14 +186,31 @@ def _report(path: Path) -> Judged:
     if result.report is None:
         raise ContractError(result.findings[0].message, where=str(path))
     reasons = [finding.message for finding in result.findings]
+    found = FAIL if reasons else PASS
     if not report_passes(result.report):
-        reasons += signals.pass_reasons(result.report) or ["not every gate is true"]
+        # that gates do not hold is said in the report's own words, and is no reason against it
+        reasons = [finding.message for finding in result.findings if finding.kind != "policy"]
+        own = signals.pass_reasons(result.report) or ["not every gate is true"]
+        found = outcome(result.report) if not reasons and signals.gates(result.report) else FAIL
+        if found == INCONCLUSIVE:
+            own = [too_little(needed(result.report), own)]
+        reasons += [_named(reason, result.report) for reason in own]
     edit = signals.block(result.report, "edit")
     name = str(edit.get("scenario") or edit.get("name") or result.report["run_id"])
     model = str(signals.block(result.report, "meta").get("model_id", "model"))
     why = "; ".join(reasons)
-    line = f"{'FAIL' if why else 'PASS'}: {name} on {model}" + (f": {why}" if why else "")
-    return not why, line, [Case(model, name, why)]
+    line = f"{found.upper()}: {name} on {model}" + (f": {why}" if why else "")
+    return found, line, [Case(model, name, why, found == INCONCLUSIVE)]
+
+
+def _named(reason: str, report: Mapping[str, Any]) -> str:
+    """A reason with the worst finding of the invariants, where it is one of theirs."""
+    from invarlock.reporting import signals
+
+    worst = signals.findings(report)
+    if reason not in (signals.REJECTED, "invariants_fail") or not worst:
+        return reason
+    return f"{reason} ({worst[0].get('message')})"
 
 
 def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
@@ -178,13 +230,13 @@ def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
     if result.exit_code:
         why = "; ".join(result.errors[:3])
         cases = [Case("pack", "verify", "; ".join(result.errors))]
-        return result.exit_code, (False, f"NOT VERIFIED: {why}", cases)
+        return result.exit_code, (FAIL, f"NOT VERIFIED: {why}", cases)
     assert result.tree is not None  # it verified
     verdict = result.claims.verdict or result.tree.json_object(VERDICTS[0])
-    passed, line, cases = _verdict(verdict, str(args.path))
+    outcome, line, cases = _verdict(verdict, str(args.path))
     signed = f"signed by {result.signer}, {result.authenticity}" if result.signer else "unsigned"
     believed = "" if result.claims.verdict else "; the verdict is only believed"
-    judged = passed, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
+    judged = outcome, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
     repeats = f"results/{REPEATS}"
     if repeats in result.tree.files:
         judged = _with_repeats(judged, result.tree.json_object(repeats))
@@ -192,7 +244,10 @@ def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
 
 
 def junit(cases: list[Case]) -> bytes:
-    """JUnit XML: one test suite a model, one test case a record. No times: nothing was timed."""
+    """JUnit XML: one test suite a model, one test case a record. No times: nothing was timed.
+
+    What is undecided is an error, not a failure: the test could not be made.
+    """
     from xml.etree import ElementTree
 
     root = ElementTree.Element("testsuites", name="invarlock")
@@ -206,8 +261,9 @@ def junit(cases: list[Case]) -> bytes:
                 suite, "testcase", classname=escape(name), name=escape(case.name)
             )
             if case.why:
-                failure = ElementTree.SubElement(node, "failure", message=escape(case.why)[:500])
-                failure.text = escape(case.why)
+                kind = "error" if case.undecided else "failure"
+                found = ElementTree.SubElement(node, kind, message=escape(case.why)[:500])
+                found.text = escape(case.why)
     ElementTree.indent(root)
     data: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return data + b"\n"
@@ -215,4 +271,5 @@ def junit(cases: list[Case]) -> bytes:
 
 def _count(node: Any, cases: list[Case]) -> None:
     node.set("tests", str(len(cases)))
-    node.set("failures", str(sum(bool(case.why) for case in cases)))
+    node.set("failures", str(sum(bool(case.why) and not case.undecided for case in cases)))
+    node.set("errors", str(sum(case.undecided for case in cases)))

@@ -18,8 +18,8 @@ class Thresholds:
     tier: str
     preset: str  # a file, or empty: the tier's own values
     tail_mode: str  # fail, or empty: the tier's
-    kl_mean_max: float = 0.0  # nats; 0: no limit
-    flip_fraction_max: float = 0.0  # 0: no limit
+    kl_mean_max: float = 0.0  # nats; 0: the tier's
+    flip_fraction_max: float = 0.0  # 0: the tier's, which is none
 
 
 def add_judging_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_judging_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--preset", type=Path, metavar="FILE", help="thresholds of this model (default: tier's)")
     add("--tail-mode", default="", choices=["", "fail"], help="fail: a heavy tail is a failure")
-    add("--kl-mean-max", type=float, default=0, metavar="NATS", help="0: no limit (default)")
+    add("--kl-mean-max", type=float, default=0, metavar="NATS", help="0: the tier's (default)")
     add("--flip-fraction-max", type=float, default=0, metavar="F", help="0: no limit (default)")
     add("--replicates", type=int, default=2000, metavar="N", help="bootstrap (default: 2000)")
     add("--alpha", type=float, default=0.05, help="two-sided error of the interval")

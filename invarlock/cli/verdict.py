@@ -1,6 +1,6 @@
 """Judge all evaluations of a suite: summaries, final_verdict.json and final_verdict.txt.
 
-A FAIL verdict is a result, so the exit code is 0; ``invarlock gate`` turns it into another.
+FAIL and INCONCLUSIVE are results, so the exit code is 0; ``invarlock gate`` turns it into another.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
+    from invarlock.verdict.text import word_of
+
     for path in written(args.out_dir, args.analysis_dir):  # a refusal leaves no older verdict
         path.unlink(missing_ok=True)
     manifest = read_json_object(args.scenarios)
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     models = {e.model for e in evaluations} | set(args.model)
     expected = expected_evaluations(scenarios, models, {e.run for e in evaluations})
     verdict = write_verdict(manifest, evaluations, expected, args.out_dir, args.analysis_dir)
-    print(f"{args.out_dir / 'final_verdict.json'}: {verdict['verdict']}")
+    print(f"{args.out_dir / 'final_verdict.json'}: {word_of(verdict)}")
     return 0
 
 

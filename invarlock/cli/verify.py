@@ -131,5 +131,6 @@ def _print_point(result: ReportResult) -> None:
     what = "points" if shown["kind"] == "accuracy" else "ratio"
     print(
         f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} {what}={point} "
-        f"ci={ci} width={width} replayed={'yes' if result.replayed else 'no'}"
+        f"ci={ci} width={width} outcome={shown['outcome'] or '-'} "
+        f"replayed={'yes' if result.replayed else 'no'}"
     )

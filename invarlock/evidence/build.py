@@ -37,6 +37,7 @@ from invarlock.files import (
     unwritable,
 )
 from invarlock.verdict.repeats import in_manifest
+from invarlock.verdict.text import word_of
 
 BUILDER = {"id": "invarlock/evidence-pack@v1", "name": "invarlock", "version": __version__}
 
@@ -61,6 +62,7 @@ class Built:
 
     pack: Path
     verdict: str
+    outcome: str | None  # pass, fail or inconclusive; None: a verdict of another version
     evidence_level: str
     signer: str | None
     hashed: int
@@ -180,9 +182,12 @@ def _finish(
         else render(Summary(verdict, level, signer, reports, generated_at))
     )
     first_line = readme.split(b"\n", 1)[0]
-    if verdict.get("verdict") != "PASS" and b"FAIL" not in first_line:
+    words = {str(verdict.get("verdict")), word_of(verdict)}
+    if "PASS" not in words and not any(word.encode() in first_line for word in words):
         raise PackError(
-            Code.MANIFEST, "its first line does not say FAIL", where=str(request.readme)
+            Code.MANIFEST,
+            f"its first line does not say {' or '.join(sorted(words))}",
+            where=str(request.readme),
         )
     digests[claims.README] = _write(stage / claims.README, readme)
     listing = sums.render(digests)
@@ -205,6 +210,7 @@ def _finish(
     return Built(
         pack=request.out,
         verdict=str(verdict.get("verdict")),
+        outcome=first_text(verdict.get("outcome")),
         evidence_level=level,
         signer=signer,
         hashed=len(digests),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from invarlock.evidence.findings import dig
 from invarlock.files import digest_json
@@ -54,6 +54,7 @@ def check(report: Report) -> list[str]:
         *_same(report),
         *_checkpoints(report),
         *_windows(report),
+        *_vocabulary(report),
         *_classification(report),
     ]
 
@@ -107,6 +108,22 @@ def _windows(report: Report) -> Iterator[str]:
         yield "/dataset/windows/stats/clusters is not the number of clusters"
 
 
+def _vocabulary(report: Report) -> Iterator[str]:
+    """No more different tokens than the vocabulary has, or the windows hold."""
+    used, size = (dig(report, "vocabulary", key) for key in ("used", "size"))
+    if not (_is_count(used) and used > 0 and (size is None or (_is_count(size) and used <= size))):
+        yield "/vocabulary does not say how many of how many token ids the windows use"
+        return
+    windows = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
+    text = report["primary_metric"]["kind"] != "accuracy"  # of records several answers are read
+    if text and windows and used > windows * report["dataset"]["seq_len"]:
+        yield "/vocabulary/used is more than the windows have tokens"
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _classification(report: Report) -> Iterator[str]:
     """The counts of an accuracy are those of the recorded answers."""
     if report["primary_metric"]["kind"] != "accuracy" or "metrics" not in report:
@@ -129,6 +146,7 @@ def shared_parts(report: Report) -> dict[str, str]:
         "baseline run": dig(report, "baseline_ref", "run_id"),
         "baseline checkpoint": dig(report, "baseline_ref", "checkpoint_sha256"),
         "windows file": dig(report, "provenance", "windows_sha256"),
+        "vocabulary": dig(report, "vocabulary"),
         "policy": dig(report, "auto", "policy_digest"),
         "bootstrap": bootstrap and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed")},
     }

@@ -217,7 +217,7 @@ def _summaries(report: Report) -> Iterator[str]:
     )
     decided = Judgement(dict(report), dict(report["validation"]), tuple(context["gates"]))
     expected = {
-        "assurance": assurance_block(comparison, policy, decided),
+        "assurance": assurance_block(comparison, policy, decided, report),
         "telemetry": telemetry_block(report),
     }
     for name, computed in expected.items():

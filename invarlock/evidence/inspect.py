@@ -65,6 +65,7 @@ def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
         "strict_ready": ok and result.signer is not None and not extra,
         "evidence_level": level,
         "verdict": result.verdict,
+        "outcome": (result.claims.verdict or {}).get("outcome"),
     }
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, number
+from invarlock.verdict.text import word_of
 
 NOT_CLAIMED = (
-    "A pass is about the control regression risk of these edits on these windows, compared with "
+    "A pass is about the risk of regression of these edits on these windows, compared with "
     "this baseline. It says nothing about safety, alignment, tasks outside the windows or the "
     "baseline itself."
 )
@@ -31,7 +32,7 @@ def render(summary: Summary) -> bytes:
     """Markdown, UTF-8, LF."""
     verdict = summary.verdict
     suite = dig(verdict, "suite")
-    title = f"# Evidence pack: {escape(verdict.get('verdict'))}"
+    title = f"# Evidence pack: {escape(word_of(verdict))}"
     lines = [title + (f" (suite {_cell(suite)})" if suite else ""), ""]
     signed = f"signed by `{summary.signer}`" if summary.signer else "**not signed**"
     lines += [f"Evidence level {summary.level}, {summary.reports} reports, {signed}.", ""]
@@ -43,7 +44,7 @@ def render(summary: Summary) -> bytes:
         lines += [f"- {_cell(name)}" for name in failed] + [""]
     lines += _accepted(verdict.get("records"))
     lines += _records(verdict.get("records"))
-    lines += ["## What this does not say", "", NOT_CLAIMED, ""]
+    lines += ["## Limitations", "", NOT_CLAIMED, ""]
     verify = "invarlock advanced evidence-pack verify . --replay"
     if summary.signer:
         verify += f" --strict --expected-fingerprint {summary.signer}"

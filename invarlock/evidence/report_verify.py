@@ -30,6 +30,7 @@ REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
 PRESET = "that the thresholds are those of the preset it names"
 FINDINGS = "findings of the invariants, from files that are not here; digests of what guards ran"
 COST = "bytes of the probes, and losses without their hooks"
+VOCABULARY = "how many token ids the windows use, from windows that are not here"
 QUANTILES = "quantiles of the shift of the predictions, within their histograms' bins"
 
 
@@ -106,6 +107,7 @@ class ReportResult:
             "recompute": self.recompute,
             "replayed": self.replayed,
             "believed": self.believed,
+            "outcome": dig(report, "assurance", "outcome"),
             "guard_warnings_present": warnings > 0,
             "warning_count": warnings,
             "verification": {"runtime_provenance": shown.to_json()},
@@ -220,6 +222,7 @@ def _not_recomputed(report: Mapping[str, Any]) -> list[tuple[str, bool]]:
         (PRESET, bool(dig(report, "policy_provenance", "preset_sha256"))),
         (FINDINGS, dig(report, "invariants", "evaluated") is True),
         (COST, dig(report, "guard_overhead", "evaluated") is True),
+        (VOCABULARY, isinstance(dig(report, "vocabulary"), Mapping)),
         (QUANTILES, dig(report, "distribution", "evaluated") is True),
     ]
 

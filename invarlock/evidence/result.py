@@ -91,6 +91,13 @@ class PackResult:
         recomputed = (self.claims.verdict or {}).get("verdict")
         return str(recomputed) if recomputed else self.claims.recorded
 
+    @property
+    def word(self) -> str | None:
+        """PASS, FAIL or INCONCLUSIVE."""
+        from invarlock.verdict.text import word_of
+
+        return word_of(self.claims.verdict) if self.claims.verdict else self.claims.recorded
+
     def to_json(self) -> dict[str, Any]:
         """The document of ``contracts/evidence-pack-verify.schema.json``."""
         options = self.options
@@ -121,6 +128,7 @@ class PackResult:
             "verdict": {
                 "recorded": self.claims.recorded,
                 "recomputed": (self.claims.verdict or {}).get("verdict"),
+                "outcome": (self.claims.verdict or {}).get("outcome"),
             },
             "replayed": self.replayed,
             "believed": self.believed,

@@ -243,7 +243,7 @@ def _claims(
         step.findings += identity.check_manifest(tree, manifest, listed, claims.verdict)
         result.replayed.append(VERDICT_CLAIM)
         result.believed += [SUITE, PAGES, *identity.lenient(claims.verdict)]
-        step.note = f"verdict {result.verdict} recomputed, {level}"
+        step.note = f"verdict {result.word} recomputed, {level}"
     else:
         result.believed.append(f"{VERDICT_CLAIM} ({claims.why_believed})")
         step.note = f"verdict {escape(result.verdict)} only believed, {level}"

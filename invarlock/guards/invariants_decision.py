@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from invarlock.scenarios import NOOP
+from invarlock.severity import worst_first
 
 # {type, severity: fatal | warning, message} and, where a user may accept it, accept: NAME
 Failure = dict[str, Any]
@@ -16,6 +17,7 @@ def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[s
     """The decided part of the report's ``invariants`` block.
 
     A fatal finding blocks, unless it has a name to accept it by and that is among ``accepted``.
+    The worst is listed first.
     """
     fatal = [f for f in failures if f["severity"] == "fatal"]
     through = [f for f in fatal if f.get("accept") in accepted]
@@ -30,7 +32,7 @@ def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[s
         "passed": not blocking,
         "decision": "block" if blocking else "monitor" if failures else "allow",
         "status": "fail" if blocking else "warn" if failures else "ok",
-        "failures": list(failures),
+        "failures": worst_first(failures, accepted),
         "summary": summary,
     }
     if through:

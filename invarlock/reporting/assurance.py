@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CHAIN
 from invarlock.policy import Policy
 from invarlock.reporting.judgement import Judgement, passes
+from invarlock.reporting.outcome import needed, outcome
 from invarlock.reporting.runs import Comparison
 from invarlock.run.container import Execution
 
@@ -44,8 +46,15 @@ def require_strict_possible(profile: str, tier: str, execution: Execution) -> No
         )
 
 
-def assurance_block(comparison: Comparison, policy: Policy, decided: Judgement) -> dict[str, Any]:
-    """The claim of a report; in mode ``off`` it is the report's own verdict and no more."""
+def assurance_block(
+    comparison: Comparison, policy: Policy, decided: Judgement, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The claim of a report; in mode ``off`` it is the report's own verdict and no more.
+
+    ``report_local_verdict`` knows pass and fail; ``outcome``, beside it, also knows that there is
+    too little evidence for either, and ``evidence_needed`` says how much would do. Both speak of
+    the gates alone, not of what a strict claim asks for beyond them.
+    """
     observed = [guard["name"] for guard in comparison.subject["guards"]]
     strict = comparison.assurance == "strict"
     reasons = [f"{gate}_not_true" for gate in decided.gates if not decided.validation.get(gate)]
@@ -67,6 +76,8 @@ def assurance_block(comparison: Comparison, policy: Policy, decided: Judgement) 
         "runtime_provenance_verified": False,
         "runtime_provenance_verification_status": "pending",
         "report_local_verdict": local,
+        "outcome": outcome(report),
+        "evidence_needed": [need._asdict() for need in needed(report)],
         "verdict": "pending_verifier" if strict and local == "pass" else local,
         "verified_assurance_verdict": "pending" if local == "pass" else "fail",
         "blocking_reasons": reasons if strict else [],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from invarlock.reporting import signals
+from invarlock.reporting.outcome import need
 from invarlock.reporting.page import reason
 from invarlock.reporting.signals import Report, block
 from invarlock.reporting.wording import fixed, number, share
@@ -61,8 +62,10 @@ def primary_metric(report: Report) -> Check:
     metric = block(report, "primary_metric")
     flag = "primary_metric_acceptable"
     status = status_of(report, flag, "primary_metric")
-    if status == FAIL and metric.get("decision") == INCONCLUSIVE:
+    if status == FAIL and not signals.primary_metric_spoke(report):
         status = INCONCLUSIVE
+    if status == FAIL and metric.get("decision") == PASS:
+        status = PASS  # it is the distribution shift, whose row says so, that this gate refuses
     accuracy, limit = is_accuracy(metric), number(metric.get("limit"))
     value, interval = number(metric.get("ratio_vs_baseline")), pair(metric.get("display_ci"))
     measured = "-"
@@ -78,8 +81,6 @@ def primary_metric(report: Report) -> Check:
         if accuracy:
             threshold = f"lower bound at least {limit:+.2f} pp"
     note = _metric_note(metric, status, limit, interval)
-    if block(report, "distribution").get("passed") is False:
-        note += "; the distribution shift is beyond its limit or was not measured"
     return Check("Primary metric", status, measured, threshold, note, flag)
 
 
@@ -111,13 +112,10 @@ def _metric_note(
         needed = metric.get("windows_needed")
         if needed is not None:
             notes.append(f"about {needed} final windows would settle it")
-    if status == FAIL and decision != FAIL:
-        if metric.get("coverage_ok") is False:
-            notes.append("too few windows or replicates for the tier")
-        if metric.get("tokens_ok") is False:
-            notes.append("too few tokens for the tier")
-        if metric.get("examples_ok") is False:
-            notes.append("too few examples for the tier")
+    if status == INCONCLUSIVE:
+        lacking = metric.get("evidence_needed")
+        found = [need(row) for row in lacking] if isinstance(lacking, list) else []
+        notes += [str(n) for n in found if not n.what.endswith("_to_decide")]
     return "; ".join(notes)
 
 
@@ -161,9 +159,13 @@ def drift(report: Report) -> Check:
     if value is not None and low is not None and high is not None:
         room = min(value - low, high - value)
         note = f"{fixed(abs(room))} {'inside' if room >= 0 else 'outside'} the band"
+    status = status_of(report, flag, "primary_metric")
+    if status == FAIL and signals.below_floor(metric):
+        status = INCONCLUSIVE
+        note += "; without an interval, it decides nothing below the tier's floors"
     return Check(
-        name="Drift between the arms",
-        status=status_of(report, flag, "primary_metric"),
+        name="Consistency of the two samples (drift)",
+        status=status,
         measured=measured,
         threshold="-" if low is None else f"{fixed(low, 3)} to {fixed(high, 3)}",
         note=note,

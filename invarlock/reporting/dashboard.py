@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from invarlock.reporting import checks, guard_checks, signals
 from invarlock.reporting.checks import FAIL, PASS, Check
+from invarlock.reporting.outcome import needed, outcome_of, too_little
 from invarlock.reporting.page import Table
 from invarlock.reporting.signals import Report, block
 from invarlock.reporting.wording import visible
@@ -14,15 +17,11 @@ IDLE = "does not gate"  # the verdict does not depend on it
 def verdict_word(report: Report) -> str:
     """PASS, FAIL, INCONCLUSIVE, REJECTED (never run) or NOT MEASURED."""
     reasons = signals.pass_reasons(report)
-    if not reasons:
-        return "PASS"
     if signals.REJECTED in reasons:
         return "REJECTED"
     if any(reason in reasons for reason in signals.NOT_RUN):
         return "NOT MEASURED"
-    if set(reasons) == {"primary_metric_inconclusive"}:
-        return "INCONCLUSIVE"
-    return "FAIL"
+    return outcome_of(reasons).upper()
 
 
 def all_checks(report: Report) -> list[Check]:
@@ -67,14 +66,26 @@ def _overall(report: Report) -> Check:
         status=verdict_word(report).lower(),
         measured=f"{holding} of {len(asked)} gates hold",
         threshold="every gate",
-        note="; ".join(gate.replace("_", " ") for gate in open_gates),
+        note=_open(open_gates),
     )
 
 
+def _open(gates: Sequence[str]) -> str:
+    if not gates:
+        return ""
+    names = (gate.removesuffix("_acceptable").removesuffix("_pass") for gate in gates)
+    words = ", ".join(name.replace("_", " ") for name in names)
+    return f"failed gate{'s' if len(gates) > 1 else ''}: {words}"
+
+
 def headline(report: Report) -> str:
-    """One sentence: the verdict and its reason."""
+    """One sentence: the verdict and its reason, the worst finding first."""
     word = verdict_word(report)
-    rows = [c for c in all_checks(report) if c.gates(report) and c.status != PASS]
+    asked = signals.gates(report)
+    rows = sorted(
+        (c for c in all_checks(report) if c.gates(report) and c.status != PASS),
+        key=lambda c: (c.status != FAIL, asked.index(c.flag)),
+    )
     if word == "PASS":
         through = signals.accepted(report)
         but = f", and the user accepted by name: {', '.join(through)}" if through else ""
@@ -85,6 +96,9 @@ def headline(report: Report) -> str:
     missing = [r for r in signals.pass_reasons(report) if r.startswith("gate_missing:")]
     if missing:
         return f"The report does not gate on {', '.join(m.split(':', 1)[1] for m in missing)}."
+    if word == "INCONCLUSIVE":
+        why = too_little(needed(report), signals.pass_reasons(report))
+        return f"Nothing that was measured is bad, and nothing is decided: {why}."
     return "; ".join(f"{c.name}: {c.status}" + (f" ({c.note})" if c.note else "") for c in rows)
 
 

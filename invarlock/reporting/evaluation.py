@@ -60,6 +60,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "auto": {"tier": policy.tier, "policy_digest": policy.digest},
         "edit": dict(subject["edit"]),
         "dataset": _dataset(comparison, policy),
+        "vocabulary": dict(baseline["data"]["vocabulary"]),
         **decided.blocks,
         **_measured(comparison, evidence, decided),
         "distribution": evidence.distribution,
@@ -94,7 +95,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     }
     if meta["metric"] == "accuracy" and comparison.ran:
         report["metrics"] = {"classification": _classification(comparison)}
-    report["assurance"] = assurance_block(comparison, policy, decided)
+    report["assurance"] = assurance_block(comparison, policy, decided, report)
     report["telemetry"] = telemetry_block(report)
     return report
 

@@ -31,7 +31,7 @@ def limits(report: Report, name: str) -> Mapping[str, Any]:
 
 def invariants(report: Report) -> Check:
     """What the checkpoint and the loaded model must not have changed."""
-    failures = objects(block(report, "invariants").get("failures"))
+    failures = signals.findings(report)
     fatal = sum(f.get("severity") == "fatal" for f in failures)
     through = signals.accepted(report)
     allowed = sum(f.get("severity") == "fatal" and f.get("accept") in through for f in failures)
@@ -181,23 +181,28 @@ def variance(report: Report) -> Check:
 
 
 def overhead(report: Report) -> Check:
-    """What the guards changed and cost."""
+    """What the guards changed and cost; a cost of measuring, which never blocks."""
     section, title = block(report, "guard_overhead"), "Guard overhead"
     if not signals.evaluated(report, "guard_overhead"):
-        return unmeasured(report, "guard_overhead", title, "guard_overhead_acceptable")
+        return unmeasured(report, "guard_overhead", title)
     ratio, limit = number(section.get("overhead_ratio")), number(section.get("overhead_threshold"))
     work, most = number(section.get("work_ratio")), number(section.get("work_max"))
     return Check(
         name=title,
-        status=status_of(report, "guard_overhead_acceptable", "guard_overhead"),
+        status=PASS if section.get("passed") is True else WARNING,
         measured=f"metric ratio {fixed(ratio)}, extra work {share(work)}",
         threshold=f"ratio at most {fixed(None if limit is None else 1 + limit)}, "
         f"work at most {share(most)}",
-        note=f"{share(abs(most - work))} of the pass {'left' if work <= most else 'too much'}"
-        if work is not None and most is not None
-        else "",
-        flag="guard_overhead_acceptable",
+        note=_cost(work, most) + "a cost of measuring; never blocks",
     )
+
+
+def _cost(work: float | None, most: float | None) -> str:
+    """How far the guards' extra work, as a share of the pass, is from its limit."""
+    if work is None or most is None:
+        return ""
+    side = "below" if work <= most else "above"
+    return f"{abs(most - work) * 100:.3g} points {side} the limit; "
 
 
 def distribution(report: Report) -> Check:
@@ -227,6 +232,7 @@ def distribution(report: Report) -> Check:
         measured=f"mean KL {fixed(mean)} nats, {share(flips)} of tokens flipped",
         threshold="; ".join(words for words, _ in gates) or "none",
         note="; ".join(room) or "the policy sets no limit",
+        flag="primary_metric_acceptable" if section.get("gated") is True else "",
     )
 
 

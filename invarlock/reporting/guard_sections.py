@@ -14,12 +14,13 @@ from invarlock.reporting.plots import Plot
 from invarlock.reporting.readings import Change
 from invarlock.reporting.signals import Report, block
 from invarlock.reporting.wording import fixed, number, percent, share, yes
+from invarlock.severity import worst_first
 
 
 def invariants(report: Report) -> Section:
     """The findings on the checkpoint and the loaded model."""
     section = block(report, "invariants")
-    failures = objects(section.get("failures"))
+    failures = signals.findings(report)
     if failures:
         keys = ("type", "severity", "message", "accept")
         rows = tuple(tuple(str(f.get(key, "-")) for key in keys) for f in failures)
@@ -96,7 +97,7 @@ def _largest(moved: Sequence[Change], header: tuple[str, ...]) -> Iterator[Table
 def _violations(found: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     if not found:
         return
-    listed = found[: 2 * LISTED]
+    listed = worst_first(found)[: 2 * LISTED]
     yield Table(
         caption=f"Violations ({len(listed)} of {len(found)})",
         header=("Module", "Kind", "Severity", "Measured", "Threshold"),

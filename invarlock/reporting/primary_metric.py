@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from invarlock.metrics.perplexity import Arm, Bootstrap, PerplexityResult, compa
 from invarlock.policy import Policy
 
 Block = dict[str, Any]
+MIN_CLUSTERS = 2  # documents, for an interval
 ACCEPTABLE, DRIFT, HYSTERESIS = (
     "primary_metric_acceptable",
     "preview_final_drift_acceptable",
@@ -42,14 +44,50 @@ def judge_metric(evidence: MetricEvidence, policy: Policy) -> tuple[Block, dict[
         if evidence.examples is None:
             return _degraded(head, "no_labelled_examples"), unmeasured
         found = compare_accuracy(*evidence.examples, policy, evidence.bootstrap)
-        return head | _accuracy(found, policy) | _settings(evidence.bootstrap), _flags(found)
+        block = head | _accuracy(found, policy) | _settings(evidence.bootstrap)
+        floors = [("examples", found.n_final, policy.accuracy.min_examples)]
+        return block | _needed(block, floors, evidence, policy), _flags(found)
     if not (finite(preview) and finite(final)):
         return _degraded(head, "non_finite_pm"), unmeasured
     result = compare(preview, final, policy, evidence.bootstrap)
     values = (result.preview, result.final, result.drift, _exp(result.delta))
     if not all(map(math.isfinite, values)):
         return _degraded(head, "non_finite_pm"), unmeasured
-    return head | _perplexity(result, policy) | _settings(evidence.bootstrap), _flags(result)
+    block = head | _perplexity(result, policy) | _settings(evidence.bootstrap)
+    floors = [
+        ("tokens", preview.tokens + final.tokens, policy.min_tokens),
+        ("preview_windows", len(preview.window_ids), policy.min_preview),
+        ("final_windows", len(final.window_ids), policy.min_final),
+    ]
+    return block | _needed(block, floors, evidence, policy), _flags(result)
+
+
+def _needed(
+    block: Block,
+    floors: Sequence[tuple[str, int, int]],
+    evidence: MetricEvidence,
+    policy: Policy,
+) -> Block:
+    """``evidence_needed``: what is below a floor of the tier, and what would settle the interval.
+
+    Nothing where there is enough of everything.
+    """
+    used, final = evidence.bootstrap, evidence.final
+    assert final is not None  # judged
+    lacking: list[tuple[str, float, float]] = [
+        row
+        for row in (*floors, ("replicates", used.replicates, policy.min_replicates))
+        if row[1] < row[2]
+    ]
+    if used.alpha > policy.max_alpha:
+        lacking.append(("alpha", used.alpha, policy.max_alpha))
+    if "ci" not in block:  # of one document nothing is known of how documents differ
+        lacking.append(("documents", len(set(final.clusters)), MIN_CLUSTERS))
+    if "windows_needed" in block:
+        name = "examples_to_decide" if evidence.kind == "accuracy" else "final_windows_to_decide"
+        lacking.append((name, len(final.window_ids), block["windows_needed"]))
+    rows = [{"what": what, "have": have, "need": need} for what, have, need in lacking]
+    return {"evidence_needed": rows} if rows else {}
 
 
 def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:

@@ -9,7 +9,7 @@ from invarlock.reporting.checks import NOT_EVALUATED, is_accuracy
 from invarlock.reporting.dashboard import all_checks
 from invarlock.reporting.page import LISTED, Section, Table, not_evaluated, objects
 from invarlock.reporting.signals import Report, block
-from invarlock.reporting.wording import yes
+from invarlock.reporting.wording import vocabulary_use, yes
 
 
 def compared(report: Report) -> Section:
@@ -32,6 +32,7 @@ def compared(report: Report) -> Section:
             f"{data.get('seq_len', '-')} tokens, stride {data.get('stride', '-')}, "
             f"seed {windows.get('seed', '-')}",
         ),
+        ("Vocabulary in the windows", _vocabulary(report)),
         ("Windows file", _digest(provenance.get("windows_sha256"))),
         ("Tokenizer", _digest(meta.get("tokenizer_hash"))),
         ("Device and precision", f"{meta.get('device', '-')}, {meta.get('dtype', '-')}"),
@@ -50,6 +51,11 @@ def _shipped(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if not changed:
         return f"{len(mine)}, the same bytes on both sides" if mine else "-"
     return f"{len({*mine, *theirs})}, of which not the same bytes: {', '.join(changed)}"
+
+
+def _vocabulary(report: Report) -> str:
+    section = block(report, "vocabulary")
+    return vocabulary_use(section.get("used"), section.get("size"))
 
 
 def _digest(value: object) -> str:
@@ -121,6 +127,7 @@ def assurance(report: Report) -> Section:
         ("Mode", "mode"),
         ("Claim", "claim_set"),
         ("Verdict of this report", "report_local_verdict"),
+        ("Outcome", "outcome"),
         ("Verdict", "verdict"),
         ("Verified verdict", "verified_assurance_verdict"),
         ("Runtime provenance", "runtime_provenance_verification_status"),
@@ -149,6 +156,7 @@ def warnings(report: Report) -> Section:
     if not section:
         return not_evaluated(report, "guard_warnings", "Guard warnings")
     keys = ("guard", "kind", "message")
+    found = sorted(found, key=lambda w: w.get("policy_gate") != "fail")  # guards that do not pass
     rows = tuple(tuple(str(w.get(key, "-")) for key in keys) for w in found[: 2 * LISTED])
     table = Table(f"Warnings ({len(rows)} of {len(found)})", ("Guard", "Kind", "What"), rows)
     note = "A warning alone blocks nothing; verification can be asked to refuse any."
@@ -170,6 +178,11 @@ def does_not_show(report: Report) -> Section:
         + (", no other task." if accuracy else ", no task accuracy."),
         "The result holds for this tokenizer, precision and window length.",
     ]
+    if block(report, "vocabulary"):
+        notes.append(
+            f"The windows use {_vocabulary(report)}: the others are never read and never the "
+            "right answer."
+        )
     if left_out:
         notes.append(f"Not evaluated, and not counted as passed: {', '.join(left_out)}.")
-    return Section("limits", "What this does not show", notes=tuple(notes))
+    return Section("limits", "Limitations", notes=tuple(notes))

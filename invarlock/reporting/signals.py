@@ -13,7 +13,8 @@ from typing import Any
 from invarlock.errors import ConfigError
 from invarlock.guards.invariants_decision import NOTHING_EDITED
 from invarlock.policy import load_policy
-from invarlock.reporting.gates import EXPLORING_GATES, GATES, MIXTURE_GATE
+from invarlock.reporting.gates import COST_FLAGS, EXPLORING_GATES, GATES, MIXTURE_GATE, in_order
+from invarlock.severity import worst_first
 
 CORE_GUARDS = ("invariants", "spectral", "rmt", "variance", "primary_metric")
 REASONS = {
@@ -23,7 +24,6 @@ REASONS = {
     "spectral_stable": "spectral_fail",
     "rmt_stable": "rmt_fail",
     "primary_metric_tail_acceptable": "tail_fail",
-    "guard_overhead_acceptable": "overhead_fail",
     MIXTURE_GATE: "moe_fail",
 }
 # The block of the report that carries the evidence of a flag.
@@ -40,6 +40,24 @@ FLAG_BLOCKS = {
 REJECTED = "rejected_by_invariants"
 # Reasons for which the subject was not run at all, so that there is no metric to judge by.
 NOT_RUN = (REJECTED, "crashed", "out_of_memory", "timeout")
+# Those that are about the machine: they say nothing of the subject.
+NOT_TRIED = ("out_of_memory", "timeout")
+# Floors of a tier, by the member of the metric that says whether they are met.
+FLOORS = {
+    "tokens_ok": "tokens_below_floor",
+    "examples_ok": "examples_below_floor",
+    "coverage_ok": "coverage_below_floor",
+}
+INCONCLUSIVE, DRIFT_OPEN = "primary_metric_inconclusive", "drift_inconclusive"
+NO_EVIDENCE = "not_evaluated:"  # and the flag
+DEGRADED, SHIFT = "primary_metric_degraded", "distribution_fail"
+# Why ``primary_metric_acceptable`` is not true; of some the flag or block is named.
+METRIC_REASONS = (
+    *("primary_metric_acceptable", "primary_metric_fail", INCONCLUSIVE, DEGRADED),
+    *("distribution", SHIFT, *FLOORS.values()),
+)
+# Reasons that name evidence that is lacking, and nothing that was measured and found bad.
+LACKING = (INCONCLUSIVE, DRIFT_OPEN, "no_labelled_examples", *FLOORS.values(), *NOT_TRIED)
 
 Report = Mapping[str, Any]
 
@@ -51,11 +69,14 @@ def block(report: Report, name: str) -> Mapping[str, Any]:
 
 
 def gates(report: Report) -> tuple[str, ...]:
-    """The flags this report gates on (``context.gates``), sorted."""
+    """The flags this report gates on (``context.gates``), the most basic first.
+
+    Reports of older versions list the cost of measuring among them, which is left out.
+    """
     listed = block(report, "context").get("gates")
     if not isinstance(listed, list):
         return ()
-    return tuple(sorted({name for name in listed if isinstance(name, str)}))
+    return in_order({name for name in listed if isinstance(name, str)}.difference(COST_FLAGS))
 
 
 def enforces_guards(report: Report) -> bool:
@@ -86,32 +107,84 @@ def evaluated(report: Report, name: str) -> bool:
 
 
 def pass_reasons(report: Report) -> list[str]:
-    """Why the report does not pass; empty iff it passes."""
+    """Why the report does not pass, the worst first; empty iff it passes.
+
+    What was measured and found bad comes before evidence that is lacking; of either, the most
+    basic comes first.
+    """
     validation, metric = block(report, "validation"), block(report, "primary_metric")
     asked = gates(report)
     reasons = [f"gate_missing:{name}" for name in required_gates(report) if name not in asked]
-    if metric.get("degraded_reason") in NOT_RUN:
-        reasons.append(str(metric["degraded_reason"]))
-    elif metric.get("degraded") is True or metric.get("invalid") is True:
-        reasons.append("primary_metric_degraded")
+    broken = metric.get("degraded") is True or metric.get("invalid") is True
+    if broken:
+        cause = metric.get("degraded_reason")
+        own = cause in NOT_RUN or cause in LACKING
+        reasons.insert(0, str(cause) if own else DEGRADED)
     for name in asked:
         if validation.get(name) is True:
             continue
         block_name = FLAG_BLOCKS.get(name, "")
-        if name == "primary_metric_acceptable" and metric.get("decision") == "inconclusive":
-            reasons.append("primary_metric_inconclusive")
-        elif name not in validation or (block_name and not evaluated(report, block_name)):
-            reasons.append(f"not_evaluated:{name}")
+        if name not in validation or (block_name and not evaluated(report, block_name)):
+            reasons.append(NO_EVIDENCE + name)
+        elif block_name == "primary_metric" and broken:
+            continue  # said above, once
+        elif name == "primary_metric_acceptable":
+            reasons += _metric_reasons(report)
+        elif name == "preview_final_drift_acceptable" and below_floor(metric):
+            reasons.append(DRIFT_OPEN)
         else:
             reasons.append(REASONS.get(name, f"{name}_false"))
-    return reasons
+    return sorted(reasons, key=lacks_evidence)
+
+
+def lacks_evidence(reason: str) -> bool:
+    """Whether a reason names evidence that is not there, and not something found bad."""
+    return reason in LACKING or reason.startswith(NO_EVIDENCE)
+
+
+def of_metric(reason: str) -> bool:
+    """Whether a reason is one for which ``primary_metric_acceptable`` is not true."""
+    flag = reason.rpartition(":")[2]
+    return flag in METRIC_REASONS
+
+
+def below_floor(metric: Mapping[str, Any]) -> list[str]:
+    """The floors of the tier that the metric's evidence does not reach."""
+    return [reason for flag, reason in FLOORS.items() if metric.get(flag) is False]
+
+
+def _metric_reasons(report: Report) -> list[str]:
+    """Why a metric that was measured is not acceptable."""
+    metric, shift = block(report, "primary_metric"), block(report, "distribution")
+    found = [SHIFT] if shift_refused(report) else []
+    if metric.get("decision") == "fail":
+        found.insert(0, REASONS["primary_metric_acceptable"])
+    if metric.get("decision") == "inconclusive":
+        found.append(INCONCLUSIVE)
+    if shift and shift.get("passed") is not True and shift.get("evaluated") is not True:
+        found.append(NO_EVIDENCE + "distribution")
+    found += below_floor(metric)
+    return found or [REASONS["primary_metric_acceptable"]]
+
+
+def shift_refused(report: Report) -> bool:
+    """Whether the distribution shift was measured and is beyond its limit."""
+    shift = block(report, "distribution")
+    return shift.get("evaluated") is True and shift.get("passed") is False
+
+
+def findings(report: Report) -> list[Mapping[str, Any]]:
+    """The findings of the invariants, the worst first: the first is the reason of a rejection."""
+    listed = block(report, "invariants").get("failures")
+    failures = listed if isinstance(listed, list) else []
+    return worst_first([failure for failure in failures if isinstance(failure, Mapping)])
 
 
 def primary_metric_spoke(report: Report) -> bool:
     """Whether the primary metric was measured and found bad.
 
     Inconclusive is not bad, and neither is a comparison that passes but on too few tokens; a
-    subject whose losses are not finite is.
+    subject whose losses are not finite is, and one whose predictions moved beyond their limit.
     """
     metric = block(report, "primary_metric")
     if not evaluated(report, "primary_metric"):
@@ -119,7 +192,7 @@ def primary_metric_spoke(report: Report) -> bool:
     if metric.get("degraded") is True or metric.get("invalid") is True:
         return True
     refused = block(report, "validation").get("primary_metric_acceptable") is False
-    return refused and metric.get("decision", "fail") == "fail"
+    return refused and (metric.get("decision", "fail") == "fail" or shift_refused(report))
 
 
 def invariants_status(report: Report) -> str | None:
@@ -204,7 +277,7 @@ def guard_flags(report: Report | None) -> dict[str, bool]:
         "drift": refused("preview_final_drift_acceptable")
         and block(report, "primary_metric").get("degraded") is not True,
         "primary_metric_tail": refused("primary_metric_tail_acceptable"),
-        "overhead": refused("guard_overhead_acceptable"),
+        "overhead": False,  # published name; a cost of measuring says nothing of the subject
         "moe": refused(MIXTURE_GATE),
     }
 

@@ -22,6 +22,16 @@ def fixed(value: object, digits: int = 4) -> str:
     return f"{value:.{digits - 1}g}"
 
 
+def vocabulary_use(used: object, size: object) -> str:
+    """How much of a vocabulary windows use: ``6,806 of 49,152 token ids (13.8 %)``."""
+    found, known = number(used), number(size)
+    if found is None:
+        return "not recorded"
+    if not known:
+        return f"{found:,.0f} token ids of a vocabulary of unknown size"
+    return f"{found:,.0f} of {known:,.0f} token ids ({found / known * 100:.1f} %)"
+
+
 def percent(ratio: float) -> str:
     """A ratio as a signed change in percent."""
     change = (ratio - 1.0) * 100.0

@@ -40,7 +40,8 @@ class TopTokens:
     """What a baseline run kept of its final arm, a row per predicted token, windows in order."""
 
     starts: Sequence[int]  # (windows + 1,) first row of each window, and the end
-    ids: NDArray[np.int32]  # (tokens, TOP_K) most likely tokens, best first
+    top1: NDArray[np.int32]  # (tokens,) most likely token, by :func:`most_likely`
+    ids: NDArray[np.int32]  # (tokens, TOP_K) most likely tokens; equal ones in any order
     logprob: NDArray[np.float16]  # (tokens, TOP_K), nats
     correct: NDArray[np.float32]  # (tokens,) log-probability of the correct token, nats
 
@@ -221,7 +222,7 @@ def _record(
     for block in blocks:  # (tokens, vocabulary), float32, ours to overwrite
         end = start + len(block)
         taken = {"logprob": block.gather(1, targets[start:end, None])}
-        columns.setdefault("top1", []).append(_argmax(block))
+        columns.setdefault("top1", []).append(most_likely(block))
         if keep.top:
             taken["top_logprob"], top = block.topk(min(TOP_K, block.shape[-1]), dim=-1)
             columns.setdefault("top_ids", []).append(top)
@@ -280,10 +281,21 @@ def _blocks(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield chunk[start : start + rows].to(torch.float32, copy=True)
 
 
-def _argmax(block: torch.Tensor) -> torch.Tensor:
-    """Most likely token per row, the first of equals; NumPy's is several times faster on a CPU."""
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """Most likely token of each row: of equal ones the lowest id, for baseline and subject alike.
+
+    Logits in bfloat16 have eight bits, so that a few of a hundred rows have two best tokens. A
+    second way to pick one of them (``topk`` promises no order) would report tokens of unchanged
+    weights as changed. NumPy's is several times faster on a CPU.
+
+    Args:
+        logits: (tokens, vocabulary).
+
+    Returns:
+        (tokens,) ids.
+    """
     import torch
 
-    if block.device.type == "cpu":
-        return torch.from_numpy(np.argmax(block.numpy(), axis=1))
-    return block.argmax(dim=-1)
+    if logits.device.type == "cpu":
+        return torch.from_numpy(np.argmax(logits.numpy(), axis=1))
+    return logits.argmax(dim=-1)

@@ -113,8 +113,13 @@ class Measurement:
         """This run as the reference of another; it has to be a baseline run."""
         final = self.arms["final"]
         starts = np.cumsum([0, *final.n_tokens()]).tolist()
-        top_logprob = final.joined("top_logprob").astype(np.float16)
-        top = TopTokens(starts, final.joined("top_ids"), top_logprob, final.joined("logprob"))
+        top = TopTokens(
+            starts=starts,
+            top1=final.joined("top1"),
+            ids=final.joined("top_ids"),
+            logprob=final.joined("top_logprob").astype(np.float16),
+            correct=final.joined("logprob"),
+        )
         return ReferenceArrays(top, self.activations)
 
 

@@ -106,6 +106,10 @@ def run_report(
             "stride": content.stride,
             "seed": content.seed,
             "n_documents": content.n_documents,
+            "vocabulary": {
+                "used": len(content.token_ids()),
+                "size": checkpoint.config.get("vocab_size"),
+            },
             **{f"{arm}_n": len(windows.arm(arm)) for arm in ARMS},
         },
         "checkpoint": dict(checkpoint.parts),
@@ -225,14 +229,16 @@ def write_reference(folder: Path, measured: Measurement) -> None:
     """Write what later runs compare with token by token (``guards.safetensors``, final arm).
 
     ``final.logprob`` (tokens,) float32: log-probability of the correct token, nats.
+    ``final.top1`` (tokens,) int32: the most likely token, the lowest id of equal ones.
     ``final.top_id`` (tokens, 64) int32 and ``final.top_logprob`` (tokens, 64) float16: the most
-    likely tokens. Rows are the windows' predicted tokens, in order.
+    likely tokens, equal ones in any order. Rows are the windows' predicted tokens, in order.
     """
     from safetensors.numpy import save
 
     top = measured.reference_arrays().top
     arrays: dict[str, NDArray[Any]] = {
         "final.logprob": top.correct,
+        "final.top1": top.top1,
         "final.top_id": top.ids,
         "final.top_logprob": top.logprob,
     }
@@ -277,6 +283,7 @@ class Reference:
             return ReferenceArrays(
                 TopTokens(
                     starts.tolist(),
+                    stored["final.top1"],
                     stored["final.top_id"],
                     stored["final.top_logprob"],
                     stored["final.logprob"],
@@ -332,7 +339,7 @@ def token_shift(arrays: ReferenceArrays, final: ArmResult) -> TokenShift:
     return TokenShift(
         kl=final.joined("kl"),
         probability_change=np.exp(final.joined("logprob")) - np.exp(arrays.top.correct),
-        flips=final.joined("top1") != arrays.top.ids[:, 0],
+        flips=final.joined("top1") != arrays.top.top1,
         token_counts=final.n_tokens(),
         top_k=arrays.top.ids.shape[1],
     )

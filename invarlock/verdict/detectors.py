@@ -10,9 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from invarlock.reporting import signals
+from invarlock.reporting.gates import COST_FLAGS
 from invarlock.reporting.signals import Report
 
 Detector = Mapping[str, Any]
+
+
+NOT_EVALUATED = "not evaluated"
+NOT_BAD = "not acceptable, but not shown to be bad"
+COST = "a cost of measuring, which says nothing of the subject"
 
 
 class Reading(NamedTuple):
@@ -21,6 +27,11 @@ class Reading(NamedTuple):
     label: str
     hit: bool
     reason: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether more evidence could still make it true."""
+        return self.reason in (NOT_EVALUATED, NOT_BAD)
 
     def __str__(self) -> str:
         return f"{self.label}: {self.reason}" if self.reason else self.label
@@ -83,11 +94,13 @@ def _validation_flag(detector: Detector, report: Report, _: Report | None) -> Re
     flag, expected = detector["flag"], detector["expected"]
     label = f"{flag}={_value(expected)}"
     found = signals.block(report, "validation").get(flag)
+    if flag in COST_FLAGS:
+        return Reading(label, False, COST)
     if found is None or not signals.evaluated(report, signals.FLAG_BLOCKS[flag]):
-        return Reading(label, False, "not evaluated")
-    if flag == "primary_metric_acceptable" and expected is False and found is False:
+        return Reading(label, False, NOT_EVALUATED)
+    if flag == "primary_metric_acceptable" and found is False:
         spoke = signals.primary_metric_spoke(report)
-        return Reading(label, spoke, "" if spoke else "not acceptable, but not shown to be bad")
+        return Reading(label, spoke and not expected, "" if spoke else NOT_BAD)
     return Reading(label, _same(found, expected))
 
 
@@ -95,21 +108,21 @@ def _primary_metric(detector: Detector, report: Report, _: Report | None) -> Rea
     field, expected = detector["field"], detector["expected"]
     label = f"primary_metric.{field}={_value(expected)}"
     if not signals.evaluated(report, "primary_metric"):
-        return Reading(label, False, "not evaluated")
+        return Reading(label, False, NOT_EVALUATED)
     return Reading(label, _same(signals.block(report, "primary_metric").get(field), expected))
 
 
 def _invariants_status(detector: Detector, report: Report, _: Report | None) -> Reading:
     status = signals.invariants_status(report)
     label = "invariants_status=" + "|".join(detector["allowed"])
-    return Reading(label, status in detector["allowed"], "" if status else "not evaluated")
+    return Reading(label, status in detector["allowed"], "" if status else NOT_EVALUATED)
 
 
 def _spectral_caps(detector: Detector, report: Report, _: Report | None) -> Reading:
     caps = signals.spectral_caps(report)
     label = f"spectral_caps_applied>={detector['min']}"
     if caps is None:
-        return Reading(label, False, "not evaluated")
+        return Reading(label, False, NOT_EVALUATED)
     return Reading(label, caps >= detector["min"])
 
 
@@ -119,7 +132,7 @@ def _spectral_relative(detector: Detector, report: Report, noop: Report | None) 
     caps = signals.spectral_caps(report)
     before = signals.spectral_caps(noop) if noop is not None else None
     if caps is None or before is None or noop is None:
-        return Reading(label, False, "no no-op report" if noop is None else "not evaluated")
+        return Reading(label, False, "no no-op report" if noop is None else NOT_EVALUATED)
     new = signals.capped_modules(report) - signals.capped_modules(noop)
     return Reading(label, len(new) >= least_new and caps - before >= least_more)
 

@@ -99,8 +99,8 @@ def _summary(
 
 def _metric_passes(record: Record) -> bool:
     """Whether the primary metric was measured and is acceptable."""
-    refused = ("primary_metric_", "not_evaluated:primary_metric_a", "gate_missing:primary_metric_a")
-    return record.decision is not None and not any(r.startswith(refused) for r in record.reasons)
+    refused = any(signals.of_metric(reason) for reason in record.reasons)
+    return record.decision is not None and not refused
 
 
 def _row(

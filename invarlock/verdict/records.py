@@ -6,18 +6,21 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from invarlock.errors import InputError
 from invarlock.files import read_json_object, slug
 from invarlock.reporting import signals
+from invarlock.reporting.outcome import INCONCLUSIVE, need, needed, outcome_of, too_little
 from invarlock.reporting.signals import Report
 from invarlock.scenarios import Scenario
-from invarlock.verdict.detectors import read_all
+from invarlock.verdict.detectors import Reading, read_all
 
 MEASURED = ("reported", signals.REJECTED)  # the only outcomes that can count as a detection
 # What a report of unchanged bytes says to the detectors: no guard spoke, nothing is capped.
 UNTOUCHED: Report = {"spectral": {"caps_applied": 0, "violations": []}}
+OF_INVARIANTS = (signals.REJECTED, "invariants_fail")
+MAX_FINDING = 300  # characters of a finding that a verdict repeats
 METADATA_FILES = {"edit": "edit_metadata.json", "error": "error_metadata.json"}
 
 
@@ -107,7 +110,10 @@ class Record:
     status: str
     injected: bool | None
     passed: bool
+    outcome: str  # of the evaluation: pass, fail or inconclusive
     reasons: tuple[str, ...]
+    finding: str | None  # the worst of the invariants
+    evidence_needed: tuple[Mapping[str, Any], ...]  # what an inconclusive one lacks
     detectors_hit: bool
     detectors: tuple[str, ...]
     detectors_all_of: tuple[str, ...]
@@ -123,6 +129,7 @@ class Record:
     display_ci: tuple[float, float] | None
     decision: str | None
     as_expected: bool
+    undecided: bool  # not as expected, and more evidence could still show it
     why: str
     path: str
     accepted: tuple[str, ...] = ()  # by the user, by name
@@ -169,7 +176,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     # accuracies are compared by their difference: none is a ratio of 1
     exact = 1 + ratio / 100 if ratio is not None and metric.get("kind") == "accuracy" else ratio
     if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
-        reasons.append("ratio_not_exact")
+        reasons = sorted([*reasons, "ratio_not_exact"], key=signals.lacks_evidence)
     base = Record(
         model=evaluation.model,
         category=scenario.category,
@@ -183,7 +190,10 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         status=status,
         injected=injected if isinstance(injected, bool) else None,
         passed=not reasons,
+        outcome=outcome_of(reasons),
         reasons=tuple(reasons),
+        finding=_worst_finding(report),
+        evidence_needed=tuple(need._asdict() for need in needed(report or {})),
         detectors_hit=satisfied,
         detectors=tuple(r.label for r in readings_any if r.hit),
         detectors_all_of=tuple(r.label for r in readings_all if r.hit),
@@ -199,12 +209,18 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         display_ci=_interval(metric.get("display_ci")),
         decision=metric.get("decision") if isinstance(metric.get("decision"), str) else None,
         as_expected=False,
+        undecided=False,
         why="",
         path=canonical_path(*evaluation.key),
         accepted=tuple(signals.accepted(report or {})),
     )
-    why = "; ".join(_shortfalls(scenario, base))
-    return dataclasses.replace(base, as_expected=not why, why=why)
+    shortfalls = _shortfalls(scenario, base, listed)
+    return dataclasses.replace(
+        base,
+        as_expected=not shortfalls,
+        undecided=bool(shortfalls) and all(found.open for found in shortfalls),
+        why="; ".join(found.text for found in shortfalls),
+    )
 
 
 def noop_reports(
@@ -235,33 +251,71 @@ def units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[boo
     return [all(values) for values in runs.values()]
 
 
-def _shortfalls(scenario: Scenario, record: Record) -> list[str]:
-    """What the evaluation did not show of what its scenario asks for."""
+class Shortfall(NamedTuple):
+    """Something that an evaluation did not show, and whether more evidence could still show it."""
+
+    text: str
+    open: bool
+
+
+def _shortfalls(scenario: Scenario, record: Record, readings: Sequence[Reading]) -> list[Shortfall]:
+    """What the evaluation did not show of what its scenario asks for.
+
+    A detector or guard that was measured and stayed silent has missed; one that looks at a metric
+    on which nothing is decided has not.
+    """
     if not record.measured:
-        return [f"nothing was measured ({record.status})"]
-    found: list[str] = []
+        text = f"nothing was measured ({record.status})"
+        return [Shortfall(text, record.status in signals.NOT_TRIED)]
+    undecided = record.outcome == INCONCLUSIVE
+    unread = undecided and any(reading.open for reading in readings if not reading.hit)
+    by_metric = undecided and record.primary_guard == "primary_metric"
+    found: list[Shortfall] = []
     if scenario.is_error and record.injected is not True:
-        found.append("no damage was injected")
+        found.append(Shortfall("no damage was injected", False))
     if record.strictness == "must_pass" and not record.passed:
-        found.append("did not pass: " + ", ".join(record.reasons))
+        found.append(Shortfall("did not pass: " + _why(record), undecided))
     if record.strictness == "must_fail" and record.passed:
-        found.append("passed, but has to fail")
+        found.append(Shortfall("passed, but has to fail", False))
+    elif record.strictness == "must_fail" and undecided:  # not refused: nothing shows it is bad
+        found.append(Shortfall("has to fail, but is " + _why(record), True))
     if scenario.catastrophic_required and not record.guard_flags["primary_metric"]:
-        found.append("the primary metric did not fail")
+        found.append(Shortfall("the primary metric did not fail", undecided))
     asks = bool(scenario.detectors_any_of or scenario.detectors_all_of)
     if record.strictness == "must_detect" and not record.detectors_hit and not found:
-        found.append("not detected")
+        found.append(Shortfall("not detected", unread))
     silent = record.passed and not any(record.guard_flags.values())
     if record.strictness in ("must_detect", "must_fail") and silent and not found:
-        found.append("no guard spoke")  # whatever its detectors look at
+        found.append(Shortfall("no guard spoke", False))  # whatever its detectors look at
     if record.strictness == "must_fail" and asks and not record.detectors_hit and not found:
-        found.append("no detector was true")
+        found.append(Shortfall("no detector was true", unread))
     if scenario.primary_guard_required and not record.primary_guard_hit:
-        found.append(f"{record.primary_guard} did not speak")
+        found.append(Shortfall(f"{record.primary_guard} did not speak", by_metric))
     if scenario.primary_guard_required and not record.detectors_hit and not found:
         missed = ", ".join(record.detectors_missed)
-        found.append(f"{record.primary_guard} spoke, but not true: {missed}")
+        found.append(Shortfall(f"{record.primary_guard} spoke, but not true: {missed}", unread))
     return found
+
+
+def _why(record: Record) -> str:
+    """The reasons of a report that does not pass; a rejection with the finding behind it."""
+    if record.outcome == INCONCLUSIVE:
+        needs = [need(row) for row in record.evidence_needed]
+        return f"{INCONCLUSIVE}, {too_little(needs, record.reasons)}"
+    named = [
+        f"{reason} ({record.finding})" if reason in OF_INVARIANTS and record.finding else reason
+        for reason in record.reasons
+    ]
+    first = next((r for r in record.reasons if r in OF_INVARIANTS), None)
+    if record.status == signals.REJECTED and first:  # all others only follow from it
+        return named[record.reasons.index(first)]
+    return ", ".join(named)
+
+
+def _worst_finding(report: Report | None) -> str | None:
+    """The message of the worst finding of the invariants; None where there is none."""
+    found = signals.findings(report or {})
+    return str(found[0].get("message"))[:MAX_FINDING] if found else None
 
 
 def _number(value: object) -> float | None:

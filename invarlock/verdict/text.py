@@ -1,6 +1,7 @@
 """``final_verdict.txt``: the verdict as plain ASCII, at most ``WIDTH`` columns.
 
-A FAIL says first what failed, where to look and what to do; the tables follow.
+A FAIL says first what failed, where to look and what to do; the tables follow. Where nothing
+but evidence is lacking, the first line says INCONCLUSIVE in place of FAIL.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invarlock.reporting.signals import CORE_GUARDS
+from invarlock.reporting.wording import vocabulary_use
 from invarlock.verdict.records import MEASURED
 
 WIDTH = 108  # columns
 EXPECTS = {"must_pass": "pass", "must_fail": "fail", "informational": "(reported)"}
 GUARD_SHORT = {"primary_metric": "metric"}
 CATEGORY_SHORT = {"error_injection": "damage"}
+OPEN = (
+    "Too little evidence: nothing that was measured is bad, and nothing shows that it is good"
+    " enough (final_verdict.json: verdict FAIL, outcome inconclusive)."
+)
 MAX_NAMED = 8  # evaluations that a FAIL names before its tables
 REPEAT = "Repeat the command: it makes only what is missing."
 SIGNALS = "informational_stress_min_signal_fraction"
@@ -39,8 +45,8 @@ SUITE_ADVICE = {
 }
 # What to do about an evaluation that did not show what its scenario asks for.
 UNDECIDED = (
-    "An edit could not be judged: the interval of its ratio reaches across the limit, or there is"
-    " none. More windows (windows.preview, windows.final) make it narrower."
+    "Too little was measured to judge an edit: give more windows (windows.preview, windows.final),"
+    " or longer ones (windows.seq_len), and repeat the command."
 )
 NOOP = (
     "Unchanged weights did not pass, so trust no other result: the windows are too few, or this"
@@ -50,9 +56,7 @@ REFUSED = (
     "A harmless edit was refused: it is too strong for this model, or the limits are too narrow"
     " (more windows make intervals narrower)."
 )
-CUSTOM = (
-    "Your subject is not shown to be as good as its baseline: its page says by which measurement."
-)
+CUSTOM = "Your subject is worse than its baseline allows: its page says by which measurement."
 MILD = "A harmful edit was not refused: it is too mild for this model, or the windows are too few."
 OTHER_SIGNALS = "A harmful edit was noticed by other signals than its scenario names, or by none."
 NO_DAMAGE = (
@@ -67,7 +71,7 @@ UNNOTICED = (
     " is settled, it shows little that an edit of this model passes."
 )
 OF_NO_RECORD = ("evidence_present", "evidence_consistent", SIGNALS)  # no row shows them
-HEADER = ("scenario", "category", "expects", "ratio [95% interval]", "spoke", "outcome")
+HEADER = ("scenario", "category", "expects", "ratio [95% interval]", "guards fired", "outcome")
 
 
 def ascii_only(text: str) -> str:
@@ -101,24 +105,44 @@ def render_verdict(verdict: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def word_of(verdict: Mapping[str, Any]) -> str:
+    """PASS, FAIL or INCONCLUSIVE; the published member knows only the first two."""
+    if verdict.get("outcome") == "inconclusive":
+        return "INCONCLUSIVE"
+    return str(verdict.get("verdict"))
+
+
+def first_line(verdict: Mapping[str, Any]) -> str:
+    """The first line of ``final_verdict.txt``, which a pack's verification compares."""
+    return f"VERDICT: {word_of(verdict)}"
+
+
 def _opening(verdict: Mapping[str, Any]) -> list[str]:
     counts = verdict["counts"]
     unexpected = counts["failed_reports"]
     whose = "its" if unexpected == 1 else "their"
     if unexpected:
-        rest = f"{unexpected} did not show what {whose} scenario asks for"
+        rest = f"{unexpected} did not meet the expectations of {whose} scenario"
     elif verdict["verdict"] == "PASS":
-        rest = "every one showed what its scenario asks for"
+        rest = "every one met the expectations of its scenario"
     else:
         rest = "the suite as a whole falls short"
     models = counts["models_total"]
     return [
-        f"VERDICT: {verdict['verdict']}",
+        first_line(verdict),
+        *(_wrap(OPEN) if word_of(verdict) == "INCONCLUSIVE" else []),
         *_wrap(
             f"Suite {verdict['suite'] or '-'}, {models} model{'s' if models != 1 else ''}, "
             f"{counts['records_total']} of {counts['expected_total']} evaluations; {rest}."
         ),
         *_accepted(verdict["records"]),
+        *[
+            line
+            for model, use in sorted(verdict.get("vocabulary", {}).items())
+            for line in _wrap(
+                f"Windows of {model}: {vocabulary_use(use.get('used'), use.get('size'))}.", "  "
+            )
+        ],
     ]
 
 
@@ -141,13 +165,16 @@ def _what_failed(verdict: Mapping[str, Any]) -> list[str]:
     if not failed:
         return []
     bad = [r for r in verdict["records"] if not r["as_expected"]]
-    lines = ["", "What failed (paths are below the output folder)"]
+    bad.sort(key=lambda r: r["undecided"])  # what is bad before what is not decided
+    open_only = word_of(verdict) == "INCONCLUSIVE"
+    what = "is not decided" if open_only else "failed"
+    lines = ["", f"What {what} (paths are below the output folder)"]
     for record in bad[:MAX_NAMED]:
         name = f"{record['name']} on {record['model']}, run {record['run_num']}"
         lines += ["  " + part for part in _wrap_to(f"{name}: {record['why']}", WIDTH - 2)]
         lines += ["      " + part for part in _wrap_to(f"see {_look_at(record)}", WIDTH - 6)]
     if len(bad) > MAX_NAMED:
-        lines.append(f"  and {len(bad) - MAX_NAMED} more: NOT OK below")
+        lines.append(f"  and {len(bad) - MAX_NAMED} more: NOT OK or open below")
     missing = sum(map(len, verdict["missing"]["by_model"].values()))
     if missing:
         lines.append(f"  {missing} evaluations are missing: listed below")
@@ -167,8 +194,8 @@ def _what_failed(verdict: Mapping[str, Any]) -> list[str]:
 
 def _advice_on(record: Mapping[str, Any]) -> str:
     """What to do about a measured evaluation that did not show what it has to."""
-    category, judged = record["category"], record["strictness"] in ("must_pass", "must_fail")
-    if judged and record["reasons"] == ["primary_metric_inconclusive"]:
+    category = record["category"]
+    if record["undecided"]:
         return UNDECIDED
     if category == "clean":
         return NOOP if record["family"] == "noop" else REFUSED
@@ -206,7 +233,7 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
     catch = f"catch: {GUARD_SHORT.get(guard, guard)}"
     aimed = record["category"] == "error_injection" and record["primary_guard_required"]
     expects = catch if aimed else EXPECTS.get(record["strictness"], catch)
-    outcome = "ok" if record["as_expected"] else "NOT OK"
+    outcome = "ok" if record["as_expected"] else "open" if record["undecided"] else "NOT OK"
     if record["category"] == "stress" and record["strictness"] == "informational":
         expects = "half hit"  # of these together
         if record["as_expected"]:
@@ -273,7 +300,7 @@ def _controls(verdict: Mapping[str, Any]) -> list[str]:
                 f"   [{rate['lower']:.3f}, {rate['upper']:.3f}]"
             )
         else:
-            lines.append(f"  {name:<12} nothing was aimed at it")
+            lines.append(f"  {name:<12} not tested in this run")
     alarms = verdict["false_alarms"]
     if alarms["total"]:
         lines.append(
@@ -292,8 +319,9 @@ def _requirements(verdict: Mapping[str, Any]) -> list[str]:
     if verdict["verdict"] == "PASS":
         return [f"Requirements: all {len(verdict['requirements'])} hold."]
     lines = ["Requirements"]
+    broken = "open" if word_of(verdict) == "INCONCLUSIVE" else "FAILED"
     for requirement in verdict["requirements"]:
-        lines.append(f"  {'ok' if requirement['ok'] else 'FAILED':<8}{requirement['id']}")
+        lines.append(f"  {'ok' if requirement['ok'] else broken:<8}{requirement['id']}")
         for detail in requirement["details"]:
             lines += ["          " + part for part in _wrap_to(detail, WIDTH - 10)]
     return lines

@@ -1,5 +1,9 @@
 """The verdict of a suite, from all runs of all scenarios on all models.
 
+``verdict`` is PASS or FAIL, as published. ``outcome``, beside it, knows a third: *inconclusive*
+where no requirement failed for anything but evidence that is lacking. A control that was measured
+well enough and did not show what it had to is a failure, like a subject that is bad.
+
 Differences to the published harness, all of them stricter: a missing evaluation fails (a model
 of the suite too), every run counts, a crash neither passes nor detects, a must_detect scenario
 gates whatever its category, and a required guard has to speak in every evaluation.
@@ -9,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from invarlock.errors import InputError
 from invarlock.files import digest_json
 from invarlock.reporting import signals
 from invarlock.reporting.gates import GATES
+from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 from invarlock.scenarios import Scenario, parse_catalogue
 from invarlock.verdict import summaries
 from invarlock.verdict.intervals import rate
@@ -74,16 +79,17 @@ def compile_verdict(
     """
     scenarios = parse_catalogue(manifest, MANIFEST_PATH).scenarios
     case = _Case(scenarios, evaluations, expected, judge_all(scenarios, evaluations))
+    broken = {name: rule(case) for name, rule in _REQUIREMENTS.items()}
     requirements = [
-        {"id": name, "ok": not details, "details": details}
-        for name, rule in _REQUIREMENTS.items()
-        for details in [rule(case)]
+        {"id": name, "ok": not found, "details": [b.text for b in found]}
+        for name, found in broken.items()
     ]
-    failed = [str(r["id"]) for r in requirements if not r["ok"]]
+    failed = [name for name, found in broken.items() if found]
     records = case.records
     return {
         "schema": VERDICT_SCHEMA,
         "verdict": "FAIL" if failed else "PASS",
+        "outcome": _outcome([b for found in broken.values() for b in found]),
         "suite": manifest["_meta"].get("applied_suite"),
         "manifest": {
             "path": MANIFEST_PATH,
@@ -103,6 +109,7 @@ def compile_verdict(
         "detection": {g: _detection(records, g) for g in signals.CORE_GUARDS},
         "false_alarms": _false_alarms(case.of(category="clean")),
         "not_evaluated": _not_evaluated(evaluations),
+        "vocabulary": _vocabulary(evaluations),
         "category_summary": summaries.category_summary(records),
         "guard_signal_summary": summaries.guard_signal_summary(records),
         "guard_intervention_summary": summaries.guard_intervention_summary(records),
@@ -140,38 +147,52 @@ def judge_all(
 # --- requirements: each returns what broke it -----------------------------------------------
 
 
+class Broken(NamedTuple):
+    """Something that breaks a requirement, and whether more evidence could still mend it."""
+
+    text: str
+    open: bool
+
+
+def _outcome(broken: Sequence[Broken]) -> str:
+    if not broken:
+        return PASS
+    return INCONCLUSIVE if all(b.open for b in broken) else FAIL
+
+
 def _at(record: Record) -> str:
     return f"{record.model} {record.name} run_{record.run_num}"
 
 
-def _bad(records: Iterable[Record]) -> list[str]:
-    return [f"{_at(r)}: {r.why}" for r in records if not r.as_expected]
+def _bad(records: Iterable[Record]) -> list[Broken]:
+    return [Broken(f"{_at(r)}: {r.why}", r.undecided) for r in records if not r.as_expected]
 
 
-def _evidence_present(case: _Case) -> list[str]:
-    return [] if any(r.measured for r in case.records) else ["no evaluation has a report"]
+def _evidence_present(case: _Case) -> list[Broken]:
+    present = any(r.measured for r in case.records)
+    return [] if present else [Broken("no evaluation has a report", True)]
 
 
-def _coverage(case: _Case) -> list[str]:
-    return [f"{m} {s} run_{n} is missing" for m, s, n in case.missing]
+def _coverage(case: _Case) -> list[Broken]:
+    return [Broken(f"{m} {s} run_{n} is missing", True) for m, s, n in case.missing]
 
 
-def _all_measured(case: _Case) -> list[str]:
-    return [f"{_at(r)}: {r.status}" for r in case.records if not r.measured]
+def _all_measured(case: _Case) -> list[Broken]:
+    return [Broken(f"{_at(r)}: {r.status}", r.undecided) for r in case.records if not r.measured]
 
 
-def _consistent(case: _Case) -> list[str]:
+def _consistent(case: _Case) -> list[Broken]:
     return [
-        f"{e.model} {e.scenario} run_{e.run}: {problem}"
+        Broken(f"{e.model} {e.scenario} run_{e.run}: {problem}", False)
         for e in sorted(case.evaluations, key=lambda e: e.key)
         for problem in consistency_problems(e)
     ]
 
 
-def _stress_detectors(case: _Case) -> list[str]:
+def _stress_detectors(case: _Case) -> list[Broken]:
     by_id = {s.id: s for s in case.scenarios}
     return [
-        f"{_at(r)}: {', '.join(r.detectors_missed) or r.why}"
+        Broken(f"{_at(r)}: {', '.join(r.detectors_missed) or r.why}", r.undecided)
         for r in case.of(category="stress")
         if r.strictness in ("must_fail", "must_detect")
         and (by_id[r.name].detectors_any_of or by_id[r.name].detectors_all_of)
@@ -179,40 +200,43 @@ def _stress_detectors(case: _Case) -> list[str]:
     ]
 
 
-def _guard_signal(case: _Case) -> list[str]:
+def _guard_signal(case: _Case) -> list[Broken]:
     return [
-        f"{_at(r)}: {r.primary_guard} did not speak"
+        Broken(f"{_at(r)}: {r.primary_guard} did not speak", r.undecided)
         for r in case.records
         if r.primary_guard_required and not r.primary_guard_hit
     ]
 
 
-def _guard_detectors(case: _Case) -> list[str]:
+def _guard_detectors(case: _Case) -> list[Broken]:
     return [
-        f"{_at(r)}: {', '.join(r.detectors_missed) or r.why}"
+        Broken(f"{_at(r)}: {', '.join(r.detectors_missed) or r.why}", r.undecided)
         for r in case.records
         if r.primary_guard_required and not r.detectors_hit
     ]
 
 
-def _guard_demonstrated(case: _Case) -> list[str]:
-    found: list[str] = []
+def _guard_demonstrated(case: _Case) -> list[Broken]:
+    found: list[Broken] = []
     for guard in signals.CORE_GUARDS:
         wanted = [
             s for s in case.scenarios if s.primary_guard_required and s.primary_guard == guard
         ]
-        hit = any(r.primary_guard_hit for r in case.records if r.name in {s.id for s in wanted})
-        if wanted and not hit:
-            found.append(f"{guard} caught none of its {len(wanted)} scenarios")
+        records = [r for r in case.records if r.name in {s.id for s in wanted}]
+        if wanted and not any(r.primary_guard_hit for r in records):
+            text = f"{guard} caught none of its {len(wanted)} scenarios"
+            found.append(Broken(text, not records or any(r.undecided for r in records)))
     return found
 
 
-def _informational(case: _Case) -> list[str]:
+def _informational(case: _Case) -> list[Broken]:
     members = case.of(category="stress", strictness="informational")
     hits = sum(r.detectors_hit for r in members)
     if not members or hits / len(members) >= MIN_SIGNAL_FRACTION:
         return []
-    return [f"{hits} of {len(members)} hit their detectors, at least {MIN_SIGNAL_FRACTION:g} must"]
+    text = f"{hits} of {len(members)} hit their detectors, at least {MIN_SIGNAL_FRACTION:g} must"
+    could = hits + sum(r.outcome == INCONCLUSIVE and not r.detectors_hit for r in members)
+    return [Broken(text, could / len(members) >= MIN_SIGNAL_FRACTION)]
 
 
 def _asked(case: _Case, category: str) -> list[Record]:
@@ -226,7 +250,7 @@ def _undone(case: _Case) -> list[Record]:
     return [r for r in found if r.measured and r.injected is not True]
 
 
-_REQUIREMENTS: Mapping[str, Callable[[_Case], list[str]]] = {
+_REQUIREMENTS: Mapping[str, Callable[[_Case], list[Broken]]] = {
     "evidence_present": _evidence_present,
     "scenario_coverage": _coverage,
     "all_measured": _all_measured,
@@ -261,9 +285,14 @@ def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
 
 
 def _false_alarms(clean: Sequence[Record]) -> dict[str, Any]:
-    """Harmless edits that a guard spoke on, or that did not pass, in any run."""
-    measured = [r for r in clean if r.measured]
-    quiet = units(measured, lambda r: r.passed and not r.any_core_guard_flag)
+    """Harmless edits that a guard spoke on, or that failed, in any run.
+
+    One on which too little was measured is neither an alarm nor the absence of one.
+    """
+    decided = [
+        r for r in clean if r.measured and (r.outcome != INCONCLUSIVE or r.any_core_guard_flag)
+    ]
+    quiet = units(decided, lambda r: r.passed and not r.any_core_guard_flag)
     return rate("flagged", [not value for value in quiet])
 
 
@@ -276,6 +305,17 @@ def _not_evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
     if any(not signals.evaluated(report, "variance") for report in reports):
         left_out.append("variance")
     return left_out
+
+
+def _vocabulary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """By model, how many of how many token ids the windows use."""
+    found: dict[str, Any] = {}
+    for evaluation in sorted(evaluations, key=lambda e: e.key):
+        section = signals.block(evaluation.report or {}, "vocabulary")
+        if section:
+            use = {key: section.get(key) for key in ("used", "size")}
+            found.setdefault(evaluation.model, use)
+    return found
 
 
 def _missing_by_model(case: _Case) -> dict[str, list[str]]:
@@ -306,14 +346,14 @@ def _counts(case: _Case) -> dict[str, int]:
         "custom_total": len(custom),
         "custom_pass": sum(r.passed for r in custom),
         "stress_total": len(stress),
-        "stress_fail": sum(r.measured and not r.passed for r in stress),
+        "stress_fail": sum(r.measured and r.outcome == FAIL for r in stress),
         "catastrophic_required_total": sum(s in catastrophic for _, s, _ in case.expected),
         "catastrophic_required_present": len(severe),
         "catastrophic_required_fail": sum(r.guard_flags["primary_metric"] for r in severe),
         "error_injection_total": len(errors),
         "error_injection_detected": sum(r.as_expected for r in errors),
         "informational_stress_total": len(informational),
-        "informational_stress_fail": sum(r.measured and not r.passed for r in informational),
+        "informational_stress_fail": sum(r.measured and r.outcome == FAIL for r in informational),
         "informational_stress_signaled": sum(r.detectors_hit for r in informational),
         "primary_guard_required_scenarios": sum(s.primary_guard_required for s in case.scenarios),
         "primary_guard_required_records": len(guarded),

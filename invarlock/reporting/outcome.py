@@ -1,0 +1,88 @@
+"""The third outcome: too little evidence is not a bad model.
+
+``pass`` where every gate holds; ``fail`` where something was measured and found bad;
+``inconclusive`` where nothing was, but evidence is lacking: fewer windows, tokens or replicates
+than the tier asks for, an interval that reaches across the limit, or a subject that this machine
+had not the memory or the time to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from invarlock.reporting import signals
+from invarlock.reporting.signals import Report, block
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+WORDS = {
+    "tokens": "tokens",
+    "preview_windows": "preview windows",
+    "final_windows": "final windows",
+    "final_windows_to_decide": "final windows to decide",
+    "examples": "examples",
+    "examples_to_decide": "examples to decide",
+    "documents": "documents",
+    "replicates": "bootstrap replicates",
+    "alpha": "error of the interval (bootstrap.alpha)",
+}
+
+
+class Need(NamedTuple):
+    """Evidence that a decision lacks: what of, how much there is, how much there has to be."""
+
+    what: str  # of WORDS
+    have: float
+    need: float
+
+    def __str__(self) -> str:
+        words = WORDS.get(self.what, self.what)
+        if self.what == "alpha":
+            return f"{words} {self.have:g}, at most {self.need:g}"
+        about = "about " if self.what.endswith("_to_decide") else ""
+        return f"{self.have:,.0f} of {about}{self.need:,.0f} {words}"
+
+
+def outcome_of(reasons: Iterable[str]) -> str:
+    """The outcome, from all reasons not to pass (``signals.pass_reasons``)."""
+    found = list(reasons)
+    if not found:
+        return PASS
+    return INCONCLUSIVE if all(map(signals.lacks_evidence, found)) else FAIL
+
+
+def outcome(report: Report) -> str:
+    """``pass``, ``fail`` or ``inconclusive``."""
+    return outcome_of(signals.pass_reasons(report))
+
+
+def needed(report: Report) -> list[Need]:
+    """What an inconclusive report lacks; empty for any other outcome."""
+    if outcome(report) != INCONCLUSIVE:
+        return []
+    listed = block(report, "primary_metric").get("evidence_needed")
+    found = [need(row) for row in listed] if isinstance(listed, list) else []
+    tail = block(report, "primary_metric_tail")
+    least = block(tail, "policy").get("min_windows")
+    have = block(tail, "stats").get("n")
+    gated = "primary_metric_tail_acceptable" in signals.gates(report)
+    too_few = gated and isinstance(have, int) and isinstance(least, int) and have < least
+    if too_few and not any(n.what == "final_windows" and n.need >= least for n in found):
+        found.append(Need("final_windows", have, least))
+    return found
+
+
+def need(row: Mapping[str, Any]) -> Need:
+    """A row of ``evidence_needed``."""
+    return Need(str(row["what"]), float(row["have"]), float(row["need"]))
+
+
+def too_little(needs: Sequence[Need], reasons: Sequence[str]) -> str:
+    """Why nothing is decided, for people: ``too little evidence (22,680 of 50,000 tokens)``."""
+    untried = [reason for reason in reasons if reason in signals.NOT_TRIED]
+    if untried:
+        return f"the subject was not measured ({untried[0].replace('_', ' ')})"
+    words = list(map(str, needs))
+    if signals.INCONCLUSIVE in reasons and not any(n.what.endswith("_to_decide") for n in needs):
+        words.append("the interval reaches across the limit")
+    return f"too little evidence ({', '.join(words) or ', '.join(reasons)})"
