@@ -19,7 +19,7 @@ from invarlock.tuned import MARK, spec_of
 PAGE = Path(__file__).resolve().parent.parent / "docs/results.md"
 BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
 BLOCK = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-SPEAKERS = (*CORE_GUARDS, "primary_metric_tail", "drift", "overhead", "moe")
+SPEAKERS = (*CORE_GUARDS, "primary_metric_tail", "drift", "moe")
 HEAD = """## Every scenario of the catalogue
 
 Made by `make smoke-all` on {models}: {total} evaluations of {scenarios} scenarios, verdict

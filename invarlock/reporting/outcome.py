@@ -66,8 +66,8 @@ def needed(report: Report) -> list[Need]:
     least = block(tail, "policy").get("min_windows")
     have = block(tail, "stats").get("n")
     gated = "primary_metric_tail_acceptable" in signals.gates(report)
-    too_few = gated and isinstance(have, int) and isinstance(least, int) and have < least
-    if too_few and not any(n.what == "final_windows" and n.need >= least for n in found):
+    named = max((n.need for n in found if n.what == "final_windows"), default=0.0)
+    if gated and isinstance(have, int) and isinstance(least, int) and have < least > named:
         found.append(Need("final_windows", have, least))
     return found
 
