@@ -30,12 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("report", type=Path, nargs="+", metavar="REPORT", help=f"{REPORT_NAME}, or its folder")
-    add("--baseline", type=Path, metavar="FILE", help="the baseline's report: check parity")
+    add("--baseline", type=Path, metavar="FILE", help="the baseline's run (report.json): compare")
     add(
         "--profile",
         choices=PROFILES,
         default="dev",
-        help="dev: the report is true; ci, release: and acceptable",
+        help="dev: what the report says is true, PASS or FAIL; ci, release: and acceptable",
     )
     add(
         "--assurance",
@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
         tolerance=args.tolerance,
         fail_on_warnings=args.fail_on_warnings or WARNING_POLICIES[args.warning_policy],
         require_replay=args.replay,
+        truth_only=args.profile == "dev",
     )
     try:
         baseline = read_json_object(_baseline(args.baseline)) if args.baseline else None
@@ -131,5 +132,7 @@ def _print_point(result: ReportResult) -> None:
     what = "points" if shown["kind"] == "accuracy" else "ratio"
     print(
         f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} {what}={point} "
-        f"ci={ci} width={width} replayed={'yes' if result.replayed else 'no'}"
+        f"ci={ci} width={width} replayed={'yes' if result.replayed else 'no'} "
+        f"mode={escape(shown['verification']['runtime_provenance']['declared_mode'])} "
+        f"says={'PASS' if result.passes else 'FAIL'}"
     )

@@ -57,8 +57,17 @@ class Claims:
     findings: list[str] = field(default_factory=list)
 
 
-def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry] | None) -> Claims:
+def check(
+    tree: Tree,
+    manifest: Mapping[str, Any],
+    scenarios: Mapping[str, Entry] | None,
+    *,
+    reports_follow: bool = True,
+) -> Claims:
     """Recompute verdict, summaries and evidence level; findings where the pack claims otherwise.
+
+    ``reports_follow``: a later step refuses runtime manifests that are missing or unusable, and
+    says so; the level that they cost is no finding of its own then.
 
     The verdict can be recomputed when the pack holds its scenarios and an outcome beside every
     report (packs of published versions hold no outcomes).
@@ -78,7 +87,10 @@ def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry
     claims.findings += _first_line(tree, claims)
     claims.evidence_level = level(tree, manifest, scenarios, claims.verdict)
     claimed = manifest.get("evidence_level")
-    if claimed in LEVELS and LEVELS.index(claimed) > LEVELS.index(claims.evidence_level):
+    told = reports_follow and any(_mode(tree, place) is None for place in places(tree))
+    if claimed not in LEVELS or told:
+        return claims
+    if LEVELS.index(claimed) > LEVELS.index(claims.evidence_level):
         claims.findings.append(
             f"manifest.json: /evidence_level is {claimed}; "
             f"the pack supports {claims.evidence_level}"
@@ -291,7 +303,7 @@ def level(
             failed_reports=failed,
             has_source=referenced(manifest, "/invocation/config_source"),
             has_environment=referenced(manifest, "/environment"),
-            all_container=all(_container(tree, place) for place in found),
+            all_container=all(_mode(tree, place) == "container" for place in found),
         )
     )
 
@@ -305,9 +317,9 @@ def expects_pass(place: Place, scenarios: Mapping[str, Entry] | None) -> bool:
     return not place.below_errors
 
 
-def _container(tree: Tree, place: Place) -> bool:
+def _mode(tree: Tree, place: Place) -> object:
+    """The execution mode of a report's runtime manifest; None where it is missing or unusable."""
     try:
-        manifest = tree.json_object(place.folder + RUNTIME_MANIFEST)
+        return tree.json_object(place.folder + RUNTIME_MANIFEST).get("execution_mode")
     except InputError:
-        return False
-    return manifest.get("execution_mode") == "container"
+        return None
