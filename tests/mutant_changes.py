@@ -54,6 +54,9 @@ NOT_EXPECTED = Change(
 ALL_EVIDENCE = (EVIDENCE, UNREADABLE, RECOMPUTED, NO_RATIO, NO_SHARED)
 NO_COMPARE = gone(CLAIMS, "claims.findings += _compare(tree, recorded, claims)")
 NO_README = gone(CLAIMS, "claims.findings += _first_line(tree, claims)")
+NO_SPOKEN = gone(
+    CLAIMS, 'claims.findings += [f"{path}: {line}" for line in spoken.wrong]'
+)
 NO_FOLDER = Change(
     CLAIMS,
     "if place.folder != (wanted := _folder(record)):",

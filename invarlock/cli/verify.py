@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from invarlock.cli.output import printing
@@ -15,6 +16,7 @@ from invarlock.evidence.report_verify import (
     ReportResult,
     envelope,
     exit_code,
+    unloaded,
     verify_report,
 )
 from invarlock.files import read_bytes, read_json_object, write_json
@@ -97,6 +99,11 @@ def main(args: argparse.Namespace) -> int:
             for result in results:
                 _print(result)
     return exit_code(results, args.profile)
+
+
+def refused(_: Sequence[str], line: str, code: int) -> dict[str, object]:
+    """The ``verify-v1`` envelope of a command that could not look at any report."""
+    return unloaded(escape(line), code)
 
 
 def _load(path: Path) -> tuple[Path, bytes, bytes | None]:

@@ -287,6 +287,7 @@ def envelope(results: Sequence[ReportResult], profile: str) -> dict[str, Any]:
         "evaluation_report": {"count": len(results)},
         "results": [result.to_json() for result in results],
         "component": "cli",
+        "exit_code": exit_code(results, profile),
     }
     for result in results:
         typed = [
@@ -302,6 +303,25 @@ def envelope(results: Sequence[ReportResult], profile: str) -> dict[str, Any]:
                 "context": {"path": result.ident},
             }
     return document
+
+
+def unloaded(line: str, code: int) -> dict[str, Any]:
+    """The envelope where no report could be looked at, as published, with the reason."""
+    return {
+        "format_version": FORMAT,
+        "summary": {"ok": False, "reason": "malformed"},
+        "evaluation_report": {"count": 0},
+        "results": [],
+        "component": "cli",
+        "exit_code": code,
+        "resolution": {"exit_code": code},
+        "error": {
+            "code": "USAGE",
+            "category": "usage",
+            "recoverable": True,
+            "context": {"message": line},
+        },
+    }
 
 
 def exit_code(results: Sequence[ReportResult], profile: str) -> int:
