@@ -12,7 +12,6 @@ from checkpoint_factory import make_llama
 from measuring_factory import change, write_tiny_windows
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
-from invarlock.evidence import coherence, derived
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import load_policy
 from invarlock.reporting.evaluation import evaluation_report
@@ -218,7 +217,7 @@ def test_a_second_run_gives_the_same_bytes(place, windows, baseline, halved):
 def test_a_real_report_follows_from_its_evidence(place, windows, baseline, halved):
     """Replay and every other recomputation find nothing in what a run has written."""
     report = report_of(place, windows, baseline, halved, "halved")
-    assert [*replay(report), *coherence.check(report), *derived.check(report)] == []
+    assert replay(report) == []
 
 
 def test_time_and_memory_are_kept_apart(halved):
