@@ -10,8 +10,8 @@ from typing import Any
 import pack_factory as packs
 import pytest
 import report_factory as factory
-from pack_factory import Document
 from attacks import REPORT
+from pack_factory import Document
 from test_report_verify import CLEAN, RUN, container, runtime
 
 from invarlock.cli import main as cli

@@ -9,7 +9,6 @@ from conftest import write_tiny_folder
 from repository_copy import link_repository
 from test_workflow import SMOLLM2, counts, expected_counts, graph, snakemake
 
-
 SWEEP = "guard_value_all_guard_probe_sweep.json"
 
 

@@ -139,9 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
     module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = _Parser(
-        prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False
-    )
+    parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
     module.configure(parser)
     try:
         args = parser.parse_args(rest)

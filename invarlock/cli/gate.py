@@ -71,7 +71,9 @@ def main(args: argparse.Namespace) -> int:
         if judged.passed and judged.believed:
             code = int(Code.REPORTS)
             why = f"NOT RECOMPUTED: {judged.believed}; else {judged.line}"
-            judged = Judged(False, why, [*judged.cases, Case("gate", "recomputed", judged.believed)])
+            judged = Judged(
+                False, why, [*judged.cases, Case("gate", "recomputed", judged.believed)]
+            )
     if args.junit:
         write_bytes(args.junit, junit(judged.cases))
     with printing():

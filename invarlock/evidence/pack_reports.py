@@ -12,7 +12,6 @@ from invarlock.evidence.claims import expects_pass
 from invarlock.evidence.findings import UNREADABLE, Kind, dig
 from invarlock.evidence.identity import Identities
 from invarlock.evidence.report_verify import (
-    PRESET,
     REPLAYED,
     ReportOptions,
     ReportResult,
@@ -167,6 +166,8 @@ def _shared(
 
 def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
     """What no check of the pack could recompute; what replayed reports leave open, once."""
+    from invarlock.reporting.replay import PRESET
+
     lines, left_open = [], Counter[str]()
     for place, report in zip(found, results, strict=True):
         if report.replayed:

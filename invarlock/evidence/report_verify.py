@@ -27,11 +27,6 @@ MAX_FINDINGS = 200  # of one report that are listed; a pack has up to 2,000 repo
 CONTRADICTIONS = ("malformed", "contradiction", "incomparable")
 TYPED_ERRORS = ("E002", "E003", "E004", "E006", "E602")
 REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
-# What a report alone cannot show; the preset can be traced where a pack holds it.
-PRESET = "that the thresholds are those of the preset it names"
-FINDINGS = "findings of the invariants, from files that are not here; digests of what guards ran"
-COST = "bytes of the probes, and losses without their hooks"
-QUANTILES = "quantiles of the shift of the predictions, within their histograms' bins"
 
 
 @dataclass(frozen=True)
@@ -193,8 +188,10 @@ def _matrix(report: Mapping[str, Any], options: ReportOptions) -> list[Finding]:
 def _demanded(report: Mapping[str, Any], options: ReportOptions) -> str:
     """The assurance that is asked for; a report that says that it fails claims none."""
     admitted = dig(report, "assurance", "verdict") == "fail"
-    return "off" if options.truth_only and options.assurance == "report" and admitted else (
-        options.assurance
+    return (
+        "off"
+        if options.truth_only and options.assurance == "report" and admitted
+        else (options.assurance)
     )
 
 
@@ -228,22 +225,12 @@ def _replay(
     too_much = _too_much(report)
     if too_much:
         return [Finding("E602", "contradiction", too_much)]
-    from invarlock.reporting.replay import replay
+    from invarlock.reporting.replay import believed, replay
 
     result.replayed = True
-    result.believed += [claim for claim, made in _not_recomputed(report) if made]
+    result.believed += believed(report)
     lines = replay(report, options.tolerance)
     return [Finding("E602", "contradiction", f"replay: {line}") for line in lines]
-
-
-def _not_recomputed(report: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What a replay takes from the report as it is, and whether this report says it."""
-    return [
-        (PRESET, bool(dig(report, "policy_provenance", "preset_sha256"))),
-        (FINDINGS, dig(report, "invariants", "evaluated") is True),
-        (COST, dig(report, "guard_overhead", "evaluated") is True),
-        (QUANTILES, dig(report, "distribution", "evaluated") is True),
-    ]
 
 
 def _has_evidence(report: Mapping[str, Any]) -> bool:

@@ -344,7 +344,11 @@ def _memory(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"/reduction_bytes is {reduction:g}; the two sizes differ by {saved}"
     else:
         saved = reduction
-    if saved is not None and saved <= 0 and document.get("runtime_memory_reduction_observed") is True:
+    if (
+        saved is not None
+        and saved <= 0
+        and document.get("runtime_memory_reduction_observed") is True
+    ):
         yield "/runtime_memory_reduction_observed is true, and nothing was saved"
     if ratio is not None and not ratio < 1:
         yield f"/reduction_ratio is {ratio:g}; nothing that is left has no bytes"

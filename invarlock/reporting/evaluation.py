@@ -81,7 +81,11 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             "guard_chain_observed": [g["name"] for g in subject["guards"]],
             "execution_log": [
                 # a guard that is read back from a report brings the digest of what it was
-                {"guard": g["name"], "phase": g["phase"], "digest": g.get("digest") or digest_json(g)}
+                {
+                    "guard": g["name"],
+                    "phase": g["phase"],
+                    "digest": g.get("digest") or digest_json(g),
+                }
                 for g in subject["guards"]
             ],
             "bootstrap": vars(comparison.bootstrap),

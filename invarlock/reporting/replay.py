@@ -27,43 +27,38 @@ from invarlock.reporting.runs import Comparison, RecordedShift
 from invarlock.reporting.tables import BASELINE, HEAD
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
+CALIBRATION = ("windows", "tokens", "window_ids")
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
+# A shift of one token, for the members of its summary.
+ONE_TOKEN = distribution.TokenShift(np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), [1], 1)
 # Guards of which a report does not repeat all that they recorded, so that the digest of it is
 # only the run's word.
 UNREPEATED = ("invariants", "rmt")
 Report = Mapping[str, Any]
+NOT_RUN = "the windows of a subject that was not run"
+PRESET = "that the thresholds are those of the preset it names"
 # What a report alone can say, by subject and the JSON pointers of it ("*": any one name or index).
 # A pack can trace some of it (``invarlock.evidence``): the preset, the text, the subject.
 BELIEVED: Mapping[str, tuple[str, ...]] = {
-    "losses of both runs, and which windows and documents they are of": (
-        "/evaluation_windows/*",
+    "losses of the windows, and which documents they are of": (
+        "/evaluation_windows/*/baseline_nll_sum", "/evaluation_windows/*/clusters",
     ),
-    "statistics of weights and activations, and where they were taken": (
-        "/spectral/modules", "/rmt/modules", "/rmt/calibration", "/variance/modules",
-        "/variance/tap", "/variance/trial", "/moe/routers", "/moe/top_k",
+    "statistics of weights, activations and routers, and where they were taken": (
+        "/spectral/modules", "/rmt/modules", "/variance/modules", "/moe/routers", "/moe/top_k",
     ),
     "findings of the invariants, from files that are not here; digests of what guards ran": (
         "/invariants/failures", "/context/execution_log/*/digest",
     ),
-    "bytes of the probes, and losses without their hooks": (
-        "/guard_overhead/probe_bytes", "/guard_overhead/bare_nll",
-    ),
+    "bytes of the probes, and losses without their hooks": ("/guard_overhead/probe_bytes",),
     "quantiles of the shift of the predictions, within their histograms' bins": (
-        "/distribution/kl", "/distribution/probability_change", "/distribution/histograms",
-        "/distribution/top_k", "/distribution/reason",
+        "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
     ),
-    "model, subject, edit, text, seeds, device and versions, as the runs name them": (
-        "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/hash/dataset",
-        "/baseline_ref/run_id", "/baseline_ref/checkpoint_sha256", "/baseline_ref/tokenizer_hash",
+    "model, edit, text, seeds, device and versions, as the runs name them": (
+        "/meta", "/edit", "/dataset/source", "/dataset/windows/seed",
         "/provenance/invarlock_version",
     ),
-    "settings of the comparison: tier, profile, assurance mode, bootstrap and preset": (
-        "/auto/tier", "/context/profile", "/context/assurance/mode", "/context/bootstrap",
-        "/policy_provenance/overrides", "/policy_provenance/preset_sha256",
-    ),
-    "why the subject was not run": (
-        "/primary_metric/degraded_reason", "/provenance/provider_digest/ids_sha256",
-    ),
+    NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
+    PRESET: ("/policy_provenance/preset_sha256",),
 }  # fmt: skip
 
 
@@ -74,20 +69,42 @@ def replay(report: Report, tolerance: float = TOLERANCE) -> list[str]:
         report: an evaluation report that satisfies its contract.
         tolerance: relative and absolute, for recomputed numbers.
     """
+    found: list[str] = []
     try:
         policy = policy_of(report)
-        found = list(_impossible(report, policy))
+        found += _lengths(report)
         if found:
             return found
+        found += _impossible(report, policy)
         with np.errstate(all="ignore"):  # hostile numbers are findings, not warnings
             rebuilt = evaluation_report(comparison_of(report), policy)
         _take_over(report, rebuilt)
-        return list(_departures(rebuilt, report, tolerance))
+        found += _departures(rebuilt, report, tolerance)
     except InvarlockError as error:
-        return [str(error)]
+        found.append(str(error))
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         # a report may follow its contract and still hold evidence of an impossible shape
-        return [f"the recorded evidence cannot be read: {type(error).__name__} {error}"]
+        found.append(f"the recorded evidence cannot be read: {type(error).__name__} {error}")
+    return found
+
+
+def believed(report: Report) -> list[str]:
+    """What a report says that no evidence in it shows."""
+    return [
+        subject
+        for subject, pointers in BELIEVED.items()
+        if not (subject == NOT_RUN and _ran(report))
+        and any(_says(report, pointer.split("/")[1:]) for pointer in pointers)
+    ]
+
+
+def _says(value: object, parts: Sequence[str]) -> bool:
+    if not parts:
+        return value not in (None, [], {}, "")
+    if parts[0] == "*":
+        inner = list(value.values()) if isinstance(value, Mapping) else value
+        return _is_list(inner) and any(_says(item, parts[1:]) for item in inner)
+    return isinstance(value, Mapping) and parts[0] in value and _says(value[parts[0]], parts[1:])
 
 
 def policy_of(report: Report) -> Policy:
@@ -136,7 +153,11 @@ def comparison_of(report: Report) -> Comparison:
         },
         "evaluation_windows": windows["baseline"],
         "guards": baseline_guards,
-        "routers": _routers(report, BASELINE) if routers else {"name": []} if "moe" in report else None,
+        "routers": _routers(report, BASELINE)
+        if routers
+        else {"name": []}
+        if "moe" in report
+        else None,
     }
     subject = {
         "meta": meta,
@@ -176,7 +197,9 @@ def _require_guards(report: Report, ran: bool) -> None:
 
 
 def _columns(kind: str) -> list[str]:
-    return ["window_ids", "clusters", "token_counts", "nll_sum"] + ["correct"] * (kind == "accuracy")
+    return ["window_ids", "clusters", "token_counts", "nll_sum"] + ["correct"] * (
+        kind == "accuracy"
+    )
 
 
 def _paired(kind: str) -> list[str]:
@@ -230,7 +253,7 @@ def _guards(report: Report) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     mine = {
         "spectral": {"modules": head | {field: spectral[field] for field in fields}},
         "rmt": {
-            "calibration": report["rmt"]["calibration"],
+            "calibration": {key: report["rmt"]["calibration"][key] for key in CALIBRATION},
             "modules": _activations(report, ""),
         },
         "variance": {"tap": variance["tap"], "trial": _trial(report)},
@@ -269,7 +292,8 @@ def _trial(report: Report) -> Mapping[str, Any] | None:
     place = {window: row for row, window in enumerate(preview["window_ids"])}
     rows = [place[window] for window in trial["window_ids"]]
     same = (("clusters", "clusters"), ("token_counts", "token_counts"), ("plain_nll", "nll_sum"))
-    return dict(trial) | {mine: [preview[theirs][i] for i in rows] for mine, theirs in same}
+    own = {key: trial[key] for key in ("window_ids", "scaled_nll")}
+    return own | {mine: [preview[theirs][i] for i in rows] for mine, theirs in same}
 
 
 def _work(report: Report) -> dict[str, Any]:
@@ -305,10 +329,6 @@ def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
 
 def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     """What writing the report again takes as given, and what no run records."""
-    lengths = list(_lengths(report))
-    yield from lengths
-    if lengths:
-        return
     yield from _sources(report)
     yield from _shift(report, policy)
     if _ran(report):
@@ -354,10 +374,22 @@ def _shift(report: Report, policy: Policy) -> Iterator[str]:
         if final["window_ids"] and None not in sums:
             yield "/distribution is left out, although the windows have finite sums"
         return
+    wanted = distribution.summarize(ONE_TOKEN, policy.distribution)
+    yield from (f"/distribution{where}: does not follow" for where in _further(block, wanted))
     found = distribution.check(block, final, policy.distribution)
     yield from (f"/distribution{field}: contradicts the windows" for field in found)
     if not 0 < block["top_k"] <= distribution.TOP_K:
         yield f"/distribution/top_k is not from 1 to {distribution.TOP_K}"
+
+
+def _further(value: object, known: object, at: str = "") -> Iterator[str]:
+    """The members of an object, and of those in it, that a known one does not have."""
+    if isinstance(value, Mapping) and isinstance(known, Mapping):
+        for key, inner in value.items():
+            if key in known:
+                yield from _further(inner, known[key], f"{at}/{key}")
+            else:
+                yield f"{at}/{key[:60]}"
 
 
 def _geometry(report: Report) -> Iterator[str]:
