@@ -240,7 +240,7 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
     found += _same_checkpoints(tree, place, name, document)
     if takes_tuned(entry) and TUNED in tree.files:
         found += [f"{name}: {text}" for text in _tuned(tree, place, document)]
-    return found + (_sidecars(tree, place) if kind == DEPLOYABLE else [])
+    return found + (sidecars(tree, place) if kind == DEPLOYABLE else [])
 
 
 def _departure(key: str, wanted: object, found: object) -> str:
@@ -286,7 +286,8 @@ def _tuned(tree: Tree, place: Place, metadata: Mapping[str, Any]) -> Iterator[st
             yield f"the report is judged on the {name} windows of the search in {TUNED}"
 
 
-def _sidecars(tree: Tree, place: Place) -> list[str]:
+def sidecars(tree: Tree, place: Place) -> list[str]:
+    """Findings about the five sidecars of a deployable subject."""
     found = []
     documents: dict[str, Mapping[str, Any]] = {}
     for name, (schema, true) in DEPLOYABLE_SIDECARS.items():

@@ -266,7 +266,7 @@ def _guards(report: Report) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     guards = _with_findings(report, _head(report))
     for guard in guards:
         if guard["name"] in mine:
-            guard |= mine[guard["name"]] | contract_fields(guard["name"])
+            guard.update(mine[guard["name"]] | contract_fields(guard["name"]))
     return guards, [{"name": n} | block | contract_fields(n) for n, block in theirs.items()]
 
 
