@@ -351,6 +351,19 @@ def reviewed(wildcards):
     return [OUT / "evidence_pack/manifest.json", OUT / "verify_pack.json"]
 
 
+def asked(rule, path):
+    """Whether the command names a target, by its rule or by its file; known in input functions."""
+    named = workflow.dag_settings.targets
+    return rule in named or os.path.abspath(path) in map(os.path.abspath, named)
+
+
+def analyses(wildcards):
+    """What a pack holds beside the verdict: the repeats that are set; the sweep where this command
+    asks for it, and once it is there, as it is kept up to date."""
+    swept = SWEEP.exists() or asked("guard_value_sweep", SWEEP)
+    return [*REPEATS, *([SWEEP] if swept else [])]
+
+
 def passing(path):
     """A checkpoint that is not kept after its last use, unless the user wants it."""
     return directory(path) if C["keep_subjects"] else temp(directory(path))

@@ -15,8 +15,7 @@ rule build_pack:
         presets=[
             OUT / m.slug / f"presets/calibrated_preset_{m.slug}.json" for m in S.models
         ],
-        # the sweep is made when it is asked for; once it is there it is kept up to date and packed
-        analyses=[*REPEATS, *([SWEEP] if SWEEP.exists() else [])],
+        analyses=analyses,
         tuned=[OUT / "state/tuned_edit_params.json"] if TUNED else [],
     output:
         OUT / "evidence_pack/manifest.json",

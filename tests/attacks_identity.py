@@ -160,17 +160,22 @@ def last_run(lab: Lab) -> None:
         recompile(lab)
 
 
+def consistent(damage: Callable[[Lab], object]) -> Callable[[Lab], object]:
+    """Damage, and a verdict that speaks of it."""
+    return lambda lab: (damage(lab), recompile(lab))
+
+
 PARTS: dict[str, tuple[str, Callable[[Lab], object]]] = {
     "report of another model": ("identity.same", edit(REPORT, other_model)),
-    "outcome of another baseline": ("identity.same", edit(f"{CLEAN}/outcome.json",
-                                                          member("baseline_sha256", ELSE))),
+    "outcome of another baseline": ("identity.same", consistent(edit(
+        f"{CLEAN}/outcome.json", member("baseline_sha256", ELSE)))),
     "outcome of other windows": ("identity.same", edit(f"{CLEAN}/outcome.json",
                                                        member("windows_sha256", ELSE))),
     "report of another scenario's edit": ("identity.edit",
                                           edit(f"{STRESS}/evaluation.report.json", other_edit)),
-    "report of the no-op for an edit": ("identity.noop", subject(CLEAN, "baseline")),
-    "report of the no-op for damage": ("identity.noop", subject(DAMAGE, "baseline")),
-    "one subject for two controls": ("identity.subject", one_subject),
+    "report of the no-op for an edit": ("identity.noop", consistent(subject(CLEAN, "baseline"))),
+    "report of the no-op for damage": ("identity.noop", consistent(subject(DAMAGE, "baseline"))),
+    "one subject for two controls": ("identity.subject", consistent(one_subject)),
     "baseline of another model": ("identity.baseline",
                                   edit(BASELINE, member("model_id", "acme/huge-llama"))),
     "weights that no guard looked at": ("identity.weights", edit(BASELINE, one_more_weight)),

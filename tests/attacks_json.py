@@ -52,7 +52,7 @@ FILES = {
     "manifest.json": "manifest",
     SIGNATURE: "signature",
     SCENARIOS: "scenarios",
-    RUNTIME: "scenarios",
+    RUNTIME: "reports",
     f"{CLEAN}/outcome.json": "scenarios",
     f"{CLEAN}/edit_metadata.json": "scenarios",
     VERDICT: "scenarios",

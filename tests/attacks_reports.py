@@ -9,6 +9,7 @@ from attacks import (
     REPORT,
     RUNTIME,
     SCENARIOS,
+    STRICT,
     VERDICT,
     Attack,
     Lab,
@@ -27,10 +28,71 @@ DAMAGE_REPORT = f"{DAMAGE}/evaluation.report.json"
 Change = Callable[[Document], object]
 
 
-def bare(lab: Lab) -> None:
+def believed(lab: Lab) -> None:
     """A pack without outcomes, whose verdict can only be believed."""
     for outcome in lab.pack.rglob("outcome.json"):
         outcome.unlink()
+
+
+def bare(lab: Lab) -> None:
+    """The same with a verdict that says no more than its word, as published ones may."""
+    believed(lab)
+    write(VERDICT, '{"verdict": "PASS"}')(lab)
+
+
+def spoken(change: Change) -> Callable[[Lab], object]:
+    """Change a verdict that can only be believed."""
+    return lambda lab: (believed(lab), edit_json(lab.pack / VERDICT, change))
+
+
+def of_another_model(document: Document) -> None:
+    """A verdict that speaks of another model throughout."""
+    for record in document["records"]:
+        record["model"] = "acme/huge-llama"
+
+
+def exchanged(document: Document) -> None:
+    """The records of two scenarios under each other's name."""
+    one, other = document["records"][:2]
+    one["name"], other["name"] = other["name"], one["name"]
+
+
+def counted(document: Document) -> None:
+    """A verdict of one evaluation less, whose counts agree."""
+    document["records"].pop()
+    document["counts"]["records_total"] -= 1
+
+
+def as_published(document: Document) -> None:
+    """The same verdict in the words of a published version."""
+    for name in ("schema", "requirements", "detection"):
+        del document[name]
+    for record in document["records"]:
+        record["model"] = "huge-llama"
+
+
+def missing_report(lab: Lab) -> None:
+    """A believed verdict that speaks of one evaluation more than there are reports."""
+    believed(lab)
+    no_control(lab)
+
+
+def high(lab: Lab) -> None:
+    """A container pack of level high, of which one runtime manifest is gone."""
+    for path in lab.pack.rglob("runtime.manifest.json"):
+        edit_json(path, container)
+    (lab.pack / RUNTIME).unlink()
+    claim(member("evidence_level", "high"))(lab)
+
+
+def unmeasured(change: Change) -> Callable[[Lab], object]:
+    """A report without evidence to replay, and without what v1 requires of it."""
+
+    def both(report: Document) -> None:
+        del report["evaluation_windows"]
+        change(report)
+
+    return alone(both)
 
 
 def alone(change: Change, path: str = REPORT) -> Callable[[Lab], object]:
@@ -302,9 +364,28 @@ LIES: dict[str, tuple[str, Change]] = {
                              member("spectral/measurement_contract_hash", "0" * 16)),
     "200,000 events of its making": (NOTHING, many_events),
     "another tokenizer": ("matrix.tokenizer", member("meta/tokenizer_hash", "0" * 64)),
+    "a run id of three letters": ("report.schema", member("run_id", "abc")),
+    "windows of no token": ("report.schema", member("dataset/seq_len", 0)),
     "no windows and no word of it": ("report.schema", member("dataset/windows", None)),
     "metric of no kind": ("report.schema", member("primary_metric/kind", "magic")),
     "a flag that nobody knows": ("report.schema", member("validation/all_good", True)),
+}  # fmt: skip
+SPOKEN: dict[str, Change] = {
+    "about another model": of_another_model,
+    "about scenarios in each other's place": exchanged,
+    "about one report less": counted,
+    "about another subject": member("records/1/subject_sha256", "0" * 64),
+    "about another baseline": member("records/1/baseline_sha256", "0" * 64),
+    "with another ratio": member("records/1/ratio_vs_baseline", 1.0),
+    "with another guard's signal": member("records/1/guard_flags/rmt", True),
+    "about one report twice": lambda d: d["records"].__setitem__(1, d["records"][0]),
+    "whose count is not its own": member("counts/records_total", 99),
+    "PASS above what failed": member("failed_requirements", ["clean_all_pass"]),
+    "PASS above a record that is not as expected": member("records/0/as_expected", False),
+    "about 5,000 evaluations": lambda d: d.update(records=d["records"] * 1000),
+    "about another model, as published": as_published,
+    "without records, and of fewer": lambda d: (
+        d.pop("records"), d.pop("schema"), member("counts/records_total", 1)(d)),
 }  # fmt: skip
 RUNTIMES: dict[str, tuple[str, Change]] = {
     "container in one place": ("runtime.rules", member("execution_mode", "container")),
@@ -322,6 +403,16 @@ ROWS = [
       for k, (check, path, change) in CLAIMS.items()),
     *(Attack(f"metadata: {k}", "scenarios", check, edit(path, change), "publisher")
       for k, (check, path, change) in META.items()),
+    *(Attack(f"claims: believed verdict {k}", "claims", "claims.spoken", spoken(change), "binder")
+      for k, change in SPOKEN.items()),
+    Attack("claims: believed verdict of an evaluation that is not there", "reports",
+           "claims.absent", missing_report, "binder", STRICT),
+    Attack("claims: two verdicts that differ", "claims", "claims.two",
+           write("results/verdicts/final_verdict.json", '{"verdict": "FAIL"}'), "publisher"),
+    *(Attack(f"report: without evidence and {name}", "reports", "matrix.measured",
+             unmeasured(lambda r, name=name: r["primary_metric"].pop(name)), "binder")
+      for name in ("preview", "final", "ratio_vs_baseline", "display_ci")),
+    Attack("runtime: none, of a pack that claims level high", "reports", "runtime.missing", high),
     Attack("metadata: none for an edit", "scenarios", "scenarios.needed",
            lambda b: (b.pack / EDIT).unlink(), "publisher"),
     *(Attack(f"report: {k}", "reports", check, alone(change), "binder")
@@ -357,6 +448,13 @@ ROWS = [
     Attack("an extra report that is none", "reports", "report.schema", extra_report, "binder"),
 ]  # fmt: skip
 HARMLESS = [
+    Attack("a believed verdict about the reports of the pack", "", "", believed, "publisher",
+           STRICT),
+    Attack("a believed verdict of an earlier version", "", "", spoken(
+        lambda d: [r.pop(n) for r in d["records"] for n in ("subject_sha256", "baseline_sha256")]
+    ), "publisher", STRICT),
+    Attack("a believed verdict of an evaluation that is not there, without --strict", "", "",
+           missing_report, "publisher"),
     Attack("evidence left out is said to be believed", "", "",
            alone(lambda r: r.pop("evaluation_windows")), "binder"),
 ]  # fmt: skip

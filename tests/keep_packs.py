@@ -31,8 +31,9 @@ def keep(name: str) -> None:
         key = packs.new_key(folder / "pack.pem")
         good = packs.write_suite(folder / "good", GOOD)
         bad = packs.write_suite(folder / "bad", BAD, packs.harmless_stress)
-        verdict = good / "reports" / "final_verdict.json"
-        report = next(good.rglob("noop_clean/run_1/evaluation.report.json"))
+        one = packs.write_suite(folder / "one", GOOD[:1])  # a verdict of one evaluation
+        verdict = one / "reports" / "final_verdict.json"
+        report = next(one.rglob("noop_clean/run_1/evaluation.report.json"))
         build = ["advanced", "evidence-pack", "build"]
         kinds = {
             "pass": lambda out: packs.build(good, out, key=key),

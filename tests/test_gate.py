@@ -91,6 +91,42 @@ def test_gate_does_not_believe_a_verdict_above_failed_records(suites: Path, tmp_
     assert cli(["gate", str(tmp_path / "v.json")]) == 3
 
 
+def test_gate_passes_only_what_it_recomputed(
+    suites: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A PASS that can only be believed is 7: a verdict alone, a report without its evidence."""
+    verdict = json.loads((suites / "good/reports/final_verdict.json").read_text())
+    packs.write_json(tmp_path / "v.json", verdict)
+    packs.write_json(tmp_path / "w.json", {"verdict": "PASS", "records": []})
+    report = factory.make_report("noop_clean")
+    del report["evaluation_windows"]
+    packs.write_json(tmp_path / "evaluation.report.json", report)
+    for name in ("v.json", "w.json", "evaluation.report.json"):
+        capsys.readouterr()
+        assert cli(["gate", str(tmp_path / name)]) == 7
+        assert capsys.readouterr().out.startswith("NOT RECOMPUTED: ")
+    packs.write_json(tmp_path / "w.json", {"verdict": "FAIL", "records": []})
+    assert cli(["gate", str(tmp_path / "w.json")]) == 1
+
+
+def test_gate_holds_a_verdict_against_its_evaluations(suites: Path, tmp_path: Path) -> None:
+    """A verdict in its output folder is recomputed from the reports beside it: exit 3 if it is
+    another one, or if a report contradicts its own evidence."""
+    out = packs.copy(suites / "bad", tmp_path / "out")
+    forged = json.loads((out / "reports/final_verdict.json").read_text())
+    forged |= {"verdict": "PASS", "failed_requirements": []}
+    for record in forged["records"]:
+        record |= {"as_expected": True, "why": ""}
+    for requirement in forged["requirements"]:
+        requirement |= {"ok": True, "details": []}
+    packs.write_json(out / "reports/final_verdict.json", forged)
+    assert cli(["gate", str(out)]) == 3
+    out = packs.copy(suites / "good", tmp_path / "again")
+    path = next(out.rglob("noop_clean/run_1/evaluation.report.json"))
+    packs.edit_json(path, lambda r: r["spectral"].update(max_caps=99))
+    assert cli(["gate", str(out)]) == 3
+
+
 def test_gate_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     """Missing, empty or foreign input: exit 3."""
     packs.write_json(tmp_path / "other.json", {"a": 1})

@@ -218,15 +218,43 @@ def test_no_key_gives_a_warning_or_an_error(
     assert not (tmp_path / "b/manifest.signature.json").exists()
 
 
-def test_named_reports_are_packed_as_published(suite: Path, key: Path, tmp_path: Path) -> None:
+def named(pack: Path, verdict: Path, *reports: Path, key: Path | None = None) -> int:
+    """``evidence-pack build`` of named reports; the exit code."""
+    words = ["advanced", "evidence-pack", "build", str(pack), "--final-verdict", str(verdict)]
+    signing = ["--signing-key", str(key)] if key else []
+    return cli([*words, "--report", *map(str, reports), *signing])
+
+
+def test_named_reports_are_packed_as_published(key: Path, tmp_path: Path) -> None:
     """--report makes reports/report-NNN; the verdict is then only believed."""
-    pack, words = tmp_path / "pack", ["advanced", "evidence-pack", "build", str(tmp_path / "pack")]
+    suite = packs.write_suite(tmp_path / "out", ["noop_clean"])
+    pack, verdict = tmp_path / "pack", suite / "reports/final_verdict.json"
     report = suite / packs.MODEL / "reports/noop_clean/run_1/evaluation.report.json"
-    words += ["--final-verdict", str(suite / "reports/final_verdict.json"), "--report", str(report)]
-    assert cli([*words, "--signing-key", str(key)]) == 0
+    assert named(pack, verdict, report, key=key) == 0
     assert (pack / "reports/report-001/runtime.manifest.json").is_file()
     assert packs.verify(pack, "--strict") == 0
     assert packs.verify(pack, "--replay") == 7
+    assert cli(["gate", str(pack)]) == 7
+
+
+def test_a_verdict_about_other_evaluations_is_not_packed(
+    suite: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdict of one model beside the reports of another, of fewer or of more: exit 7."""
+    reports = sorted(suite.rglob("evaluation.report.json"))
+    verdict, other = suite / "reports/final_verdict.json", tmp_path / "verdict.json"
+    document = json.loads(verdict.read_text())
+    for record in document["records"]:
+        record["model"] = "acme/huge-llama"
+    packs.write_json(other, document)
+    assert named(tmp_path / "a", other, *reports, key=key) == 7
+    assert "does not speak of reports/report-001" in capsys.readouterr().err
+    for index, chosen in enumerate((reports[:2], [*reports, reports[0]])):
+        for signing in (key, None):
+            assert named(tmp_path / f"{index}", verdict, *chosen, key=signing) == 7
+    assert not (tmp_path / "a").exists()
+    packs.write_json(other, {"verdict": "PASS"})  # says nothing that could be compared
+    assert named(tmp_path / "b", other, *reports[:1], key=key) in (0, 7)
 
 
 def test_source_and_environment_are_referenced(suite: Path, key: Path, tmp_path: Path) -> None:

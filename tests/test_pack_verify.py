@@ -12,8 +12,9 @@ from attacks import REPORT, RUNTIME, SCENARIOS, VERDICT
 from pack_factory import CLEAN, DAMAGE, edit_json
 
 from invarlock.contracts import validate
-from invarlock.evidence import checksums, escape, identity, keys
+from invarlock.evidence import checksums, escape, identity, keys, scenarios_check
 from invarlock.evidence.result import VerifyOptions
+from invarlock.evidence.tree import read_tree
 from invarlock.evidence.verify import verify_pack
 
 
@@ -146,6 +147,64 @@ def test_inspect_checks_the_signature(
     shown = json.loads(capsys.readouterr().out)
     assert (shown["signature"]["present"], shown["signature"]["valid"]) == (True, False)
     assert shown["strict_ready"] is False
+
+
+# --- deployable subjects --------------------------------------------------------------------
+
+SIDECARS: dict[str, packs.Document] = {
+    "deployable_artifact_validation.json": {
+        "schema": "invarlock/deployable-artifact-validation-v1",
+        "ok": True, "load_smoke": True, "inference_smoke": True, "issues": [],
+    },
+    "backend_inventory.json": {
+        "schema": "invarlock/backend-inventory-v1",
+        "load_smoke": True, "inference_smoke": True, "quantized_module_count": 12,
+        "quantized_module_types": ["Linear4bit"],
+        "memory_footprint": {"reported_bytes": 4000, "method": "get_memory_footprint"},
+    },
+    "memory_report.json": {
+        "schema": "invarlock/deployable-memory-report-v1", "ok": True,
+        "runtime_memory_reduction_observed": True, "baseline_reported_bytes": 10000,
+        "quantized_reported_bytes": 4000, "reduction_bytes": 6000, "reduction_ratio": 0.6,
+    },
+    "load_smoke.json": {"schema": "invarlock/deployable-load-smoke-v1", "ok": True},
+    "inference_smoke.json": {"schema": "invarlock/deployable-inference-smoke-v1", "ok": True},
+}  # fmt: skip
+WRONG: tuple[tuple[str, str, object], ...] = (
+    ("backend_inventory.json", "memory_footprint", {"reported_bytes": -1}),
+    ("backend_inventory.json", "memory_footprint", {"reported_bytes": 0}),
+    ("backend_inventory.json", "memory_footprint", {"reported_bytes": True}),
+    ("backend_inventory.json", "memory_footprint", {}),
+    ("backend_inventory.json", "memory_footprint", None),
+    ("backend_inventory.json", "quantized_module_count", -1),
+    ("backend_inventory.json", "quantized_module_count", True),
+    ("backend_inventory.json", "quantized_module_types", "Linear4bit"),
+    ("backend_inventory.json", "ok", False),
+    ("memory_report.json", "quantized_reported_bytes", -4000),
+    ("memory_report.json", "baseline_reported_bytes", 0),
+    ("memory_report.json", "reduction_bytes", 7000),
+    ("memory_report.json", "reduction_ratio", 1.5),
+    ("memory_report.json", "quantized_reported_bytes", 20000),
+    ("deployable_artifact_validation.json", "issues", ["a layer was skipped"]),
+    ("inference_smoke.json", "all_logits_finite", False),
+    ("load_smoke.json", "loaded_from_saved_checkpoint", False),
+)
+
+
+@pytest.mark.parametrize(("name", "member", "value"), [("", "", None), *WRONG])
+def test_deployable_sidecars_state_what_is_possible(
+    tmp_path: Path, name: str, member: str, value: object
+) -> None:
+    """A footprint is a number of bytes above 0, and a reduction is the difference of two."""
+    folder = tmp_path / "reports/m/s/run_1"
+    for sidecar, document in SIDECARS.items():
+        changed = document | ({member: value} if sidecar == name else {})
+        packs.write_json(folder / sidecar, changed)
+    packs.write_json(folder / "evaluation.report.json", {})
+    tree = read_tree(tmp_path)
+    found = scenarios_check.sidecars(tree, scenarios_check.places(tree)[0])
+    assert bool(found) == bool(name), found
+    assert all(line.startswith(name) for line in found)
 
 
 # --- checksums ------------------------------------------------------------------------------

@@ -14,7 +14,14 @@ import pack_factory as packs
 import published_factory as published
 import pytest
 from conftest import write_tiny_folder
-from report_factory import catalogue, make_outcome, make_report, plain, write_evaluation
+from report_factory import (
+    catalogue,
+    make_outcome,
+    make_rejected,
+    make_report,
+    plain,
+    write_evaluation,
+)
 from report_factory import make_evaluation as evaluation_of
 from repository_copy import link_repository, quiet_environment
 
@@ -23,7 +30,14 @@ from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.files import sha256_file
 from invarlock.scenarios import Scenario
-from invarlock.verdict.repeats import Repeat, compare, contradictions, repeats_document, subject_of
+from invarlock.verdict.repeats import (
+    Repeat,
+    compare,
+    contradictions,
+    repeats_document,
+    strict_difference,
+    subject_of,
+)
 
 EDIT = "quant_8bit_clean"
 Document = dict[str, Any]
@@ -107,6 +121,29 @@ def test_a_repeat_that_measured_nothing_is_named(report: Document) -> None:
     assert document["errors"] == ["repeat_2: crashed: killed"]
     assert (document["requested"], document["completed"]) == (2, 1)
     assert (document["cert_hashes_match"], document["measurements_identical"]) == (None, None)
+
+
+def test_a_subject_that_was_rejected_agrees_with_nothing() -> None:
+    """Its reports have the same bytes and hold no measurement: nothing is identical."""
+    rejected = plain(make_rejected(EDIT))
+    document = repeats_document([repeat(k, rejected) for k in (1, 2, 3)], "strict", "smoke")
+    assert violations(document, "determinism-repeats") == []
+    assert contradictions(document) == []
+    assert (document["requested"], document["completed"]) == (3, 0)
+    assert (document["cert_hashes_match"], document["measurements_identical"]) == (None, None)
+    assert len(document["errors"]) == 3
+    assert "not finite" in document["errors"][0]
+    assert "were not compared: 0 of 3" in strict_difference(document)
+    assert strict_difference(document | {"mode": "throughput"}) == ""
+
+
+def test_a_comparison_of_nothing_is_a_contradiction(report: Document) -> None:
+    """Agreement is claimed of windows, or it is refused."""
+    document = repeats_document([repeat(1, report), repeat(2, report)], "strict", "smoke")
+    document["fields"] = {k: v for k, v in document["fields"].items() if "windows" not in k}
+    assert contradictions(document) == [
+        "/fields hold no windows: nothing was measured that could agree"
+    ]
 
 
 def test_what_is_no_repeat_is_refused(report: Document) -> None:

@@ -109,7 +109,7 @@ def test_a_trial_of_more_windows_than_there_are_is_not_bootstrapped(windows, mon
     """It is refused before anything is drawn, whichever column is long."""
     from invarlock.reporting import replay
 
-    monkeypatch.setattr(replay, "judge", lambda *_: pytest.fail("was judged"))
+    monkeypatch.setattr(replay, "evaluation_report", lambda *_: pytest.fail("was judged"))
     for column in ("window_ids", "scaled_nll"):
         report = copy.deepcopy(FULL)
         rows = report["variance"]["trial"][column]

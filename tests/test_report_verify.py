@@ -10,7 +10,7 @@ import report_factory as factory
 from pack_factory import Document
 
 from invarlock.contracts import violations
-from invarlock.evidence import assurance, provenance, report_checks
+from invarlock.evidence import assurance, parity, provenance, report_checks
 from invarlock.evidence.report_verify import ReportOptions, ReportResult, verify_report
 from invarlock.files import canonical_json, sha256_bytes
 
@@ -103,17 +103,39 @@ def test_the_exploring_tier_never_passes_a_real_profile(profile: str) -> None:
 
 
 def test_an_honest_fail_is_true_but_not_acceptable() -> None:
-    """No contradiction, and a policy failure in every profile: its own lints name its gates."""
-    bad = factory.make_report("prune_50pct_stress", 1.6)
-    for profile in ("dev", "ci", "release"):
-        result = check(report=bad, profile=profile)
-        assert (result.exit_code(profile), codes(result), result.sound) == (1, {"POLICY"}, True)
+    """No contradiction, and a policy failure in every profile: its own lints name its gates.
+
+    Where the truth alone is asked for, it verifies, and says that it fails.
+    """
+    for bad in (
+        factory.make_report("prune_50pct_stress", 1.6),
+        factory.make_report("prune_50pct_stress", 1.6, profile="ci", assurance="strict"),
+    ):
+        for profile in ("dev", "ci", "release"):
+            result = check(report=bad, profile=profile, assurance="off")
+            assert (result.exit_code(profile), codes(result), result.sound) == (1, {"POLICY"}, True)
+        result = check(report=bad, truth_only=True, require_replay=True)
+        assert (result.exit_code("dev"), result.passes, result.replayed) == (0, False, True)
+    assert check(truth_only=True).passes
 
 
 def test_a_rejected_subject_does_not_verify() -> None:
     """Nothing was measured: a policy failure in every profile, and no contradiction."""
     result = check(report=factory.make_rejected())
     assert (result.exit_code("dev"), result.sound) == (1, True)
+    result = check(report=factory.make_rejected(), truth_only=True, require_replay=True)
+    assert (result.exit_code("dev"), result.passes) == (0, False)
+
+
+@pytest.mark.parametrize("profile", ["dev", "ci", "release"])
+def test_an_untrue_report_never_verifies(profile: str) -> None:
+    """Asking for the truth alone forgives no contradiction, missing claim or explicit demand."""
+    bad = factory.make_report("prune_50pct_stress", 1.6)
+    truth: Document = {"profile": profile, "truth_only": True, "report": bad}
+    assert not check(at("validation/spectral_stable", False), **truth).ok
+    assert not check(at("validation/primary_metric_acceptable", True), **truth).ok
+    assert not check(**truth | {"assurance": "strict"}).ok
+    assert not check(**truth | {"provenance": "container"}).ok
 
 
 def at(path: str, value: object) -> Change:
@@ -123,7 +145,7 @@ def at(path: str, value: object) -> Change:
         *parts, last = path.split("/")
         for part in parts:
             document = document[int(part) if part.isdigit() else part]  # type: ignore[call-overload]
-        document[last] = value
+        document[int(last) if last.isdigit() else last] = value  # type: ignore[call-overload]
 
     return change
 
@@ -131,7 +153,6 @@ def at(path: str, value: object) -> Change:
 MATRIX: dict[str, tuple[str, Change, str]] = {
     "6 ratio": ("dev", at("primary_metric/ratio_vs_baseline", 1.0), "E602"),
     "6 baseline": ("dev", at("baseline_ref/primary_metric/final", -1.0), "E602"),
-    "7 final missing": ("dev", lambda r: r["primary_metric"].pop("final"), "E602"),
     "9 reason": ("dev", at("dataset/windows/stats/window_pairing_reason", "no"), "E001"),
     "9 paired": ("dev", at("dataset/windows/stats/paired_windows", 0), "E001"),
     "9 match": ("dev", at("dataset/windows/stats/window_match_fraction", 0.99), "E001"),
@@ -209,6 +230,74 @@ def test_the_schema_of_v1_is_enforced(change: Change) -> None:
     assert len(violations(copy, "evaluation-report")) == 1
 
 
+V1 = {
+    "schema_version": "v1",
+    "run_id": "20251013T012233Z-quant8-balanced",
+    "meta": {"model_id": "gpt2", "adapter": "hf_causal", "device": "cpu"},
+    "dataset": {
+        "provider": "wikitext2",
+        "seq_len": 512,
+        "windows": {
+            "preview": 200,
+            "final": 200,
+            "seed": 42,
+            "stats": {
+                "window_match_fraction": 1.0,
+                "window_overlap_fraction": 0.0,
+                "paired_windows": 200,
+                "coverage": {"preview": {"used": 200}, "final": {"used": 200}},
+            },
+        },
+    },
+    "primary_metric": {
+        "kind": "ppl_causal",
+        "preview": 42.18,
+        "final": 43.10,
+        "ratio_vs_baseline": 1.02,
+        "display_ci": [1.00, 1.05],
+    },
+    "artifacts": {},
+    "plugins": {},
+}
+INCOMPLETE: dict[str, Change] = {
+    **{
+        f"without {name}": lambda r, name=name: r["primary_metric"].pop(name)  # type: ignore[misc]
+        for name in report_checks.MEASURED
+    },
+    "without an interval, and decided": lambda r: (
+        r["primary_metric"].pop("display_ci"), r["primary_metric"].update(decision="pass")
+    ),
+    "a run id of three letters": lambda r: r.update(run_id="abc"),
+    "windows of no token": lambda r: r["dataset"].update(seq_len=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", INCOMPLETE)
+def test_what_the_page_of_v1_requires(how: str) -> None:
+    """The published example verifies; without what it has to hold it is malformed (exit 2)."""
+    whole = verify_report(canonical_json(V1), None, "r", ReportOptions(provenance="host"))
+    assert whole.findings == []
+    copy = factory.plain(V1)
+    INCOMPLETE[how](copy)
+    result = verify_report(canonical_json(copy), None, "r", ReportOptions(provenance="host"))
+    assert (result.exit_code("dev"), codes(result)) == (2, {"E601"})
+    copy["primary_metric"]["invalid"] = True  # says itself that it has no usable value
+    result = verify_report(canonical_json(copy), None, "r", ReportOptions(provenance="host"))
+    assert result.ok == (how not in ("a run id of three letters", "windows of no token"))
+
+
+def test_a_comparison_without_an_interval_is_a_report() -> None:
+    """Windows of one document decide nothing, and that is true."""
+
+    def one(run: Document) -> None:
+        for rows in run["evaluation_windows"].values():
+            rows["clusters"] = ["doc-0"] * len(rows["clusters"])
+
+    report = factory.make_report("quant_8bit_clean", 1.004, subject=one)
+    assert "display_ci" not in report["primary_metric"]
+    assert check(report=report, truth_only=True, require_replay=True).ok
+
+
 def test_replay_that_has_no_evidence_is_only_believed() -> None:
     """A published report without both runs' sums is believed, unless a replay is demanded."""
     result = check(lambda r: r.pop("evaluation_windows"))
@@ -217,14 +306,67 @@ def test_replay_that_has_no_evidence_is_only_believed() -> None:
     assert codes(check(lambda r: r.pop("evaluation_windows"), require_replay=True)) == {"E004"}
 
 
-def test_parity_with_the_baseline_report() -> None:
-    """--baseline compares the windows and the tokenizer of both runs."""
+def test_parity_with_a_published_report() -> None:
+    """--baseline compares the published digests of windows and tokenizer."""
     digest = CLEAN["provenance"]["provider_digest"]
-    assert report_checks.parity(CLEAN, {"provenance": {"provider_digest": digest}}) == []
+    assert parity.check(CLEAN, {"provenance": {"provider_digest": digest}}) == []
     for key, code in (("ids_sha256", "E006"), ("tokenizer_sha256", "E002")):
         other = {"provenance": {"provider_digest": digest | {key: "0"}}}
-        assert [f.code for f in report_checks.parity(CLEAN, other)] == [code]
-    assert [f.code for f in report_checks.parity(CLEAN, {})] == ["E004"]
+        assert [f.code for f in parity.check(CLEAN, other)] == [code]
+    assert [f.code for f in parity.check(CLEAN, {})] == ["E004"]
+
+
+RUN = factory.BASELINE | {"schema": parity.RUN_SCHEMA}
+
+
+def leaves(value: object, path: str = "") -> list[str]:
+    """The place of every leaf; of a column its first entry."""
+    if isinstance(value, dict):
+        return [p for k, v in value.items() for p in leaves(v, f"{path}/{k}" if path else k)]
+    if isinstance(value, list) and value:
+        return leaves(value[0], f"{path}/0")
+    return [path]
+
+
+# What an evaluation report does not repeat of its baseline's run.
+OWN = ("meta/device", "meta/dtype", "meta/seed", "meta/determinism", "meta/invarlock_version",
+       "edit", "work", "guards", "schema", "logloss")  # fmt: skip
+
+
+def test_the_run_of_the_baseline_is_compared_leaf_by_leaf() -> None:
+    """A run report of ours agrees with the reports made from it, and no other run does."""
+    reports = [CLEAN, factory.make_report("prune", 1.6), factory.make_rejected()]
+    for report in reports:
+        assert verify_report(
+            canonical_json(report), None, "r",
+            ReportOptions(provenance="host", truth_only=True), factory.plain(RUN),
+        ).ok  # fmt: skip
+    changed = 0
+    for path in leaves(RUN):
+        if any(part in path for part in OWN):
+            continue
+        other = factory.plain(RUN)
+        value: object = other
+        for part in path.split("/"):
+            value = value[int(part) if part.isdigit() else part]  # type: ignore[index]
+        at(path, "other" if isinstance(value, str) or value is None else value + 1)(other)  # type: ignore[operator]
+        found = parity.check(CLEAN, other)
+        assert {f.code for f in found} <= {"E002", "E006"}, path
+        assert found, path
+        changed += 1
+    assert changed > 15
+
+
+DOWN = RUN["guards"][2]["modules"]["name"].index(factory.DOWN)
+
+
+@pytest.mark.parametrize("place", ["1/modules/sigma_max/0", "1/modules/name/0", "2/modules/edge/3",
+                                   f"2/modules/variance/{DOWN}", "2/modules/name/0"])  # fmt: skip
+def test_the_baseline_statistics_are_compared(place: str) -> None:
+    """The guards' tables repeat what the baseline's run recorded."""
+    other = factory.plain(RUN)
+    at(f"guards/{place}", "other" if "name" in place else 0.123)(other)
+    assert [f.code for f in parity.check(CLEAN, other)] == ["E006"]
 
 
 # --- runtime manifest -----------------------------------------------------------------------
@@ -267,10 +409,17 @@ def test_a_manifest_that_does_not_fit_is_refused(manifest: Document) -> None:
 
 
 def test_report_and_manifest_agree_about_the_mode() -> None:
-    """A report that declares a host run beside a container manifest is refused."""
+    """A report that declares a host run beside a container manifest is refused.
+
+    Of a report that declares nothing, the manifest's mode is what was declared.
+    """
     report = b'{"meta":{"execution_mode":"host-bypass"}}'
     assert issues(runtime(report), report=report) == []
     assert issues(container(report), report=report) == ["verifier_failed"]
+    for manifest, mode in ((runtime(b"{}"), "host-bypass"), (container(b"{}"), "container")):
+        found = provenance.check({}, sha256_bytes(b"{}"), canonical_json(manifest), "declared")
+        assert found.to_json()["declared_mode"] == mode
+    assert provenance.check({}, "", None, "host").to_json()["declared_mode"] == "unknown"
 
 
 # --- strict assurance -----------------------------------------------------------------------

@@ -3,21 +3,17 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from invarlock.guards.spectral import (
     Module,
     from_table,
     judge,
     log_ratio,
-    rounded,
     selected,
     to_table,
 )
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.policy import load_policy
-from invarlock.reporting.tables import as_recorded
 
 POLICY = load_policy("balanced").spectral
 
@@ -111,42 +107,6 @@ def test_table_round_trips():
     """What is recorded decides exactly as what was measured (after rounding once)."""
     base = from_table(to_table(modules()))
     assert from_table(to_table(base)) == base
-
-
-NUMBERS = st.floats(allow_subnormal=True) | st.integers(-(10**12), 10**12)
-
-
-@given(st.lists(NUMBERS | NUMBERS.map(rounded), max_size=6))
-def test_a_column_is_recorded_when_rounding_leaves_it(column):
-    """Formatting a column at once comes to the same as rounding its numbers one by one."""
-    numbers = [value for value in column if value is not None]
-    kept = all(math.isfinite(value) and rounded(value) == value for value in numbers)
-    base = to_table(modules(len(column)))
-    table = base | {f"baseline_{field}": base[field] for field in WeightStats.fields()}
-    assert as_recorded(table, WeightStats.fields(), names_may_differ=False)
-    table["baseline_sigma_max"] = column
-    assert as_recorded(table, WeightStats.fields(), names_may_differ=False) == kept
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda table: table.update(more=[1.0, 2.0]),
-        lambda table: table.pop("edge"),
-        lambda table: table.update(name=["b", "a"]),
-        lambda table: table.update(name=["a", 1]),
-        lambda table: table.update(family=[None, "ffn"]),
-        lambda table: table.update(edge=[0.12345678912345, 1.0]),
-        lambda table: table.update(baseline_name=["a", "b"], baseline_family=["ffn", "ffn"]),
-    ],
-)
-def test_no_other_table_is_one_that_a_report_has(change):
-    """A further column, a missing one, another order, another type, further digits."""
-    table = {"name": ["a", "b"], "family": ["ffn", "ffn"], "layer": [0, 1]}
-    table |= {"edge": [1.0, None], "baseline_edge": [1.5, 2.0]}
-    assert as_recorded(table, ("edge",), names_may_differ=True)
-    change(table)
-    assert not as_recorded(table, ("edge",), names_may_differ=True)
 
 
 def test_recorded_digits_do_not_decide():

@@ -10,11 +10,13 @@ from typing import Any
 import pack_factory as packs
 import pytest
 import report_factory as factory
+from attacks import REPORT
 from pack_factory import Document
-from test_report_verify import CLEAN, container, runtime
+from test_report_verify import CLEAN, RUN, container, runtime
 
 from invarlock.cli import main as cli
 from invarlock.contracts import validate
+from invarlock.evidence import escape
 from invarlock.files import canonical_json
 
 # Members of the published envelope (0.12.1), seen in its output for good, failing and malformed
@@ -157,6 +159,64 @@ def test_values_that_nothing_knows_are_usage_errors(words: tuple[str, ...], good
     assert verify(good, *words) == 2
 
 
+EARLY = (
+    ("verify",),
+    ("verify", "{scratch}/missing.json"),
+    ("verify", "{pack}", "--tolerance", "7"),
+    ("verify", "{pack}", "--profile", "weak"),
+    ("verify", "{report}", "--baseline", "/nowhere"),
+    ("verify", "{report}", "--out", "/proc/x/y"),
+    ("advanced", "evidence-pack", "verify"),
+    ("advanced", "evidence-pack", "verify", "{pack}", "--expected-fingerprint", "x"),
+    ("advanced", "evidence-pack", "verify", "{pack}", "--trust-store", "/nowhere"),
+    ("advanced", "evidence-pack", "verify", "{pack}", "--json-out", "{pack}/v.json"),
+    ("advanced", "evidence-pack", "verify", "{pack}", "--json-out", "/proc/v.json"),
+    ("advanced", "evidence-pack", "verify", "{pack}", "--report-assurance", "some"),
+    ("advanced", "evidence-pack", "verify", "{scratch}/missing"),
+    ("advanced", "evidence-pack", "verify", "{report}"),
+    ("advanced", "evidence-pack", "inspect"),
+    ("advanced", "evidence-pack", "inspect", "{scratch}/missing"),
+    ("advanced", "evidence-pack", "build", "{scratch}/new"),
+    ("advanced", "evidence-pack", "build", "{pack}", "--run-dir", "{scratch}"),
+    ("advanced", "evidence-pack", "keygen", "--out", "{report}"),
+    ("advanced", "proof-pack", "verify"),
+    ("advanced", "proof-pack", "verify", "{pack}"),
+    ("advanced", "proof-pack", "verify", "{pack}", "--expected-fingerprint", "ABCD"),
+    ("advanced", "runtime-verify", "--report", "{report}"),
+    ("advanced", "runtime-verify", "--report", "{scratch}/missing", "--manifest", "{report}"),
+)
+
+
+@pytest.mark.parametrize("words", EARLY, ids=" ".join)
+def test_json_says_what_the_line_says(
+    words: tuple[str, ...], signed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a command ends with: one object on standard output, with its code and its reason."""
+    names = {"pack": signed, "scratch": tmp_path, "report": signed / REPORT}
+    command = [word.format(**names) for word in words]
+    try:
+        code = cli([*command, "--json"])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    shown = capsys.readouterr()
+    assert code != 0
+    document = json.loads(shown.out)
+    assert len(shown.out.splitlines()) == 1
+    assert document["exit_code"] == code
+    contracts = {"verify-v1": "verify-v1", "evidence-pack-verify-v1": "evidence-pack-verify"}
+    if contract := contracts.get(document["format_version"]):
+        validate(document, contract, "output")
+    if document["format_version"] == "verify-v1":
+        assert document["summary"] == {"ok": False, "reason": "malformed"}
+        lines = [document["error"]["context"]["message"]]
+    else:
+        assert document["ok"] is False
+        lines = document.get("errors") or document["issues"]
+    assert all(lines)
+    if shown.err:
+        assert any(line in escape(shown.err) for line in lines)
+
+
 def test_a_time_that_is_none_is_a_usage_error(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SOURCE_DATE_EPOCH fixes ``ts``."""
     for epoch, code in (("0", 0), ("x", 2), ("1e9", 2), ("9" * 30, 2)):
@@ -171,14 +231,36 @@ def test_host_provenance_demands_no_manifest(good: Path) -> None:
     assert verify(good, "--runtime-provenance", "host") == 0
 
 
-def test_the_baseline_is_a_file_or_a_folder(good: Path, tmp_path: Path) -> None:
-    """Parity with the run report; a folder may hold that or an evaluation report."""
-    provider = {"provenance": {"provider_digest": CLEAN["provenance"]["provider_digest"]}}
-    packs.write_json(tmp_path / "base" / "report.json", provider)
+def test_the_baseline_is_a_run_or_a_report(good: Path, tmp_path: Path) -> None:
+    """Every member that a report repeats of the run; a folder may hold that or a report."""
+    packs.write_json(tmp_path / "base" / "report.json", RUN)
     assert verify(good, "--baseline", tmp_path / "base") == 0
+    assert verify(good, "--baseline", tmp_path / "base", "--profile", "ci") == 0
     assert verify(good, "--baseline", good.parent) == 0
+    other = factory.plain(RUN)
+    other["evaluation_windows"]["final"]["nll_sum"][0] += 1.0
+    packs.write_json(tmp_path / "base" / "report.json", other)
+    assert verify(good, "--baseline", tmp_path / "base" / "report.json") == 1
+    assert verify(good, "--baseline", tmp_path / "base", "--profile", "ci") == 3
+    packs.write_json(tmp_path / "base" / "report.json", {"schema": RUN["schema"]})
+    assert verify(good, "--baseline", tmp_path / "base" / "report.json") == 1
     packs.write_json(tmp_path / "base" / "report.json", {})
     assert verify(good, "--baseline", tmp_path / "base" / "report.json") == 1
+
+
+def test_dev_asks_for_the_truth_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A true FAIL verifies in profile dev and says FAIL; ci and release refuse it."""
+    for name, report in (("bad", factory.make_report("prune", 1.6)),
+                         ("rejected", factory.make_rejected())):  # fmt: skip
+        path = write(tmp_path / name, report)
+        capsys.readouterr()
+        assert verify(path) == 0
+        assert capsys.readouterr().out.splitlines()[0].endswith(" mode=host-bypass says=FAIL")
+        assert verify(path, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["results"][0]["passes"] is False
+        assert verify(path, "--profile", "ci") == verify(path, "--profile", "release")
+        assert verify(path, "--profile", "ci") in (1, 3)
+        assert cli(["gate", str(path)]) == 1
 
 
 def test_the_tolerance_is_of_recomputed_numbers(tmp_path: Path) -> None:
@@ -216,6 +298,7 @@ def test_runtime_verify(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {
         "format_version": "runtime-verify-v1",
         "ok": True,
+        "exit_code": 0,
         "errors": [],
         "report": str(good),
         "manifest": str(manifest),

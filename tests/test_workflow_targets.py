@@ -9,6 +9,8 @@ from conftest import write_tiny_folder
 from repository_copy import link_repository
 from test_workflow import SMOLLM2, counts, expected_counts, graph, snakemake
 
+SWEEP = "guard_value_all_guard_probe_sweep.json"
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -71,3 +73,15 @@ def test_the_sweep_is_made_when_it_is_asked_for(repository: Path) -> None:
     jobs = counts(graph(repository, sweep, "--profile", "cpu", "--config", "out=out", scenarios))
     assert (jobs["guard_value_sweep"], jobs["evaluate"]) == (1, 2)
     assert "build_pack" not in jobs
+
+
+@pytest.mark.parametrize("target", ["guard_value_sweep", f"out/reports/{SWEEP}"])
+def test_the_pack_of_the_same_command_holds_the_sweep(repository: Path, target: str) -> None:
+    """By its rule or its file: what is asked for beside the pack is packed by that command."""
+    config = ("--profile", "cpu", "--config", "out=out", "scenarios=noop_clean,rmt_norm_noise")
+    jobs = graph(repository, "pack", target, *config)
+    assert counts(jobs)["guard_value_sweep"] == 1
+    (pack,) = (job for job in jobs if job.rule == "build_pack")
+    assert any(word.endswith(SWEEP) for word in pack.words("input"))
+    (pack,) = (job for job in graph(repository, "pack", *config) if job.rule == "build_pack")
+    assert not any(word.endswith(SWEEP) for word in pack.words("input"))

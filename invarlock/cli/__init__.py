@@ -8,11 +8,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import ModuleType
+from typing import NamedTuple, NoReturn
 
 from invarlock import __version__
 from invarlock.claims import claimed
-from invarlock.cli.output import outputs_of, settle
+from invarlock.cli.output import outputs_of, printing, settle
 from invarlock.errors import InputError, InvarlockError
 
 
@@ -80,6 +81,36 @@ def _split(argv: Sequence[str]) -> tuple[str, list[str]] | None:
     return None
 
 
+class UsageError(SystemExit):
+    """Words that a command does not know; they have been told on standard error."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, and those of sub-commands, that keep what they tell for :func:`_refuse`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise UsageError(message)
+
+
+def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> None:
+    """Say to a script that asked for JSON what the line on standard error says to a person.
+
+    Commands that know ``--json`` make the document: ``refused(words, line, code)``.
+    """
+    refused = getattr(module, "refused", None)
+    if "--json" in words and refused is not None and sys.stdout is not None:
+        import json
+
+        with printing():
+            print(json.dumps(refused(words, line, code), sort_keys=True))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; expected errors become one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -112,11 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
     module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser(
-        prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False
-    )
+    parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
     module.configure(parser)
-    args = parser.parse_args(rest)
+    try:
+        args = parser.parse_args(rest)
+    except UsageError as error:
+        _refuse(module, rest, error.message, 2)
+        raise
     code = 0  # of a command whose reader goes away before it knows better
     try:
         with claimed(name, outputs_of(args)):
@@ -128,15 +161,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"invarlock {name}: {error}", file=sys.stderr)
+        _refuse(module, rest, str(error), error.exit_code)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away
         settle()
         return code
     except OSError as error:  # what no reader or writer of ours has worded
         where = error.filename or "a file"
-        print(f"invarlock {name}: {where}: {error.strerror or error}", file=sys.stderr)
+        line = f"{where}: {error.strerror or error}"
+        print(f"invarlock {name}: {line}", file=sys.stderr)
+        _refuse(module, rest, line, InputError.exit_code)
         settle()
         return InputError.exit_code
     except KeyboardInterrupt:
         print(f"invarlock {name}: interrupted", file=sys.stderr)
+        _refuse(module, rest, "interrupted", 130)
         return 130

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
 ASSURANCE = ("off", "report", "strict")
+FLAGS = ("strict", "replay", "skip_verify")
 ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 
 
@@ -116,6 +117,33 @@ def main(args: argparse.Namespace) -> int:
     """Run the sub-command."""
     actions = {"keygen": _keygen, "build": _build, "inspect": _inspect, "verify": _verify}
     return actions[args.action](args)
+
+
+def refused(words: Sequence[str], line: str, code: int) -> dict[str, Any]:
+    """The document of a sub-command that ended before it had a result."""
+    from invarlock.evidence.inspect import FORMAT as INSPECT
+    from invarlock.evidence.result import FORMAT as VERIFY
+
+    action = next(iter(words), "")
+    if action == "verify":
+        return refused_pack(words, line, code, VERIFY)
+    failed = {"ok": False, "exit_code": code, "errors": [escape(line)]}
+    if action == "inspect":
+        return {"format_version": INSPECT, "issues": failed["errors"], **failed}
+    return {"format_version": f"evidence-pack-{escape(action)}-v1", **failed}
+
+
+def refused_pack(words: Sequence[str], line: str, code: int, form: str) -> dict[str, Any]:
+    """The result of a verification whose options or whose pack could not be used."""
+    from invarlock.evidence.result import PackResult, Step, VerifyOptions
+
+    known = {Code.USAGE: "options", Code.INCOMPLETE: "open"}
+    asked = VerifyOptions(**{name: f"--{name.replace('_', '-')}" in words for name in FLAGS})
+    named = next((word for word in words[1:] if not word.startswith("-")), "")
+    result = PackResult(escape(named), asked, format=form)
+    step = Step(0, known.get(code, "options"), Code.USAGE, [escape(line)])  # type: ignore[call-overload]
+    result.steps.append(step)
+    return result.bounded().to_json() | {"exit_code": code}
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -1,23 +1,25 @@
 """Turn a verdict, an evaluation report or a pack into an exit code: 0 PASS, 1 FAIL, 8 neither.
 
 8 is INCONCLUSIVE: nothing that was measured is bad, but there is too little evidence; the line
-says how much would do. A pack counts only when it verifies; one that does not has said nothing
-and ends with the exit code of `advanced evidence-pack verify`: 4 manifest, 5 signature, 6
-contents, 7 reports. 2 are wrong options, 3 is a file that is missing, unreadable or at odds with
-itself.
+says how much would do. 0 is answered only for what was recomputed. A pack counts only when it
+verifies with `--replay`; one that does not has said nothing and ends with the exit code of
+`advanced evidence-pack verify`: 4 manifest, 5 signature, 6 contents, 7 reports. A PASS that can
+only be believed - a verdict without the evaluations it rests on, a report without its evidence -
+is 7 too. 2 are wrong options, 3 is a file that is missing, unreadable or at odds with itself.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from invarlock.cli.evidence_pack import add_signers, allows_unverified, signers
 from invarlock.cli.output import printing
 from invarlock.errors import ContractError, InputError
-from invarlock.evidence import escape
+from invarlock.evidence import Code, escape
 from invarlock.evidence.report_verify import REPORT_NAME
 from invarlock.files import read_bytes, read_json_object, write_bytes
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
@@ -25,6 +27,8 @@ from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 VERDICT_SCHEMA = "invarlock/final-verdict-v1"
 REPEATS = "analysis/determinism_repeats.json"
 VERDICTS = ("results/final_verdict.json", "reports/final_verdict.json")
+SCENARIOS = "state/scenarios.json"
+REVISIONS = "state/model_revisions.json"
 
 
 EXIT_INCONCLUSIVE = 8
@@ -41,7 +45,14 @@ class Case(NamedTuple):
     undecided: bool = False  # for lack of evidence alone
 
 
-Judged = tuple[str, str, list[Case]]  # the outcome, one line about it, its cases
+class Judged(NamedTuple):
+    """The outcome, one line about it, its cases, and why it is only believed (empty: it was
+    recomputed)."""
+
+    outcome: str
+    line: str
+    cases: list[Case]
+    believed: str = ""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,20 +68,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print one line; 0 PASS, 1 FAIL, 8 INCONCLUSIVE, others for a pack that is not verified."""
+    """Print one line; 0 PASS, 1 FAIL, 8 INCONCLUSIVE, others for what is not verified."""
     code = 0
     if args.path.is_dir() and (args.path / "manifest.json").exists():
-        code, (outcome, line, cases) = _pack(args)
+        code, judged = _pack(args)
     else:
-        outcome, line, cases = judge(args.path)
+        judged = judge(args.path)
         if (args.path / REPEATS).is_file():
-            repeats = read_json_object(args.path / REPEATS)
-            outcome, line, cases = _with_repeats((outcome, line, cases), repeats)
+            judged = _with_repeats(judged, read_json_object(args.path / REPEATS))
+        if judged.outcome == PASS and judged.believed:
+            code = int(Code.REPORTS)
+            why = f"NOT RECOMPUTED: {judged.believed}; else {judged.line}"
+            judged = Judged(FAIL, why, [*judged.cases, Case("gate", "recomputed", judged.believed)])
     if args.junit:
-        write_bytes(args.junit, junit(cases))
+        write_bytes(args.junit, junit(judged.cases))
     with printing():
-        print(escape(line))
-    return code or CODES[outcome]
+        print(escape(judged.line))
+    return code or CODES[judged.outcome]
 
 
 def _with_repeats(judged: Judged, repeats: Mapping[str, Any]) -> Judged:
@@ -81,11 +95,10 @@ def _with_repeats(judged: Judged, repeats: Mapping[str, Any]) -> Judged:
     if repeats.get("schema") != SCHEMA:
         return judged
     validate(repeats, "determinism-repeats", REPEATS)
-    _, line, cases = judged
     if not (why := strict_difference(repeats)):
         return judged
-    line = f"FAIL: {why}; else {line}"
-    return FAIL, line, [*cases, Case("determinism", repeats["edit_name"], why)]
+    line = f"FAIL: {why}; else {judged.line}"
+    return Judged(FAIL, line, [*judged.cases, Case("determinism", repeats["edit_name"], why)])
 
 
 def judge(path: Path) -> Judged:
@@ -104,7 +117,7 @@ def judge(path: Path) -> Judged:
         path = found
     document = read_json_object(path)
     if "verdict" in document and "records" in document:
-        return _verdict(document, str(path))
+        return _with_evaluations(_verdict(document, str(path)), document, path)
     if "schema_version" in document:
         return _report(path)
     raise ContractError(
@@ -118,7 +131,8 @@ def _verdict(document: Mapping[str, Any], where: str) -> Judged:
     if document.get("schema") != VERDICT_SCHEMA:  # of a published version: only its word
         word = str(document["verdict"])
         outcome = PASS if word == "PASS" else FAIL
-        return outcome, f"{word}: as recorded", [Case("verdict", "verdict", _bad(word))]
+        cases = [Case("verdict", "verdict", _bad(word))]
+        return Judged(outcome, f"{word}: as recorded", cases, "it is of a published version")
     validate(document, "final-verdict", where)
     records = document["records"]
     passed = document["verdict"] == "PASS"
@@ -148,8 +162,8 @@ def _verdict(document: Mapping[str, Any], where: str) -> Judged:
     good = sum(r["as_expected"] for r in records)
     line = f"{outcome.upper()}: {good} of {len(records)} evaluations as expected"
     if open_only:
-        return outcome, f"{line}; {_open(document)}", cases
-    return outcome, line + (f"; failed: {', '.join(failed)}" if failed else ""), cases
+        return Judged(outcome, f"{line}; {_open(document)}", cases)
+    return Judged(outcome, line + (f"; failed: {', '.join(failed)}" if failed else ""), cases)
 
 
 def _open(document: Mapping[str, Any]) -> str:
@@ -159,6 +173,50 @@ def _open(document: Mapping[str, Any]) -> str:
     found += [f"{missing} evaluations are missing"] if missing else []
     more = [f"and {len(found) - MAX_NEEDS} more"] if len(found) > MAX_NEEDS else []
     return "; ".join([*found[:MAX_NEEDS], *more])
+
+
+def _with_evaluations(judged: Judged, document: Mapping[str, Any], path: Path) -> Judged:
+    """The same, held against the evaluations of the output folder that the verdict lies in.
+
+    Raises:
+        ContractError: they give another verdict, or a report contradicts its own evidence.
+    """
+    from invarlock.evidence.claims import differences
+    from invarlock.evidence.report_verify import ReportOptions, verify_report
+    from invarlock.scenarios import expected_evaluations, parse_catalogue
+    from invarlock.verdict.records import canonical_path, load_evaluation
+    from invarlock.verdict.verdict import compile_verdict
+
+    out = path.resolve().parent.parent
+    if judged.believed or not (out / SCENARIOS).is_file():
+        why = judged.believed or f"the evaluations of {path.name} do not lie beside it"
+        return judged._replace(believed=why)
+    manifest = read_json_object(out / SCENARIOS)
+    scenarios = parse_catalogue(manifest, str(out / SCENARIOS)).scenarios
+    keys = [(r["model"], r["name"], r["run_num"]) for r in document["records"]]
+    evaluations = [load_evaluation(out / canonical_path(*key)) for key in keys]
+    models = {model for model, _, _ in keys} | {*_pinned(out / REVISIONS)}
+    expected = expected_evaluations(scenarios, models, {run for _, _, run in keys})
+    verdict = json.loads(json.dumps(compile_verdict(manifest, evaluations, expected)))
+    if wrong := next(iter(differences("", document, verdict)), ""):
+        raise ContractError(f"does not follow from its evaluations: {wrong}", where=str(path))
+    options = ReportOptions(provenance="host", assurance="off")
+    for evaluation in evaluations:
+        if evaluation.report is None:
+            continue
+        place = out / evaluation.path / REPORT_NAME
+        found = verify_report(read_bytes(place), None, str(place), options)
+        if not found.sound:
+            raise ContractError(found.findings[0].message, where=str(place))
+        if not found.replayed:
+            return judged._replace(believed=f"{evaluation.path} holds no evidence to recompute")
+    return judged
+
+
+def _pinned(path: Path) -> Iterator[str]:
+    """The models of a suite, each of which has to be judged."""
+    models = read_json_object(path).get("models") if path.is_file() else None
+    yield from models if isinstance(models, dict) else ()
 
 
 def _bad(word: str) -> str:
@@ -200,7 +258,8 @@ def _report(path: Path) -> Judged:
     model = str(signals.block(result.report, "meta").get("model_id", "model"))
     why = "; ".join(reasons)
     line = f"{found.upper()}: {name} on {model}" + (f": {why}" if why else "")
-    return found, line, [Case(model, name, why, found == INCONCLUSIVE)]
+    believed = "" if result.replayed else "the report holds no evidence to recompute it from"
+    return Judged(found, line, [Case(model, name, why, found == INCONCLUSIVE)], believed)
 
 
 def _named(reason: str, report: Mapping[str, Any]) -> str:
@@ -214,13 +273,14 @@ def _named(reason: str, report: Mapping[str, Any]) -> str:
 
 
 def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
-    """What is said by a pack that verifies, by the signer that the options name (0), or why it
-    does not (the exit code of the verification)."""
+    """What is said by a pack that verifies and whose verdict was recomputed, by the signer that
+    the options name (0), or why it does not (the exit code of the verification)."""
     from invarlock.evidence.result import VerifyOptions
     from invarlock.evidence.verify import verify_pack
 
     pinned, trusted, store = signers(args)
     options = VerifyOptions(
+        replay=True,
         pinned=pinned,
         trusted=trusted,
         trust_store=str(store) if store else None,
@@ -230,13 +290,12 @@ def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
     if result.exit_code:
         why = "; ".join(result.errors[:3])
         cases = [Case("pack", "verify", "; ".join(result.errors))]
-        return result.exit_code, (FAIL, f"NOT VERIFIED: {why}", cases)
+        return result.exit_code, Judged(FAIL, f"NOT VERIFIED: {why}", cases)
     assert result.tree is not None  # it verified
-    verdict = result.claims.verdict or result.tree.json_object(VERDICTS[0])
-    outcome, line, cases = _verdict(verdict, str(args.path))
+    assert result.claims.verdict is not None  # which a replay demands
+    outcome, line, cases, _ = _verdict(result.claims.verdict, str(args.path))
     signed = f"signed by {result.signer}, {result.authenticity}" if result.signer else "unsigned"
-    believed = "" if result.claims.verdict else "; the verdict is only believed"
-    judged = outcome, f"{line}; {signed}{believed}", [*cases, Case("pack", "verify", "")]
+    judged = Judged(outcome, f"{line}; {signed}", [*cases, Case("pack", "verify", "")])
     repeats = f"results/{REPEATS}"
     if repeats in result.tree.files:
         judged = _with_repeats(judged, result.tree.json_object(repeats))

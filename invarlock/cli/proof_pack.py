@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from invarlock.cli.evidence_pack import add_verification, allows_unverified, verify_and_print
+from invarlock.cli.evidence_pack import (
+    add_verification,
+    allows_unverified,
+    refused_pack,
+    verify_and_print,
+)
 from invarlock.errors import ConfigError
 from invarlock.evidence import keys
 from invarlock.policy import PROFILES
@@ -48,6 +55,13 @@ def main(args: argparse.Namespace) -> int:
         allow_unsigned=allows_unverified(),
     )
     return verify_and_print(args, lambda: verify_proof_pack(args.pack, options))
+
+
+def refused(words: Sequence[str], line: str, code: int) -> dict[str, Any]:
+    """The result of a verification whose options or whose pack could not be used."""
+    from invarlock.evidence.proof_pack import FORMAT
+
+    return refused_pack(words, line, code, FORMAT)
 
 
 def _pin(text: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from invarlock.cli.output import printing
@@ -29,6 +30,7 @@ def main(args: argparse.Namespace) -> int:
         document = {
             "format_version": FORMAT,
             "ok": not errors,
+            "exit_code": int(bool(errors)),
             "errors": errors,
             "report": escape(args.report),
             "manifest": escape(args.manifest),
@@ -39,6 +41,11 @@ def main(args: argparse.Namespace) -> int:
     with printing():
         print("\n".join(lines))
     return 1 if errors else 0
+
+
+def refused(_: Sequence[str], line: str, code: int) -> dict[str, object]:
+    """The document of a command whose words could not be used."""
+    return {"format_version": FORMAT, "ok": False, "exit_code": code, "errors": [escape(line)]}
 
 
 def _errors(report: Path, manifest: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from invarlock.cli.output import printing
@@ -15,6 +16,7 @@ from invarlock.evidence.report_verify import (
     ReportResult,
     envelope,
     exit_code,
+    unloaded,
     verify_report,
 )
 from invarlock.files import read_bytes, read_json_object, write_json
@@ -30,12 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("report", type=Path, nargs="+", metavar="REPORT", help=f"{REPORT_NAME}, or its folder")
-    add("--baseline", type=Path, metavar="FILE", help="the baseline's report: check parity")
+    add("--baseline", type=Path, metavar="FILE", help="the baseline's run (report.json): compare")
     add(
         "--profile",
         choices=PROFILES,
         default="dev",
-        help="dev: the report is true; ci, release: and acceptable",
+        help="dev: what the report says is true, PASS or FAIL; ci, release: and acceptable",
     )
     add(
         "--assurance",
@@ -75,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
         tolerance=args.tolerance,
         fail_on_warnings=args.fail_on_warnings or WARNING_POLICIES[args.warning_policy],
         require_replay=args.replay,
+        truth_only=args.profile == "dev",
     )
     try:
         baseline = read_json_object(_baseline(args.baseline)) if args.baseline else None
@@ -96,6 +99,11 @@ def main(args: argparse.Namespace) -> int:
             for result in results:
                 _print(result)
     return exit_code(results, args.profile)
+
+
+def refused(_: Sequence[str], line: str, code: int) -> dict[str, object]:
+    """The ``verify-v1`` envelope of a command that could not look at any report."""
+    return unloaded(escape(line), code)
 
 
 def _load(path: Path) -> tuple[Path, bytes, bytes | None]:
@@ -132,5 +140,7 @@ def _print_point(result: ReportResult) -> None:
     print(
         f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} {what}={point} "
         f"ci={ci} width={width} outcome={shown['outcome'] or '-'} "
-        f"replayed={'yes' if result.replayed else 'no'}"
+        f"replayed={'yes' if result.replayed else 'no'} "
+        f"mode={escape(shown['verification']['runtime_provenance']['declared_mode'])} "
+        f"says={'PASS' if result.passes else 'FAIL'}"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from invarlock.errors import InputError, InvarlockError
-from invarlock.evidence import escape
+from invarlock.evidence import escape, spoken_of
 from invarlock.evidence.findings import dig, first_text
 from invarlock.evidence.manifest import (
     LEVELS,
@@ -36,6 +36,8 @@ from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 README = "README.md"
 REVISIONS = "metadata/model_revisions.json"
 SWEEP = "results/guard_value_all_guard_probe_sweep.json"
+# Members of records that verdicts of earlier versions do not have.
+ADDED = ("baseline_sha256", "subject_sha256")
 MAX_DIFFERENCES = 20  # listed of one document
 MAX_EXPECTED = 20_000  # evaluations that scenarios, models and runs of one pack can ask for
 _RUN = re.compile(r"run_([1-9][0-9]{0,5})")
@@ -48,34 +50,47 @@ class Claims:
     recorded: str | None = None
     verdict: Mapping[str, Any] | None = None
     why_believed: str = ""
+    absent: list[str] = field(default_factory=list)  # what a believed verdict speaks of
     evidence_level: str | None = None
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by report folder
     documents: dict[str, object] = field(default_factory=dict)  # recomputed, by path in the pack
     findings: list[str] = field(default_factory=list)
 
 
-def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry] | None) -> Claims:
+def check(
+    tree: Tree,
+    manifest: Mapping[str, Any],
+    scenarios: Mapping[str, Entry] | None,
+    *,
+    reports_follow: bool = True,
+) -> Claims:
     """Recompute verdict, summaries and evidence level; findings where the pack claims otherwise.
+
+    ``reports_follow``: a later step refuses runtime manifests that are missing or unusable, and
+    says so; the level that they cost is no finding of its own then.
 
     The verdict can be recomputed when the pack holds its scenarios and an outcome beside every
     report (packs of published versions hold no outcomes).
     """
     claims = Claims()
-    recorded: Mapping[str, Any] = {}
-    if VERDICT in tree.files:
-        try:
-            recorded = tree.json_object(VERDICT)
-        except InputError as error:
-            claims.findings.append(escape(error))
-        claims.recorded = first_text(recorded.get("verdict"))
+    recorded = _recorded(tree, claims)
+    claims.recorded = first_text(*(document.get("verdict") for document in recorded.values()))
     _recompute(tree, scenarios, claims)
     if claims.verdict is not None:
         claims.findings += _compare(tree, recorded, claims)
+    elif not claims.findings:
+        for path, document in recorded.items():
+            spoken = spoken_of.check(tree, document)
+            claims.findings += [f"{path}: {line}" for line in spoken.wrong]
+            claims.absent += [f"{path}: {line}" for line in spoken.absent]
     tree.outlines.clear()  # what follows reads each report in full
     claims.findings += _first_line(tree, claims)
     claims.evidence_level = level(tree, manifest, scenarios, claims.verdict)
     claimed = manifest.get("evidence_level")
-    if claimed in LEVELS and LEVELS.index(claimed) > LEVELS.index(claims.evidence_level):
+    told = reports_follow and any(_mode(tree, place) is None for place in places(tree))
+    if claimed not in LEVELS or told:
+        return claims
+    if LEVELS.index(claimed) > LEVELS.index(claims.evidence_level):
         claims.findings.append(
             f"manifest.json: /evidence_level is {claimed}; "
             f"the pack supports {claims.evidence_level}"
@@ -84,6 +99,22 @@ def check(tree: Tree, manifest: Mapping[str, Any], scenarios: Mapping[str, Entry
 
 
 # --- verdict -------------------------------------------------------------------------------
+
+
+def _recorded(tree: Tree, claims: Claims) -> dict[str, Mapping[str, Any]]:
+    """The verdicts that a pack holds, by path; they have to say the same word."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in VERDICTS:
+        if path in tree.files:
+            try:
+                found[path] = tree.json_object(path)
+            except InputError as error:
+                claims.findings.append(escape(error))
+    words = {path: document.get("verdict") for path, document in found.items()}
+    if len({*map(repr, words.values())}) > 1:
+        said = ", ".join(f"{path} {_short(word)}" for path, word in words.items())
+        claims.findings.append(f"two verdicts that differ: {said}")
+    return found
 
 
 def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims) -> None:
@@ -177,12 +208,16 @@ def _pinned_models(tree: Tree) -> set[str]:
     return {name for name in models if isinstance(name, str)} if isinstance(models, dict) else set()
 
 
-def _compare(tree: Tree, recorded: Mapping[str, Any], claims: Claims) -> Iterator[str]:
+def _compare(
+    tree: Tree, recorded: Mapping[str, Mapping[str, Any]], claims: Claims
+) -> Iterator[str]:
     """Where the recorded verdict, its summaries and its text depart from the recomputed one."""
     from invarlock.verdict.text import first_line
 
     verdict = claims.verdict or {}
-    documents: list[tuple[str, object, object]] = [(VERDICT, recorded, verdict)]
+    documents: list[tuple[str, object, object]] = [
+        (path, recorded.get(path, {}), verdict) for path in {VERDICT: None, **recorded}
+    ]
     for path, computed in claims.documents.items():
         if path in tree.files:
             try:
@@ -192,7 +227,7 @@ def _compare(tree: Tree, recorded: Mapping[str, Any], claims: Claims) -> Iterato
             else:
                 documents.append((path, stored, json.loads(json.dumps(computed))))
     for path, stored, computed in documents:
-        lines = list(_differences("", stored, computed))
+        lines = list(differences("", stored, computed))
         for line in lines[:MAX_DIFFERENCES]:
             yield f"{path}: {line}"
         if len(lines) > MAX_DIFFERENCES:
@@ -204,17 +239,20 @@ def _compare(tree: Tree, recorded: Mapping[str, Any], claims: Claims) -> Iterato
         yield f"{text}: does not begin with the recomputed verdict"
 
 
-def _differences(pointer: str, stored: object, computed: object) -> Iterator[str]:
+def differences(pointer: str, stored: object, computed: object) -> Iterator[str]:
+    """Where a stored document departs from the recomputed one, as ``/pointer ...`` lines."""
     if isinstance(stored, dict) and isinstance(computed, dict):
         for key in sorted({*stored, *computed}):
             at = f"{pointer}/{escape(key)[:60]}"
+            if key in ADDED and key not in stored:
+                continue
             if key not in stored or key not in computed:
                 yield f"{at} is {'missing' if key in computed else 'not known'}"
             else:
-                yield from _differences(at, stored[key], computed[key])
+                yield from differences(at, stored[key], computed[key])
     elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
         for index, (mine, other) in enumerate(zip(stored, computed, strict=True)):
-            yield from _differences(f"{pointer}/{index}", mine, other)
+            yield from differences(f"{pointer}/{index}", mine, other)
     elif type(stored) is not type(computed) or stored != computed:
         yield f"{pointer or '/'} is {_short(stored)}; the reports give {_short(computed)}"
 
@@ -273,7 +311,7 @@ def level(
             failed_reports=failed,
             has_source=referenced(manifest, "/invocation/config_source"),
             has_environment=referenced(manifest, "/environment"),
-            all_container=all(_container(tree, place) for place in found),
+            all_container=all(_mode(tree, place) == "container" for place in found),
         )
     )
 
@@ -287,9 +325,9 @@ def expects_pass(place: Place, scenarios: Mapping[str, Entry] | None) -> bool:
     return not place.below_errors
 
 
-def _container(tree: Tree, place: Place) -> bool:
+def _mode(tree: Tree, place: Place) -> object:
+    """The execution mode of a report's runtime manifest; None where it is missing or unusable."""
     try:
-        manifest = tree.json_object(place.folder + RUNTIME_MANIFEST)
+        return tree.json_object(place.folder + RUNTIME_MANIFEST).get("execution_mode")
     except InputError:
-        return False
-    return manifest.get("execution_mode") == "container"
+        return None

@@ -8,15 +8,16 @@ from typing import Any, Literal, NamedTuple
 
 # What hostile evidence of a shape that its schema allows can raise in a check.
 UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
-Kind = Literal["malformed", "contradiction", "missing", "policy"]
+Kind = Literal["malformed", "contradiction", "missing", "incomparable", "policy"]
 
 
 class Finding(NamedTuple):
     """One finding.
 
     ``kind``: ``malformed`` - no v1 report; ``contradiction`` - two recorded things, or a record
-    and its recomputation, disagree; ``missing`` - evidence that is needed is absent; ``policy`` -
-    recorded honestly, and not acceptable. ``code`` is a published error code where one exists.
+    and its recomputation, disagree; ``missing`` - evidence that is needed is absent;
+    ``incomparable`` - recorded honestly, and two runs that cannot be compared; ``policy`` - recorded honestly, and
+    not acceptable. ``code`` is a published error code where one exists.
     """
 
     code: str

@@ -38,6 +38,7 @@ def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
         "format_version": FORMAT,
         "pack": result.pack,
         "ok": ok,
+        "exit_code": result.exit_code,
         "manifest": {
             "valid": steps.get("manifest", False),
             "format": PACK_FORMAT if steps.get("manifest") else None,

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import Code, coherence, escape
 from invarlock.evidence.claims import expects_pass
-from invarlock.evidence.findings import UNREADABLE, dig
+from invarlock.evidence.findings import UNREADABLE, Kind, dig
 from invarlock.evidence.identity import Identities
 from invarlock.evidence.report_verify import (
-    PRESET,
     REPLAYED,
     ReportOptions,
     ReportResult,
@@ -48,6 +47,10 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             step.findings.append("reports/: there is no report")
         elif not expected_pass:
             step.findings.append("reports/: no report has to pass, so nothing shows that any can")
+    if options.strict or options.replay:
+        step.findings += result.claims.absent
+    else:
+        result.warnings += result.claims.absent
     if options.replay and result.claims.verdict is None and found:
         step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
     results = []
@@ -108,10 +111,11 @@ def _failures(
     admitted = record is not None and record["as_expected"] is not True
     tolerated = admitted and (options.profile == "dev" or options.pack_whatever_is_true)
     must_pass = expects_pass(place, scenarios) and not tolerated
+    borne = () if must_pass else _borne(report, record is not None or options.replay)
     lines = [
         f"{finding.code} {escape(finding.message)}"
         for finding in report.findings
-        if must_pass or finding.kind != "policy" or finding.code == "PROVENANCE"
+        if finding.kind not in borne or finding.code == "PROVENANCE"
     ]
     if record is not None:
         why = str(record["why"]) if admitted else ""
@@ -123,6 +127,17 @@ def _failures(
     elif why:
         lines.append(f"not as expected: {escape(why)}")
     return lines
+
+
+def _borne(report: ReportResult, complete: bool) -> tuple[Kind, ...]:
+    """The kinds of finding by which a report may fail that is there to fail.
+
+    Packs of ours are complete. Of published ones a damaged subject may leave no metric, no
+    evidence and nothing that could be compared; that its report says so is no contradiction.
+    """
+    if complete or report.report is None:
+        return ("policy",)
+    return ("policy", "missing", "incomparable", "malformed")
 
 
 def _shared(
@@ -151,6 +166,8 @@ def _shared(
 
 def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
     """What no check of the pack could recompute; what replayed reports leave open, once."""
+    from invarlock.reporting.replay import PRESET
+
     lines, left_open = [], Counter[str]()
     for place, report in zip(found, results, strict=True):
         if report.replayed:

@@ -18,6 +18,7 @@ from invarlock.evidence.findings import Finding, Kind, dig, first_text
 from invarlock.files import parse_json
 from invarlock.reporting.runtime_manifest import NAME
 
+UNKNOWN = "unknown"
 PROVENANCE_MODES = ("declared", "container", "host")
 _PINNED = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
 
@@ -74,7 +75,7 @@ def declared_mode(report: Mapping[str, Any]) -> str:
             dig(report, "provenance", "execution_mode"),
             dig(report, "meta", "execution_mode"),
         )
-        or "unknown"
+        or UNKNOWN
     )
 
 
@@ -97,6 +98,8 @@ def check(
         result.issues += [("verifier_failed", f"{NAME}: {line}") for line in wrong]
         return result
     result.execution_mode = document["execution_mode"]
+    if result.declared == UNKNOWN:  # by the report; then the manifest alone declares it
+        result.declared = document["execution_mode"]
     if mode == "container" and document["execution_mode"] != "container":
         result.issues.append(
             (
@@ -114,7 +117,7 @@ def check(
                 f"the report's digest is {report_sha256} (mismatch)",
             )
         )
-    if result.declared not in ("unknown", document["execution_mode"]):
+    if result.declared != document["execution_mode"]:
         result.issues.append(
             (
                 "verifier_failed",

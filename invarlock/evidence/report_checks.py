@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from invarlock.errors import ConfigError
-from invarlock.evidence.findings import Finding, dig, first_text, number, numbers
+from invarlock.evidence.findings import Finding, Kind, dig, first_text, number, numbers
 from invarlock.files import contract_hash
 from invarlock.policy import load_policy
 from invarlock.reporting import signals
@@ -21,6 +21,7 @@ RATIO_TOLERANCE = 1e-6  # relative or absolute, of ratio against final / baselin
 INTERVAL_TOLERANCE = 5e-4  # of display_ci against exp(ci), times max(1, |exp(ci)|)
 MIN_MATCH = 0.999999  # share of windows that must be paired
 MAX_OVERLAP = 1e-9  # share of windows that may be in both arms
+MEASURED = ("preview", "final", "ratio_vs_baseline", "display_ci")
 RELEASE_GATES = (
     "primary_metric_acceptable",
     "preview_final_drift_acceptable",
@@ -53,6 +54,7 @@ def rejected(report: Report) -> bool:
 def check(report: Report, profile: str) -> list[Finding]:
     """Every finding of the matrix for a report that follows its schema, in row order."""
     rows: list[Callable[[Report, str], list[Finding]]] = [
+        _measured,
         _digests,
         _ratio,
         _pairing,
@@ -66,6 +68,23 @@ def check(report: Report, profile: str) -> list[Finding]:
     return [finding for row in rows for finding in row(report, profile)]
 
 
+def _measured(report: Report, _: str) -> list[Finding]:
+    """[4] what v1 requires of a metric, unless it says itself that it has no usable value.
+
+    One cluster of windows has no interval, and its comparison decides nothing.
+    """
+    metric = report["primary_metric"]
+    if metric.get("invalid") is True or metric.get("degraded") is True:
+        return []
+    undecided = metric.get("decision") == "inconclusive"
+    needed = MEASURED[:-1] if undecided else MEASURED
+    return [
+        Finding("E601", "malformed", f"/primary_metric lacks the key {name}")
+        for name in needed
+        if name not in metric
+    ]
+
+
 def _digests(report: Report, profile: str) -> list[Finding]:
     """[2, C] the digest of the window ids."""
     if profile != "dev" and not first_text(
@@ -75,32 +94,24 @@ def _digests(report: Report, profile: str) -> list[Finding]:
     return []
 
 
-def _ratio(report: Report, profile: str) -> list[Finding]:
-    """[6, 7, 8] the ratio is final over baseline; without a baseline nothing is compared."""
+def _ratio(report: Report, _: str) -> list[Finding]:
+    """[6, 7] the ratio is final over baseline; without a baseline nothing is compared."""
     metric = report["primary_metric"]
     final = number(metric.get("final"))
     if rejected(report) and final is None:
         return []  # declared; the pairing row says what it means
     if not metric["kind"].startswith("ppl"):
-        if number(metric.get("ratio_vs_baseline")) is None:
-            text = "/primary_metric/ratio_vs_baseline is missing"
-            return [Finding("E602", "missing", text)]
         return []
-    if final is None:
-        text = "/primary_metric/final is missing and not declared invalid"
-        return [] if profile == "dev" else [Finding("POLICY", "missing", text)]
     base = number(dig(report, "baseline_ref", "primary_metric", "final"))
-    if base is None:
-        return []
     ratio = number(metric.get("ratio_vs_baseline"))
+    if final is None or base is None or ratio is None:
+        return []  # what has to be there is row 4
     if base <= 0 or final <= 0:
         text = "/primary_metric/final and its baseline must be positive"
         return [Finding("E602", "contradiction", text)]
-    close = ratio is not None and math.isclose(
-        ratio, final / base, rel_tol=RATIO_TOLERANCE, abs_tol=RATIO_TOLERANCE
-    )
-    if not close:
-        text = f"/primary_metric/ratio_vs_baseline is {ratio}; expected {final / base} (mismatch)"
+    wanted = final / base
+    if not math.isclose(ratio, wanted, rel_tol=RATIO_TOLERANCE, abs_tol=RATIO_TOLERANCE):
+        text = f"/primary_metric/ratio_vs_baseline is {ratio}; expected {wanted} (mismatch)"
         return [Finding("E602", "contradiction", text)]
     return []
 
@@ -114,14 +125,15 @@ def _pairing(report: Report, _: str) -> list[Finding]:
     stats, at = windows["stats"], "/dataset/windows/stats"
     found = []
 
-    def expect(holds: bool, text: str) -> None:
+    def expect(holds: bool, text: str, kind: Kind = "incomparable") -> None:
         if not holds:
-            found.append(Finding("E001", "contradiction", text))
+            found.append(Finding("E001", kind, text))
 
     reason = stats.get("window_pairing_reason")
     expect(reason is None, f"{at}/window_pairing_reason is {str(reason)[:80]!r}; expected null")
     paired = number(stats.get("paired_windows"))
-    expect(paired is not None and paired > 0, f"{at}/paired_windows is not above 0")
+    some = paired is not None and paired > 0
+    expect(some, f"{at}/paired_windows is not above 0")
     match = number(stats.get("window_match_fraction"))
     expect(
         match is not None and match >= MIN_MATCH,
@@ -134,10 +146,12 @@ def _pairing(report: Report, _: str) -> list[Finding]:
     )
     for arm in ("preview", "final"):
         count, used = windows[arm], dig(stats, "coverage", arm, "used")
-        expect(count == used, f"/dataset/windows/{arm} is {count}; coverage used {used} (mismatch)")
+        text = f"/dataset/windows/{arm} is {count}; coverage used {used} (mismatch)"
+        expect(count == used, text, "contradiction")
     expect(  # published: compared with preview, although the pairs come from final
-        paired in (windows["preview"], windows["final"]),
+        not some or paired in (windows["preview"], windows["final"]),
         f"{at}/paired_windows is {paired}; expected {windows['final']} (mismatch)",
+        "contradiction",
     )
     return found
 
@@ -251,7 +265,7 @@ def _tokenizer(report: Report, _: str) -> list[Finding]:
     base = first_text(dig(report, "baseline_ref", "tokenizer_hash"))
     if own and base and own != base:
         text = "/baseline_ref/tokenizer_hash differs from the subject's tokenizer (mismatch)"
-        return [Finding("E002", "policy" if rejected(report) else "contradiction", text)]
+        return [Finding("E002", "policy" if rejected(report) else "incomparable", text)]
     return []
 
 
@@ -272,7 +286,8 @@ def _contracts(report: Report, profile: str) -> list[Finding]:
         same = contract_hash(own) == contract_hash(policy) == recorded
         if not same or dig(block, "measurement_contract_match") is not True:
             text = f"/{guard}/measurement_contract differs from the resolved policy (mismatch)"
-            found.append(Finding("E602", "contradiction", text))
+            admitted = dig(block, "measurement_contract_match") is False
+            found.append(Finding("E602", "incomparable" if admitted else "contradiction", text))
     return found
 
 
@@ -300,24 +315,6 @@ def _release(report: Report, profile: str) -> list[Finding]:
         for gate in gates
         if dig(flags, gate) is not True
         and gate not in ("primary_metric_acceptable", "preview_final_drift_acceptable")  # [13, 14]
-    ]
-
-
-def parity(report: Report, baseline: Mapping[str, Any]) -> list[Finding]:
-    """[3] with ``--baseline``: both runs saw the same windows through the same tokenizer."""
-    pairs = (("E006", "ids_sha256"), ("E002", "tokenizer_sha256"), ("E003", "masking_sha256"))
-    mine = dig(report, "provenance", "provider_digest")
-    theirs = dig(baseline, "provenance", "provider_digest")
-    if not first_text(dig(theirs, "ids_sha256")):
-        return [Finding("E004", "missing", "the baseline report records no provider digest")]
-    return [
-        Finding(
-            code,
-            "contradiction",
-            f"/provenance/provider_digest/{key} differs from the baseline's (mismatch)",
-        )
-        for code, key in pairs
-        if (dig(mine, key) or dig(theirs, key)) and dig(mine, key) != dig(theirs, key)
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
-from invarlock.evidence import assurance, coherence, provenance, report_checks
+from invarlock.evidence import assurance, parity, provenance, report_checks
 from invarlock.evidence.findings import UNREADABLE, Finding, dig, number, numbers
 from invarlock.files import parse_json, sha256_bytes
 from invarlock.metrics import ARMS
@@ -24,14 +24,9 @@ REPORT_NAME = "evaluation.report.json"
 MAX_REPLICATES = 100_000  # bootstrap replicates that a replay may be asked for
 MAX_DRAWS = 20_000_000  # replicates x windows of a replay: drawn in parts, about a second
 MAX_FINDINGS = 200  # of one report that are listed; a pack has up to 2,000 reports
+CONTRADICTIONS = ("malformed", "contradiction", "incomparable")
 TYPED_ERRORS = ("E002", "E003", "E004", "E006", "E602")
 REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
-# What a report alone cannot show; the preset can be traced where a pack holds it.
-PRESET = "that the thresholds are those of the preset it names"
-FINDINGS = "findings of the invariants, from files that are not here; digests of what guards ran"
-COST = "bytes of the probes, and losses without their hooks"
-VOCABULARY = "how many token ids the windows use, from windows that are not here"
-QUANTILES = "quantiles of the shift of the predictions, within their histograms' bins"
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,8 @@ class ReportOptions:
 
     ``profile``: dev | ci | release; ``assurance``: off | report | strict; ``provenance``:
     declared | container | host; ``tolerance``: relative and absolute, of recomputed numbers;
-    ``require_replay``: evidence that is missing is a finding.
+    ``require_replay``: evidence that is missing is a finding; ``truth_only``: a report that says
+    itself that it does not pass is in order, if that is true.
     """
 
     profile: str = "dev"
@@ -49,6 +45,7 @@ class ReportOptions:
     tolerance: float = 1e-9
     fail_on_warnings: bool = False
     require_replay: bool = False
+    truth_only: bool = False
 
 
 @dataclass
@@ -69,6 +66,11 @@ class ReportResult:
         return not self.findings
 
     @property
+    def passes(self) -> bool:
+        """Whether the report says of its subject that it passes."""
+        return self.report is not None and report_checks.report_passes(self.report)
+
+    @property
     def reason(self) -> str:
         """``ok``, ``policy_fail`` or ``malformed``."""
         if self.ok:
@@ -79,7 +81,7 @@ class ReportResult:
     @property
     def sound(self) -> bool:
         """Whether what the report says is true, good or not: no contradiction in it."""
-        return not any(f.kind in ("malformed", "contradiction") for f in self.findings)
+        return not any(f.kind in CONTRADICTIONS for f in self.findings)
 
     def exit_code(self, profile: str) -> int:
         """0 ok, 1 policy, 2 malformed, 3 typed error in profiles ci and release."""
@@ -101,6 +103,7 @@ class ReportResult:
             "schema_version": "v1",
             "kind": metric.get("kind", ""),
             "ok": self.ok,
+            "passes": self.passes,
             "reason": self.reason,
             "ratio_vs_baseline": number(metric.get("ratio_vs_baseline")),
             "ci": numbers(metric.get("display_ci")),
@@ -157,10 +160,10 @@ def verify_report(
         return found
 
     steps: list[Callable[[], list[Finding]]] = [
-        lambda: report_checks.check(report, options.profile),
-        lambda: report_checks.parity(report, baseline) if baseline is not None else [],
+        lambda: _matrix(report, options),
+        lambda: parity.check(report, baseline) if baseline is not None else [],
         shown.findings,
-        lambda: assurance.check(report, options.assurance, shown.verified),
+        lambda: assurance.check(report, _demanded(report, options), shown.verified),
         recompute,
         lambda: _refused_warnings(report, options),
         lambda: _replay(result, report, options),
@@ -174,6 +177,23 @@ def verify_report(
             result.findings.append(Finding("E602", "contradiction", text))
     result.findings = _bounded(result.findings)
     return result
+
+
+def _matrix(report: Mapping[str, Any], options: ReportOptions) -> list[Finding]:
+    """The rows of the check matrix; where only the truth is asked for, without those that a true
+    report breaks: its gates, the lints that name them, and that nothing was measured."""
+    found = report_checks.check(report, options.profile)
+    return [f for f in found if not (options.truth_only and f.kind == "policy")]
+
+
+def _demanded(report: Mapping[str, Any], options: ReportOptions) -> str:
+    """The assurance that is asked for; a report that says that it fails claims none."""
+    admitted = dig(report, "assurance", "verdict") == "fail"
+    return (
+        "off"
+        if options.truth_only and options.assurance == "report" and admitted
+        else (options.assurance)
+    )
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:
@@ -206,25 +226,12 @@ def _replay(
     too_much = _too_much(report)
     if too_much:
         return [Finding("E602", "contradiction", too_much)]
-    from invarlock.evidence import derived
-    from invarlock.reporting.replay import replay
+    from invarlock.reporting.replay import believed, replay
 
     result.replayed = True
-    result.believed += [claim for claim, made in _not_recomputed(report) if made]
-    replayed = replay(report, options.tolerance)
-    lines = [*replayed, *coherence.check(report), *derived.check(report)]
+    result.believed += believed(report)
+    lines = replay(report, options.tolerance)
     return [Finding("E602", "contradiction", f"replay: {line}") for line in lines]
-
-
-def _not_recomputed(report: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What a replay takes from the report as it is, and whether this report says it."""
-    return [
-        (PRESET, bool(dig(report, "policy_provenance", "preset_sha256"))),
-        (FINDINGS, dig(report, "invariants", "evaluated") is True),
-        (COST, dig(report, "guard_overhead", "evaluated") is True),
-        (VOCABULARY, isinstance(dig(report, "vocabulary"), Mapping)),
-        (QUANTILES, dig(report, "distribution", "evaluated") is True),
-    ]
 
 
 def _has_evidence(report: Mapping[str, Any]) -> bool:
@@ -266,6 +273,7 @@ def envelope(results: Sequence[ReportResult], profile: str) -> dict[str, Any]:
         "evaluation_report": {"count": len(results)},
         "results": [result.to_json() for result in results],
         "component": "cli",
+        "exit_code": exit_code(results, profile),
     }
     for result in results:
         typed = [
@@ -281,6 +289,25 @@ def envelope(results: Sequence[ReportResult], profile: str) -> dict[str, Any]:
                 "context": {"path": result.ident},
             }
     return document
+
+
+def unloaded(line: str, code: int) -> dict[str, Any]:
+    """The envelope where no report could be looked at, as published, with the reason."""
+    return {
+        "format_version": FORMAT,
+        "summary": {"ok": False, "reason": "malformed"},
+        "evaluation_report": {"count": 0},
+        "results": [],
+        "component": "cli",
+        "exit_code": code,
+        "resolution": {"exit_code": code},
+        "error": {
+            "code": "USAGE",
+            "category": "usage",
+            "recoverable": True,
+            "context": {"message": line},
+        },
+    }
 
 
 def exit_code(results: Sequence[ReportResult], profile: str) -> int:

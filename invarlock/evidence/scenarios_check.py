@@ -9,9 +9,10 @@ from typing import Any
 from invarlock.agreement import departures, stated_parameters
 from invarlock.errors import InputError
 from invarlock.evidence import escape
-from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.findings import dig, first_text, number
 from invarlock.evidence.tree import REPORT_NAME, Tree
 from invarlock.files import parse_json
+from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.tuned import MARK, ORDER, SELECTED
 
 SCENARIOS = "metadata/scenarios.json"
@@ -29,17 +30,18 @@ DEPLOYABLE = "deployable_optimized_subject"
 FAULT = "fault_injection_fixture"
 EVIDENCE_ONLY = "evidence_only_pack"  # reports of a checkpoint that the run did not make
 CLASSES = {"error": FAULT, "deployable_edit": DEPLOYABLE, "edit": VALIDATION}
+INVENTORY, MEMORY = "backend_inventory.json", "memory_report.json"
 # Sidecars of a deployable subject: schema, and the members that must be exactly true.
 DEPLOYABLE_SIDECARS = {
     "deployable_artifact_validation.json": (
         "invarlock/deployable-artifact-validation-v1",
         ("ok", "load_smoke", "inference_smoke"),
     ),
-    "backend_inventory.json": (
+    INVENTORY: (
         "invarlock/backend-inventory-v1",
         ("load_smoke", "inference_smoke"),
     ),
-    "memory_report.json": ("invarlock/deployable-memory-report-v1", ("ok",)),
+    MEMORY: ("invarlock/deployable-memory-report-v1", ("ok",)),
     "load_smoke.json": ("invarlock/deployable-load-smoke-v1", ("ok",)),
     "inference_smoke.json": ("invarlock/deployable-inference-smoke-v1", ("ok",)),
 }
@@ -125,10 +127,15 @@ def read_scenarios(tree: Tree) -> tuple[dict[str, Entry] | None, list[str]]:
 
 
 def check_json(tree: Tree) -> list[str]:
-    """Findings about JSON that has no or more than one reading; reports have their own step."""
+    """Findings about JSON that has no or more than one reading.
+
+    Reports, and the runtime manifests beside them, have their own step.
+    """
     findings = []
     for path in sorted(tree.files):
-        if path.endswith(".json") and not path.endswith("/" + REPORT_NAME):
+        folder, _, name = path.rpartition("/")
+        beside = name == RUNTIME_MANIFEST and f"{folder}/{REPORT_NAME}" in tree.files
+        if name.endswith(".json") and name != REPORT_NAME and not beside:
             try:
                 parse_json(tree.data(path), escape(path))
             except InputError as error:
@@ -233,7 +240,7 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
     found += _same_checkpoints(tree, place, name, document)
     if takes_tuned(entry) and TUNED in tree.files:
         found += [f"{name}: {text}" for text in _tuned(tree, place, document)]
-    return found + (_sidecars(tree, place) if kind == DEPLOYABLE else [])
+    return found + (sidecars(tree, place) if kind == DEPLOYABLE else [])
 
 
 def _departure(key: str, wanted: object, found: object) -> str:
@@ -279,11 +286,70 @@ def _tuned(tree: Tree, place: Place, metadata: Mapping[str, Any]) -> Iterator[st
             yield f"the report is judged on the {name} windows of the search in {TUNED}"
 
 
-def _sidecars(tree: Tree, place: Place) -> list[str]:
+def sidecars(tree: Tree, place: Place) -> list[str]:
+    """Findings about the five sidecars of a deployable subject."""
     found = []
+    documents: dict[str, Mapping[str, Any]] = {}
     for name, (schema, true) in DEPLOYABLE_SIDECARS.items():
         document, problem = _read(tree, place.folder + name)
         wrong = [key for key in true if document.get(key) is not True]
         if problem or document.get("schema") != schema or wrong:
             found.append(f"{name}: {problem or 'schema or ' + ', '.join(true) + ' do not hold'}")
+        else:
+            documents[name] = document
+            found += [f"{name}: {line}" for line in _stated(document)]
+    inventory, memory = (documents.get(name) for name in (INVENTORY, MEMORY))
+    if inventory is not None:
+        found += [f"{INVENTORY}: {line}" for line in _inventory(inventory)]
+    if memory is not None:
+        found += [f"{MEMORY}: {line}" for line in _memory(memory)]
     return found
+
+
+def _stated(document: Mapping[str, Any]) -> Iterator[str]:
+    """Members that a sidecar need not have and that say that something went wrong."""
+    for name in ("ok", "all_logits_finite", "loaded_from_saved_checkpoint"):
+        if name in document and document[name] is not True:
+            yield f"/{name} is {escape(document[name])[:80]}; expected true"
+    if document.get("issues"):
+        yield "/issues is not empty"
+
+
+def _bytes(value: object) -> bool:
+    """Whether a value is a number of bytes that something can have; true is no number."""
+    known = number(value)
+    return known is not None and known > 0 and known == int(known)
+
+
+def _inventory(document: Mapping[str, Any]) -> Iterator[str]:
+    """What the quantized model consists of, and how many bytes it takes."""
+    if not _bytes(dig(document, "memory_footprint", "reported_bytes")):
+        yield "/memory_footprint/reported_bytes is no number of bytes above 0"
+    modules = document.get("quantized_module_count")
+    if type(modules) is not int or modules < 0:
+        yield "/quantized_module_count is no number of modules"
+    if not isinstance(document.get("quantized_module_types"), list):
+        yield "/quantized_module_types is no list"
+
+
+def _memory(document: Mapping[str, Any]) -> Iterator[str]:
+    """Bytes before and after, where they are stated: positive, and the difference is theirs."""
+    before, after = (f"{which}_reported_bytes" for which in ("baseline", "quantized"))
+    sizes = [name for name in (before, after) if name in document]
+    wrong = [name for name in sizes if not _bytes(document[name])]
+    yield from (f"/{name} is no number of bytes above 0" for name in wrong)
+    reduction, ratio = (number(document.get(f"reduction_{what}")) for what in ("bytes", "ratio"))
+    if len(sizes) == 2 and not wrong:
+        saved = document[before] - document[after]
+        if reduction is not None and reduction != saved:
+            yield f"/reduction_bytes is {reduction:g}; the two sizes differ by {saved}"
+    else:
+        saved = reduction
+    if (
+        saved is not None
+        and saved <= 0
+        and document.get("runtime_memory_reduction_observed") is True
+    ):
+        yield "/runtime_memory_reduction_observed is true, and nothing was saved"
+    if ratio is not None and not ratio < 1:
+        yield f"/reduction_ratio is {ratio:g}; nothing that is left has no bytes"

@@ -233,7 +233,9 @@ def _claims(
 ) -> None:
     step = Step(7, "claims", Code.INTEGRITY)
     result.steps.append(step)
-    claims = result.claims = pack_claims.check(tree, manifest, scenarios)
+    claims = result.claims = pack_claims.check(
+        tree, manifest, scenarios, reports_follow=not result.options.skip_verify
+    )
     step.findings += claims.findings
     step.findings += identity.check_repeats(tree, manifest)
     if identity.REPEATS in tree.files:

@@ -24,7 +24,7 @@ from invarlock.reporting import tables
 from invarlock.reporting.assurance import assurance_block
 from invarlock.reporting.judgement import Evidence, Judgement, judge
 from invarlock.reporting.primary_metric import baseline_points
-from invarlock.reporting.runs import Comparison, gather, guard_of, pairing
+from invarlock.reporting.runs import Comparison, RecordedShift, gather, guard_of, pairing
 from invarlock.reporting.telemetry import telemetry_block
 
 Document = dict[str, Any]
@@ -85,7 +85,12 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             "assurance": {"mode": comparison.assurance},
             "guard_chain_observed": [g["name"] for g in subject["guards"]],
             "execution_log": [
-                {"guard": g["name"], "phase": g["phase"], "digest": digest_json(g)}
+                # a guard that is read back from a report brings the digest of what it was
+                {
+                    "guard": g["name"],
+                    "phase": g["phase"],
+                    "digest": g.get("digest") or digest_json(g),
+                }
                 for g in subject["guards"]
             ],
             "bootstrap": vars(comparison.bootstrap),
@@ -285,7 +290,9 @@ def _windows(comparison: Comparison) -> Document:
         result[arm] = {column: rows.get(column, []) for column in columns}
         for column in paired:
             result[arm][f"baseline_{column}"] = base[arm][column] if rows else []
-    if comparison.shift is not None:
+    if isinstance(comparison.shift, RecordedShift):
+        result["final"] |= comparison.shift.columns
+    elif comparison.shift is not None:
         final, ends = result["final"], np.cumsum(comparison.shift.token_counts)
         flips = np.add.reduceat(comparison.shift.flips.astype(int), [0, *ends[:-1]])
         agreed = [n - int(f) for n, f in zip(final["token_counts"], flips, strict=True)]

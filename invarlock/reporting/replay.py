@@ -1,42 +1,69 @@
-"""Recompute a report's decisions from the evidence it records, by the packaged tier table.
+"""Write a report again from the evidence it records, and compare.
 
-A report that contradicts its own evidence, or that was judged by other thresholds than the
-tier it names, is not believed.
+``comparison_of`` reads both runs back out of a report; ``evaluation_report``, the function that
+wrote the report, writes it again by the verifier's own tier table. The two have to be equal but
+for what only the run can know (``BELIEVED``). Whatever a later version adds to its reports is
+held to the evidence without a word here, unless it is evidence itself.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from invarlock.errors import ContractError, InvarlockError
-from invarlock.guards import CONTRACTS, moe, rows, variance
+from invarlock.files import digest_json
+from invarlock.guards import CONTRACTS, contract_fields
+from invarlock.guards import rows as token_rows
+from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
+from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics import ARMS, distribution
-from invarlock.metrics.perplexity import Arm, Bootstrap
+from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import Override, Policy, resolve_policy
-from invarlock.reporting import tables
-from invarlock.reporting.judgement import Evidence, Work, judge
-from invarlock.reporting.primary_metric import MetricEvidence, baseline_points
-from invarlock.reporting.runs import arm_from, calibrated, examples_from
+from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.runs import Comparison, RecordedShift
+from invarlock.reporting.tables import BASELINE, HEAD
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
+CALIBRATION = ("windows", "tokens", "window_ids")
+SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
+# A shift of one token, for the members of its summary.
+ONE_TOKEN = distribution.TokenShift(np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), [1], 1)
+# Guards of which a report does not repeat all that they recorded, so that the digest of it is
+# only the run's word.
+UNREPEATED = ("invariants", "rmt")
 Report = Mapping[str, Any]
-_MEASURED = (
-    "measurement_contract",
-    "measurement_contract_hash",
-    "baseline_measurement_contract_hash",
-    "measurement_contract_match",
-    "modules",
-)
-# What stands in a guard's block beside its decision (invarlock.evidence.derived checks it).
-BESIDE: Mapping[str, tuple[str, ...]] = {
-    "spectral": (*_MEASURED, "row_tables"),
-    "rmt": (*_MEASURED, "calibration"),
-    "variance": (*_MEASURED, "tap", "target_module_names", "trial"),
-}
+NOT_RUN = "the windows of a subject that was not run"
+PRESET = "that the thresholds are those of the preset it names"
+# What a report alone can say, by subject and the JSON pointers of it ("*": any one name or index).
+# A pack can trace some of it (``invarlock.evidence``): the preset, the text, the subject.
+BELIEVED: Mapping[str, tuple[str, ...]] = {
+    "losses of the windows, and which documents they are of": (
+        "/evaluation_windows/*/baseline_nll_sum", "/evaluation_windows/*/clusters",
+    ),
+    "statistics of weights, activations and routers, and where they were taken": (
+        "/spectral/modules", "/spectral/row_tables", "/rmt/modules", "/variance/modules",
+        "/moe/routers", "/moe/top_k",
+    ),
+    "findings of the invariants, from files that are not here; digests of what guards ran": (
+        "/invariants/failures", "/context/execution_log/*/digest",
+    ),
+    "how many token ids the windows use, from windows that are not here": ("/vocabulary",),
+    "bytes of the probes, and losses without their hooks": ("/guard_overhead/probe_bytes",),
+    "quantiles of the shift of the predictions, within their histograms' bins": (
+        "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
+    ),
+    "model, edit, text, seeds, device and versions, as the runs name them": (
+        "/meta", "/edit", "/dataset/source", "/dataset/windows/seed",
+        "/provenance/invarlock_version",
+    ),
+    NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
+    PRESET: ("/policy_provenance/preset_sha256",),
+}  # fmt: skip
 
 
 def replay(report: Report, tolerance: float = TOLERANCE) -> list[str]:
@@ -46,13 +73,42 @@ def replay(report: Report, tolerance: float = TOLERANCE) -> list[str]:
         report: an evaluation report that satisfies its contract.
         tolerance: relative and absolute, for recomputed numbers.
     """
+    found: list[str] = []
     try:
-        return _replay(report, tolerance)
+        policy = policy_of(report)
+        found += _lengths(report)
+        if found:
+            return found
+        found += _impossible(report, policy)
+        with np.errstate(all="ignore"):  # hostile numbers are findings, not warnings
+            rebuilt = evaluation_report(comparison_of(report), policy)
+        _take_over(report, rebuilt)
+        found += _departures(rebuilt, report, tolerance)
     except InvarlockError as error:
-        return [str(error)]
+        found.append(str(error))
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         # a report may follow its contract and still hold evidence of an impossible shape
-        return [f"the recorded evidence cannot be read: {type(error).__name__} {error}"]
+        found.append(f"the recorded evidence cannot be read: {type(error).__name__} {error}")
+    return found
+
+
+def believed(report: Report) -> list[str]:
+    """What a report says that no evidence in it shows."""
+    return [
+        subject
+        for subject, pointers in BELIEVED.items()
+        if not (subject == NOT_RUN and _ran(report))
+        and any(_says(report, pointer.split("/")[1:]) for pointer in pointers)
+    ]
+
+
+def _says(value: object, parts: Sequence[str]) -> bool:
+    if not parts:
+        return value not in (None, [], {}, "")
+    if parts[0] == "*":
+        inner = list(value.values()) if isinstance(value, Mapping) else value
+        return _is_list(inner) and any(_says(item, parts[1:]) for item in inner)
+    return isinstance(value, Mapping) and parts[0] in value and _says(value[parts[0]], parts[1:])
 
 
 def policy_of(report: Report) -> Policy:
@@ -66,153 +122,392 @@ def policy_of(report: Report) -> Policy:
     return resolve_policy(str(report["auto"]["tier"]), overrides)
 
 
-def _replay(report: Report, tolerance: float) -> list[str]:
-    evidence, policy = read_evidence(report), policy_of(report)
-    if not _consistent(evidence):
-        return ["/evaluation_windows: columns of different lengths, or impossible counts"]
-    found = [f"/distribution{field}: contradicts the windows" for field in _shift(report, policy)]
-    with np.errstate(all="ignore"):  # hostile numbers are findings, not warnings
-        decided = judge(evidence, policy)
-    for name, block in (decided.blocks | {"validation": decided.validation}).items():
-        beside = BESIDE.get(name, ()) if block.get("evaluated") is True else ()
-        stated = {key: value for key, value in report[name].items() if key not in beside}
-        found += _differences(f"/{name}", block, stated, tolerance)
-    if list(report["context"]["gates"]) != list(decided.gates):
-        found.append("/context/gates: not the gates of this tier and version")
-    if policy.override_records() != list(report["policy_provenance"]["overrides"]):
-        found.append("/policy_provenance/overrides: do not state the tier's own values")
-    if "final" in report["primary_metric"]:
-        points = baseline_points(evidence.metric) | {"kind": evidence.metric.kind}
-        reference = report["baseline_ref"]["primary_metric"]
-        found += _differences("/baseline_ref/primary_metric", points, reference, tolerance)
-    return found
+# --- both runs, read back --------------------------------------------------------------------
 
 
-def read_evidence(report: Report) -> Evidence:
-    """The evidence of both runs as an evaluation report records it.
+def comparison_of(report: Report) -> Comparison:
+    """Both runs as far as the report records them.
 
     Raises:
-        ContractError: a guard's statistics were measured in another way.
+        ContractError: a guard's statistics were measured in another way, or not all of them.
     """
-    ran = bool(report["evaluation_windows"]["final"]["window_ids"])
-    guards = {name: report[name] for name in CONTRACTS if report[name].get("evaluated") is True}
-    for name, section in guards.items():
-        if section["measurement_contract"] != CONTRACTS[name]:
-            raise ContractError(f"/{name}/measurement_contract: not the one of this version")
-    measured = len(guards) == len(CONTRACTS)
-    if measured != ran or (guards and not measured):
-        raise ContractError("/guards: a subject that was run has been through every guard")
-    weights = tables.read_spectral(guards["spectral"]["modules"]) if measured else ([], [])
-    edges = tables.read_activations(guards["rmt"]["modules"], "edge") if measured else ([], [])
-    outputs = (
-        tables.read_activations(guards["variance"]["modules"], "variance") if measured else ([], [])
-    )
-    trial = guards["variance"]["trial"] if measured else None
-    mixture = report.get("moe")
-    routers = mixture["routers"] if mixture and mixture["evaluated"] else None
-    invariants = report["invariants"]
-    return Evidence(
-        metric=_metric(report, ran),
-        distribution=report["distribution"],
-        invariant_failures=invariants.get("failures", []),
-        invariants_evaluated=invariants.get("evaluated") is True,
-        edit_label=str(report["edit"]["name"]),
-        baseline_parts=report["provenance"]["baseline"]["checkpoint"],
-        subject_parts=report["provenance"]["subject"]["checkpoint"],
-        accepted=report["context"].get("accept", []),
-        baseline_modules=weights[0],
-        subject_modules=weights[1],
-        row_tables=rows.from_json(guards["spectral"]["row_tables"]) if measured else [],
-        baseline_activations=edges[0],
-        subject_activations=edges[1],
-        baseline_outputs=outputs[0],
-        subject_outputs=outputs[1],
-        trial=variance.trial_from(trial) if trial else None,
-        mixture=mixture is not None,
-        baseline_routers=moe.from_table(routers, "baseline_") if routers else [],
-        subject_routers=moe.from_table(routers) if routers else [],
-        top_k=int(mixture["top_k"]) if mixture and routers else 0,
-        work=_work(report) if ran else None,
-    )
-
-
-def _metric(report: Report, ran: bool) -> MetricEvidence:
-    windows, settings = report["evaluation_windows"], report["context"]["bootstrap"]
-    kind = str(report["primary_metric"]["kind"])
-    examples = None
-    if ran and kind == "accuracy":
-        answers = [_baseline(windows[arm], "correct") for arm in ARMS]
-        preview, final = (
-            examples_from(base, windows[arm]) for base, arm in zip(answers, ARMS, strict=True)
-        )
-        examples = preview, final
-    return MetricEvidence(
-        kind=kind,
-        preview=_arm(windows["preview"]) if ran else None,
-        final=_arm(windows["final"]) if ran else None,
-        examples=examples,
-        bootstrap=Bootstrap(
-            int(settings["replicates"]), float(settings["alpha"]), int(settings["seed"])
-        ),
+    context, ran = report["context"], _ran(report)
+    _require_guards(report, ran)
+    guards, baseline_guards = _guards(report) if ran else (_not_run(report), [])
+    meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
+    windows = _windows(report) if ran else {"baseline": _none(), "subject": {}}
+    reference, data = report["baseline_ref"], report["dataset"]
+    routers = report["moe"].get("routers") if "moe" in report else None
+    baseline = {
+        "meta": {
+            "run_id": reference["run_id"],
+            # of the subject: one model is compared
+            "model_id": meta["model_id"],
+            "adapter": meta["adapter"],
+            "metric": meta["metric"],
+            "tokenizer_hash": reference["tokenizer_hash"],
+            "checkpoint_sha256": reference["checkpoint_sha256"],
+        },
+        "checkpoint": report["provenance"]["baseline"]["checkpoint"],
+        "data": {
+            "source": data["source"],
+            "seq_len": data["seq_len"],
+            "stride": data["seq_len"],  # windows do not overlap
+            "seed": data["windows"]["seed"],
+            "windows_sha256": data["hash"]["dataset"],
+            "vocabulary": report["vocabulary"],
+        },
+        "evaluation_windows": windows["baseline"],
+        "guards": baseline_guards,
+        "routers": _routers(report, BASELINE)
+        if routers
+        else {"name": []}
+        if "moe" in report
+        else None,
+    }
+    subject = {
+        "meta": meta,
+        "checkpoint": report["provenance"]["subject"]["checkpoint"],
+        "edit": report["edit"],
+        "guards": guards,
+        "evaluation_windows": windows["subject"],
+        "work": _work(report) if ran else None,
+        "routers": _routers(report, "") if routers else None,
+    }
+    final = report["evaluation_windows"]["final"]
+    return Comparison(
+        baseline=baseline,
+        subject=subject,
+        bootstrap=Bootstrap(**context["bootstrap"]),
+        profile=context["profile"],
+        assurance=context["assurance"]["mode"],
         reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),
+        invariants_evaluated=report["invariants"].get("evaluated") is True,
+        shift=RecordedShift(
+            report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
+        ),
+        preset_sha256=report["policy_provenance"]["preset_sha256"],
+        accepted=context.get("accept", []),
     )
 
 
-def _arm(rows: Mapping[str, Any]) -> Arm:
-    return arm_from(_baseline(rows, "nll_sum"), rows)
+def _ran(report: Report) -> bool:
+    return bool(report["evaluation_windows"]["final"]["window_ids"])
 
 
-def _baseline(rows: Mapping[str, Any], column: str) -> dict[str, Any]:
-    return {column: rows[f"baseline_{column}"]}
+def _require_guards(report: Report, ran: bool) -> None:
+    measured = [name for name in CONTRACTS if report[name].get("evaluated") is True]
+    for name in measured:
+        if report[name]["measurement_contract"] != CONTRACTS[name]:
+            raise ContractError(f"/{name}/measurement_contract: not the one of this version")
+    if len(measured) != (len(CONTRACTS) if ran else 0):
+        raise ContractError("/guards: a subject that was run has been through every guard")
 
 
-def _work(report: Report) -> Work:
-    """From the recorded windows and trial; bytes and bare losses are the run's own word."""
-    windows, trial = report["evaluation_windows"], report["variance"]["trial"]
-    overhead = report["guard_overhead"]
-    calibration = report["rmt"]["calibration"]["window_ids"]
-    tokens, guarded = calibrated(windows["preview"], calibration)
-    return Work(
-        bare_tokens=tokens,
-        bare_nll=[math.nan if v is None else float(v) for v in overhead["bare_nll"]],
-        guarded_nll=guarded,
-        pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
-        trial_tokens=sum(trial["token_counts"]) if trial else 0,
-        probe_bytes=int(overhead["probe_bytes"]),
+def _columns(kind: str) -> list[str]:
+    return ["window_ids", "clusters", "token_counts", "nll_sum"] + ["correct"] * (
+        kind == "accuracy"
     )
 
 
-def _shift(report: Report, policy: Policy) -> list[str]:
+def _paired(kind: str) -> list[str]:
+    """Columns that both runs have of their own."""
+    return ["nll_sum"] + ["correct"] * (kind == "accuracy")
+
+
+def _none() -> dict[str, dict[str, list[Any]]]:
+    return {arm: {"window_ids": []} for arm in ARMS}
+
+
+def _windows(report: Report) -> dict[str, dict[str, Any]]:
+    """The windows of both runs; loss per token follows from the sums."""
+    kind, windows = report["meta"]["metric"], report["evaluation_windows"]
+    mine, base = {}, {}
+    for arm in ARMS:
+        rows = {column: windows[arm][column] for column in _columns(kind)}
+        losses = zip(rows["nll_sum"], rows["token_counts"], strict=True)
+        mine[arm] = rows | {"logloss": [None if nll is None else nll / n for nll, n in losses]}
+        base[arm] = rows | {c: windows[arm][BASELINE + c] for c in _paired(kind)}
+    return {"baseline": base, "subject": mine}
+
+
+def _head(report: Report) -> list[dict[str, Any]]:
+    """The guards that ran, by the log of the run, with the digests that only it can know."""
+    return [
+        {"name": entry["guard"], "phase": entry["phase"]}
+        | ({"digest": entry["digest"]} if entry["guard"] in UNREPEATED else {})
+        for entry in report["context"]["execution_log"]
+    ]
+
+
+def _with_findings(report: Report, guards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The report joins what the invariants found in both looks."""
+    found = list(report["invariants"].get("failures", []))
+    for guard in guards:
+        if guard["name"] == "invariants":
+            guard["failures"], found = found, []
+    return guards
+
+
+def _not_run(report: Report) -> list[dict[str, Any]]:
+    return _with_findings(report, _head(report))
+
+
+def _guards(report: Report) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the guards of the subject and of the baseline recorded."""
+    spectral, variance = report["spectral"]["modules"], report["variance"]
+    head = {key: spectral[key] for key in HEAD}
+    fields = WeightStats.fields()
+    mine = {
+        "spectral": {
+            "modules": head | {field: spectral[field] for field in fields},
+            "row_tables": report["spectral"]["row_tables"],
+        },
+        "rmt": {
+            "calibration": {key: report["rmt"]["calibration"][key] for key in CALIBRATION},
+            "modules": _activations(report, ""),
+        },
+        "variance": {"tap": variance["tap"], "trial": _trial(report)},
+    }
+    theirs = {
+        "spectral": {"modules": head | {field: spectral[BASELINE + field] for field in fields}},
+        "rmt": {"modules": _activations(report, BASELINE)},
+        "variance": {"tap": variance["tap"]},
+    }
+    guards = _with_findings(report, _head(report))
+    for guard in guards:
+        if guard["name"] in mine:
+            guard.update(mine[guard["name"]] | contract_fields(guard["name"]))
+    return guards, [{"name": n} | block | contract_fields(n) for n, block in theirs.items()]
+
+
+def _activations(report: Report, prefix: str) -> dict[str, list[Any]]:
+    """What one run's probe saw: edge risks of all modules, variances of those that are judged."""
+    edges, spread = report["rmt"]["modules"], report["variance"]["modules"]
+
+    def names(table: Mapping[str, Any]) -> str:
+        return BASELINE if prefix and BASELINE + "name" in table else ""
+
+    head = names(edges)
+    known = dict(zip(spread[names(spread) + "name"], spread[prefix + "variance"], strict=True))
+    columns = {key: edges[head + key] for key in HEAD}
+    variances = [known.get(name, 0.0) for name in columns["name"]]
+    return columns | {"edge": edges[prefix + "edge"], "variance": variances}
+
+
+def _trial(report: Report) -> Mapping[str, Any] | None:
+    """The trial of the scales, whose windows are those of the preview arm."""
+    trial, preview = report["variance"]["trial"], report["evaluation_windows"]["preview"]
+    if trial is None:
+        return None
+    place = {window: row for row, window in enumerate(preview["window_ids"])}
+    rows = [place[window] for window in trial["window_ids"]]
+    same = (("clusters", "clusters"), ("token_counts", "token_counts"), ("plain_nll", "nll_sum"))
+    own = {key: trial[key] for key in ("window_ids", "scaled_nll")}
+    return own | {mine: [preview[theirs][i] for i in rows] for mine, theirs in same}
+
+
+def _work(report: Report) -> dict[str, Any]:
+    overhead, trial = report["guard_overhead"], report["variance"]["trial"]
+    return {
+        "bare_nll": overhead["bare_nll"],
+        "probe_bytes": overhead["probe_bytes"],
+        "trial_tokens": sum(trial["token_counts"]) if trial else 0,
+    }
+
+
+def _routers(report: Report, prefix: str) -> dict[str, Any]:
+    mixture = report["moe"]
+    own = {
+        key.removeprefix(prefix): column
+        for key, column in mixture["routers"].items()
+        if key in ("name", "layer") or key.startswith(BASELINE) == bool(prefix)
+    }
+    return own | {"top_k": mixture["top_k"]}
+
+
+def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
+    """What no evidence gives: the version that wrote the report, and of a subject that was not
+    run the digest of the baseline's windows."""
+    rebuilt["provenance"]["invarlock_version"] = str(report["provenance"]["invarlock_version"])
+    if not _ran(report):
+        ids = report["provenance"]["provider_digest"]["ids_sha256"]
+        rebuilt["provenance"]["provider_digest"]["ids_sha256"] = str(ids)
+
+
+# --- evidence that no run can have recorded --------------------------------------------------
+
+
+def _impossible(report: Report, policy: Policy) -> Iterator[str]:
+    """What writing the report again takes as given, and what no run records."""
+    yield from _sources(report)
+    yield from _checkpoints(report)
+    yield from _vocabulary(report)
+    yield from _shift(report, policy)
+    if _ran(report):
+        yield from _geometry(report)
+        yield from _calibration(report)
+        yield from _trials(report)
+        for line in token_rows.contradictions(
+            token_rows.from_json(report["spectral"]["row_tables"])
+        ):
+            yield f"/spectral/row_tables: {line}"
+        if "router" in report["spectral"]["modules"]["family"] and "moe" not in report:
+            yield "/moe is missing, although the model has routers"
+
+
+def _lengths(report: Report) -> Iterator[str]:
+    windows, kind = report["evaluation_windows"], report["meta"]["metric"]
+    if set(windows) != set(ARMS):
+        yield "/evaluation_windows: other arms than preview and final"
+        return
+    for arm, rows in windows.items():
+        columns = (*_columns(kind), *(BASELINE + column for column in _paired(kind)))
+        counts = rows["token_counts"]
+        whole = all(_is_number(n) and math.isfinite(n) and n > 0 and n % 1 == 0 for n in counts)
+        if len({len(rows[column]) for column in columns}) != 1 or not whole:
+            yield f"/evaluation_windows/{arm}: columns of different lengths, or impossible counts"
+            return
+    ids = [window for arm in ARMS for window in windows[arm]["window_ids"]]
+    if len(set(ids)) != len(ids) or len({bool(windows[arm]["window_ids"]) for arm in ARMS}) > 1:
+        yield "/evaluation_windows: a window is in there twice, or an arm is missing"
+
+
+def _sources(report: Report) -> Iterator[str]:
+    """Thresholds that are not the tier's own are of the report's preset, or set by hand."""
+    preset = report["policy_provenance"]["preset_sha256"]
+    for index, override in enumerate(report["policy_provenance"]["overrides"]):
+        by_hand = str(override["path"]).split(".")[0] in ("tail", "distribution")
+        known = "config" if by_hand else f"preset:{preset[:12]}" if preset else None
+        if override["source"] != known:
+            yield f"/policy_provenance/overrides/{index}/source is not the report's preset"
+
+
+def _checkpoints(report: Report) -> Iterator[str]:
+    """A checkpoint's digest is that of the parts that the report lists."""
+    for side in ("baseline", "subject"):
+        stated = report["provenance"][side]
+        digest, parts = stated["checkpoint_sha256"], stated["checkpoint"]
+        if digest != (None if parts is None else digest_json(parts)):
+            yield f"/provenance/{side}/checkpoint_sha256 is not that of the parts beside it"
+    mine, theirs = (
+        (report["provenance"][side]["checkpoint"] or {}).get("tokenizer_sha256")
+        for side in ("subject", "baseline")
+    )
+    stated = report["baseline_ref"]["tokenizer_hash"]
+    if theirs is not None and theirs != stated:
+        yield "/provenance/baseline/checkpoint/tokenizer_sha256 is not that of /baseline_ref"
+    # a subject whose file spells the same tokenizer otherwise has the baseline's
+    if mine is not None and report["meta"]["tokenizer_hash"] not in (mine, stated):
+        yield "/meta/tokenizer_hash is not that of /provenance/subject/checkpoint"
+
+
+def _vocabulary(report: Report) -> Iterator[str]:
+    """No more different tokens than the vocabulary has, or the windows hold."""
+    used, size = (report["vocabulary"][key] for key in ("used", "size"))
+    if not (_is_count(used) and used > 0 and (size is None or (_is_count(size) and used <= size))):
+        yield "/vocabulary does not say how many of how many token ids the windows use"
+        return
+    windows = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
+    text = report["meta"]["metric"] != "accuracy"  # of records several answers are read
+    if text and windows and used > windows * report["dataset"]["seq_len"]:
+        yield "/vocabulary/used is more than the windows have tokens"
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shift(report: Report, policy: Policy) -> Iterator[str]:
     block, final = report["distribution"], report["evaluation_windows"]["final"]
     if block["evaluated"] is not True:
-        reason = str(block["reason"])
-        expected = distribution.not_evaluated(reason, policy.distribution)
         sums = [*final.get("kl_sum", []), *final.get("probability_change_sum", [])]
         # a subject that was run has them, and finite ones leave no reason for no block
-        hidden = bool(final["window_ids"]) and None not in sums
-        return [""] if hidden or block != expected else []
-    return distribution.check(block, final, policy.distribution)
+        if final["window_ids"] and None not in sums:
+            yield "/distribution is left out, although the windows have finite sums"
+        return
+    wanted = distribution.summarize(ONE_TOKEN, policy.distribution)
+    yield from (f"/distribution{where}: does not follow" for where in _further(block, wanted))
+    found = distribution.check(block, final, policy.distribution)
+    yield from (f"/distribution{field}: contradicts the windows" for field in found)
+    if not 0 < block["top_k"] <= distribution.TOP_K:
+        yield f"/distribution/top_k is not from 1 to {distribution.TOP_K}"
 
 
-def _consistent(evidence: Evidence) -> bool:
-    """Equal column lengths, unique windows, and positive whole token counts."""
-    for arm in (evidence.metric.preview, evidence.metric.final):
-        if arm is None:
-            continue
-        n = len(arm.window_ids)
-        columns = (arm.clusters, arm.token_counts, arm.subject_nll, arm.baseline_nll)
-        if n == 0 or any(len(column) != n for column in columns):
-            return False
-        if len(set(arm.window_ids)) != n:
-            return False
-        counts = arm.token_counts
-        if not (np.isfinite(counts).all() and (counts > 0).all() and (counts % 1 == 0).all()):
-            return False
-    return True
+def _further(value: object, known: object, at: str = "") -> Iterator[str]:
+    """The members of an object, and of those in it, that a known one does not have."""
+    if isinstance(value, Mapping) and isinstance(known, Mapping):
+        for key, inner in value.items():
+            if key in known:
+                yield from _further(inner, known[key], f"{at}/{key}")
+            else:
+                yield f"{at}/{key[:60]}"
 
 
-def _differences(pointer: str, computed: object, stored: object, tolerance: float) -> Iterator[str]:
-    """Where ``stored`` departs from ``computed``."""
+def _geometry(report: Report) -> Iterator[str]:
+    """Length of the windows against the tokens predicted in them (see ``invarlock.run.tasks``)."""
+    kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
+    counts = {n for arm in ARMS for n in report["evaluation_windows"][arm]["token_counts"]}
+    exact = {"ppl_causal": length - 1, "ppl_seq2seq": length - length // 2}.get(kind)
+    if max(counts) > length if exact is None else counts != {exact}:
+        yield f"/dataset/seq_len is {length}, which does not fit the tokens of the windows"
+
+
+def _calibration(report: Report) -> Iterator[str]:
+    preview = set(report["evaluation_windows"]["preview"]["window_ids"])
+    calibration = report["rmt"]["calibration"]
+    used = calibration["window_ids"]
+    most = min(CALIBRATION_WINDOWS, len(preview))
+    alike = report["meta"]["metric"] != "accuracy"  # records differ in shape
+    if not (
+        set(used) <= preview
+        and len(set(used)) == len(used) == calibration["windows"]
+        and (len(used) == most if alike else 0 < len(used) <= most)
+        and 0 < calibration["tokens"] <= MAX_TOKENS
+    ):
+        yield "/rmt/calibration does not name windows of the preview arm"
+    if len(report["guard_overhead"]["bare_nll"]) != len(used):
+        yield "/guard_overhead/bare_nll has not one loss a calibration window"
+
+
+def _trials(report: Report) -> Iterator[str]:
+    preview = report["evaluation_windows"]["preview"]["window_ids"]
+    used, variance = report["rmt"]["calibration"]["window_ids"], report["variance"]
+    trial = variance["trial"]
+    if trial is None:
+        if variance.get("proposed_scales") and len(used) < len(preview):
+            yield "/variance/trial is missing, although scales are proposed"
+        return
+    tried = trial["window_ids"]
+    if len(set(tried)) != len(tried) or not set(tried) <= set(preview) - set(used):
+        yield "/variance/trial does not name held-out windows of the preview arm"
+
+
+# --- comparison ------------------------------------------------------------------------------
+
+
+def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[str]:
+    """Where a report departs from the one that its evidence gives; equal bytes need no walk."""
+    same = {
+        name
+        for name in rebuilt.keys() & report.keys()
+        if (text := _text(rebuilt[name])) is not None and text == _text(report[name])
+    }
+    rest = [{k: v for k, v in document.items() if k not in same} for document in (rebuilt, report)]
+    yield from differences("", *rest, tolerance)
+
+
+def _text(value: object) -> str | None:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except ValueError:
+        return None
+
+
+def differences(
+    pointer: str, computed: object, stored: object, tolerance: float = TOLERANCE
+) -> Iterator[str]:
+    """Where ``stored`` departs from ``computed``, as ``/pointer: ...`` lines."""
     if isinstance(computed, Mapping) and isinstance(stored, Mapping):
         for key in sorted(stored.keys() - computed.keys()):
             yield f"{pointer}/{key[:60]}: does not follow from any evidence"
@@ -220,12 +515,16 @@ def _differences(pointer: str, computed: object, stored: object, tolerance: floa
             if key not in stored:
                 yield f"{pointer}/{key}: is absent, the evidence gives {_short(value)}"
             else:
-                yield from _differences(f"{pointer}/{key}", value, stored[key], tolerance)
-    elif isinstance(computed, list) and isinstance(stored, list) and len(computed) == len(stored):
+                yield from differences(f"{pointer}/{key}", value, stored[key], tolerance)
+    elif _is_list(computed) and _is_list(stored) and len(computed) == len(stored):
         for i, (value, other) in enumerate(zip(computed, stored, strict=True)):
-            yield from _differences(f"{pointer}/{i}", value, other, tolerance)
+            yield from differences(f"{pointer}/{i}", value, other, tolerance)
     elif not _same(computed, stored, tolerance):
         yield f"{pointer}: is {_short(stored)}, the evidence gives {_short(computed)}"
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, list | tuple)
 
 
 def _same(computed: object, stored: object, tolerance: float) -> bool:

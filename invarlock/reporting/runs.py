@@ -24,6 +24,14 @@ Run = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class RecordedShift:
+    """The shift of the predictions as a report sums it up, without its tokens."""
+
+    block: Mapping[str, Any]
+    columns: Mapping[str, Any]  # per window of the final arm
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything a report is built from."""
 
@@ -34,7 +42,7 @@ class Comparison:
     assurance: str = "off"
     reason_not_run: str = ""
     invariants_evaluated: bool = True
-    shift: TokenShift | None = None
+    shift: TokenShift | RecordedShift | None = None
     preset_sha256: str | None = None
     accepted: Sequence[str] = ()  # names of findings that the user accepts
 
@@ -158,6 +166,11 @@ def distribution(comparison: Comparison, policy: Policy) -> dict[str, Any]:
     if comparison.shift is None:
         reason = comparison.reason_not_run or "not recorded by this kind of run"
         return not_evaluated(reason, policy.distribution)
+    if isinstance(comparison.shift, RecordedShift):
+        block = comparison.shift.block
+        if block["evaluated"] is not True:
+            return not_evaluated(str(block["reason"]), policy.distribution)
+        return dict(block)
     return summarize(comparison.shift, policy.distribution)
 
 

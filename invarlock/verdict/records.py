@@ -21,6 +21,7 @@ MEASURED = ("reported", signals.REJECTED)  # the only outcomes that can count as
 UNTOUCHED: Report = {"spectral": {"caps_applied": 0, "violations": []}}
 OF_INVARIANTS = (signals.REJECTED, "invariants_fail")
 MAX_FINDING = 300  # characters of a finding that a verdict repeats
+NOT_EXACT = "ratio_not_exact"  # a reason that a scenario gives, and no report
 METADATA_FILES = {"edit": "edit_metadata.json", "error": "error_metadata.json"}
 
 
@@ -95,6 +96,34 @@ def load_evaluation(folder: Path) -> Evaluation:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """The members of a record that its report gives, whatever the scenario asks for."""
+
+    invariants_status: str | None
+    guard_flags: Mapping[str, bool]
+    spectral_caps_applied: int | None
+    metric: str | None
+    ratio_vs_baseline: float | None
+    display_ci: tuple[float, float] | None
+    decision: str | None
+
+    @staticmethod
+    def of(report: Report | None) -> Stated:
+        """What a report states; of None, that nothing was measured and nobody spoke."""
+        metric = signals.block(report or {}, "primary_metric")
+        decision = metric.get("decision")
+        return Stated(
+            invariants_status=signals.invariants_status(report or {}),
+            guard_flags=signals.guard_flags(report),
+            spectral_caps_applied=signals.spectral_caps(report or {}),
+            metric=metric.get("kind"),
+            ratio_vs_baseline=_number(metric.get("ratio_vs_baseline")),
+            display_ci=_interval(metric.get("display_ci")),
+            decision=decision if isinstance(decision, str) else None,
+        )
+
+
+@dataclass(frozen=True)
 class Record:
     """A judged evaluation; the fields are those of ``records[]`` in ``final_verdict.json``."""
 
@@ -128,6 +157,8 @@ class Record:
     ratio_vs_baseline: float | None
     display_ci: tuple[float, float] | None
     decision: str | None
+    baseline_sha256: str | None
+    subject_sha256: str | None
     as_expected: bool
     undecided: bool  # not as expected, and more evidence could still show it
     why: str
@@ -170,13 +201,12 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         and all(r.hit for r in readings_all)
         and (injected is True or not scenario.is_error)
     )
-    flags = signals.guard_flags(report)
-    metric = signals.block(report or {}, "primary_metric")
-    ratio = _number(metric.get("ratio_vs_baseline"))
+    stated = Stated.of(report)
+    flags, ratio = stated.guard_flags, stated.ratio_vs_baseline
     # accuracies are compared by their difference: none is a ratio of 1
-    exact = 1 + ratio / 100 if ratio is not None and metric.get("kind") == "accuracy" else ratio
+    exact = 1 + ratio / 100 if ratio is not None and stated.metric == "accuracy" else ratio
     if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
-        reasons = sorted([*reasons, "ratio_not_exact"], key=signals.lacks_evidence)
+        reasons = sorted([*reasons, NOT_EXACT], key=signals.lacks_evidence)
     base = Record(
         model=evaluation.model,
         category=scenario.category,
@@ -201,13 +231,9 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         primary_guard_required=scenario.primary_guard_required,
         primary_guard_hit=flags[scenario.primary_guard],
         any_core_guard_flag=any(flags[g] for g in signals.CORE_GUARDS),
-        invariants_status=signals.invariants_status(report or {}),
-        guard_flags=flags,
-        spectral_caps_applied=signals.spectral_caps(report or {}),
-        metric=metric.get("kind"),
-        ratio_vs_baseline=ratio,
-        display_ci=_interval(metric.get("display_ci")),
-        decision=metric.get("decision") if isinstance(metric.get("decision"), str) else None,
+        **vars(stated),
+        baseline_sha256=evaluation.outcome.get("baseline_sha256"),
+        subject_sha256=evaluation.outcome.get("subject_sha256"),
         as_expected=False,
         undecided=False,
         why="",

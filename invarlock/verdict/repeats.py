@@ -38,18 +38,30 @@ SAME = (
     "preset_sha256",
 )
 
+WINDOWS = "/evaluation_windows/"  # pointers of what was measured begin so
 PREFERRED = ("clean", "custom", "stress", "error_injection")  # categories, see subject_of
 SHOWN = 3  # differing fields that one line names
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One repeat; ``report`` and its digest are None where nothing was measured."""
+    """One repeat; ``report`` and its digest are None where there is none."""
 
     name: str  # repeat_<k>
     outcome: Mapping[str, Any]
     report: Report | None
     sha256: str | None
+
+    @property
+    def measured(self) -> Report | None:
+        """The report, of a subject that was run: that of one that invariants rejected, and of
+        which nothing was measured, can agree with nothing."""
+        return self.report if self.report and _ran(self.report) else None
+
+
+def _ran(report: Report) -> bool:
+    windows = block(report, "evaluation_windows")
+    return any(isinstance(rows, Mapping) and rows.get("window_ids") for rows in windows.values())
 
 
 def subject_of(scenarios: Sequence[Scenario]) -> Scenario:
@@ -119,8 +131,8 @@ def repeats_document(
         if len({r.outcome[key] for r in repeats} - {None}) > 1:
             names = ", ".join(r.name for r in repeats)
             raise InputError(f"these are no repeats of one evaluation: {key} differs", where=names)
-    measured = [r for r in repeats if r.report is not None]
-    reports = [r.report for r in measured if r.report is not None]
+    measured = [r for r in repeats if r.measured is not None]
+    reports = [r.measured for r in measured if r.measured is not None]
     hashes = [r.sha256 for r in measured]
     ratios = [r for report in reports if (r := _ratio(report)) is not None]
     fields = compare(reports) if len(reports) > 1 else {}
@@ -143,13 +155,17 @@ def repeats_document(
         "measurements_identical": not differing if len(reports) > 1 else None,
         "differing": differing,
         "fields": fields,
-        "errors": [
-            f"{r.name}: {r.outcome['status']}: {r.outcome['error']}"
-            for r in repeats
-            if r.report is None
-        ],
+        "errors": [_error(r) for r in repeats if r.measured is None],
         **({"generated_at": generated_at} if generated_at else {}),
     }
+
+
+def _error(repeat: Repeat) -> str:
+    """Why a repeat measured nothing: its own word, else the first finding of the invariants."""
+    found = block(repeat.report or {}, "invariants").get("failures")
+    first = found[0] if isinstance(found, list) and found and isinstance(found[0], Mapping) else {}
+    why = repeat.outcome["error"] or first.get("message") or "nothing was measured"
+    return f"{repeat.name}: {repeat.outcome['status']}: {why}"
 
 
 def _ratio(report: Report) -> float | None:
@@ -158,9 +174,14 @@ def _ratio(report: Report) -> float | None:
 
 
 def strict_difference(document: Mapping[str, Any]) -> str:
-    """One line where repeats differ although determinism is strict; empty: they do not."""
-    if document["mode"] != "strict" or document["cert_hashes_match"] is not False:
+    """One line where repeats differ although determinism is strict, or where too few were measured
+    to say; empty: they agree."""
+    if document["mode"] != "strict" or document["cert_hashes_match"] is True:
         return ""
+    of = f"strict repeats of {document['edit_name']} on {document['model_id']}"
+    if document["cert_hashes_match"] is None:
+        measured, asked = document["completed"], document["requested"]
+        return f"{of} were not compared: {measured} of {asked} measured anything"
     fields = [
         f"{pointer} by up to {delta}" if delta is not None else pointer
         for pointer in document["differing"][:SHOWN]
@@ -169,7 +190,7 @@ def strict_difference(document: Mapping[str, Any]) -> str:
     what = ", ".join(fields) or "settings or digests, no measurement"
     more = len(document["differing"]) - len(fields)
     what += f" and {more} more" if more > 0 else ""
-    return f"strict repeats of {document['edit_name']} on {document['model_id']} differ: {what}"
+    return f"{of} differ: {what}"
 
 
 def in_manifest(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,6 +220,8 @@ def contradictions(document: Mapping[str, Any]) -> list[str]:
         "primary_metric_ratio": {**ratio, "delta": delta},
     }
     found = [f"/{key} does not follow" for key, value in expected.items() if document[key] != value]
+    if several and not any(p.startswith(WINDOWS) and f["values"] for p, f in fields.items()):
+        found.append("/fields hold no windows: nothing was measured that could agree")
     if document["cert_hashes_match"] and differing:
         found.append("/differing names fields, although the reports have the same bytes")
     return found
