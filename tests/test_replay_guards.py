@@ -147,7 +147,7 @@ NUMBERS = [
     ("/distribution/histograms/probability_change/counts/3", lambda v: v + 1),
     ("/distribution/tokens", 1),
     ("/distribution/passed", False),
-    ("/distribution/gated", True),
+    ("/distribution/gated", False),
     ("/distribution", {"evaluated": False, "reason": "lost", "gated": False, "passed": True}),
     ("/primary_metric_tail/stats/q95", 0.0),
     ("/primary_metric_tail/stats/max", 0.0),
