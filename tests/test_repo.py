@@ -28,8 +28,8 @@ LAYERS = (
     ("scenarios", "models"),
     ("tuned",),
     ("agreement", "config"),
-    ("checkpoints", "roles", "records"),
-    ("windows", "sources"),
+    ("checkpoints", "roles", "records", "effective_config", "tokenizer_meaning"),
+    ("windows", "sources", "alignment"),
     ("metrics",),
     ("edits", "guards"),
     ("preset",),
@@ -42,7 +42,10 @@ LAYERS = (
 )
 # Broad handlers that are right: module, function.
 BROAD = {
-    ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
+    (
+        "invarlock.tokenizer_meaning",
+        "read_tokenizer",
+    ),  # the tokenizers library raises bare Exception
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}
