@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
-from invarlock.files import read_json
+from invarlock.files import read_bytes, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,9 +77,9 @@ def differences(
     documents = [read_json(path) for path in files]
     if documents[0] == documents[1]:
         return []
-    mine = _read(files[0], documents[0])
+    mine = read_tokenizer(files[0])
     try:
-        other = _read(files[1], documents[1])
+        other = read_tokenizer(files[1])
     except InputError as error:
         told = InputError(error.what, where=NAME)  # no path: it is of this machine
         return [Difference(Weight.OTHER_IDS, "tokenizer", str(told))]
@@ -100,17 +100,23 @@ def largest_id(folder: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        ids = _read(path, read_json(path)).get_vocab(with_added_tokens=True).values()
+        ids = read_tokenizer(path).get_vocab(with_added_tokens=True).values()
     except InputError:
         return None
     return max(ids, default=None)
 
 
-def _read(path: Path, document: Any) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.json``, without truncation and padding.
+
+    Raises:
+        InputError: the file cannot be read, or holds none.
+    """
     from tokenizers import Tokenizer
 
+    data = read_bytes(path)
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(document))
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"not a readable tokenizer: {error}", where=str(path)) from error
     tokenizer.no_truncation()

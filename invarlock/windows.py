@@ -26,6 +26,7 @@ from invarlock.checkpoints import tokenizer_digest
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
 from invarlock.records import Encode, LabelledRecord, Record, encode_record, read_record
+from invarlock.tokenizer_meaning import read_tokenizer
 
 SCHEMA = "invarlock/windows-v1"
 
@@ -180,14 +181,7 @@ def load_encoder(folder: Path) -> Encode:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError("no tokenizer.json in the folder", where=str(folder))
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"not a readable tokenizer: {error}", where=str(path)) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer(path)
     tokenizer.encode_special_tokens = True
 
     def encode(text: str) -> Sequence[int]:

@@ -28,9 +28,9 @@ LAYERS = (
     ("scenarios", "models", "written"),
     ("tuned",),
     ("agreement", "config"),
-    ("roles", "records", "shipped_files"),
+    ("roles", "records", "shipped_files", "effective_config", "tokenizer_meaning"),
     ("checkpoints",),
-    ("windows", "sources"),
+    ("windows", "sources", "alignment"),
     ("metrics",),
     ("edits", "guards"),
     ("preset",),
@@ -44,7 +44,7 @@ LAYERS = (
 )
 # Broad handlers that are right: module, function.
 BROAD = {
-    ("invarlock.windows", "load_encoder"),  # the tokenizers library raises bare Exception
+    ("invarlock.tokenizer_meaning", "read_tokenizer"),  # the tokenizers library raises Exception
     ("invarlock.guards.tokenizer_settings", "resolve"),  # so does transformers' loader with it
     ("invarlock.run.loading", "library"),  # models and the packages they ask for raise anything
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
