@@ -20,6 +20,7 @@ from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.windows import WindowPlan
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
+NOOP = ("--edit-label", "noop")
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +295,7 @@ def test_a_baseline_run_of_other_windows_is_refused(
 
 def test_a_baseline_run_in_another_dtype_is_refused(world, noop, tmp_path, capsys):
     """float32 losses are not compared with bfloat16 ones."""
-    assert world.evaluate(noop / "subject", tmp_path / "out", "--dtype", "bfloat16") == 3
+    assert world.evaluate(noop / "subject", tmp_path / "out", *NOOP, "--dtype", "bfloat16") == 3
     assert "another dtype" in capsys.readouterr().err
     assert not (tmp_path / "out" / "outcome.json").exists()
 
@@ -383,7 +384,7 @@ def test_the_measuring_process_holds_the_gpu_too(world, noop, tmp_path, worker, 
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     worker(f"(echo $CUDA_VISIBLE_DEVICES; readlink /proc/self/fd/*) > {tmp_path}/seen; exit 1")
-    assert world.evaluate(noop / "subject", tmp_path / "out", "--device", "auto") == 1
+    assert world.evaluate(noop / "subject", tmp_path / "out", *NOOP, "--device", "auto") == 1
     device, *files = (tmp_path / "seen").read_text().splitlines()
     assert device == "6"
     assert any(name.endswith("/gpu-6") for name in files)
@@ -394,7 +395,7 @@ def test_a_real_crash_inside_the_libraries_is_recorded(world, tmp_path):
     broken = shutil.copytree(world.baseline, tmp_path / "broken")
     config = read(broken, "config.json") | {"pad_token_id": 9999}
     (broken / "config.json").write_text(json.dumps(config))
-    assert world.evaluate(broken, tmp_path / "out", "--record-failure") == 0
+    assert world.evaluate(broken, tmp_path / "out", *NOOP, "--record-failure") == 0
     outcome = read(tmp_path / "out", "outcome.json")
     assert outcome["status"] == "crashed"
     assert "Padding_idx" in outcome["error"]
@@ -434,6 +435,6 @@ def test_a_bad_request_costs_no_measurement(world, noop, tmp_path, worker, capsy
 
 def test_an_unknown_dtype_is_one_line(world, noop, tmp_path, capsys):
     """Found by the measuring process, whose line and code are passed on."""
-    assert world.evaluate(noop / "subject", tmp_path / "out", "--dtype", "float8") == 2
+    assert world.evaluate(noop / "subject", tmp_path / "out", *NOOP, "--dtype", "float8") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out" / "outcome.json").exists()

@@ -152,9 +152,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (root / "text.jsonl").write_text(rows)
     found.cut(found.windows, 43, found.kind.windows)
     shutil.copytree(found.baseline, root / "noop")
+    words = ("--tier", found.kind.tier, "--edit-label", "noop")
     change(shutil.copytree(found.baseline, root / "damaged"), damage)
     # the first evaluation measures the baseline; the others take its run
-    assert main(found.fresh(root / "noop", root / "noop out", "--tier", found.kind.tier)) == 0
+    assert main(found.fresh(root / "noop", root / "noop out", *words)) == 0
     (root / "noop out" / "baseline").rename(found.run)
     found.judged("damaged", "--preset", str(found.preset()))
     return found
