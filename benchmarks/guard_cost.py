@@ -46,6 +46,7 @@ def measure_run(model: Path, windows: Path, kind: str) -> dict[str, float]:
             token_budget=BUDGET,
             against=baseline,
             variance=load_policy("balanced").variance,
+            baseline=Checkpoint.open(model),
         )
         assert found.trial is not None
     else:

@@ -56,6 +56,7 @@ def run(folder, windows, against=None, policy=None):
         token_budget=512,
         against=against,
         variance=policy,
+        baseline=Checkpoint.open(folder.parent / "baseline") if against else None,
     )
 
 

@@ -151,7 +151,7 @@ def test_the_named_guard_must_speak() -> None:
     verdict = judge(with_other("scale_explosion", make_report("scale_explosion", 40.0)))
     assert {"error_injection_detected", "scenario_primary_guard_signal"} <= failed(verdict)
     assert verdict["detection"]["spectral"]["detected"] == 5
-    assert verdict["detection"]["spectral"]["total"] == 5  # a probe that it has to see included
+    assert verdict["detection"]["spectral"]["total"] == 6  # a probe that it has to see included
 
 
 def test_rejection_is_not_the_metric_failing() -> None:
