@@ -1,4 +1,4 @@
-"""A folder that the library does not load: one line with the cause, never a crash or lost memory."""
+"""A folder that the library does not load: one line with the cause, and never a crash."""
 
 from __future__ import annotations
 
