@@ -25,7 +25,7 @@ from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
-from invarlock.written import spelled, texts
+from invarlock.written import listed, spelled, texts
 
 PATH_KEYS = ("baseline", "subject", "out", "pack", "signing_key")  # values never recorded
 # What Snakemake gets as a path or a part of one.
@@ -234,7 +234,7 @@ def _merge(
     values = {key: _spoken(value, file.get(key)) for key, value in given.items()}
     origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
     for name in LISTS:
-        values[name] = _listed(values.get(name))
+        values[name] = listed(values.get(name))
     for name, (key, read) in ENVIRONMENT.items():
         if environment.get(name) and origins.get(key) == "config":
             try:
@@ -250,13 +250,6 @@ def _merge(
     return values, origins
 
 
-def _listed(value: Any) -> Any:
-    """``A,B`` as the list that it stands for."""
-    if not isinstance(value, str):
-        return value
-    return [word.strip() for word in value.split(",") if word.strip()]
-
-
 def _include(
     values: dict[str, Any], origins: dict[str, str], file: Document, spoken: Document
 ) -> None:
@@ -264,7 +257,7 @@ def _include(
     for name in values["include"]:
         for key, value in _read_include(str(name), values, file).items():
             if origins[key] == "config" or origins[key].startswith("include "):
-                values[key] = _listed(value) if key in LISTS else _over(values[key], value)
+                values[key] = listed(value) if key in LISTS else _over(values[key], value)
                 origins[key] = f"include {_unplaced(str(name))}"
             elif isinstance(value, Mapping) and isinstance(values[key], Mapping):
                 said = _typed(spoken.get(key, values[key]))

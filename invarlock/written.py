@@ -51,3 +51,10 @@ def texts(document: Mapping[str, Any], written: Mapping[str, str]) -> dict[str, 
         if plain and kind in ("string", "array") and key in written:
             found[key] = written[key]
     return found
+
+
+def listed(value: Any) -> Any:
+    """``A,B`` as the list that it stands for."""
+    if not isinstance(value, str):
+        return value
+    return [word.strip() for word in value.split(",") if word.strip()]

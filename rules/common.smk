@@ -376,13 +376,6 @@ def subject(wildcards):
     return OUT / wildcards.model / "models" / wildcards.scenario
 
 
-def opened_subjects(wildcards):
-    """The user's subject is opened before the baseline costs anything; another one, or another
-    state of it, is no reason to measure the baseline again."""
-    folder = OUT / wildcards.model / "edits"
-    return [ancient(folder / scenario / "edit_metadata.json") for scenario in CUSTOM]
-
-
 def metadata(wildcards):
     """What was done to it."""
     name = (

@@ -121,6 +121,13 @@ def pins(wildcards):
     return OUT / "state/model_revisions.json"
 
 
+def opened_subjects(wildcards):
+    """The user's subject is opened before the baseline costs anything; another one, or another
+    state of it, is no reason to measure the baseline again."""
+    folder = OUT / wildcards.model / "edits"
+    return [ancient(folder / scenario / "edit_metadata.json") for scenario in CUSTOM]
+
+
 def weights_mb(wildcards):
     """Size of a model in MB: as recorded, else as pinned, else as planned."""
     return SIZES[wildcards.model]

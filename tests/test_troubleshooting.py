@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pack_factory as packs
 import pytest
+from checkpoint_factory import make_llama
 from repository_copy import ROOT
 from settings_factory import MISTRAL, refusal, settings
 from test_bad_input import Bench, prepared
+from test_folders import OTHER, UNUSABLE, Change
 
 from invarlock.cli import main
 from invarlock.config import check_release
 from invarlock.errors import InvarlockError
 from invarlock.evidence.keys import load_signing_key
+from invarlock.preflight import doubts, refusals
 from invarlock.run.container import check_engine, check_reference
 from invarlock.sources.disk import plan_disk
 from invarlock.sources.preflight import refuse_cold
@@ -87,6 +90,44 @@ def _cold(folder: Path) -> str:
         return str(refuse_cold(found, [folder / "windows.json"]))
 
 
+def _few_windows(_: Path) -> str:
+    given = {"seq_len": 64, "preview": 20, "final": 20, "seed": 43}
+    (line,) = refusals(settings(windows=given), False, True)
+    return str(line)
+
+
+def _host(_: Path) -> str:
+    (line,) = refusals(settings(allow_host_execution=False), False, True)
+    return str(line)
+
+
+def _large(folder: Path) -> str:
+    base = str(make_llama(folder / "base", layers=30))
+    runs = dict.fromkeys(("clean", "stress", "error_injection"), 99)
+    given = settings(suite="byoe", baseline=base, subject=base, runs=runs)
+    (line,) = refusals(given, False, True)
+    return str(line)
+
+
+def _one_document(folder: Path) -> str:
+    (folder / "t.txt").write_text("word " * 20_000)
+    (line,) = doubts(settings(text=f"local:{folder}/t.txt"))
+    return str(line)
+
+
+def _subject(change: Change) -> Callable[[Path], str]:
+    """The line about a subject that was changed so."""
+
+    def raised(folder: Path) -> str:
+        base = make_llama(folder / "base")
+        change(shutil.copytree(base, folder / "subject"))
+        given = settings(suite="byoe", baseline=str(base), subject=str(folder / "subject"))
+        (line,) = refusals(given, False, False)
+        return str(line)
+
+    return raised
+
+
 # Before the first job: what raises the line, given a folder to write to.
 BEFORE: dict[str, Callable[[Path], str]] = {
     "unknown setting": lambda _: refusal(suit="smoke"),
@@ -104,6 +145,16 @@ BEFORE: dict[str, Callable[[Path], str]] = {
     "release review with less": lambda _: line_of(lambda: check_release(settings(), False)),
     "disk too small": _no_room,
     "network off, nothing fetched": _cold,
+    "too few windows": _few_windows,
+    "host not allowed": _host,
+    "pack too large": _large,
+    "adapter instead of a model": _subject(OTHER["adapter"][0]),
+    "pointer of git-lfs": _subject(OTHER["pointer of the weights"][0]),
+    "link of a cache": _subject(OTHER["dangling link"][0]),
+    "quantization left behind": _subject(UNUSABLE["left quantization"][0]),
+    "packed weights": _subject(UNUSABLE["GPTQ"][0]),
+    "subject without tokenizer": _subject(UNUSABLE["no tokenizer"][0]),
+    "text of one document": _one_document,
     "no tuned parameters": _untuned,
 }
 
