@@ -15,9 +15,9 @@ class Finding(NamedTuple):
     """One finding.
 
     ``kind``: ``malformed`` - no v1 report; ``contradiction`` - two recorded things, or a record
-    and its recomputation, disagree; ``missing`` - evidence that is needed is absent; ``incomparable`` -
-    recorded honestly, and two runs that cannot be compared; ``policy`` - recorded honestly, and
-    not acceptable. ``code`` is a published error code where one exists.
+    and its recomputation, disagree; ``missing`` - evidence that is needed is absent;
+    ``incomparable`` - recorded honestly, and two runs that cannot be compared; ``policy`` -
+    recorded honestly, and not acceptable. ``code`` is a published error code where one exists.
     """
 
     code: str
