@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
 ASSURANCE = ("off", "report", "strict")
-FLAGS = ("strict", "replay", "skip_verify")
 ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 
 
@@ -138,7 +137,11 @@ def refused_pack(words: Sequence[str], line: str, code: int, form: str) -> dict[
     from invarlock.evidence.result import PackResult, Step, VerifyOptions
 
     known = {Code.USAGE: "options", Code.INCOMPLETE: "open"}
-    asked = VerifyOptions(**{name: f"--{name.replace('_', '-')}" in words for name in FLAGS})
+    asked = VerifyOptions(
+        strict="--strict" in words,
+        replay="--replay" in words,
+        skip_verify="--skip-verify" in words,
+    )
     named = next((word for word in words[1:] if not word.startswith("-")), "")
     result = PackResult(escape(named), asked, format=form)
     step = Step(0, known.get(code, "options"), Code.USAGE, [escape(line)])  # type: ignore[call-overload]

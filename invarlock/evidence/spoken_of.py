@@ -125,7 +125,7 @@ def _own(reports: Sequence[_Beside], records: Sequence[Document]) -> Matched:
     strangers = []
     for beside in reports:
         said = _said(beside)
-        keys = [_key(said | dict.fromkeys(unstated)) for unstated in ((), tuple(DIGESTS))]
+        keys = [_key({**said, **dict.fromkeys(unstated)}) for unstated in ((), tuple(DIGESTS))]
         found = next((key for key in keys if left.get(key)), None)
         if found is None:
             near = next((r for r in records if r.get("name") == said["name"]), {})

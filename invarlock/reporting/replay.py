@@ -138,7 +138,7 @@ def comparison_of(report: Report) -> Comparison:
     windows = _windows(report) if ran else {"baseline": _none(), "subject": {}}
     reference, data = report["baseline_ref"], report["dataset"]
     routers = report["moe"].get("routers") if "moe" in report else None
-    baseline = {
+    baseline: dict[str, Any] = {
         "meta": {
             "run_id": reference["run_id"],
             # of the subject: one model is compared
@@ -493,8 +493,10 @@ def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[s
         for name in rebuilt.keys() & report.keys()
         if (text := _text(rebuilt[name])) is not None and text == _text(report[name])
     }
-    rest = [{k: v for k, v in document.items() if k not in same} for document in (rebuilt, report)]
-    yield from differences("", *rest, tolerance)
+    computed, stored = (
+        {k: v for k, v in document.items() if k not in same} for document in (rebuilt, report)
+    )
+    yield from differences("", computed, stored, tolerance)
 
 
 def _text(value: object) -> str | None:
