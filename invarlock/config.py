@@ -27,9 +27,10 @@ from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
 from invarlock.written import listed, spelled, texts
 
-PATH_KEYS = ("baseline", "subject", "out", "pack", "signing_key")  # values never recorded
+# values never recorded
+PATH_KEYS = ("baseline", "subject", "out", "pack", "calibrations", "signing_key")
 # What Snakemake gets as a path or a part of one.
-NAMED = (*PATH_KEYS[:4], "models", "text", "catalogue", "tuned_edit_params", "container_image")
+NAMED = (*PATH_KEYS[:5], "models", "text", "catalogue", "tuned_edit_params", "container_image")
 
 ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 

@@ -1,6 +1,7 @@
 # Reads: <model>/models/baseline/, the pinned text
 # Writes: <model>/presets/{windows_seed_<seed>.json,calibration_stats.json,
-#         calibrated_preset_<model>.yaml,calibrated_preset_<model>.json}
+#         calibrated_preset_<model>.yaml,calibrated_preset_<model>.json},
+#         <calibrations>/<digest>.json, for the next subject of the baseline in whatever out
 # What harmless edits do to this model, and the thresholds that follow.
 
 
@@ -50,7 +51,8 @@ rule calibrate:
         code=code("calibrate"),
     shell:
         "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
-        " {params.arithmetic} --gpus {resources.gpu} --out {output:q} > {log:q} 2>&1"
+        " {params.arithmetic} --gpus {resources.gpu}"
+        ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log:q} 2>&1'
 
 
 rule preset:

@@ -120,6 +120,8 @@ os.environ.update(INVARLOCK_SIGNING_KEY=C["signing_key"])
 # So does what changes no result: a parameter would measure again. Containers get it by the second name.
 for variable in ("INVARLOCK_TELEMETRY", "APPTAINERENV_INVARLOCK_TELEMETRY"):
     os.environ[variable] = str(int(C["telemetry"]))
+for variable in ("INVARLOCK_CALIBRATIONS", "APPTAINERENV_INVARLOCK_CALIBRATIONS"):
+    os.environ[variable] = C["calibrations"] and str(Path(C["calibrations"]).resolve())
 visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 if visible is not None:  # also where it is empty: no GPU
     os.environ.update(APPTAINERENV_CUDA_VISIBLE_DEVICES=visible)
@@ -136,7 +138,16 @@ IMAGE = C["container_image"]
 IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
-    named = [C["baseline"], C["subject"], C["catalogue"], OUT, *LOCAL]
+    if C["calibrations"]:
+        Path(C["calibrations"]).mkdir(parents=True, exist_ok=True)
+    named = [
+        C["baseline"],
+        C["subject"],
+        C["catalogue"],
+        C["calibrations"],
+        OUT,
+        *LOCAL,
+    ]
     bound = sorted({str(Path(name).resolve()) for name in named if name})
     variable = "APPTAINER_BIND"
     os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), *bound]))

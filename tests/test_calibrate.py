@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from checkpoint_factory import make_llama
 from measuring_factory import write_tiny_windows
+from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.cli import main
 from invarlock.contracts import violations
 from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
@@ -163,3 +166,37 @@ def test_a_measurement_that_is_not_finite_calibrates_nothing(subject: Any) -> No
     """NaN losses or infinite activations are an error, not a threshold."""
     with pytest.raises(MeasurementError, match="not finite"):
         changes(fake(3.0, 1.0), subject)
+
+
+def test_the_next_subject_takes_what_is_kept(
+    baseline: Path, in_this_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same bytes without a model, in whatever folder; what has changed, or was damaged, is
+    measured again."""
+    plan(baseline, *(WindowPlan(32, 9, 9, seed) for seed in SEEDS))
+    windows = [str(baseline.parent / f"windows_{n}.json") for n in range(3)]
+    kept = tmp_path / "kept"
+
+    def run(out: str, *more: str, model: Path = baseline) -> tuple[bytes, bool]:
+        words = ["advanced", "calibrate", "--baseline", str(model), "--windows", *windows]
+        words += ["--device", "cpu", "--dtype", "float32", "--kept", str(kept)]
+        assert main([*words, "--out", str(tmp_path / out / "stats.json"), *more]) == 0
+        taken = "measured for an earlier run" in capsys.readouterr().out
+        return (tmp_path / out / "stats.json").read_bytes(), taken
+
+    first, taken = run("one")
+    assert not taken
+    assert run("two") == (first, True)
+    (path,) = kept.glob("*.json")
+    assert path.read_bytes() == first
+    assert run("three", "--token-budget", "512")[1] is False
+    other = shutil.copytree(baseline, tmp_path / baseline.name)  # equal content, another place
+    assert run("four", model=other) == (first, True)
+    rewrite = load_file(other / "model.safetensors")
+    rewrite["model.norm.weight"][0] += 1
+    save_file(rewrite, other / "model.safetensors", {"format": "pt"})
+    assert run("five", model=other)[1] is False
+    path.write_bytes(first[: len(first) // 2])
+    assert run("six") == (first, False)
+    assert path.read_bytes() == first
+    assert not list(kept.glob(".*"))

@@ -360,7 +360,7 @@ def test_every_other_value_is_recorded() -> None:
     """All keys but the paths are recorded with their origin."""
     recorded = settings(seed=7).recorded()
     assert set(FILE) - set(recorded["values"]) == {
-        "baseline", "out", "pack", "signing_key", "subject",
+        "baseline", "calibrations", "out", "pack", "signing_key", "subject",
     }  # fmt: skip
     assert set(recorded["values"]) == set(recorded["origins"])
     assert recorded["values"]["seed"] == 7

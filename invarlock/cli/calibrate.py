@@ -6,12 +6,19 @@ The null edits are the baseline itself in smaller batches and 8-bit rounding of 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from invarlock.claims import claimed
 from invarlock.cli.measuring import add_arithmetic_options
+from invarlock.errors import InputError
 from invarlock.files import write_json
 from invarlock.run.lease import lease
 from invarlock.sources.model_folder import open_model
+
+if TYPE_CHECKING:
+    from invarlock.run.calibrate import Calibration
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--baseline", type=Path, required=True, metavar="DIR", help="checkpoint")
     add("--windows", type=Path, required=True, nargs="+", metavar="FILE", help="one a seed")
     add("--out", type=Path, required=True, metavar="FILE", help="calibration_stats.json")
+    add(
+        "--kept",
+        type=Path,
+        metavar="DIR",
+        help="folder where calibrations are kept: one of the same baseline, windows, arithmetic "
+        "and code is taken from there",
+    )
     add_arithmetic_options(parser)
 
 
@@ -29,7 +43,6 @@ def main(args: argparse.Namespace) -> int:
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
-    lease(args.device, args.gpus)
 
     from invarlock.checkpoints import tokenizer_digest
     from invarlock.run.calibrate import Calibration, calibrate
@@ -44,8 +57,33 @@ def main(args: argparse.Namespace) -> int:
         target=Target(args.device, args.dtype, args.allow_remote_code),
         token_budget=args.token_budget,
     )
-    seed_everything(args.determinism, args.threads, args.seed)
-    stats = calibrate(plan, args.out.parent / "null_edit")
+    plan.baseline.digest()  # before the device is asked for
+    lease(args.device, args.gpus)
+    determinism = seed_everything(args.determinism, args.threads, args.seed)
+    if args.kept is None:
+        stats = calibrate(plan, args.out.parent / "null_edit")
+    else:
+        stats = _kept_or_measured(args, plan, determinism)
     write_json(args.out, stats)
     print(f"{len(stats['runs'])} runs of {len(stats['null_edits'])} null edits: {args.out}")
     return 0
+
+
+def _kept_or_measured(
+    args: argparse.Namespace, plan: Calibration, determinism: dict[str, Any]
+) -> dict[str, Any]:
+    """The calibration that is kept, else a new one, which is kept from now on."""
+    from invarlock.run.calibrate import calibrate
+    from invarlock.run.kept_calibrations import kept, place
+
+    path = place(args.kept, plan, determinism)
+    with claimed("advanced calibrate", [path]):  # another run may be measuring the same
+        if stats := kept(path):
+            print(f"measured for an earlier run: {path}")
+            return stats
+        stats = calibrate(plan, args.out.parent / "null_edit")
+        try:
+            write_json(path, stats)
+        except InputError as error:
+            print(f"invarlock advanced calibrate: warning: not kept: {error}", file=sys.stderr)
+        return stats

@@ -36,11 +36,16 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "python_version": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": libraries(),
         "cpu_model": _cpu_model(),
         "gpu_count": len(listed),
         "gpus": listed,
     }
+
+
+def libraries() -> dict[str, str | None]:
+    """Versions of the libraries that numbers come from; None: not installed."""
+    return {name: _version(name) for name in LIBRARIES}
 
 
 def _version(distribution: str) -> str | None:
