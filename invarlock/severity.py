@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 # A module beyond its cap is "budgeted": so many of them may be, and the guard fails beyond that.
+NOTHING_EDITED = "nothing_edited"  # type of the finding that a label says more than was done
 SEVERITIES = ("fatal", "budgeted", "warning")
 
 Finding = TypeVar("Finding", bound=Mapping[str, Any])

@@ -253,7 +253,7 @@ def test_a_difference_is_never_measured_unless_it_is_accepted(
     assert files[0].keys() == files[1].keys()
     assert files[0]["tokenizer_config.json"] != files[1]["tokenizer_config.json"]
     found = replay(report)
-    assert found == ([], [], [])
+    assert found == []
 
 
 def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path, capsys) -> None:

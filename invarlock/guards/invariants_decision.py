@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from invarlock.scenarios import NOOP
-from invarlock.severity import worst_first
+from invarlock.severity import NOTHING_EDITED, worst_first
 
 # {type, severity: fatal | warning, message} and, where a user may accept it, accept: NAME
 Failure = dict[str, Any]
-NOTHING_EDITED = "nothing_edited"
 
 
 def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from invarlock.reporting.primary_metric import (
     confidence_block,
     judge_metric,
 )
+from invarlock.severity import NOTHING_EDITED
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,8 @@ def _invariants(evidence: Evidence) -> Block:
 
 def _failures(evidence: Evidence) -> list[Failure]:
     """The findings, that nothing was edited decided anew from both checkpoints' digests."""
-    known = invariants_decision.NOTHING_EDITED
     return [
-        *(f for f in evidence.invariant_failures if f["type"] != known),
+        *(f for f in evidence.invariant_failures if f["type"] != NOTHING_EDITED),
         *invariants_decision.nothing_edited(
             evidence.edit_label, evidence.baseline_parts, evidence.subject_parts
         ),

@@ -46,7 +46,7 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
         "/evaluation_windows/*/baseline_nll_sum", "/evaluation_windows/*/clusters",
     ),
     "statistics of weights, activations and routers, and where they were taken": (
-        "/spectral/modules", "/spectral/row_tables", "/rmt/modules", "/variance/modules",
+        "/spectral/modules", "/rmt/modules", "/variance/modules",
         "/moe/routers", "/moe/top_k",
     ),
     "findings of the invariants, from files that are not here; digests of what guards ran": (

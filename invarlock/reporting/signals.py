@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from invarlock.errors import ConfigError
-from invarlock.guards.invariants_decision import NOTHING_EDITED
 from invarlock.policy import load_policy
 from invarlock.reporting.gates import COST_FLAGS, EXPLORING_GATES, GATES, MIXTURE_GATE, in_order
-from invarlock.severity import worst_first
+from invarlock.severity import NOTHING_EDITED, worst_first
 
 CORE_GUARDS = ("invariants", "spectral", "rmt", "variance", "primary_metric")
 REASONS = {
