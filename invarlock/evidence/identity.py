@@ -17,7 +17,6 @@ from invarlock.evidence.claims import REVISIONS
 from invarlock.evidence.findings import dig, first_text, number
 from invarlock.evidence.scenarios_check import CONFIG, CUSTOM, OUTCOME_NAME, Entry, Place, places
 from invarlock.evidence.tree import Tree
-from invarlock.guards.rows import MIN_ROWS
 from invarlock.scenarios import NOOP
 from invarlock.verdict.repeats import SCHEMA, contradictions, in_manifest
 
@@ -103,6 +102,8 @@ class Identities:
 
 def _rows_left_out(report: Report, weights: Shapes) -> Iterator[str]:
     """Every embedding has been looked at row by row, all the rows of it that the baseline has."""
+    from invarlock.guards.rows import MIN_ROWS  # with numpy, which a wrong signature never needs
+
     tables = dig(report, "spectral", "row_tables")
     counted = {
         str(dig(table, "name")): (number(dig(table, "rows")), number(dig(table, "baseline_only")))
