@@ -3,8 +3,8 @@
 Makes each edit, runs baseline and subject over the final windows by the package's own forward
 pass, and prints the distribution shift: mean KL(baseline || subject) with the standard error over
 windows, its share of the limit of tier balanced, tokens whose most likely prediction changed, and
-the ratio of the perplexities. The table in docs/method.md, section 8, is of the smoke suite's
-baseline on eight of its windows.
+the ratio of the perplexities. The table in docs/decisions/0025-limit-on-kl.md is of the smoke
+suite's baseline on eight windows.
 
     python benchmarks/shift.py BASELINE WINDOWS [--count 8] [--spec SPEC ...] [--dtype bfloat16]
 """

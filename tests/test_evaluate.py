@@ -100,8 +100,7 @@ def test_a_noop_has_ratio_exactly_one(noop):
     metric = read(noop / "out")["primary_metric"]
     assert metric["ratio_vs_baseline"] == 1.0
     assert metric["display_ci"] == [1.0, 1.0]
-    assert metric["drift"]["ratio"] == 1.0
-    assert metric["decision"] == "pass"
+    assert (metric["drift"]["ratio"], metric["decision"]) == (1.0, "pass")
 
 
 def test_a_noop_passes_every_gate(noop):
@@ -119,11 +118,10 @@ def test_every_position_of_a_noop_agrees(noop):
 
 
 def test_the_report_says_how_much_of_the_vocabulary_the_windows_use(world, noop):
-    """Counted from the windows of both arms, beside the model's own size."""
-    windows = read(world.root, "windows.json")
-    used = {t for arm in ("preview", "final") for row in windows[arm] for t in row["tokens"]}
-    size = read(world.baseline, "config.json")["vocab_size"]
-    assert read(noop / "out")["vocabulary"] == {"used": len(used), "size": size}
+    """Counted from the windows of both arms."""
+    arms = read(world.root, "windows.json")
+    used = {t for row in arms["preview"] + arms["final"] for t in row["tokens"]}
+    assert read(noop / "out")["vocabulary"] == {"used": len(used), "size": 320}
 
 
 def test_every_guard_has_run_and_found_nothing(noop):
@@ -166,7 +164,7 @@ def test_the_written_files_follow_their_contracts(noop, edited, rejected, exchan
 
 
 def test_reports_replay_without_contradiction(noop, edited, rejected):
-    """The evidence of a real report gives its decisions."""
+    """Evidence gives decisions."""
     assert [replay(read(root / "out")) for root in (noop, edited, rejected)] == [[], [], []]
 
 
@@ -248,16 +246,9 @@ def test_a_rejection_fails_every_gate_and_is_a_detection(rejected):
     report, outcome = read(rejected / "out"), read(rejected / "out", "outcome.json")
     assert report["invariants"]["failures"][0]["type"] == "non_finite_tensor"
     assert not any(report["validation"][gate] for gate in report["context"]["gates"])
-    assert outcome["status"] == "rejected_by_invariants"
-    assert outcome["injected"] is True
+    assert (outcome["status"], outcome["injected"]) == ("rejected_by_invariants", True)
     assert outcome["detectors_hit"] != []
-
-
-def test_the_line_of_a_rejection_names_its_reason(rejected):
-    """Not the gates that follow from it."""
-    line = summary_line(rejected / "out")
-    message = read(rejected / "out")["invariants"]["failures"][0]["message"]
-    assert line.endswith(f"FAIL: The subject was refused before it was run: {message}.")
+    assert report["invariants"]["failures"][0]["message"] in summary_line(rejected / "out")
 
 
 def test_a_damaged_baseline_is_no_baseline(world, rejected, tmp_path):
