@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,8 @@ def measure_and_judge(job: Job) -> None:
     measured, shift = None, None
     if not any(failure["severity"] == "fatal" for failure in failures):
         reference.require_same_arithmetic(*arithmetic_of(job))
-        arrays = reference.arrays()
-        measured = _measure(job, subject, windows, (baseline, arrays), policy.variance)
+        arrays = replace(reference.arrays(), checkpoint=baseline)
+        measured = _measure(job, subject, windows, arrays, policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     run = subject.identity(), windows, failures, measured
@@ -90,7 +91,7 @@ def _measure(
     job: Job,
     checkpoint: Checkpoint,
     windows: RunWindows,
-    against: tuple[Checkpoint, ReferenceArrays] | None,
+    against: ReferenceArrays | None,
     variance: VariancePolicy | None,
 ) -> Measurement:
     from invarlock.run.loading import Target
@@ -101,9 +102,8 @@ def _measure(
         windows,
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
-        against=against[1] if against else None,
+        against=against,
         variance=variance,
-        baseline=against[0] if against else None,
     )
 
 
