@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def measure_run(model: Path, windows: Path, kind: str) -> dict[str, float]:
         return loaded
 
     target, content = loading.Target("cpu", "auto"), measure.RunWindows.read(windows, None)
-    baseline = Reference.read(model.with_suffix(".run")).arrays()
+    baseline = replace(
+        Reference.read(model.with_suffix(".run")).arrays(), checkpoint=Checkpoint.open(model)
+    )
     if kind == "full":
         vars(measure)["load_model"] = load
         found = measure.measure_checkpoint(
@@ -46,7 +49,6 @@ def measure_run(model: Path, windows: Path, kind: str) -> dict[str, float]:
             token_budget=BUDGET,
             against=baseline,
             variance=load_policy("balanced").variance,
-            baseline=Checkpoint.open(model),
         )
         assert found.trial is not None
     else:

@@ -227,6 +227,8 @@ def test_threshold_table_is_the_tier_table() -> None:
         [f"{(d := p.spectral.degeneracy).stable_rank_warn} / {d.stable_rank_fatal}"
          for p in policies],
         [f"{(d := p.spectral.degeneracy).norm_warn} / {d.norm_fatal:.2f}" for p in policies],
+        [f"{(r := p.spectral.rows).factor}, {r.limit_min:.2f} - {r.limit_max:.2f} / {r.moved_min},"
+         f" {r.nearer:.2f}" for p in policies],
     ]  # fmt: skip
     assert not [row for row in rows if f"| {' | '.join(row)} |" not in text]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -47,6 +48,12 @@ def windows(place):
     return RunWindows.read(place / "windows.json", tokenizer_digest(place / "baseline"))
 
 
+def reference(place, baseline):
+    """What a subject's run needs of the baseline's."""
+    arrays = baseline.reference_arrays()
+    return dataclasses.replace(arrays, checkpoint=Checkpoint.open(place / "baseline"))
+
+
 def run(folder, windows, against=None, policy=None):
     """One measurement."""
     return measure_checkpoint(
@@ -56,7 +63,6 @@ def run(folder, windows, against=None, policy=None):
         token_budget=512,
         against=against,
         variance=policy,
-        baseline=Checkpoint.open(folder.parent / "baseline") if against else None,
     )
 
 
@@ -69,7 +75,7 @@ def baseline(place, windows):
 @pytest.fixture(scope="module")
 def halved(place, windows, baseline):
     """The run of the damaged subject, with its trial."""
-    return run(place / "halved", windows, baseline.reference_arrays(), POLICY.variance)
+    return run(place / "halved", windows, reference(place, baseline), POLICY.variance)
 
 
 def report_of(place, windows, baseline, subject, folder):
@@ -177,7 +183,7 @@ def test_weights_are_as_loaded_after_the_trial(place, windows, halved):
 
 def test_identical_weights_shift_nothing(place, windows, baseline):
     """Divergence, flips and changes of probability are exactly 0, and nothing is tried."""
-    same = run(place / "baseline", windows, baseline.reference_arrays(), POLICY.variance)
+    same = run(place / "baseline", windows, reference(place, baseline), POLICY.variance)
     shift = token_shift(baseline.reference_arrays(), same.arms["final"])
     assert not shift.kl.any()
     assert not shift.flips.any()
@@ -209,7 +215,7 @@ def test_predictions_of_a_damaged_model_shift(place, windows, baseline, halved):
 
 def test_a_second_run_gives_the_same_bytes(place, windows, baseline, halved):
     """Everything but timings and memory."""
-    again = run(place / "halved", windows, baseline.reference_arrays(), POLICY.variance)
+    again = run(place / "halved", windows, reference(place, baseline), POLICY.variance)
     first, second = (
         json.dumps(report_of(place, windows, baseline, m, "halved")) for m in (halved, again)
     )

@@ -87,9 +87,9 @@ def measure_and_judge(job: Job) -> None:
     measured, shift = None, None
     if invariants_decision.judge(failures, job.accept)["passed"]:
         reference.require_same_arithmetic(*arithmetic_of(job))
-        arrays = reference.arrays()
+        arrays = replace(reference.arrays(), checkpoint=baseline)
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
-        measured = _measure(job, aligned, windows, (baseline, arrays), policy.variance)
+        measured = _measure(job, aligned, windows, arrays, policy.variance)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
@@ -108,7 +108,7 @@ def _measure(
     job: Job,
     checkpoint: Checkpoint,
     windows: RunWindows,
-    against: tuple[Checkpoint, ReferenceArrays] | None,
+    against: ReferenceArrays | None,
     variance: VariancePolicy | None,
 ) -> Measurement:
     from invarlock.run.loading import Target
@@ -119,9 +119,8 @@ def _measure(
         windows,
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
-        against=against[1] if against else None,
+        against=against,
         variance=variance,
-        baseline=against[0] if against else None,
     )
 
 

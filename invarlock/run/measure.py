@@ -82,6 +82,7 @@ class ReferenceArrays:
 
     top: TopTokens
     activations: Sequence[Activation]
+    checkpoint: Checkpoint | None = None  # its rows are compared where it is given
 
 
 @dataclass
@@ -163,7 +164,6 @@ def measure_checkpoint(
     token_budget: int,
     against: ReferenceArrays | None,
     variance: VariancePolicy | None = None,
-    baseline: Checkpoint | None = None,
 ) -> Measurement:
     """Load the checkpoint, run it over the windows once and take the guards' statistics.
 
@@ -174,7 +174,6 @@ def measure_checkpoint(
         token_budget: tokens per batch.
         against: the baseline's run; None where this is the baseline.
         variance: when given, proposed scales are tried on held-out windows.
-        baseline: when given, the rows of embedding and head are compared with its own.
 
     Raises:
         InputError: the folder cannot be loaded.
@@ -188,7 +187,9 @@ def measure_checkpoint(
     clock.lap("forward")
     memory = {"forward": peak_memory_mb(loaded.device)}
     modules = weight_modules(checkpoint, loaded.device)
-    row_tables = None if baseline is None else _rows(baseline, checkpoint, loaded.device)
+    row_tables = None
+    if against is not None and against.checkpoint is not None:
+        row_tables = _rows(against.checkpoint, checkpoint, loaded.device)
     clock.lap("spectral")
     bare = the_pass.batch("preview", the_pass.calibration)  # 8 windows twice: do hooks only read?
     clock.lap("bare_batch")
