@@ -22,7 +22,6 @@ from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.container import Execution, detect
-from invarlock.run.lease import lease
 
 EXIT_OUT_OF_MEMORY = 75  # of the worker
 
@@ -63,6 +62,7 @@ class Job:
     config_record: str = ""  # file, or empty
     run: int = 1
     attempt: int = 1  # the batch is halved at each from 2 on
+    gpus: int = 0  # to wait for once they are needed; 0: the process has what it needs
 
     @property
     def thresholds(self) -> Thresholds:
@@ -126,11 +126,10 @@ def main(args: argparse.Namespace) -> int:
     job = _job(args)
     # an older outcome in this folder must not be taken for that of this run
     (Path(job.out) / "outcome.json").unlink(missing_ok=True)
-    locks = lease(job.device, args.gpus)
     for attempt in range(1, max(1, args.attempt) + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(job, attempt=attempt, token_budget=max(1, args.token_budget >> attempt - 1))
-        code, error = _supervise(job, args.timeout_minutes * 60, locks)
+        code, error = _supervise(job, args.timeout_minutes * 60)
         if _status(code) != "out_of_memory":
             break
     if code in (2, 3):  # the worker has already said what is wrong with the request
@@ -184,6 +183,7 @@ def _job(args: argparse.Namespace) -> Job:
         edit_metadata=str(args.edit_metadata or ""),
         config_record=str(args.config_record or ""),
         run=args.run_number,
+        gpus=max(1, args.gpus),
     )
 
 
@@ -242,18 +242,20 @@ def _scenario(text: str) -> dict[str, Any]:
     return entry
 
 
-def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tuple[int, str]:
+def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:
     """Run the worker to its end; return its exit code and the last line it wrote to stderr.
 
     A crash of the measuring process must not take the record of it along, and nothing that
-    happens there may be mistaken for a result. The worker keeps the ``locks`` on its GPUs.
+    happens there may be mistaken for a result. The kernel ends the worker when its time is over;
+    the worker lets the clock stand still while it waits for a GPU.
     """
     worker = subprocess.Popen(
         [sys.executable, "-m", "invarlock.cli.evaluate_worker"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        pass_fds=locks,
+        # the timer survives the start of the program; this process has one thread
+        preexec_fn=lambda: signal.setitimer(signal.ITIMER_REAL, timeout_seconds),  # noqa: PLW1509
     )
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -262,17 +264,15 @@ def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tupl
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        _, stderr = worker.communicate(json.dumps(asdict(job)), timeout=timeout_seconds or None)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.communicate()
-        return 124, f"no result after {timeout_seconds / 60:g} minutes"
+        _, stderr = worker.communicate(json.dumps(asdict(job)))
     except KeyboardInterrupt:
         worker.kill()
         raise
     sys.stderr.write(stderr)
     if worker.returncode == -signal.SIGTERM:  # a scheduler ends all processes of a job at once
         stop(signal.SIGTERM, None)
+    if worker.returncode == -signal.SIGALRM:
+        return 124, f"no result after {timeout_seconds / 60:g} minutes"
     lines = [line for line in stderr.splitlines() if line.strip()]
     return worker.returncode, lines[-1][:300] if lines else f"exit code {worker.returncode}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import json
 import signal
 import sys
@@ -16,6 +17,7 @@ from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
 from invarlock.cli.judging import resolve
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
+from invarlock.run.lease import lease
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity
@@ -57,6 +59,8 @@ def measure_and_judge(job: Job) -> None:
     subject, failures = open_subject(Path(job.subject))
     windows = RunWindows.read(Path(job.windows), tokenizer_digest(baseline.folder))
     if not (Path(job.baseline_report) / "report.json").is_file():
+        baseline.digest()
+        _take_device(job)
         _run_baseline(job, baseline, windows, determinism)
     reference = Reference.read(Path(job.baseline_report))
     reference.require_same_inputs(windows, baseline.digest())
@@ -70,6 +74,8 @@ def measure_and_judge(job: Job) -> None:
     seconds = time.perf_counter() - started
     measured, shift = None, None
     if not any(failure["severity"] == "fatal" for failure in failures):
+        subject.digest()  # as all that a CPU does: before a device is asked for
+        _take_device(job)
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = reference.arrays()
         measured = _measure(job, subject, windows, arrays, policy.variance)
@@ -77,6 +83,20 @@ def measure_and_judge(job: Job) -> None:
         shift = token_shift(arrays, measured.arms["final"])
     run = subject.identity(), windows, failures, measured
     _write(job, reference, run, shift, determinism)
+
+
+def _take_device(job: Job) -> None:
+    """Wait for the job's GPUs, if it is to; its time limit stands still meanwhile."""
+    if job.gpus:
+        _leased(job.device, job.gpus)
+
+
+@functools.cache  # once in a process, which then keeps the locks to its end
+def _leased(device: str, gpus: int) -> tuple[int, ...]:
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    held = lease(device, gpus)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    return held
 
 
 def arithmetic_of(job: Job) -> tuple[str, str]:
