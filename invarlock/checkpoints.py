@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.digests import Seen
 from invarlock.errors import InputError
 from invarlock.files import digest_json, read_json, read_json_object, sha256_file, unreadable
 from invarlock.shards import DTYPES, TensorInfo, read_header, read_shard_header
@@ -95,6 +96,8 @@ class Checkpoint:
     shards: tuple[str, ...]
     metadata: dict[str, dict[str, str]]  # shard -> its __metadata__
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[str, Seen] = field(default_factory=dict, repr=False, compare=False)
+    _recorded: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -118,7 +121,9 @@ class Checkpoint:
         shards = (SINGLE_NAME,) if weight_map is None else tuple(sorted(set(weight_map.values())))
         tensors: dict[str, TensorInfo] = {}
         metadata: dict[str, dict[str, str]] = {}
+        seen: dict[str, Seen] = {}
         for shard in shards:
+            seen[shard] = Seen.now(folder / shard)
             if not (folder / shard).is_file():
                 raise InputError(
                     f"shard {shard} is named by the index but missing",
@@ -138,7 +143,7 @@ class Checkpoint:
             _refuse_disagreement(folder, weight_map, tensors)
         if not tensors:
             raise InputError("the checkpoint holds no tensor", where=str(folder))
-        return cls(folder, config, dict(sorted(tensors.items())), shards, metadata)
+        return cls(folder, config, dict(sorted(tensors.items())), shards, metadata, _seen=seen)
 
     @property
     def indexed(self) -> bool:
@@ -234,8 +239,31 @@ class Checkpoint:
     def digest(self, names: Iterable[str] | None = None) -> str:
         """:func:`checkpoint_digest` of this checkpoint, or of the named tensors of it."""
         chosen = sorted(self.tensors if names is None else set(names))
+        for shard in sorted({self.info(name).file for name in chosen} & self._seen.keys()):
+            self._take_recorded(self._seen[shard], shard)
         rows = {n: (self.info(n).dtype, self.info(n).shape, self.tensor_digest(n)) for n in chosen}
+        for shard, seen in self._seen.items():
+            self._record(seen, shard)
         return checkpoint_digest(self.config, rows, tokenizer_digest(self.folder))
+
+    def _take_recorded(self, seen: Seen, shard: str) -> None:
+        """Take over the digests that stand recorded for an unchanged file, if any is unknown."""
+        names = self._names_in(shard)
+        if not names <= self._digests.keys():
+            recorded = seen.recorded()
+            if recorded.keys() == names:
+                self._digests.update(recorded)
+                self._recorded.add(shard)
+
+    def _record(self, seen: Seen, shard: str) -> None:
+        """Record the digests of a file, once all of them are known."""
+        names = self._names_in(shard)
+        if shard not in self._recorded and names <= self._digests.keys():
+            seen.record({name: self._digests[name] for name in sorted(names)})
+            self._recorded.add(shard)
+
+    def _names_in(self, shard: str) -> set[str]:
+        return {name for name, info in self.tensors.items() if info.file == shard}
 
     def identity(self) -> Identity:
         """What a report says of this checkpoint."""

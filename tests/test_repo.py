@@ -24,7 +24,7 @@ MAX_PARAMETERS = 6
 LAYERS = (
     ("errors",),
     ("files",),
-    ("shards", "contracts", "policy", "code_digest", "claims"),
+    ("shards", "contracts", "policy", "code_digest", "claims", "digests"),
     ("scenarios", "models"),
     ("tuned",),
     ("agreement", "config"),

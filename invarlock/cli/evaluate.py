@@ -16,6 +16,7 @@ from typing import Any
 from invarlock.agreement import check_subject_metadata
 from invarlock.cli.judging import Thresholds, add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_measuring_options
+from invarlock.digests import SWITCH as DIGESTS
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.files import parse_json, read_json_object
 from invarlock.policy import check_profile
@@ -218,6 +219,7 @@ def _execution(args: argparse.Namespace) -> Execution:
     execution = detect(args.image)
     if args.assurance == "strict":
         require_strict_possible(args.profile, args.tier, execution)
+        os.environ[DIGESTS] = "none"  # every byte that the claim is about is read
     if args.require_container and execution.reason:
         raise ConfigError(
             f"host execution is not allowed, and this is not the image: {execution.reason}",
