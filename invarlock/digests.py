@@ -2,8 +2,8 @@
 
 A baseline is hashed by every job that measures against it. What a job found is kept for the next
 one, by the file's resolved path, in ``$XDG_CACHE_HOME/invarlock/digests`` (``~/.cache``). It holds
-as long as the file is the same: size, times of content and of inode, inode and device. A file that is
-written over gets a new inode time, which no program can set back. A file that changed within
+as long as the file is the same: size, times of content and of inode, inode and device. A file that
+is written over gets a new inode time, which no program can set back. A file that changed within
 ``SETTLED`` seconds before it was read is not recorded: the clock of its file system may be too
 coarse to show the next change.
 
