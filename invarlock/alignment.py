@@ -66,7 +66,7 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
     settled = {*buffers, *copies}
     cut = {name: _cut(name, info, baseline) for name, info in sorted(tensors.items())}
     return Alignment(
-        replace(subject, tensors=cut, _digests={}),
+        replace(subject, tensors=cut, _digests={}, _seen={}),
         tuple(sorted(info.name for name, info in given.items() if name != info.name)),
         tuple(buffers),
         tuple(copies),

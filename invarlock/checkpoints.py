@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.digests import Seen
 from invarlock.errors import InputError
 from invarlock.files import digest_json, read_json, read_json_object, sha256_file, unreadable
 from invarlock.folders import (
@@ -164,6 +165,8 @@ class Checkpoint:
     shards: tuple[str, ...]
     metadata: dict[str, dict[str, str]]  # shard -> its __metadata__
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[str, Seen] = field(default_factory=dict, repr=False, compare=False)
+    _recorded: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -182,7 +185,9 @@ class Checkpoint:
         shards = (SINGLE_NAME,) if weight_map is None else tuple(sorted(set(weight_map.values())))
         tensors: dict[str, TensorInfo] = {}
         metadata: dict[str, dict[str, str]] = {}
+        seen: dict[str, Seen] = {}
         for shard in shards:
+            seen[shard] = Seen.now(folder / shard)
             if not (folder / shard).is_file():
                 raise InputError(
                     f"shard {shard} is named by the index but missing",
@@ -202,7 +207,7 @@ class Checkpoint:
             _refuse_disagreement(folder, weight_map, tensors)
         if not tensors:
             raise InputError("the checkpoint holds no tensor", where=str(folder))
-        return cls(folder, config, dict(sorted(tensors.items())), shards, metadata)
+        return cls(folder, config, dict(sorted(tensors.items())), shards, metadata, _seen=seen)
 
     @property
     def indexed(self) -> bool:
@@ -297,12 +302,35 @@ class Checkpoint:
 
     def parts(self) -> dict[str, Any]:
         """:func:`checkpoint_parts` of this checkpoint."""
+        for shard, seen in self._seen.items():
+            self._take_recorded(seen, shard)
         rows = {n: (i.dtype, i.shape, self.tensor_digest(n)) for n, i in self.tensors.items()}
+        for shard, seen in self._seen.items():
+            self._record(seen, shard)
         return checkpoint_parts(self.config, rows, self.folder)
 
     def digest(self) -> str:
         """:func:`checkpoint_digest` of this checkpoint."""
         return checkpoint_digest(self.parts())
+
+    def _take_recorded(self, seen: Seen, shard: str) -> None:
+        """Take over the digests that stand recorded for an unchanged file, if any is unknown."""
+        names = self._names_in(shard)
+        if not names <= self._digests.keys():
+            recorded = seen.recorded()
+            if recorded.keys() == names:
+                self._digests.update(recorded)
+                self._recorded.add(shard)
+
+    def _record(self, seen: Seen, shard: str) -> None:
+        """Record the digests of a file, once all of them are known."""
+        names = self._names_in(shard)
+        if shard not in self._recorded and names <= self._digests.keys():
+            seen.record({name: self._digests[name] for name in sorted(names)})
+            self._recorded.add(shard)
+
+    def _names_in(self, shard: str) -> set[str]:
+        return {name for name, info in self.tensors.items() if info.file == shard}
 
     def identity(self) -> Identity:
         """What a report says of this checkpoint."""

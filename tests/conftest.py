@@ -132,6 +132,14 @@ def byte_tokenizer() -> dict[str, object]:
 # --- the machine ---------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Recorded digests of the tests are not those of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @contextmanager
 def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
     """A file system of its own at a new ``folder``; where none can be mounted, a skip."""

@@ -369,18 +369,6 @@ def test_an_end_by_a_scheduler_is_never_recorded(world, noop, tmp_path, worker):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_measuring_process_holds_the_gpu_too(world, noop, tmp_path, worker, monkeypatch):
-    """It sees one device of those shown, and has the descriptor of its lock."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    worker(f"(echo $CUDA_VISIBLE_DEVICES; readlink /proc/self/fd/*) > {tmp_path}/seen; exit 1")
-    assert world.evaluate(noop / "subject", tmp_path / "out", *NOOP, "--device", "auto") == 1
-    device, *files = (tmp_path / "seen").read_text().splitlines()
-    assert device == "6"
-    assert any(name.endswith("/gpu-6") for name in files)
-
-
 def test_a_real_crash_inside_the_libraries_is_recorded(world, tmp_path):
     """A configuration on which transformers fails an assertion while it builds the model."""
     broken = shutil.copytree(world.baseline, tmp_path / "broken")

@@ -24,7 +24,7 @@ MAX_PARAMETERS = 6
 LAYERS = (
     ("errors", "severity"),
     ("files",),
-    ("shards", "contracts", "policy", "code_digest", "claims", "folders"),
+    ("shards", "contracts", "policy", "code_digest", "claims", "digests", "folders"),
     ("scenarios", "models", "written"),
     ("tuned",),
     ("agreement", "config"),

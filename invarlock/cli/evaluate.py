@@ -18,6 +18,7 @@ from typing import Any
 from invarlock.agreement import check_subject_metadata
 from invarlock.cli.judging import Thresholds, add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_measuring_options
+from invarlock.digests import SWITCH as DIGESTS
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.files import parse_json, read_json, read_json_object, write_json
 from invarlock.policy import check_profile
@@ -26,7 +27,6 @@ from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
-from invarlock.run.lease import lease
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.model_folder import open_model, refuse_unusable
 
@@ -77,6 +77,7 @@ class Job:
     config_record: str = ""  # file, or empty
     run: int = 1
     attempt: int = 1  # the batch is halved at each from 2 on
+    gpus: int = 0  # to wait for once they are needed; 0: the process has what it needs
 
     @property
     def thresholds(self) -> Thresholds:
@@ -180,12 +181,11 @@ def _remember(path: Path, code: int, line: str) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     job = _job(args)
-    locks = lease(job.device, args.gpus)
     for attempt in range(1, max(1, args.attempt) + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(job, attempt=attempt, token_budget=max(1, args.token_budget >> attempt - 1))
         before = oom_kills()
-        code, error = _supervise(job, args.timeout_minutes * 60, locks)
+        code, error = _supervise(job, args.timeout_minutes * 60)
         if code == -signal.SIGKILL:
             error = how_killed(before, oom_kills())
         if _status(code) != "out_of_memory":
@@ -255,6 +255,7 @@ def _job(args: argparse.Namespace) -> Job:
         edit_metadata=str(args.edit_metadata or ""),
         config_record=str(args.config_record or ""),
         run=args.run_number,
+        gpus=max(1, args.gpus),
     )
 
 
@@ -289,6 +290,7 @@ def _execution(args: argparse.Namespace) -> Execution:
     execution = detect(args.image)
     if args.assurance == "strict":
         require_strict_possible(args.profile, args.tier, execution)
+        os.environ[DIGESTS] = "none"  # every byte that the claim is about is read
     if args.require_container and execution.reason:
         raise ConfigError(
             f"host execution is not allowed, and this is not the image: {execution.reason}",
@@ -320,18 +322,20 @@ def _label(scenario: dict[str, Any]) -> str:
     return "" if done in (None, CUSTOM_SPEC) else str(done)
 
 
-def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tuple[int, str]:
+def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:
     """Run the worker to its end; return its exit code and the last line it wrote to stderr.
 
     A crash of the measuring process must not take the record of it along, and nothing that
-    happens there may be mistaken for a result. The worker keeps the ``locks`` on its GPUs.
+    happens there may be mistaken for a result. The kernel ends the worker when its time is over;
+    the worker lets the clock stand still while it waits for a GPU.
     """
     worker = subprocess.Popen(
         [sys.executable, "-m", "invarlock.cli.evaluate_worker"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        pass_fds=locks,
+        # the timer survives the start of the program; this process has one thread
+        preexec_fn=lambda: signal.setitimer(signal.ITIMER_REAL, timeout_seconds),  # noqa: PLW1509
     )
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -340,17 +344,15 @@ def _supervise(job: Job, timeout_seconds: float, locks: tuple[int, ...]) -> tupl
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        _, stderr = worker.communicate(json.dumps(asdict(job)), timeout=timeout_seconds or None)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.communicate()
-        return 124, f"no result after {timeout_seconds / 60:g} minutes"
+        _, stderr = worker.communicate(json.dumps(asdict(job)))
     except KeyboardInterrupt:
         worker.kill()
         raise
     sys.stderr.write(stderr)
     if worker.returncode == -signal.SIGTERM:  # a scheduler ends all processes of a job at once
         stop(signal.SIGTERM, None)
+    if worker.returncode == -signal.SIGALRM:
+        return 124, f"no result after {timeout_seconds / 60:g} minutes"
     lines = [line for line in stderr.splitlines() if line.strip()]
     return worker.returncode, lines[-1][:300] if lines else f"exit code {worker.returncode}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
 from invarlock.cli.judging import resolve
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
+from invarlock.run.lease import lease
 from invarlock.run.loading import lacks_memory
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def measure_and_judge(job: Job) -> None:
     subject, failures = open_subject(Path(job.subject))
     windows = RunWindows.read(Path(job.windows), tokenizer_digest(baseline.folder))
     if not (Path(job.baseline_report) / "report.json").is_file():
+        baseline.digest()
+        _take_device(job)
         _run_baseline(job, baseline, windows, determinism)
     reference = Reference.read(Path(job.baseline_report))
     reference.require_same_inputs(windows, baseline.digest())
@@ -86,6 +90,7 @@ def measure_and_judge(job: Job) -> None:
     seconds = time.perf_counter() - started
     measured, shift = None, None
     if invariants_decision.judge(failures, job.accept)["passed"]:
+        _take_device(job)  # after all that a CPU does
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = replace(reference.arrays(), checkpoint=baseline)
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
@@ -95,6 +100,20 @@ def measure_and_judge(job: Job) -> None:
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
         identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
     _write(job, reference, (identity, windows, failures, measured), shift, determinism)
+
+
+def _take_device(job: Job) -> None:
+    """Wait for the job's GPUs, if it is to; its time limit stands still meanwhile."""
+    if job.gpus:
+        _leased(job.device, job.gpus)
+
+
+@functools.cache  # once in a process, which then keeps the locks to its end
+def _leased(device: str, gpus: int) -> tuple[int, ...]:
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    held = lease(device, gpus)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    return held
 
 
 def arithmetic_of(job: Job) -> tuple[str, str]:

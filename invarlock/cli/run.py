@@ -26,7 +26,6 @@ def main(args: argparse.Namespace) -> int:
     from invarlock.run.determinism import seed_everything, set_environment
 
     set_environment(args.determinism, args.threads, args.allow_network)
-    lease(args.device, args.gpus)
 
     from invarlock.checkpoints import tokenizer_digest
     from invarlock.guards.invariants import check_checkpoint
@@ -47,6 +46,8 @@ def main(args: argparse.Namespace) -> int:
     fatal = [failure for failure in failures if failure["severity"] == "fatal"]
     if fatal:
         raise InputError(f"the checkpoint is damaged: {fatal[0]['message']}", where=str(args.model))
+    checkpoint.digest()  # as all that a CPU does: before a device is asked for
+    lease(args.device, args.gpus)
     measured = measure_checkpoint(
         checkpoint,
         windows,

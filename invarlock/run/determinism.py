@@ -21,6 +21,9 @@ OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFL
 # torch imports whatever an installed package registers as a backend, unless this is 0; nothing
 # else that we load or import looks for plugins
 TORCH_PLUGINS = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+# Makes torch.cuda.is_available() ask the driver's library without starting CUDA, which would
+# fix the visible devices before some are leased.
+CUDA_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def set_environment(level: str, threads: int, network: bool) -> None:
@@ -36,6 +39,7 @@ def set_environment(level: str, threads: int, network: bool) -> None:
     for name in THREAD_VARIABLES:
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ[CUDA_CHECK] = "1"
     if level == "strict":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"

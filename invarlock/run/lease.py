@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ PAUSE = 0.2  # seconds between two looks at devices that are all in use
 def lease(device: str, count: int) -> tuple[int, ...]:
     """Wait until ``count`` GPUs are free (one at least) and make only these visible.
 
-    To be called before torch is imported. A lease is a kernel lock on a file: it ends with the
+    To be called before CUDA is started, which reads once what is visible; importing torch does not
+    start it. A lease is a kernel lock on a file: it ends with the
     process and with every child that was given its descriptors, also by ``kill -9``. Nothing is
     leased on other devices than ``auto`` and ``cuda``, and where no GPU is seen. Inside a SLURM
     job leases hold among the processes to which it gives the same GPUs.
@@ -49,6 +51,9 @@ def lease(device: str, count: int) -> tuple[int, ...]:
         )
     scope = _slurm_scope(os.environ)
     given = bool(scope) and len(pool) == wanted
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():  # pragma: no cover - not a user's error
+        raise RuntimeError("a GPU has to be leased before CUDA is started")
     held = _wait(_folder(), f"{scope}gpu-", pool, wanted)
     print(f"GPU {', '.join(held)}, {'given by SLURM' if given else 'leased'}", flush=True)
     if not index:
