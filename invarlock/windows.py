@@ -5,7 +5,7 @@ A document is tokenized without special tokens and cut into non-overlapping wind
 tokens were seen before, or are in other window files that are to be kept apart (``excluded``), are
 dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
 document and pass, so that preview and final sample the same documents and as many as possible;
-windows without a partner in their document come last, and only where pairs do not suffice.
+documents of a single window come last, and only where pairs do not suffice.
 Only ``random()`` of a seeded generator is used, whose sequence Python keeps between versions.
 A source of labelled records gives a window per record, as many tokens as it has.
 """
@@ -104,8 +104,8 @@ def select_windows(
     Pass p takes, of every document in seeded order, its p-th pair counted from a seeded start and
     wrapping round. The t-th pair taken gives its first window to preview when t is even, to final
     when t is odd, and its second to the other; a full arm takes no more. Where all pairs do not
-    fill the arms, the windows without a partner follow, one a document, in the same order: a text
-    of documents of one window each is a text.
+    fill the arms, documents of a single window follow in the same order; the odd last window of a
+    longer document stays out.
 
     Raises:
         InputError: the documents hold too few windows.
@@ -117,7 +117,7 @@ def select_windows(
     wanted = (plan.preview, plan.final)
     arms: tuple[list[Window], list[Window]] = ([], [])
     pairs: dict[int, list[tuple[Window, Window]]] = {}
-    singles: list[Window] = []  # of each document the last one, where it has an odd number
+    singles: list[Window] = []  # of documents that have but one
     seen = set(plan.excluded)
     taken = 0
     for turn in itertools.count():
@@ -126,7 +126,7 @@ def select_windows(
             if turn == 0:
                 fresh = _fresh(encode(documents[index]), index, plan.seq_len, seen)
                 pairs[index] = list(zip(fresh[0::2], fresh[1::2], strict=False))
-                singles += fresh[len(fresh) // 2 * 2 :]
+                singles += fresh if len(fresh) == 1 else []
             mine = pairs[index]
             if turn >= len(mine):
                 continue
@@ -140,12 +140,12 @@ def select_windows(
                 return tuple(arms[0]), tuple(arms[1])
         if taken == before:
             break
-    for window in singles:  # what has no partner in its document goes where more is missing
+    for window in singles:  # each goes where more is missing
         lacking = [wanted[i] - len(arms[i]) for i in (0, 1)]
         if max(lacking) > 0:
             arms[lacking[1] > lacking[0]].append(window)
     if any(len(arms[i]) < wanted[i] for i in (0, 1)):
-        raise _too_few(sum(map(len, arms)) // 2, len(documents), plan)
+        raise _too_few(taken + len(singles) // 2, len(documents), plan)
     return tuple(arms[0]), tuple(arms[1])
 
 

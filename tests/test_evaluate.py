@@ -377,7 +377,28 @@ def test_a_real_crash_inside_the_libraries_is_recorded(world, tmp_path):
     assert world.evaluate(broken, tmp_path / "out", *NOOP, "--record-failure") == 0
     outcome = read(tmp_path / "out", "outcome.json")
     assert outcome["status"] == "crashed"
-    assert "Padding_idx" in outcome["error"]
+    assert "transformers cannot load it: AssertionError: Padding_idx" in outcome["error"]
+    assert str(tmp_path) not in outcome["error"]
+
+
+def test_a_fault_of_loading_is_told_once(world, tmp_path, capsys, monkeypatch):
+    """One line and exit 3; the next attempt records it and starts no process."""
+    broken = shutil.copytree(world.baseline, tmp_path / "broken")
+    config = read(broken, "config.json") | {"hidden_act": "swooosh"}
+    (broken / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    out.mkdir()
+    assert world.evaluate(broken, out, "--scenario", entry("quant_4bit_stress")) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "swooosh" in line
+    monkeypatch.setattr("invarlock.cli.evaluate._supervise", None)
+    again = ("--attempt", "2", "--scenario", entry("quant_4bit_stress"))
+    assert world.evaluate(broken, out, *again) == 3
+    assert capsys.readouterr().err.strip() == f"{line} (not tried again)"
+    assert world.evaluate(broken, out, *again, "--record-failure") == 0
+    outcome = read(out, "outcome.json")
+    assert (outcome["status"], outcome["attempt"]) == ("crashed", 2)
+    assert "swooosh" in outcome["error"]
 
 
 # --- bad requests ---------------------------------------------------------------------------

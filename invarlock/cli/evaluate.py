@@ -30,7 +30,7 @@ from invarlock.run.container import Execution, detect
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.model_folder import open_model, refuse_unusable
 
-EXIT_OUT_OF_MEMORY = 75  # of the worker
+EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the worker
 REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request
 # Everything that this command, and what renders its results, writes in that folder.
 RESULTS = (
@@ -162,8 +162,10 @@ def main(args: argparse.Namespace) -> int:
     refused = args.out / REFUSED
     if args.attempt > 1 and refused.is_file():  # a scheduler starts again whatever ended
         code, line = read_json(refused)
+        if code == EXIT_NOT_LOADED and args.record_failure:
+            return _record(_job(args), code, line)
         print(f"invarlock evaluate: {line} (not tried again)", file=sys.stderr)
-        return int(code)
+        return InputError.exit_code if code == EXIT_NOT_LOADED else int(code)
     refused.unlink(missing_ok=True)
     try:
         return _evaluate(args)
@@ -190,25 +192,37 @@ def _evaluate(args: argparse.Namespace) -> int:
             error = how_killed(before, oom_kills())
         if _status(code) != "out_of_memory":
             break
+    error = error.removeprefix("invarlock evaluate: ")
     if code in (2, 3):  # the worker has already said what is wrong with the request
-        _remember(Path(job.out) / REFUSED, code, error.removeprefix("invarlock evaluate: "))
+        _remember(Path(job.out) / REFUSED, code, error)
         return code
+    if code == EXIT_NOT_LOADED:
+        if not args.record_failure:
+            _remember(Path(job.out) / REFUSED, code, error)
+            return InputError.exit_code
+        return _record(job, code, error)
     out = Path(job.out)
     if code != 0:
         status = _status(code)
         line = f"the subject could not be measured: {status} ({error})"
         if not args.record_failure:
             raise MeasurementError(line, where=job.subject, hint="repeat the command to try again")
-        from invarlock.cli.evaluate_record import record_failure
-
-        record_failure(job, status, code, error)
-        print(f"{status}: {error}")
-        return 0
+        return _record(job, code, error)
     from invarlock.cli.evaluate_record import summary_line, telemetry_line
 
     print(summary_line(out))
     if telemetry_wanted(os.environ):
         print(telemetry_line(out))
+    return 0
+
+
+def _record(job: Job, code: int, error: str) -> int:
+    """Record that the subject could not be measured; the exit code of that."""
+    from invarlock.cli.evaluate_record import record_failure
+
+    error = error.removeprefix(f"{job.subject}: ")  # no path: it is of this machine
+    record_failure(job, _status(code), code, error)
+    print(f"{_status(code)}: {error}")
     return 0
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.cli import DEBUG
-from invarlock.cli.evaluate import EXIT_OUT_OF_MEMORY, Job, from_json
+from invarlock.cli.evaluate import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, Job, from_json
 from invarlock.cli.judging import resolve
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
 from invarlock.run.lease import lease
-from invarlock.run.loading import lacks_memory
+from invarlock.run.loading import LoadingError, lacks_memory
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity
@@ -214,7 +214,7 @@ def main() -> int:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         print(f"invarlock evaluate: {error}", file=sys.stderr)
-        return error.exit_code
+        return EXIT_NOT_LOADED if isinstance(error, LoadingError) else error.exit_code
     except (MemoryError, OSError, RuntimeError) as error:
         if lacks_memory(error):
             told = next(iter(str(error).splitlines()), "")

@@ -27,6 +27,10 @@ LOADERS = {
 UNUSED_HEADS = ("bert.pooler.", "cls.seq_relationship.")
 
 
+class LoadingError(InputError):
+    """The library does not load what the folder describes; another start would not either."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where and how a model is run."""
@@ -127,7 +131,8 @@ def library(folder: Path) -> Iterator[None]:
     lasts less than the folder and the environment do. Lack of memory goes through.
 
     Raises:
-        InputError, ConfigError: see :func:`loading_fault`; the exception is its cause.
+        LoadingError: the folder's fault; the exception is its cause.
+        InputError, ConfigError: a package is missing, or code of the model's own is not allowed.
     """
     try:
         yield
@@ -171,10 +176,11 @@ def loading_fault(folder: Path, error: Exception) -> InvarlockError:
         told = f"{type(error).__name__}: {told}".removesuffix(": ")
     if isinstance(error, KeyError) and error.args:
         told += _place_of(folder, error.args[0])
-    hint = ""
-    if isinstance(error, ImportError):
+    what = f"transformers cannot load it: {told[:300]}"
+    if isinstance(error, ImportError):  # the environment's fault, not the folder's
         hint = "install what is missing where the measurement runs, and repeat the command"
-    return InputError(f"transformers cannot load it: {told[:300]}", where=str(folder), hint=hint)
+        return InputError(what, where=str(folder), hint=hint)
+    return LoadingError(what, where=str(folder))
 
 
 def _place_of(folder: Path, value: object) -> str:

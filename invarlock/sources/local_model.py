@@ -10,7 +10,7 @@ from typing import Any
 from invarlock.checkpoints import INDEX_NAME
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
-from invarlock.folders import refuse_broken_files, refuse_other_formats
+from invarlock.folders import NotACheckpointError, refuse_broken_files, refuse_other_formats
 from invarlock.shipped_files import chosen, names_in
 from invarlock.sources.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
@@ -61,6 +61,10 @@ def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
     Raises:
         InputError, ConfigError: see :func:`pin_folder`.
     """
+    if not folder.exists():
+        raise NotACheckpointError(
+            "no such folder", where=str(folder), hint="check the model's source"
+        )
     refuse_broken_files(folder)
     names = set(os.listdir(folder))
     if not pickle_files(names):

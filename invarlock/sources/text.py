@@ -243,7 +243,10 @@ def _json_lines(name: str, data: bytes) -> Iterator[tuple[int, object]]:
 
 def _decoded(name: str, data: bytes) -> str:
     """Text of UTF-8, with or without a byte order mark, or of UTF-16 or UTF-32 with one."""
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    marks = ((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark))
+    mark, encoding = next(marks, (b"", "utf-8"))
+    if data == mark:  # a mark and no text says nothing of an encoding
+        encoding = "utf-8"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
