@@ -406,7 +406,7 @@ ROWS = [
     *(Attack(f"claims: believed verdict {k}", "claims", "claims.spoken", spoken(change), "binder")
       for k, change in SPOKEN.items()),
     Attack("claims: believed verdict of an evaluation that is not there", "reports",
-           "claims.absent", missing_report, "binder", STRICT),
+           "claims.absent", missing_report, "binder"),
     Attack("claims: two verdicts that differ", "claims", "claims.two",
            write("results/verdicts/final_verdict.json", '{"verdict": "FAIL"}'), "publisher"),
     *(Attack(f"report: without evidence and {name}", "reports", "matrix.measured",

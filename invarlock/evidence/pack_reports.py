@@ -47,10 +47,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             step.findings.append("reports/: there is no report")
         elif not expected_pass:
             step.findings.append("reports/: no report has to pass, so nothing shows that any can")
-    if options.strict or options.replay:
-        step.findings += result.claims.absent
-    else:
-        result.warnings += result.claims.absent
+    step.findings += result.claims.absent
     if options.replay and result.claims.verdict is None and found:
         step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
     results = []
