@@ -3,6 +3,8 @@
 #              goes into docs/results.md
 # make setup   set up .venv with what tests and linters need; smoke alone installs less
 # make test    the same, and run all tests
+# make cases  subjects as people make them, through the workflow on the embedded model: what comes out of
+#              each (about half an hour)
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make image   build the image of the container profile: images/invarlock-runtime.sif
 # make container-smoke  a part of the main job inside that image, ending with a pack that verifies strictly
@@ -28,7 +30,7 @@ SLURM_OUT := evidence_pack_runs/slurm
 # harmless edits, and damage for two guards
 CONTAINER_SCENARIOS := noop_clean,quant_8bit_clean,nan_injection,rank1_projection
 
-.PHONY: smoke smoke-all image container-smoke slurm-smoke test lint setup docs results mutants benchmark clean
+.PHONY: smoke smoke-all image container-smoke slurm-smoke test cases lint setup docs results mutants benchmark clean
 
 # the suite of the target's name, ending with a verified pack
 define run_suite
@@ -84,6 +86,9 @@ slurm-smoke: $(VENV)/ready
 
 test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+cases: setup
+	@$(BIN)/python -m pytest tests/test_cases.py -m cases
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,0 +1,122 @@
+"""Subjects as people make them, through the workflow, on the real model: what comes out of each.
+
+Slow (some half an hour on two cores), so that only ``make cases`` runs it. One output folder serves
+all subjects: the baseline is measured once, and no verdict of an earlier subject may stay.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import subjects
+from repository_copy import link_repository, quiet_environment
+
+pytestmark = pytest.mark.cases
+
+
+class Passes(NamedTuple):
+    """A PASS, with these types of note."""
+
+    notes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
+class Blocked(NamedTuple):
+    """No PASS: the guard that speaks, and words that the verdict or the report holds."""
+
+    guard: str
+    words: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+
+class Refused(NamedTuple):
+    """One line before the first job, in a dry run too, with these words."""
+
+    words: tuple[str, ...]
+
+
+CASES: dict[str, Passes | Blocked | Refused] = {
+    "resaved_by_transformers": Passes(),
+    "resaved_as_float16": Passes(("dtype_changed",)),
+    "tied_head_stored_too": Passes(("stored_twice",)),
+    "untied_equal_head": Passes(("weight_tying",)),
+    "vocabulary_padded": Passes(("vocabulary_padded",)),
+    "ids_in_another_spelling": Passes(("config_changed",)),
+    "token_rows_exchanged": Blocked("spectral", ("4915 of 49152",)),
+    "two_special_rows_exchanged": Blocked("spectral", ("2 of 49152",)),
+    "long_context_setting": Blocked("invariants", ("rope_scaling", "max_position_embeddings")),
+    "chat_template_lost": Blocked("invariants", ("chat template",)),
+    "generation_config_empty": Blocked("invariants", ("generation_config.json",)),
+    "edit_never_applied": Blocked("invariants", ("nothing was edited",), ("edit_label=4bit",)),
+    "quantization_config_left": Refused(("quantization_config", "remove")),
+    "lfs_pointer": Refused(("git lfs pull",)),
+    "dangling_link": Refused(("link", "model.safetensors")),
+    "tokenizer_missing": Refused(("tokenizer", "baseline")),
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder, whose output folder keeps the measured baseline."""
+    return link_repository(tmp_path_factory.mktemp("cases") / "repository")
+
+
+def snakemake(repository: Path, baseline: Path, subject: Path, *words: str) -> Any:
+    """The byoe suite on two folders."""
+    return subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "suite", "--profile", "cpu", *words[:1],
+            "--config", "suite=byoe", f"baseline={baseline}", f"subject={subject}", "out=out",
+            "accept=[]", *words[1:],
+        ],
+        cwd=repository, capture_output=True, text=True, check=False, env=quiet_environment(),
+    )  # fmt: skip
+
+
+def verdict(repository: Path) -> dict[str, Any]:
+    """The verdict of the last subject."""
+    found: dict[str, Any] = json.loads((repository / "out/reports/final_verdict.json").read_text())
+    return found
+
+
+def report(repository: Path) -> dict[str, Any]:
+    """The report of the last subject."""
+    (path,) = repository.glob("out/*/reports/byoe/run_1/evaluation.report.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_subject_comes_out_as_it_has_to(
+    repository: Path, smollm2: Path, tmp_path: Path, name: str
+) -> None:
+    """Harmless ones pass, damage is named, and what cannot be read is refused at once."""
+    subject = subjects.make(getattr(subjects, name), smollm2, tmp_path / "subject")
+    expected = CASES[name]
+    if isinstance(expected, Refused):
+        for dry in ("-n", "--printshellcmds"):
+            done = snakemake(repository, smollm2, subject, dry)
+            assert done.returncode in (2, 3), done.stderr
+            line = done.stderr.strip().splitlines()[-1]
+            assert all(word in line for word in expected.words), done.stderr
+        assert not (repository / "out/reports/final_verdict.json").exists()
+        return
+    done = snakemake(repository, smollm2, subject, "--quiet", *expected.settings)
+    shutil.rmtree(subject)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, stated = verdict(repository), report(repository)
+    kinds = {failure["type"] for failure in stated["invariants"]["failures"]}
+    if isinstance(expected, Passes):
+        assert found["verdict"] == "PASS", found["records"][0]["why"]
+        assert set(expected.notes) <= kinds
+        return
+    assert (found["verdict"], found["outcome"]) == ("FAIL", "fail")
+    assert found["records"][0]["guard_flags"][expected.guard] is True
+    told = (repository / "out/reports/final_verdict.txt").read_text() + json.dumps(stated)
+    assert all(word in told for word in expected.words)
