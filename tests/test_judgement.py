@@ -181,7 +181,7 @@ def test_the_limit_on_the_shift_can_be_moved_and_says_so():
     report = plain(evaluation_report(shifted(0.4), loose))
     assert pass_reasons(report) == []
     assert report["policy_provenance"]["overrides"] == [
-        {"path": "distribution.kl_mean_max", "value": 0.5, "tier_value": 0.1906, "source": "config"}
+        {"path": "distribution.kl_mean_max", "value": 0.5, "tier_value": 0.2383, "source": "config"}
     ]
     assert replay(report) == []
     hidden = report | {"policy_provenance": report["policy_provenance"] | {"overrides": []}}

@@ -46,9 +46,9 @@ def test_published_constants():
     assert {p.overhead.threshold for p in policies} == {0.01}
     assert {p.confidence.ppl_ratio_width_max for p in policies} == {0.03}
     assert {p.confidence.accuracy_delta_pp_width_max for p in policies} == {1.0}
-    assert [p.distribution.kl_mean_max for p in policies] == [0.0976, 0.1906, 0.3646]
+    assert [p.distribution.kl_mean_max for p in policies] == [0.122, 0.2383, 0.4558]
     for policy in policies:  # derived from the limit on the metric
-        assert policy.distribution.kl_mean_max == round(2 * math.log(policy.ratio_limit), 4)
+        assert policy.distribution.kl_mean_max == round(2.5 * math.log(policy.ratio_limit), 4)
 
 
 def test_tiers_are_ordered():
@@ -214,7 +214,7 @@ def test_a_limit_on_the_shift_of_predictions_can_be_set() -> None:
         limited = resolve_policy("balanced", [limit])
         assert limited.distribution.kl_mean_max == value
         assert limited.digest != load_policy("balanced").digest
-        assert limited.override_records()[0]["tier_value"] == 0.1906
+        assert limited.override_records()[0]["tier_value"] == 0.2383
     exploring = resolve_policy("none", [Override("distribution.kl_mean_max", 5.0, "config")])
     assert exploring.override_records()[0]["tier_value"] is None
     for value in (-1.0, 0.97, 1e9):
