@@ -159,14 +159,12 @@ def _wait(name: str, output: Path, path: Path) -> int:
         except FileNotFoundError:  # an owner removed the folder that it had made for its claim
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
             holder, seconds = _take(path, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if holder is None:
-            return descriptor
-        os.close(descriptor)
+            if holder is None:
+                stack.pop_all()
+                return descriptor
         if not told and holder:
             print(
                 f"invarlock {name}: waiting for {output}: {holder} is making it",
