@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -261,8 +261,23 @@ def _fewer_layers(baseline: Checkpoint, layers: int) -> Change:
     return Change(dropped=dropped, config=config)
 
 
+def _one_row_on(baseline: Checkpoint, table: TensorInfo) -> Iterator[bytes]:
+    """The bytes of a matrix whose first row has become its last."""
+    size, first = table.nbytes // table.shape[0], b""
+    for chunk in baseline.chunks(table.name):
+        data = bytes(chunk)
+        lacking = size - len(first)
+        first, data = first + data[:lacking], data[lacking:]
+        if data:
+            yield data
+    yield first
+
+
 def _other_tying(baseline: Checkpoint) -> Change:
-    """Tied: the head gets a tensor of its own. Untied: the head's tensor goes."""
+    """Tied: the head gets a tensor of its own, each row the next token's. Untied: it goes.
+
+    A head of its own with the embedding's bytes would be the same model.
+    """
     head = required_architecture(baseline).head
     embedding = next(
         info
@@ -271,7 +286,9 @@ def _other_tying(baseline: Checkpoint) -> Change:
     )
     config = {**baseline.config, "tie_word_embeddings": not is_tied(baseline.config)}
     if is_tied(baseline.config):
-        clone = NewTensor(embedding.dtype, embedding.shape, lambda: baseline.chunks(embedding.name))
+        clone = NewTensor(
+            embedding.dtype, embedding.shape, lambda: _one_row_on(baseline, embedding)
+        )
         if head in baseline.tensors:
             return Change({head: clone}, config=config)
         return Change(added={head: (embedding.file, clone)}, config=config)

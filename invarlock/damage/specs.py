@@ -120,7 +120,7 @@ class NormCollapse(Damage):
 
 @dataclass(frozen=True)
 class WeightTyingBreak(Damage):
-    """Tied head and embedding are parted (same values, two tensors); untied ones are tied."""
+    """A tied head becomes a tensor of its own, each row the next token's; an untied one is tied."""
 
     error_type: ClassVar[str] = "weight_tying_break"
 
