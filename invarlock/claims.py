@@ -161,7 +161,13 @@ def _wait(name: str, output: Path, path: Path) -> int:
             continue
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, descriptor)
-            holder, seconds = _take(path, descriptor)
+            try:
+                holder, seconds = _take(path, descriptor)
+            except OSError:  # a full disk: nothing of the claim stays
+                with contextlib.suppress(OSError):
+                    if os.fstat(descriptor).st_size == 0 and _is(path, descriptor):
+                        path.unlink()
+                raise
             if holder is None:
                 stack.pop_all()
                 return descriptor

@@ -105,8 +105,8 @@ def undetected(lab: Lab) -> None:
     edit_json(lab.pack / SCENARIOS, lenient)
     honest = records._shortfalls
 
-    def shortfalls(*words: Any) -> list[str]:
-        return [why for why in honest(*words) if why != "no guard spoke"]
+    def shortfalls(*words: Any) -> list[records.Shortfall]:
+        return [found for found in honest(*words) if found.text != "no guard spoke"]
 
     with mock.patch.object(records, "_shortfalls", shortfalls):
         recompile(lab)

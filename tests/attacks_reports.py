@@ -453,8 +453,6 @@ HARMLESS = [
     Attack("a believed verdict of an earlier version", "", "", spoken(
         lambda d: [r.pop(n) for r in d["records"] for n in ("subject_sha256", "baseline_sha256")]
     ), "publisher", STRICT),
-    Attack("a believed verdict of an evaluation that is not there, without --strict", "", "",
-           missing_report, "publisher"),
     Attack("evidence left out is said to be believed", "", "",
            alone(lambda r: r.pop("evaluation_windows")), "binder"),
 ]  # fmt: skip

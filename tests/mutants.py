@@ -262,7 +262,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "claims.spoken": (NO_SPOKEN,),
     "claims.absent": (gone(PACK, "step.findings += result.claims.absent"),),
     "claims.two": (never(CLAIMS, "if len({*map(repr, words.values())}) > 1:"), NO_COMPARE),
-    "claims.readme": (Change(CLAIMS, "        if word != verdict\n", "        if False\n"),),
+    "claims.readme": (Change(CLAIMS, "        if word not in words\n", "        if False\n"),),
     "claims.text": (
         never(CLAIMS, 'if text in tree.files and tree.data(text).partition(b"\\n")[0] != first:'),
     ),

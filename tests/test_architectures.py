@@ -284,6 +284,7 @@ def measured(case: Case, in_this_process: None, tmp_path_factory: pytest.TempPat
     for subject in ("noop", "scale_explosion", "nan_injection"):
         words = ["evaluate", "--baseline", str(case.folder), "--subject", str(root / subject)]
         words += ["--baseline-report", str(root / "run"), "--out", str(root / f"{subject} report")]
+        words += ["--edit-label", subject]
         assert main([*words, *windows]) == 0
     return root
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import os
@@ -13,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from invarlock import __version__
 from invarlock.claims import claimed
-from invarlock.cli.output import outputs_of, printing, settle
+from invarlock.cli.output import outputs_of, settle
 from invarlock.errors import InputError, InvarlockError
 
 
@@ -107,8 +108,9 @@ def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> N
     if "--json" in words and refused is not None and sys.stdout is not None:
         import json
 
-        with printing():
-            print(json.dumps(refused(words, line, code), sort_keys=True))
+        with contextlib.suppress(OSError):  # standard error has said it, and the code says it
+            print(json.dumps(refused(words, line, code), sort_keys=True), flush=True)
+        settle()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -324,7 +324,8 @@ def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult])
     if args.json_out is not None:
         _refuse_inside(args.json_out, args.pack)
         with contextlib.suppress(OSError):  # what cannot be replaced is said when it is written
-            args.json_out.unlink()  # an older result is not that of a pack that has none
+            if args.json_out.is_file():  # an older result is not that of a pack that has none
+                args.json_out.unlink()
     if not (args.json or args.pack.is_dir()):
         what = "is a file; unpack it and name the folder"
         raise PackError(

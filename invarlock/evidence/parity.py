@@ -28,6 +28,8 @@ REPEATED = (
     ("E006", "data/seq_len", "dataset/seq_len"),
     ("E006", "data/stride", "dataset/stride"),
     ("E006", "data/seed", "dataset/windows/seed"),
+    ("E006", "data/vocabulary", "vocabulary"),
+    ("E006", "checkpoint", "provenance/baseline/checkpoint"),
 )
 # Column of an arm in the run report, and in the evaluation report.
 COLUMNS = (

@@ -17,7 +17,7 @@ import numpy as np
 
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
-from invarlock.guards import CONTRACTS, contract_fields
+from invarlock.guards import CONTRACTS, contract_fields, moe
 from invarlock.guards import rows as token_rows
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
 from invarlock.guards.weight_stats import WeightStats
@@ -161,7 +161,7 @@ def comparison_of(report: Report) -> Comparison:
         "guards": baseline_guards,
         "routers": _routers(report, BASELINE)
         if routers
-        else {"name": []}
+        else moe.to_table([])
         if "moe" in report
         else None,
     }
