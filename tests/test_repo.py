@@ -29,6 +29,7 @@ LAYERS = (
     ("tuned",),
     ("agreement", "config"),
     ("checkpoints", "roles", "records"),
+    ("model_folder",),
     ("windows", "sources"),
     ("metrics",),
     ("edits", "guards"),

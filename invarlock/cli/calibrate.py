@@ -10,8 +10,8 @@ from pathlib import Path
 
 from invarlock.cli.measuring import add_arithmetic_options
 from invarlock.files import write_json
+from invarlock.model_folder import open_model
 from invarlock.run.lease import lease
-from invarlock.sources.model_folder import open_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -19,13 +19,13 @@ from invarlock.cli.judging import Thresholds, add_judging_options, check_judging
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.files import parse_json, read_json, read_json_object, write_json
+from invarlock.model_folder import open_model, refuse_unusable
 from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.container import Execution, detect
 from invarlock.run.lease import lease
-from invarlock.sources.model_folder import open_model, refuse_unusable
 
 EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the worker
 REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request
