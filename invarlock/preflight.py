@@ -16,13 +16,13 @@ from invarlock.config import Settings
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
+from invarlock.model_folder import open_model
 from invarlock.models import Model
 from invarlock.policy import Policy, load_policy
 from invarlock.reporting.assurance import require_strict_settings
 from invarlock.roles import ARCHITECTURES, layer_of, metric_of, model_type_of
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.local_model import check_folder
-from invarlock.sources.model_folder import open_model
 from invarlock.sources.pins import Allow
 from invarlock.sources.spec import parse_model_source, parse_text_source
 from invarlock.sources.text import look_at_local_text

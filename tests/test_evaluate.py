@@ -381,26 +381,6 @@ def test_a_real_crash_inside_the_libraries_is_recorded(world, tmp_path):
     assert str(tmp_path) not in outcome["error"]
 
 
-def test_a_fault_of_loading_is_told_once(world, tmp_path, capsys, monkeypatch):
-    """One line and exit 3; the next attempt records it and starts no process."""
-    broken = shutil.copytree(world.baseline, tmp_path / "broken")
-    config = read(broken, "config.json") | {"pad_token_id": 9999}
-    (broken / "config.json").write_text(json.dumps(config))
-    out = tmp_path / "out"
-    out.mkdir()
-    assert world.evaluate(broken, out, "--scenario", entry("quant_4bit_stress")) == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "Padding_idx" in line
-    monkeypatch.setattr("invarlock.cli.evaluate._supervise", None)
-    again = ("--attempt", "2", "--scenario", entry("quant_4bit_stress"))
-    assert world.evaluate(broken, out, *again) == 3
-    assert capsys.readouterr().err.strip() == f"{line} (not tried again)"
-    assert world.evaluate(broken, out, *again, "--record-failure") == 0
-    outcome = read(out, "outcome.json")
-    assert (outcome["status"], outcome["attempt"]) == ("crashed", 1)  # the one that was made
-    assert "Padding_idx" in outcome["error"]
-
-
 # --- bad requests ---------------------------------------------------------------------------
 
 

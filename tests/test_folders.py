@@ -18,7 +18,7 @@ from invarlock.cli import main
 from invarlock.errors import InputError
 from invarlock.folders import NotACheckpointError
 from invarlock.guards.invariants import open_subject
-from invarlock.sources.model_folder import open_model, refuse_unusable
+from invarlock.model_folder import open_model, refuse_unusable
 
 Change = Callable[[Path], object]
 WEIGHTS = "model.safetensors"

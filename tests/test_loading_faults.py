@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 from conftest import write_tiny_folder
 from repository_copy import ROOT, quiet_environment
+from test_evaluate import World, entry, read, world
 
 from invarlock.cli.evaluate import how_killed, oom_kills
 from invarlock.errors import ConfigError, InputError
 from invarlock.run.loading import Target, check_loadable, lacks_memory, library, load_model
+
+assert world  # a fixture of this module too
 
 CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown rope": (
@@ -80,6 +84,36 @@ def test_a_subject_that_does_not_load_is_described_as_that(tmp_path: Path) -> No
     (line,) = done.stderr.splitlines()
     assert "yarn2" in line
     assert not (tmp_path / "m.json").exists()
+
+
+def test_a_fault_of_loading_is_told_once(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One line and exit 3; the next attempt records it and starts no process."""
+    broken = shutil.copytree(world.baseline, tmp_path / "broken")
+    config = read(broken, "config.json") | {"pad_token_id": 9999}
+    (broken / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    out.mkdir()
+    assert (
+        world.evaluate(
+            broken, out, "--scenario", entry("quant_4bit_stress"), "--edit-label", "noop"
+        )
+        == 3
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Padding_idx" in line
+    monkeypatch.setattr("invarlock.cli.evaluate._supervise", None)
+    again = ("--attempt", "2", "--scenario", entry("quant_4bit_stress"), "--edit-label", "noop")
+    assert world.evaluate(broken, out, *again) == 3
+    assert capsys.readouterr().err.strip() == f"{line} (not tried again)"
+    assert world.evaluate(broken, out, *again, "--record-failure") == 0
+    outcome = read(out, "outcome.json")
+    assert (outcome["status"], outcome["attempt"]) == ("crashed", 1)  # the one that was made
+    assert "Padding_idx" in outcome["error"]
 
 
 # --- killed ---------------------------------------------------------------------------------------

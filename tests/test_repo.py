@@ -26,6 +26,7 @@ LAYERS = (
     ("agreement", "config"),
     ("roles", "records", "shipped_files", "effective_config", "tokenizer_meaning"),
     ("checkpoints",),
+    ("model_folder",),
     ("windows", "sources", "alignment"),
     ("metrics",),
     ("edits", "guards"),

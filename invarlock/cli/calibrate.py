@@ -14,8 +14,8 @@ from invarlock.claims import claimed
 from invarlock.cli.measuring import add_arithmetic_options
 from invarlock.errors import InputError
 from invarlock.files import write_json
+from invarlock.model_folder import open_model
 from invarlock.run.lease import lease
-from invarlock.sources.model_folder import open_model
 
 if TYPE_CHECKING:
     from invarlock.run.calibrate import Calibration

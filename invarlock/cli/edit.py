@@ -17,7 +17,7 @@ from invarlock.cli.measuring import add_model_options
 from invarlock.edits.specs import TrainedEdit, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import write_json
-from invarlock.sources.model_folder import open_model
+from invarlock.model_folder import open_model
 
 if TYPE_CHECKING:
     from invarlock.edits.apply import Trained

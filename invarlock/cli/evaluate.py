@@ -21,6 +21,7 @@ from invarlock.cli.measuring import add_measuring_options
 from invarlock.digests import SWITCH as DIGESTS
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.files import parse_json, read_json, read_json_object, write_json
+from invarlock.model_folder import open_model, refuse_unusable
 from invarlock.policy import check_profile
 from invarlock.reporting.assurance import MODES, require_strict_possible
 from invarlock.reporting.probes import CONTRACTS
@@ -28,7 +29,6 @@ from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.scenarios import CUSTOM_SPEC
-from invarlock.sources.model_folder import open_model, refuse_unusable
 
 EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the worker
 REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request

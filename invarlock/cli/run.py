@@ -7,9 +7,9 @@ from pathlib import Path
 
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.errors import InputError
+from invarlock.model_folder import open_model
 from invarlock.policy import check_profile, load_policy
 from invarlock.run.lease import lease
-from invarlock.sources.model_folder import open_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

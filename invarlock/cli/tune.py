@@ -17,10 +17,10 @@ from invarlock.cli.measuring import add_arithmetic_options
 from invarlock.edits.specs import TRAINED
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import temporary_sibling
+from invarlock.model_folder import open_model
 from invarlock.policy import check_profile
 from invarlock.run.container import detect
 from invarlock.run.lease import lease
-from invarlock.sources.model_folder import open_model
 from invarlock.tuned import ORDER, TunedParameters, joined, read_or_empty, write_tuned
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from typing import NamedTuple, TypeVar
 from invarlock.checkpoints import INDEX_NAME, SINGLE_NAME
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes, read_json_object, sha256_bytes
+from invarlock.model_folder import no_tokenizer
 from invarlock.sources.hub_cache import RepoType
 from invarlock.sources.local_model import (
     model_files,
     needs_remote_code,
     remote_code_error,
 )
-from invarlock.sources.model_folder import no_tokenizer
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 

@@ -11,8 +11,8 @@ from invarlock.checkpoints import INDEX_NAME
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 from invarlock.folders import NotACheckpointError, refuse_broken_files, refuse_other_formats
+from invarlock.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.shipped_files import chosen, names_in
-from invarlock.sources.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.sources.pickle_weights import pickle_files, require_allowed
 from invarlock.sources.pins import Allow, FileDigest, Pin
 
