@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from conftest import write_tiny_folder
+from measuring_factory import World, entry, read
 from repository_copy import ROOT, quiet_environment
-from test_evaluate import World, entry, read, world
+from test_evaluate import world
 
 from invarlock.cli.evaluate import how_killed, oom_kills
 from invarlock.errors import ConfigError, InputError
@@ -107,7 +108,7 @@ def test_a_fault_of_loading_is_told_once(
     (line,) = capsys.readouterr().err.splitlines()
     assert "Padding_idx" in line
     monkeypatch.setattr("invarlock.cli.evaluate._supervise", None)
-    again = ("--attempt", "2", "--scenario", entry("quant_4bit_stress"), "--edit-label", "noop")
+    again = ("--attempt", "2", *words)
     assert world.evaluate(broken, out, *again) == 3
     assert capsys.readouterr().err.strip() == f"{line} (not tried again)"
     assert world.evaluate(broken, out, *again, "--record-failure") == 0
