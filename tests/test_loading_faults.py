@@ -99,12 +99,9 @@ def test_a_fault_of_loading_is_told_once(
     (broken / "config.json").write_text(json.dumps(config))
     out = tmp_path / "out"
     out.mkdir()
-    assert (
-        world.evaluate(
-            broken, out, "--scenario", entry("quant_4bit_stress"), "--edit-label", "noop"
-        )
-        == 3
-    )
+    words = ("--scenario", entry("quant_4bit_stress"), "--edit-label", "noop")
+    assert world.evaluate(broken, out, *words) == 3
+
     (line,) = capsys.readouterr().err.splitlines()
     assert "Padding_idx" in line
     monkeypatch.setattr("invarlock.cli.evaluate._supervise", None)

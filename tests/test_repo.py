@@ -44,7 +44,6 @@ BROAD = {
     ("invarlock.tokenizer_meaning", "read_tokenizer"),  # the tokenizers library raises Exception
     ("invarlock.guards.tokenizer_settings", "resolve"),  # so does transformers' loader with it
     ("invarlock.run.loading", "library"),  # models and the packages they ask for raise anything
-    ("invarlock.claims", "_wait"),  # closes a file, then raises again
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}
