@@ -51,7 +51,7 @@ def test_an_openpgp_pack_verifies(
     validate(document["verify"], "verify-v1", "result")
     assert document["format_version"] == "proof-pack-verify-v1"
     assert (document["signer_fingerprint"], document["authenticity"]) == (publisher, "pinned")
-    assert document["verdict"] == {"recorded": "PASS", "recomputed": None}
+    assert document["verdict"] == {"recorded": "PASS", "recomputed": None, "outcome": None}
     assert document["verify"]["evaluation_report"]["count"] == 1
     assert document["verify"]["expected_failures"]["reports"] == [DAMAGE]
     assert any("verdict" in claim for claim in document["believed"])
