@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from conftest import write_tiny_folder
+from measuring_factory import World, entry, read
 from repository_copy import ROOT, quiet_environment
-from test_evaluate import World, entry, read, world
+from test_evaluate import world
 
 from invarlock.cli.evaluate import how_killed, oom_kills
 from invarlock.errors import ConfigError, InputError
