@@ -296,8 +296,8 @@ def test_the_gate_refuses_an_outcome_that_contradicts_its_records(tmp_path) -> N
 
 
 def test_an_older_verdict_has_no_outcome(tmp_path) -> None:
-    """Then PASS is 0 and FAIL is 1, as before."""
-    for verdict, code in ((judge(SMOKE), 0), (judge(SMOKE[:-1]), 1)):
+    """FAIL is 1 as before; a PASS without the evaluations beside it is only believed."""
+    for verdict, code in ((judge(SMOKE), 7), (judge(SMOKE[:-1]), 1)):
         older = {key: value for key, value in verdict.items() if key != "outcome"}
         assert gate(older, tmp_path) == code
 
