@@ -111,7 +111,8 @@ def _train(args: argparse.Namespace, baseline: Checkpoint, spec: TrainedEdit) ->
 
 def _describe(args: argparse.Namespace) -> int:
     """Write the metadata of a folder that the user brings."""
-    from invarlock.edits.metadata import custom_metadata, label_of
+    from invarlock.edits.metadata import custom_metadata
+    from invarlock.guards.invariants_decision import label_of
 
     baseline, subject = open_model(args.baseline), open_model(args.subject, args.baseline)
     if subject.config != baseline.config:
@@ -119,7 +120,7 @@ def _describe(args: argparse.Namespace) -> int:
 
         # said here, in seconds: the baseline would be measured before anybody loads the subject
         check_loadable(args.subject, args.allow_remote_code)
-    label = label_of(args.label, baseline, subject)
+    label = label_of(args.label, baseline.parts(), subject.parts())
     write_json(args.metadata, custom_metadata(baseline, subject, label))
     print(f"{label}: {len(subject.tensors)} tensors compared with {args.baseline}")
     return 0

@@ -56,12 +56,11 @@ def measure_and_judge(job: Job) -> None:
 
     from invarlock.alignment import align
     from invarlock.checkpoints import Checkpoint, Identity, file_parts, tokenizer_digest
-    from invarlock.edits.metadata import CUSTOM, label_of
     from invarlock.guards import invariants_decision
     from invarlock.guards.invariants import check_checkpoint, open_subject, reads_alike
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
-    from invarlock.scenarios import NOOP
+    from invarlock.scenarios import CUSTOM_SPEC, NOOP
 
     baseline = Checkpoint.open(Path(job.baseline))
     subject, failures = open_subject(Path(job.subject))
@@ -75,12 +74,12 @@ def measure_and_judge(job: Job) -> None:
     policy, _ = resolve(job.thresholds, baseline.digest())
     started = time.perf_counter()
     if subject is None:
-        job = replace(job, edit_label=job.edit_label or CUSTOM)
+        job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
         identity = Identity(baseline.config, file_parts(Path(job.subject)), None, None)
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
     identity = subject.identity()
-    label = label_of(job.edit_label, baseline, subject)
+    label = invariants_decision.label_of(job.edit_label, baseline.parts(), identity.parts)
     failures = [
         *check_checkpoint(baseline, subject, windows.token_ids()),
         *([invariants_decision.unnamed_noop()] if (job.edit_label, label) == ("", NOOP) else []),

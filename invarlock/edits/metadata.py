@@ -7,7 +7,6 @@ from invarlock.contracts import validate
 from invarlock.edits.apply import Edited, Trained
 from invarlock.edits.blocks import Loss
 from invarlock.edits.specs import LowRankSvd, MagnitudePrune
-from invarlock.scenarios import NOOP
 
 SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 CUSTOM = "custom"  # edit type of a subject that the user brings
@@ -39,17 +38,6 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
         },
         len(edited.targets),
     )
-
-
-def label_of(given: str, baseline: Checkpoint, subject: Checkpoint) -> str:
-    """What is said to have been done to a subject that somebody else made.
-
-    Where nothing is said, what can be seen of it: a no-op where every weight is the baseline's.
-    """
-    if given:
-        return given
-    same = baseline.parts()["weights_sha256"] == subject.parts()["weights_sha256"]
-    return NOOP if same else CUSTOM
 
 
 def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from invarlock.scenarios import NOOP
+from invarlock.scenarios import CUSTOM_SPEC, NOOP
 from invarlock.severity import NOTHING_EDITED, worst_first
 
 # {type, severity: fatal | warning, message} and, where a user may accept it, accept: NAME
@@ -38,6 +38,20 @@ def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[s
         block["accepted"] = sorted({f["accept"] for f in through})
         summary["accepted_violations"] = len(through)
     return block
+
+
+def label_of(given: str, baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
+    """What is said to have been done to a subject that somebody else made.
+
+    Where nothing is said, what can be seen of it: a no-op where every weight is the baseline's.
+
+    Args:
+        given: the label, or nothing.
+        baseline: parts of the baseline's digest (``invarlock.checkpoints.checkpoint_parts``).
+        subject: those of the subject.
+    """
+    same = baseline["weights_sha256"] == subject["weights_sha256"]
+    return given or (NOOP if same else CUSTOM_SPEC)
 
 
 def unnamed_noop() -> Failure:
