@@ -276,3 +276,18 @@ def test_damage_that_was_never_done_is_no_detection() -> None:
     scenario = next(s for s in factory.catalogue().scenarios if s.id == "layer_swap")
     record = make_record(scenario, factory.make_evaluation(scenario, report), None)
     assert (record.injected, record.as_expected) == (False, False)
+
+
+def test_without_a_label_equal_weights_are_a_noop_and_it_is_said(
+    world: World, tmp_path: Path
+) -> None:
+    """No claim is made, so none is refused; any label that claims an edit is."""
+    subject = shutil.copytree(world.baseline, tmp_path / "subject")
+    assert world.evaluate(subject, tmp_path / "out") == 0
+    report = read(tmp_path / "out")
+    assert report["edit"]["name"] == "noop"
+    assert [f["type"] for f in report["invariants"]["failures"]] == ["unnamed_noop"]
+    assert pass_reasons(report) == []
+    assert replay(report) == []
+    assert world.evaluate(subject, tmp_path / "claimed", "--edit-label", "custom") == 0
+    assert pass_reasons(read(tmp_path / "claimed")) != []
