@@ -101,7 +101,6 @@ def test_a_fault_of_loading_is_told_once(
     out.mkdir()
     words = ("--scenario", entry("quant_4bit_stress"), "--edit-label", "noop")
     assert world.evaluate(broken, out, *words) == 3
-
     (line,) = capsys.readouterr().err.splitlines()
     assert "Padding_idx" in line
     monkeypatch.setattr("invarlock.cli.evaluate._supervise", None)

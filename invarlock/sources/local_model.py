@@ -69,10 +69,9 @@ def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
     names = set(os.listdir(folder))
     if not pickle_files(names):
         config = open_model(folder).config
-    elif "config.json" not in names:
-        refuse_other_formats(folder)
-        raise AssertionError("unreachable")
     else:
+        if "config.json" not in names:
+            refuse_other_formats(folder)  # raises, and says what the folder holds instead
         require_allowed(allow.pickle, str(folder))
         config = read_json_object(folder / "config.json")
         refuse_architecture(config, folder)
