@@ -8,6 +8,7 @@ from snakemake_interface_executor_plugins.settings import ExecMode
 
 from invarlock.files import remove_leftovers
 from invarlock.preflight import doubts, refusals
+from invarlock.run import packed_weights
 from invarlock.sources.disk import (
     half_written,
     known_pins,
@@ -152,9 +153,12 @@ def edit_minutes(wildcards, attempt):
 
 
 def run_mb(wildcards, attempt):
-    """Host memory of a run: torch, one batch, and on a CPU the model (twice the bytes in float32)."""
-    model = weights_mb(wildcards) * (0.3 if ON_GPU else 2.2)
-    return int(1500 + model) * attempt
+    """Host memory of a run: torch, one batch, and on a CPU the model (twice the bytes in float32),
+    of which a part stands there a second time, sorted for the processor."""
+    weights = weights_mb(wildcards)
+    model = 0.3 * weights if ON_GPU else 2.2 * weights
+    packed = 0 if ON_GPU else min(2 * weights, packed_weights.LARGEST / 1e6)
+    return int(1500 + model + packed) * attempt
 
 
 def train_mb(wildcards, attempt):

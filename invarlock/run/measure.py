@@ -40,6 +40,7 @@ from invarlock.run.forward import (
     run_batch,
 )
 from invarlock.run.loading import Loaded, Target, device_name, load_model
+from invarlock.run.packed_weights import packed_weights
 from invarlock.run.router_probe import RouterProbe
 from invarlock.run.tasks import Answered, Task, commonest_shape, task_for, wrong_answers
 from invarlock.windows import Window, WindowSet, read_windows
@@ -293,9 +294,10 @@ class _Pass:
 
     def plain(self) -> tuple[list[ArmResult], list[ArmResult]]:
         """Everything but the calibration windows: no guard has a hand in it."""
-        self.wrong = {arm: self._wrong_choices(arm) for arm in ARMS}
         everything = range(len(self.examples["final"]))
-        return self.batches("preview", self.rest), self.batches("final", everything)
+        with packed_weights(self.loaded.model, self.token_budget):
+            self.wrong = {arm: self._wrong_choices(arm) for arm in ARMS}
+            return self.batches("preview", self.rest), self.batches("final", everything)
 
     def _wrong_choices(self, arm: str) -> dict[int, list[float]]:
         """Losses of the choices that are not right, nats, by record."""
@@ -334,7 +336,9 @@ class _Pass:
         rows = evenly_spaced(self.rest, int(HELD_OUT_SHARE * everything))
         if not scales or not rows:
             return None
-        with scaled_outputs(self.loaded.model, scales):
+        # packed, as these windows were in the pass: only the scales may make a difference
+        packed = packed_weights(self.loaded.model, self.token_budget)
+        with packed, scaled_outputs(self.loaded.model, scales):
             parts = self.batches("preview", rows)
         scaled, windows = merge(parts), self.windows.arm("preview")
         return Trial(
