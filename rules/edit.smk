@@ -146,10 +146,10 @@ rule describe_subject:
         mem_mb=lambda wc, attempt: 1000 * attempt + edit_mb(wc, attempt),
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
-        label=C["edit_label"],
+        label=each("--label", [C["edit_label"]] if C["edit_label"] else []),
         remote=on("allow_remote_code", "--allow-remote-code"),
         state=state_of(C["subject"]),
         code=code("edit"),
     shell:
-        "python -m invarlock edit --baseline {input.baseline:q} --spec custom --label {params.label:q}"
+        "python -m invarlock edit --baseline {input.baseline:q} --spec custom {params.label}"
         " --subject {input.subject:q} {params.remote} --metadata {output:q} > {log:q} 2>&1"

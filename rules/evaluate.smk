@@ -7,6 +7,14 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
+def edit_label(wildcards):
+    """What is said to have been done to the subject; of the user's maybe nothing."""
+    scenario = S.scenario(wildcards.scenario)
+    own = wildcards.scenario in CUSTOM
+    label = C["edit_label"] if own else scenario.error_type or scenario.edit_type
+    return each("--edit-label", [label] if label else [])
+
+
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
@@ -44,13 +52,7 @@ rule evaluate:
         out=lambda wc: str(RUN).format(**wc),
         state=lambda wc: state_of(C["subject"] if wc.scenario in CUSTOM else ""),
         entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
-        label=lambda wc: (
-            C["edit_label"]
-            if wc.scenario in CUSTOM
-            else (
-                S.scenario(wc.scenario).error_type or S.scenario(wc.scenario).edit_type
-            )
-        ),
+        label=edit_label,
         # controls are judged as they are
         accept=lambda wc: each(
             "--accept",
@@ -68,7 +70,7 @@ rule evaluate:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.judging} --assurance {params.assurance}"
-        " {params.measuring} --scenario {params.entry:q} --edit-label {params.label:q} {params.accept}"
+        " {params.measuring} --scenario {params.entry:q} {params.label} {params.accept}"
         " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
         " --timeout-minutes {params.timeout} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import importlib
 import os
 import re
 import shutil
@@ -16,6 +18,8 @@ import yaml
 from conftest import write_tiny_folder
 from repository_copy import engine_of_a_version, link_repository, quiet_environment
 from test_workflow import counts, graph, rules, snakemake
+
+from invarlock.cli import COMMANDS
 
 MINUTE = 60.0
 
@@ -91,6 +95,18 @@ def calls(folder: Path, out: str, *targets: str, **said: object) -> list[str]:
     return sorted(Path(found["CALLS"]).read_text().splitlines())
 
 
+def understood(call: str) -> bool:
+    """Whether the command that a rule calls takes these words; an option without its value fails."""
+    _, module, *words = call.split(END)[:-1]
+    assert module == "invarlock", call
+    name = " ".join(words[:2]) if words[0] == "advanced" else words[0]
+    command = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    command.configure(parser)
+    parser.parse_args(words[len(name.split()) :])
+    return True
+
+
 @pytest.mark.parametrize("suite", ["byoe", "subset"])
 def test_any_name_reaches_the_command_line_whole(repository: Path, suite: str) -> None:
     """Blanks and quotes in a name of a model, of the output or of a file part no argument."""
@@ -108,6 +124,7 @@ def test_any_name_reaches_the_command_line_whole(repository: Path, suite: str) -
 
     plain, odd = planned("model", "out"), planned('it\'s a "model"', "my  out's")
     assert len(plain) > 10
+    assert all(map(understood, plain))
     names = (("it-s-a--model-", "model"), ('it\'s a "model"', "model"), ("my  out's", "out"))
     for name, other in names:
         odd = [call.replace(name, other) for call in odd]
