@@ -110,6 +110,7 @@ def kill(run: Path, target: Path, key: Path, pack: Mapping[str, bytes]) -> dict[
         found["steps"] += 1
         names = left(target)
         found["stages"] += bool(names)
+        names = [name for name in names if name != f".{target.name}.claim"]  # whose job is dead
         if len(names) > 1 or not all(name.startswith(".") for name in names):
             found["wrong"].append([found["steps"], "beside it", names])
         if target.exists():

@@ -42,7 +42,14 @@ GENERATION = {"eos_token_id": [1], "bos_token_id": 0}
         ({"pad_token_id": 1}, None, {"config_changed": ("warning", None)}),
         ({"eos_token_id": "null"}, GENERATION, {"config_changed": ("warning", None)}),
         ({"eos_token_id": "null"}, None, {"config_changed": ("fatal", "eos_token_id")}),
-        ({"eos_token_id": "null"}, {}, {"config_changed": ("fatal", "eos_token_id")}),
+        (
+            {"eos_token_id": "null"},
+            {},
+            {
+                "config_changed": ("fatal", "eos_token_id"),
+                "generation_config_changed": ("warning", None),  # an empty file more
+            },
+        ),
         ({"eos_token_id": [1, 5]}, None, {"config_changed": ("fatal", "eos_token_id")}),
         ({"eos_token_id": 5}, GENERATION, {"config_changed": ("fatal", "eos_token_id")}),
         ({"bos_token_id": 5}, None, {"config_changed": ("fatal", "bos_token_id")}),

@@ -139,16 +139,6 @@ def test_a_damaged_record_is_not_believed(
     assert read_and_digest(folder, monkeypatch) == (right, 0)  # and made anew
 
 
-def test_a_part_of_a_checkpoint_reads_no_more_than_that(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The digest of one tensor; what is not known whole is not recorded."""
-    checkpoint = Checkpoint.open(folder)
-    checkpoint.digest([next(iter(checkpoint.tensors))])
-    assert len(checkpoint._digests) == 1
-    assert not cache.exists()
-
-
 def test_without_a_place_everything_is_hashed(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,8 +49,8 @@ def command(*words: str | Path) -> list[str]:
 
 def test_a_kill_leaves_no_pack_or_a_whole_one(suite: Path, key: Path, tmp_path: Path) -> None:
     """SIGKILL before every change a build makes (files, halves of writes, modes, flushes, folders,
-    the rename): no pack or the whole one, beside it at most one hidden stage, which the same
-    command removes when it is run again - and then it makes the same bytes."""
+    the rename): no pack or the whole one, beside it at most one hidden stage and a claim, which the
+    same command removes when it is run again - and then it makes the same bytes."""
     found = in_processes("kill", suite, key, tmp_path)
     assert found["wrong"] == []
     assert found["code"] == 0  # the build that had no further step to be killed at

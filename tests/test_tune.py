@@ -109,7 +109,7 @@ def test_the_first_that_passes_twice_is_selected(
     assert entry["status"] == "selected"
     assert spec_of("magnitude_prune", entry) == f"magnitude_prune:{WEAK}"
     found = entry["search"]
-    assert found["candidates"][0]["reasons"] == ["primary_metric_fail"]
+    assert found["candidates"][0]["reasons"] == ["distribution_fail"]
     for row in found["candidates"][2:]:
         assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
         assert (row["decision"], row["reasons"], row["guards"]) == ("pass", [], [])

@@ -96,7 +96,7 @@ def calls(folder: Path, out: str, *targets: str, **said: object) -> list[str]:
 
 
 def understood(call: str) -> bool:
-    """Whether the command that a rule calls takes these words; an option without its value fails."""
+    """Whether the command that a rule calls takes these words; an option without value fails."""
     _, module, *words = call.split(END)[:-1]
     assert module == "invarlock", call
     name = " ".join(words[:2]) if words[0] == "advanced" else words[0]

@@ -460,8 +460,10 @@ def _calibration(report: Report) -> Iterator[str]:
     most = min(CALIBRATION_WINDOWS, len(preview))
     kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
     alike = kind != "accuracy"  # records differ in shape
-    whole = kind in ("ppl_causal", "ppl_mlm")  # an encoder sees another length than its decoder
-    tokens = (min(len(used) * length, MAX_TOKENS),) if whole else range(1, MAX_TOKENS + 1)
+    # of the module that saw most: norms of queries see a row a head; in a model of two halves
+    # encoder and decoder see texts of different lengths
+    step = len(used) * length if kind in ("ppl_causal", "ppl_mlm") else 1
+    tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
     if not (
         set(used) <= preview
         and len(set(used)) == len(used) == calibration["windows"]

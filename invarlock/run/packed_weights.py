@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,10 @@ def packed_weights(model: torch.nn.Module, rows: int) -> Iterator[None]:
     """
     import torch
 
+    onednn: Any = torch.backends.mkldnn
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _sortable(m.weight)]
     size = sum({m.weight.data_ptr(): m.weight.nbytes for m in layers}.values())
-    if not torch.backends.mkldnn.is_available() or size > LARGEST:
+    if not onednn.is_available() or size > LARGEST:
         layers = []
     sorted_ones: dict[int, torch.Tensor] = {}  # a tied head is sorted once
     try:
@@ -44,11 +45,12 @@ def packed_weights(model: torch.nn.Module, rows: int) -> Iterator[None]:
             place = layer.weight.data_ptr()
             if place not in sorted_ones:
                 sorted_ones[place] = torch.ops.mkldnn._reorder_linear_weight(layer.weight, rows)
-            layer.forward = _product(sorted_ones[place], layer.weight, layer.bias)
+            # an attribute of the instance hides the method, and hooks stay where they are
+            vars(layer)["forward"] = _product(sorted_ones[place], layer.weight, layer.bias)
         yield
     finally:
         for layer in layers:
-            layer.__dict__.pop("forward", None)
+            vars(layer).pop("forward", None)
 
 
 def _sortable(weight: torch.Tensor) -> bool:
