@@ -18,7 +18,7 @@ from invarlock.alignment import align
 from invarlock.checkpoints import Checkpoint
 from invarlock.guards.invariants import check_checkpoint, tying_state
 from invarlock.guards.invariants_decision import Failure
-from invarlock.run.measure import weight_modules
+from invarlock.guards.spectral import weight_modules
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Tensors = dict[str, torch.Tensor]

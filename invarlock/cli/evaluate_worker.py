@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity
     from invarlock.guards.invariants_decision import Failure
     from invarlock.metrics.distribution import TokenShift
-    from invarlock.policy import VariancePolicy
+    from invarlock.policy import Policy
     from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
     from invarlock.run.report import Reference
 
@@ -93,7 +93,7 @@ def measure_and_judge(job: Job) -> None:
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = replace(reference.arrays(), checkpoint=baseline)
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
-        measured = _measure(job, aligned, windows, arrays, policy.variance)
+        measured = _measure(job, aligned, windows, arrays, policy)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
@@ -127,7 +127,7 @@ def _measure(
     checkpoint: Checkpoint,
     windows: RunWindows,
     against: ReferenceArrays | None,
-    variance: VariancePolicy | None,
+    policy: Policy | None,
 ) -> Measurement:
     from invarlock.run.loading import Target
     from invarlock.run.measure import measure_checkpoint
@@ -138,7 +138,7 @@ def _measure(
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
         against=against,
-        variance=variance,
+        policy=policy,
     )
 
 
