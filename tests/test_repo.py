@@ -145,6 +145,27 @@ def test_no_cycles() -> None:
         visit(module, ())
 
 
+def test_whoever_needs_guards_names_none() -> None:
+    """A guard stands in its own module: what judges, replays, reads and shows reports goes over
+    the registry."""
+    from invarlock.guards import GUARDS
+
+    names = {guard.name for guard in GUARDS} | {guard.flag for guard in GUARDS if guard.flag}
+    modules = {
+        "run.report",
+        *(f"verdict.{name}" for name in ("detectors", "guard_value", "repeats")),
+    }
+    wrong = [
+        f"{module}:{node.lineno}: {node.value}"
+        for module, tree in sources().items()
+        if module.startswith(("invarlock.reporting.", "invarlock.pages."))
+        or module.removeprefix("invarlock.") in modules
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not wrong
+
+
 def test_broad_handlers_are_listed() -> None:
     """`except Exception` and its like stand only where the table says why."""
     found = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
 from invarlock.pages.parts import Check, Section
-from invarlock.pages.reading import Report, refused
+from invarlock.pages.reading import Report, block, evaluated, refused
 from invarlock.policy import Policy
 
 if TYPE_CHECKING:
@@ -225,7 +225,10 @@ class Guard:
 
     def spoke(self, report: Report) -> dict[str, bool]:
         """Whether it measured something and found it bad, by published name."""
-        return {self.name: refused(report, self.flag, self.name)}
+        if self.flag:
+            return {self.name: refused(report, self.flag, self.name)}
+        found = block(report, self.name)
+        return {self.name: evaluated(report, self.name) and found.get("passed") is False}
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
         """Of a block that was evaluated: the number it decides by."""

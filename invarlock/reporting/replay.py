@@ -19,6 +19,7 @@ from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
 from invarlock.guards.guard import STATISTICS
+from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
@@ -172,7 +173,7 @@ def comparison_of(report: Report) -> Comparison:
         profile=context["profile"],
         assurance=context["assurance"]["mode"],
         reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),
-        invariants_evaluated=report["invariants"].get("evaluated") is True,
+        invariants_evaluated=report[Invariants.name].get("evaluated") is True,
         shift=RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
