@@ -25,7 +25,7 @@ from invarlock.run.loading import LoadingError, lacks_memory
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity
-    from invarlock.guards.invariants_decision import Failure
+    from invarlock.guards.findings import Failure
     from invarlock.metrics.distribution import TokenShift
     from invarlock.policy import Policy
     from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
@@ -56,7 +56,7 @@ def measure_and_judge(job: Job) -> None:
 
     from invarlock.alignment import align
     from invarlock.checkpoints import Checkpoint, Identity, file_parts, tokenizer_digest
-    from invarlock.guards import invariants_decision
+    from invarlock.guards import findings, invariants_decision
     from invarlock.guards.invariants import check_checkpoint, open_subject, reads_alike
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
@@ -79,11 +79,11 @@ def measure_and_judge(job: Job) -> None:
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
     identity = subject.identity()
-    label = invariants_decision.label_of(job.edit_label, baseline.parts(), identity.parts)
+    label = findings.label_of(job.edit_label, baseline.parts(), identity.parts)
     failures = [
         *check_checkpoint(baseline, subject, windows.token_ids()),
-        *([invariants_decision.unnamed_noop()] if (job.edit_label, label) == ("", NOOP) else []),
-        *invariants_decision.nothing_edited(label, baseline.parts(), identity.parts),
+        *([findings.unnamed_noop()] if (job.edit_label, label) == ("", NOOP) else []),
+        *findings.nothing_edited(label, baseline.parts(), identity.parts),
     ]
     job = replace(job, edit_label=label)
     seconds = time.perf_counter() - started

@@ -21,9 +21,9 @@ import numpy as np
 from invarlock.checkpoints import Checkpoint
 from invarlock.files import sha256_file
 from invarlock.guards import GUARDS
+from invarlock.guards.findings import Failure
 from invarlock.guards.guard import Measuring
 from invarlock.guards.invariants import check_loaded
-from invarlock.guards.invariants_decision import Failure
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
 from invarlock.policy import Policy

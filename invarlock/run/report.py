@@ -22,7 +22,8 @@ from invarlock.files import (
     write_json,
 )
 from invarlock.guards import CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
-from invarlock.guards.invariants_decision import Failure, judge
+from invarlock.guards.findings import Failure
+from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
 from invarlock.run.forward import ArmResult, TopTokens
