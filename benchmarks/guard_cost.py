@@ -48,9 +48,9 @@ def measure_run(model: Path, windows: Path, kind: str) -> dict[str, float]:
             target,
             token_budget=BUDGET,
             against=baseline,
-            variance=load_policy("balanced").variance,
+            policy=load_policy("balanced"),
         )
-        assert found.trial is not None
+        assert found.records["variance"]["trial"] is not None
     else:
         network = load(model, target, "hf_causal").model
         run_passes(network, model, content, baseline if kind == "metric" else None)

@@ -17,11 +17,13 @@ from measuring_factory import World, change, make_world, read
 from invarlock.contracts import validate
 from invarlock.errors import ConfigError
 from invarlock.evidence.readme import Summary, render
-from invarlock.guards.invariants_decision import NOTHING_EDITED, judge, nothing_edited
+from invarlock.guards.findings import nothing_edited
+from invarlock.guards.invariants_decision import judge, unedited
 from invarlock.reporting.render import render_report_markdown
 from invarlock.reporting.replay import replay
-from invarlock.reporting.signals import pass_reasons, unedited
+from invarlock.reporting.signals import pass_reasons
 from invarlock.run.accept import check_accept
+from invarlock.severity import NOTHING_EDITED
 from invarlock.verdict.records import make_record
 from invarlock.verdict.text import render_verdict
 from invarlock.verdict.verdict import compile_verdict

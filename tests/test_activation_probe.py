@@ -12,15 +12,10 @@ from checkpoint_factory import make_llama
 
 from invarlock.files import read_json_object
 from invarlock.guards import rmt
+from invarlock.guards.rmt import DEVIATION_FLOOR, HOOKED, ActivationProbe, hooked_modules
+from invarlock.guards.variance import scaled_outputs
 from invarlock.policy import load_policy
 from invarlock.roles import Role, role_of
-from invarlock.run.activation_probe import (
-    DEVIATION_FLOOR,
-    HOOKED,
-    ActivationProbe,
-    hooked_modules,
-    scaled_outputs,
-)
 from invarlock.run.loading import Target, load_model
 
 LLAMA = {"model_type": "llama"}
@@ -41,7 +36,7 @@ def seen(x):
     """What a probe records of a module whose output is ``x`` (tokens, features)."""
     model, linear = projection(x.shape[-1])
     probe = ActivationProbe(LLAMA)
-    with probe.attached(model):
+    with probe.watching(model):
         linear(x)
     (found,) = probe.activations
     return found
@@ -75,7 +70,7 @@ def watch(model, config, tokens=40):
     """A probe after one batch of two windows."""
     probe = ActivationProbe(config)
     ids = torch.randint(0, 320, (2, tokens), generator=torch.Generator().manual_seed(6))
-    with probe.attached(model), torch.inference_mode():
+    with probe.watching(model), torch.inference_mode():
         model(input_ids=ids)
     return probe, ids
 
@@ -128,7 +123,7 @@ def test_many_tokens_are_thinned_evenly():
     x[0], x[-1] = 1.0, -1.0
     model, linear = projection(8)
     probe = ActivationProbe(LLAMA)
-    with probe.attached(model):
+    with probe.watching(model):
         linear(x)
     assert probe.tokens == 1024
     assert probe.activations[0].variance == pytest.approx(2 / 1024)
@@ -167,12 +162,12 @@ def test_no_hook_stays_behind(llama):
     model, config = llama
     _, ids = watch(model, config)
     before = model(input_ids=ids).logits
-    with pytest.raises(ZeroDivisionError), ActivationProbe(config).attached(model):
+    with pytest.raises(ZeroDivisionError), ActivationProbe(config).watching(model):
         raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError), scaled_outputs(model, {NAME: 2.0}):
         raise ZeroDivisionError
     assert not any(module._forward_hooks for module in model.modules())
-    with ActivationProbe(config).attached(model):
+    with ActivationProbe(config).watching(model):
         assert torch.equal(model(input_ids=ids).logits, before)  # hooks only read
 
 

@@ -20,8 +20,9 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.damage.specs import DAMAGES
 from invarlock.edits.specs import EDITS
+from invarlock.pages.reading import evaluated
 from invarlock.reporting.replay import replay
-from invarlock.reporting.signals import CORE_GUARDS, evaluated, guard_flags
+from invarlock.reporting.signals import CORE_GUARDS, guard_flags
 from invarlock.roles import Role, is_tied, layer_of, role_of
 from invarlock.windows import WindowPlan
 

@@ -20,6 +20,7 @@ from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import canonical_json
 from invarlock.guards.rmt import Activation
+from invarlock.guards.spectral import weight_modules
 from invarlock.preset import NULL_EDITS, derive, preset_of
 from invarlock.run import calibrate as module
 from invarlock.run import measure
@@ -94,7 +95,10 @@ def one_by_one(mine: Calibration, scratch: Path) -> list[tuple[str, int, Any]]:
         for windows in mine.windows:
             first = run_of(mine, mine.baseline, windows, mine.token_budget)
             second = run_of(mine, subject, windows, mine.token_budget // part, first)
-            before, after = (Observed(run.modules, as_observation(run)) for run in (first, second))
+            before, after = (
+                Observed(weight_modules(c, "cpu"), as_observation(run))
+                for c, run in ((mine.baseline, first), (subject, second))
+            )
             found.append((edit, windows.content.seed, changes(before, after)))
     return found
 
@@ -135,7 +139,7 @@ def test_weights_are_loaded_and_measured_once(
             return original(*args)
 
         monkeypatch.setattr(module, name, counted)
-        monkeypatch.setattr(measure, name, counted)
+        monkeypatch.setattr(measure, name, counted, raising=False)
     stats = calibrate(mine, tmp_path / "null_edit")
     assert sorted(calls) == ["load_model"] * 2 + ["weight_modules"] * 2
     heads = ("edit", "seed", "windows_sha256")

@@ -10,9 +10,11 @@ import pytest
 from page_factory import EPSILON, KAPPA, TAU, make_page_report, with_mixture
 from report_factory import make_report
 
-from invarlock.reporting import figures, guard_sections, metric_sections, readings
-from invarlock.reporting.panels import NAMED
-from invarlock.reporting.plots import LEFT, RIGHT, Plot
+from invarlock.guards import BY_NAME, variance
+from invarlock.pages.changes import module_changes, ratio_label
+from invarlock.pages.panels import NAMED
+from invarlock.pages.plots import LEFT, RIGHT, Plot
+from invarlock.reporting import figures, metric_sections, readings
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 HARMFUL = make_report("prune_50pct_stress", 1.6)
@@ -92,7 +94,7 @@ def test_tail_without_an_upper_bound() -> None:
 def test_modules_and_their_limits(guard: str) -> None:
     """One mark a module; those beyond the limit of their own family, and no others, say so."""
     statistic = {"spectral": "sigma_max", "rmt": "edge"}[guard]
-    section = {"spectral": guard_sections.spectral, "rmt": guard_sections.rmt}[guard]
+    section = BY_NAME[guard].section
     limit = {f: math.exp(KAPPA[f] * TAU[f]) for f in TAU}
     if guard == "rmt":
         limit = {f: 1 + e for f, e in EPSILON.items()}
@@ -111,7 +113,7 @@ def test_modules_and_their_limits(guard: str) -> None:
     assert len(paths(plot, "within")) - 4 == len(ratios) - len(beyond)  # 4 are in the legend
     assert f"{len(beyond)} beyond" in plot.description
     for family in limit:
-        assert f"limit {figures.ratio_label(math.log(limit[family]))}" in texts(plot, "level")
+        assert f"limit {ratio_label(math.log(limit[family]))}" in texts(plot, "level")
     families = [s for s in plot.shapes if s.style == "beyond" and s.name]
     assert 0 < len(families) <= 4 * NAMED
 
@@ -119,11 +121,10 @@ def test_modules_and_their_limits(guard: str) -> None:
 def test_one_capped_module() -> None:
     """The module beyond the cap carries its name, and the table of changes begins with it."""
     report = make_report("rank1_projection", 1.09, rank={DOWN: 0.05}, scale={DOWN: 0.6})
-    changes = readings.module_changes(report, "spectral", "sigma_max")
+    changes = module_changes(report, "spectral", "sigma_max")
     assert changes[0].name == DOWN
     assert changes[0].log_ratio == pytest.approx(math.log(0.6))
-    plot = figures.spectral_plot(changes, readings.spectral_limits(report))
-    assert plot is not None
+    (plot,) = BY_NAME["spectral"].section(report).plots
     assert [s.name for s in plot.shapes if s.style == "beyond"] == [f"{DOWN}: 0.6"]
 
 
@@ -131,9 +132,7 @@ def test_one_capped_module() -> None:
 def test_extreme_modules_stay_in_the_picture(ratio: float) -> None:
     """A vanished or exploded matrix is drawn inside the frame, beyond its limit."""
     report = make_report("x", 1.01, scale={DOWN: ratio})
-    changes = readings.module_changes(report, "spectral", "sigma_max")
-    plot = figures.spectral_plot(changes, readings.spectral_limits(report))
-    assert plot is not None
+    (plot,) = BY_NAME["spectral"].section(report).plots
     assert len(paths(plot, "beyond")) == 1
     assert all(0 <= y <= plot.height for style in ("within", "beyond")
                for _, y in starts(plot, style))  # fmt: skip
@@ -143,7 +142,7 @@ def test_a_lost_number_is_beyond_every_limit() -> None:
     """A module whose statistic is not finite is drawn as far away as can be."""
     report = copy.deepcopy(PAGE)
     report["rmt"]["modules"]["edge"][0] = None
-    section = guard_sections.rmt(report)
+    section = BY_NAME["rmt"].section(report)
     assert "1 beyond" in section.plots[0].description
     assert section.tables[-1].rows[0][2] == "beyond measure"
 
@@ -154,24 +153,24 @@ def test_modules_of_another_model_are_matched_by_name() -> None:
     table = report["variance"]["modules"]
     table["baseline_name"] = table["name"][::-1]
     table["baseline_variance"] = table["baseline_variance"][::-1]
-    changes = readings.module_changes(report, "variance", "variance")
-    assert changes == readings.module_changes(PAGE, "variance", "variance")
+    changes = module_changes(report, "variance", "variance")
+    assert changes == module_changes(PAGE, "variance", "variance")
     table["name"][0] = "new"
-    assert len(readings.module_changes(report, "variance", "variance")) == len(changes) - 1
+    assert len(module_changes(report, "variance", "variance")) == len(changes) - 1
 
 
 def test_variance_deadband() -> None:
     """The limits are the ratios whose restoring scale lies on the edge of the deadband."""
-    low, high = readings.variance_limits(PAGE, ["ffn"])["ffn"]
+    low, high = variance._limits(PAGE["variance"], ["ffn"])["ffn"]
     assert math.exp(low) ** -0.5 == pytest.approx(1.02)
     assert math.exp(high) ** -0.5 == pytest.approx(0.98)
-    (plot,) = guard_sections.variance(PAGE).plots
+    (plot,) = BY_NAME["variance"].section(PAGE).plots
     assert texts(plot, "level")[:2] == ["limit 0.9612", "limit 1.041"]
 
 
 def test_routers() -> None:
     """A router that fell by more than a tenth lies beyond the limit of 0.9."""
-    (plot,) = guard_sections.moe(with_mixture(make_page_report(layers=2))).plots
+    (plot,) = BY_NAME["moe"].section(with_mixture(make_page_report(layers=2))).plots
     assert texts(plot, "level") == ["limit 0.9"]
     assert [s.name for s in plot.shapes if s.style == "beyond"] == ["model.layers.0.mlp.gate: 0.6"]
 

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from invarlock.guards.moe import RouterStats, flags, from_table, judge, to_table
+from invarlock.guards.moe import Moe, RouterProbe, RouterStats, from_table, judge, to_table
 from invarlock.policy import MoePolicy
-from invarlock.run.router_probe import RouterProbe
 
 POLICY = MoePolicy(entropy_drop_max=0.10, new_dead_experts_max=0)
 ROUTER = "model.layers.0.mlp.gate"
@@ -116,7 +115,6 @@ def test_a_dense_model_has_no_routers() -> None:
     with RouterProbe().attach(model) as probe:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert (probe.results(), probe.top_k) == ([], 0)
-    assert flags({}) == {}
 
 
 def collapsed(tensors: dict[str, torch.Tensor], expert: int) -> dict[str, torch.Tensor]:
@@ -139,7 +137,7 @@ def test_a_collapsed_router_is_caught(tensors: dict[str, torch.Tensor]) -> None:
     assert (block["passed"], block["decision"]) == (False, "block")
     assert {v["type"] for v in block["violations"]} == {"entropy_drop", "dead_expert"}
     assert block["max_entropy_drop"] == pytest.approx(1.0, abs=1e-5)
-    assert flags(block) == {"moe_observed": True, "moe_identity_ok": False}
+    assert Moe().flags(block) == {"moe_observed": True, "moe_identity_ok": False}
 
 
 def test_an_unchanged_router_is_not(tensors: dict[str, torch.Tensor]) -> None:
@@ -148,7 +146,7 @@ def test_an_unchanged_router_is_not(tensors: dict[str, torch.Tensor]) -> None:
     block = judge(*runs, POLICY, 2)
     assert (block["passed"], block["decision"], block["violations"]) == (True, "allow", [])
     assert block["delta_router_entropy"] == block["max_entropy_drop"] == 0.0
-    assert flags(block) == {"moe_observed": True, "moe_identity_ok": True}
+    assert Moe().flags(block) == {"moe_observed": True, "moe_identity_ok": True}
     assert json.dumps(block, allow_nan=False) == json.dumps(judge(*runs, POLICY, 2))
 
 
@@ -206,7 +204,7 @@ def test_what_cannot_be_compared_blocks(subject: list[RouterStats]) -> None:
     """A missing router, other experts or other tokens are no evidence of health."""
     block = judge([router()], subject, POLICY, 2)
     assert (block["passed"], block["decision"]) == (False, "block")
-    assert flags(block)["moe_identity_ok"] is False
+    assert Moe().flags(block)["moe_identity_ok"] is False
 
 
 STATS = st.builds(

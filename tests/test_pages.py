@@ -10,9 +10,9 @@ import pytest
 from page_factory import make_accuracy_report, make_page_report, with_mixture
 from report_factory import make_crashed, make_rejected, make_report
 
+from invarlock.pages.parts import Check
 from invarlock.reporting import signals
-from invarlock.reporting.checks import Check
-from invarlock.reporting.dashboard import all_checks, dashboard, headline, verdict_word
+from invarlock.reporting.dashboard import all_checks, dashboard, gates, headline, verdict_word
 from invarlock.reporting.outline import outline
 from invarlock.reporting.render import explain, render_report_html, render_report_markdown
 
@@ -146,7 +146,7 @@ def test_variance_speaks_but_never_blocks() -> None:
     assert check(PAGE, "Variance").status == "pass"
     row = check(HARM, "Variance")
     assert (row.status, row.measured) == ("warning", "scales proposed: 1")
-    assert not row.gates(HARM)
+    assert not gates(row, HARM)
     assert "never blocks" in row.note
 
 

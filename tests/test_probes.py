@@ -6,7 +6,9 @@ import pytest
 from report_factory import make_rejected, make_report
 
 from invarlock.contracts import validate
-from invarlock.reporting.probes import CONTRACTS, RMT_NAME, VE_NAME, probe_of, wanted
+from invarlock.reporting.probes import CONTRACTS, FILES, probe_of, wanted
+
+RMT_NAME, VE_NAME = FILES
 
 RMT, VE = {"kind": "rmt_probe"}, {"kind": "ve_probe"}
 

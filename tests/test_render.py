@@ -12,6 +12,7 @@ import pytest
 from report_factory import make_crashed, make_rejected, make_report
 
 from invarlock.cli import main
+from invarlock.pages.wording import visible
 from invarlock.reporting.dashboard import all_checks
 from invarlock.reporting.render import (
     escape_markdown,
@@ -19,7 +20,6 @@ from invarlock.reporting.render import (
     render_report_html,
     render_report_markdown,
 )
-from invarlock.reporting.wording import visible
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 CLEAN = make_report("quant_8bit_clean", 1.004)

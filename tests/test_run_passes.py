@@ -62,7 +62,7 @@ def run(folder, windows, against=None, policy=None):
         TARGET,
         token_budget=512,
         against=against,
-        variance=policy,
+        policy=policy,
     )
 
 
@@ -75,7 +75,7 @@ def baseline(place, windows):
 @pytest.fixture(scope="module")
 def halved(place, windows, baseline):
     """The run of the damaged subject, with its trial."""
-    return run(place / "halved", windows, reference(place, baseline), POLICY.variance)
+    return run(place / "halved", windows, reference(place, baseline), POLICY)
 
 
 def report_of(place, windows, baseline, subject, folder):
@@ -126,17 +126,19 @@ def test_every_window_is_run_once(place, windows, baseline, monkeypatch, folder)
     """Beyond the pass: the calibration windows without hooks, and the trial on others."""
     counter = Counter(monkeypatch)
     against = baseline.reference_arrays() if folder == "halved" else None
-    measured = run(place / folder, windows, against, POLICY.variance if against else None)
-    tried = set(measured.trial.window_ids) if measured.trial else set()
+    measured = run(place / folder, windows, against, POLICY if against else None)
+    trial, work = measured.records["variance"]["trial"], measured.records["guard_overhead"]
+    calibration = measured.records["rmt"]["calibration"]["window_ids"]
+    tried = set(trial["window_ids"]) if trial else set()
     for arm in ("preview", "final"):
         for window in windows.arm(arm):
-            again = {*tried, *measured.calibration} if arm == "preview" else set()
+            again = {*tried, *calibration} if arm == "preview" else set()
             assert counter.count(window) == 1 + (window.window_id in again)
     probes = [row for row in counter.rows if len(row) != 48]
     assert [len(row) for row in probes] == [16, 16]  # the head against the whole model
-    assert measured.trial_tokens == 47 * len(tried)
+    assert work["trial_tokens"] == 47 * len(tried)
     losses = dict(zip(windows_ids(windows), measured.arms["preview"].losses(), strict=True))
-    assert measured.bare_nll == [losses[i] for i in measured.calibration]  # hooks only read
+    assert work["bare_nll"] == [losses[i] for i in calibration]  # hooks only read
 
 
 def test_losses_are_those_of_a_plain_forward(place, windows, halved):
@@ -153,17 +155,20 @@ def test_losses_are_those_of_a_plain_forward(place, windows, halved):
 def test_calibration_windows_are_evenly_spaced(windows, halved):
     """Eight of the preview arm, one from the middle of each part."""
     ids = [window.window_id for window in windows.arm("preview")]
-    assert [ids.index(i) for i in halved.calibration] == [1, 5, 9, 13, 16, 20, 24, 28]
-    assert halved.activation_tokens == 8 * 48
+    calibration = halved.records["rmt"]["calibration"]
+    assert [ids.index(i) for i in calibration["window_ids"]] == [1, 5, 9, 13, 16, 20, 24, 28]
+    assert calibration["tokens"] == 8 * 48
 
 
 def test_held_out_windows_are_not_calibration_windows(windows, halved):
     """A fifth of all windows, from the rest of the preview arm, as measured in the pass."""
-    trial, ids = halved.trial, [window.window_id for window in windows.arm("preview")]
-    assert set(trial.window_ids) <= set(ids) - set(halved.calibration)
-    assert len(set(trial.window_ids)) == 10
+    trial = halved.records["variance"]["trial"]
+    calibration = halved.records["rmt"]["calibration"]["window_ids"]
+    ids = [window.window_id for window in windows.arm("preview")]
+    assert set(trial["window_ids"]) <= set(ids) - set(calibration)
+    assert len(set(trial["window_ids"])) == 10
     losses = dict(zip(ids, halved.arms["preview"].losses(), strict=True))
-    assert trial.plain_nll == [losses[i] for i in trial.window_ids]
+    assert trial["plain_nll"] == [losses[i] for i in trial["window_ids"]]
 
 
 def test_a_planted_shrink_is_proposed_with_its_scale(place, windows, baseline, halved):
@@ -172,8 +177,9 @@ def test_a_planted_shrink_is_proposed_with_its_scale(place, windows, baseline, h
     assert report["variance"]["proposed_scales"] == {DOWN: pytest.approx(2.0, rel=1e-5)}
     ids = [window.window_id for window in windows.arm("preview")]
     undamaged = dict(zip(ids, baseline.arms["preview"].losses(), strict=True))
-    expected = [undamaged[i] for i in halved.trial.window_ids]
-    assert halved.trial.scaled_nll == pytest.approx(expected, rel=1e-6)
+    trial = halved.records["variance"]["trial"]
+    expected = [undamaged[i] for i in trial["window_ids"]]
+    assert trial["scaled_nll"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_weights_are_as_loaded_after_the_trial(place, windows, halved):
@@ -183,12 +189,12 @@ def test_weights_are_as_loaded_after_the_trial(place, windows, halved):
 
 def test_identical_weights_shift_nothing(place, windows, baseline):
     """Divergence, flips and changes of probability are exactly 0, and nothing is tried."""
-    same = run(place / "baseline", windows, reference(place, baseline), POLICY.variance)
+    same = run(place / "baseline", windows, reference(place, baseline), POLICY)
     shift = token_shift(baseline.reference_arrays(), same.arms["final"])
     assert not shift.kl.any()
     assert not shift.flips.any()
     assert not shift.probability_change.any()
-    assert same.trial is None
+    assert same.records["variance"]["trial"] is None
     assert same.activations == baseline.activations
 
 
@@ -215,7 +221,7 @@ def test_predictions_of_a_damaged_model_shift(place, windows, baseline, halved):
 
 def test_a_second_run_gives_the_same_bytes(place, windows, baseline, halved):
     """Everything but timings and memory."""
-    again = run(place / "halved", windows, reference(place, baseline), POLICY.variance)
+    again = run(place / "halved", windows, reference(place, baseline), POLICY)
     first, second = (
         json.dumps(report_of(place, windows, baseline, m, "halved")) for m in (halved, again)
     )

@@ -20,7 +20,8 @@ from detection_readings import (
     variance_reading,
 )
 
-from invarlock.reporting.signals import block, evaluated, guard_flags
+from invarlock.pages.reading import block, evaluated
+from invarlock.reporting.signals import guard_flags
 from invarlock.verdict.intervals import clopper_pearson
 
 TIME_MAX, MEMORY_MAX = 0.35, 1.3  # wanted of the guards, over the bare pass

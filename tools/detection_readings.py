@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from invarlock.reporting.signals import block, evaluated, guard_flags
+from invarlock.pages.reading import block, evaluated
+from invarlock.reporting.signals import guard_flags
 
 Report = Mapping[str, Any]
 CHECKS = (

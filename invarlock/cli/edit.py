@@ -112,7 +112,7 @@ def _train(args: argparse.Namespace, baseline: Checkpoint, spec: TrainedEdit) ->
 def _describe(args: argparse.Namespace) -> int:
     """Write the metadata of a folder that the user brings."""
     from invarlock.edits.metadata import custom_metadata
-    from invarlock.guards.invariants_decision import label_of
+    from invarlock.guards.findings import label_of
 
     baseline, subject = open_model(args.baseline), open_model(args.subject, args.baseline)
     if subject.config != baseline.config:

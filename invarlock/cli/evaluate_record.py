@@ -18,6 +18,7 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
+from invarlock.guards.invariants_decision import acceptance_notes
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import probes, signals
 from invarlock.reporting.dashboard import headline
@@ -177,7 +178,7 @@ def summary_line(out: Path) -> str:
     report = read_json_object(out / EVALUATION_NAME)
     what, reasons = _point(report["primary_metric"]), signals.pass_reasons(report)
     parts = [f"{outcome['scenario']}: {outcome['status']}", what, _result(report, reasons)]
-    return "; ".join([*parts, *signals.acceptance_notes(report)])
+    return "; ".join([*parts, *acceptance_notes(report)])
 
 
 def _result(report: Mapping[str, Any], reasons: Sequence[str]) -> str:

@@ -25,9 +25,9 @@ from invarlock.run.loading import LoadingError, lacks_memory
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity
-    from invarlock.guards.invariants_decision import Failure
+    from invarlock.guards.findings import Failure
     from invarlock.metrics.distribution import TokenShift
-    from invarlock.policy import VariancePolicy
+    from invarlock.policy import Policy
     from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
     from invarlock.run.report import Reference
 
@@ -56,7 +56,7 @@ def measure_and_judge(job: Job) -> None:
 
     from invarlock.alignment import align
     from invarlock.checkpoints import Checkpoint, Identity, file_parts, tokenizer_digest
-    from invarlock.guards import invariants_decision
+    from invarlock.guards import findings, invariants_decision
     from invarlock.guards.invariants import check_checkpoint, open_subject, reads_alike
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
@@ -79,11 +79,11 @@ def measure_and_judge(job: Job) -> None:
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
     identity = subject.identity()
-    label = invariants_decision.label_of(job.edit_label, baseline.parts(), identity.parts)
+    label = findings.label_of(job.edit_label, baseline.parts(), identity.parts)
     failures = [
         *check_checkpoint(baseline, subject, windows.token_ids()),
-        *([invariants_decision.unnamed_noop()] if (job.edit_label, label) == ("", NOOP) else []),
-        *invariants_decision.nothing_edited(label, baseline.parts(), identity.parts),
+        *([findings.unnamed_noop()] if (job.edit_label, label) == ("", NOOP) else []),
+        *findings.nothing_edited(label, baseline.parts(), identity.parts),
     ]
     job = replace(job, edit_label=label)
     seconds = time.perf_counter() - started
@@ -93,7 +93,7 @@ def measure_and_judge(job: Job) -> None:
         reference.require_same_arithmetic(*arithmetic_of(job))
         arrays = replace(reference.arrays(), checkpoint=baseline)
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
-        measured = _measure(job, aligned, windows, arrays, policy.variance)
+        measured = _measure(job, aligned, windows, arrays, policy)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
@@ -127,7 +127,7 @@ def _measure(
     checkpoint: Checkpoint,
     windows: RunWindows,
     against: ReferenceArrays | None,
-    variance: VariancePolicy | None,
+    policy: Policy | None,
 ) -> Measurement:
     from invarlock.run.loading import Target
     from invarlock.run.measure import measure_checkpoint
@@ -138,7 +138,7 @@ def _measure(
         Target(job.device, job.dtype, job.allow_remote_code),
         token_budget=job.token_budget,
         against=against,
-        variance=variance,
+        policy=policy,
     )
 
 

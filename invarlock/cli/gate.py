@@ -234,6 +234,7 @@ def _report(path: Path) -> Judged:
     """
     from invarlock.evidence.report_checks import report_passes
     from invarlock.evidence.report_verify import ReportOptions, verify_report
+    from invarlock.pages.reading import block
     from invarlock.reporting import signals
     from invarlock.reporting.outcome import needed, outcome, too_little
 
@@ -253,9 +254,9 @@ def _report(path: Path) -> Judged:
         if found == INCONCLUSIVE:
             own = [too_little(needed(result.report), own)]
         reasons += [_named(reason, result.report) for reason in own]
-    edit = signals.block(result.report, "edit")
+    edit = block(result.report, "edit")
     name = str(edit.get("scenario") or edit.get("name") or result.report["run_id"])
-    model = str(signals.block(result.report, "meta").get("model_id", "model"))
+    model = str(block(result.report, "meta").get("model_id", "model"))
     why = "; ".join(reasons)
     line = f"{found.upper()}: {name} on {model}" + (f": {why}" if why else "")
     believed = "" if result.replayed else "the report holds no evidence to recompute it from"
@@ -264,10 +265,11 @@ def _report(path: Path) -> Judged:
 
 def _named(reason: str, report: Mapping[str, Any]) -> str:
     """A reason with the worst finding of the invariants, where it is one of theirs."""
-    from invarlock.reporting import signals
+    from invarlock.guards.invariants_decision import findings
+    from invarlock.pages.reading import REJECTED
 
-    worst = signals.findings(report)
-    if reason not in (signals.REJECTED, "invariants_fail") or not worst:
+    worst = findings(report)
+    if reason not in (REJECTED, "invariants_fail") or not worst:
         return reason
     return f"{reason} ({worst[0].get('message')})"
 

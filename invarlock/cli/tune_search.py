@@ -23,7 +23,8 @@ from invarlock.edits.candidates import candidates
 from invarlock.edits.specs import EditSpec, TrainedEdit, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, sha256_file
-from invarlock.reporting.signals import CORE_GUARDS, Report, block, guard_flags, pass_reasons
+from invarlock.pages.reading import Report, block
+from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.run.tasks import metric_for
 from invarlock.tuned import ORDER, SELECTED, SKIPPED
 from invarlock.windows import WindowSet, read_windows, set_of_ids

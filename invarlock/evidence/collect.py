@@ -28,11 +28,11 @@ from invarlock.evidence.scenarios_check import (
 )
 from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
 from invarlock.files import parse_json
-from invarlock.reporting.probes import RMT_NAME, VE_NAME
+from invarlock.reporting.probes import FILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 
-PROBES = (RMT_NAME, VE_NAME)
+PROBES = tuple(FILES)
 OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
 RENDERED = ("evaluation.html", "evaluation.md")
 # Documents that a run has only when they were asked for: name -> folder in a pack.

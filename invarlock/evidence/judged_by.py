@@ -16,7 +16,7 @@ from invarlock.evidence.findings import UNREADABLE, dig
 from invarlock.evidence.scenarios_check import OUTCOME_NAME, Place
 from invarlock.evidence.tree import Tree
 from invarlock.preset import Preset, derive, preset_of
-from invarlock.reporting.probes import RMT_NAME, VE_NAME, probe_of
+from invarlock.reporting.probes import FILES, probe_of
 
 Report = Mapping[str, Any]
 
@@ -58,7 +58,7 @@ def check_report(
 ) -> Iterator[str]:
     """What a report says of its preset, and the probes beside it."""
     yield from _preset(tree, place, report, presets)
-    for name in (RMT_NAME, VE_NAME):
+    for name in FILES:
         path = place.folder + name
         if path in tree.files and tree.json_object(path) != probe_of(name, report):
             yield f"{name} beside it does not follow from it"

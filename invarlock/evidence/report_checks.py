@@ -14,6 +14,7 @@ from typing import Any
 from invarlock.errors import ConfigError
 from invarlock.evidence.findings import Finding, Kind, dig, first_text, number, numbers
 from invarlock.files import contract_hash
+from invarlock.pages.reading import block
 from invarlock.policy import load_policy
 from invarlock.reporting import signals
 
@@ -40,7 +41,7 @@ def report_passes(report: Report) -> bool:
     """
     if signals.gates(report):
         return not signals.pass_reasons(report)
-    metric = signals.block(report, "primary_metric")
+    metric = block(report, "primary_metric")
     sound = metric.get("invalid") is not True and metric.get("degraded") is not True
     return sound and all(dig(report, "validation", gate) is True for gate in RELEASE_GATES)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.files import read_bytes, read_json_object
-from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.findings import Failure
 
 ACCEPT = "chat_template"
 FILE, LEGACY, SETTINGS = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.files import read_json_object
-from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.findings import Failure
 
 NAME = "generation_config.json"
 ACCEPT = "generation_config"

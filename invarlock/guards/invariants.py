@@ -19,7 +19,7 @@ from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.folders import NotACheckpointError
-from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, layer_of
 from invarlock.shipped_files import file_digests

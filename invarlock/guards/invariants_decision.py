@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from invarlock.scenarios import CUSTOM_SPEC, NOOP
+from invarlock.guards.detector import NOT_EVALUATED, Detector, Reader, Reading
+from invarlock.guards.findings import Failure, nothing_edited
+from invarlock.guards.guard import Block, Guard, Runs, Statistic, statistic, warning
+from invarlock.pages.parts import Check, Section, Table, not_evaluated, status_of
+from invarlock.pages.reading import Report, block, evaluated
+from invarlock.policy import Policy
 from invarlock.severity import NOTHING_EDITED, worst_first
-
-# {type, severity: fatal | warning, message} and, where a user may accept it, accept: NAME
-Failure = dict[str, Any]
 
 
 def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[str, Any]:
@@ -40,44 +42,158 @@ def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[s
     return block
 
 
-def label_of(given: str, baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
-    """What is said to have been done to a subject that somebody else made.
+class Invariants(Guard):
+    """What the files of a subject and its loaded model must not have changed."""
 
-    Where nothing is said, what can be seen of it: a no-op where every weight is the baseline's.
-
-    Args:
-        given: the label, or nothing.
-        baseline: parts of the baseline's digest (``invarlock.checkpoints.checkpoint_parts``).
-        subject: those of the subject.
-    """
-    same = baseline["weights_sha256"] == subject["weights_sha256"]
-    return given or (NOOP if same else CUSTOM_SPEC)
-
-
-def unnamed_noop() -> Failure:
-    """The note that a subject was taken for a no-op because nobody said what it is."""
-    message = (
-        "no weight differs from the baseline's and no label says what was done: judged as a no-op;"
-        " if an edit was meant, it was never applied"
+    name = "invariants"
+    title = "Invariants"
+    flag = "invariants_pass"
+    fails_as = "invariants_fail"
+    of_files = True
+    core = True
+    whole = False  # the report joins the findings of both looks
+    believed = ("/invariants/failures", "/context/execution_log/*/digest")
+    believed_as = (
+        "findings of the invariants, from files that are not here; digests of what guards ran"
     )
-    return {"type": "unnamed_noop", "severity": "warning", "message": message}
+
+    def measured(self, runs: Runs) -> bool:
+        """A subject that was not run was looked at all the same."""
+        return runs.invariants_evaluated
+
+    def judge(self, runs: Runs, policy: Policy) -> Block:
+        """The findings of both looks; that nothing was edited is decided anew from digests."""
+        looks = [guard for guard in runs.subject["guards"] if guard["name"] == self.name]
+        found = [f for look in looks for f in look["failures"] if f["type"] != NOTHING_EDITED]
+        label = str(runs.subject["edit"]["name"])
+        before, after = runs.baseline["checkpoint"], runs.subject["checkpoint"]
+        return judge([*found, *nothing_edited(label, before, after)], runs.accepted)
+
+    def stated_limits(self, policy: Policy) -> Block:
+        """It has none."""
+        return {}
+
+    def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
+        """Findings that do not refuse the subject, by themselves or because they were accepted."""
+        accepted = block.get("accepted", [])
+        for failure in block.get("failures", []):
+            if failure["severity"] == "warning":
+                yield warning(self.name, failure["type"], failure["message"])
+            elif failure.get("accept") in accepted:
+                text = f"{failure['message']}; accepted by name: {failure['accept']}"
+                yield warning(self.name, failure["type"], text)
+
+    def subject_records(self, report: Report) -> Iterator[Block]:
+        """All findings with the first look, whichever found them."""
+        yield {"failures": list(report[self.name].get("failures", []))}
+        while True:
+            yield {"failures": []}
+
+    def spoke(self, report: Report) -> dict[str, bool]:
+        """Failures and warnings, apart and together."""
+        status = status_in(report)
+        failed = status in ("fail", "error") or super().spoke(report)[self.name]
+        warned = status == "warn"
+        return {
+            self.name: failed or warned,
+            f"{self.name}_fail": failed,
+            f"{self.name}_warn": warned,
+        }
+
+    def detectors(self) -> Mapping[str, Reader]:
+        """Its status."""
+        return {"invariants_status": _status}
+
+    def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
+        """How many findings, against none."""
+        summary = block.get("summary")
+        found = summary.get("violations_found") if isinstance(summary, Mapping) else None
+        return statistic("violations_found", found, 0)
+
+    def check(self, report: Report) -> Check:
+        """What the checkpoint and the loaded model must not have changed."""
+        failures = findings(report)
+        fatal = sum(f.get("severity") == "fatal" for f in failures)
+        through = accepted_names(report)
+        allowed = sum(f.get("severity") == "fatal" and f.get("accept") in through for f in failures)
+        measured = "-"
+        if evaluated(report, self.name):
+            accepted = f"{allowed} accepted by name, " if allowed else ""
+            measured = f"{fatal - allowed} fatal, {accepted}{len(failures) - fatal} warnings"
+        return Check(
+            name=self.title,
+            status=status_of(report, self.flag, self.name),
+            measured=measured,
+            threshold="no fatal finding",
+            note=str(failures[0].get("message", "")) if failures else "",
+            flag=self.flag,
+        )
+
+    def section(self, report: Report) -> Section:
+        """The findings on the checkpoint and the loaded model."""
+        section = block(report, self.name)
+        failures = findings(report)
+        if failures:
+            keys = ("type", "severity", "message", "accept")
+            rows = tuple(tuple(str(f.get(key, "-")) for key in keys) for f in failures)
+            table = Table("Findings", ("Finding", "Severity", "What", "Accepted by the name"), rows)
+            notes = tuple(_sentence(note) for note in acceptance_notes(report))
+            return Section(self.name, self.title, notes=notes, tables=(table,))
+        if not section.get("evaluated"):
+            return not_evaluated(report, self.name, self.title)
+        agree = "Names, shapes, types, configuration, tokenizer, tying and finiteness agree."
+        return Section(self.name, self.title, notes=(agree,))
 
 
-def nothing_edited(
-    label: str, baseline: Mapping[str, Any] | None, subject: Mapping[str, Any] | None
-) -> list[Failure]:
-    """The finding that an edit was never applied.
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
 
-    Args:
-        label: what is said to have been done to the subject.
-        baseline: parts of the baseline's digest (``invarlock.checkpoints.checkpoint_parts``).
-        subject: those of the subject; None where it was not looked at.
-    """
-    weights = subject and subject.get("weights_sha256")
-    if label == NOOP or not weights or not baseline or baseline.get("weights_sha256") != weights:
-        return []
-    message = (
-        f"nothing was edited: every weight is byte for byte the baseline's, and the label says"
-        f" {label}; apply the edit, or label an unedited checkpoint {NOOP}"
-    )
-    return [{"type": NOTHING_EDITED, "severity": "fatal", "message": message}]
+
+def findings(report: Report) -> list[Mapping[str, Any]]:
+    """The findings of the invariants, the worst first: the first is the reason of a rejection."""
+    listed = block(report, Invariants.name).get("failures")
+    failures = listed if isinstance(listed, list) else []
+    return worst_first([failure for failure in failures if isinstance(failure, Mapping)])
+
+
+def status_in(report: Report) -> str | None:
+    """``ok``, ``warn``, ``fail`` or ``error``; None when the guard did not run."""
+    status = block(report, Invariants.name).get("status")
+    return status if isinstance(status, str) and evaluated(report, Invariants.name) else None
+
+
+def _status(detector: Detector, report: Report, _: Report | None) -> Reading:
+    status = status_in(report)
+    label = "invariants_status=" + "|".join(detector["allowed"])
+    return Reading(label, status in detector["allowed"], "" if status else NOT_EVALUATED)
+
+
+def accepted_names(report: Report) -> list[str]:
+    """Names by which the user accepted findings that would have refused the subject, sorted."""
+    found = block(report, Invariants.name).get("accepted")
+    return sorted(map(str, found)) if isinstance(found, list) else []
+
+
+def acceptance_notes(report: Report) -> list[str]:
+    """What the user accepted by name, and what was named and not found."""
+    through, asked = accepted_names(report), block(report, "context").get("accept")
+    unused = sorted({*map(str, asked if isinstance(asked, list) else [])} - {*through})
+    notes = [f"accepted by name: {', '.join(through)}"] if through else []
+    return [*notes, f"accept names what was not found: {', '.join(unused)}"] if unused else notes
+
+
+def blocking(report: Report) -> list[Mapping[str, Any]]:
+    """The findings of the invariants guard that refuse the subject: fatal, and not accepted."""
+    failures, through = block(report, Invariants.name).get("failures"), accepted_names(report)
+    return [
+        item
+        for item in (failures if isinstance(failures, list) else [])
+        if isinstance(item, Mapping)
+        and item.get("severity") == "fatal"
+        and item.get("accept") not in through
+    ]
+
+
+def unedited(report: Report) -> bool:
+    """Whether the only thing that refuses the subject is that nothing was edited."""
+    return {item.get("type") for item in blocking(report)} == {NOTHING_EDITED}

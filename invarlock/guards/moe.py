@@ -7,6 +7,10 @@ numbers and never tests them; here a router blocks where its entropy fell by mor
 ``entropy_drop_max`` of the baseline's, and the mixture where more than ``new_dead_experts_max``
 experts that the baseline used are chosen by no token any more.
 
+The routers are watched by forward hooks that only read: softmax and top-k from the logits in
+float32, summed in float64, whatever the model runs in, without the tokens that the model's
+``attention_mask`` excludes.
+
 An expert counts as used from ``MIN_CHOICES`` choices on: where the baseline expects 10, none
 occur by chance with a probability of exp(-10) (Poisson).
 """
@@ -14,12 +18,25 @@ occur by chance with a probability of exp(-10) (Poisson).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from invarlock.guards.spectral import rounded
-from invarlock.policy import MoePolicy
+import numpy as np
+from numpy.typing import NDArray
+
+from invarlock.guards.guard import Block, Guard, Measuring, Probe, Run, Runs
+from invarlock.guards.weight_stats import rounded
+from invarlock.pages.changes import Change, log_ratio, module_plot
+from invarlock.pages.parts import Check, Section, Table, not_evaluated, status_of, unmeasured
+from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated
+from invarlock.pages.wording import fixed, number, share
+from invarlock.policy import MoePolicy, Policy
+from invarlock.roles import Role, layer_of, role_of
+
+if TYPE_CHECKING:
+    import torch
 
 MIN_CHOICES = 10  # of an expert by the baseline's tokens, before its death can be seen
 
@@ -117,19 +134,7 @@ def judge(
         "routers_missing": len(before) + len(subject) - 2 * len(pairs),
         "violations": [*fallen, *dead],
         "routers": to_table([s for _, s in pairs])
-        | to_table([b for b, _ in pairs], prefix="baseline_"),
-    }
-
-
-def flags(block: Mapping[str, Any]) -> dict[str, bool]:
-    """The validation flags of a ``moe`` block; none for a model that is no mixture."""
-    if not block:
-        return {}
-    evaluated = block.get("evaluated") is True
-    seen = bool(block.get("routers", {}).get("name")) and block.get("routers_missing") == 0
-    return {
-        "moe_observed": evaluated and seen,
-        "moe_identity_ok": evaluated and block.get("passed") is True,
+        | to_table([b for b, _ in pairs], prefix=BASELINE),
     }
 
 
@@ -142,3 +147,243 @@ def _drop(baseline: float, subject: float) -> float:
 
 def _mean(values: Sequence[float]) -> float | None:
     return rounded(math.fsum(values) / len(values)) if values else None
+
+
+class _Sums:
+    """Of one router: tokens, their entropy in nats, and the choices of each expert."""
+
+    def __init__(self, experts: int) -> None:
+        self.tokens = 0
+        self.entropy = 0.0
+        self.choices: NDArray[np.int64] = np.zeros(experts, dtype=np.int64)
+
+
+class RouterProbe(Probe):
+    """Hooks on the routers of a model, and what they saw; a model without routers costs nothing.
+
+    ``top_k`` is the number of experts per token; 0 before a router was seen.
+    """
+
+    def __init__(self) -> None:
+        self.top_k = 0
+        self._sums: dict[str, _Sums] = {}
+        self._mask: torch.Tensor | None = None
+
+    def attached(self, run: Measuring) -> AbstractContextManager[Any]:
+        """Watch the pass over the calibration windows."""
+        return self.attach(run.model)
+
+    def record(self, run: Measuring) -> Block | None:
+        """The routers as columns; None for a model that is no mixture."""
+        routers = self.results()
+        return {**to_table(routers), "top_k": self.top_k} if routers else None
+
+    @contextmanager
+    def attach(self, model: Any) -> Iterator[RouterProbe]:
+        """Watch the forward passes made inside the block; several add up."""
+        config = {"model_type": model.config.model_type}
+        routers = [
+            (name, module)
+            for name, module in model.named_modules()
+            if role_of(f"{name}.weight", config) is Role.ROUTER
+        ]
+        hooks = [module.register_forward_hook(self._hook(name)) for name, module in routers]
+        if routers:
+            self.top_k = int(model.config.num_experts_per_tok)
+            body = getattr(model, model.base_model_prefix, model)
+            hooks.append(body.register_forward_pre_hook(self._see_mask, with_kwargs=True))
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._mask = None
+
+    def results(self) -> list[RouterStats]:
+        """One entry per router, sorted by name."""
+        return [
+            RouterStats(
+                name=name,
+                layer=layer_of(name),
+                entropy=sums.entropy / max(1, sums.tokens),
+                tokens=sums.tokens,
+                utilization=tuple((sums.choices / max(1, sums.choices.sum())).tolist()),
+            )
+            for name, sums in sorted(self._sums.items())
+        ]
+
+    def _see_mask(self, _module: object, _args: object, kwargs: dict[str, Any]) -> None:
+        self._mask = kwargs.get("attention_mask")
+
+    def _hook(self, name: str) -> Any:
+        def hook(_module: object, _inputs: object, output: Any) -> None:
+            self._see(name, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def _see(self, name: str, logits: torch.Tensor) -> None:
+        """Add the tokens of one pass; ``logits`` (..., experts)."""
+        import torch
+
+        flat = logits.detach().reshape(-1, logits.shape[-1])
+        if self._mask is not None:
+            flat = flat[self._mask.reshape(-1).to(flat.device) != 0]
+        sums = self._sums.setdefault(name, _Sums(flat.shape[-1]))
+        probabilities = flat.float().softmax(dim=-1)  # (tokens, experts)
+        chosen = probabilities.topk(self.top_k, dim=-1).indices
+        entropy = torch.special.entr(probabilities).sum(dim=-1)
+        sums.tokens += len(flat)
+        sums.entropy += float(entropy.cpu().double().sum())
+        sums.choices += np.bincount(chosen.cpu().numpy().ravel(), minlength=flat.shape[-1])
+
+
+class Moe(Guard):
+    """Routers and experts of a mixture; other models have no block of it."""
+
+    name = "moe"
+    title = "Mixture of experts"
+    flag = "moe_identity_ok"
+    fails_as = "moe_fail"
+    every_model = False
+    policy_key = "moe"
+    beside = "routers"
+    believed = ("/moe/routers", "/moe/top_k")
+
+    def probe(self) -> Probe:
+        """Of one run."""
+        return RouterProbe()
+
+    def measured(self, runs: Runs) -> bool:
+        """Routers that the subject does not have count against it."""
+        return runs.ran
+
+    def judge(self, runs: Runs, policy: Policy) -> Block:
+        """The routers of both runs."""
+        top_k = int(self.recorded(runs.baseline).get("top_k", 0))
+        return judge(self._routers(runs.baseline), self._routers(runs.subject), policy.moe, top_k)
+
+    def _routers(self, run: Run) -> list[RouterStats]:
+        recorded = self.recorded(run)
+        return from_table(recorded) if recorded else []
+
+    def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
+        """Whether all routers were seen, and whether they still decide."""
+        evaluated = block.get("evaluated") is True
+        seen = bool(block.get("routers", {}).get("name")) and block.get("routers_missing") == 0
+        return {
+            "moe_observed": evaluated and seen,
+            self.flag: evaluated and block.get("passed") is True,
+        }
+
+    def subject_records(self, report: Report) -> Iterator[Block]:
+        """The columns without a prefix; none of a mixture that was not run."""
+        if self.name in report and report[self.name].get("routers"):
+            yield self._columns(report, "")
+
+    def baseline_record(self, report: Report) -> Block | None:
+        """Those with one; a mixture whose subject was not run still has routers."""
+        if self.name not in report:
+            return None
+        if not report[self.name].get("routers"):
+            return {**to_table([])}
+        return self._columns(report, BASELINE)
+
+    def _columns(self, report: Report, prefix: str) -> Block:
+        mixture = report[self.name]
+        own = {
+            key.removeprefix(prefix): column
+            for key, column in mixture["routers"].items()
+            if key in ("name", "layer") or key.startswith(BASELINE) == bool(prefix)
+        }
+        return own | {"top_k": mixture["top_k"]}
+
+    def impossible(self, report: Report) -> Iterator[str]:
+        """A mixture has a block."""
+        if "router" in report["spectral"]["modules"]["family"] and self.name not in report:
+            yield f"/{self.name} is missing, although the model has routers"
+
+    def check(self, report: Report) -> Check:
+        """Entropy and dead experts."""
+        section = block(report, self.name)
+        if not evaluated(report, self.name):
+            return unmeasured(report, self.name, self.title, self.flag)
+        change = number(section.get("delta_router_entropy"))
+        measured = f"router entropy {fixed(section.get('router_entropy'))} nats"
+        measured += f" ({change:+.4f})" if change is not None else ""
+        drop = number(section.get("max_entropy_drop"))
+        most = number(section.get("entropy_drop_max"))
+        note = ""
+        if drop is not None and most is not None:
+            side = "below" if drop <= most else "above"
+            note = f"the largest fall of a router's entropy is {share(drop)}, "
+            note += f"{share(abs(most - drop))} {side} the limit"
+        return Check(
+            name=self.title,
+            status=status_of(report, self.flag, self.name),
+            measured=f"{measured}, {section.get('new_dead_experts', '-')} new dead experts",
+            threshold=f"entropy falls by at most {share(most)}, at most "
+            f"{section.get('new_dead_experts_max', '-')} new dead experts",
+            note=note,
+            flag=self.flag,
+        )
+
+    def section(self, report: Report) -> Section:
+        """Each router, baseline and subject."""
+        section = block(report, self.name)
+        if not evaluated(report, self.name):
+            return not_evaluated(report, self.name, self.title)
+        routers = block(section, "routers")
+        shown = ("name", "baseline_entropy", "entropy", "baseline_dead", "dead")
+        rows = [
+            (str(name), fixed(base), fixed(mine), _experts(dead), _experts(died))
+            for name, base, mine, dead, died in columns(routers, shown)
+        ]
+        changes = [
+            Change(
+                name=str(name),
+                family="router",
+                layer=layer if isinstance(layer, int) else None,
+                log_ratio=log_ratio(number(mine), number(base)),
+            )
+            for name, layer, mine, base in columns(
+                routers, ("name", "layer", "entropy", "baseline_entropy")
+            )
+        ]
+        return Section(
+            id=self.name,
+            title=self.title,
+            facts=(
+                ("Experts a token is sent to", str(section.get("top_k", "-"))),
+                ("Mean router entropy, nats", fixed(section.get("router_entropy"))),
+                ("Change of the mean", fixed(section.get("delta_router_entropy"))),
+                (
+                    "Largest fall of a router's entropy",
+                    f"{share(section.get('max_entropy_drop'))}, at "
+                    f"most {share(section.get('entropy_drop_max'))}",
+                ),
+                (
+                    "New dead experts",
+                    f"{section.get('new_dead_experts', '-')}, at most "
+                    f"{section.get('new_dead_experts_max', '-')}",
+                ),
+                ("Mean utilization", fixed(section.get("utilization_mean"))),
+            ),
+            plots=module_plot("routers", "Router entropy per layer", changes, _limits(section)),
+            tables=(
+                Table(
+                    caption="Routers: entropy in nats, experts that no token chose",
+                    header=("Router", "Baseline", "Subject", "Dead, baseline", "Dead, subject"),
+                    rows=tuple(rows),
+                ),
+            ),
+        )
+
+
+def _limits(section: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """ln(entropy ratio) of the largest fall that is allowed."""
+    drop = number(section.get("entropy_drop_max"))
+    return {"router": (math.log1p(-drop), math.inf)} if drop and 0 < drop < 1 else {}
+
+
+def _experts(dead: object) -> str:
+    return ", ".join(map(str, dead)) or "none" if isinstance(dead, list) else "-"

@@ -11,14 +11,49 @@ the baseline's own value is the reference: a module violates where
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from invarlock.guards.spectral import rounded
-from invarlock.guards.weight_stats import TOLERANCE
-from invarlock.policy import RmtPolicy
+from invarlock.guards.guard import (
+    Block,
+    Guard,
+    Measuring,
+    Probe,
+    ProbeFile,
+    Run,
+    Runs,
+    Statistic,
+    place,
+    warning,
+    worst_family,
+)
+from invarlock.guards.spectral import HEAD
+from invarlock.guards.weight_stats import TOLERANCE, rounded, sigma_max
+from invarlock.pages.changes import largest_changes, log_ratio, module_changes, module_plot
+from invarlock.pages.parts import (
+    LISTED,
+    Check,
+    Section,
+    Table,
+    not_evaluated,
+    status_of,
+    unmeasured,
+)
+from invarlock.pages.reading import BASELINE, Report, block, evaluated, objects
+from invarlock.pages.wording import fixed, number, yes
+from invarlock.policy import Policy, RmtPolicy
+from invarlock.roles import Role, family_of, layer_of, role_of
+
+if TYPE_CHECKING:
+    import torch
 
 CALIBRATION_WINDOWS = 8  # evenly spaced over the preview arm
+CALIBRATION = ("windows", "tokens", "window_ids")  # what is recorded of them
+HOOKED = (Role.ATTN, Role.FFN, Role.EXPERT, Role.ROUTER, Role.EMBED, Role.NORM)
+DEVIATION_FLOOR = 0.01  # of a column, in root mean square deviations of its module
 MAX_TOKENS = 1024  # rows of the matrix: evenly spaced tokens of these windows
 
 CONTRACT = {
@@ -154,4 +189,362 @@ def _family(pairs: Sequence[tuple[Activation, Activation]], epsilon: float) -> d
         "allowed": rounded((1 + epsilon) * b.edge),
         "ratio": rounded(_ratio(b.edge, s.edge)),
         "delta": rounded(s.edge - b.edge),
+    }
+
+
+# --- a run -------------------------------------------------------------------------------------
+
+
+@dataclass
+class ActivationProbe(Probe):
+    """Hooks on a model's modules, which only read, and what they saw during one batch.
+
+    Per hooked module: its output (tokens x features), at most ``MAX_TOKENS`` evenly spaced tokens
+    of it, every column centred and scaled to unit deviation; its edge risk and the variance of
+    its output. One module is worked on at a time: no activations are kept.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the checkpoint
+    activations: list[Activation] = field(default_factory=list)
+    tokens: int = 0  # most tokens that a module was looked at with
+    seconds: float = 0.0  # wall time spent in the hooks
+    bytes: int = 0  # most bytes that the hooks held at a time, by the sizes of their arrays
+
+    @contextmanager
+    def attached(self, run: Measuring) -> Iterator[None]:
+        """Watch the pass; what was seen is left for others in ``run.activations``."""
+        self.config = run.checkpoint.config
+        with self.watching(run.model):
+            yield
+        run.activations = self.activations
+        run.seconds += self.seconds
+        run.probe_bytes += self.bytes
+
+    def record(self, run: Measuring) -> Block:
+        """Modules as columns, and the windows that they saw."""
+        return {
+            "calibration": {
+                "windows": len(run.calibration),
+                "tokens": self.tokens,
+                "window_ids": list(run.calibration),
+            },
+            "modules": to_table(self.activations),
+        }
+
+    @contextmanager
+    def watching(self, model: torch.nn.Module) -> Iterator[None]:
+        """Watch the forward passes made inside the block; exactly one is meant."""
+        hooks = [
+            module.register_forward_hook(self._hook(name, family))
+            for name, module, family in hooked_modules(model, self.config)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.activations.sort(key=lambda a: a.name)
+
+    def _hook(self, name: str, family: str) -> Any:
+        def hook(_module: object, _inputs: object, output: Any) -> None:
+            values = output[0] if isinstance(output, tuple) else output
+            wait_for(values.device)  # else the forward pass so far would count as the probe's
+            started = time.perf_counter()
+            self._see(name, family, values)
+            wait_for(values.device)
+            self.seconds += time.perf_counter() - started
+
+        return hook
+
+    def _see(self, name: str, family: str, output: torch.Tensor) -> None:
+        import torch
+
+        if any(seen.name == name for seen in self.activations):
+            return  # a shared module is looked at once
+        flat = output.detach().reshape(-1, output.shape[-1])
+        if len(flat) < 2:
+            return  # an expert that hardly any token was sent to
+        rows = torch.linspace(0, len(flat) - 1, min(len(flat), MAX_TOKENS)).long()
+        x = flat[rows.to(flat.device)].float()
+        self.tokens = max(self.tokens, len(x))
+        self.bytes = max(self.bytes, 2 * x.numel() * x.element_size())
+        x -= x.mean(dim=0)
+        deviation = x.square().mean(dim=0).sqrt()
+        variance = float(deviation.double().square().mean())
+        risk = math.inf
+        if math.isfinite(variance):
+            x /= deviation.clamp_min(max(DEVIATION_FLOOR * math.sqrt(variance), 1e-30))
+            risk = sigma_max(x) / edge(*x.shape)
+        else:
+            variance = math.inf
+        self.activations.append(Activation(name, family, layer_of(name + "."), risk, variance))
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a CUDA device finish what it was given; a CPU has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def hooked_modules(
+    model: torch.nn.Module, config: Mapping[str, Any]
+) -> list[tuple[str, torch.nn.Module, str]]:
+    """Name, module and family of every module that holds a parameter with a role in ``HOOKED``."""
+    found = []
+    for name, module in model.named_modules():
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+        known = [p for p in own if role_of(p, config) in HOOKED]
+        if known:
+            found.append((name, module, family_of(known[0], config)))
+    return found
+
+
+# --- a report ----------------------------------------------------------------------------------
+
+
+def paired_table(
+    baseline: Sequence[Activation], subject: Sequence[Activation], column: str
+) -> dict[str, list[Any]]:
+    """``edge`` or ``variance`` of two runs; the baseline's names only where they differ."""
+    base, mine = to_table(baseline), to_table(subject)
+    table = {key: mine[key] for key in (*HEAD, column)} | {BASELINE + column: base[column]}
+    if base["name"] != mine["name"]:
+        table |= {BASELINE + key: base[key] for key in HEAD}
+    return table
+
+
+def activations_of(run: Run) -> list[Activation]:
+    """What a run's probe saw; none where it did not run."""
+    recorded = Rmt().recorded(run)
+    return from_table(recorded["modules"]) if recorded else []
+
+
+def calibration_ids(run: Run) -> list[str]:
+    """The windows that its probe watched."""
+    ids: list[str] = Rmt().recorded(run)["calibration"]["window_ids"]
+    return ids
+
+
+def _probe_document(block: Mapping[str, Any]) -> Block:
+    """The members of ``rmt_probe.json``."""
+    kept = ("epsilon_default", "epsilon_by_family", "epsilon_violations", "families")
+    metrics = ("max_edge_ratio", "max_edge_delta", "mean_edge_delta", "modules_compared")
+    return {
+        "schema": "invarlock/rmt-probe-v1",
+        "probe": "rmt_cross_model_v1",
+        "passed": block["passed"],
+        "action": block["decision"],
+        "stable": block["stable"],
+        "stable_guard": block["stable"],
+        **{key: block[key] for key in kept},
+        "metrics": {key: block[key] for key in metrics},
+        "modules": block["modules"],
+    }
+
+
+class Rmt(Guard):
+    """Largest singular value of the activations, against the baseline's."""
+
+    name = "rmt"
+    title = "RMT (activations)"
+    flag = "rmt_stable"
+    fails_as = "rmt_fail"
+    core = True
+    policy_key = "rmt"
+    contract = CONTRACT
+    phase = "activations"
+    whole = False  # of the variances, only those of the variance guard's targets
+    believed = ("/rmt/modules",)
+    probe_file = ProbeFile(
+        file="rmt_probe.json",
+        contract="rmt-probe",
+        detector="rmt_probe",
+        members=("stable", "decision", "max_edge_ratio"),
+        write=_probe_document,
+    )
+
+    def probe(self) -> Probe:
+        """Of one run."""
+        return ActivationProbe()
+
+    def judge(self, runs: Runs, policy: Policy) -> Block:
+        """The activations of both runs."""
+        return judge(activations_of(runs.baseline), activations_of(runs.subject), policy.rmt)
+
+    def statistics(self, runs: Runs) -> Block:
+        """Edge risks of both runs, and the windows."""
+        return {
+            "calibration": self.recorded(runs.subject)["calibration"],
+            "modules": paired_table(
+                activations_of(runs.baseline), activations_of(runs.subject), "edge"
+            ),
+        }
+
+    def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
+        """Every module beyond its limit."""
+        for item in block.get("epsilon_violations", []):
+            text = f"{item['module']}: edge risk {item['edge_cur']} over {item['allowed']}"
+            yield warning(self.name, "new_epsilon_violation", text) | place(item, block, text)
+
+    def subject_records(self, report: Report) -> Iterator[Block]:
+        """Edge risks of all modules, variances of those that are judged by them."""
+        calibration = {key: report[self.name]["calibration"][key] for key in CALIBRATION}
+        yield {"calibration": calibration, "modules": _read_back(report, "")}
+
+    def baseline_record(self, report: Report) -> Block | None:
+        """The same of the baseline's columns."""
+        return {"modules": _read_back(report, BASELINE)}
+
+    def impossible(self, report: Report) -> Iterator[str]:
+        """Windows of the preview arm, evenly spaced over it."""
+        preview = set(report["evaluation_windows"]["preview"]["window_ids"])
+        calibration = report[self.name]["calibration"]
+        used = calibration["window_ids"]
+        most = min(CALIBRATION_WINDOWS, len(preview))
+        kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
+        alike = kind != "accuracy"  # records differ in shape
+        # of the module that saw most: norms of queries see a row a head; in a model of two halves
+        # encoder and decoder see texts of different lengths
+        step = len(used) * length if kind in ("ppl_causal", "ppl_mlm") else 1
+        tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
+        if not (
+            set(used) <= preview
+            and len(set(used)) == len(used) == calibration["windows"]
+            and (len(used) == most if alike else 0 < len(used) <= most)
+            and calibration["tokens"] in tokens
+        ):
+            yield f"/{self.name}/calibration does not name windows of the preview arm"
+
+    def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
+        """The ratio of the family closest to its limit."""
+        families = block.get("families")
+        found = families if isinstance(families, Mapping) else {}
+        return worst_family(found, "ratio", lambda family: 1 + family["epsilon"], "edge_ratio")
+
+    def check(self, report: Report) -> Check:
+        """Largest singular value of the activations against 1 + epsilon."""
+        section = block(report, self.name)
+        if not evaluated(report, self.name):
+            return unmeasured(report, self.name, self.title, self.flag)
+        violations = _violations(section)
+        rows = {
+            str(name): (number(row.get("ratio")), number(row.get("epsilon")))
+            for name, row in block(section, "families").items()
+            if isinstance(row, Mapping)
+        }
+        allowed = {f: 1 + e for f, (_, e) in sorted(rows.items()) if e is not None}
+        words = [f"{family} {fixed(value)}" for family, value in allowed.items()]
+        if len(set(allowed.values())) == 1:
+            words = [fixed(next(iter(allowed.values())))]
+        closest = max(
+            (
+                (r - allowed[f], f, r)
+                for f, (r, _) in rows.items()
+                if f in allowed and r is not None
+            ),
+            default=None,
+        )
+        note = ""
+        if closest is not None:
+            side = "below" if closest[0] <= 0 else "above"
+            note = f"{closest[1]} is closest to its limit, {fixed(abs(closest[0]))} {side}"
+        if violations:
+            worst = str(violations[0].get("module"))
+            note = f"{len(violations)} modules beyond, the furthest {worst}"
+        return Check(
+            name=self.title,
+            status=status_of(report, self.flag, self.name),
+            measured=f"largest edge ratio {fixed(section.get('max_edge_ratio'))}",
+            threshold="ratio at most " + ", ".join(words) if words else "-",
+            note=note,
+            flag=self.flag,
+        )
+
+    def section(self, report: Report) -> Section:
+        """The activations: edge risk of each probed module."""
+        title, section = "RMT guard (activations)", block(report, self.name)
+        if not evaluated(report, self.name):
+            return not_evaluated(report, self.name, title)
+        changes = module_changes(report, self.name, "edge")
+        numbers = ("edge_base", "edge_cur", "ratio", "allowed", "epsilon")
+        families = tuple(
+            (str(name), *(fixed(row.get(key)) for key in numbers))
+            for name, row in sorted(block(section, "families").items())
+            if isinstance(row, Mapping)
+        )
+        violations = _violations(section)
+        listed = tuple(
+            (
+                str(v.get("module", "-")),
+                str(v.get("family", "-")),
+                *(fixed(v.get(key)) for key in ("edge_base", "edge_cur", "allowed")),
+            )
+            for v in violations[: 2 * LISTED]
+        )
+        tables = [
+            Table(
+                caption="Families, by their module with the largest ratio",
+                header=("Family", "Baseline", "Subject", "Ratio", "Allowed", "Epsilon"),
+                rows=families,
+            )
+        ]
+        if listed:
+            tables.append(
+                Table(
+                    caption=f"Violations ({len(listed)} of {len(violations)})",
+                    header=("Module", "Family", "Baseline", "Subject", "Allowed"),
+                    rows=listed,
+                )
+            )
+        moved = [c for c in changes if c.log_ratio != 0.0]
+        calibration = block(section, "calibration")
+        return Section(
+            id=self.name,
+            title=title,
+            notes=() if moved else ("No activation changed.",),
+            facts=(
+                ("Calibration windows", str(calibration.get("windows", "-"))),
+                ("Calibration tokens", str(calibration.get("tokens", "-"))),
+                ("Same measurement in both runs", yes(section.get("measurement_contract_match"))),
+            ),
+            plots=module_plot(
+                "edges", "Activation edge risk per layer and family", changes, _limits(section)
+            ),
+            tables=(*tables, *largest_changes(moved, ("Module", "Family", "Edge risk"))),
+        )
+
+
+def _read_back(report: Report, prefix: str) -> dict[str, list[Any]]:
+    """What one run's probe saw, from the tables of both guards that use it."""
+    edges, spread = report[Rmt.name]["modules"], report["variance"]["modules"]
+
+    def names(table: Mapping[str, Any]) -> str:
+        return BASELINE if prefix and BASELINE + "name" in table else ""
+
+    head = names(edges)
+    known = dict(zip(spread[names(spread) + "name"], spread[prefix + "variance"], strict=True))
+    columns = {key: edges[head + key] for key in HEAD}
+    variances = [known.get(name, 0.0) for name in columns["name"]]
+    return columns | {"edge": edges[prefix + "edge"], "variance": variances}
+
+
+def _violations(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The modules beyond 1 + epsilon, the furthest first; a lost number is furthest."""
+
+    def excess(v: Mapping[str, Any]) -> tuple[float, str]:
+        change = log_ratio(number(v.get("edge_cur")), number(v.get("allowed")))
+        return -change, str(v.get("module"))
+
+    return sorted(objects(section.get("epsilon_violations")), key=excess)
+
+
+def _limits(section: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """ln(1 + epsilon) of each family of the RMT guard; activations may shrink."""
+    epsilons = block(section, "epsilon_by_family").items()
+    return {
+        family: (-math.inf, math.log1p(epsilon))
+        for family, value in epsilons
+        if (epsilon := number(value)) is not None and epsilon > 0
     }

@@ -37,7 +37,7 @@ from invarlock.guards.rows import (
     RowTable,
     edge_of,
 )
-from invarlock.guards.spectral import rounded
+from invarlock.guards.weight_stats import rounded
 from invarlock.roles import Role, architecture_of, family_of, is_token_table, role_of
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pathlib import Path
 from invarlock.errors import InputError
 from invarlock.files import parse_json, read_bytes, read_json_object
 from invarlock.guards.chat_templates import check_templates
+from invarlock.guards.findings import Failure
 from invarlock.guards.generation_settings import check_generation
-from invarlock.guards.invariants_decision import Failure
 from invarlock.guards.tokenizer_settings import check_tokenizer, resolve, special_tokens
 from invarlock.shipped_files import (
     file_digests,

@@ -12,14 +12,49 @@ embedding, head or position table that changed far beyond the others (``invarloc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from invarlock.guards import rows
-from invarlock.guards.weight_stats import WeightStats
-from invarlock.policy import SpectralPolicy
+from invarlock.guards import rows, weight_stats
+from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
+from invarlock.guards.guard import (
+    Block,
+    Guard,
+    Measuring,
+    Probe,
+    Run,
+    Runs,
+    Statistic,
+    place,
+    warning,
+    worst_family,
+)
+from invarlock.guards.weight_stats import WeightStats, rounded
+from invarlock.pages.changes import largest_changes, module_changes, module_plot
+from invarlock.pages.parts import (
+    FAIL,
+    LISTED,
+    Check,
+    Section,
+    Table,
+    not_evaluated,
+    status_of,
+    unmeasured,
+)
+from invarlock.pages.reading import BASELINE, Report, block, evaluated, objects, refused
+from invarlock.pages.wording import fixed, number, percent
+from invarlock.policy import Policy, SpectralPolicy
+from invarlock.roles import family_of, is_transposed, layer_of
+from invarlock.severity import worst_first
 
-SIGNIFICANT = 9  # digits kept of a recorded statistic; far below the estimator's error
+if TYPE_CHECKING:
+    import torch
+
+    from invarlock.checkpoints import Checkpoint
+
+CONTRACT = {**weight_stats.CONTRACT, "rows": rows.CONTRACT}
+CAPPED = "family_z_cap"  # type of a violation
+HEAD = ("name", "family", "layer")  # columns that say which module a row is of
 
 
 class Module(NamedTuple):
@@ -32,7 +67,7 @@ class Module(NamedTuple):
 
 
 def to_table(modules: Sequence[Module]) -> dict[str, list[Any]]:
-    """Modules as columns: compact, sorted by name, numbers to ``SIGNIFICANT`` digits."""
+    """Modules as columns: compact, sorted by name, numbers as they are recorded."""
     ordered = sorted(modules, key=lambda m: m.name)
     table: dict[str, list[Any]] = {
         "name": [m.name for m in ordered],
@@ -42,11 +77,6 @@ def to_table(modules: Sequence[Module]) -> dict[str, list[Any]]:
     for field in WeightStats.fields():
         table[field] = [rounded(getattr(m.stats, field)) for m in ordered]
     return table
-
-
-def rounded(value: float) -> float | None:
-    """A statistic as it is recorded: ``SIGNIFICANT`` digits; null where it is not finite."""
-    return float(f"{value:.{SIGNIFICANT}g}") if math.isfinite(value) else None
 
 
 def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
@@ -104,7 +134,7 @@ def judge(
     capped = [i for i, v in enumerate(z) if abs(v) > kappas[i] and survives[i]]
     violations = [
         {
-            "type": "family_z_cap",
+            "type": CAPPED,
             "module": pairs[i][1].name,
             "family": pairs[i][1].family,
             "z_score": round(z[i], 6),
@@ -193,3 +223,384 @@ def _family_summary(
             "kappa": kappas[members[0]],
         }
     return summary
+
+
+# --- a run -------------------------------------------------------------------------------------
+
+
+def weight_modules(checkpoint: Checkpoint, device: str) -> list[Module]:
+    """Statistics of every 2-D weight, and of every expert of a 3-D one, from the file.
+
+    Read from the checkpoint and not from the loaded model: names are the file's, and values
+    are those that were stored, whatever dtype the model runs in.
+    """
+    modules: list[Module] = []
+    for name in sorted(checkpoint.tensors):
+        info = checkpoint.tensors[name]
+        if len(info.shape) not in (2, 3) or not info.dtype.startswith(("F", "BF")):
+            continue
+        family, layer = family_of(name, checkpoint.config), layer_of(name)
+        weight = checkpoint.load(name).to(device)
+        if is_transposed(name, checkpoint.config):
+            weight = weight.transpose(-1, -2)
+        matrices = [(name, weight)] if weight.dim() == 2 else _experts(name, weight)
+        modules += [Module(label, family, layer, weight_stats.measure(w)) for label, w in matrices]
+    return modules
+
+
+def _experts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    return [(f"{name}[{i}]", matrix) for i, matrix in enumerate(weight)]
+
+
+class WeightProbe(Probe):
+    """Statistics of the weights as they were stored, and rows held against the baseline's."""
+
+    def __init__(self) -> None:
+        self.modules: list[Module] = []
+        self.row_tables: list[rows.RowTable] | None = None  # of a baseline: nothing to compare
+
+    def weigh(self, run: Measuring) -> None:
+        """Read the files; not the loaded model, whose dtype and names are others."""
+        self.modules = weight_modules(run.checkpoint, run.device)
+        if run.baseline_checkpoint is not None:
+            from invarlock.guards.row_changes import measure_rows
+
+            self.row_tables = measure_rows(run.baseline_checkpoint, run.checkpoint, run.device)
+
+    def record(self, run: Measuring) -> Block:
+        """Modules as columns, and the rows."""
+        tables = self.row_tables
+        return {
+            "modules": to_table(self.modules),
+            **({} if tables is None else {"row_tables": rows.to_json(tables)}),
+        }
+
+
+# --- a report ----------------------------------------------------------------------------------
+
+
+class Spectral(Guard):
+    """Largest singular values and ranks of the weights, and rows of tables."""
+
+    name = "spectral"
+    title = "Spectral (weights)"
+    flag = "spectral_stable"
+    fails_as = "spectral_fail"
+    core = True
+    policy_key = "spectral"
+    contract = CONTRACT
+    phase = "weights"
+    believed = ("/spectral/modules",)
+
+    def probe(self) -> Probe:
+        """Of one run."""
+        return WeightProbe()
+
+    def judge(self, runs: Runs, policy: Policy) -> Block:
+        """The weights of both runs, and the subject's rows."""
+        tables = rows.from_json(self.recorded(runs.subject)["row_tables"])
+        return judge(self._modules(runs.baseline), self._modules(runs.subject), policy.spectral,
+                     tables)  # fmt: skip
+
+    def _modules(self, run: Run) -> list[Module]:
+        recorded = self.recorded(run)
+        return from_table(recorded["modules"]) if recorded else []
+
+    def stated_limits(self, policy: Policy) -> Block:
+        """With kappa and tau of every family."""
+        return {**super().stated_limits(policy), "family_caps": family_caps(policy.spectral)}
+
+    def statistics(self, runs: Runs) -> Block:
+        """Both runs hold the same weights: the baseline's numbers stand beside the subject's."""
+        mine = to_table(self._modules(runs.subject))
+        base = to_table(self._modules(runs.baseline))
+        return {
+            "modules": mine | {BASELINE + field: base[field] for field in WeightStats.fields()},
+            "row_tables": self.recorded(runs.subject)["row_tables"],
+        }
+
+    def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
+        """Caps, ranks that fell, and rows by name."""
+        for item in block.get("violations", []):
+            kind = "new_capped_module" if item["type"] == CAPPED else item["type"]
+            named = item["type"] in rows.ROW_FINDINGS
+            if item["severity"] != "fatal" or named:
+                text = rows.sentence(item) if named else f"{item['module']}: {kind}"
+                yield warning(self.name, kind, text) | place(item, block, text)
+
+    def subject_records(self, report: Report) -> Iterator[Block]:
+        """The columns without a prefix, and the rows."""
+        recorded = report[self.name]
+        columns = {key: recorded["modules"][key] for key in (*HEAD, *WeightStats.fields())}
+        yield {"modules": columns, "row_tables": recorded["row_tables"]}
+
+    def baseline_record(self, report: Report) -> Block | None:
+        """The columns with one."""
+        table = report[self.name]["modules"]
+        numbers = {field: table[BASELINE + field] for field in WeightStats.fields()}
+        return {"modules": {key: table[key] for key in HEAD} | numbers}
+
+    def impossible(self, report: Report) -> Iterator[str]:
+        """Rows that contradict themselves."""
+        for line in rows.contradictions(rows.from_json(report[self.name]["row_tables"])):
+            yield f"/{self.name}/row_tables: {line}"
+
+    def spoke(self, report: Report) -> dict[str, bool]:
+        """Any cap counts, within what the tier allows too."""
+        return {
+            self.name: refused(report, self.flag, self.name) or (caps_applied(report) or 0) >= 1
+        }
+
+    def detectors(self) -> Mapping[str, Reader]:
+        """Caps, by number and beyond the no-op's."""
+        return {
+            "spectral_caps_applied": _caps,
+            "spectral_caps_baseline_relative": _caps_since,
+        }
+
+    def spoke_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
+        """A number of caps may be asked for."""
+        asked = "min_new_modules" in detector or "min_delta_count" in detector
+        return _caps_since(detector, report, noop) if asked else None
+
+    def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
+        """|z| of the family closest to its cap."""
+        families = block.get("family_z_summary")
+        found = families if isinstance(families, Mapping) else {}
+        return worst_family(found, "max", lambda family: family.get("kappa"), "z")
+
+    def check(self, report: Report) -> Check:
+        """Largest singular values and ranks of the weights."""
+        section, caps = block(report, self.name), caps_applied(report)
+        if caps is None:
+            return unmeasured(report, self.name, self.title, self.flag)
+        status = status_of(report, self.flag, self.name)
+        found = objects(section.get("violations"))
+        degenerate = sum(
+            v.get("severity") == "fatal" and v.get("type") not in rows.ROW_FINDINGS for v in found
+        )
+        tables = objects(section.get("row_changes"))  # of published reports there are none
+        beyond = sum(int(number(table.get("rows")) or 0) for table in tables)
+        return Check(
+            name=self.title,
+            status=status,
+            measured=f"{caps} capped, {degenerate} degenerate modules"
+            + (f", {beyond} rows far beyond the others" if tables else ""),
+            threshold=f"at most {section.get('max_caps', '-')} capped, none degenerate"
+            + (", no such row" if tables else ""),
+            note=_why(report, section) if status == FAIL else _largest_change(section),
+            flag=self.flag,
+        )
+
+    def section(self, report: Report) -> Section:
+        """The weights: largest singular value and stable rank of each matrix."""
+        title, section = "Spectral guard (weights)", block(report, self.name)
+        changes = module_changes(report, self.name, "sigma_max")
+        if not changes:
+            return not_evaluated(report, self.name, title)
+        caps = _limits(section)
+        families = tuple(
+            (
+                str(name),
+                str(row.get("count", "-")),
+                fixed(row.get("max"), 3),
+                fixed(row.get("mean"), 3),
+                fixed(row.get("kappa"), 3),
+                percent(math.exp(caps[name][1])) if name in caps else "-",
+                str(row.get("violations", "-")),
+            )
+            for name, row in sorted(block(section, "family_z_summary").items())
+            if isinstance(row, Mapping)
+        )
+        header = ("Family", "Modules", "Largest |z|", "Mean |z|", "Cap (kappa)", "As change")
+        moved = [c for c in changes if c.log_ratio != 0.0 or c.stable_rank_ratio not in (None, 1.0)]
+        found = objects(section.get("violations"))
+        return Section(
+            id=self.name,
+            title=title,
+            notes=(
+                *(() if moved else ("No weight matrix changed.",)),
+                *map(rows.sentence, row_findings(report)),
+            ),
+            plots=module_plot(
+                "spectral", "Largest singular value per layer and family", changes, caps
+            ),
+            tables=(
+                Table("Families", (*header, "Capped"), families),
+                *_violations([v for v in found if v.get("type") not in rows.ROW_FINDINGS]),
+                *_row_tables(objects(section.get("row_changes"))),
+                *largest_changes(moved, ("Module", "Family", "Sigma", "Stable rank")),
+            ),
+        )
+
+
+def caps_applied(report: Report) -> int | None:
+    """How many modules were capped; None where the guard did not run."""
+    caps = block(report, Spectral.name).get("caps_applied")
+    known = isinstance(caps, int) and not isinstance(caps, bool)
+    return caps if known and evaluated(report, Spectral.name) else None
+
+
+def _caps(detector: Detector, report: Report, _: Report | None) -> Reading:
+    caps = caps_applied(report)
+    label = f"spectral_caps_applied>={detector['min']}"
+    if caps is None:
+        return Reading(label, False, NOT_EVALUATED)
+    return Reading(label, caps >= detector["min"])
+
+
+def _caps_since(detector: Detector, report: Report, noop: Report | None) -> Reading:
+    least_new, least_more = detector.get("min_new_modules", 0), detector.get("min_delta_count", 0)
+    label = f"spectral_caps_baseline_relative>={least_new} new,>={least_more} more"
+    caps = caps_applied(report)
+    before = caps_applied(noop) if noop is not None else None
+    if caps is None or before is None or noop is None:
+        return Reading(label, False, NO_NOOP if noop is None else NOT_EVALUATED)
+    new = capped_modules(report) - capped_modules(noop)
+    return Reading(label, len(new) >= least_new and caps - before >= least_more)
+
+
+def capped_modules(report: Report) -> set[str]:
+    """Names of the modules that were capped."""
+    if not evaluated(report, Spectral.name):
+        return set()
+    found = objects(block(report, Spectral.name).get("violations"))
+    return {str(item.get("module")) for item in found if item.get("type") == CAPPED}
+
+
+def row_findings(report: Report) -> list[Mapping[str, Any]]:
+    """Tables with rows that changed far beyond the others; of a shape that can be put in words."""
+    found = block(report, "spectral").get("violations")
+    return [
+        v
+        for v in (found if isinstance(found, list) else [])
+        if isinstance(v, Mapping)
+        and v.get("type") in rows.ROW_FINDINGS
+        and None not in [number(v.get(key)) for key in ("rows", "compared", "typical", "limit")]
+        and isinstance(listed := v.get("listed"), list)
+        and all(isinstance(row, Mapping) and {"row", "token"} <= row.keys() for row in listed)
+    ]
+
+
+def _limits(section: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """ln(sigma ratio) of each family beyond which a module is capped: kappa * tau."""
+    deadband = number(section.get("deadband"))
+    found = {}
+    for family, row in block(section, "family_caps").items():
+        kappa, tau = (number(row.get(key)) for key in ("kappa", "tau"))
+        if kappa is not None and tau is not None:
+            found[family] = (-kappa * tau, kappa * tau)
+        elif deadband is not None:
+            found[family] = (-math.log1p(deadband), math.log1p(deadband))
+    return found
+
+
+def _why(report: Report, section: Mapping[str, Any]) -> str:
+    """Rows before matrices: they have names that a user knows."""
+    found = row_findings(report)
+    if not found:
+        return _worst_violation(section)
+    return rows.sentence(max(found, key=lambda v: int(v["rows"])))
+
+
+def _largest_change(section: Mapping[str, Any]) -> str:
+    largest = number(block(section, "summary").get("max_abs_log_ratio"))
+    if largest is None:
+        return ""
+    note = f"sigma moved by at most {math.expm1(largest) * 100:.3g} %"
+    z, kappa = _closest_family(section)
+    return note + (f"; largest |z| {fixed(z, 2)}, capped beyond {fixed(kappa, 3)}" if kappa else "")
+
+
+def _closest_family(section: Mapping[str, Any]) -> tuple[float, float | None]:
+    """|z| and kappa of the family that is closest to its cap."""
+    families = [
+        (z, kappa)
+        for row in block(section, "family_z_summary").values()
+        if isinstance(row, Mapping)
+        and (z := number(row.get("max"))) is not None
+        and (kappa := number(row.get("kappa")))
+    ]
+    return max(families, key=lambda row: row[0] / row[1], default=(0.0, None))
+
+
+def _worst_violation(section: Mapping[str, Any]) -> str:
+    """The violation that blocks: a degenerate module, or the largest of too many caps."""
+    found = objects(section.get("violations"))
+    fatal = [v for v in found if v.get("severity") == "fatal"]
+    if fatal:
+        worst = min(fatal, key=lambda v: (v.get("ratio", 0.0), str(v.get("module"))))
+        kind = str(worst.get("type", "")).removeprefix("degenerate_").replace("_", " ")
+        return (
+            f"{worst.get('module')}: {kind} is {fixed(worst.get('ratio'))} of the baseline's, "
+            f"fatal below {fixed(worst.get('threshold'), 2)}"
+        )
+    caps = [v for v in found if v.get("type") == CAPPED]
+    if not caps:
+        return ""
+    worst = max(caps, key=lambda v: (abs(v.get("z_score", 0.0)), str(v.get("module"))))
+    return (
+        f"{len(caps)} caps; largest |z| {fixed(abs(worst.get('z_score', 0.0)), 2)} "
+        f"in {worst.get('module')}, cap at {fixed(worst.get('kappa'), 3)}"
+    )
+
+
+def _violations(found: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    if not found:
+        return
+    listed = worst_first(found)[: 2 * LISTED]
+    yield Table(
+        caption=f"Violations ({len(listed)} of {len(found)})",
+        header=("Module", "Kind", "Severity", "Measured", "Threshold"),
+        rows=tuple(
+            (
+                str(v.get("module", "-")),
+                str(v.get("type", "-")),
+                str(v.get("severity", "-")),
+                f"z {fixed(v['z_score'], 2)}" if "z_score" in v else f"x {fixed(v.get('ratio'))}",
+                f"|z| {fixed(v['kappa'], 3)}"
+                if "kappa" in v
+                else f"x {fixed(v.get('threshold'), 2)}",
+            )
+            for v in listed
+        ),
+    )
+
+
+def _row_tables(judged: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The tables of embedding, head and positions, and the rows of them that are findings."""
+    if not judged:
+        return
+    yield Table(
+        caption="Rows of embedding, head and positions: change relative to the baseline's row",
+        header=("Table", "Rows compared", "Half within", "Largest", "Limit", "Beyond, or moved"),
+        rows=tuple(
+            (
+                str(t.get("module", "-")),
+                str(t.get("compared", "-")),
+                fixed(t.get("typical"), 3),
+                f"at most {rows.STEP}" if t.get("largest") is None else fixed(t.get("largest"), 3),
+                fixed(t.get("limit"), 2),
+                str(t.get("rows", "-")),
+            )
+            for t in judged
+        ),
+    )
+    for table in judged:
+        listed = objects(table.get("listed"))
+        if listed:
+            yield Table(
+                caption=f"Rows of {table.get('module')} ({len(listed)} of {table.get('rows')})",
+                header=("Row", "Token", "Change", "Now closest to"),
+                rows=tuple(
+                    (
+                        str(row.get("row", "-")),
+                        str(row.get("token") or "-"),
+                        fixed(row.get("change"), 3),
+                        " ".join(str(row.get(key) or "") for key in ("closest", "closest_token"))
+                        if "closest" in row
+                        else "-",
+                    )
+                    for row in listed
+                ),
+            )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.files import read_json_object
-from invarlock.guards.invariants_decision import Failure
+from invarlock.guards.findings import Failure
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
 SETTINGS, SPECIAL = "tokenizer_config", "special_tokens"  # names to accept a difference by

@@ -12,16 +12,46 @@ number would mend. It never blocks: the damage itself is for the other gates to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invarlock.guards.rmt import Activation
-from invarlock.guards.spectral import rounded
+from invarlock.guards.guard import (
+    Block,
+    Guard,
+    Measuring,
+    Probe,
+    ProbeFile,
+    Run,
+    Runs,
+    Statistic,
+    statistic,
+    warning,
+)
+from invarlock.guards.rmt import Activation, activations_of, paired_table
+from invarlock.guards.weight_stats import rounded
 from invarlock.metrics.bootstrap import bca_interval, cluster_sums
-from invarlock.policy import VariancePolicy
+from invarlock.pages.changes import largest_changes, module_changes, module_plot
+from invarlock.pages.parts import (
+    LISTED,
+    PASS,
+    WARNING,
+    Check,
+    Section,
+    Table,
+    not_evaluated,
+    unmeasured,
+)
+from invarlock.pages.reading import Report, block, evaluated
+from invarlock.pages.wording import fixed, number, share, yes
+from invarlock.policy import Policy, VariancePolicy
+from invarlock.roles import architecture_of
+
+if TYPE_CHECKING:
+    import torch
 
 HELD_OUT_SHARE = 0.2  # of all windows; from the preview arm, none of them a calibration window
 REPLICATES, SEED = 2000, 211
@@ -159,3 +189,239 @@ def _ab_test(trial: Trial) -> dict[str, Any]:
             "logloss_scaled": rounded(math.fsum(trial.scaled_nll) / tokens),
         },
     }
+
+
+# --- a run -------------------------------------------------------------------------------------
+
+
+def tap_of(config: Mapping[str, Any]) -> str:
+    """Name of the projection that leaves a feed-forward block; empty if it is not known."""
+    known = architecture_of(config)
+    return known.ffn_output if known else ""
+
+
+@contextmanager
+def scaled_outputs(model: torch.nn.Module, scales: Mapping[str, float]) -> Iterator[None]:
+    """Multiply the outputs of modules inside the block; their weights stay as they are."""
+    modules = dict(model.named_modules())
+
+    def hook(scale: float) -> Any:
+        return lambda _module, _inputs, output: output * scale
+
+    hooks = [modules[name].register_forward_hook(hook(s)) for name, s in scales.items()]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+class TrialProbe(Probe):
+    """Held-out windows once more, with the outputs of modules scaled."""
+
+    def __init__(self) -> None:
+        self.trial: Trial | None = None  # None: nothing to try
+
+    def after(self, run: Measuring) -> None:
+        """Propose scales for a subject, and try them."""
+        if run.baseline_activations is None or run.limits is None or run.again is None:
+            return
+        tap = tap_of(run.checkpoint.config)
+        before, mine = (
+            [a for a in seen if is_target(a, tap)]
+            for seen in (run.baseline_activations, run.activations)
+        )
+        scales = propose(before, mine, run.limits.variance)
+        if not scales:
+            return
+        tried = run.again(scaled_outputs(run.model, scales), HELD_OUT_SHARE)
+        if tried is not None:
+            self.trial = Trial(**tried)
+            run.trial_tokens += sum(self.trial.token_counts)
+
+    def record(self, run: Measuring) -> Block:
+        """The name of the projections, and the trial."""
+        trial = None if self.trial is None else trial_json(self.trial)
+        return {"tap": tap_of(run.checkpoint.config), "trial": trial}
+
+
+# --- a report ----------------------------------------------------------------------------------
+
+
+def _probe_document(block: Mapping[str, Any]) -> Block:
+    """The members of ``ve_probe.json``."""
+    gate = block["predictive_gate"]
+    return {
+        "schema": "invarlock/ve-probe-v1",
+        "probe": "ve_cross_model_v1",
+        "signal": block["signal"],
+        "signal_reasons": [gate["reason"]] if block["signal"] else [],
+        "would_enable": block["signal"],
+        "gate_reason": gate["reason"],
+        "proposed_scales": block["proposed_scales"],
+        "predictive_gate": gate,
+        "ab_test": block.get("ab_test"),
+        "modules": block["modules"],
+    }
+
+
+class Variance(Guard):
+    """Output variance of the projections that leave a feed-forward block; it never blocks."""
+
+    name = "variance"
+    title = "Variance"
+    core = True
+    policy_key = "variance"
+    contract = CONTRACT
+    phase = "held_out_windows"
+    believed = ("/variance/modules",)
+    probe_file = ProbeFile(
+        file="ve_probe.json",
+        contract="ve-probe",
+        detector="ve_probe",
+        members=("signal", "status", "proposed_scales"),
+        write=_probe_document,
+    )
+
+    def probe(self) -> Probe:
+        """Of one run."""
+        return TrialProbe()
+
+    def _targets(self, run: Run) -> list[Activation]:
+        tap = self.recorded(run).get("tap", "")
+        return [a for a in activations_of(run) if is_target(a, tap)]
+
+    def judge(self, runs: Runs, policy: Policy) -> Block:
+        """The targets of both runs, and the subject's trial."""
+        recorded = self.recorded(runs.subject)["trial"]
+        trial = trial_from(recorded) if recorded else None
+        before, mine = self._targets(runs.baseline), self._targets(runs.subject)
+        return judge(before, mine, trial, policy.variance)
+
+    def statistics(self, runs: Runs) -> Block:
+        """Variances of both runs, and the trial."""
+        recorded, mine = self.recorded(runs.subject), self._targets(runs.subject)
+        return {
+            "tap": recorded["tap"],
+            "target_module_names": [target.name for target in mine],
+            "trial": recorded["trial"],
+            "modules": paired_table(self._targets(runs.baseline), mine, "variance"),
+        }
+
+    def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
+        """Every scale that is proposed."""
+        for module, scale in block.get("proposed_scales", {}).items():
+            text = f"{module}: scale {scale:.4f} would restore its output variance" + (
+                " and lowers the loss" if block["signal"] else ""
+            )
+            yield warning(self.name, "new_predictive_signal", text) | {"module": module}
+
+    def subject_records(self, report: Report) -> Iterator[Block]:
+        """The trial's windows are those of the preview arm."""
+        recorded = report[self.name]
+        trial, preview = recorded["trial"], report["evaluation_windows"]["preview"]
+        if trial is not None:
+            place = {window: row for row, window in enumerate(preview["window_ids"])}
+            rows = [place[window] for window in trial["window_ids"]]
+            same = (("clusters", "clusters"), ("token_counts", "token_counts"),
+                    ("plain_nll", "nll_sum"))  # fmt: skip
+            own = {key: trial[key] for key in ("window_ids", "scaled_nll")}
+            trial = own | {mine: [preview[theirs][i] for i in rows] for mine, theirs in same}
+        yield {"tap": recorded["tap"], "trial": trial}
+
+    def baseline_record(self, report: Report) -> Block | None:
+        """The activations stand with those of the RMT guard."""
+        return {"tap": report[self.name]["tap"]}
+
+    def impossible(self, report: Report) -> Iterator[str]:
+        """A trial of windows that no hook watched, wherever scales are proposed."""
+        preview = report["evaluation_windows"]["preview"]["window_ids"]
+        used, recorded = report["rmt"]["calibration"]["window_ids"], report[self.name]
+        trial = recorded["trial"]
+        if trial is None:
+            if recorded.get("proposed_scales") and len(used) < len(preview):
+                yield f"/{self.name}/trial is missing, although scales are proposed"
+            return
+        tried = trial["window_ids"]
+        if len(set(tried)) != len(tried) or not set(tried) <= set(preview) - set(used):
+            yield f"/{self.name}/trial does not name held-out windows of the preview arm"
+
+    def spoke(self, report: Report) -> dict[str, bool]:
+        """Whether it proposed a scale and found that it lowers the loss."""
+        signal = block(report, self.name).get("signal") is True
+        return {self.name: signal and evaluated(report, self.name)}
+
+    def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
+        """The lower end of the gain."""
+        gate = block.get("predictive_gate")
+        gate = gate if isinstance(gate, Mapping) else {}
+        interval = gate.get("gain_ci") or [None]
+        return statistic("gain_ci_low", interval[0], gate.get("min_effect_lognll"))
+
+    def check(self, report: Report) -> Check:
+        """Output variance; this guard reports and never blocks."""
+        section = block(report, self.name)
+        if not evaluated(report, self.name):
+            return unmeasured(report, self.name, self.title)
+        scales, gate = block(section, "proposed_scales"), block(section, "predictive_gate")
+        spoke = section.get("signal") is True or section.get("passed") is False
+        note = "no output variance left the deadband"
+        if scales:
+            gain = number(gate.get("mean_delta"))
+            reason = str(gate.get("reason", "not made")).replace("_", " ")
+            note = f"held-out test: {reason}"
+            note += f", loss changes by {fixed(gain)} nats" if gain is not None else ""
+        return Check(
+            name=self.title,
+            status=WARNING if spoke else PASS,
+            measured=f"scales proposed: {len(scales)}",
+            threshold=f"scales within {share(section.get('deadband'))} of 1",
+            note=note + "; never blocks",
+        )
+
+    def section(self, report: Report) -> Section:
+        """The outputs of the target projections and the scales that would restore them."""
+        title, section = "Variance guard", block(report, self.name)
+        if not evaluated(report, self.name):
+            return not_evaluated(report, self.name, title)
+        changes = module_changes(report, self.name, "variance")
+        deadband = number(section.get("deadband"))
+        bounds = _limits(section, {c.family for c in changes})
+        scales, gate = block(section, "proposed_scales"), block(section, "predictive_gate")
+        moved = [c for c in changes if c.log_ratio != 0.0]
+        proposed = Table(
+            caption=f"Proposed scales ({min(2 * LISTED, len(scales))} of {len(scales)})",
+            header=("Module", "Scale"),
+            rows=tuple((str(m), fixed(s)) for m, s in sorted(scales.items())[: 2 * LISTED]),
+        )
+        gain = gate.get("gain_ci")
+        interval = " to ".join(map(fixed, gain)) if isinstance(gain, list) else "-"
+        return Section(
+            id=self.name,
+            title=title,
+            notes=(
+                "This guard reports what a scale would mend; it changes no weight and blocks "
+                "nothing.",
+            ),
+            facts=(
+                ("Deadband of a scale", share(deadband)),
+                ("Scales proposed", str(len(scales))),
+                ("Held-out test", str(gate.get("reason", "not made")).replace("_", " ")),
+                ("Gain, nats per token", interval),
+                ("Speaks", yes(section.get("signal"))),
+            ),
+            plots=module_plot("output-variance", "Output variance per layer", changes, bounds),
+            tables=(
+                *((proposed,) if scales else ()),
+                *largest_changes(moved, ("Module", "Family", "Output variance")),
+            ),
+        )
+
+
+def _limits(section: Mapping[str, Any], families: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """ln(variance ratio) that needs no scale: sqrt(base / subject) within deadband of 1."""
+    deadband = number(section.get("deadband"))
+    if deadband is None or not 0 < deadband < 1:
+        return {}
+    limits = -2 * math.log1p(deadband), -2 * math.log1p(-deadband)
+    return dict.fromkeys(families, limits)

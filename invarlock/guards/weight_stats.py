@@ -23,6 +23,7 @@ CHECK_EVERY = 4  # steps between looks at the residual
 MAX_STEPS = 200
 HUGE = 1e15  # values beyond it are scaled down before they are squared
 SEED = 20_240  # of the start vectors
+SIGNIFICANT = 9  # digits kept of a recorded statistic; far below the estimator's error
 
 CONTRACT = {
     "estimator": {
@@ -51,6 +52,11 @@ class WeightStats(NamedTuple):
     def fields(cls) -> tuple[str, ...]:
         """Names of the statistics, in table order."""
         return cls._fields
+
+
+def rounded(value: float) -> float | None:
+    """A statistic as it is recorded: ``SIGNIFICANT`` digits; null where it is not finite."""
+    return float(f"{value:.{SIGNIFICANT}g}") if math.isfinite(value) else None
 
 
 def sigma_max(weight: torch.Tensor) -> float:

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from invarlock.pages.parts import (
+    FAIL,
+    INCONCLUSIVE,
+    PASS,
+    REPORTED,
+    WARNING,
+    Check,
+    status_of,
+    unmeasured,
+)
+from invarlock.pages.reading import NOT_RUN, Report, block, evaluated, limits
+from invarlock.pages.wording import fixed, number, share
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import need
-from invarlock.reporting.page import reason
-from invarlock.reporting.signals import Report, block
-from invarlock.reporting.wording import fixed, number, share
-
-PASS, FAIL, INCONCLUSIVE, WARNING = "pass", "fail", "inconclusive", "warning"
-REPORTED = "reported"  # measured, and held against nothing
-NOT_EVALUATED, NOT_MEASURED = "not evaluated", "not measured"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One row: what was measured, what it is held against, how far it is from that."""
-
-    name: str
-    status: str
-    measured: str
-    threshold: str
-    note: str
-    flag: str = ""  # the validation flag that carries the result
-
-    def gates(self, report: Report) -> bool:
-        """Whether the report's verdict depends on it."""
-        return self.flag in signals.gates(report)
-
-
-def status_of(report: Report, flag: str, evidence: str) -> str:
-    """The result of a flag; what has no evidence neither passes nor fails."""
-    if not signals.evaluated(report, evidence):
-        return missing(report)
-    return PASS if block(report, "validation").get(flag) is True else FAIL
-
-
-def missing(report: Report) -> str:
-    """The result of a check without evidence: because the subject was not run, or otherwise."""
-    ran = block(report, "primary_metric").get("degraded_reason") not in signals.NOT_RUN
-    return NOT_EVALUATED if ran else NOT_MEASURED
-
-
-def unmeasured(report: Report, name: str, title: str, flag: str = "") -> Check:
-    """The row of a block that holds no measurement."""
-    note = f"{reason(report, name)}; counts neither as passed nor as failed"
-    return Check(title, missing(report), "-", "-", note, flag)
 
 
 def is_accuracy(metric: Mapping[str, Any]) -> bool:
@@ -92,7 +61,7 @@ def _metric_note(
 ) -> str:
     if metric.get("degraded") is True or metric.get("invalid") is True:
         cause = str(metric.get("degraded_reason", "no reason recorded"))
-        if cause in signals.NOT_RUN:
+        if cause in NOT_RUN:
             return f"the subject was not run ({cause.replace('_', ' ')})"
         return f"no usable number: {cause}"
     if interval is None or limit is None:
@@ -123,7 +92,7 @@ def tail(report: Report) -> Check:
     """The quantile of the per-window differences that the policy looks at."""
     section, title = block(report, "primary_metric_tail"), "Tail of the differences"
     flag = "primary_metric_tail_acceptable"
-    if not signals.evaluated(report, "primary_metric_tail"):
+    if not evaluated(report, "primary_metric_tail"):
         return unmeasured(report, "primary_metric_tail", title, flag)
     policy, stats = block(section, "policy"), block(section, "stats")
     level, limit = number(policy.get("quantile")), number(policy.get("quantile_max"))
@@ -179,3 +148,34 @@ def pair(value: object) -> tuple[float, float] | None:
         low, high = map(number, value)
         return (low, high) if low is not None and high is not None else None
     return None
+
+
+def distribution(report: Report) -> Check:
+    """How far the predictions moved, token by token."""
+    section, title = block(report, "distribution"), "Distribution shift"
+    if not evaluated(report, "distribution"):
+        return unmeasured(report, "distribution", title)
+    policy = limits(report, "distribution")
+    mean = number(block(section, "kl").get("mean"))
+    flips = number(block(section, "flips").get("fraction"))
+    gates = [
+        (f"mean KL at most {fixed(limit)}", None if mean is None else limit - mean)
+        for limit in [number(policy.get("kl_mean_max"))]
+        if limit is not None
+    ] + [
+        (f"flips at most {share(limit)}", None if flips is None else limit - flips)
+        for limit in [number(policy.get("flip_fraction_max"))]
+        if limit is not None
+    ]
+    status = REPORTED
+    if section.get("gated") is True:
+        status = PASS if section.get("passed") is True else FAIL
+    room = [f"{fixed(abs(r))} {'below' if r >= 0 else 'above'}" for _, r in gates if r is not None]
+    return Check(
+        name=title,
+        status=status,
+        measured=f"mean KL {fixed(mean)} nats, {share(flips)} of tokens flipped",
+        threshold="; ".join(words for words, _ in gates) or "none",
+        note="; ".join(room) or "the policy sets no limit",
+        flag="primary_metric_acceptable" if section.get("gated") is True else "",
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from invarlock.reporting import checks, guard_checks, signals
-from invarlock.reporting.checks import FAIL, PASS, Check
+from invarlock.guards import GUARDS
+from invarlock.guards.invariants_decision import accepted_names
+from invarlock.pages.parts import FAIL, PASS, Check, Table
+from invarlock.pages.reading import NOT_RUN, REJECTED, Report, block
+from invarlock.pages.wording import visible
+from invarlock.reporting import checks, signals
 from invarlock.reporting.outcome import needed, outcome_of, too_little
-from invarlock.reporting.page import Table
-from invarlock.reporting.signals import Report, block
-from invarlock.reporting.wording import visible
 
 IDLE = "does not gate"  # the verdict does not depend on it
 
@@ -17,27 +18,29 @@ IDLE = "does not gate"  # the verdict does not depend on it
 def verdict_word(report: Report) -> str:
     """PASS, FAIL, INCONCLUSIVE, REJECTED (never run) or NOT MEASURED."""
     reasons = signals.pass_reasons(report)
-    if signals.REJECTED in reasons:
+    if REJECTED in reasons:
         return "REJECTED"
-    if any(reason in reasons for reason in signals.NOT_RUN):
+    if any(reason in reasons for reason in NOT_RUN):
         return "NOT MEASURED"
     return outcome_of(reasons).upper()
 
 
 def all_checks(report: Report) -> list[Check]:
     """Every check of the format, the ones that were not evaluated included."""
-    found = [
+    special = [g for g in GUARDS if not g.every_model and block(report, g.name)]
+    return [
         checks.primary_metric(report),
         checks.tail(report),
         checks.drift(report),
-        guard_checks.invariants(report),
-        guard_checks.spectral(report),
-        guard_checks.rmt(report),
-        guard_checks.variance(report),
-        guard_checks.overhead(report),
-        guard_checks.distribution(report),
+        *(guard.check(report) for guard in GUARDS if guard.every_model),
+        checks.distribution(report),
+        *(guard.check(report) for guard in special),
     ]
-    return [*found, guard_checks.moe(report)] if block(report, "moe") else found
+
+
+def gates(check: Check, report: Report) -> bool:
+    """Whether the report's verdict depends on a check."""
+    return check.flag in signals.gates(report)
 
 
 def dashboard(report: Report) -> Table:
@@ -53,7 +56,7 @@ def dashboard(report: Report) -> Table:
 
 def _note(report: Report, check: Check) -> str:
     """The note of a row; a flag that is false says so where the verdict does not depend on it."""
-    idle = check.status == FAIL and check.flag and not check.gates(report)
+    idle = check.status == FAIL and check.flag and not gates(check, report)
     return "; ".join(part for part in (check.note, IDLE if idle else "") if part) or "-"
 
 
@@ -70,12 +73,12 @@ def _overall(report: Report) -> Check:
     )
 
 
-def _open(gates: Sequence[str]) -> str:
-    if not gates:
+def _open(open_gates: Sequence[str]) -> str:
+    if not open_gates:
         return ""
-    names = (gate.removesuffix("_acceptable").removesuffix("_pass") for gate in gates)
+    names = (gate.removesuffix("_acceptable").removesuffix("_pass") for gate in open_gates)
     words = ", ".join(name.replace("_", " ") for name in names)
-    return f"failed gate{'s' if len(gates) > 1 else ''}: {words}"
+    return f"failed gate{'s' if len(open_gates) > 1 else ''}: {words}"
 
 
 def headline(report: Report) -> str:
@@ -83,16 +86,17 @@ def headline(report: Report) -> str:
     word = verdict_word(report)
     asked = signals.gates(report)
     rows = sorted(
-        (c for c in all_checks(report) if c.gates(report) and c.status != PASS),
+        (c for c in all_checks(report) if gates(c, report) and c.status != PASS),
         key=lambda c: (c.status != FAIL, asked.index(c.flag)),
     )
     if word == "PASS":
-        through = signals.accepted(report)
+        through = accepted_names(report)
         but = f", and the user accepted by name: {', '.join(through)}" if through else ""
         return f"Every gate that was evaluated holds{but}."
     if word == "REJECTED":
-        note = next((c.note for c in rows if c.name == "Invariants"), "")
-        return f"The subject was refused before it was run: {note or 'invariants'}."
+        by = next(guard for guard in GUARDS if guard.of_files)
+        note = next((c.note for c in rows if c.name == by.title), "")
+        return f"The subject was refused before it was run: {note or by.name}."
     missing = [r for r in signals.pass_reasons(report) if r.startswith("gate_missing:")]
     if missing:
         return f"The report does not gate on {', '.join(m.split(':', 1)[1] for m in missing)}."
@@ -116,7 +120,7 @@ def explain(report: Report) -> str:
     """
     lines = [f"{verdict_word(report)}: {title(report)}", headline(report), ""]
     for check in all_checks(report):
-        mark = "" if check.gates(report) else f"  ({IDLE})"
+        mark = "" if gates(check, report) else f"  ({IDLE})"
         lines.append(f"{check.name}: {check.status}{mark}")
         if check.measured != "-":
             lines.append(f"    measured   {check.measured}")

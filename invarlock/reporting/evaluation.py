@@ -15,16 +15,14 @@ import numpy as np
 
 from invarlock import __version__
 from invarlock.files import digest_json
-from invarlock.guards import CHAIN, contract_fields
-from invarlock.guards.spectral import family_caps
+from invarlock.guards import CHAIN, GUARDS
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import window_sums
 from invarlock.policy import Policy
-from invarlock.reporting import tables
 from invarlock.reporting.assurance import assurance_block
 from invarlock.reporting.judgement import Evidence, Judgement, judge
 from invarlock.reporting.primary_metric import baseline_points
-from invarlock.reporting.runs import Comparison, RecordedShift, gather, guard_of, pairing
+from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing
 from invarlock.reporting.telemetry import telemetry_block
 
 Document = dict[str, Any]
@@ -62,7 +60,11 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "dataset": _dataset(comparison, policy),
         "vocabulary": dict(baseline["data"]["vocabulary"]),
         **decided.blocks,
-        **_measured(comparison, evidence, decided),
+        **{
+            guard.name: decided.blocks[guard.name] | guard.evidence(comparison)
+            for guard in GUARDS
+            if guard.name in decided.blocks
+        },
         "distribution": evidence.distribution,
         "baseline_ref": _baseline_ref(baseline, decided, evidence),
         "validation": decided.validation,
@@ -230,36 +232,6 @@ def _baseline_ref(baseline: Mapping[str, Any], decided: Judgement, evidence: Evi
     }
 
 
-def _measured(comparison: Comparison, evidence: Evidence, decided: Judgement) -> Document:
-    """The guards' blocks with both runs' statistics beside the decisions."""
-    sections = {name: dict(decided.blocks[name]) for name in ("spectral", "rmt", "variance")}
-    if not evidence.subject_modules:
-        return sections
-    for name, block in sections.items():
-        mine = contract_fields(name)
-        theirs = guard_of(comparison.baseline, name).get("measurement_contract_hash")
-        block.update(mine, baseline_measurement_contract_hash=theirs)
-        block["measurement_contract_match"] = mine["measurement_contract_hash"] == theirs
-    sections["spectral"]["modules"] = tables.spectral_table(
-        tables.Both(evidence.baseline_modules, evidence.subject_modules)
-    )
-    sections["spectral"]["row_tables"] = guard_of(comparison.subject, "spectral")["row_tables"]
-    sections["rmt"] |= {
-        "calibration": guard_of(comparison.subject, "rmt")["calibration"],
-        "modules": tables.activation_table(
-            tables.Both(evidence.baseline_activations, evidence.subject_activations), "edge"
-        ),
-    }
-    targets = tables.Both(evidence.baseline_outputs, evidence.subject_outputs)
-    sections["variance"] |= {
-        "tap": guard_of(comparison.subject, "variance")["tap"],
-        "target_module_names": [target.name for target in targets.subject],
-        "trial": guard_of(comparison.subject, "variance")["trial"],
-        "modules": tables.activation_table(targets, "variance"),
-    }
-    return sections
-
-
 def _chain(subject: Mapping[str, Any], decided: Judgement) -> list[Document]:
     """The guards that ran, in their order, without what the sections already hold."""
     return [
@@ -309,22 +281,11 @@ def resolved_policy(policy: Policy) -> Document:
     """The thresholds in force as a report states them."""
     row = policy.resolved
     metrics = {key: row[key] for key in ("pm_ratio", "pm_tail", "accuracy", "drift")}
-    kept = ("coverage", "distribution", "moe", "overhead", "confidence")
     return {
         "metrics": metrics,
-        "spectral": {
-            **row["spectral"],
-            "family_caps": family_caps(policy.spectral),
-            **_contract("spectral"),
-        },
-        "rmt": {**row["rmt"], **_contract("rmt")},
-        "variance": {**row["variance"], **_contract("variance")},
-        **{key: row[key] for key in kept},
+        **{key: row[key] for key in ("coverage", "distribution", "confidence")},
+        **{g.policy_key: g.stated_limits(policy) for g in GUARDS if g.policy_key},
     }
-
-
-def _contract(guard: str) -> Document:
-    return {"measurement_contract": contract_fields(guard)["measurement_contract"]}
 
 
 def _provenance(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Document:

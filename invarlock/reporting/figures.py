@@ -6,22 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from invarlock.reporting.panels import Panels, Point, draw_panels
-from invarlock.reporting.plots import LEFT, RIGHT, Canvas, Plot, disc, linear_axis, scale
-from invarlock.reporting.readings import Change, WindowDifference, quantile, weighted_mean
-from invarlock.reporting.signals import block
-from invarlock.reporting.wording import fixed, number, share
+from invarlock.pages.plots import LEFT, RIGHT, Canvas, Plot, disc, linear_axis, scale
+from invarlock.pages.reading import block
+from invarlock.pages.wording import fixed, number, share
+from invarlock.reporting.readings import WindowDifference, quantile, weighted_mean
 
 MAX_DOTS = 400  # more windows are shown as that many quantiles
 TOP, BOTTOM, HEIGHT = 16, 222, 260
 BARS = 150  # height of a histogram's tallest bar
-# Ratios an axis may mark, most wanted first.
-_RATIOS = (
-    *(1e8, 1e-8, 1e6, 1e-6, 1e3, 1e-3, 100, 0.01, 10, 0.1, 2, 0.5, 1.5, 0.7, 1.2, 0.8, 1.1, 0.9),
-    *(1.05, 0.95, 1.02, 0.98, 1.01, 0.99, 1.005, 0.995, 1.002, 0.998, 1.001, 0.999),
-)
-TICKS = [math.log(ratio) for ratio in _RATIOS]
-Limits = Mapping[str, tuple[float, float]]  # per family, on ln(ratio)
 
 
 def windows_plot(differences: Sequence[WindowDifference], limit: float | None) -> Plot | None:
@@ -131,48 +123,6 @@ def tail_plot(differences: Sequence[WindowDifference], tail: Mapping[str, Any]) 
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
-
-
-def ratio_label(value: float) -> str:
-    """A logarithm of a ratio as the ratio."""
-    ratio = math.exp(value)
-    return f"{ratio:.4g}" if 1e-3 < ratio < 1e4 else f"{ratio:.0e}"
-
-
-def spectral_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
-    """Change of sigma per layer and family with each family's cap; None without modules."""
-    return _module_plot("spectral", "Largest singular value per layer and family", changes, limits)
-
-
-def edge_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
-    """Ratio of the activations' edge risk per layer and family, with 1 + epsilon."""
-    return _module_plot("edges", "Activation edge risk per layer and family", changes, limits)
-
-
-def variance_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
-    """Ratio of the output variance per layer with its deadband."""
-    return _module_plot("output-variance", "Output variance per layer", changes, limits)
-
-
-def router_plot(changes: Sequence[Change], limits: Limits) -> Plot | None:
-    """Entropy of each router over the baseline's, with the largest relative drop allowed."""
-    return _module_plot("routers", "Router entropy per layer", changes, limits)
-
-
-def _module_plot(name: str, title: str, changes: Sequence[Change], limits: Limits) -> Plot | None:
-    """Panels of subject / baseline, with the extremes in words; None without modules."""
-    if not changes:
-        return None
-    points = [Point(c.name, c.family, c.layer, c.log_ratio) for c in changes]
-    panels = Panels(points, limits, ratio_label, TICKS, "subject / baseline")
-    worst = max(panels.points, key=lambda p: (abs(p.value), p.name))
-    beyond = sum(map(panels.beyond, panels.points))
-    words = (
-        f"{len(panels.points)} modules, {beyond} beyond the limit of their family; the largest "
-        f"change is {panels.label(worst.value)} in {worst.name}. The scale is linear up to the "
-        "limit and logarithmic beyond; 1 means no change."
-    )
-    return draw_panels(panels).plot(name, title, words, panels.height())
 
 
 def distribution_plots(section: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Plot]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from invarlock.reporting import figures, readings, signals
+from invarlock.pages.parts import LISTED, Section, Table, not_evaluated
+from invarlock.pages.reading import Report, block, evaluated, limits, objects
+from invarlock.pages.wording import fixed, number, share, yes
+from invarlock.reporting import figures, readings
 from invarlock.reporting.checks import is_accuracy, pair
-from invarlock.reporting.guard_checks import limits
-from invarlock.reporting.page import LISTED, Section, Table, not_evaluated, objects
 from invarlock.reporting.readings import WindowDifference
-from invarlock.reporting.signals import Report, block
-from invarlock.reporting.wording import fixed, number, share, yes
 
 Facts = list[tuple[str, str]]
 
@@ -122,7 +121,7 @@ def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Tabl
 def tail(report: Report) -> Section:
     """The worst windows and what the policy asks of them."""
     title, section = "Tail of the differences", block(report, "primary_metric_tail")
-    if not signals.evaluated(report, "primary_metric_tail"):
+    if not evaluated(report, "primary_metric_tail"):
         return not_evaluated(report, "primary_metric_tail", title)
     policy, stats = block(section, "policy"), block(section, "stats")
     plot = figures.tail_plot(readings.window_differences(report), section)
@@ -158,7 +157,7 @@ def _limit(value: object, write: Callable[[object], str]) -> str:
 def distribution(report: Report) -> Section:
     """How the predictions moved, token by token."""
     title, section = "Distribution shift", block(report, "distribution")
-    if not signals.evaluated(report, "distribution"):
+    if not evaluated(report, "distribution"):
         return not_evaluated(report, "distribution", title)
     kl, flips = block(section, "kl"), block(section, "flips")
     change = block(section, "probability_change")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from invarlock.pages.reading import NOT_TRIED, Report, block
 from invarlock.reporting import signals
-from invarlock.reporting.signals import Report, block
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 WORDS = {
@@ -79,7 +79,7 @@ def need(row: Mapping[str, Any]) -> Need:
 
 def too_little(needs: Sequence[Need], reasons: Sequence[str]) -> str:
     """Why nothing is decided, for people: ``too little evidence (22,680 of 50,000 tokens)``."""
-    untried = [reason for reason in reasons if reason in signals.NOT_TRIED]
+    untried = [reason for reason in reasons if reason in NOT_TRIED]
     if untried:
         return f"the subject was not measured ({untried[0].replace('_', ' ')})"
     words = list(map(str, needs))

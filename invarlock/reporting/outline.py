@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from invarlock.files import digest_json
-from invarlock.reporting import guard_sections, metric_sections, record_sections
+from invarlock.guards import GUARDS
+from invarlock.pages.parts import Outline
+from invarlock.pages.reading import Report, block
+from invarlock.reporting import metric_sections, record_sections
 from invarlock.reporting.dashboard import dashboard, headline, title, verdict_word
-from invarlock.reporting.page import Outline
-from invarlock.reporting.signals import Report, block
 
 
 def outline(report: Report) -> Outline:
@@ -14,13 +15,9 @@ def outline(report: Report) -> Outline:
     sections = [
         metric_sections.primary_metric(report),
         metric_sections.tail(report),
-        guard_sections.invariants(report),
-        guard_sections.spectral(report),
-        guard_sections.rmt(report),
-        guard_sections.variance(report),
-        guard_sections.overhead(report),
+        *(guard.section(report) for guard in GUARDS if guard.every_model),
         metric_sections.distribution(report),
-        *([guard_sections.moe(report)] if block(report, "moe") else []),
+        *(g.section(report) for g in GUARDS if not g.every_model and block(report, g.name)),
         record_sections.warnings(report),
         record_sections.compared(report),
         record_sections.policy(report),

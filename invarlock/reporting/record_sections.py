@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from invarlock.reporting.checks import NOT_EVALUATED, is_accuracy
+from invarlock.pages.parts import LISTED, NOT_EVALUATED, Section, Table, not_evaluated
+from invarlock.pages.reading import Report, block, objects
+from invarlock.pages.wording import vocabulary_use, yes
+from invarlock.reporting.checks import is_accuracy
 from invarlock.reporting.dashboard import all_checks
-from invarlock.reporting.page import LISTED, Section, Table, not_evaluated, objects
-from invarlock.reporting.signals import Report, block
-from invarlock.reporting.wording import vocabulary_use, yes
 
 
 def compared(report: Report) -> Section:

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.pages.reading import Report
+from invarlock.pages.wording import visible
 from invarlock.reporting.dashboard import explain
 from invarlock.reporting.outline import outline
-from invarlock.reporting.signals import Report
-from invarlock.reporting.wording import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -17,43 +17,41 @@ import numpy as np
 
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
-from invarlock.guards import CONTRACTS, contract_fields, moe
-from invarlock.guards import rows as token_rows
-from invarlock.guards.rmt import CALIBRATION_WINDOWS, MAX_TOKENS
-from invarlock.guards.weight_stats import WeightStats
+from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
+from invarlock.guards.guard import STATISTICS
+from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.perplexity import Bootstrap
+from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
-from invarlock.reporting.tables import BASELINE, HEAD
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
-CALIBRATION = ("windows", "tokens", "window_ids")
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 # A shift of one token, for the members of its summary.
 ONE_TOKEN = distribution.TokenShift(np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), [1], 1)
-# Guards of which a report does not repeat all that they recorded, so that the digest of it is
-# only the run's word.
-UNREPEATED = ("invariants", "rmt")
 Report = Mapping[str, Any]
 NOT_RUN = "the windows of a subject that was not run"
 PRESET = "that the thresholds are those of the preset it names"
+
+
+def _believed_of_guards() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {STATISTICS: ()}
+    for guard in GUARDS:
+        if guard.believed:
+            found[guard.believed_as] = (*found.get(guard.believed_as, ()), *guard.believed)
+    return found
+
+
 # What a report alone can say, by subject and the JSON pointers of it ("*": any one name or index).
 # A pack can trace some of it (``invarlock.evidence``): the preset, the text, the subject.
 BELIEVED: Mapping[str, tuple[str, ...]] = {
     "losses of the windows, and which documents they are of": (
         "/evaluation_windows/*/baseline_nll_sum", "/evaluation_windows/*/clusters",
     ),
-    "statistics of weights, activations and routers, and where they were taken": (
-        "/spectral/modules", "/rmt/modules", "/variance/modules",
-        "/moe/routers", "/moe/top_k",
-    ),
-    "findings of the invariants, from files that are not here; digests of what guards ran": (
-        "/invariants/failures", "/context/execution_log/*/digest",
-    ),
+    **_believed_of_guards(),
     "how many token ids the windows use, from windows that are not here": ("/vocabulary",),
-    "bytes of the probes, and losses without their hooks": ("/guard_overhead/probe_bytes",),
     "quantiles of the shift of the predictions, within their histograms' bins": (
         "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
     ),
@@ -133,11 +131,9 @@ def comparison_of(report: Report) -> Comparison:
     """
     context, ran = report["context"], _ran(report)
     _require_guards(report, ran)
-    guards, baseline_guards = _guards(report) if ran else (_not_run(report), [])
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
     windows = _windows(report) if ran else {"baseline": _none(), "subject": {}}
     reference, data = report["baseline_ref"], report["dataset"]
-    routers = report["moe"].get("routers") if "moe" in report else None
     baseline: dict[str, Any] = {
         "meta": {
             "run_id": reference["run_id"],
@@ -158,21 +154,16 @@ def comparison_of(report: Report) -> Comparison:
             "vocabulary": report["vocabulary"],
         },
         "evaluation_windows": windows["baseline"],
-        "guards": baseline_guards,
-        "routers": _routers(report, BASELINE)
-        if routers
-        else moe.to_table([])
-        if "moe" in report
-        else None,
+        "guards": _baseline_guards(report) if ran else [],
+        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside},
     }
     subject = {
         "meta": meta,
         "checkpoint": report["provenance"]["subject"]["checkpoint"],
         "edit": report["edit"],
-        "guards": guards,
+        "guards": _subject_guards(report, ran),
         "evaluation_windows": windows["subject"],
-        "work": _work(report) if ran else None,
-        "routers": _routers(report, "") if routers else None,
+        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and ran},
     }
     final = report["evaluation_windows"]["final"]
     return Comparison(
@@ -182,7 +173,7 @@ def comparison_of(report: Report) -> Comparison:
         profile=context["profile"],
         assurance=context["assurance"]["mode"],
         reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),
-        invariants_evaluated=report["invariants"].get("evaluated") is True,
+        invariants_evaluated=report[Invariants.name].get("evaluated") is True,
         shift=RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
@@ -231,99 +222,33 @@ def _windows(report: Report) -> dict[str, dict[str, Any]]:
     return {"baseline": base, "subject": mine}
 
 
-def _head(report: Report) -> list[dict[str, Any]]:
-    """The guards that ran, by the log of the run, with the digests that only it can know."""
+def _subject_guards(report: Report, ran: bool) -> list[dict[str, Any]]:
+    """What the subject's guards recorded, in the order of the log; the digest of what a report
+    does not repeat in full only the run can know."""
+    records = {
+        guard.name: guard.subject_records(report)
+        for guard in GUARDS
+        if not guard.beside and (ran or guard.of_files)
+    }
+    found = []
+    for entry in report["context"]["execution_log"]:
+        name = entry["guard"]
+        record: dict[str, Any] = {"name": name, "phase": entry["phase"]}
+        if name in records:
+            record |= next(records[name], {}) | BY_NAME[name].contract_fields()
+        if name in BY_NAME and not BY_NAME[name].whole:
+            record["digest"] = entry["digest"]
+        found.append(record)
+    return found
+
+
+def _baseline_guards(report: Report) -> list[dict[str, Any]]:
+    """What the baseline's guards recorded that a comparison reads."""
     return [
-        {"name": entry["guard"], "phase": entry["phase"]}
-        | ({"digest": entry["digest"]} if entry["guard"] in UNREPEATED else {})
-        for entry in report["context"]["execution_log"]
+        {"name": guard.name} | record | guard.contract_fields()
+        for guard in GUARDS
+        if not guard.beside and (record := guard.baseline_record(report)) is not None
     ]
-
-
-def _with_findings(report: Report, guards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The report joins what the invariants found in both looks."""
-    found = list(report["invariants"].get("failures", []))
-    for guard in guards:
-        if guard["name"] == "invariants":
-            guard["failures"], found = found, []
-    return guards
-
-
-def _not_run(report: Report) -> list[dict[str, Any]]:
-    return _with_findings(report, _head(report))
-
-
-def _guards(report: Report) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the guards of the subject and of the baseline recorded."""
-    spectral, variance = report["spectral"]["modules"], report["variance"]
-    head = {key: spectral[key] for key in HEAD}
-    fields = WeightStats.fields()
-    mine = {
-        "spectral": {
-            "modules": head | {field: spectral[field] for field in fields},
-            "row_tables": report["spectral"]["row_tables"],
-        },
-        "rmt": {
-            "calibration": {key: report["rmt"]["calibration"][key] for key in CALIBRATION},
-            "modules": _activations(report, ""),
-        },
-        "variance": {"tap": variance["tap"], "trial": _trial(report)},
-    }
-    theirs = {
-        "spectral": {"modules": head | {field: spectral[BASELINE + field] for field in fields}},
-        "rmt": {"modules": _activations(report, BASELINE)},
-        "variance": {"tap": variance["tap"]},
-    }
-    guards = _with_findings(report, _head(report))
-    for guard in guards:
-        if guard["name"] in mine:
-            guard.update(mine[guard["name"]] | contract_fields(guard["name"]))
-    return guards, [{"name": n} | block | contract_fields(n) for n, block in theirs.items()]
-
-
-def _activations(report: Report, prefix: str) -> dict[str, list[Any]]:
-    """What one run's probe saw: edge risks of all modules, variances of those that are judged."""
-    edges, spread = report["rmt"]["modules"], report["variance"]["modules"]
-
-    def names(table: Mapping[str, Any]) -> str:
-        return BASELINE if prefix and BASELINE + "name" in table else ""
-
-    head = names(edges)
-    known = dict(zip(spread[names(spread) + "name"], spread[prefix + "variance"], strict=True))
-    columns = {key: edges[head + key] for key in HEAD}
-    variances = [known.get(name, 0.0) for name in columns["name"]]
-    return columns | {"edge": edges[prefix + "edge"], "variance": variances}
-
-
-def _trial(report: Report) -> Mapping[str, Any] | None:
-    """The trial of the scales, whose windows are those of the preview arm."""
-    trial, preview = report["variance"]["trial"], report["evaluation_windows"]["preview"]
-    if trial is None:
-        return None
-    place = {window: row for row, window in enumerate(preview["window_ids"])}
-    rows = [place[window] for window in trial["window_ids"]]
-    same = (("clusters", "clusters"), ("token_counts", "token_counts"), ("plain_nll", "nll_sum"))
-    own = {key: trial[key] for key in ("window_ids", "scaled_nll")}
-    return own | {mine: [preview[theirs][i] for i in rows] for mine, theirs in same}
-
-
-def _work(report: Report) -> dict[str, Any]:
-    overhead, trial = report["guard_overhead"], report["variance"]["trial"]
-    return {
-        "bare_nll": overhead["bare_nll"],
-        "probe_bytes": overhead["probe_bytes"],
-        "trial_tokens": sum(trial["token_counts"]) if trial else 0,
-    }
-
-
-def _routers(report: Report, prefix: str) -> dict[str, Any]:
-    mixture = report["moe"]
-    own = {
-        key.removeprefix(prefix): column
-        for key, column in mixture["routers"].items()
-        if key in ("name", "layer") or key.startswith(BASELINE) == bool(prefix)
-    }
-    return own | {"top_k": mixture["top_k"]}
 
 
 def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
@@ -346,14 +271,8 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _shift(report, policy)
     if _ran(report):
         yield from _geometry(report)
-        yield from _calibration(report)
-        yield from _trials(report)
-        for line in token_rows.contradictions(
-            token_rows.from_json(report["spectral"]["row_tables"])
-        ):
-            yield f"/spectral/row_tables: {line}"
-        if "router" in report["spectral"]["modules"]["family"] and "moe" not in report:
-            yield "/moe is missing, although the model has routers"
+        for guard in GUARDS:
+            yield from guard.impossible(report)
 
 
 def _lengths(report: Report) -> Iterator[str]:
@@ -451,44 +370,6 @@ def _geometry(report: Report) -> Iterator[str]:
     exact = {"ppl_causal": length - 1, "ppl_seq2seq": length - length // 2}.get(kind)
     if max(counts) > length if exact is None else counts != {exact}:
         yield f"/dataset/seq_len is {length}, which does not fit the tokens of the windows"
-
-
-def _calibration(report: Report) -> Iterator[str]:
-    preview = set(report["evaluation_windows"]["preview"]["window_ids"])
-    calibration = report["rmt"]["calibration"]
-    used = calibration["window_ids"]
-    most = min(CALIBRATION_WINDOWS, len(preview))
-    kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
-    alike = kind != "accuracy"  # records differ in shape
-    # of the module that saw most: norms of queries see a row a head; in a model of two halves
-    # encoder and decoder see texts of different lengths
-    step = len(used) * length if kind in ("ppl_causal", "ppl_mlm") else 1
-    tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
-    if not (
-        set(used) <= preview
-        and len(set(used)) == len(used) == calibration["windows"]
-        and (len(used) == most if alike else 0 < len(used) <= most)
-        and calibration["tokens"] in tokens
-    ):
-        yield "/rmt/calibration does not name windows of the preview arm"
-    if len(report["guard_overhead"]["bare_nll"]) != len(used):
-        yield "/guard_overhead/bare_nll has not one loss a calibration window"
-
-
-def _trials(report: Report) -> Iterator[str]:
-    preview = report["evaluation_windows"]["preview"]["window_ids"]
-    used, variance = report["rmt"]["calibration"]["window_ids"], report["variance"]
-    trial = variance["trial"]
-    if trial is None:
-        if variance.get("proposed_scales") and len(used) < len(preview):
-            yield "/variance/trial is missing, although scales are proposed"
-        return
-    tried = trial["window_ids"]
-    if len(set(tried)) != len(tried) or not set(tried) <= set(preview) - set(used):
-        yield "/variance/trial does not name held-out windows of the preview arm"
-
-
-# --- comparison ------------------------------------------------------------------------------
 
 
 def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[str]:

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from invarlock.errors import InputError
-from invarlock.guards import moe, rmt, rows, spectral, variance
-from invarlock.guards.invariants_decision import Failure
 from invarlock.metrics import ARMS
 from invarlock.metrics.accuracy import Examples, labelled
 from invarlock.metrics.distribution import TokenShift, not_evaluated, summarize
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.policy import Policy
-from invarlock.reporting.judgement import Evidence, Work
+from invarlock.reporting.judgement import Evidence
 from invarlock.reporting.primary_metric import MetricEvidence
 
 Run = Mapping[str, Any]
@@ -58,30 +56,11 @@ def gather(comparison: Comparison, policy: Policy) -> Evidence:
     Raises:
         InputError: they measured other windows or tokens.
     """
-    baseline, subject = comparison.baseline, comparison.subject
     _require_paired(comparison)
     return Evidence(
         metric=metric_evidence(comparison),
         distribution=distribution(comparison, policy),
-        invariant_failures=_invariant_failures(subject),
-        invariants_evaluated=comparison.invariants_evaluated,
-        edit_label=str(subject["edit"]["name"]),
-        baseline_parts=baseline["checkpoint"],
-        subject_parts=subject["checkpoint"],
-        accepted=comparison.accepted,
-        baseline_modules=_modules(baseline),
-        subject_modules=_modules(subject),
-        row_tables=_row_tables(subject),
-        baseline_activations=_activations(baseline),
-        subject_activations=_activations(subject),
-        baseline_outputs=_outputs(baseline),
-        subject_outputs=_outputs(subject),
-        trial=_trial(subject),
-        mixture=bool(baseline.get("routers")),
-        baseline_routers=moe.from_table(baseline["routers"]) if baseline.get("routers") else [],
-        subject_routers=moe.from_table(subject["routers"]) if subject.get("routers") else [],
-        top_k=int((baseline.get("routers") or {}).get("top_k", 0)),
-        work=_work(subject) if comparison.ran else None,
+        runs=comparison,
     )
 
 
@@ -176,64 +155,3 @@ def distribution(comparison: Comparison, policy: Policy) -> dict[str, Any]:
 
 def _floats(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-
-
-def guard_of(report: Run, name: str) -> Mapping[str, Any]:
-    """What a run recorded of one guard; empty if it did not run."""
-    return next((guard for guard in report["guards"] if guard["name"] == name), {})
-
-
-def _invariant_failures(report: Run) -> list[Failure]:
-    """All findings of both looks of the invariants guard, in order."""
-    guards = [g for g in report["guards"] if g["name"] == "invariants"]
-    return [failure for guard in guards for failure in guard["failures"]]
-
-
-def _modules(report: Run) -> list[spectral.Module]:
-    recorded = guard_of(report, "spectral")
-    return spectral.from_table(recorded["modules"]) if recorded else []
-
-
-def _row_tables(report: Run) -> list[rows.RowTable]:
-    recorded = guard_of(report, "spectral")
-    return rows.from_json(recorded["row_tables"]) if recorded else []
-
-
-def _activations(report: Run) -> list[rmt.Activation]:
-    recorded = guard_of(report, "rmt")
-    return rmt.from_table(recorded["modules"]) if recorded else []
-
-
-def _outputs(report: Run) -> list[rmt.Activation]:
-    """Those that the variance guard looks at."""
-    tap = guard_of(report, "variance").get("tap", "")
-    return [a for a in _activations(report) if variance.is_target(a, tap)]
-
-
-def _trial(report: Run) -> variance.Trial | None:
-    recorded = guard_of(report, "variance").get("trial")
-    return variance.trial_from(recorded) if recorded else None
-
-
-def _work(report: Run) -> Work:
-    windows = report["evaluation_windows"]
-    calibration = guard_of(report, "rmt")["calibration"]["window_ids"]
-    tokens, guarded = calibrated(windows["preview"], calibration)
-    return Work(
-        pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
-        bare_tokens=tokens,
-        bare_nll=_floats(report["work"]["bare_nll"]).tolist(),
-        guarded_nll=guarded,
-        trial_tokens=report["work"]["trial_tokens"],
-        probe_bytes=report["work"]["probe_bytes"],
-    )
-
-
-def calibrated(
-    preview: Mapping[str, Sequence[Any]], window_ids: Sequence[str]
-) -> tuple[int, list[float]]:
-    """Predicted tokens and losses (nats) of the calibration windows in the pass."""
-    place = {window: i for i, window in enumerate(preview["window_ids"])}
-    rows = [place[window] for window in window_ids]
-    losses = _floats([preview["nll_sum"][i] for i in rows]).tolist()
-    return int(sum(preview["token_counts"][i] for i in rows)), losses

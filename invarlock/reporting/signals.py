@@ -11,36 +11,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from invarlock.errors import ConfigError
+from invarlock.guards import CORE, GUARDS
+from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, refused
 from invarlock.policy import load_policy
-from invarlock.reporting.gates import COST_FLAGS, EXPLORING_GATES, GATES, MIXTURE_GATE, in_order
-from invarlock.severity import NOTHING_EDITED, worst_first
+from invarlock.reporting.gates import COST_FLAGS, gates_of, in_order
 
-CORE_GUARDS = ("invariants", "spectral", "rmt", "variance", "primary_metric")
+CORE_GUARDS = (*CORE, "primary_metric")
 REASONS = {
     "primary_metric_acceptable": "primary_metric_fail",
     "preview_final_drift_acceptable": "drift_fail",
-    "invariants_pass": "invariants_fail",
-    "spectral_stable": "spectral_fail",
-    "rmt_stable": "rmt_fail",
     "primary_metric_tail_acceptable": "tail_fail",
-    MIXTURE_GATE: "moe_fail",
+    **{guard.flag: guard.fails_as for guard in GUARDS if guard.fails_as},
 }
 # The block of the report that carries the evidence of a flag.
 FLAG_BLOCKS = {
     "primary_metric_acceptable": "primary_metric",
     "preview_final_drift_acceptable": "primary_metric",
     "primary_metric_tail_acceptable": "primary_metric_tail",
-    "invariants_pass": "invariants",
-    "spectral_stable": "spectral",
-    "rmt_stable": "rmt",
-    "guard_overhead_acceptable": "guard_overhead",
-    MIXTURE_GATE: "moe",
+    **{guard.flag: guard.name for guard in GUARDS if guard.flag},
 }
-REJECTED = "rejected_by_invariants"
-# Reasons for which the subject was not run at all, so that there is no metric to judge by.
-NOT_RUN = (REJECTED, "crashed", "out_of_memory", "timeout")
-# Those that are about the machine: they say nothing of the subject.
-NOT_TRIED = ("out_of_memory", "timeout")
 # Floors of a tier, by the member of the metric that says whether they are met.
 FLOORS = {
     "tokens_ok": "tokens_below_floor",
@@ -57,14 +46,6 @@ METRIC_REASONS = (
 )
 # Reasons that name evidence that is lacking, and nothing that was measured and found bad.
 LACKING = (INCONCLUSIVE, DRIFT_OPEN, "no_labelled_examples", *FLOORS.values(), *NOT_TRIED)
-
-Report = Mapping[str, Any]
-
-
-def block(report: Report, name: str) -> Mapping[str, Any]:
-    """A section of the report; empty when it is absent or not an object."""
-    found = report.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def gates(report: Report) -> tuple[str, ...]:
@@ -88,21 +69,7 @@ def enforces_guards(report: Report) -> bool:
 
 def required_gates(report: Report) -> tuple[str, ...]:
     """The flags that a report of this tier has to gate on; with fewer it has not been judged."""
-    if not enforces_guards(report):
-        return EXPLORING_GATES
-    return (*GATES, MIXTURE_GATE) if "moe" in report else GATES
-
-
-def evaluated(report: Report, name: str) -> bool:
-    """Whether the section holds a measurement.
-
-    The primary metric does unless the subject was not run; the others do unless they are
-    absent or say ``evaluated: false``.
-    """
-    section = block(report, name)
-    if name == "primary_metric":
-        return bool(section) and section.get("degraded_reason") not in NOT_RUN
-    return bool(section) and section.get("evaluated") is not False
+    return gates_of(report, enforces_guards(report))
 
 
 def pass_reasons(report: Report) -> list[str]:
@@ -172,13 +139,6 @@ def shift_refused(report: Report) -> bool:
     return shift.get("evaluated") is True and shift.get("passed") is False
 
 
-def findings(report: Report) -> list[Mapping[str, Any]]:
-    """The findings of the invariants, the worst first: the first is the reason of a rejection."""
-    listed = block(report, "invariants").get("failures")
-    failures = listed if isinstance(listed, list) else []
-    return worst_first([failure for failure in failures if isinstance(failure, Mapping)])
-
-
 def primary_metric_spoke(report: Report) -> bool:
     """Whether the primary metric was measured and found bad.
 
@@ -194,90 +154,16 @@ def primary_metric_spoke(report: Report) -> bool:
     return refused and (metric.get("decision", "fail") == "fail" or shift_refused(report))
 
 
-def invariants_status(report: Report) -> str | None:
-    """``ok``, ``warn``, ``fail`` or ``error``; None when the guard did not run."""
-    status = block(report, "invariants").get("status")
-    return status if isinstance(status, str) and evaluated(report, "invariants") else None
-
-
-def accepted(report: Report) -> list[str]:
-    """Names by which the user accepted findings that would have refused the subject, sorted."""
-    found = block(report, "invariants").get("accepted")
-    return sorted(map(str, found)) if isinstance(found, list) else []
-
-
-def acceptance_notes(report: Report) -> list[str]:
-    """What the user accepted by name, and what was named and not found."""
-    through, asked = accepted(report), block(report, "context").get("accept")
-    unused = sorted({*map(str, asked if isinstance(asked, list) else [])} - {*through})
-    notes = [f"accepted by name: {', '.join(through)}"] if through else []
-    return [*notes, f"accept names what was not found: {', '.join(unused)}"] if unused else notes
-
-
-def blocking(report: Report) -> list[Mapping[str, Any]]:
-    """The findings of the invariants guard that refuse the subject: fatal, and not accepted."""
-    failures, through = block(report, "invariants").get("failures"), accepted(report)
-    return [
-        item
-        for item in (failures if isinstance(failures, list) else [])
-        if isinstance(item, Mapping)
-        and item.get("severity") == "fatal"
-        and item.get("accept") not in through
-    ]
-
-
-def unedited(report: Report) -> bool:
-    """Whether the only thing that refuses the subject is that nothing was edited."""
-    return {item.get("type") for item in blocking(report)} == {NOTHING_EDITED}
-
-
-def spectral_caps(report: Report) -> int | None:
-    """How many modules the spectral guard capped; None when it did not run."""
-    caps = block(report, "spectral").get("caps_applied")
-    known = isinstance(caps, int) and not isinstance(caps, bool)
-    return caps if known and evaluated(report, "spectral") else None
-
-
-def capped_modules(report: Report) -> set[str]:
-    """Names of the modules that the spectral guard capped."""
-    violations = block(report, "spectral").get("violations")
-    if not isinstance(violations, list) or not evaluated(report, "spectral"):
-        return set()
-    return {
-        str(item.get("module"))
-        for item in violations
-        if isinstance(item, Mapping) and item.get("type") == "family_z_cap"
-    }
-
-
-def variance_spoke(report: Report) -> bool:
-    """Whether the variance guard proposed a scale and found that it lowers the loss."""
-    return evaluated(report, "variance") and block(report, "variance").get("signal") is True
-
-
 def guard_flags(report: Report | None) -> dict[str, bool]:
     """Who spoke, by the published names; all false without a report."""
     report = report or {}
-    validation = block(report, "validation")
-    status = invariants_status(report)
-
-    def refused(flag: str) -> bool:
-        return validation.get(flag) is False and evaluated(report, FLAG_BLOCKS[flag])
-
-    failed = status in ("fail", "error") or refused("invariants_pass")
+    drift, tail = "preview_final_drift_acceptable", "primary_metric_tail_acceptable"
+    metric = block(report, "primary_metric")
     return {
-        "invariants": failed or status == "warn",
-        "invariants_fail": failed,
-        "invariants_warn": status == "warn",
         "primary_metric": primary_metric_spoke(report),
-        "spectral": refused("spectral_stable") or (spectral_caps(report) or 0) >= 1,
-        "rmt": refused("rmt_stable"),
-        "variance": variance_spoke(report),
-        "drift": refused("preview_final_drift_acceptable")
-        and block(report, "primary_metric").get("degraded") is not True,
-        "primary_metric_tail": refused("primary_metric_tail_acceptable"),
-        "overhead": False,  # published name; a cost of measuring says nothing of the subject
-        "moe": refused(MIXTURE_GATE),
+        "drift": refused(report, drift, FLAG_BLOCKS[drift]) and metric.get("degraded") is not True,
+        "primary_metric_tail": refused(report, tail, FLAG_BLOCKS[tail]),
+        **{name: found for guard in GUARDS for name, found in guard.spoke(report).items()},
     }
 
 

@@ -15,11 +15,12 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import temporary_sibling
-from invarlock.guards.spectral import Module, log_ratio, rounded
+from invarlock.guards.spectral import Module, log_ratio, weight_modules
+from invarlock.guards.weight_stats import rounded
 from invarlock.preset import NULL_EDITS, STATS_SCHEMA
 from invarlock.run.forward import ArmResult
 from invarlock.run.loading import Target, device_name, load_model
-from invarlock.run.measure import Observation, RunWindows, observe, weight_modules
+from invarlock.run.measure import Observation, RunWindows, observe
 from invarlock.run.tasks import task_for
 
 Document = dict[str, Any]

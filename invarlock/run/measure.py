@@ -10,7 +10,9 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +20,14 @@ import numpy as np
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.files import sha256_file
+from invarlock.guards import GUARDS
+from invarlock.guards.findings import Failure
+from invarlock.guards.guard import Measuring
 from invarlock.guards.invariants import check_loaded
-from invarlock.guards.invariants_decision import Failure
-from invarlock.guards.moe import RouterStats
-from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation
-from invarlock.guards.rows import RowTable
-from invarlock.guards.spectral import Module
-from invarlock.guards.variance import HELD_OUT_SHARE, Trial, is_target, propose
+from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
-from invarlock.policy import VariancePolicy
+from invarlock.policy import Policy
 from invarlock.records import Record
-from invarlock.roles import architecture_of, family_of, is_transposed, layer_of
-from invarlock.run.activation_probe import ActivationProbe, scaled_outputs
 from invarlock.run.forward import (
     ArmResult,
     Keep,
@@ -41,7 +39,6 @@ from invarlock.run.forward import (
 )
 from invarlock.run.loading import Loaded, Target, device_name, load_model
 from invarlock.run.packed_weights import packed_weights
-from invarlock.run.router_probe import RouterProbe
 from invarlock.run.tasks import Answered, Task, commonest_shape, task_for, wrong_answers
 from invarlock.windows import Window, WindowSet, read_windows
 
@@ -92,24 +89,14 @@ class Measurement:
 
     dtype: str
     device: str
-    modules: list[Module]
-    activations: list[Activation]
-    calibration: Sequence[str]  # window ids of the activations
-    activation_tokens: int  # rows of the activation matrices
-    tap: str  # name of the projections that the variance guard looks at
-    trial: Trial | None  # of proposed scales, on a subject
-    routers: list[RouterStats]  # of a mixture of experts, on the calibration windows
-    top_k: int  # experts a token is sent to
+    records: Mapping[str, Mapping[str, Any]]  # of the guards that looked at something, by name
+    activations: Sequence[Activation]  # as they were before they were rounded for the record
     arms: dict[str, ArmResult]
     loaded_failures: list[Failure]
     loaded_sha256: str  # of the parameters as they were in memory at the end
-    probe_bytes: int  # most that the activation hooks held at a time
-    bare_nll: list[float]  # nats, of the calibration windows without hooks
-    trial_tokens: int  # tokens run beyond the pass
     timings: dict[str, float] = field(default_factory=dict)  # wall seconds per phase
     memory_mb: dict[str, float] = field(default_factory=dict)  # peak without and with guards
     correct: dict[str, list[bool]] = field(default_factory=dict)  # of labelled records, by arm
-    row_tables: Sequence[RowTable] | None = None  # against the baseline's; None without one
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -125,38 +112,6 @@ class Measurement:
         return ReferenceArrays(top, self.activations)
 
 
-def weight_modules(checkpoint: Checkpoint, device: str) -> list[Module]:
-    """Statistics of every 2-D weight, and of every expert of a 3-D one, from the file.
-
-    Read from the checkpoint and not from the loaded model: names are the file's, and values
-    are those that were stored, whatever dtype the model runs in.
-    """
-    from invarlock.guards.weight_stats import measure
-
-    modules: list[Module] = []
-    for name in sorted(checkpoint.tensors):
-        info = checkpoint.tensors[name]
-        if len(info.shape) not in (2, 3) or not info.dtype.startswith(("F", "BF")):
-            continue
-        family, layer = family_of(name, checkpoint.config), layer_of(name)
-        weight = checkpoint.load(name).to(device)
-        if is_transposed(name, checkpoint.config):
-            weight = weight.transpose(-1, -2)
-        matrices = [(name, weight)] if weight.dim() == 2 else _experts(name, weight)
-        modules += [Module(label, family, layer, measure(w)) for label, w in matrices]
-    return modules
-
-
-def _rows(baseline: Checkpoint, subject: Checkpoint, device: str) -> list[RowTable]:
-    from invarlock.guards.row_changes import measure_rows
-
-    return measure_rows(baseline, subject, device)
-
-
-def _experts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    return [(f"{name}[{i}]", matrix) for i, matrix in enumerate(weight)]
-
-
 def measure_checkpoint(
     checkpoint: Checkpoint,
     windows: RunWindows,
@@ -164,7 +119,7 @@ def measure_checkpoint(
     *,
     token_budget: int,
     against: ReferenceArrays | None,
-    variance: VariancePolicy | None = None,
+    policy: Policy | None = None,
 ) -> Measurement:
     """Load the checkpoint, run it over the windows once and take the guards' statistics.
 
@@ -174,7 +129,7 @@ def measure_checkpoint(
         target: device and dtype.
         token_budget: tokens per batch.
         against: the baseline's run; None where this is the baseline.
-        variance: when given, proposed scales are tried on held-out windows.
+        policy: when given, what guards propose is tried on held-out windows.
 
     Raises:
         InputError: the folder cannot be loaded.
@@ -187,46 +142,47 @@ def measure_checkpoint(
     preview, final = the_pass.plain()
     clock.lap("forward")
     memory = {"forward": peak_memory_mb(loaded.device)}
-    modules = weight_modules(checkpoint, loaded.device)
-    row_tables = None
-    if against is not None and against.checkpoint is not None:
-        row_tables = _rows(against.checkpoint, checkpoint, loaded.device)
+    run = Measuring(
+        checkpoint=checkpoint,
+        model=loaded.model,
+        device=loaded.device,
+        calibration=[windows.arm("preview")[i].window_id for i in the_pass.calibration],
+        limits=policy,
+        baseline_activations=against.activations if against else None,
+        baseline_checkpoint=against.checkpoint if against else None,
+    )
+    probes = {guard.name: guard.probe() for guard in GUARDS}
+    for probe in probes.values():
+        probe.weigh(run)
     clock.lap("spectral")
-    bare = the_pass.batch("preview", the_pass.calibration)  # 8 windows twice: do hooks only read?
+    # 8 windows twice: do hooks only read?
+    run.bare_nll = the_pass.batch("preview", the_pass.calibration).losses()
     clock.lap("bare_batch")
-    probe, routers = ActivationProbe(checkpoint.config), RouterProbe()
-    with probe.attached(loaded.model), routers.attach(loaded.model):
+    with ExitStack() as hooks:
+        for probe in probes.values():
+            hooks.enter_context(probe.attached(run))
         preview.append(the_pass.batch("preview", the_pass.calibration))
     clock.lap("calibration_batch")
-    clock.move("calibration_batch", "forward", "rmt", probe.seconds)
+    clock.move("calibration_batch", "forward", "rmt", run.seconds)
     arms = {"preview": merge(preview), "final": merge(final)}
-    trial = None
-    if against is not None and variance is not None:
-        trial = the_pass.trial(probe.activations, arms["preview"], variance)
+    run.again = partial(the_pass.again, arms["preview"])
+    for probe in probes.values():
+        probe.after(run)
     clock.lap("variance")
     digest = loaded_digest(loaded.model)
     failures = check_loaded(loaded.missing, loaded.unexpected)
     clock.lap("invariants")
+    records = {name: probe.record(run) for name, probe in probes.items()}
     return Measurement(
         dtype=loaded.dtype,
         device=device_name(loaded.device),
-        modules=modules,
-        activations=probe.activations,
-        calibration=[windows.arm("preview")[i].window_id for i in the_pass.calibration],
-        activation_tokens=probe.tokens,
-        tap=tap_of(checkpoint.config),
-        trial=trial,
-        routers=routers.results(),
-        top_k=routers.top_k,
+        records={name: record for name, record in records.items() if record is not None},
+        activations=run.activations,
         arms=arms,
         loaded_failures=failures,
         loaded_sha256=digest,
-        probe_bytes=probe.bytes,
-        bare_nll=bare.losses(),
-        trial_tokens=sum(trial.token_counts) if trial else 0,
         timings=clock.seconds,
         memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
-        row_tables=row_tables,
         correct={arm: the_pass.correct(arm, result) for arm, result in arms.items()},
     )
 
@@ -248,7 +204,7 @@ def observe(
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, None, task, False)
     preview, final = the_pass.plain()
     probe = ActivationProbe(checkpoint.config)
-    with probe.attached(loaded.model):
+    with probe.watching(loaded.model):
         preview.append(the_pass.batch("preview", the_pass.calibration))
     arms = {"preview": merge(preview), "final": merge(final)}
     correct = {arm: the_pass.correct(arm, result) for arm, result in arms.items()}
@@ -324,36 +280,35 @@ class _Pass:
             for i, example in enumerate(self.examples[arm])
         ]
 
-    def trial(
-        self, activations: Sequence[Activation], preview: ArmResult, policy: VariancePolicy
-    ) -> Trial | None:
-        """Held-out windows once more, with the outputs of modules scaled; None: nothing to try."""
-        assert self.against is not None
-        tap = tap_of(self.config)
-        mine = [a for a in activations if is_target(a, tap)]
-        scales = propose([a for a in self.against.activations if is_target(a, tap)], mine, policy)
+    def again(
+        self, preview: ArmResult, changed: AbstractContextManager[Any], share: float
+    ) -> dict[str, list[Any]] | None:
+        """Held-out windows once more inside a context, with their losses of the pass, nats.
+
+        Args:
+            preview: the arm as it came out of the pass.
+            changed: what is different this time.
+            share: of all windows, how many.
+
+        Returns:
+            columns of the windows; None where none was held out.
+        """
         everything = sum(map(len, self.examples.values()))
-        rows = evenly_spaced(self.rest, int(HELD_OUT_SHARE * everything))
-        if not scales or not rows:
+        rows = evenly_spaced(self.rest, int(share * everything))
+        if not rows:
             return None
-        # packed, as these windows were in the pass: only the scales may make a difference
+        # packed, as these windows were in the pass: only what is changed may make a difference
         packed = packed_weights(self.loaded.model, self.token_budget)
-        with packed, scaled_outputs(self.loaded.model, scales):
+        with packed, changed:
             parts = self.batches("preview", rows)
         scaled, windows = merge(parts), self.windows.arm("preview")
-        return Trial(
-            window_ids=[windows[i].window_id for i in rows],
-            clusters=[windows[i].cluster for i in rows],
-            token_counts=[len(preview.logprob[i]) for i in rows],
-            plain_nll=[preview.nll_sum[i] for i in rows],
-            scaled_nll=[scaled.nll_sum[i] for i in rows],
-        )
-
-
-def tap_of(config: Mapping[str, Any]) -> str:
-    """Name of the projection that leaves a feed-forward block; empty if it is not known."""
-    known = architecture_of(config)
-    return known.ffn_output if known else ""
+        return {
+            "window_ids": [windows[i].window_id for i in rows],
+            "clusters": [windows[i].cluster for i in rows],
+            "token_counts": [len(preview.logprob[i]) for i in rows],
+            "plain_nll": [preview.nll_sum[i] for i in rows],
+            "scaled_nll": [scaled.nll_sum[i] for i in rows],
+        }
 
 
 def evenly_spaced(items: Sequence[int], count: int) -> list[int]:

@@ -21,18 +21,9 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
-from invarlock.guards import (
-    CHAIN,
-    CONTRACTS,
-    contract_fields,
-    invariants_decision,
-    moe,
-    rmt,
-    rows,
-    spectral,
-    variance,
-)
-from invarlock.guards.invariants_decision import Failure
+from invarlock.guards import CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
+from invarlock.guards.findings import Failure
+from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
 from invarlock.run.forward import ArmResult, TopTokens
@@ -116,7 +107,11 @@ def run_report(
         "edit": {"name": settings.edit_name, "scenario": settings.scenario},
         "guards": _guards(failures, settings.accepted, measured),
         "evaluation_windows": {arm: _arm(windows, arm, measured) for arm in ARMS if measured},
-        **(_beside_the_guards(measured) if measured else {}),
+        **{
+            guard.beside: measured.records[guard.name]
+            for guard in GUARDS
+            if measured and guard.beside and guard.name in measured.records
+        },
         "artifacts": {"events_path": EVENTS_NAME},
         "context": {"profile": settings.profile, "tier": settings.tier},
     }
@@ -126,65 +121,25 @@ def _guards(
     failures: Sequence[Failure], accepted: Sequence[str], measured: Measurement | None
 ) -> list[dict[str, Any]]:
     """What each guard recorded, in canonical order; guards that did not run are absent."""
+    invariants = {"name": CHAIN[0]}
     guards: list[dict[str, Any]] = [
-        {
-            "name": "invariants",
-            "phase": "checkpoint",
-            **invariants_decision.judge(failures, accepted),
-        }
+        {**invariants, "phase": "checkpoint", **judge(failures, accepted)}
     ]
-    if measured:
-        after = invariants_decision.judge(measured.loaded_failures, accepted)
-        guards += [
-            {
-                "name": "spectral",
-                "phase": "weights",
-                "modules": spectral.to_table(measured.modules),
-                **(
-                    {}  # of a baseline's run, there is nothing to compare with
-                    if measured.row_tables is None
-                    else {"row_tables": rows.to_json(measured.row_tables)}
-                ),
-            },
-            {
-                "name": "rmt",
-                "phase": "activations",
-                "calibration": {
-                    "windows": len(measured.calibration),
-                    "tokens": measured.activation_tokens,
-                    "window_ids": list(measured.calibration),
-                },
-                "modules": rmt.to_table(measured.activations),
-            },
-            {
-                "name": "variance",
-                "phase": "held_out_windows",
-                "tap": measured.tap,
-                "trial": None if measured.trial is None else variance.trial_json(measured.trial),
-            },
-            {
-                "name": "invariants",
-                "phase": "loaded",
-                **after,
-                "loaded_sha256": measured.loaded_sha256,
-            },
-        ]
-        for guard in guards:
-            guard.update(contract_fields(guard["name"]) if guard["name"] in CONTRACTS else {})
-    assert all(guard["name"] in CHAIN for guard in guards)
+    if measured is None:
+        return guards
+    for guard in GUARDS:
+        if guard.name in measured.records and not guard.beside:
+            head = {"name": guard.name, "phase": guard.phase}
+            guards.append({**head, **measured.records[guard.name], **guard.contract_fields()})
+    guards.append(
+        {
+            **invariants,
+            "phase": "loaded",
+            **judge(measured.loaded_failures, accepted),
+            "loaded_sha256": measured.loaded_sha256,
+        }
+    )
     return guards
-
-
-def _beside_the_guards(measured: Measurement) -> dict[str, Any]:
-    """What the guards cost, and the routers of a mixture of experts."""
-    work = {
-        "trial_tokens": measured.trial_tokens,
-        "probe_bytes": measured.probe_bytes,
-        "bare_nll": numbers(measured.bare_nll),
-    }
-    if not measured.routers:
-        return {"work": work}
-    return {"work": work, "routers": {**moe.to_table(measured.routers), "top_k": measured.top_k}}
 
 
 def _arm(windows: RunWindows, arm: str, measured: Measurement) -> dict[str, Any]:
@@ -279,7 +234,6 @@ class Reference:
         try:
             stored = load_file(self.folder / GUARDS_NAME)
             starts = np.cumsum([0, *self.report["evaluation_windows"]["final"]["token_counts"]])
-            guards = {guard["name"]: guard for guard in self.report["guards"]}
             return ReferenceArrays(
                 TopTokens(
                     starts.tolist(),
@@ -288,7 +242,7 @@ class Reference:
                     stored["final.top_logprob"],
                     stored["final.logprob"],
                 ),
-                rmt.from_table(guards["rmt"]["modules"]),
+                rmt.activations_of(self.report),
             )
         except (KeyError, OSError, SafetensorError) as error:
             raise InputError(

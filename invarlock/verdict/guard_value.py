@@ -7,12 +7,14 @@ controls: harmless edits, and changes too small for any guard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invarlock.errors import ConfigError
+from invarlock.guards import BY_NAME, GUARDS
+from invarlock.guards.guard import Statistic, statistic
+from invarlock.pages.reading import Report, block, evaluated
 from invarlock.reporting import signals
-from invarlock.reporting.signals import Report, block
 from invarlock.scenarios import Scenario
 from invarlock.verdict.intervals import rate
 from invarlock.verdict.records import UNTOUCHED, Evaluation, Record, noop_reports, units
@@ -20,7 +22,6 @@ from invarlock.verdict.records import UNTOUCHED, Evaluation, Record, noop_report
 NAME = "guard_value_all_guard_probe_sweep"
 SCHEMA = "invarlock/guard-value-sweep-v1"
 PROBES = ("rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew")  # error types
-Statistic = tuple[str, float, float]  # what it is, its value, and what it is held against
 
 
 def guard_value(
@@ -126,16 +127,24 @@ def _row(
             "decision": record.decision,
             "alone_passes": _metric_passes(record),
         },
-        "guards": {g: _reading(g, report, g in record.spoke, g in new) for g in _GUARDS},
+        "guards": {
+            g: _reading(g, report, g in record.spoke, g in new) for g in signals.CORE_GUARDS
+        },
         "unique": new[0] if len(new) == 1 else None,
         "compared_with_noop": noop is not None and noop is not UNTOUCHED,
-        "rmt_probe": _members(report, "rmt", ("stable", "decision", "max_edge_ratio")),
-        "ve_probe": _members(report, "variance", ("signal", "status", "proposed_scales")),
+        **{
+            guard.probe_file.detector: _members(report, guard.name, guard.probe_file.members)
+            for guard in GUARDS
+            if guard.probe_file
+        },
     }
 
 
 def _reading(guard: str, report: Report, spoke: bool, new: bool) -> dict[str, Any]:
-    found = _GUARDS[guard](block(report, guard)) if signals.evaluated(report, guard) else None
+    found = None
+    if evaluated(report, guard):
+        section = block(report, guard)
+        found = BY_NAME[guard].statistic(section) if guard in BY_NAME else _of_metric(section)
     name, value, threshold = found or (None, None, None)
     margin = None if value is None or threshold is None else value - threshold
     return {
@@ -151,58 +160,8 @@ def _reading(guard: str, report: Report, spoke: bool, new: bool) -> dict[str, An
 def _members(report: Report, name: str, keys: Sequence[str]) -> dict[str, Any] | None:
     """Members of a guard's section; None where it measured nothing."""
     section = block(report, name)
-    return {key: section.get(key) for key in keys} if signals.evaluated(report, name) else None
+    return {key: section.get(key) for key in keys} if evaluated(report, name) else None
 
 
-def _invariants(section: Mapping[str, Any]) -> Statistic | None:
-    return _statistic("violations_found", block(section, "summary").get("violations_found"), 0)
-
-
-def _spectral(section: Mapping[str, Any]) -> Statistic | None:
-    families = block(section, "family_z_summary")
-    return _worst(families, "max", lambda family: family.get("kappa"), "z")
-
-
-def _rmt(section: Mapping[str, Any]) -> Statistic | None:
-    families = block(section, "families")
-    return _worst(families, "ratio", lambda family: 1 + family["epsilon"], "edge_ratio")
-
-
-def _variance(section: Mapping[str, Any]) -> Statistic | None:
-    gate = block(section, "predictive_gate")
-    interval = gate.get("gain_ci") or [None]
-    return _statistic("gain_ci_low", interval[0], gate.get("min_effect_lognll"))
-
-
-def _primary_metric(section: Mapping[str, Any]) -> Statistic | None:
-    return _statistic("ratio_vs_baseline", section.get("ratio_vs_baseline"), section.get("limit"))
-
-
-def _worst(
-    families: Mapping[str, Any],
-    key: str,
-    limit: Callable[[Mapping[str, Any]], float | None],
-    name: str,
-) -> Statistic | None:
-    """The family that is furthest beyond its limit, or closest to it."""
-    found = [
-        statistic
-        for family, values in sorted(families.items())
-        if (statistic := _statistic(f"{name}:{family}", values.get(key), limit(values)))
-    ]
-    return max(found, key=lambda s: s[1] - s[2], default=None)
-
-
-def _statistic(name: str, value: float | None, threshold: float | None) -> Statistic | None:
-    if value is None or threshold is None:
-        return None
-    return name, float(value), float(threshold)
-
-
-_GUARDS: Mapping[str, Callable[[Mapping[str, Any]], Statistic | None]] = {
-    "invariants": _invariants,
-    "spectral": _spectral,
-    "rmt": _rmt,
-    "variance": _variance,
-    "primary_metric": _primary_metric,
-}
+def _of_metric(section: Mapping[str, Any]) -> Statistic | None:
+    return statistic("ratio_vs_baseline", section.get("ratio_vs_baseline"), section.get("limit"))

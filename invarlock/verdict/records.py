@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 
 from invarlock.errors import InputError
 from invarlock.files import read_json_object, slug
+from invarlock.guards.detector import Reading
+from invarlock.guards.invariants_decision import accepted_names, findings, status_in, unedited
+from invarlock.guards.spectral import caps_applied
+from invarlock.pages.reading import NOT_TRIED, REJECTED, Report, block
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import INCONCLUSIVE, need, needed, outcome_of, too_little
-from invarlock.reporting.signals import Report
 from invarlock.scenarios import Scenario
-from invarlock.verdict.detectors import Reading, read_all
+from invarlock.verdict.detectors import read_all
 
-MEASURED = ("reported", signals.REJECTED)  # the only outcomes that can count as a detection
+MEASURED = ("reported", REJECTED)  # the only outcomes that can count as a detection
 # What a report of unchanged bytes says to the detectors: no guard spoke, nothing is capped.
 UNTOUCHED: Report = {"spectral": {"caps_applied": 0, "violations": []}}
-OF_INVARIANTS = (signals.REJECTED, "invariants_fail")
+OF_INVARIANTS = (REJECTED, "invariants_fail")
 MAX_FINDING = 300  # characters of a finding that a verdict repeats
 NOT_EXACT = "ratio_not_exact"  # a reason that a scenario gives, and no report
 METADATA_FILES = {"edit": "edit_metadata.json", "error": "error_metadata.json"}
@@ -110,12 +113,12 @@ class Stated:
     @staticmethod
     def of(report: Report | None) -> Stated:
         """What a report states; of None, that nothing was measured and nobody spoke."""
-        metric = signals.block(report or {}, "primary_metric")
+        metric = block(report or {}, "primary_metric")
         decision = metric.get("decision")
         return Stated(
-            invariants_status=signals.invariants_status(report or {}),
+            invariants_status=status_in(report or {}),
             guard_flags=signals.guard_flags(report),
-            spectral_caps_applied=signals.spectral_caps(report or {}),
+            spectral_caps_applied=caps_applied(report or {}),
             metric=metric.get("kind"),
             ratio_vs_baseline=_number(metric.get("ratio_vs_baseline")),
             display_ci=_interval(metric.get("display_ci")),
@@ -189,7 +192,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     report = evaluation.report if evaluation.measured else None
     status = str(evaluation.outcome.get("status"))
     injected = evaluation.outcome.get("injected")
-    if report is not None and signals.unedited(report):
+    if report is not None and unedited(report):
         injected = False  # whatever the injector says: that nothing was done is no detection
     reasons = [status] if report is None else signals.pass_reasons(report)
     readings_any = read_all(scenario.detectors_any_of, report, noop) if report else []
@@ -238,7 +241,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         undecided=False,
         why="",
         path=canonical_path(*evaluation.key),
-        accepted=tuple(signals.accepted(report or {})),
+        accepted=tuple(accepted_names(report or {})),
     )
     shortfalls = _shortfalls(scenario, base, listed)
     return dataclasses.replace(
@@ -292,7 +295,7 @@ def _shortfalls(scenario: Scenario, record: Record, readings: Sequence[Reading])
     """
     if not record.measured:
         text = f"nothing was measured ({record.status})"
-        return [Shortfall(text, record.status in signals.NOT_TRIED)]
+        return [Shortfall(text, record.status in NOT_TRIED)]
     undecided = record.outcome == INCONCLUSIVE
     unread = undecided and any(reading.open for reading in readings if not reading.hit)
     by_metric = undecided and record.primary_guard == "primary_metric"
@@ -333,14 +336,14 @@ def _why(record: Record) -> str:
         for reason in record.reasons
     ]
     first = next((r for r in record.reasons if r in OF_INVARIANTS), None)
-    if record.status == signals.REJECTED and first:  # all others only follow from it
+    if record.status == REJECTED and first:  # all others only follow from it
         return named[record.reasons.index(first)]
     return ", ".join(named)
 
 
 def _worst_finding(report: Report | None) -> str | None:
     """The message of the worst finding of the invariants; None where there is none."""
-    found = signals.findings(report or {})
+    found = findings(report or {})
     return str(found[0].get("message"))[:MAX_FINDING] if found else None
 
 
@@ -361,13 +364,13 @@ def consistency_problems(evaluation: Evaluation) -> list[str]:
     if report is None:
         return []
     found: list[str] = []
-    rejected = signals.block(report, "primary_metric").get("degraded_reason") == signals.REJECTED
-    if rejected != (outcome.get("status") == signals.REJECTED):
+    rejected = block(report, "primary_metric").get("degraded_reason") == REJECTED
+    if rejected != (outcome.get("status") == REJECTED):
         found.append("outcome and report disagree on whether the subject was rejected")
-    named = signals.block(report, "edit").get("scenario")
+    named = block(report, "edit").get("scenario")
     if named is not None and named != evaluation.scenario:
         found.append(f"the report is about scenario {named}")
-    subject = signals.block(signals.block(report, "provenance"), "subject").get("checkpoint_sha256")
+    subject = block(block(report, "provenance"), "subject").get("checkpoint_sha256")
     recorded = outcome.get("subject_sha256")
     if subject is not None and recorded is not None and subject != recorded:
         found.append("outcome and report name different subject digests")

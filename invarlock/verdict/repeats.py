@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from invarlock.errors import InputError
-from invarlock.reporting.signals import Report, block
+from invarlock.guards import GUARDS
+from invarlock.guards.invariants_decision import Invariants
+from invarlock.pages.reading import Report, block, objects
 from invarlock.scenarios import Scenario
 
 SCHEMA = "invarlock/determinism-repeats-v1"
@@ -20,12 +22,7 @@ BLOCKS = (
     "primary_metric",
     "primary_metric_tail",
     "distribution",
-    "invariants",
-    "spectral",
-    "rmt",
-    "variance",
-    "moe",
-    "guard_overhead",
+    *(guard.name for guard in GUARDS),
     "validation",
 )
 # What repeats must have in common to be repeats of one evaluation.
@@ -162,8 +159,8 @@ def repeats_document(
 
 def _error(repeat: Repeat) -> str:
     """Why a repeat measured nothing: its own word, else the first finding of the invariants."""
-    found = block(repeat.report or {}, "invariants").get("failures")
-    first = found[0] if isinstance(found, list) and found and isinstance(found[0], Mapping) else {}
+    found = objects(block(repeat.report or {}, Invariants.name).get("failures"))
+    first = found[0] if found else {}
     why = repeat.outcome["error"] or first.get("message") or "nothing was measured"
     return f"{repeat.name}: {repeat.outcome['status']}: {why}"
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from invarlock.reporting.signals import CORE_GUARDS, block
+from invarlock.pages.reading import block
+from invarlock.reporting.signals import CORE_GUARDS
 from invarlock.scenarios import Scenario
 from invarlock.verdict.records import Evaluation, Record
 

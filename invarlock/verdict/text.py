@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from invarlock.pages.wording import vocabulary_use
 from invarlock.reporting.signals import CORE_GUARDS
-from invarlock.reporting.wording import vocabulary_use
 from invarlock.verdict.records import MEASURED
 
 WIDTH = 108  # columns

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from invarlock.errors import InputError
 from invarlock.files import digest_json
+from invarlock.guards import GUARDS
+from invarlock.pages.reading import block, evaluated
 from invarlock.reporting import signals
 from invarlock.reporting.gates import GATES
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
@@ -297,21 +299,22 @@ def _false_alarms(clean: Sequence[Record]) -> dict[str, Any]:
 
 
 def _not_evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Gates that some measured, not rejected report left out; variance has no flag."""
+    """Gates that some measured, not rejected report left out, and core guards without a flag."""
     reports = [e.report for e in evaluations if e.report and e.outcome.get("status") == "reported"]
     left_out = [
         name for name in GATES if any(name not in signals.gates(report) for report in reports)
     ]
-    if any(not signals.evaluated(report, "variance") for report in reports):
-        left_out.append("variance")
-    return left_out
+    unflagged = [guard.name for guard in GUARDS if guard.core and not guard.flag]
+    return left_out + [
+        name for name in unflagged if any(not evaluated(report, name) for report in reports)
+    ]
 
 
 def _vocabulary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """By model, how many of how many token ids the windows use."""
     found: dict[str, Any] = {}
     for evaluation in sorted(evaluations, key=lambda e: e.key):
-        section = signals.block(evaluation.report or {}, "vocabulary")
+        section = block(evaluation.report or {}, "vocabulary")
         if section:
             use = {key: section.get(key) for key in ("used", "size")}
             found.setdefault(evaluation.model, use)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from invarlock.reporting.plots import LEFT, MARK, MARKERS, Canvas, scale
+from invarlock.pages.plots import LEFT, MARK, MARKERS, Canvas, scale
 
 RIGHT = 618  # leaves room for the names of the limits
 PANEL, GAP = 78, 28

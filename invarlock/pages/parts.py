@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from invarlock.reporting.plots import Plot
-from invarlock.reporting.signals import NOT_RUN, Report, block
+from invarlock.pages.plots import Plot
+from invarlock.pages.reading import NOT_RUN, Report, block, evaluated
 
 LISTED = 10  # rows of a list of the worst; the JSON holds all
+PASS, FAIL, INCONCLUSIVE, WARNING = "pass", "fail", "inconclusive", "warning"
+REPORTED = "reported"  # measured, and held against nothing
+NOT_EVALUATED, NOT_MEASURED = "not evaluated", "not measured"
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,18 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     status: int | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row: what was measured, what it is held against, how far it is from that."""
+
+    name: str
+    status: str
+    measured: str
+    threshold: str
+    note: str
+    flag: str = ""  # the validation flag that carries the result
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,20 @@ def not_evaluated(report: Report, name: str, title: str) -> Section:
     )
 
 
-def objects(value: object) -> list[Mapping[str, Any]]:
-    """The objects of a list of a report."""
-    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
+def status_of(report: Report, flag: str, evidence: str) -> str:
+    """The result of a flag; what has no evidence neither passes nor fails."""
+    if not evaluated(report, evidence):
+        return missing(report)
+    return PASS if block(report, "validation").get(flag) is True else FAIL
+
+
+def missing(report: Report) -> str:
+    """The result of a check without evidence: because the subject was not run, or otherwise."""
+    ran = block(report, "primary_metric").get("degraded_reason") not in NOT_RUN
+    return NOT_EVALUATED if ran else NOT_MEASURED
+
+
+def unmeasured(report: Report, name: str, title: str, flag: str = "") -> Check:
+    """The row of a block that holds no measurement."""
+    note = f"{reason(report, name)}; counts neither as passed nor as failed"
+    return Check(title, missing(report), "-", "-", note, flag)

@@ -1,0 +1,299 @@
+"""What a guard is: one class that holds everything which is said or done about it.
+
+A guard records statistics of one run, compares those of two runs, and says what it found: as block
+of the report, flag, warning, detector, row and section of a page. The registry is ``GUARDS`` in
+:mod:`invarlock.guards`; whoever needs guards goes over it and names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from invarlock.files import contract_hash
+from invarlock.guards.detector import Detector, Reader, Reading, read_member
+from invarlock.pages.parts import Check, Section
+from invarlock.pages.reading import Report, block, evaluated, refused
+from invarlock.policy import Policy
+
+if TYPE_CHECKING:
+    from invarlock.checkpoints import Checkpoint
+
+Block = dict[str, Any]  # a part of a report
+Run = Mapping[str, Any]  # a run report
+STATISTICS = "statistics of weights, activations and routers, and where they were taken"
+
+
+class Runs(Protocol):
+    """Two runs that are compared, as they were recorded."""
+
+    @property
+    def baseline(self) -> Run:
+        """The run report of the baseline."""
+
+    @property
+    def subject(self) -> Run:
+        """That of the subject; without windows where it was not run."""
+
+    @property
+    def ran(self) -> bool:
+        """Whether the subject was measured."""
+
+    @property
+    def reason_not_run(self) -> str:
+        """Why it was not; empty where it was."""
+
+    @property
+    def invariants_evaluated(self) -> bool:
+        """Whether the files of the subject were looked at."""
+
+    @property
+    def accepted(self) -> Sequence[str]:
+        """Names of findings that the user accepts."""
+
+
+class Statistic(NamedTuple):
+    """The number that a guard decides by, where it is closest to its limit."""
+
+    name: str
+    value: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class ProbeFile:
+    """A file of its own with a guard's evidence, written where a scenario's detector reads it."""
+
+    file: str
+    contract: str
+    detector: str  # the kind of detector that reads it
+    members: tuple[str, ...]  # of the guard's block, that the sweep over probes repeats
+    write: Callable[[Mapping[str, Any]], Block]  # from the guard's block
+
+
+@dataclass
+class Measuring:
+    """A loaded checkpoint in the middle of its run, and what guards leave for one another."""
+
+    checkpoint: Checkpoint
+    model: Any
+    device: str
+    calibration: Sequence[str]  # ids of the windows that hooks watch
+    limits: Policy | None = None  # None: nothing is tried
+    # the baseline's, as it recorded them; None where this is the baseline
+    baseline_activations: Sequence[Any] | None = None
+    baseline_checkpoint: Checkpoint | None = None  # its rows are compared where it is given
+    # runs a share of all windows again, held-out ones and inside the context that is given
+    again: Callable[[AbstractContextManager[Any], float], Block | None] | None = None
+    activations: list[Any] = field(default_factory=list)
+    seconds: float = 0.0  # spent in hooks that count as their guard's
+    probe_bytes: int = 0  # most that the hooks held at a time
+    trial_tokens: int = 0  # run a second time
+    bare_nll: Sequence[float] = ()  # nats, of the calibration windows without hooks
+
+
+class Probe:
+    """What a guard does during a run, in the order of the methods; each may do nothing."""
+
+    def weigh(self, run: Measuring) -> None:
+        """Look at the weights, in the files and in memory."""
+
+    def attached(self, run: Measuring) -> AbstractContextManager[Any]:
+        """Watch the pass over the calibration windows that is made inside the block."""
+        return nullcontext()
+
+    def after(self, run: Measuring) -> None:
+        """Try something once the pass is over."""
+
+    def record(self, run: Measuring) -> Block | None:
+        """What the run report holds of it; None: nothing that this guard looks at."""
+        return None
+
+
+class Guard:
+    """Everything about one guard. Absent evidence never passes, and never speaks."""
+
+    name: ClassVar[str]  # of its block in a report
+    title: ClassVar[str]  # of its row and section
+    # --- what it decides
+    flag: ClassVar[str] = ""  # the validation flag that says it passed; empty: it only reports
+    gates: ClassVar[bool] = True  # whether the flag decides, in tiers that enforce guards
+    fails_as: ClassVar[str] = ""  # the reason of a report that does not pass because of it
+    # It looks at the files before anything is run: it decides in every tier and is named first.
+    of_files: ClassVar[bool] = False
+    every_model: ClassVar[bool] = True  # False: it has a block only where ``applies``
+    core: ClassVar[bool] = False  # one of the published guards that scenarios aim at
+    policy_key: ClassVar[str] = ""  # its limits in the tier table; empty: it has none
+    # --- what it records
+    contract: ClassVar[Mapping[str, Any] | None] = None  # how it measures
+    phase: ClassVar[str] = ""  # of a run, in the list of its guards
+    beside: ClassVar[str] = ""  # the member of a run report that holds it outside that list
+    whole: ClassVar[bool] = True  # whether a report repeats all that it recorded
+    believed: ClassVar[tuple[str, ...]] = ()  # pointers of what only the run can know
+    believed_as: ClassVar[str] = STATISTICS  # the subject under which ``verify`` prints them
+    probe_file: ClassVar[ProbeFile | None] = None
+
+    # --- a run -------------------------------------------------------------------------------
+
+    def probe(self) -> Probe:
+        """A fresh probe for one run."""
+        return Probe()
+
+    def recorded(self, run: Run) -> Mapping[str, Any]:
+        """What a run recorded of it; empty where it did not run."""
+        if self.beside:
+            return run.get(self.beside) or {}
+        return next((guard for guard in run["guards"] if guard["name"] == self.name), {})
+
+    def contract_fields(self) -> Block:
+        """The measurement contract and its hash, as both kinds of report state them."""
+        if self.contract is None:
+            return {}
+        digest = contract_hash(self.contract)
+        return {"measurement_contract": self.contract, "measurement_contract_hash": digest}
+
+    # --- two runs ----------------------------------------------------------------------------
+
+    def applies(self, runs: Runs) -> bool:
+        """Whether a report of these runs has a block of it."""
+        return self.every_model or bool(self.recorded(runs.baseline))
+
+    def measured(self, runs: Runs) -> bool:
+        """Whether there is anything to judge."""
+        return runs.ran and bool(self.recorded(runs.subject))
+
+    def judged(self, runs: Runs, policy: Policy) -> Block:
+        """The decided part of its block."""
+        if not self.measured(runs):
+            return {"evaluated": False, "reason": runs.reason_not_run}
+        return self.judge(runs, policy)
+
+    def judge(self, runs: Runs, policy: Policy) -> Block:
+        """The decided part of the block of runs that were measured. A pure function."""
+        raise NotImplementedError
+
+    def limits(self, policy: Policy) -> Mapping[str, Any]:
+        """The row of the tier table that holds its limits."""
+        row: Mapping[str, Any] = policy.resolved[self.policy_key]
+        return row
+
+    def stated_limits(self, policy: Policy) -> Block:
+        """Its limits as a report states them."""
+        fields = self.contract_fields()
+        fields.pop("measurement_contract_hash", None)
+        return {**self.limits(policy), **fields}
+
+    def statistics(self, runs: Runs) -> Block:
+        """Both runs' statistics, which stand in its block beside the decisions."""
+        return {}
+
+    def evidence(self, runs: Runs) -> Block:
+        """All that its block holds beside the decisions."""
+        if not self.measured(runs):
+            return {}
+        fields = self.contract_fields()
+        if fields:
+            theirs = self.recorded(runs.baseline).get("measurement_contract_hash")
+            fields["baseline_measurement_contract_hash"] = theirs
+            same = fields["measurement_contract_hash"] == theirs
+            fields["measurement_contract_match"] = same
+        return fields | self.statistics(runs)
+
+    def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
+        """Its validation flags."""
+        return {self.flag: block.get("passed") is True} if self.flag else {}
+
+    def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
+        """What it noticed; see :func:`warning`."""
+        yield from ()
+
+    # --- a report, read back -----------------------------------------------------------------
+
+    def subject_records(self, report: Report) -> Iterator[Block]:
+        """What the subject's run recorded, once for every time that it ran."""
+        yield from ()
+
+    def baseline_record(self, report: Report) -> Block | None:
+        """What the baseline's run recorded; None where nothing of it is read."""
+        return None
+
+    def impossible(self, report: Report) -> Iterator[str]:
+        """Evidence that no run can have recorded, as ``/pointer: ...`` lines."""
+        yield from ()
+
+    def spoke(self, report: Report) -> dict[str, bool]:
+        """Whether it measured something and found it bad, by published name."""
+        if self.flag:
+            return {self.name: refused(report, self.flag, self.name)}
+        found = block(report, self.name)
+        return {self.name: evaluated(report, self.name) and found.get("passed") is False}
+
+    def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
+        """Of a block that was evaluated: the number it decides by."""
+        return None
+
+    def detectors(self) -> Mapping[str, Reader]:
+        """The kinds of detector that read it, by published name."""
+        if self.probe_file is None:
+            return {}
+        return {
+            self.probe_file.detector: lambda detector, report, _: read_member(
+                self.name, detector, report
+            )
+        }
+
+    def spoke_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
+        """What it says beyond the no-op's report, where a detector asks it for more than whether
+        it spoke; None where it does not."""
+        return None
+
+    # --- a page ------------------------------------------------------------------------------
+
+    def check(self, report: Report) -> Check:
+        """Its row among all checks."""
+        raise NotImplementedError
+
+    def section(self, report: Report) -> Section:
+        """Its section of the page."""
+        raise NotImplementedError
+
+
+def warning(guard: str, kind: str, message: str) -> Block:
+    """A warning that alone blocks nothing; ``verify --warning-policy fail`` refuses any.
+
+    ``policy_gate``: ``fail`` where the guard does not pass because of it, as its own gate says.
+    """
+    found = {"guard": guard, "kind": kind, "severity": "warning", "message": message}
+    return found | {"policy_gate": "pass"}
+
+
+def place(item: Mapping[str, Any], block: Mapping[str, Any], text: str) -> Block:
+    """Members of a warning: where a violation is, and whether its guard fails."""
+    found = {"module": item["module"], "family": item["family"]}
+    if block["passed"]:
+        return found
+    return found | {"policy_gate": "fail", "message": f"{text}; the guard does not pass"}
+
+
+def statistic(name: str, value: float | None, threshold: float | None) -> Statistic | None:
+    """A statistic; None where there is no number or no limit."""
+    if value is None or threshold is None:
+        return None
+    return Statistic(name, float(value), float(threshold))
+
+
+def worst_family(
+    families: Mapping[str, Any],
+    key: str,
+    limit: Callable[[Mapping[str, Any]], float | None],
+    name: str,
+) -> Statistic | None:
+    """The family that is furthest beyond its limit, or closest to it."""
+    found = [
+        one
+        for family, values in sorted(families.items())
+        if (one := statistic(f"{name}:{family}", values.get(key), limit(values)))
+    ]
+    return max(found, key=lambda s: s.value - s.threshold, default=None)
