@@ -55,9 +55,10 @@ class Lab:
 class Attack:
     """One row.
 
-    ``step`` must catch it, by ``check`` (a name of the table of mutants). ``by``: who attacks -
-    ``anyone`` without the key; ``publisher``: the manifest, checksums and signature are made to
-    fit again; ``binder``: the runtime manifests are bound to the reports again before that.
+    ``step`` must catch it, by ``check`` (a name that stands in the package, see ``mutants.py``).
+    ``by``: who attacks - ``anyone`` without the key; ``publisher``: the manifest, checksums and
+    signature are made to fit again; ``binder``: the runtime manifests are bound to the reports
+    again before that.
     """
 
     name: str

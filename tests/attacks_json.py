@@ -111,10 +111,11 @@ ROWS = [
       for path, step in FILES.items() for name, (check, change) in ODD.items()),
     *(Attack(f"trust store: {name}", "options", check, odd_store(change), options=TRUSTED)
       for name, (check, change) in ODD.items()),
-    *(Attack(f"{path.rpartition('/')[2]} is a list", step, f"{check}.object",
+    *(Attack(f"{path.rpartition('/')[2]} is a list", step, check,
              rewrite(path, lambda data: b"[]"))
-      for path, step, check in (("manifest.json", "manifest", "manifest"),
-                                (SIGNATURE, "signature", "signature"),
-                                (SCENARIOS, "scenarios", "scenarios"), (REPORT, "claims", "json"))),
+      for path, step, check in (("manifest.json", "manifest", "manifest.object"),
+                                (SIGNATURE, "signature", "signature.contract"),
+                                (SCENARIOS, "scenarios", "scenarios.object"),
+                                (REPORT, "claims", "json.object"))),
 ]  # fmt: skip
 HARMLESS = [Attack("as much JSON as may be", "", "", full, "publisher")]

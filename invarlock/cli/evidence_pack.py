@@ -326,7 +326,7 @@ def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult])
         with contextlib.suppress(OSError):  # what cannot be replaced is said when it is written
             if args.json_out.is_file():  # an older result is not that of a pack that has none
                 args.json_out.unlink()
-    if not (args.json or args.pack.is_dir()):
+    if not (args.json or args.pack.is_dir()):  # check: open.folder
         what = "is a file; unpack it and name the folder"
         raise PackError(
             Code.INCOMPLETE,
@@ -366,7 +366,7 @@ def signers(args: argparse.Namespace) -> tuple[str | None, frozenset[str] | None
 def _refuse_inside(path: Path, pack: Path) -> None:
     # the name itself is what a write replaces, wherever a link of that name points to
     places = (path.resolve(), path.parent.resolve() / path.name)
-    if any(place.is_relative_to(pack.resolve()) for place in places):
+    if any(place.is_relative_to(pack.resolve()) for place in places):  # check: options.inside
         raise ConfigError("--json-out lies inside the pack", where=str(path))
 
 

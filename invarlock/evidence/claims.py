@@ -77,19 +77,21 @@ def check(
     claims.recorded = first_text(*(document.get("verdict") for document in recorded.values()))
     _recompute(tree, scenarios, claims)
     if claims.verdict is not None:
-        claims.findings += _compare(tree, recorded, claims)
+        claims.findings += _compare(tree, recorded, claims)  # check: claims.compare
     elif not claims.findings:
         for path, document in recorded.items():
             spoken = spoken_of.check(tree, document)
+            # check: claims.spoken
             claims.findings += [f"{path}: {line}" for line in spoken.wrong]
             claims.absent += [f"{path}: {line}" for line in spoken.absent]
     tree.outlines.clear()  # what follows reads each report in full
-    claims.findings += _first_line(tree, claims)
+    claims.findings += _first_line(tree, claims)  # check: claims.readme
     claims.evidence_level = level(tree, manifest, scenarios, claims.verdict)
     claimed = manifest.get("evidence_level")
     told = reports_follow and any(_mode(tree, place) is None for place in places(tree))
     if claimed not in LEVELS or told:
         return claims
+    # check: claims.level
     if LEVELS.index(claimed) > LEVELS.index(claims.evidence_level):
         claims.findings.append(
             f"manifest.json: /evidence_level is {claimed}; "
@@ -111,7 +113,7 @@ def _recorded(tree: Tree, claims: Claims) -> dict[str, Mapping[str, Any]]:
             except InputError as error:
                 claims.findings.append(escape(error))
     words = {path: document.get("verdict") for path, document in found.items()}
-    if len({*map(repr, words.values())}) > 1:
+    if len({*map(repr, words.values())}) > 1:  # check: claims.two
         said = ", ".join(f"{path} {_short(word)}" for path, word in words.items())
         claims.findings.append(f"two verdicts that differ: {said}")
     return found
@@ -138,8 +140,8 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
             evaluations.append(evaluation)
             held += size_of(evaluation.outcome) + size_of(evaluation.metadata)
         except InvarlockError as error:
-            claims.findings.append(escape(error))
-        if held + tree.outlined > MAX_JUDGED:
+            claims.findings.append(escape(error))  # check: claims.outcomes
+        if held + tree.outlined > MAX_JUDGED:  # check: claims.judged
             claims.findings.append(f"reports/: more than {MAX_JUDGED} values to be judged")
             break
     if claims.findings:
@@ -150,6 +152,7 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
         models = {evaluation.model for evaluation in evaluations} | _pinned_models(tree)
         runs = {e.run for e in evaluations}
         last = max(runs, default=0)
+        # check: claims.number
         if sum(s.runs or last for s in catalogue.scenarios) * len(models) > MAX_EXPECTED:
             raise InputError(f"more than {MAX_EXPECTED} evaluations are asked for", where=SCENARIOS)
         expected = expected_evaluations(catalogue.scenarios, models, runs)
@@ -168,7 +171,7 @@ def _recompute(tree: Tree, scenarios: Mapping[str, Entry] | None, claims: Claims
     for place, evaluation in zip(outcomes, evaluations, strict=True):
         record = by_key[evaluation.key]
         claims.records[place.folder] = record
-        if place.folder != (wanted := _folder(record)):
+        if place.folder != (wanted := _folder(record)):  # check: claims.folder
             claims.findings.append(
                 f"{escape(place.folder)}{OUTCOME_NAME}: belongs to another folder; "
                 f"expected {escape(wanted)}"
@@ -188,7 +191,7 @@ def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Any
 
     path = place.folder + OUTCOME_NAME
     outcome = tree.json_object(path)
-    validate(outcome, "outcome", path)
+    validate(outcome, "outcome", path)  # check: claims.contract
     key = outcome["model_id"], outcome["scenario"], outcome["run"]
     if outcome["scenario"] not in scenarios:
         raise InputError("names a scenario that the pack does not hold", where=path)
@@ -235,6 +238,7 @@ def _compare(
     text = "results/final_verdict.txt"
     first = first_line(verdict).encode()
     # only what it claims: the layout of the table is free to change between versions
+    # check: claims.text
     if text in tree.files and tree.data(text).partition(b"\n")[0] != first:
         yield f"{text}: does not begin with the recomputed verdict"
 
@@ -305,7 +309,11 @@ def level(
         failed = 0
     return evidence_level(
         Evidence(
-            has_subject=referenced(manifest, "/subject", VERDICTS),
+            has_subject=referenced(
+                manifest,
+                "/subject",
+                VERDICTS,  # check: claims.subject
+            ),
             bound=True,
             clean_reports=clean,
             failed_reports=failed,

@@ -58,6 +58,7 @@ class Identities:
         outcome = self.tree.json_object(path)
         for mine, theirs in SAME:
             said, found = outcome.get(mine), dig(report, *theirs.split("/"))
+            # check: identity.same
             if said is not None and found is not None and said != found:
                 yield f"/{theirs} is {escape(found)[:80]}; {OUTCOME_NAME} says {escape(said)[:80]}"
         done = _done(self.scenarios.get(str(outcome.get("scenario"))))
@@ -68,15 +69,17 @@ class Identities:
     def _subject(self, place: Place, report: Report, done: str) -> Iterator[str]:
         """A checkpoint is the result of one edit or damage; of the no-op alone the baseline."""
         named = dig(report, "edit", "name")
+        # check: identity.edit
         if isinstance(named, str) and named != done and named in self.types:
             yield f"/edit/name is {escape(named)}; its scenario is {escape(done)}"
         digest = dig(report, "meta", "checkpoint_sha256")
         if not isinstance(digest, str) or done == NOOP:
             return
+        # check: identity.noop
         if digest == dig(report, "baseline_ref", "checkpoint_sha256"):
             yield f"its subject is the baseline, although its scenario is {escape(done)}"
         before = self.subjects.setdefault((place.folder.split("/")[1], digest), done)
-        if before != done:
+        if before != done:  # check: identity.subject
             yield f"its subject, of scenario {escape(done)}, is also that of {escape(before)}"
 
     def _baseline(self, place: Place, report: Report) -> Iterator[str]:
@@ -86,14 +89,14 @@ class Identities:
             self.baselines[folder] = _described(self.tree, f"metadata/baseline.{folder}.json")
         model, weights = self.baselines[folder]
         named = dig(report, "baseline_ref", "model_id")
-        if model is not None and named != model:
+        if model is not None and named != model:  # check: identity.baseline
             yield f"/baseline_ref/model_id is not that of metadata/baseline.{escape(folder)}.json"
         listed = dig(report, "spectral", "modules", "name")
         if not isinstance(listed, list):
             return  # a subject that was not run
         yield from _rows_left_out(report, weights)
         missing = weights.keys() - {str(name).partition("[")[0] for name in listed}
-        if missing:
+        if missing:  # check: identity.weights
             yield (
                 f"/spectral/modules leaves out {len(missing)} of {len(weights)} weights of the"
                 f" baseline, {escape(min(missing))[:80]} first"

@@ -45,9 +45,10 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     if not options.pack_whatever_is_true:
         if not found:
             step.findings.append("reports/: there is no report")
-        elif not expected_pass:
+        elif not expected_pass:  # check: expectation.passes
             step.findings.append("reports/: no report has to pass, so nothing shows that any can")
-    step.findings += result.claims.absent
+    step.findings += result.claims.absent  # check: claims.absent
+    # check: report.missing
     if options.replay and result.claims.verdict is None and found:
         step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
     results = []
@@ -60,7 +61,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             f"{escape(place.report)}: {text}"
             for text in _failures(report, place, scenarios, result)
         ]
-        step.findings += _shared(tree, place, report, shared)
+        step.findings += _shared(tree, place, report, shared)  # check: identity.shared
         step.findings += [
             f"{escape(place.report)}: {text}" for text in identities.check(place, report.report)
         ]
@@ -122,7 +123,7 @@ def _failures(
     if why and tolerated:
         result.warnings.append(f"{escape(place.report)}: not as expected: {escape(why)}")
     elif why:
-        lines.append(f"not as expected: {escape(why)}")
+        lines.append(f"not as expected: {escape(why)}")  # check: expectation.fails
     return lines
 
 

@@ -107,19 +107,20 @@ def read_scenarios(tree: Tree) -> tuple[dict[str, Entry] | None, list[str]]:
     try:
         document = tree.json_object(SCENARIOS)
     except InputError as error:
-        return {}, [escape(error)]
+        return {}, [escape(error)]  # check: scenarios.object
     entries = document.get("scenarios")
     if not isinstance(entries, list):
-        return {}, [f"{SCENARIOS}: /scenarios is no list"]
-    if len(entries) > MAX_SCENARIOS:
+        return {}, [f"{SCENARIOS}: /scenarios is no list"]  # check: scenarios.list
+    if len(entries) > MAX_SCENARIOS:  # check: scenarios.number
         return {}, [f"{SCENARIOS}: more than {MAX_SCENARIOS} scenarios"]
     found: dict[str, Entry] = {}
     problems = []
     for index, entry in enumerate(entries):
         name = dig(entry, "id")
         if not isinstance(name, str) or not isinstance(dig(entry, "strictness"), str):
+            # check: scenarios.entry
             problems.append(f"{SCENARIOS}: /scenarios/{index} lacks an id or a strictness")
-        elif name in found:
+        elif name in found:  # check: scenarios.twice
             problems.append(f"{SCENARIOS}: /scenarios/{index} repeats the id {escape(name)}")
         else:
             found[name] = entry
@@ -223,17 +224,18 @@ def _metadata(tree: Tree, place: Place, entry: Entry) -> list[str]:
         return []
     path = place.folder + name
     if path not in tree.files and path not in tree.refused:
-        return [f"{name}: is missing"] if needed else []
+        return [f"{name}: is missing"] if needed else []  # check: scenarios.needed
     document, problem = _read(tree, path)
     if problem:
         return [f"{name}: {problem}"]
-    found = [
-        f"{name}: /{key} is {escape(repr(document.get(key)))[:80]}; expected {value!r}"
-        for key, value in wanted.items()
-        if document.get(key) != value
-        or isinstance(document.get(key), bool) != isinstance(value, bool)
-    ]
+    found = []
+    for key, value in wanted.items():
+        stated = document.get(key)
+        if type(stated) is not type(value) or stated != value:  # check: scenarios.metadata
+            shown = escape(repr(stated))[:80]
+            found.append(f"{name}: /{key} is {shown}; expected {value!r}")
     # Published packs name parameters in their own way; packs of runs are complete.
+    # check: scenarios.parameters
     if ours and ("parameters" in document or CONFIG in tree.files):
         stated = stated_parameters(entry)
         found += [f"{name}: {_departure(*words)}" for words in departures(stated, document)]
@@ -261,7 +263,7 @@ def _same_checkpoints(
         key = f"{role}_checkpoint_sha256"
         mine = first_text(metadata.get(key))
         theirs = first_text(dig(report, "provenance", role, "checkpoint_sha256"))
-        if mine and theirs and mine != theirs:
+        if mine and theirs and mine != theirs:  # check: scenarios.checkpoint
             found.append(f"{name}: /{key} is not the {role} of the report")
     return found
 
