@@ -103,7 +103,7 @@ def parse_json(data: bytes, where: str) -> Any:
             raise InputError(f"an integer of {len(text)} digits", where=where)
         return int(text)
 
-    if data.startswith(b"\xef\xbb\xbf"):  # check: json.bom
+    if data.startswith(b"\xef\xbb\xbf"):
         raise InputError("begins with a byte order mark", where=where, expected="plain UTF-8")
     bare = _without_strings(data)
     _refuse_depth(bare, where)  # check: json.depth
@@ -119,10 +119,9 @@ def parse_json(data: bytes, where: str) -> Any:
             parse_int=bounded if suspect else None,
         )
     except UnicodeDecodeError as error:
-        # check: json.utf8
         raise InputError(f"not UTF-8 at byte {error.start}", where=where) from error
     except json.JSONDecodeError as error:
-        raise InputError(  # check: json.syntax
+        raise InputError(
             f"not JSON: {error.msg} at line {error.lineno} column {error.colno}", where=where
         ) from error
     # perhaps half of a pair, which is no character

@@ -36,7 +36,7 @@ from attacks import (
 from mutants import ALSO_OFF, names_in, without
 
 from invarlock.contracts import validate
-from invarlock.evidence import claims, report_verify, result, scenarios_check, tree
+from invarlock.evidence import consistency, layout, report_verify, result, tree
 
 THEMES = (attacks_tree, attacks_signature, attacks_json, attacks_reports, attacks_identity)
 ROWS = [row for theme in THEMES for row in theme.ROWS]
@@ -323,7 +323,7 @@ def test_the_documented_limits_are_those_of_the_code() -> None:
     """Every limit of the pages is a constant, and the other way round."""
     page = (ROOT / "docs" / "pack-format.md").read_text()
     stated = dict(re.findall(r"^\| `(MAX_[A-Z_]+)` \| ([\d,]+) ", page, re.MULTILINE))
-    modules = (tree, result, scenarios_check, claims, report_verify)
+    modules = (tree, result, layout, consistency, report_verify)
     names = [
         "ENTRIES", "REPORTS", "DEPTH", "NAME", "PATH", "FILE", "PACK", "PARSED_FILE", "PARSED",
         "VALUES", "LISTED", "LINE", "SCENARIOS", "EXPECTED", "JUDGED",

@@ -41,6 +41,8 @@ def got_through(row: Attack, outcome: Outcome) -> str:
         return "accepted"
     if outcome.code < 0:
         return "hangs or is killed"
+    if "UnboundLocalError" in outcome.errors:  # left by the check that is off, not by the attack
+        return f"{REFUSED}: nothing else reads it"
     if outcome.code not in CODES.values() or "Traceback" in outcome.errors:
         return f"crashes: {outcome.errors.splitlines()[-1][:80]}"
     if outcome.memory > MEMORY:

@@ -401,9 +401,9 @@ def _print_outcome(result: PackResult) -> None:
         print(f"NOT VERIFIED (exit {result.exit_code}): {number} finding{'s'[: number != 1]}")
         return
     signer = f"signed by {result.signer}" if result.signer else "not signed"
-    level = result.claims.evidence_level
+    level = result.recomputed.evidence_level
     shown = f", evidence level {level}" if level else ""
-    believed = "" if result.claims.verdict else " (only believed)"
+    believed = "" if result.recomputed.verdict else " (only believed)"
     left_out = ", reports not looked at" if result.options.skip_verify else ""
     print(
         f"VERIFIED: verdict {escape(result.word)}{believed}{shown}{left_out}, {signer} "

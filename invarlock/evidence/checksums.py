@@ -41,7 +41,6 @@ def parse(data: bytes, control: Names = CONTROL_FILES) -> tuple[dict[str, str], 
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        # check: checksums.utf8
         return {}, [f"{CHECKSUMS}: not UTF-8 at byte {error.start}"]
     for number, line in enumerate(lines, 1):
         if not line.strip(" "):

@@ -35,7 +35,9 @@ MAX_KEY_FILE = 4096  # bytes; a private key file has 119
 MAX_TRUST_STORE = 1 << 20  # bytes
 FIELD_PRIME = 2**255 - 19
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
-_PEM = r"-----BEGIN {0}-----\r?\n([A-Za-z0-9+/=\r\n]{{1,200}})-----END {0}-----\s*"
+_PEM = re.compile(
+    r"-----BEGIN ([A-Z ]{1,40})-----\r?\n([A-Za-z0-9+/=\r\n]{1,200})-----END \1-----\s*"
+)
 
 
 class SigningKey(NamedTuple):
@@ -85,10 +87,12 @@ def _armour(kind: str, der: bytes) -> str:
 
 def _der(kind: str, text: str, prefix: bytes) -> bytes:
     """The 32 bytes after ``prefix`` in a PEM block; ValueError for anything else."""
-    match = re.fullmatch(_PEM.format(kind), text)
-    if not match:  # check: keys.pem
-        raise ValueError(f"not one PEM block of type {kind}")
-    body = re.sub(r"[\r\n]", "", match[1])
+    match, problem = _PEM.match(text), f"not one PEM block of type {kind}"
+    if not match:
+        raise ValueError(problem)
+    if match[1] != kind or match.end() < len(text):  # check: keys.pem
+        raise ValueError(problem)
+    body = re.sub(r"[\r\n]", "", match[2])
     try:
         der = base64.b64decode(body, validate=True)
     except binascii.Error as error:

@@ -14,8 +14,9 @@ from typing import Any
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
-from invarlock.evidence import assurance, parity, provenance, report_checks
+from invarlock.evidence import parity
 from invarlock.evidence.findings import UNREADABLE, Finding, dig, number, numbers
+from invarlock.evidence.published import assurance, provenance, report_checks
 from invarlock.files import parse_json, sha256_bytes
 from invarlock.metrics import ARMS
 

@@ -231,11 +231,12 @@ class _Walk:
 
 def _name_problem(name: str, path: str, folded: dict[str, str]) -> str:
     """Why a name is refused; ``folded``: the names of its folder so far, without distinctions."""
-    try:
-        size = len(name if name.isascii() else name.encode("utf-8"))
-    except UnicodeEncodeError:
-        return "the name is not UTF-8"  # check: tree.utf8
-    if size > MAX_NAME or len(path.encode("utf-8")) > MAX_PATH:  # check: tree.path
+    # bytes that are no UTF-8 are half pairs in what the file system gives
+    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # check: tree.utf8
+        return "the name is not UTF-8"
+    size = len(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
+    # check: tree.path
+    if size > MAX_NAME or len(path.encode("utf-8", "surrogateescape")) > MAX_PATH:
         return f"the name is longer than {MAX_NAME} bytes, or the path than {MAX_PATH}"
     plain = name.isascii() and name.isprintable()
     # check: tree.hidden

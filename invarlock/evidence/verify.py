@@ -23,19 +23,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invarlock.evidence import Code, PackError, escape, identity
+from invarlock.evidence import Code, PackError, consistency, escape
 from invarlock.evidence import checksums as sums
-from invarlock.evidence import claims as pack_claims
 from invarlock.evidence import manifest as manifests
+from invarlock.evidence.layout import REPEATS, SCENARIOS, Entry, check_json, read_scenarios
 from invarlock.evidence.pack_reports import check_reports
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
-from invarlock.evidence.scenarios_check import (
-    SCENARIOS,
-    Entry,
-    check_json,
-    check_metadata,
-    read_scenarios,
-)
 from invarlock.evidence.tree import Tree, read_tree
 
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
@@ -220,7 +213,7 @@ def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
     if scenarios is None:
         step.note = f"no {SCENARIOS}: every report is judged by its folder"
         return None
-    step.findings += check_metadata(tree, scenarios)
+    step.findings += consistency.check_subjects(tree, scenarios)
     step.note = f"{len(scenarios)} scenarios, metadata agrees"
     return scenarios
 
@@ -234,20 +227,20 @@ def _claims(
 ) -> None:
     step = Step(7, "claims", Code.INTEGRITY)
     result.steps.append(step)
-    claims = result.claims = pack_claims.check(
+    results = result.recomputed = consistency.recompute(
         tree, manifest, scenarios, reports_follow=not result.options.skip_verify
     )
-    step.findings += claims.findings
-    step.findings += identity.check_repeats(tree, manifest)
-    if identity.REPEATS in tree.files:
+    step.findings += results.findings
+    step.findings += consistency.check_repeats(tree)
+    # check: claims.manifest
+    step.findings += consistency.check_manifest(tree, manifest, listed, scenarios, results.verdict)
+    if REPEATS in tree.files:
         result.believed.append(REPEATS_CLAIM)
-    level = f"evidence level {claims.evidence_level}"
-    if claims.verdict is not None:
-        # check: claims.manifest
-        step.findings += identity.check_manifest(tree, manifest, listed, claims.verdict)
+    level = f"evidence level {results.evidence_level}"
+    if results.verdict is not None:
         result.replayed.append(VERDICT_CLAIM)
-        result.believed += [SUITE, PAGES, *identity.lenient(claims.verdict)]
+        result.believed += [SUITE, PAGES, *consistency.left_to_belief(results.verdict)]
         step.note = f"verdict {result.word} recomputed, {level}"
     else:
-        result.believed.append(f"{VERDICT_CLAIM} ({claims.why_believed})")
+        result.believed.append(f"{VERDICT_CLAIM} ({results.why_believed})")
         step.note = f"verdict {escape(result.verdict)} only believed, {level}"
