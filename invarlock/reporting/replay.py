@@ -24,7 +24,7 @@ from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import Override, Policy, resolve_policy
-from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.evaluation import ADDED, evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
 from invarlock.reporting.tables import BASELINE, HEAD
 
@@ -496,4 +496,5 @@ def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[s
     stored, computed = (
         {k: v for k, v in document.items() if k not in same} for document in (report, rebuilt)
     )
-    yield from (found.line() for found in differences(stored, computed, tolerance=tolerance))
+    found = differences(stored, computed, tolerance=tolerance, optional=ADDED)
+    yield from (difference.line() for difference in found)
