@@ -50,6 +50,7 @@ ALSO_OFF: dict[str, tuple[str, ...]] = {
     "claims.folder": CLAIMS,
     "verdict.asked": ("claims.manifest",),
     "verdict.runs": ("claims.manifest",),
+    "scenarios.reserved": ("claims.manifest",),
     "identity.same": ("identity.shared",),
     "report.schema": (*EVIDENCE, *EXPECTATION),
     "report.evidence": EVIDENCE,
