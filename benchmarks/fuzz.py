@@ -108,7 +108,7 @@ def search(target: str, crashes: Path, seconds: float) -> None:
             for pack in packs:  # imports what is only imported when it is needed
                 fuzz_pack.check_pack(pack)
                 fuzz_pack.check_others(pack)
-            from invarlock.evidence import gpg  # noqa: F401
+            from invarlock.evidence.published import gpg  # noqa: F401
         run, seeds = {"pack": of_packs, "report": of_reports, "parsers": of_parsers}[target](packs)
         corpus = folder / "corpus"
         corpus.mkdir()
@@ -205,7 +205,8 @@ def of_reports(packs: list[Any]) -> tuple[Target, list[bytes]]:
 def of_parsers(packs: list[Any]) -> tuple[Target, list[bytes]]:
     """One byte chooses the reader; documented errors are its answers."""
     from invarlock.errors import InvarlockError
-    from invarlock.evidence import checksums, gpg, keys, manifest, provenance
+    from invarlock.evidence import checksums, keys, manifest
+    from invarlock.evidence.published import gpg, provenance
     from invarlock.evidence.report_verify import ReportOptions, verify_report
     from invarlock.files import parse_json
 

@@ -81,7 +81,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
-        if len(result) < len(pairs):
+        if len(result) < len(pairs):  # check: json.duplicate
             seen: set[str] = set()
             for key, _ in pairs:
                 if key in seen:
@@ -90,23 +90,23 @@ def parse_json(data: bytes, where: str) -> Any:
         return result
 
     def no_constant(name: str) -> NoReturn:
-        raise InputError(f"{name} is not a JSON number", where=where)
+        raise InputError(f"{name} is not a JSON number", where=where)  # check: json.constant
 
     def finite(text: str) -> float:
         value = float(text)
-        if value in (float("inf"), float("-inf")):
+        if value in (float("inf"), float("-inf")):  # check: json.overflow
             raise InputError(f"{text[:40]} overflows a double", where=where)
         return value
 
     def bounded(text: str) -> int:
-        if len(text) > MAX_JSON_DIGITS:
+        if len(text) > MAX_JSON_DIGITS:  # check: json.digits
             raise InputError(f"an integer of {len(text)} digits", where=where)
         return int(text)
 
     if data.startswith(b"\xef\xbb\xbf"):
         raise InputError("begins with a byte order mark", where=where, expected="plain UTF-8")
     bare = _without_strings(data)
-    _refuse_depth(bare, where)
+    _refuse_depth(bare, where)  # check: json.depth
     # Looking at every number from Python takes longer than all the rest: only if one may be bad.
     shape = bare.translate(_DIGITS, b"+")
     suspect = _LONG in shape or _LARGE in shape
@@ -124,7 +124,8 @@ def parse_json(data: bytes, where: str) -> Any:
         raise InputError(
             f"not JSON: {error.msg} at line {error.lineno} column {error.colno}", where=where
         ) from error
-    if b"\\ud" in data or b"\\uD" in data:  # perhaps half of a pair, which is no character
+    # perhaps half of a pair, which is no character
+    if b"\\ud" in data or b"\\uD" in data:  # check: json.surrogate
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -177,15 +178,21 @@ def source_date() -> datetime | None:
         ) from error
 
 
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open for reading; a pipe would make us wait for a writer."""
+    flags |= os.O_NONBLOCK  # check: store.pipe
+    return os.open(path, flags | os.O_CLOEXEC)
+
+
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     """Read a whole regular file of at most ``limit`` bytes.
 
     Raises:
         InputError: missing, unreadable, not a regular file or too large.
     """
-    try:  # a pipe would make us wait for a writer
-        with open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as handle:
-            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+    try:
+        with open(path, "rb", opener=open_without_waiting) as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # check: store.pipe
                 raise InputError("is not a regular file", where=str(path))
             data = handle.read(limit + 1)
     except OSError as error:

@@ -167,7 +167,7 @@ def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
     scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
     seen: set[tuple[str, str]] = set()
     for scenario in scenarios:
-        if scenario.id in RESERVED:
+        if scenario.id in RESERVED:  # check: scenarios.reserved
             raise ConfigError(
                 f"{scenario.id} is no id of a scenario: a pack has a folder of that name",
                 where=where,
@@ -256,6 +256,7 @@ def expected_evaluations(
     As many runs as a scenario states, or else from 1 to the last there is: the one that went well
     is not all of them. ``runs``: the numbers of those that are there.
     """
-    last = max(runs, default=0)
-    numbers = [(s.id, range(1, (last if s.runs is None else s.runs) + 1)) for s in scenarios]
+    there = set(runs)
+    there |= set(range(1, max(there, default=0) + 1))  # check: verdict.runs
+    numbers = [(s.id, sorted(there) if s.runs is None else range(1, s.runs + 1)) for s in scenarios]
     return tuple((m, s, n) for m in sorted(set(models)) for s, of in numbers for n in of)

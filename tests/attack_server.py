@@ -28,8 +28,8 @@ if os.geteuid() == 0 and DROPPED not in sys.argv:
     os.execv(sys.executable, [sys.executable, __file__, DROPPED])
 
 # Imported here and not by the command, so that every row starts from the same memory.
-import invarlock.evidence.judged_by
 import invarlock.evidence.pack_reports
+import invarlock.preset
 import invarlock.reporting.replay  # noqa: F401
 from invarlock.cli import main
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The documented steps and the exit code of each (docs/pack-format.md); "" is a pack that verifies.
 CODES = {"": 0, "options": 2, "open": 3, "tree": 6, "manifest": 4, "signature": 5, "checksums": 6,
          "references": 6, "scenarios": 6, "claims": 6, "reports": 7}  # fmt: skip
-# As a row's check: none can be off, as there is nothing else to read, or the row is about bounds.
+# As a row's check: none can be off, as nothing is read without it, or the row is about bounds.
 NOTHING = "nothing"
 SECONDS = 5.0  # processor seconds of any verification
 MEMORY = 300 << 20  # bytes of any verification
@@ -55,9 +55,10 @@ class Lab:
 class Attack:
     """One row.
 
-    ``step`` must catch it, by ``check`` (a name of the table of mutants). ``by``: who attacks -
-    ``anyone`` without the key; ``publisher``: the manifest, checksums and signature are made to
-    fit again; ``binder``: the runtime manifests are bound to the reports again before that.
+    ``step`` must catch it, by ``check`` (a name that stands in the package, see ``mutants.py``).
+    ``by``: who attacks - ``anyone`` without the key; ``publisher``: the manifest, checksums and
+    signature are made to fit again; ``binder``: the runtime manifests are bound to the reports
+    again before that.
     """
 
     name: str

@@ -36,14 +36,14 @@ ODD: dict[str, tuple[str, Change]] = {
     "integer of 40 digits": ("json.digits", first(b'"x": -' + b"9" * 40)),
     "100 levels": ("json.depth", first(b'"x": ' + b"[" * 100 + b"]" * 100)),
     "depth 100,000": ("json.depth", first(b'"x": ' + b"[" * 100_000 + b"]" * 100_000)),
-    "BOM": ("json.bom", lambda data: b"\xef\xbb\xbf" + data),
-    "UTF-16": ("json.utf8", lambda data: data.decode().encode("utf-16-be")),
-    "UTF-16 with a BOM": ("json.utf8", lambda data: data.decode().encode("utf-16")),
-    "broken UTF-8": ("json.utf8", first(b'"x": "\xff"')),
+    "BOM": (NOTHING, lambda data: b"\xef\xbb\xbf" + data),
+    "UTF-16": (NOTHING, lambda data: data.decode().encode("utf-16-be")),
+    "UTF-16 with a BOM": (NOTHING, lambda data: data.decode().encode("utf-16")),
+    "broken UTF-8": (NOTHING, first(b'"x": "\xff"')),
     "lone surrogate": ("json.surrogate", first(b'"x": "\\ud800"')),
     "lone surrogate in a key": ("json.surrogate", first(b'"\\uDFFF": 1')),
-    "open string": ("json.syntax", lambda data: data + b'"'),
-    "two documents": ("json.syntax", lambda data: data + data),
+    "open string": (NOTHING, lambda data: data + b'"'),
+    "two documents": (NOTHING, lambda data: data + data),
     "nothing": (NOTHING, lambda data: b""),
     "a run of quotes": (NOTHING, lambda data: b"[" * 65 + b'"' * 200_000),
 }  # fmt: skip
@@ -111,10 +111,11 @@ ROWS = [
       for path, step in FILES.items() for name, (check, change) in ODD.items()),
     *(Attack(f"trust store: {name}", "options", check, odd_store(change), options=TRUSTED)
       for name, (check, change) in ODD.items()),
-    *(Attack(f"{path.rpartition('/')[2]} is a list", step, f"{check}.object",
+    *(Attack(f"{path.rpartition('/')[2]} is a list", step, check,
              rewrite(path, lambda data: b"[]"))
-      for path, step, check in (("manifest.json", "manifest", "manifest"),
-                                (SIGNATURE, "signature", "signature"),
-                                (SCENARIOS, "scenarios", "scenarios"), (REPORT, "claims", "json"))),
+      for path, step, check in (("manifest.json", "manifest", "manifest.object"),
+                                (SIGNATURE, "signature", "signature.contract"),
+                                (SCENARIOS, "scenarios", "scenarios.object"),
+                                (REPORT, "claims", "json.object"))),
 ]  # fmt: skip
 HARMLESS = [Attack("as much JSON as may be", "", "", full, "publisher")]

@@ -301,7 +301,7 @@ META = {
     "edit of another class": ("scenarios.metadata", EDIT,
                               member("artifact_class", "deployable_optimized_subject")),
     "packed storage": ("scenarios.metadata", EDIT, member("packed_quantized_storage", True)),
-    "0 for false": ("scenarios.boolean", EDIT, member("optimized_deployment_backend", 0)),
+    "0 for false": ("scenarios.metadata", EDIT, member("optimized_deployment_backend", 0)),
     "metadata of another baseline": ("scenarios.checkpoint", EDIT,
                                      member("baseline_checkpoint_sha256", "0" * 64)),
     "evidence alone, of a subject": ("scenarios.metadata", SCENARIOS,

@@ -190,7 +190,7 @@ SIGNATURES = [
     *(Attack(f"key encoded as {k}", "signature", "keys.canonical", raw(v))
       for k, v in NON_CANONICAL.items()),
     Attack("key that is no point", "signature", "keys.point", raw("02" + "00" * 31)),
-    Attack("key outside the subgroup", "signature", "keys.subgroup", outside_subgroup),
+    Attack("key outside the subgroup", "signature", "keys.point", outside_subgroup),
     *(Attack(f"key of algorithm {k}", "signature", "keys.prefix", key(of(v)))
       for k, v in ALGORITHMS.items()),
     Attack("key with stray bits", "signature", "keys.stray", key(stray)),
@@ -212,9 +212,9 @@ STORES = {
     "empty list": ("store.empty", "[]"),
     "empty object": ("store.empty", "{}"),
     "number": ("store.empty", '{"fingerprints": 3}'),
-    "short fingerprint": ("store.entry", '["sha256:12"]'),
-    "number for a fingerprint": ("store.entry", "[1]"),
-    "one bad among good": ("store.entry", f'["{OTHER}", "sha256:{"g" * 64}"]'),
+    "short fingerprint": ("keys.fingerprint", '["sha256:12"]'),
+    "number for a fingerprint": ("keys.fingerprint", "[1]"),
+    "one bad among good": ("keys.fingerprint", f'["{OTHER}", "sha256:{"g" * 64}"]'),
     "more than 1 MiB": ("store.size", "[" + f'"{OTHER}",' * 20_000 + f'"{OTHER}"]'),
 }
 OPTIONS = [
@@ -223,7 +223,7 @@ OPTIONS = [
     Attack("trust store: missing", "options", NOTHING, lambda b: None, options=TRUSTED),
     Attack("trust store: a pipe", "options", "store.pipe",
            lambda lab: os.mkfifo(lab.scratch / "store.json"), options=TRUSTED),
-    Attack("malformed pin", "options", "options.pin", lambda b: None,
+    Attack("malformed pin", "options", "keys.fingerprint", lambda b: None,
            options=("--expected-fingerprint", "sha256:12")),
 ]  # fmt: skip
 

@@ -51,7 +51,7 @@ def keep(name: str) -> None:
             table[out.name] = {
                 "exit": {"plain": 5 if kind == "unsigned" else 0, "replay": REPLAYED[kind]},
                 "verdict": result.verdict,
-                "evidence_level": result.claims.evidence_level,
+                "evidence_level": result.recomputed.evidence_level,
                 "signer": result.signer,
             }
     EXPECTED.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")

@@ -24,7 +24,7 @@ import report_factory as factory
 
 from invarlock.cli import main as cli
 from invarlock.evidence import keys, manifest
-from invarlock.evidence.proof_pack import verify_proof_pack
+from invarlock.evidence.published.proof_pack import verify_proof_pack
 from invarlock.evidence.result import PackResult, VerifyOptions
 from invarlock.files import canonical_json
 

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attacks_identity
@@ -33,10 +33,10 @@ from attacks import (
     Verifier,
     laboratory,
 )
-from mutants import MUTANTS
+from mutants import ALSO_OFF, names_in, without
 
 from invarlock.contracts import validate
-from invarlock.evidence import claims, report_verify, result, scenarios_check, tree
+from invarlock.evidence import consistency, layout, report_verify, result, tree
 
 THEMES = (attacks_tree, attacks_signature, attacks_json, attacks_reports, attacks_identity)
 ROWS = [row for theme in THEMES for row in theme.ROWS]
@@ -99,12 +99,51 @@ def test_every_file_counts(signed: Path, key: Path, verifier: Verifier) -> None:
 
 
 def test_every_row_names_a_check_that_can_be_switched_off() -> None:
-    """The table of mutants fits the source, and rows and mutants name the same checks."""
-    assert {row.check for row in ROWS} - {NOTHING} == set(MUTANTS)
+    """Each check that a row names stands in the package, and each one there has a row."""
     assert len({row.name for row in ROWS}) == len(ROWS)
-    places = {change for changes in MUTANTS.values() for change in changes}
-    wrong = [c for c in places if (ROOT / "invarlock" / c.file).read_text().count(c.old) != 1]
-    assert not wrong
+    there, rows = set(names_in(ROOT / "invarlock")), {row.check for row in ROWS} - {NOTHING}
+    others = {name for check in rows for name in ALSO_OFF.get(check, ())}
+    assert rows - there == {name for name in ALSO_OFF if name not in there}
+    assert there - rows <= others
+    assert others <= there
+    assert set(ALSO_OFF) <= rows
+
+
+CHECKED = """
+def look(found, stated):
+    if stated < 0:  # check: a.condition
+        found.append("below")
+    elif stated > 9:
+        found.append("above")  # check: a.statement
+    # check: a.condition_below
+    if stated == 5:
+        found.append(
+            "five",
+        )
+    rows = [
+        "first",
+        "second",  # check: an.element
+    ]
+    return found + rows
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "found"),
+    [
+        ("none", -1, ["below", "first", "second"]),
+        ("a.condition", -1, ["first", "second"]),
+        ("a.condition", 10, ["above", "first", "second"]),
+        ("a.statement", 10, ["first", "second"]),
+        ("a.condition_below", 5, ["first", "second"]),
+        ("an.element", -1, ["below", "first"]),
+    ],
+)
+def test_a_check_is_switched_off_by_its_name(name: str, stated: int, found: list[str]) -> None:
+    """What the name stands at no longer happens, and nothing else changes."""
+    module: dict[str, Callable[[list[str], int], list[str]]] = {}
+    exec(without(CHECKED, {name}), module)  # type: ignore[arg-type]
+    assert module["look"]([], stated) == found
 
 
 SAMPLE = {row.step: row for row in ROWS}  # the last row of each step
@@ -284,7 +323,7 @@ def test_the_documented_limits_are_those_of_the_code() -> None:
     """Every limit of the pages is a constant, and the other way round."""
     page = (ROOT / "docs" / "pack-format.md").read_text()
     stated = dict(re.findall(r"^\| `(MAX_[A-Z_]+)` \| ([\d,]+) ", page, re.MULTILINE))
-    modules = (tree, result, scenarios_check, claims, report_verify)
+    modules = (tree, result, layout, consistency, report_verify)
     names = [
         "ENTRIES", "REPORTS", "DEPTH", "NAME", "PATH", "FILE", "PACK", "PARSED_FILE", "PARSED",
         "VALUES", "LISTED", "LINE", "SCENARIOS", "EXPECTED", "JUDGED",

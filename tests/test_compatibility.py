@@ -17,7 +17,7 @@ import report_factory as factory
 import tamperings
 from peers import PACK, ROOT, UNVERIFIED, VERSIONS
 
-from invarlock.evidence.report_checks import report_passes
+from invarlock.evidence.published.report_checks import report_passes
 
 PAGE = ROOT / "docs" / "compatibility.md"
 PROFILES = ("dev", "ci", "release")

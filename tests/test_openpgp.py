@@ -16,7 +16,8 @@ import pytest
 from proof_pack_factory import Keyring, Signer, command, manifest_of, verify
 
 from invarlock.errors import ConfigError
-from invarlock.evidence import gpg, tree
+from invarlock.evidence import tree
+from invarlock.evidence.published import gpg
 from invarlock.evidence.result import PackResult
 
 # --- signers --------------------------------------------------------------------------------

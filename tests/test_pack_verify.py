@@ -12,7 +12,8 @@ from attacks import REPORT, RUNTIME, SCENARIOS, VERDICT
 from pack_factory import CLEAN, DAMAGE, edit_json
 
 from invarlock.contracts import validate
-from invarlock.evidence import checksums, escape, identity, keys, scenarios_check
+from invarlock.evidence import checksums, consistency, escape, keys
+from invarlock.evidence.published import deployable
 from invarlock.evidence.result import VerifyOptions
 from invarlock.evidence.tree import read_tree
 from invarlock.evidence.verify import verify_pack
@@ -202,7 +203,7 @@ def test_deployable_sidecars_state_what_is_possible(
         packs.write_json(folder / sidecar, changed)
     packs.write_json(folder / "evaluation.report.json", {})
     tree = read_tree(tmp_path)
-    found = scenarios_check.sidecars(tree, scenarios_check.places(tree)[0])
+    found = deployable.check(tree, "reports/m/s/run_1/")
     assert bool(found) == bool(name), found
     assert all(line.startswith(name) for line in found)
 
@@ -331,6 +332,6 @@ def test_a_pass_that_shows_little_says_so(tmp_path: Path) -> None:
     record = {"strictness": "informational", "category": "custom", "passed": False,
               "model": "m", "name": "mine", "run_num": 1}  # fmt: skip
     failed = {"strictness": "must_fail", "category": "stress", "passed": False}
-    lines = list(identity.lenient({"verdict": "PASS", "records": [record, failed]}))
+    lines = list(consistency.left_to_belief({"verdict": "PASS", "records": [record, failed]}))
     assert len(lines) == 1
     assert "m mine run_1" in lines[0]

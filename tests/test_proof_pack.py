@@ -12,7 +12,7 @@ import pytest
 from proof_pack_factory import Keyring, Signer, command, manifest_of, verify
 
 from invarlock.contracts import validate
-from invarlock.evidence import gpg
+from invarlock.evidence.published import gpg
 from invarlock.evidence.result import PackResult
 
 CLEAN = f"reports/{proofs.MODEL}/quant_8bit_clean/run_1/evaluation.report.json"

@@ -21,7 +21,7 @@ from report_factory import (
 )
 from test_replay import altered, slightly
 
-from invarlock.evidence.identity import _rows_left_out
+from invarlock.evidence.consistency import _rows_left_out
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.files import canonical_json
 from invarlock.policy import load_policy

@@ -18,12 +18,12 @@ from repository_copy import ROOT, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity"),
+    ("errors", "severity", "differences"),
     ("files",),
     ("shards", "contracts", "policy", "code_digest", "claims", "digests", "folders"),
     ("scenarios", "models", "written"),
     ("tuned",),
-    ("agreement", "config"),
+    ("subject_metadata", "config"),
     ("roles", "records", "shipped_files", "effective_config", "tokenizer_meaning"),
     ("checkpoints",),
     ("model_folder",),
@@ -101,6 +101,29 @@ def imports(nodes: Iterator[ast.AST]) -> set[str]:
 
 
 # --- structure --------------------------------------------------------------------------------
+
+
+PUBLISHED = "invarlock.evidence.published"
+# Who may ask for something that follows a published format: verification, and its commands.
+DOORS = {
+    "invarlock.evidence.report_verify",
+    "invarlock.evidence.consistency",
+    "invarlock.evidence.collect",
+    "invarlock.cli.gate",
+    "invarlock.cli.proof_pack",
+    "invarlock.cli.runtime_verify",
+}
+
+
+def test_published_formats_are_asked_for_at_few_places() -> None:
+    """Whatever measures, judges or writes knows nothing of published formats."""
+    asking = {
+        module
+        for module, tree in sources().items()
+        for target in imports(ast.walk(tree))
+        if target.startswith(PUBLISHED) and not module.startswith(PUBLISHED)
+    }
+    assert asking == DOORS
 
 
 def test_imports_only_go_to_lower_layers() -> None:

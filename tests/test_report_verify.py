@@ -10,7 +10,8 @@ import report_factory as factory
 from pack_factory import Document
 
 from invarlock.contracts import violations
-from invarlock.evidence import assurance, parity, provenance, report_checks
+from invarlock.evidence import parity
+from invarlock.evidence.published import assurance, provenance, report_checks
 from invarlock.evidence.report_verify import ReportOptions, ReportResult, verify_report
 from invarlock.files import canonical_json, sha256_bytes
 

@@ -10,11 +10,11 @@ import pack_factory as packs
 import pytest
 from report_factory import catalogue, good_suite, make_evaluation, make_report, manifest
 
-from invarlock.agreement import check_subject_metadata, stated_parameters
 from invarlock.damage.specs import parse_damage
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import InputError
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, effective_manifest
+from invarlock.subject_metadata import check_subject_metadata, stated_parameters
 from invarlock.tuned import tuned_type
 from invarlock.verdict.records import Evaluation
 from invarlock.verdict.verdict import compile_verdict

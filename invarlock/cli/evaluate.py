@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from invarlock.agreement import check_subject_metadata
 from invarlock.cli.judging import Thresholds, add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_measuring_options
 from invarlock.digests import SWITCH as DIGESTS
@@ -29,6 +28,7 @@ from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.subject_metadata import check_subject_metadata
 
 EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the worker
 REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request

@@ -326,7 +326,7 @@ def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult])
         with contextlib.suppress(OSError):  # what cannot be replaced is said when it is written
             if args.json_out.is_file():  # an older result is not that of a pack that has none
                 args.json_out.unlink()
-    if not (args.json or args.pack.is_dir()):
+    if not (args.json or args.pack.is_dir()):  # check: open.folder
         what = "is a file; unpack it and name the folder"
         raise PackError(
             Code.INCOMPLETE,
@@ -366,7 +366,7 @@ def signers(args: argparse.Namespace) -> tuple[str | None, frozenset[str] | None
 def _refuse_inside(path: Path, pack: Path) -> None:
     # the name itself is what a write replaces, wherever a link of that name points to
     places = (path.resolve(), path.parent.resolve() / path.name)
-    if any(place.is_relative_to(pack.resolve()) for place in places):
+    if any(place.is_relative_to(pack.resolve()) for place in places):  # check: options.inside
         raise ConfigError("--json-out lies inside the pack", where=str(path))
 
 
@@ -401,9 +401,9 @@ def _print_outcome(result: PackResult) -> None:
         print(f"NOT VERIFIED (exit {result.exit_code}): {number} finding{'s'[: number != 1]}")
         return
     signer = f"signed by {result.signer}" if result.signer else "not signed"
-    level = result.claims.evidence_level
+    level = result.recomputed.evidence_level
     shown = f", evidence level {level}" if level else ""
-    believed = "" if result.claims.verdict else " (only believed)"
+    believed = "" if result.recomputed.verdict else " (only believed)"
     left_out = ", reports not looked at" if result.options.skip_verify else ""
     print(
         f"VERIFIED: verdict {escape(result.word)}{believed}{shown}{left_out}, {signer} "

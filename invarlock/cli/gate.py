@@ -181,7 +181,8 @@ def _with_evaluations(judged: Judged, document: Mapping[str, Any], path: Path) -
     Raises:
         ContractError: they give another verdict, or a report contradicts its own evidence.
     """
-    from invarlock.evidence.claims import differences
+    from invarlock.differences import differences
+    from invarlock.evidence.consistency import ADDED
     from invarlock.evidence.report_verify import ReportOptions, verify_report
     from invarlock.scenarios import expected_evaluations, parse_catalogue
     from invarlock.verdict.records import canonical_path, load_evaluation
@@ -198,8 +199,9 @@ def _with_evaluations(judged: Judged, document: Mapping[str, Any], path: Path) -
     models = {model for model, _, _ in keys} | {*_pinned(out / REVISIONS)}
     expected = expected_evaluations(scenarios, models, {run for _, _, run in keys})
     verdict = json.loads(json.dumps(compile_verdict(manifest, evaluations, expected)))
-    if wrong := next(iter(differences("", document, verdict)), ""):
-        raise ContractError(f"does not follow from its evaluations: {wrong}", where=str(path))
+    if wrong := next(differences(document, verdict, optional=ADDED), None):
+        line = escape(wrong.line("the reports give"))
+        raise ContractError(f"does not follow from its evaluations: {line}", where=str(path))
     options = ReportOptions(provenance="host", assurance="off")
     for evaluation in evaluations:
         if evaluation.report is None:
@@ -232,7 +234,7 @@ def _report(path: Path) -> Judged:
 
     One that does not verify has failed; only one that does can be inconclusive.
     """
-    from invarlock.evidence.report_checks import report_passes
+    from invarlock.evidence.published.report_checks import report_passes
     from invarlock.evidence.report_verify import ReportOptions, verify_report
     from invarlock.pages.reading import block
     from invarlock.reporting import signals
@@ -294,8 +296,8 @@ def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
         cases = [Case("pack", "verify", "; ".join(result.errors))]
         return result.exit_code, Judged(FAIL, f"NOT VERIFIED: {why}", cases)
     assert result.tree is not None  # it verified
-    assert result.claims.verdict is not None  # which a replay demands
-    outcome, line, cases, _ = _verdict(result.claims.verdict, str(args.path))
+    assert result.recomputed.verdict is not None  # which a replay demands
+    outcome, line, cases, _ = _verdict(result.recomputed.verdict, str(args.path))
     signed = f"signed by {result.signer}, {result.authenticity}" if result.signer else "unsigned"
     judged = Judged(outcome, f"{line}; {signed}", [*cases, Case("pack", "verify", "")])
     repeats = f"results/{REPEATS}"

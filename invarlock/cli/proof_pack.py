@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; the exit codes are those of ``evidence-pack verify``."""
-    from invarlock.evidence.proof_pack import verify_proof_pack
+    from invarlock.evidence.published.proof_pack import verify_proof_pack
     from invarlock.evidence.result import VerifyOptions
 
     options = VerifyOptions(
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
 
 def refused(words: Sequence[str], line: str, code: int) -> dict[str, Any]:
     """The result of a verification whose options or whose pack could not be used."""
-    from invarlock.evidence.proof_pack import FORMAT
+    from invarlock.evidence.published.proof_pack import FORMAT
 
     return refused_pack(words, line, code, FORMAT)
 

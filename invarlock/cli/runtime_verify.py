@@ -9,7 +9,8 @@ from pathlib import Path
 
 from invarlock.cli.output import printing
 from invarlock.errors import ContractError, InputError
-from invarlock.evidence import escape, provenance
+from invarlock.evidence import escape
+from invarlock.evidence.published import provenance
 from invarlock.files import parse_json, read_bytes, sha256_bytes
 
 FORMAT = "runtime-verify-v1"

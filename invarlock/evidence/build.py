@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from invarlock import __version__
-from invarlock.contracts import violations
 from invarlock.errors import ConfigError, InputError
-from invarlock.evidence import Code, PackError, claims, identity
+from invarlock.evidence import Code, PackError, consistency
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
 from invarlock.evidence.collect import Inputs, read_object
-from invarlock.evidence.findings import dig, first_text
+from invarlock.evidence.findings import first_text
 from invarlock.evidence.keys import SigningKey, fingerprint, load_signing_key
+from invarlock.evidence.layout import README, Place, expects_pass, places, read_scenarios
 from invarlock.evidence.readme import Summary, render
 from invarlock.evidence.result import PackResult, VerifyOptions
-from invarlock.evidence.scenarios_check import places, read_scenarios
 from invarlock.evidence.tree import Tree, read_source, read_tree
 from invarlock.evidence.verify import verify_pack
 from invarlock.files import (
@@ -36,7 +35,6 @@ from invarlock.files import (
     temporary_sibling,
     unwritable,
 )
-from invarlock.verdict.repeats import in_manifest
 from invarlock.verdict.text import word_of
 
 BUILDER = {"id": "invarlock/evidence-pack@v1", "name": "invarlock", "version": __version__}
@@ -171,8 +169,8 @@ def _finish(
     """Add README, checksums, manifest and signature to a stage, and verify it."""
     tree = read_tree(stage)
     scenarios, _ = read_scenarios(tree)
-    draft = _manifest(request, tree, digests)
-    found = claims.check(tree, draft, scenarios)
+    draft = _references(request, digests)
+    found = consistency.recompute(tree, draft, scenarios)
     verdict = found.verdict or tree.json_object(manifests.VERDICT)
     level, signer = str(found.evidence_level), fingerprint(key.public) if key else None
     reports = len(places(tree))
@@ -189,14 +187,25 @@ def _finish(
             f"its first line does not say {' or '.join(sorted(words))}",
             where=str(request.readme),
         )
-    digests[claims.README] = _write(stage / claims.README, readme)
+    digests[README] = _write(stage / README, readme)
     listing = sums.render(digests)
     _write(stage / sums.CHECKSUMS, listing)
-    document = draft | {
-        "checksums_sha256_digest": sha256_bytes(listing),
-        "evidence_level": level,
-        "verification": _counts(request, tree, scenarios, verdict),
-    }
+    members = consistency.manifest_members(tree, digests, scenarios, verdict)
+    document = (
+        draft
+        | members.top
+        | {
+            "checksums_sha256_digest": sha256_bytes(listing),
+            "evidence_level": level,
+            "invocation": draft["invocation"] | {"parameters": members.parameters},
+            "verification": _counts(places(tree), scenarios)
+            | members.verification
+            | {
+                "policy_profile": request.profile,
+                "report_assurance": request.report_assurance,
+            },
+        }
+    )
     if signer:
         document["signing_key_fingerprint"] = signer
     if generated_at:
@@ -220,13 +229,12 @@ def _finish(
     )
 
 
-def _manifest(request: BuildRequest, tree: Tree, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The manifest without what is known only when README and checksums are written."""
+def _references(request: BuildRequest, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The manifest as far as it says who built it and refers to files by their digests."""
 
     def reference(path: str) -> dict[str, str]:
         return {"path": path, "digest": "sha256:" + digests[path]}
 
-    verdict = tree.json_object(manifests.VERDICT)
     document: dict[str, Any] = {
         "format": manifests.FORMAT,
         "checksums_sha256": sums.CHECKSUMS,
@@ -237,44 +245,23 @@ def _manifest(request: BuildRequest, tree: Tree, digests: Mapping[str, str]) -> 
             {"name": name, **reference(path)}
             for name, path in sorted(request.inputs.materials.items())
         ],
+        "invocation": {},
     }
     if manifests.ENVIRONMENT in digests:
         document["environment"] = reference(manifests.ENVIRONMENT)
-    scenarios, _ = read_scenarios(tree)
-    parameters: dict[str, Any] = {"scenario_ids": sorted(scenarios)} if scenarios else {}
-    suite = first_text(verdict.get("suite"))
-    if suite:
-        document["suite"] = suite
-    document |= identity.repeated(tree, {*digests, claims.README})
-    if identity.REPEATS in digests:
-        repeats = tree.json_object(identity.REPEATS)
-        if not violations(repeats, "determinism-repeats"):  # the verification says what is wrong
-            document |= in_manifest(repeats)
-    parameters |= {key: document[key] for key in ("suite", *identity.SETTINGS) if key in document}
-    invocation: dict[str, Any] = {"parameters": parameters}
     if manifests.SOURCE_REPO in digests:
-        invocation["config_source"] = reference(manifests.SOURCE_REPO)
-    document["invocation"] = invocation
+        document["invocation"]["config_source"] = reference(manifests.SOURCE_REPO)
     return document
 
 
 def _counts(
-    request: BuildRequest,
-    tree: Tree,
-    scenarios: Mapping[str, Mapping[str, Any]] | None,
-    verdict: Mapping[str, Any],
-) -> dict[str, Any]:
-    found = places(tree)
-    counts = dig(verdict, "counts") or {}
-    clean = sum(claims.expects_pass(place, scenarios) for place in found)
+    found: Sequence[Place], scenarios: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, int]:
+    """The counts of reports where the verdict, one of another version, does not give them."""
     return {
-        "clean_reports": counts.get("clean_reports", clean),
-        "error_injection_reports": counts.get(
-            "error_injection_reports", sum(place.below_errors for place in found)
-        ),
-        "failed_reports": counts.get("failed_reports", 0),
-        "policy_profile": request.profile,
-        "report_assurance": request.report_assurance,
+        "clean_reports": sum(expects_pass(place, scenarios) for place in found),
+        "error_injection_reports": sum(place.below_errors for place in found),
+        "failed_reports": 0,
     }
 
 
@@ -291,7 +278,7 @@ def _self_check(request: BuildRequest, stage: Path, signer: str | None) -> PackR
             pack_whatever_is_true=not request.release_review,
         ),
     )
-    wrong = checked.errors or checked.claims.absent  # which no strict verification accepts
+    wrong = checked.errors or checked.recomputed.absent  # which no strict verification accepts
     if wrong:
         shown = "; ".join(wrong[:5])
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""

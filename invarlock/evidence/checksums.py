@@ -48,10 +48,11 @@ def parse(data: bytes, control: Names = CONTROL_FILES) -> tuple[dict[str, str], 
         match = _LINE.fullmatch(line)
         path = match[2].removeprefix("./") if match else ""
         if not match or not is_canonical(path):
+            # check: checksums.line
             findings.append(f"{CHECKSUMS}: line {number} is not a digest and a canonical path")
-        elif path in digests:
+        elif path in digests:  # check: checksums.twice
             findings.append(f"{CHECKSUMS}: line {number} lists {escape(path)} a second time")
-        elif path in control:
+        elif path in control:  # check: checksums.control
             findings.append(f"{CHECKSUMS}: line {number} lists the control file {path}")
         else:
             digests[path] = match[1].lower()
@@ -66,15 +67,15 @@ def compare(
     for path in sorted(digests):
         found = tree.files.get(path)
         if found is None:
-            findings.append(f"{escape(path)}: is listed and missing")
-        elif found.sha256 != digests[path]:
+            findings.append(f"{escape(path)}: is listed and missing")  # check: checksums.missing
+        elif found.sha256 != digests[path]:  # check: checksums.changed
             findings.append(
                 f"{escape(path)}: has been changed; expected sha256 {digests[path]}; "
                 f"found {found.sha256}"
             )
     mirrors = {f"metadata/{name}": name for name in control}
     for mirror, original in mirrors.items():
-        if mirror in tree.files and (
+        if mirror in tree.files and (  # check: checksums.mirror
             original not in tree.files or tree.files[mirror].sha256 != tree.files[original].sha256
         ):
             findings.append(f"{mirror}: is not a copy of {original}")

@@ -16,20 +16,15 @@ from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import Code, PackError
 from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
+from invarlock.evidence.layout import EDIT_METADATA, ERROR_METADATA, OUTCOME_NAME, group_of
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
+from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
 from invarlock.evidence.report_verify import REPORT_NAME
-from invarlock.evidence.scenarios_check import (
-    DEPLOYABLE_SIDECARS,
-    EDIT_METADATA,
-    ERROR_METADATA,
-    OUTCOME_NAME,
-    group_of,
-    takes_tuned,
-)
 from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
 from invarlock.files import parse_json
 from invarlock.reporting.probes import FILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
+from invarlock.subject_metadata import takes_tuned
 from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 
 PROBES = tuple(FILES)

@@ -8,10 +8,9 @@ from typing import Any
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import escape
 from invarlock.evidence.checksums import MIRRORS
-from invarlock.evidence.claims import expects_pass
+from invarlock.evidence.layout import expects_pass, places, read_scenarios
 from invarlock.evidence.manifest import FORMAT as PACK_FORMAT
 from invarlock.evidence.result import MAX_LISTED, PackResult, VerifyOptions
-from invarlock.evidence.scenarios_check import places, read_scenarios
 from invarlock.evidence.tree import Tree
 from invarlock.evidence.verify import verify_pack
 
@@ -33,7 +32,7 @@ def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
     listed = [f for step in result.steps if step.name == "checksums" for f in step.findings]
     signed = sums.SIGNATURE in tree.files
     ok = result.exit_code == 0
-    level = result.claims.evidence_level
+    level = result.recomputed.evidence_level
     return result, {
         "format_version": FORMAT,
         "pack": result.pack,
@@ -66,7 +65,7 @@ def inspect_pack(root: Path) -> tuple[PackResult, dict[str, Any]]:
         "strict_ready": ok and result.signer is not None and not extra,
         "evidence_level": level,
         "verdict": result.verdict,
-        "outcome": (result.claims.verdict or {}).get("outcome"),
+        "outcome": (result.recomputed.verdict or {}).get("outcome"),
     }
 
 

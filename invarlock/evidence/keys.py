@@ -19,6 +19,7 @@ from invarlock.errors import ConfigError
 from invarlock.evidence import Code, PackError
 from invarlock.files import (
     fsync_directory,
+    open_without_waiting,
     parse_json,
     read_bytes,
     sha256_bytes,
@@ -34,7 +35,9 @@ MAX_KEY_FILE = 4096  # bytes; a private key file has 119
 MAX_TRUST_STORE = 1 << 20  # bytes
 FIELD_PRIME = 2**255 - 19
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
-_PEM = r"-----BEGIN {0}-----\r?\n([A-Za-z0-9+/=\r\n]{{1,200}})-----END {0}-----\s*"
+_PEM = re.compile(
+    r"-----BEGIN ([A-Z ]{1,40})-----\r?\n([A-Za-z0-9+/=\r\n]{1,200})-----END \1-----\s*"
+)
 
 
 class SigningKey(NamedTuple):
@@ -65,7 +68,7 @@ def normal_fingerprint(text: object, where: str) -> str:
         ConfigError: not ``sha256:`` and 64 hex digits.
     """
     value = text.strip().lower() if isinstance(text, str) else ""
-    if not FINGERPRINT.fullmatch(value):
+    if not FINGERPRINT.fullmatch(value):  # check: keys.fingerprint
         raise ConfigError(
             "not a key fingerprint",
             where=where,
@@ -84,19 +87,21 @@ def _armour(kind: str, der: bytes) -> str:
 
 def _der(kind: str, text: str, prefix: bytes) -> bytes:
     """The 32 bytes after ``prefix`` in a PEM block; ValueError for anything else."""
-    match = re.fullmatch(_PEM.format(kind), text)
+    match, problem = _PEM.match(text), f"not one PEM block of type {kind}"
     if not match:
-        raise ValueError(f"not one PEM block of type {kind}")
-    body = re.sub(r"[\r\n]", "", match[1])
+        raise ValueError(problem)
+    if match[1] != kind or match.end() < len(text):  # check: keys.pem
+        raise ValueError(problem)
+    body = re.sub(r"[\r\n]", "", match[2])
     try:
         der = base64.b64decode(body, validate=True)
     except binascii.Error as error:
         raise ValueError(f"damaged base64 ({error})") from error
-    if base64.b64encode(der).decode() != body:
+    if base64.b64encode(der).decode() != body:  # check: keys.stray
         raise ValueError("base64 with stray bits")
-    if not der.startswith(prefix) or len(der) != len(prefix) + KEY_BYTES:
+    if not der.startswith(prefix) or len(der) != len(prefix) + KEY_BYTES:  # check: keys.prefix
         raise ValueError("not an Ed25519 key in its standard encoding")
-    return der[len(prefix) :]
+    return der[-KEY_BYTES:]
 
 
 def public_pem(public: bytes) -> str:
@@ -114,9 +119,10 @@ def parse_public_pem(text: str) -> bytes:
     from nacl.bindings import crypto_core_ed25519_is_valid_point
 
     public = _der("PUBLIC KEY", text, SPKI_PREFIX)
+    # check: keys.canonical
     if int.from_bytes(public, "little") & (2**255 - 1) >= FIELD_PRIME:
         raise ValueError("the public key is encoded non-canonically")
-    if not crypto_core_ed25519_is_valid_point(public):
+    if not crypto_core_ed25519_is_valid_point(public):  # check: keys.point
         raise ValueError("the public key is of small order or not a valid curve point")
     return public
 
@@ -146,7 +152,7 @@ def load_signing_key(path: Path) -> SigningKey:
     from nacl.signing import SigningKey as Nacl
 
     try:
-        with open(path, "rb", opener=_open_without_blocking) as handle:
+        with open(path, "rb", opener=open_without_waiting) as handle:
             status = os.fstat(handle.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise PackError(Code.MANIFEST, "the signing key is no file", where=str(path))
@@ -176,10 +182,6 @@ def load_signing_key(path: Path) -> SigningKey:
             where=str(path),
         ) from error
     return SigningKey(seed, bytes(Nacl(seed).verify_key))
-
-
-def _open_without_blocking(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hang us
 
 
 def default_public_path(private: Path) -> Path:
@@ -262,10 +264,14 @@ def read_trust_store(path: Path) -> frozenset[str]:
         ConfigError: missing, unusable, empty, or any bad entry (exit 2).
         InputError: not strict JSON or unreadable (the caller exits 2).
     """
-    document = parse_json(read_bytes(path, MAX_TRUST_STORE), str(path))
+    data = read_bytes(
+        path,
+        MAX_TRUST_STORE,  # check: store.size
+    )
+    document = parse_json(data, str(path))
     if isinstance(document, dict):
         document = document.get("trusted_signers", document.get("fingerprints"))
-    if not isinstance(document, list) or not document:
+    if not isinstance(document, list) or not document:  # check: store.empty
         raise ConfigError(
             "the trust store names no signer",
             where=str(path),

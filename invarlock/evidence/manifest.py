@@ -95,9 +95,10 @@ def read_manifest(data: bytes, wanted: str = FORMAT) -> tuple[dict[str, Any], li
         document = parse_json(data, MANIFEST)
     except InputError as error:
         return {}, [escape(error)]
-    if not isinstance(document, dict):
+    if not isinstance(document, dict):  # check: manifest.object
         return {}, [f"{MANIFEST}: is not a JSON object"]
     found = document.get("format")
+    # check: manifest.old
     if found != wanted and isinstance(found, str) and found in COMMANDS:
         return {}, [
             f"{MANIFEST}: the format is {found}; expected {wanted}; "
@@ -106,12 +107,13 @@ def read_manifest(data: bytes, wanted: str = FORMAT) -> tuple[dict[str, Any], li
     checked = document
     if found == wanted == OLD_FORMAT:
         checked = {"checksums_sha256_digest": "0" * 64} | document | {"format": FORMAT}
-    findings = [
+    findings: list[str] = []
+    findings += [
         f"{MANIFEST}: {escape(line)}" for line in violations(checked, "evidence-pack-manifest")
-    ]
+    ]  # check: manifest.contract
     if not findings:
         for where, reference in references(document):
-            if ("path" in reference) != ("digest" in reference):
+            if ("path" in reference) != ("digest" in reference):  # check: manifest.half
                 findings.append(f"{MANIFEST}: {where} has only one of path and digest")
     return document, findings
 
@@ -141,10 +143,12 @@ def check_references(
             continue
         shown = f"{MANIFEST}: {where} names {escape(path)}"
         if not is_canonical(path) or path in CONTROL_FILES:
+            # check: references.path
             findings.append(f"{shown}, which is no path of a file of the pack")
         elif path not in tree.files or path not in listed:
+            # check: references.listed
             findings.append(f"{shown}, which is missing or not in {CHECKSUMS}")
-        elif digest != "sha256:" + tree.files[path].sha256:
+        elif digest != "sha256:" + tree.files[path].sha256:  # check: references.digest
             findings.append(
                 f"{shown} with {escape(digest)}; found sha256:{tree.files[path].sha256}"
             )
@@ -174,9 +178,10 @@ def read_signature(
         checked = bundle | {"format": SIGNATURE_FORMAT}
     elif wanted != SIGNATURE_FORMAT:
         return "", [f"{SIGNATURE}: /format is not {wanted}"]
-    findings = [
+    findings: list[str] = []
+    findings += [
         f"{SIGNATURE}: {escape(line)}" for line in violations(checked, "evidence-pack-signature")
-    ]
+    ]  # check: signature.contract
     if findings:
         return "", findings
     try:
@@ -184,7 +189,7 @@ def read_signature(
     except ValueError as error:
         return "", [f"{SIGNATURE}: /public_key: {escape(error)}"]
     signer = fingerprint(public)
-    if bundle["signing_key_fingerprint"] != signer:
+    if bundle["signing_key_fingerprint"] != signer:  # check: signature.bundle
         findings.append(
             f"{SIGNATURE}: /signing_key_fingerprint is not that of the public key; "
             f"expected {signer}"
@@ -195,8 +200,8 @@ def read_signature(
         strict = base64.b64encode(signature).decode() == text
     except (binascii.Error, ValueError):
         signature, strict = b"", False
-    if not strict or len(signature) != SIGNATURE_BYTES:
+    if not strict or len(signature) != SIGNATURE_BYTES:  # check: signature.base64
         findings.append(f"{SIGNATURE}: /signature is not the strict base64 of 64 bytes")
-    elif not verify_signature(public, manifest, signature):
+    elif not verify_signature(public, manifest, signature):  # check: signature.verify
         findings.append(f"{SIGNATURE}: the signature is not one of {MANIFEST} by this key")
     return signer, findings

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from invarlock.errors import InputError, InvarlockError
-from invarlock.evidence import Code, coherence, escape
-from invarlock.evidence.claims import expects_pass
+from invarlock.evidence import Code, escape
+from invarlock.evidence.consistency import Reports
 from invarlock.evidence.findings import UNREADABLE, Kind, dig
-from invarlock.evidence.identity import Identities
+from invarlock.evidence.layout import Entry, Place, expects_pass, places
 from invarlock.evidence.report_verify import (
     REPLAYED,
     ReportOptions,
@@ -19,13 +18,11 @@ from invarlock.evidence.report_verify import (
     verify_report,
 )
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
-from invarlock.evidence.scenarios_check import Entry, Place, places
 from invarlock.evidence.tree import Tree
-from invarlock.files import digest_json
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 if TYPE_CHECKING:
-    from invarlock.preset import Preset
+    pass
 
 
 def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: PackResult) -> None:
@@ -36,23 +33,20 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     if options.skip_verify:
         step.note = "skipped"
         return
-    from invarlock.evidence import judged_by  # needs NumPy, which a pack refused before does not
-
-    presets, wrong = judged_by.read_presets(tree)
-    step.findings += wrong
+    consistent = Reports(tree, scenarios or {})
+    step.findings += consistent.findings
     found = places(tree)
     expected_pass = [place for place in found if expects_pass(place, scenarios)]
     if not options.pack_whatever_is_true:
         if not found:
             step.findings.append("reports/: there is no report")
-        elif not expected_pass:
+        elif not expected_pass:  # check: expectation.passes
             step.findings.append("reports/: no report has to pass, so nothing shows that any can")
-    step.findings += result.claims.absent
-    if options.replay and result.claims.verdict is None and found:
-        step.findings.append(f"the verdict cannot be replayed: {result.claims.why_believed}")
+    step.findings += result.recomputed.absent  # check: claims.absent
+    # check: report.missing
+    if options.replay and result.recomputed.verdict is None and found:
+        step.findings.append(f"the verdict cannot be replayed: {result.recomputed.why_believed}")
     results = []
-    shared: dict[str, dict[str, str]] = {}
-    identities = Identities(tree, scenarios or {})
     for place in found:
         report = _verify_one(tree, place, options)
         results.append(report)
@@ -60,11 +54,9 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
             f"{escape(place.report)}: {text}"
             for text in _failures(report, place, scenarios, result)
         ]
-        step.findings += _shared(tree, place, report, shared)
         step.findings += [
-            f"{escape(place.report)}: {text}" for text in identities.check(place, report.report)
+            f"{escape(place.report)}: {text}" for text in consistent.check(place, report.report)
         ]
-        step.findings += _judged_by(tree, place, report, presets)
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
@@ -104,7 +96,7 @@ def _failures(
     pass, and the other way round - unless the pack's own recomputed verdict says so: then it is
     an honest FAIL, which only profiles ci and release refuse.
     """
-    options, record = result.options, result.claims.records.get(place.folder)
+    options, record = result.options, result.recomputed.records.get(place.folder)
     admitted = record is not None and record["as_expected"] is not True
     tolerated = admitted and (options.profile == "dev" or options.pack_whatever_is_true)
     must_pass = expects_pass(place, scenarios) and not tolerated
@@ -122,7 +114,7 @@ def _failures(
     if why and tolerated:
         result.warnings.append(f"{escape(place.report)}: not as expected: {escape(why)}")
     elif why:
-        lines.append(f"not as expected: {escape(why)}")
+        lines.append(f"not as expected: {escape(why)}")  # check: expectation.fails
     return lines
 
 
@@ -137,30 +129,6 @@ def _borne(report: ReportResult, complete: bool) -> tuple[Kind, ...]:
     return ("policy", "missing", "incomparable", "malformed")
 
 
-def _shared(
-    tree: Tree, place: Place, report: ReportResult, seen: dict[str, dict[str, str]]
-) -> list[str]:
-    """All reports about one model record the same baseline run and were judged alike.
-
-    ``seen``: by model folder.
-    """
-    if report.report is None or place.scenario is None:
-        return []
-    model = place.folder.split("/")[1]
-    if model not in seen:
-        path = f"metadata/baseline.{model}.json"
-        try:
-            digest = tree.json_object(path).get("checkpoint_sha256")
-        except InputError:
-            digest = None  # not there; where it is and is no JSON, step 6 has said so
-        seen[model] = {"baseline checkpoint": digest_json(digest)} if digest else {}
-    return [
-        f"{escape(place.report)}: E006 its {name} is not that of the others"
-        for name, value in coherence.shared_parts(report.report).items()
-        if seen[model].setdefault(name, value) != value
-    ]
-
-
 def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
     """What no check of the pack could recompute; what replayed reports leave open, once."""
     from invarlock.reporting.replay import PRESET
@@ -172,21 +140,6 @@ def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
         else:
             lines += [f"{escape(place.report)}: {claim}" for claim in report.believed]
     return lines + [f"{claim} (of {number} reports)" for claim, number in left_open.items()]
-
-
-def _judged_by(
-    tree: Tree, place: Place, report: ReportResult, presets: Mapping[str, Preset]
-) -> list[str]:
-    """Whether the thresholds of a report are those of the preset in the pack."""
-    if report.report is None:
-        return []
-    from invarlock.evidence import judged_by
-
-    try:
-        found = list(judged_by.check_report(tree, place, report.report, presets))
-    except (InvarlockError, *UNREADABLE) as error:
-        found = [f"its preset or probes cannot be read: {escape(str(error)[:200])}"]
-    return [f"{escape(place.report)}: {text}" for text in found]
 
 
 def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
-from invarlock.evidence import assurance, parity, provenance, report_checks
+from invarlock.evidence import parity
 from invarlock.evidence.findings import UNREADABLE, Finding, dig, number, numbers
+from invarlock.evidence.published import assurance, provenance, report_checks
 from invarlock.files import parse_json, sha256_bytes
 from invarlock.metrics import ARMS
 
@@ -143,10 +144,11 @@ def verify_report(
     try:
         report = parse_json(data, ident)
     except InputError as error:
+        # check: report.json
         result.findings.append(Finding("E601", "malformed", str(error)))
         return result
     wrong = violations(report, "evaluation-report")
-    if wrong:
+    if wrong:  # check: report.schema
         result.findings += [Finding("E601", "malformed", line) for line in wrong]
         return result
     result.report = report
@@ -163,10 +165,11 @@ def verify_report(
         lambda: _matrix(report, options),
         lambda: parity.check(report, baseline) if baseline is not None else [],
         shown.findings,
+        # check: report.assurance
         lambda: assurance.check(report, _demanded(report, options), shown.verified),
-        recompute,
+        recompute,  # check: report.recompute
         lambda: _refused_warnings(report, options),
-        lambda: _replay(result, report, options),
+        lambda: _replay(result, report, options),  # check: report.replay
     ]
     for step in steps:
         try:
@@ -174,6 +177,7 @@ def verify_report(
         except UNREADABLE as error:
             # A report may follow its schema and still hold evidence of an impossible shape.
             text = f"the evidence cannot be read ({type(error).__name__}: {str(error)[:120]})"
+            # check: report.unreadable
             result.findings.append(Finding("E602", "contradiction", text))
     result.findings = _bounded(result.findings)
     return result
@@ -221,10 +225,12 @@ def _replay(
     """Recompute what the evidence in the report allows, or say that it was only believed."""
     if not _has_evidence(report):
         result.believed.append(REPLAYED)
-        text = "the report does not hold both runs' evidence, so nothing can be replayed"
-        return [Finding("E004", "missing", text)] if options.require_replay else []
+        if options.require_replay:  # check: report.missing
+            text = "the report does not hold both runs' evidence, so nothing can be replayed"
+            return [Finding("E004", "missing", text)]
+        return []
     too_much = _too_much(report)
-    if too_much:
+    if too_much:  # check: report.draws
         return [Finding("E602", "contradiction", too_much)]
     from invarlock.reporting.replay import believed, replay
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.evidence import Code
-from invarlock.evidence.claims import Claims
+from invarlock.evidence.consistency import Recomputed
 from invarlock.evidence.tree import Tree
 
 FORMAT = "evidence-pack-verify-v1"
@@ -61,7 +61,7 @@ class PackResult:
     warnings: list[str] = field(default_factory=list)
     authenticity: str = "unverified"
     signer: str | None = None
-    claims: Claims = field(default_factory=Claims)
+    recomputed: Recomputed = field(default_factory=Recomputed)
     envelope: dict[str, Any] | None = None
     replayed: list[str] = field(default_factory=list)
     believed: list[str] = field(default_factory=list)
@@ -88,15 +88,19 @@ class PackResult:
     @property
     def verdict(self) -> str | None:
         """The recomputed verdict, else the recorded one."""
-        recomputed = (self.claims.verdict or {}).get("verdict")
-        return str(recomputed) if recomputed else self.claims.recorded
+        recomputed = (self.recomputed.verdict or {}).get("verdict")
+        return str(recomputed) if recomputed else self.recomputed.recorded
 
     @property
     def word(self) -> str | None:
         """PASS, FAIL or INCONCLUSIVE."""
         from invarlock.verdict.text import word_of
 
-        return word_of(self.claims.verdict) if self.claims.verdict else self.claims.recorded
+        return (
+            word_of(self.recomputed.verdict)
+            if self.recomputed.verdict
+            else self.recomputed.recorded
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``contracts/evidence-pack-verify.schema.json``."""
@@ -123,12 +127,12 @@ class PackResult:
                 }
                 for step in self.steps
             ],
-            "evidence_level": self.claims.evidence_level,
+            "evidence_level": self.recomputed.evidence_level,
             "authenticity": self.authenticity,
             "verdict": {
-                "recorded": self.claims.recorded,
-                "recomputed": (self.claims.verdict or {}).get("verdict"),
-                "outcome": (self.claims.verdict or {}).get("outcome"),
+                "recorded": self.recomputed.recorded,
+                "recomputed": (self.recomputed.verdict or {}).get("verdict"),
+                "outcome": (self.recomputed.verdict or {}).get("outcome"),
             },
             "replayed": self.replayed,
             "believed": self.believed,

@@ -30,7 +30,8 @@ MAX_PARSED_FILE = 16 << 20  # bytes of one file that is parsed; a report has abo
 MAX_PARSED = 96 << 20  # bytes of all files that are parsed: they are held in memory
 MAX_VALUES = 1_000_000  # commas, colons and brackets of one JSON file, for its values in memory
 CHUNK = 1 << 20  # bytes
-FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+FLAGS |= os.O_NOFOLLOW  # check: tree.follow
 REPORT_NAME = "evaluation.report.json"
 # Files that are checked against a closed contract, which costs time by their length, in bytes.
 SMALL = {
@@ -83,7 +84,7 @@ class Tree:
     def json_object(self, path: str) -> dict[str, Any]:
         """The strictly decoded JSON object in a file; InputError for anything else."""
         value = parse_json(self.data(path), path)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict):  # check: json.object
             raise InputError("is not a JSON object", where=path, found=type(value).__name__)
         return value
 
@@ -134,14 +135,14 @@ class _Walk:
 
     def folder(self, descriptor: int, prefix: str, depth: int) -> None:
         """Visit the entries of an open folder in byte order."""
-        if depth > MAX_DEPTH:
+        if depth > MAX_DEPTH:  # check: tree.depth
             raise PackError(Code.INTEGRITY, f"more than {MAX_DEPTH} levels", where=escape(prefix))
         entries = []
         with os.scandir(descriptor) as scan:
             for entry in scan:
                 entries.append(entry)
                 self.entries += 1
-                if self.entries > MAX_ENTRIES:
+                if self.entries > MAX_ENTRIES:  # check: tree.entries
                     raise PackError(Code.INTEGRITY, f"more than {MAX_ENTRIES} files and folders")
         folded: dict[str, str] = {}
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -160,11 +161,12 @@ class _Walk:
         try:
             if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
                 kind = os.stat(entry.name, dir_fd=parent, follow_symlinks=False).st_mode
+                # check: tree.kind
                 self._refuse(path, f"is a {_kind(kind)}; only files and folders are allowed")
                 return  # opening a device or a pipe could have effects
             descriptor = os.open(entry.name, FLAGS, dir_fd=parent)
         except OSError as error:
-            self._refuse(path, f"cannot be read: {error.strerror}")
+            self._refuse(path, f"cannot be read: {error.strerror}")  # check: tree.open
             return
         try:
             status = os.fstat(descriptor)  # of what is open, not of what was there before
@@ -174,6 +176,7 @@ class _Walk:
             elif stat.S_ISREG(kind):
                 self._file(descriptor, path, status.st_size)
             else:
+                # check: tree.opened
                 self._refuse(path, f"is a {_kind(kind)}; only files and folders are allowed")
         except OSError as error:
             self._refuse(path, f"cannot be read: {error.strerror}")
@@ -197,6 +200,7 @@ class _Walk:
         data = b"".join(chunks) if kept else None
         if read != size:
             self._refuse(path, "was changed while it was read")
+        # check: tree.values
         elif data and path.endswith(".json") and sum(map(data.count, MARKS)) > MAX_VALUES:
             self._refuse(path, f"holds more than {MAX_VALUES} values")
         else:
@@ -210,9 +214,15 @@ class _Walk:
         self.reports += name == REPORT_NAME
         limit = SMALL.get(name, MAX_PARSED_FILE) if kept else MAX_FILE
         for holds, what in (
-            (self.reports <= MAX_REPORTS, f"more than {MAX_REPORTS} reports"),
+            (
+                self.reports <= MAX_REPORTS,
+                f"more than {MAX_REPORTS} reports",
+            ),  # check: tree.reports
+            # check: tree.file_size
             (size <= limit, f"{size} bytes; expected at most {limit} of a file of its kind"),
+            # check: tree.pack_size
             (self.total <= MAX_PACK, f"the pack has more than {MAX_PACK} bytes"),
+            # check: tree.parsed
             (self.parsed <= MAX_PARSED, f"the pack has more than {MAX_PARSED} bytes of JSON"),
         ):
             if not holds:
@@ -221,20 +231,22 @@ class _Walk:
 
 def _name_problem(name: str, path: str, folded: dict[str, str]) -> str:
     """Why a name is refused; ``folded``: the names of its folder so far, without distinctions."""
-    try:
-        size = len(name if name.isascii() else name.encode("utf-8"))
-    except UnicodeEncodeError:
+    # bytes that are no UTF-8 are half pairs in what the file system gives
+    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # check: tree.utf8
         return "the name is not UTF-8"
-    if size > MAX_NAME or len(path.encode("utf-8")) > MAX_PATH:
+    size = len(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
+    # check: tree.path
+    if size > MAX_NAME or len(path.encode("utf-8", "surrogateescape")) > MAX_PATH:
         return f"the name is longer than {MAX_NAME} bytes, or the path than {MAX_PATH}"
     plain = name.isascii() and name.isprintable()
+    # check: tree.hidden
     if "\\" in name or not (plain or all(unicodedata.category(c) not in HIDDEN for c in name)):
         return "the name holds a back-slash or a control character"
     key = name.lower()
     if not plain:
         key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     other = folded.setdefault(key, name)
-    if other != name:
+    if other != name:  # check: tree.folded
         return f"the name equals {escape(other)} when case or normal form is folded"
     return ""
 

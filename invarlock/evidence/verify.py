@@ -23,19 +23,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invarlock.evidence import Code, PackError, escape, identity
+from invarlock.evidence import Code, PackError, consistency, escape
 from invarlock.evidence import checksums as sums
-from invarlock.evidence import claims as pack_claims
 from invarlock.evidence import manifest as manifests
+from invarlock.evidence.layout import REPEATS, SCENARIOS, Entry, check_json, read_scenarios
 from invarlock.evidence.pack_reports import check_reports
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
-from invarlock.evidence.scenarios_check import (
-    SCENARIOS,
-    Entry,
-    check_json,
-    check_metadata,
-    read_scenarios,
-)
 from invarlock.evidence.tree import Tree, read_tree
 
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
@@ -76,14 +69,14 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
         is_folder = stat.S_ISDIR(os.stat(root).st_mode)
     except OSError:
         is_folder = False
-    if not is_folder:
+    if not is_folder:  # check: open.folder
         opened.findings.append(f"{escape(root)}: is not a folder")
     else:
         opened.findings += [
             f"{name}: is missing"
             for name in (sums.MANIFEST, sums.CHECKSUMS)
             if not os.path.lexists(root / name) or (root / name).is_dir()
-        ]
+        ]  # check: open.control
     result.steps.append(opened)
     if opened.findings:
         return None
@@ -118,7 +111,7 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
     step = Step(3, "signature", Code.SIGNATURE)
     result.steps.append(step)
     if sums.SIGNATURE in tree.refused:
-        step.findings.append(f"{sums.SIGNATURE}: is no usable file")
+        step.findings.append(f"{sums.SIGNATURE}: is no usable file")  # check: signature.usable
         return False
     if sums.SIGNATURE not in tree.files:
         return unsigned(f"{sums.SIGNATURE}: is missing; the pack is not signed", manifest, result)
@@ -126,7 +119,7 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
         tree.data(sums.MANIFEST), tree.data(sums.SIGNATURE)
     )
     named = manifest.get("signing_key_fingerprint")
-    if not step.findings and named and named != signer:
+    if not step.findings and named and named != signer:  # check: signature.manifest
         step.findings.append(f"{sums.MANIFEST}: /signing_key_fingerprint is not {signer}")
     if step.findings:
         return False
@@ -139,8 +132,8 @@ def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> b
     result.authenticity = "unsigned"
     wanted = options.pinned or options.trusted is not None or options.public_keys
     if not options.allow_unsigned or options.strict or wanted:
-        step.findings.append(problem)
-    elif manifest.get("signing_key_fingerprint"):
+        step.findings.append(problem)  # check: signature.missing
+    elif manifest.get("signing_key_fingerprint"):  # check: signature.named
         step.findings.append(f"{problem}, although its manifest names a signer")
     else:
         result.warnings.append(problem)
@@ -154,8 +147,9 @@ def expect_signer(signers: Sequence[str], result: PackResult) -> bool:
     signer = options.pinned if options.pinned in signers else signers[0]
     result.signer = signer
     result.authenticity = "unpinned"
-    if options.pinned and signer != options.pinned:
+    if options.pinned and signer != options.pinned:  # check: signer.pin
         step.findings.append(f"the signer is {signer}; expected {options.pinned}")
+    # check: signer.store
     if options.trusted is not None and signer not in options.trusted:
         step.findings.append(
             f"the signer {signer} is not in the trust store {escape(options.trust_store)}"
@@ -184,7 +178,7 @@ def check_listed(
     result.steps.append(step)
     found = tree.files[sums.CHECKSUMS]
     bound = manifest.get("checksums_sha256_digest", found.sha256)  # the oldest packs have none
-    if bound != found.sha256:
+    if bound != found.sha256:  # check: checksums.bound
         step.findings.append(
             f"{sums.CHECKSUMS}: has been changed; expected sha256 {bound}; found {found.sha256}"
         )
@@ -193,7 +187,7 @@ def check_listed(
     step.findings += problems + changed
     lines = [f"{escape(path)}: is not listed in {sums.CHECKSUMS}" for path in extra]
     if result.options.strict:
-        step.findings += lines
+        step.findings += lines  # check: checksums.extra
     else:
         result.warnings += lines
     step.note = f"{len(listed)} files"
@@ -219,7 +213,7 @@ def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
     if scenarios is None:
         step.note = f"no {SCENARIOS}: every report is judged by its folder"
         return None
-    step.findings += check_metadata(tree, scenarios)
+    step.findings += consistency.check_subjects(tree, scenarios)
     step.note = f"{len(scenarios)} scenarios, metadata agrees"
     return scenarios
 
@@ -233,19 +227,20 @@ def _claims(
 ) -> None:
     step = Step(7, "claims", Code.INTEGRITY)
     result.steps.append(step)
-    claims = result.claims = pack_claims.check(
+    results = result.recomputed = consistency.recompute(
         tree, manifest, scenarios, reports_follow=not result.options.skip_verify
     )
-    step.findings += claims.findings
-    step.findings += identity.check_repeats(tree, manifest)
-    if identity.REPEATS in tree.files:
+    step.findings += results.findings
+    step.findings += consistency.check_repeats(tree)
+    # check: claims.manifest
+    step.findings += consistency.check_manifest(tree, manifest, listed, scenarios, results.verdict)
+    if REPEATS in tree.files:
         result.believed.append(REPEATS_CLAIM)
-    level = f"evidence level {claims.evidence_level}"
-    if claims.verdict is not None:
-        step.findings += identity.check_manifest(tree, manifest, listed, claims.verdict)
+    level = f"evidence level {results.evidence_level}"
+    if results.verdict is not None:
         result.replayed.append(VERDICT_CLAIM)
-        result.believed += [SUITE, PAGES, *identity.lenient(claims.verdict)]
+        result.believed += [SUITE, PAGES, *consistency.left_to_belief(results.verdict)]
         step.note = f"verdict {result.word} recomputed, {level}"
     else:
-        result.believed.append(f"{VERDICT_CLAIM} ({claims.why_believed})")
+        result.believed.append(f"{VERDICT_CLAIM} ({results.why_believed})")
         step.note = f"verdict {escape(result.verdict)} only believed, {level}"

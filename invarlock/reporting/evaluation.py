@@ -27,6 +27,9 @@ from invarlock.reporting.telemetry import telemetry_block
 
 Document = dict[str, Any]
 GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")
+# Names of members that reports of earlier versions do not have. A member that is added to the
+# report is named here as well: it is compared with what the evidence gives wherever it is there.
+ADDED: tuple[str, ...] = ()
 
 
 def evaluation_report(comparison: Comparison, policy: Policy) -> Document:

@@ -8,13 +8,13 @@ held to the evidence without a word here, unless it is evidence itself.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from invarlock.differences import differences, equal_text, is_list, is_number
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
@@ -24,7 +24,7 @@ from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy
-from invarlock.reporting.evaluation import evaluation_report
+from invarlock.reporting.evaluation import ADDED, evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
@@ -105,7 +105,7 @@ def _says(value: object, parts: Sequence[str]) -> bool:
         return value not in (None, [], {}, "")
     if parts[0] == "*":
         inner = list(value.values()) if isinstance(value, Mapping) else value
-        return _is_list(inner) and any(_says(item, parts[1:]) for item in inner)
+        return is_list(inner) and any(_says(item, parts[1:]) for item in inner)
     return isinstance(value, Mapping) and parts[0] in value and _says(value[parts[0]], parts[1:])
 
 
@@ -283,7 +283,7 @@ def _lengths(report: Report) -> Iterator[str]:
     for arm, rows in windows.items():
         columns = (*_columns(kind), *(BASELINE + column for column in _paired(kind)))
         counts = rows["token_counts"]
-        whole = all(_is_number(n) and math.isfinite(n) and n > 0 and n % 1 == 0 for n in counts)
+        whole = all(is_number(n) and math.isfinite(n) and n > 0 and n % 1 == 0 for n in counts)
         if len({len(rows[column]) for column in columns}) != 1 or not whole:
             yield f"/evaluation_windows/{arm}: columns of different lengths, or impossible counts"
             return
@@ -374,57 +374,10 @@ def _geometry(report: Report) -> Iterator[str]:
 
 def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[str]:
     """Where a report departs from the one that its evidence gives; equal bytes need no walk."""
-    same = {
-        name
-        for name in rebuilt.keys() & report.keys()
-        if (text := _text(rebuilt[name])) is not None and text == _text(report[name])
-    }
-    computed, stored = (
-        {k: v for k, v in document.items() if k not in same} for document in (rebuilt, report)
+    names = rebuilt.keys() & report.keys()
+    same = {name for name in names if equal_text(report[name], rebuilt[name])}
+    stored, computed = (
+        {k: v for k, v in document.items() if k not in same} for document in (report, rebuilt)
     )
-    yield from differences("", computed, stored, tolerance)
-
-
-def _text(value: object) -> str | None:
-    try:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
-    except ValueError:
-        return None
-
-
-def differences(
-    pointer: str, computed: object, stored: object, tolerance: float = TOLERANCE
-) -> Iterator[str]:
-    """Where ``stored`` departs from ``computed``, as ``/pointer: ...`` lines."""
-    if isinstance(computed, Mapping) and isinstance(stored, Mapping):
-        for key in sorted(stored.keys() - computed.keys()):
-            yield f"{pointer}/{key[:60]}: does not follow from any evidence"
-        for key, value in computed.items():
-            if key not in stored:
-                yield f"{pointer}/{key}: is absent, the evidence gives {_short(value)}"
-            else:
-                yield from differences(f"{pointer}/{key}", value, stored[key], tolerance)
-    elif _is_list(computed) and _is_list(stored) and len(computed) == len(stored):
-        for i, (value, other) in enumerate(zip(computed, stored, strict=True)):
-            yield from differences(f"{pointer}/{i}", value, other, tolerance)
-    elif not _same(computed, stored, tolerance):
-        yield f"{pointer}: is {_short(stored)}, the evidence gives {_short(computed)}"
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, list | tuple)
-
-
-def _same(computed: object, stored: object, tolerance: float) -> bool:
-    if _is_number(computed) and _is_number(stored):
-        return math.isclose(computed, stored, rel_tol=tolerance, abs_tol=tolerance)
-    return type(computed) is type(stored) and computed == stored
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    found = differences(stored, computed, tolerance=tolerance, optional=ADDED)
+    yield from (difference.line() for difference in found)

@@ -314,6 +314,7 @@ def _shortfalls(scenario: Scenario, record: Record, readings: Sequence[Reading])
     if record.strictness == "must_detect" and not record.detectors_hit and not found:
         found.append(Shortfall("not detected", unread))
     silent = record.passed and not any(record.guard_flags.values())
+    # check: verdict.silent
     if record.strictness in ("must_detect", "must_fail") and silent and not found:
         found.append(Shortfall("no guard spoke", False))  # whatever its detectors look at
     if record.strictness == "must_fail" and asks and not record.detectors_hit and not found:

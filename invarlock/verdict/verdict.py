@@ -243,7 +243,12 @@ def _informational(case: _Case) -> list[Broken]:
 
 def _asked(case: _Case, category: str) -> list[Record]:
     """The evaluations of a category that have to show something."""
-    return [r for r in case.of(category=category) if r.strictness != "informational"]
+    asking = (
+        "must_pass",
+        "must_detect",  # check: verdict.asked
+        "must_fail",  # check: verdict.asked
+    )
+    return [r for r in case.of(category=category) if r.strictness in asking]
 
 
 def _undone(case: _Case) -> list[Record]:

@@ -20,11 +20,13 @@ from typing import Any
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
-from invarlock.evidence import Code, escape, gpg
+from invarlock.evidence import Code, escape
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
 from invarlock.evidence.findings import first_text
-from invarlock.evidence.report_checks import report_passes
+from invarlock.evidence.layout import check_json
+from invarlock.evidence.published import gpg
+from invarlock.evidence.published.report_checks import report_passes
 from invarlock.evidence.report_verify import (
     REPORT_NAME,
     ReportOptions,
@@ -33,7 +35,6 @@ from invarlock.evidence.report_verify import (
     verify_report,
 )
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
-from invarlock.evidence.scenarios_check import check_json
 from invarlock.evidence.tree import Tree
 from invarlock.evidence.verify import (
     check_listed,
@@ -147,7 +148,7 @@ def _json(tree: Tree, result: PackResult) -> None:
     path = next((path for path in manifests.VERDICTS if path in tree.files), None)
     if path is not None and not step.findings:
         try:
-            result.claims.recorded = first_text(tree.json_object(path).get("verdict"))
+            result.recomputed.recorded = first_text(tree.json_object(path).get("verdict"))
         except InputError as error:
             step.findings.append(escape(error))
     step.note = f"verdict {escape(result.verdict)} only believed"

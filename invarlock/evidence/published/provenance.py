@@ -86,6 +86,7 @@ def check(
     result = Provenance(mode, declared_mode(report))
     if manifest is None:
         if mode != "host":
+            # check: runtime.missing
             result.issues.append(("manifest_missing", f"there is no {NAME} beside the report"))
         return result
     try:
@@ -94,12 +95,13 @@ def check(
         result.issues.append(("manifest_invalid", str(error)))
         return result
     wrong = violations(document, "runtime-manifest")
-    if wrong:
+    if wrong:  # check: runtime.contract
         result.issues += [("verifier_failed", f"{NAME}: {line}") for line in wrong]
         return result
     result.execution_mode = document["execution_mode"]
     if result.declared == UNKNOWN:  # by the report; then the manifest alone declares it
         result.declared = document["execution_mode"]
+    # check: runtime.container
     if mode == "container" and document["execution_mode"] != "container":
         result.issues.append(
             (
@@ -108,8 +110,9 @@ def check(
                 "a host run can be verified with --runtime-provenance host",
             )
         )
+    # check: runtime.rules
     result.issues += [("verifier_failed", f"{NAME}: {line}") for line in _rules(document)]
-    if document["report"]["sha256"] != report_sha256:
+    if document["report"]["sha256"] != report_sha256:  # check: runtime.digest
         result.issues.append(
             (
                 "verifier_failed",
@@ -117,7 +120,7 @@ def check(
                 f"the report's digest is {report_sha256} (mismatch)",
             )
         )
-    if result.declared != document["execution_mode"]:
+    if result.declared != document["execution_mode"]:  # check: runtime.mode
         result.issues.append(
             (
                 "verifier_failed",

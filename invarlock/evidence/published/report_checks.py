@@ -55,14 +55,14 @@ def rejected(report: Report) -> bool:
 def check(report: Report, profile: str) -> list[Finding]:
     """Every finding of the matrix for a report that follows its schema, in row order."""
     rows: list[Callable[[Report, str], list[Finding]]] = [
-        _measured,
+        _measured,  # check: matrix.measured
         _digests,
-        _ratio,
-        _pairing,
-        _interval,
+        _ratio,  # check: matrix.ratio
+        _pairing,  # check: matrix.pairing
+        _interval,  # check: matrix.interval
         _gates,
-        _lints,
-        _tokenizer,
+        _lints,  # check: matrix.lints
+        _tokenizer,  # check: matrix.tokenizer
         _contracts,
         _release,
     ]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig
-from invarlock.evidence.scenarios_check import Place, places
+from invarlock.evidence.layout import Place, places
 from invarlock.evidence.tree import MAX_REPORTS, Tree
 from invarlock.files import digest_json
 from invarlock.reporting import signals
