@@ -82,7 +82,15 @@ class World:
 
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """The documented command to its end, whatever that is; exit code and what it printed."""
-        command = [sys.executable, "tools/workflow.py", "all", "suite", "tune", "--profile", "cpu"]
+        command = [
+            sys.executable,
+            "tools/workflow.py",
+            "all",
+            "suite",
+            "tune",
+            "--profile",
+            "profiles/cpu",
+        ]
         running = subprocess.Popen(
             [*command, *options, "--config", *self.words],
             cwd=self.repository,
