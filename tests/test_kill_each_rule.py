@@ -59,7 +59,7 @@ RULES = {
 # One shell command without Python; no files; other branches of the same commands.
 OTHERS = {
     "tune", "tuning_windows", "tuning_baseline", "effective_config", "fetch", "release", "image",
-    "image_label", "render_together", "guard_value_sweep", "all", "suite", "pack",
+    "image_label", "render_together", "guard_value_sweep", "table", "all", "suite", "pack",
 }  # fmt: skip
 
 
