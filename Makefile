@@ -35,7 +35,7 @@ CONTAINER_SCENARIOS := noop_clean,nan_injection,rank1_projection
 # the suite of the target's name, ending with a verified pack
 define run_suite
 @set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
-	$(BIN)/python tools/workflow.py --profile cpu --config suite=$@ signing_key="$(KEY)" $(CONFIG); \
+	$(BIN)/python tools/workflow.py --profile profiles/cpu --config suite=$@ signing_key="$(KEY)" $(CONFIG); \
 	cat evidence_pack_runs/$@/reports/final_verdict.txt; \
 	echo; echo "Evidence pack: evidence_pack_runs/$@/evidence_pack"; \
 	$(BIN)/invarlock advanced evidence-pack verify evidence_pack_runs/$@/evidence_pack --strict --replay \
@@ -54,7 +54,7 @@ image: $(VENV)/ready
 
 container-smoke: image
 	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
-	PATH="$$(bash tools/build_image.sh engine):$$PATH" $(BIN)/python tools/workflow.py --profile container \
+	PATH="$$(bash tools/build_image.sh engine):$$PATH" $(BIN)/python tools/workflow.py --profile profiles/container \
 		--config suite=smoke scenarios=$(CONTAINER_SCENARIOS) out=$(CONTAINER_OUT) signing_key="$(KEY)" \
 		assurance=strict profile=release; \
 	cat $(CONTAINER_OUT)/reports/final_verdict.txt; \

@@ -296,7 +296,7 @@ def plan(_: Path, __: Path, folder: Path) -> None:
     scenarios = load_catalogue(ROOT / "scenarios/scenarios.json").select("full", ())
     once = len(suites["full"]["models"]) * len(scenarios)
     rows = []
-    for profile, runs in itertools.product(("cpu", "slurm"), (1, -(-EVALUATIONS // once))):
+    for profile, runs in itertools.product(("profiles/cpu", "slurm"), (1, -(-EVALUATIONS // once))):
         command = [sys.executable, "-m", "snakemake", "-n", "--profile", profile, "--config"]
         command += ["suite=full", "net=1", f"out={folder / 'plan'}"]
         command += [f"runs={{clean: {runs}, stress: {runs}, error_injection: {runs}}}"]

@@ -225,7 +225,7 @@ def check_release(settings: Settings, container: bool) -> None:
     if unmet:
         raise ConfigError(
             f"target release needs {'; '.join(unmet)}",
-            hint="snakemake release --profile release --config signing_key=KEY.pem",
+            hint="snakemake release --profile profiles/release --config signing_key=KEY.pem",
         )
 
 

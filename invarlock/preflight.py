@@ -165,7 +165,7 @@ def _text(settings: Settings) -> Iterator[InvarlockError]:
 
 def _host(settings: Settings, container: bool) -> Iterator[InvarlockError]:
     values = settings.values
-    hint = "take the container profile: --profile container"
+    hint = "take the container profile: --profile profiles/container"
     if not values["allow_host_execution"] and not container:
         yield ConfigError(
             "host execution is not allowed, and this profile runs on the host", where=CONFIG,

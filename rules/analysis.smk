@@ -1,7 +1,8 @@
 # Reads: evaluations, the effective scenarios, benchmark files of the jobs
 # Writes: analysis/{determinism_repeats,evaluation_optimization_summary}.json,
 #         <model>/determinism/<scenario>/repeat_<k>/,
-#         reports/guard_value_all_guard_probe_sweep.json (only when it is asked for)
+#         analysis/{evaluations,windows,modules}.{parquet,csv} and
+#         reports/guard_value_all_guard_probe_sweep.json (only when they are asked for)
 # What the evaluations show beside the verdict.
 
 from invarlock.verdict.repeats import subject_of
@@ -94,3 +95,26 @@ rule timings:
     shell:
         "python -m invarlock advanced analyze timings --evaluation {params.folders}"
         " --run-dir {params.run:q} {params.deferred} --out {output:q} > {log:q} 2>&1"
+
+
+rule table:
+    """A tidy table of all evaluations: a row an evaluation, a window or a module of each."""
+    input:
+        outcomes=[folder / "outcome.json" for folder in evaluations()],
+        reports=[folder / "evaluation.report.json" for folder in evaluations()],
+    output:
+        OUT / "analysis/{table}.{format}",
+    log:
+        LOGS / "{table}.{format}.log",
+    wildcard_constraints:
+        table="evaluations|windows|modules",
+        format="parquet|csv",
+    localrule: True
+    container:
+        IMAGE
+    params:
+        folders=evaluation_words,
+        code=code("analyze"),
+    shell:
+        "python -m invarlock advanced analyze table --evaluation {params.folders}"
+        " --out {output:q} > {log:q} 2>&1"

@@ -71,7 +71,7 @@ def snakemake(repository: Path, baseline: Path, subject: Path, *words: str) -> A
     """The byoe suite on two folders."""
     return subprocess.run(
         [
-            sys.executable, "-m", "snakemake", "suite", "--profile", "cpu", *words[:1],
+            sys.executable, "-m", "snakemake", "suite", "--profile", "profiles/cpu", *words[:1],
             "--config", "suite=byoe", f"baseline={baseline}", f"subject={subject}", "out=out",
             "accept=[]", *words[1:],
         ],

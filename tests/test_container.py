@@ -284,7 +284,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(repository: Path, *config: str) -> subprocess.CompletedProcess[str]:
     """A dry run with the container profile; Snakemake asks an engine for its version, no more."""
     engine = engine_of_a_version(repository)
-    command = [sys.executable, "-m", "snakemake", "-n", "--profile", "container"]
+    command = [sys.executable, "-m", "snakemake", "-n", "--profile", "profiles/container"]
     command += ["--quiet", "progress", "--config"]
     programs = {"PATH": f"{engine.parent}:{os.environ['PATH']}"}
     return subprocess.run(

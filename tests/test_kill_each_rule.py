@@ -59,7 +59,7 @@ RULES = {
 # One shell command without Python; no files; other branches of the same commands.
 OTHERS = {
     "tune", "tuning_windows", "tuning_baseline", "effective_config", "fetch", "release", "image",
-    "image_label", "render_together", "guard_value_sweep", "all", "suite", "pack",
+    "image_label", "render_together", "guard_value_sweep", "table", "all", "suite", "pack",
 }  # fmt: skip
 
 
@@ -82,7 +82,15 @@ class World:
 
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """The documented command to its end, whatever that is; exit code and what it printed."""
-        command = [sys.executable, "tools/workflow.py", "all", "suite", "tune", "--profile", "cpu"]
+        command = [
+            sys.executable,
+            "tools/workflow.py",
+            "all",
+            "suite",
+            "tune",
+            "--profile",
+            "profiles/cpu",
+        ]
         running = subprocess.Popen(
             [*command, *options, "--config", *self.words],
             cwd=self.repository,

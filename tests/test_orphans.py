@@ -53,7 +53,7 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
     log = rough / run / "logs/base/baseline_report.log"
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "tools/workflow.py", "--profile", "cpu"]
+        command = [sys.executable, "tools/workflow.py", "--profile", "profiles/cpu"]
         command += [f"{run}/base/runs/baseline/report.json", "--config", *words]
         return subprocess.Popen(
             command,

@@ -33,7 +33,16 @@ def snakemake(
 ) -> subprocess.CompletedProcess[str]:
     """Run the workflow; stdout and stderr together in ``stdout``."""
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *words, "--profile", "cpu", "--config", *config],
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            *words,
+            "--profile",
+            "profiles/cpu",
+            "--config",
+            *config,
+        ],
         cwd=repository,
         env=quiet_environment() | spoken,
         stdout=subprocess.PIPE,

@@ -91,7 +91,7 @@ def test_the_interval_has_floors_too() -> None:
 def test_a_host_profile_where_hosts_are_not_allowed() -> None:
     """Refused with both ways out; in the image nothing is said."""
     (line,) = lines(allow_host_execution=False)
-    assert "--profile container" in line
+    assert "--profile profiles/container" in line
     assert "allow_host_execution: true" in line
     assert lines(allow_host_execution=False, container=True) == []
     assert any("strict assurance" in line for line in lines(assurance="strict", profile="ci"))
@@ -246,7 +246,12 @@ def test_a_bad_subject_ends_a_start_and_a_dry_run(
 def test_too_few_windows_end_a_dry_run(tmp_path: Path) -> None:
     """Exit 2; what judges nothing goes on."""
     repository = link_repository(tmp_path / "repository")
-    words = ["--profile", "cpu", "--config", "windows={seq_len: 64, preview: 20, final: 20}"]
+    words = [
+        "--profile",
+        "profiles/cpu",
+        "--config",
+        "windows={seq_len: 64, preview: 20, final: 20}",
+    ]
     done = plain_snakemake(repository, "-n", *words)
     assert done.returncode == 2
     assert "windows={seq_len: 64, preview: 397, final: 397}" in done.stderr

@@ -43,7 +43,7 @@ def release(
     folder: Path,
     key: Path | None,
     *config: str,
-    options: tuple[str, ...] = ("--profile", "release"),
+    options: tuple[str, ...] = ("--profile", "profiles/release"),
 ) -> subprocess.CompletedProcess[str]:
     """Ask for the target alone: what it rests on is there or is not."""
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -76,7 +76,7 @@ def test_what_can_be_known_stops_before_the_first_job(folder: Path) -> None:
     assert "target release needs " in line
     for what in (*UNMET.values(), "the image for everything that measures"):
         assert what in line
-    assert "release --profile release" in line
+    assert "release --profile profiles/release" in line
 
 
 @pytest.mark.parametrize("setting", ["profile=dev", "assurance=off", "defer_rendering=false"])

@@ -308,7 +308,15 @@ def test_a_cpu_repeats_exactly(tmp_path: Path) -> None:
     text = tmp_path / "speech.txt"
     text.write_text(" ".join(f"sentence {n} of {n * n} words." for n in range(60)))
     repository = link_repository(tmp_path / "repository")
-    words = ["-m", "snakemake", "determinism", "--profile", "cpu", "--config", "suite=byoe"]
+    words = [
+        "-m",
+        "snakemake",
+        "determinism",
+        "--profile",
+        "profiles/cpu",
+        "--config",
+        "suite=byoe",
+    ]
     words += ["out=out", "repeats=2", "scenarios=extreme_quant", f"baseline={base}"]
     words += [f"subject={base}", f"text=local:{text}"]
     words += ["windows={seq_len: 16, preview: 4, final: 4, seed: 43}"]

@@ -22,7 +22,7 @@ def test_every_evaluation_is_named_in_a_short_command(tmp_path: Path) -> None:
     out = repository / "evidence_pack_runs/it's here"
     runs = f"runs={{clean: {RUNS}, stress: {RUNS}, error_injection: 1}}"
     config = ["suite=smoke", f"out={out}", runs, "defer_rendering=true"]
-    done = snakemake(repository, "-n", "-p", "--profile", "cpu", "--config", *config)
+    done = snakemake(repository, "-n", "-p", "--profile", "profiles/cpu", "--config", *config)
     assert done.returncode == 0, done.stderr[-3000:]
     scenarios = load_catalogue(ROOT / "scenarios/scenarios.json").select("smoke", ())
     expected = [

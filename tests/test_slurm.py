@@ -157,7 +157,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> World:
         "retries=2",  # the profile's own, which is recorded
     ]  # fmt: skip
     made = World(words, mine, *(link_repository(folder / name) for name in ("calm", "rough")))
-    made.finish(made.start(made.calm, "suite", "--profile", "cpu"), made.calm)
+    made.finish(made.start(made.calm, "suite", "--profile", "profiles/cpu"), made.calm)
     for name in (".snakemake", "evidence_pack_runs"):
         shutil.copytree(made.calm / name, made.rough / name, symlinks=True)
     for name in ("reports", "base/reports", "base/edits", "logs"):

@@ -118,7 +118,7 @@ def by_model(jobs: list[Job], rule: str, resource: str) -> dict[str, float]:
 
 def test_the_smoke_suite_makes_every_scenario_once(repository: Path) -> None:
     """Suite smoke: one baseline run, one subject and one evaluation a scenario, one pack."""
-    jobs = graph(repository, "--profile", "cpu", "--config", "suite=smoke")
+    jobs = graph(repository, "--profile", "profiles/cpu", "--config", "suite=smoke")
     kinds = Counter(
         entry["generation"]["kind"]
         for entry in json.loads((ROOT / "scenarios/scenarios.json").read_text())["scenarios"]
@@ -132,7 +132,7 @@ def test_the_smoke_suite_makes_every_scenario_once(repository: Path) -> None:
 def test_chosen_scenarios_are_exactly_these(repository: Path) -> None:
     """scenarios=ID,ID evaluates these two and adds none."""
     chosen = "scenarios=noop_clean,nan_injection"
-    jobs = graph(repository, "--profile", "cpu", "--config", chosen)
+    jobs = graph(repository, "--profile", "profiles/cpu", "--config", chosen)
     assert counts(jobs) == expected_counts(1, 1, 1)
     folders = {Path(path).parts[-3] for job in jobs if job.rule == "evaluate"
                for path in job.words("output")}  # fmt: skip
@@ -142,7 +142,7 @@ def test_chosen_scenarios_are_exactly_these(repository: Path) -> None:
 def test_only_training_waits_for_a_text_of_its_own(repository: Path) -> None:
     """Its windows leave out the judged and the calibration ones; no other edit waits for them."""
     chosen = "scenarios=noop_clean,lora_rank8_stress"
-    jobs = graph(repository, "--profile", "cpu", "--config", "suite=smoke-all", chosen)
+    jobs = graph(repository, "--profile", "profiles/cpu", "--config", "suite=smoke-all", chosen)
     made = counts(jobs)
     assert (made["edit"], made["train"], made["training_windows"]) == (1, 1, 1)
     rules = {job.rule: job for job in jobs}
@@ -157,7 +157,7 @@ def test_only_training_waits_for_a_text_of_its_own(repository: Path) -> None:
 def test_an_artifact_is_a_target(repository: Path) -> None:
     """Asking for windows.json makes that file and what it needs, nothing else."""
     target = f"evidence_pack_runs/smoke/{SMOLLM2}/windows.json"
-    jobs = graph(repository, "--profile", "cpu", target)
+    jobs = graph(repository, "--profile", "profiles/cpu", target)
     assert counts(jobs) == {"pin_revisions": 1, "baseline": 1, "windows": 1}
 
 
@@ -226,7 +226,7 @@ def test_byoe_judges_the_users_folder(repository: Path, tmp_path: Path) -> None:
     write_tiny_folder(base)
     write_tiny_folder(mine, seed=1)
     given = ["suite=byoe", f"baseline={base}", f"subject={mine}"]
-    jobs = graph(repository, "pack", "--profile", "cpu", "--config", *given)
+    jobs = graph(repository, "pack", "--profile", "profiles/cpu", "--config", *given)
     found = counts(jobs)
     assert found["describe_subject"] == 1
     assert found["edit"] + found["inject"] + 1 == found["evaluate"]
@@ -251,14 +251,16 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_a_misspelt_key_is_one_line(repository: Path) -> None:
     """An unknown configuration key ends with exit 2, one line and no traceback."""
-    done = snakemake(repository, "-n", "--profile", "cpu", "--config", "scenario=noop_clean")
+    done = snakemake(
+        repository, "-n", "--profile", "profiles/cpu", "--config", "scenario=noop_clean"
+    )
     assert "/scenario is not a known key (did you mean scenarios?)" in refusal(done)
 
 
 def test_the_command_line_wins_with_the_files_own_value(repository: Path) -> None:
     """What is given counts also where it equals the file: here against a tier that is none."""
     target = "evidence_pack_runs/smoke/state/config.json"
-    words = ["-n", target, "--profile", "cpu", "--config"]
+    words = ["-n", target, "--profile", "profiles/cpu", "--config"]
     done = snakemake(repository, *words, "seed=43", INVARLOCK_TIER="nosuch")
     assert "'nosuch'" in refusal(done)
     done = snakemake(repository, *words, "tier=balanced", INVARLOCK_TIER="nosuch")
@@ -270,7 +272,7 @@ def test_a_readable_signing_key_stops_before_any_job(repository: Path, tmp_path:
     key, out = tmp_path / "key.pem", tmp_path / "out"
     keys.generate(key, tmp_path / "key.pub.pem")
     key.chmod(0o640)
-    words = ["--profile", "cpu", "--config", f"out={out}", f"signing_key={key}"]
+    words = ["--profile", "profiles/cpu", "--config", f"out={out}", f"signing_key={key}"]
     line = refusal(snakemake(repository, f"{out}/state/config.json", *words))
     assert "can be read by others" in line
     assert "mode 0640" in line

@@ -21,7 +21,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_repeats_are_measured_and_packed(repository: Path) -> None:
     """repeats=3 evaluates one edit three times more, compares, and waits with the pack."""
     chosen = ("scenarios=noop_clean,quant_8bit_clean,nan_injection", "repeats=3")
-    jobs = graph(repository, "--profile", "cpu", "--config", *chosen)
+    jobs = graph(repository, "--profile", "profiles/cpu", "--config", *chosen)
     assert counts(jobs) == expected_counts(1, 2, 1) | {"repeat": 3, "determinism": 1}
     made = [path for job in jobs if job.rule == "repeat" for path in job.words("output")]
     parents = {str(Path(path).parent).partition("determinism/")[2] for path in made}
@@ -35,7 +35,7 @@ def test_repeats_of_a_users_subject_and_of_nothing(repository: Path, tmp_path: P
     base, mine = tmp_path / "base", tmp_path / "mine"
     write_tiny_folder(base)
     write_tiny_folder(mine, seed=1)
-    words = ["determinism", "--profile", "cpu", "--config", "suite=byoe"]
+    words = ["determinism", "--profile", "profiles/cpu", "--config", "suite=byoe"]
     words += [f"baseline={base}", f"subject={mine}"]
     jobs = graph(repository, *words, "repeats=2")
     repeats = [job for job in jobs if job.rule == "repeat"]
@@ -50,14 +50,14 @@ def test_repeats_of_a_users_subject_and_of_nothing(repository: Path, tmp_path: P
 def test_any_scenario_can_be_repeated_by_name(repository: Path) -> None:
     """A repeat of a scenario is a file, whatever the settings say."""
     named = f"out/{SMOLLM2}/determinism/nan_injection/repeat_2/outcome.json"
-    jobs = counts(graph(repository, named, "--profile", "cpu", "--config", "out=out"))
+    jobs = counts(graph(repository, named, "--profile", "profiles/cpu", "--config", "out=out"))
     assert (jobs["inject"], jobs["repeat"]) == (1, 1)
     assert "evaluate" not in jobs
 
 
 def test_deferred_rendering_is_one_job(repository: Path) -> None:
     """defer_rendering: one job makes all pages, after the last evaluation; pages stay targets."""
-    config = ("--profile", "cpu", "--config", "defer_rendering=True", "out=out")
+    config = ("--profile", "profiles/cpu", "--config", "defer_rendering=True", "out=out")
     scenarios = "scenarios=noop_clean,nan_injection"
     jobs = counts(graph(repository, *config, scenarios))
     expected = expected_counts(1, 1, 1) | {"render_together": 1}
@@ -70,7 +70,9 @@ def test_the_sweep_is_made_when_it_is_asked_for(repository: Path) -> None:
     """The guards' worth is a target of its own, from every evaluation of the selection."""
     sweep = "out/reports/guard_value_all_guard_probe_sweep.json"
     scenarios = "scenarios=noop_clean,rmt_norm_noise"
-    jobs = counts(graph(repository, sweep, "--profile", "cpu", "--config", "out=out", scenarios))
+    jobs = counts(
+        graph(repository, sweep, "--profile", "profiles/cpu", "--config", "out=out", scenarios)
+    )
     assert (jobs["guard_value_sweep"], jobs["evaluate"]) == (1, 2)
     assert "build_pack" not in jobs
 
@@ -78,7 +80,13 @@ def test_the_sweep_is_made_when_it_is_asked_for(repository: Path) -> None:
 @pytest.mark.parametrize("target", ["guard_value_sweep", f"out/reports/{SWEEP}"])
 def test_the_pack_of_the_same_command_holds_the_sweep(repository: Path, target: str) -> None:
     """By its rule or its file: what is asked for beside the pack is packed by that command."""
-    config = ("--profile", "cpu", "--config", "out=out", "scenarios=noop_clean,rmt_norm_noise")
+    config = (
+        "--profile",
+        "profiles/cpu",
+        "--config",
+        "out=out",
+        "scenarios=noop_clean,rmt_norm_noise",
+    )
     jobs = graph(repository, "pack", target, *config)
     assert counts(jobs)["guard_value_sweep"] == 1
     (pack,) = (job for job in jobs if job.rule == "build_pack")

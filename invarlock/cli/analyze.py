@@ -1,4 +1,4 @@
-"""What the evaluations of a suite show beside the verdict: guards, repeats, times."""
+"""What the evaluations of a suite show beside the verdict: guards, repeats, times, tables."""
 
 from __future__ import annotations
 
@@ -38,10 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     timings = add("timings", "where the time of a run went")
     timings.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="output folder")
     timings.add_argument("--deferred", action="store_true", help="pages were rendered together")
+    add("table", "evaluations, windows or modules, by the name of FILE: .parquet or .csv")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the sub-command."""
+    if args.command == "table":
+        return _table(args)
     actions = {"guard-value": _guard_value, "repeats": _repeats, "timings": _timings}
     document = actions[args.command](args)
     validate(document, CONTRACTS[args.command], str(args.out))
@@ -49,6 +52,16 @@ def main(args: argparse.Namespace) -> int:
     print(args.out)
     if args.command == "repeats":
         _warn_of_differences(document)
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    """No document with a contract: a file for other programs, described in docs/reviewer.md."""
+    from invarlock.verdict.records import load_evaluation
+    from invarlock.verdict.tables import write_table
+
+    write_table(args.out, [load_evaluation(folder) for folder in args.evaluation])
+    print(args.out)
     return 0
 
 

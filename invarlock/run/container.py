@@ -107,7 +107,7 @@ def check_engine() -> None:
         raise ConfigError(
             "the profile runs everything in a container, and there is no engine on the PATH",
             expected=" or ".join(ENGINES),
-            hint="install Apptainer, or take another profile, such as cpu",
+            hint="install Apptainer, or take another profile, such as profiles/cpu",
         )
 
 
