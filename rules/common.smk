@@ -20,8 +20,7 @@ from snakemake.settings.types import DeploymentMethod
 
 from invarlock.code_digest import code_digest, package_digest
 from invarlock.config import check_release, effective_settings
-from invarlock.edits.candidates import CANDIDATES
-from invarlock.edits.specs import TRAINED
+from invarlock.edits.specs import CANDIDATES, TRAINED
 from invarlock.errors import ConfigError, InvarlockError
 from invarlock.files import sha256_file, unreadable, write_text
 from invarlock.run.container import check_engine, check_reference

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity"),
     ("files",),
-    ("shards", "contracts", "policy", "code_digest", "claims", "digests", "folders"),
+    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests", "folders"),
     ("scenarios", "models", "written"),
     ("tuned",),
     ("agreement", "config"),
