@@ -20,7 +20,9 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity"),
     ("files",),
-    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests", "folders"),
+    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests"),
+    ("formats",),
+    ("folders",),
     ("scenarios", "models", "written"),
     ("tuned",),
     ("agreement", "config"),

@@ -351,7 +351,7 @@ def digest_of_each() -> dict[str, str]:
         ("edits/kinds/quant_rtn.py", {"edit", "calibrate"}),
         ("damage/kinds/matrices.py", {"inject"}),
         ("sources/text.py", {"pin", "windows"}),
-        ("sources/gguf_model.py", {"baseline"}),
+        ("sources/kinds/hub.py", {"baseline", "pin", "windows"}),
         ("cli/verdict.py", {"verdict"}),
         ("reporting/templates/report.html.j2", {"pages", "report"}),
         ("evidence/keys.py", {"evidence_pack"}),

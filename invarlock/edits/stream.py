@@ -141,6 +141,12 @@ def write_subject(
             the baseline and that was not allowed.
         InputError: not enough disk, an unreadable shard or an unwritable target.
     """
+    if not baseline.form.dense:
+        raise InputError(
+            f"the weights to be edited are {baseline.form.name}",
+            where=str(baseline.folder),
+            expected="dense safetensors, as invarlock baseline places them",
+        )
     _refuse_same_place(baseline.folder, out)
     plan = {shard: _entries(baseline, change, shard) for shard in baseline.shards}
     rewritten = {shard for shard in plan if _is_changed(baseline, change, shard)}
