@@ -99,6 +99,7 @@ lint: setup
 
 docs: $(VENV)/ready
 	@$(BIN)/python tools/make_config_readme.py
+	@$(BIN)/python tools/make_kinds.py
 
 results: $(VENV)/ready
 	@$(BIN)/python tools/detection_table.py

@@ -98,9 +98,9 @@ def in_fresh_process(task: str, model: Path, windows: Path, dtype: str = "") -> 
 def prepare(model: Path, windows: Path, geometry: Sequence[int]) -> dict[str, float]:
     """Convert the packaged model if it is not there, and cut windows: tokens, of each arm."""
     from invarlock.cli.windows import recorded_source
-    from invarlock.sources.gguf_model import convert
+    from invarlock.formats.kinds.gguf import convert
     from invarlock.sources.hub_model import Hub
-    from invarlock.sources.packages import model_file
+    from invarlock.sources.kinds.package import model_file
     from invarlock.sources.spec import parse_text_source
     from invarlock.sources.text import documents, pin_text
     from invarlock.windows import WindowPlan, make_windows, write_windows

@@ -1,37 +1,37 @@
-"""Checkpoint folders, known by ``config.json`` and the shard headers: no torch, no model."""
+"""Checkpoint folders, known by ``config.json`` and the headers of their weights, without torch.
+
+Which files hold the weights, and how, is the business of :mod:`invarlock.formats`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.digests import Seen
 from invarlock.errors import InputError
-from invarlock.files import digest_json, read_json, read_json_object, sha256_file, unreadable
-from invarlock.folders import (
-    INDEX_NAME,
-    SINGLE_NAME,
-    refuse_broken_files,
-    refuse_other_formats,
-)
+from invarlock.files import digest_json, read_json, read_json_object, sha256_file
+from invarlock.folders import readable_format, refuse_broken_files
+from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format
+from invarlock.formats.kinds import as_configured
 from invarlock.roles import Role, role_of
-from invarlock.shards import DTYPES, TensorInfo, read_header, read_shard_header
+from invarlock.shards import DTYPES, TensorInfo, read_header
 from invarlock.shipped_files import file_digests
 
 if TYPE_CHECKING:
     import torch
 
 TOKEN_CHARACTERS = 40  # of a token's text in a message
-READ_CHUNK = 4 << 20  # bytes held while hashing or copying
 
 __all__ = [
     "INDEX_NAME",
+    "READ_CHUNK",
     "SINGLE_NAME",
     "Checkpoint",
     "Identity",
@@ -154,7 +154,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and safetensors weights, known by its headers.
+    """A folder with ``config.json`` and weights of a known format, known by their headers.
 
     ``tensors`` is sorted by name, ``shards`` lists file names in sorted order.
     """
@@ -164,50 +164,31 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     shards: tuple[str, ...]
     metadata: dict[str, dict[str, str]]  # shard -> its __metadata__
+    form: Format
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _seen: dict[str, Seen] = field(default_factory=dict, repr=False, compare=False)
     _recorded: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
-        """Read the configuration and every shard header of ``folder``.
+        """Read the configuration and the headers of the weights of ``folder``.
 
         Raises:
             NotACheckpointError: the folder holds something else (:mod:`invarlock.folders`).
-            InputError: a missing, truncated or garbled shard, a tensor in two shards, or an
-                index that disagrees with the shards.
+            InputError: a file of it is missing or damaged.
         """
         folder = Path(folder)
         refuse_broken_files(folder)
-        refuse_other_formats(folder)
+        form = readable_format(folder)
         config = read_json_object(folder / "config.json")
-        weight_map = _weight_map(folder)
-        shards = (SINGLE_NAME,) if weight_map is None else tuple(sorted(set(weight_map.values())))
-        tensors: dict[str, TensorInfo] = {}
-        metadata: dict[str, dict[str, str]] = {}
-        seen: dict[str, Seen] = {}
-        for shard in shards:
-            seen[shard] = Seen.now(folder / shard)
-            if not (folder / shard).is_file():
-                raise InputError(
-                    f"shard {shard} is named by the index but missing",
-                    where=str(folder),
-                    hint="copy or download the folder again",
-                )
-            header = read_shard_header(folder / shard)
-            metadata[shard] = header.metadata
-            for name, info in header.tensors.items():
-                if name in tensors:
-                    first = tensors[name].file
-                    raise InputError(
-                        f"tensor {name} is in two shards: {first} and {shard}", where=str(folder)
-                    )
-                tensors[name] = info
-        if weight_map is not None:
-            _refuse_disagreement(folder, weight_map, tensors)
-        if not tensors:
+        form = as_configured(form, config)
+        # looked at before they are read, so that a change in between is noticed
+        seen = {name: Seen.now(folder / name) for name in form.files(os.listdir(folder))}
+        held = form.inventory(folder)
+        if not held.tensors:
             raise InputError("the checkpoint holds no tensor", where=str(folder))
-        return cls(folder, config, dict(sorted(tensors.items())), shards, metadata, _seen=seen)
+        seen = {name: seen.get(name) or Seen.now(folder / name) for name in held.files}
+        return cls(folder, config, held.tensors, held.files, held.metadata, form, _seen=seen)
 
     @property
     def indexed(self) -> bool:
@@ -245,21 +226,10 @@ class Checkpoint:
         """
         info = self.info(name)
         digest = None if name in self._digests else hashlib.sha256()
-        buffers = [memoryview(bytearray(min(size, info.nbytes)))]
-        if info.nbytes > size:
-            buffers.append(memoryview(bytearray(size)))
-        path = self.folder / info.file
-        try:
-            with open(path, "rb", buffering=0) as handle:
-                handle.seek(info.begin)
-                for number, start in enumerate(range(0, info.nbytes, max(size, 1))):
-                    chunk = buffers[number % len(buffers)][: min(size, info.nbytes - start)]
-                    _fill(chunk, handle, path)
-                    if digest is not None:
-                        digest.update(chunk)
-                    yield chunk
-        except OSError as error:
-            raise unreadable(path, error) from error
+        for chunk in self.form.chunks(self.folder, info, size):
+            if digest is not None:
+                digest.update(chunk)
+            yield chunk
         if digest is not None:
             self._digests[name] = digest.hexdigest()
 
@@ -279,7 +249,7 @@ class Checkpoint:
         dtype: torch.dtype = getattr(torch, DTYPES[info.dtype][1])
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
-        if info.begin % DTYPES[info.dtype][0]:
+        if not self.form.dense or info.begin % DTYPES[info.dtype][0]:
             return torch.frombuffer(bytearray(self.read(name)), dtype=dtype).reshape(info.shape)
         page = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
         path = self.folder / info.file
@@ -336,50 +306,3 @@ class Checkpoint:
         """What a report says of this checkpoint."""
         parts = self.parts()
         return Identity(self.config, parts, parts["tokenizer_sha256"], self.n_parameters)
-
-
-def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:
-    """Read until ``chunk`` is full (one system call may return less)."""
-    done = 0
-    while done < len(chunk):
-        got = handle.readinto(chunk[done:])
-        if not got:
-            raise InputError("the shard became shorter while being read", where=str(path))
-        done += got
-
-
-def _weight_map(folder: Path) -> dict[str, str] | None:
-    """The index's tensor -> shard map, or None for a single-file checkpoint."""
-    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
-    if not index.is_file():
-        return None
-    document = read_json_object(index)
-    weight_map = document.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError("/weight_map is missing or empty", where=str(index))
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or shard in (".", "..") or "/" in shard:
-            raise InputError(
-                f"/weight_map/{name} is not a file name", where=str(index), found=repr(shard)
-            )
-    if single.is_file() and SINGLE_NAME not in weight_map.values():
-        raise InputError(
-            f"two sets of weights: {SINGLE_NAME} and the shards of {INDEX_NAME}",
-            where=str(folder),
-            hint="remove the one that is not meant",
-        )
-    return weight_map
-
-
-def _refuse_disagreement(
-    folder: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]
-) -> None:
-    where = str(folder / INDEX_NAME)
-    for name, shard in sorted(weight_map.items()):
-        if name not in tensors or tensors[name].file != shard:
-            raise InputError(
-                f"tensor {name} is not in {shard}, where the index puts it", where=where
-            )
-    for name, info in sorted(tensors.items()):
-        if name not in weight_map:
-            raise InputError(f"tensor {name} of {info.file} is not in the index", where=where)

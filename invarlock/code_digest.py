@@ -65,6 +65,9 @@ def _imports(module: str) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    if "invarlock.registry" in found and path.name == "__init__.py":
+        # a registry imports every module of its folder by looking there
+        found |= {f"{module}.{p.stem}" for p in path.parent.glob("*.py") if p != path}
     ours = {name for name in found if name.startswith("invarlock.") and _file_of(name)}
     return frozenset(ours - {"invarlock.cli"})
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from invarlock.errors import InputError
 from invarlock.files import unreadable
+from invarlock.formats.kind import INDEX_NAME, SINGLE_NAME, Format
+from invarlock.formats.kinds import format_in
 
 CONFIG_NAME = "config.json"
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 ADAPTER_NAME = "adapter_config.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Files that are part of a model, by how their names end: a broken one breaks the model.
@@ -70,18 +70,21 @@ def refuse_broken_files(folder: Path) -> None:
             _refuse_content(path)
 
 
-def refuse_other_formats(folder: Path) -> None:
-    """Refuse a folder that lacks the files a checkpoint begins with, or holds an adapter beside.
+def readable_format(folder: Path) -> Format:
+    """The format of a checkpoint's weights.
+
+    A folder that lacks the files a checkpoint begins with, or holds an adapter beside, is refused.
 
     Raises:
         NotACheckpointError: what it holds instead, and what to do.
     """
     names = _names(folder)
-    whole = CONFIG_NAME in names and (INDEX_NAME in names or SINGLE_NAME in names)
+    form = format_in(names)
+    whole = CONFIG_NAME in names and form is not None and form.opened
     if ADAPTER_NAME in names:
         raise _adapter(folder, whole)
-    if whole:
-        return
+    if form is not None and whole:
+        return form
     for look in (_misspelt, _format, _unfinished, _below, _lacking):
         found = look(folder, names)
         if found is not None:

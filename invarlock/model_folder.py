@@ -72,7 +72,8 @@ def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
         InputError: its files are damaged.
     """
     checkpoint = Checkpoint.open(folder)
-    _refuse_packed(checkpoint)
+    if checkpoint.form.dense:
+        _refuse_packed(checkpoint)
     _refuse_names(checkpoint)
     refuse_architecture(checkpoint.config, folder)
     names = os.listdir(folder)

@@ -115,7 +115,7 @@ def _row(entry: str, table: Table, where: str) -> tuple[str, str, Table]:
     kind, _, name = entry.partition(":")
     if kind == "local" and name:
         return _local(name, where)
-    if kind in ("hub", "package") and name:
+    if kind.islower() and name:  # the kind itself is looked at where sources are parsed
         plain = name.partition("@")[0] if kind == "hub" else name
         ids = {row["source"]: model_id for model_id, row in table.items()}
         model_id = ids.get(f"{kind}:{plain}", plain)

@@ -80,8 +80,7 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
 
 def local_folder(model: Model) -> Path | None:
     """The folder that a model is taken from; None where it comes from elsewhere."""
-    source = parse_model_source(model.source)
-    return Path(source.name) if source.kind == "local" else None
+    return parse_model_source(model.source).folder
 
 
 def _contexts(settings: Settings) -> Iterator[ConfigError]:

@@ -20,8 +20,7 @@ from snakemake.settings.types import DeploymentMethod
 
 from invarlock.code_digest import code_digest, package_digest
 from invarlock.config import check_release, effective_settings
-from invarlock.edits.candidates import CANDIDATES
-from invarlock.edits.specs import TRAINED
+from invarlock.edits.specs import CANDIDATES, TRAINED
 from invarlock.errors import ConfigError, InvarlockError
 from invarlock.files import sha256_file, unreadable, write_text
 from invarlock.run.container import check_engine, check_reference
@@ -131,7 +130,7 @@ LOGS = OUT / "logs"
 # With the container profile rules run in the image, but for those that say on_host. A container
 # sees this folder and /tmp; other folders that the settings name are bound.
 SOURCES = [parse_model_source(m.source) for m in S.models]
-LOCAL = [source.name for source in SOURCES if source.kind == "local"]
+LOCAL = [str(source.folder) for source in SOURCES if source.folder]
 if S.text.startswith("local:"):
     LOCAL.append(parse_text_source(S.text).name)
 IMAGE = C["container_image"]

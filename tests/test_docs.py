@@ -200,6 +200,14 @@ def test_config_readme_is_current() -> None:
     assert all(meaning for _, _, _, meaning in rows), "a key has no comment"
 
 
+def test_what_kinds_say_elsewhere_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contracts and the page of edits and damage are what their generator makes now."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    module = program("tools/make_kinds.py")
+    stale = [str(path) for path, text in module.made() if path.read_text() != text]
+    assert not stale, "run: make docs"
+
+
 def test_threshold_table_is_the_tier_table() -> None:
     """docs/guards.md shows the numbers of tiers.yaml."""
     text = (ROOT / "docs/guards.md").read_text()

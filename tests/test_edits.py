@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invarlock.edits.blocks import Loss, squared_norm, transform_rows
-from invarlock.edits.fp8_quant import to_float32, to_fp8_
-from invarlock.edits.lowrank_svd import EXACT_SIDE, low_rank_
-from invarlock.edits.magnitude_prune import prune_smallest_
-from invarlock.edits.quant_rtn import round_to_nearest_
-from invarlock.edits.specs import MagnitudePrune, parse_edit_spec
+from invarlock.edits.kinds.fp8_quant import to_float32, to_fp8_
+from invarlock.edits.kinds.lowrank_svd import EXACT_SIDE, low_rank_
+from invarlock.edits.kinds.magnitude_prune import MagnitudePrune, prune_smallest_
+from invarlock.edits.kinds.quant_rtn import round_to_nearest_
+from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, InputError
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32]
@@ -346,7 +346,7 @@ def test_loss_is_relative_to_the_original() -> None:
     ("text", "message"),
     [
         ("quant_rtm:8:0:all", "did you mean quant_rtn"),
-        ("squeeze", "known: noop"),
+        ("squeeze", "known: fine_tune, .*noop"),
         ("quant_rtn:8:all", "quant_rtn:<bits>:<group_size>:<scope>"),
         ("quant_rtn:tuned", "tuned parameters"),
         ("quant_rtn:x:0:all", "a whole number"),

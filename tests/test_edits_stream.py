@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.contracts import violations
-from invarlock.edits import apply as apply_module
 from invarlock.edits.apply import apply_edit
-from invarlock.edits.quant_rtn import round_to_nearest_
+from invarlock.edits.kinds import quant_rtn
+from invarlock.edits.kinds.quant_rtn import round_to_nearest_
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, InputError
 from invarlock.roles import Role, family_of, layer_of, role_of
@@ -311,7 +311,7 @@ def test_a_failure_in_the_middle_keeps_the_old_folder(
             raise error
         return round_to_nearest_(weight, bits, group_size)
 
-    monkeypatch.setattr(apply_module, "round_to_nearest_", third_fails)
+    monkeypatch.setattr(quant_rtn, "round_to_nearest_", third_fails)
     spec = parse_edit_spec("quant_rtn:8:0:all")
     with pytest.raises((KeyboardInterrupt, MemoryError, InputError)):
         apply_edit(Checkpoint.open(llama), spec, out)
@@ -341,8 +341,8 @@ def test_a_kill_in_the_middle_leaves_nothing_at_the_target(llama: Path, tmp_path
     """SIGKILL while a tensor is written: the target does not exist, and a rerun succeeds."""
     code = (
         "import os, sys\n"
-        "from invarlock.edits import apply\n"
-        "apply.to_fp8_ = lambda *_: os.kill(os.getpid(), 9)\n"
+        "from invarlock.edits.kinds import fp8_quant\n"
+        "fp8_quant.to_fp8_ = lambda *_: os.kill(os.getpid(), 9)\n"
         "from invarlock.cli import main\n"
         "main(sys.argv[1:])"
     )

@@ -20,7 +20,9 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity", "differences"),
     ("files",),
-    ("shards", "contracts", "policy", "code_digest", "claims", "digests", "folders"),
+    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests"),
+    ("formats",),
+    ("folders",),
     ("scenarios", "models", "written"),
     ("tuned",),
     ("subject_metadata", "config"),

@@ -21,7 +21,7 @@ from invarlock.guards.invariants import check_checkpoint
 from invarlock.guards.invariants_decision import judge
 from invarlock.guards.shipped import check_shipped
 from invarlock.shipped_files import SHIPPED, file_digests, kind_of, shipped_files
-from invarlock.sources.local_model import pin_folder
+from invarlock.sources.kinds.local import pin_folder
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] | trim }}</s>\n{% endfor %}"

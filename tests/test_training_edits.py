@@ -24,9 +24,11 @@ from safetensors.torch import load_file
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.contracts import violations
-from invarlock.edits.apply import Edited, Trained, apply_edit, tensor_seed
+from invarlock.edits.apply import Edited, Trained, apply_edit
+from invarlock.edits.kinds.lora_merge import LoraMerge
 from invarlock.edits.metadata import edit_metadata
-from invarlock.edits.specs import LoraMerge, parse_edit_spec
+from invarlock.edits.specs import parse_edit_spec
+from invarlock.edits.stream import tensor_seed
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.roles import Role, role_of
 from invarlock.run.loading import Target

@@ -13,7 +13,8 @@ from checkpoint_factory import make_llama, make_mixture
 from measuring_factory import write_tiny_windows
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.edits.specs import FineTune, parse_edit_spec
+from invarlock.edits.kinds.fine_tune import FineTune
+from invarlock.edits.specs import parse_edit_spec
 from invarlock.run import train as train_module
 from invarlock.run.loading import Loaded, Target
 from invarlock.run.train import BATCH_WINDOWS, Training, to_host, train

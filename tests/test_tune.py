@@ -17,8 +17,8 @@ from repository_copy import ROOT
 
 from invarlock.cli import main, tune
 from invarlock.cli.tune_search import Bench, search
-from invarlock.edits import candidates
-from invarlock.edits.candidates import CANDIDATES
+from invarlock.edits import specs as edit_specs
+from invarlock.edits.specs import CANDIDATES
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, sha256_file
 from invarlock.tuned import (
@@ -65,7 +65,7 @@ def bench(root: Path, stage: Path, *more: str, **files: str) -> Bench:
 
 def trying(monkeypatch: pytest.MonkeyPatch, edit_type: str, *specs: str) -> None:
     """Let a search try these."""
-    monkeypatch.setattr(candidates, "CANDIDATES", {**CANDIDATES, edit_type: specs})
+    monkeypatch.setattr(edit_specs, "CANDIDATES", {**CANDIDATES, edit_type: specs})
 
 
 def divergence(mine: Bench, spec: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ import report_factory as factory
 from repository_copy import ROOT, link_repository, quiet_environment
 
 from invarlock.cli import main
-from invarlock.edits.candidates import CANDIDATES
-from invarlock.edits.specs import EDITS, parse_edit_spec
+from invarlock.edits.kinds import EDITS
+from invarlock.edits.specs import CANDIDATES, parse_edit_spec
 from invarlock.scenarios import Scenario
 from invarlock.tuned import ORDER, TunedParameters, joined, load_tuned, spec_of, write_tuned
 
@@ -30,7 +29,7 @@ Document = dict[str, Any]
 def test_the_order_of_parameters_is_that_of_the_edits() -> None:
     """One spec string for the table, the edit and its candidates."""
     for edit_type, names in ORDER.items():
-        assert names == tuple(field.name for field in dataclasses.fields(EDITS[edit_type]))
+        assert names == tuple(EDITS[edit_type].types())
         for values in CANDIDATES[edit_type]:
             parse_edit_spec(f"{edit_type}:{values.format(middle=3)}")
     assert ORDER.keys() == CANDIDATES.keys()

@@ -350,10 +350,10 @@ def digest_of_each() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "touched"),
     [
-        ("edits/quant_rtn.py", {"edit", "inject", "calibrate"}),
-        ("damage/kernels.py", {"inject"}),
+        ("edits/kinds/quant_rtn.py", {"edit", "calibrate"}),
+        ("damage/kinds/matrices.py", {"inject"}),
         ("sources/text.py", {"pin", "windows"}),
-        ("sources/gguf_model.py", {"baseline"}),
+        ("sources/kinds/hub.py", {"baseline", "pin", "windows"}),
         ("cli/verdict.py", {"verdict"}),
         ("reporting/templates/report.html.j2", {"pages", "report"}),
         ("evidence/keys.py", {"evidence_pack"}),

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli.measuring import add_model_options
-from invarlock.edits.specs import TrainedEdit, parse_edit_spec
+from invarlock.edits.kind import TrainedEdit
+from invarlock.edits.kinds import EDITS
+from invarlock.edits.scope import SCOPES
+from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
@@ -36,11 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--spec",
         required=True,
         metavar="SPEC",
-        help="noop, quant_rtn:<bits>:<group_size>:<scope>, "
-        "fp8_quant:<e4m3|e5m2>:<scope>, magnitude_prune:<sparsity>:<scope>, "
-        "lowrank_svd:<rank>:<scope>, lora_merge:<rank>:<alpha>:<scope> or "
-        "fine_tune:<learning_rate>:<steps>:<scope>; scope is ffn, attn, all or embed, "
-        "optionally with @layer=K or @layers=K",
+        help=", ".join(kind.form() for kind in EDITS.values())
+        + f" (docs/kinds.md); scope is {', '.join(SCOPES)}, optionally with @layer=K or @layers=K",
     )
     parser.add_argument(
         "--out",

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.damage.specs import DAMAGES, parse_damage
+from invarlock.damage.kinds import DAMAGES
+from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import parse_json, write_json
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import slug
-from invarlock.sources import hub_model, local_model, packages, text
+from invarlock.sources import text
 from invarlock.sources.hub_model import Hub
+from invarlock.sources.kind import ModelSource
 from invarlock.sources.local_model import require_permission
 from invarlock.sources.pins import Allow, Pin, Revisions, read_revisions, write_revisions
 from invarlock.sources.spec import (
-    ModelSource,
     TextSource,
     parse_named_model,
     parse_text_source,
@@ -41,8 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if args.out.is_file():
         earlier = read_revisions(args.out)
     pins = {
-        name: _held(earlier.models.get(name), source, hub, args.out)
-        or _pin_model(source, hub, allow)
+        name: _held(earlier.models.get(name), source, hub, args.out) or source.pin(hub, allow)
         for name, source in models.items()
     }
     for name, pin in pins.items():
@@ -64,7 +63,7 @@ def _held(pin: Pin | None, source: ModelSource | TextSource, hub: Hub, path: Pat
     Raises:
         InputError: the earlier pin is of another repository or revision.
     """
-    if source.kind != "hub" or hub.net or pin is None:
+    if not source.needs_network or hub.net or pin is None:
         return None
     if pin.source["name"] != source.name or source.revision not in (None, pin.revision):
         raise InputError(
@@ -101,14 +100,6 @@ def _texts(words: list[str]) -> dict[str, TextSource]:
     return texts
 
 
-def _pin_model(source: ModelSource, hub: Hub, allow: Allow) -> Pin:
-    if source.kind == "package":
-        return packages.pin_model(source.name)
-    if source.kind == "local":
-        return local_model.pin_folder(Path(source.name), allow)
-    return hub_model.pin_model(hub, source.name, source.revision, allow)
-
-
 def _refuse_moved(
     path: Path, earlier: Pin | None, pin: Pin, source: ModelSource | TextSource
 ) -> None:
@@ -117,7 +108,7 @@ def _refuse_moved(
     Raises:
         InputError: the hub's default branch is at another commit, or a commit has other bytes.
     """
-    if earlier is None or earlier.source != pin.source or source.kind != "hub":
+    if earlier is None or earlier.source != pin.source or not source.needs_network:
         return
     if earlier.revision != pin.revision and source.revision is None:
         raise InputError(

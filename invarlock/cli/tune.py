@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from invarlock.cli.evaluate import common_job
 from invarlock.cli.judging import add_judging_options, check_judging_options
 from invarlock.cli.measuring import add_arithmetic_options
-from invarlock.edits.specs import TRAINED
+from invarlock.edits.specs import CANDIDATES, TRAINED
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import temporary_sibling
 from invarlock.model_folder import open_model
 from invarlock.policy import check_profile
 from invarlock.run.container import detect
 from invarlock.run.lease import lease
-from invarlock.tuned import ORDER, TunedParameters, joined, read_or_empty, write_tuned
+from invarlock.tuned import TunedParameters, joined, read_or_empty, write_tuned
 
 if TYPE_CHECKING:
     from invarlock.cli.tune_search import Bench
@@ -33,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``invarlock advanced tune``."""
     add = parser.add_argument
     add("--baseline", type=Path, required=True, metavar="DIR", help="baseline checkpoint")
-    add("--edits", required=True, nargs="+", choices=ORDER, metavar="TYPE", help=", ".join(ORDER))
+    known = ", ".join(CANDIDATES)
+    add("--edits", required=True, nargs="+", choices=CANDIDATES, metavar="TYPE", help=known)
     for name in ("selection", "confirmation"):
         add(f"--{name}-windows", type=Path, required=True, metavar="FILE", help="windows.json")
         add(

@@ -19,14 +19,14 @@ from invarlock.cli.evaluate import Job
 from invarlock.cli.evaluate_record import EVALUATION_NAME
 from invarlock.cli.evaluate_worker import arithmetic_of, measure_and_judge
 from invarlock.cli.judging import resolve
-from invarlock.edits.candidates import candidates
-from invarlock.edits.specs import EditSpec, TrainedEdit, parse_edit_spec
+from invarlock.edits.kind import EditSpec, TrainedEdit
+from invarlock.edits.specs import candidates, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, sha256_file
 from invarlock.pages.reading import Report, block
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.run.tasks import metric_for
-from invarlock.tuned import ORDER, SELECTED, SKIPPED
+from invarlock.tuned import SELECTED, SKIPPED
 from invarlock.windows import WindowSet, read_windows, set_of_ids
 
 Document = dict[str, Any]
@@ -223,12 +223,12 @@ def _search(bench: Bench, log: Sequence[Document]) -> Document:
 
 def _entry(spec: EditSpec, log: Sequence[Document], found: Document) -> Document:
     """The entry of a candidate that passed twice."""
-    values = {**spec.parameters(), "scope": str(getattr(spec, "scope", ""))}
+    values = {**spec.parameters(), "scope": str(spec.reach or "")}
     tried = len({row["spec"] for row in log})
     return {
         "status": SELECTED,
         "reason": f"candidate {tried}, the first that passes on both sets of windows",
-        **{name: values[name] for name in ORDER[spec.edit_type]},
+        **{name: values[name] for name in spec.types()},
         "search": found,
     }
 

@@ -1,6 +1,6 @@
 """Deliberate damage: controls that a guard must catch, streamed like edits.
 
-``specs`` names the injectors and their parameters, ``targets`` finds what they hit, ``plans``
-(``probes`` for the small damage aimed at one guard) turns each into a change of the checkpoint
-and ``inject`` writes it.
+``kinds`` holds the kinds of damage, each a class with its parameters and what it does; ``kind`` is
+what they have in common, ``targets`` finds what they hit, ``specs`` parses what is asked for and
+``inject`` writes the damaged checkpoint.
 """

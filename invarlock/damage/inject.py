@@ -7,8 +7,7 @@ from pathlib import Path
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
-from invarlock.damage.plans import plan_change, settle
-from invarlock.damage.specs import Damage
+from invarlock.damage.kind import Damage
 from invarlock.edits.blocks import one_thread
 from invarlock.edits.stream import Change, Subject, write_subject
 
@@ -32,8 +31,8 @@ def inject(baseline: Checkpoint, damage: Damage, out: Path, seed: int = 0) -> In
         ConfigError: no target, or nothing would change.
         InputError: a file cannot be read or written, or the weights cannot be damaged this way.
     """
-    settled = settle(baseline, damage)
-    change = plan_change(baseline, settled, seed)
+    settled = damage.check(baseline)
+    change = settled.change(baseline, seed)
     with one_thread():
         subject = write_subject(baseline, change, out)
     return Injected(settled, seed, change, subject)
@@ -51,10 +50,9 @@ def error_metadata(baseline: Checkpoint, injected: Injected) -> dict[str, object
     document: dict[str, object] = {
         "schema": SCHEMA,
         "artifact_class": "fault_injection_fixture",
-        "error_type": injected.damage.error_type,
+        **injected.damage.describe(),
         "injected": True,
         "targets": sorted(targets),
-        "parameters": injected.damage.parameters(),
         "seed": injected.seed,
         "changed_tensors": changed,
         "changed_files": subject.files,

@@ -2,6 +2,7 @@
 
 (What is trained has to be in memory: ``invarlock.run.train`` gives its values to ``apply``.)
 
-``specs`` says what can be asked for, ``scope`` which tensors it means, one module per edit
-holds its arithmetic, ``stream`` writes the checkpoint and ``apply`` joins them.
+``kinds`` holds the kinds of edit, each a file with its parameters and its arithmetic; ``kind`` is
+what they have in common, ``specs`` parses what is asked for, ``scope`` says which tensors it means,
+``stream`` writes the checkpoint and ``apply`` joins them.
 """

@@ -6,10 +6,12 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from invarlock.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK_ELEMENTS = 1 << 18  # elements of a work copy; 1 MB of float32 stays in the cache
 _SMALLEST = 1e-24  # squared norms below this may be sums of squares that float32 cannot hold
@@ -38,6 +40,8 @@ class Loss:
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Sums and products in one order whatever the number of cores, so that bytes are the same."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,6 +52,8 @@ def one_thread() -> Iterator[None]:
 
 def row_blocks(weight: torch.Tensor, elements: int = BLOCK_ELEMENTS) -> Iterator[torch.Tensor]:
     """Views of consecutive rows with about ``elements`` elements each."""
+    import torch
+
     yield from torch.split(weight, max(1, elements // max(1, weight.shape[1])))
 
 
@@ -56,6 +62,8 @@ def squared_norm(block: torch.Tensor) -> float:
 
     A vector, and what leaves the range of float32 when it is squared, is summed in float64.
     """
+    import torch
+
     if block.dim() == 2:
         norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float32)
         total = float(norms.double().square_().sum())
@@ -70,6 +78,8 @@ def refuse_non_finite(block: torch.Tensor) -> None:
     Raises:
         InputError: it does; the caller adds the tensor's name.
     """
+    import torch
+
     if not bool(torch.isfinite(block).all()):
         raise InputError("the weights hold NaN or infinity", expected="finite numbers only")
 
@@ -96,6 +106,8 @@ def transform_rows(
     Raises:
         InputError: a value is not finite, or its replacement is not in the storage dtype.
     """
+    import torch
+
     loss = Loss()
     for rows in row_blocks(weight, elements):
         work = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
 from invarlock.edits.apply import Edited, Trained
-from invarlock.edits.blocks import Loss
-from invarlock.edits.specs import LowRankSvd, MagnitudePrune
 
 SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 CUSTOM = "custom"  # edit type of a subject that the user brings
@@ -23,12 +21,8 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
         baseline,
         n_edited,
         {
-            "edit_type": spec.edit_type,
-            "storage_format": spec.storage_format,
-            "actual_storage_format": spec.storage_format,
+            **spec.describe(),
             "run_directory_contains_edit_artifacts": True,
-            "scope": str(getattr(spec, "scope", "none")),
-            "parameters": spec.parameters(),
             "seed": edited.seed,
             "details": _details(edited, n_edited),
             "edited_tensors": subject.written,
@@ -108,11 +102,6 @@ def _six_digits(value: float) -> float:
 
 def _details(edited: Edited, n_edited: int) -> dict[str, float]:
     """What the edit did to its targets together."""
-    loss: Loss = edited.loss
-    details = {"relative_error": loss.relative}
-    if isinstance(edited.spec, MagnitudePrune):
-        details["target_sparsity"] = edited.spec.sparsity
-        details["actual_sparsity"] = loss.zeros / n_edited
-    if isinstance(edited.spec, LowRankSvd):
-        details["avg_energy_retained"] = 1.0 - loss.relative**2
+    own = edited.spec.details(edited.loss, n_edited)
+    details = {"relative_error": edited.loss.relative, **own}
     return {name: _six_digits(value) for name, value in details.items()}

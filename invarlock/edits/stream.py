@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invarlock.checkpoints import (
     INDEX_NAME,
@@ -25,6 +26,7 @@ from invarlock.checkpoints import (
     checkpoint_parts,
     file_parts,
 )
+from invarlock.edits.blocks import Loss
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import (
     atomic_directory,
@@ -33,10 +35,14 @@ from invarlock.files import (
     read_json_object,
     sha256_file,
 )
-from invarlock.shards import ShardEntry, write_shard
+from invarlock.shards import DTYPES, ShardEntry, write_shard
 from invarlock.shipped_files import names_in
 
+if TYPE_CHECKING:
+    import torch
+
 Chunks = Iterable[bytes | bytearray | memoryview]
+Kernel = Callable[["torch.Tensor"], Loss]  # changes one matrix in place; 2-D, in storage order
 
 # Weights in another form would still be the baseline's, so they are not carried over.
 _OTHER_WEIGHTS = (
@@ -52,6 +58,46 @@ class NewTensor:
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Chunks]
+
+
+def rewritten_matrices(
+    source: Checkpoint, info: TensorInfo, kernel: Kernel, loss: Loss, *, only_first: bool = False
+) -> NewTensor:
+    """The tensor with ``kernel`` applied to its matrix, or to each matrix of a 3-D stack.
+
+    ``kernel`` gets a view (rows, columns) in storage order, a vector as one row; what it reports
+    is added to ``loss`` when the tensor is written. With ``only_first`` the other matrices of a
+    stack stay.
+    """
+
+    import torch
+
+    def chunks() -> Iterator[memoryview]:
+        itemsize, dtype_name = DTYPES[info.dtype]
+        dtype: torch.dtype = getattr(torch, dtype_name)
+        rows, columns = (1, *info.shape)[-2:]
+        matrices = source.chunks(info.name, max(1, rows * columns * itemsize))
+        for number, chunk in enumerate(matrices):
+            if only_first and number:
+                yield chunk
+                continue
+            matrix = torch.frombuffer(chunk, dtype=dtype).view(rows, columns)
+            try:
+                loss.add(kernel(matrix))
+            except InputError as error:
+                raise InputError(
+                    f"tensor {info.name}: {error.what}",
+                    where=str(source.folder / info.file),
+                    expected=error.expected,
+                ) from error
+            yield chunk
+
+    return NewTensor(info.dtype, info.shape, chunks)
+
+
+def tensor_seed(seed: int, name: str) -> int:
+    """Seed of one tensor's draws, independent of the order in which tensors are edited."""
+    return zlib.crc32(name.encode(), seed % 2**32)  # torch looks at 32 bits of a seed only
 
 
 @dataclass(frozen=True)
@@ -95,6 +141,12 @@ def write_subject(
             the baseline and that was not allowed.
         InputError: not enough disk, an unreadable shard or an unwritable target.
     """
+    if not baseline.form.dense:
+        raise InputError(
+            f"the weights to be edited are {baseline.form.name}",
+            where=str(baseline.folder),
+            expected="dense safetensors, as invarlock baseline places them",
+        )
     _refuse_same_place(baseline.folder, out)
     plan = {shard: _entries(baseline, change, shard) for shard in baseline.shards}
     rewritten = {shard for shard in plan if _is_changed(baseline, change, shard)}

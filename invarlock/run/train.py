@@ -1,8 +1,7 @@
 """Edits that are trained: a few steps of AdamW on windows of the suite's text.
 
-``fine_tune`` trains every matrix W of its scope. ``lora_merge`` trains two factors a matrix and
-merges them: W + alpha / rank * B A, where A begins normal with variance 1 / inputs and B at zero
-(Hu et al. 2021, arXiv 2106.09685); a 3-D stack has a pair for each of its matrices.
+What is trained of a matrix W is the edit's own (``part``): ``fine_tune`` trains W itself,
+``lora_merge`` two factors of an update.
 
 What is trained is kept in float32 on the host, where the optimizer works; the model holds it
 rounded to the dtype it runs in, and gives the gradient of every W. A gradient goes to the host as
@@ -26,9 +25,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
-from invarlock.edits.apply import Trained, targets_of, tensor_seed
+from invarlock.edits.apply import Trained, targets_of
 from invarlock.edits.blocks import finite_norm, row_blocks
-from invarlock.edits.specs import LoraMerge, TrainedEdit
+from invarlock.edits.kind import Trainable, TrainedEdit
+from invarlock.edits.stream import tensor_seed
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.files import sha256_file
 from invarlock.roles import is_transposed, role_of
@@ -53,43 +53,6 @@ class Training:
     seed: int  # of the order of the windows and of LoRA's first factors
 
 
-class Dense:
-    """A weight that is trained itself."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.leaves = [_on_host(weight).requires_grad_()]
-
-    def value(self) -> torch.Tensor:
-        """The weight in float32, a function of the leaves."""
-        return self.leaves[0]
-
-
-class LowRank:
-    """A weight that stays, and a trained update of low rank for each of its matrices."""
-
-    def __init__(
-        self, weight: torch.Tensor, spec: LoraMerge, seed: int, *, transposed: bool
-    ) -> None:
-        self.original = weight.detach().to("cpu", copy=True)
-        self.transposed = transposed
-        self.scale = spec.alpha / spec.rank
-        *stack, outputs, inputs = (weight.mT if transposed else weight).shape
-        generator = torch.Generator().manual_seed(seed)
-        first = torch.randn((*stack, spec.rank, inputs), generator=generator) / inputs**0.5
-        second = torch.zeros((*stack, outputs, spec.rank))
-        self.leaves = [first.requires_grad_(), second.requires_grad_()]
-
-    def value(self) -> torch.Tensor:
-        """The merged weight in float32, a function of the leaves."""
-        first, second = self.leaves
-        update = self.scale * (second @ first)
-        merged: torch.Tensor = self.original.float() + (update.mT if self.transposed else update)
-        return merged
-
-
-Part = Dense | LowRank
-
-
 def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Trained:
     """The new tensors of ``spec``, trained on the windows of a file.
 
@@ -112,7 +75,12 @@ def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Traine
         )
     weights = _weights(loaded.model, baseline, spec)
     _refuse_other_tensors(_as_stored(loaded.model, weights, baseline), baseline, set(names))
-    parts = {name: _part(spec, name, weights[name], baseline, training.seed) for name in weights}
+    parts = {
+        name: spec.part(
+            weight, is_transposed(name, baseline.config), tensor_seed(training.seed, name)
+        )
+        for name, weight in weights.items()
+    }
     try:
         losses = _steps(loaded, weights, parts, spec, _Batches(examples, training))
     except torch.OutOfMemoryError as error:
@@ -139,10 +107,13 @@ def _exact_target(target: Target, stored: set[str]) -> Target:
 
 def _weights(model: Any, baseline: Checkpoint, spec: TrainedEdit) -> dict[str, torch.Tensor]:
     """The model's parameters that the scope means, by the model's names; they take gradients."""
+    scope = spec.reach
+    if scope is None:
+        return {}
     found = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim in (2, 3) and spec.scope.covers(name, role_of(name, baseline.config))
+        if parameter.ndim in (2, 3) and scope.covers(name, role_of(name, baseline.config))
     }
     for parameter in found.values():
         parameter.requires_grad_(True)
@@ -200,20 +171,6 @@ def _refuse_nan(stored: torch.Tensor, name: str, baseline: Checkpoint) -> None:
         ) from error
 
 
-def _part(
-    spec: TrainedEdit, name: str, weight: torch.Tensor, baseline: Checkpoint, seed: int
-) -> Part:
-    """What is trained of one parameter; draws depend on the seed and the name only."""
-    if isinstance(spec, LoraMerge):
-        transposed = is_transposed(name, baseline.config)
-        return LowRank(weight, spec, tensor_seed(seed, name), transposed=transposed)
-    return Dense(weight)
-
-
-def _on_host(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True)
-
-
 class _Batches:
     """The examples of each step: windows in seeded order, from the front again when used up."""
 
@@ -232,19 +189,20 @@ class _Batches:
 def _steps(
     loaded: Loaded,
     weights: Mapping[str, torch.Tensor],
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Trainable],
     spec: TrainedEdit,
     given: _Batches,
 ) -> list[dict[str, float]]:
     """Train ``parts``; the loss of each step's own windows before and after it."""
     leaves = [leaf for part in parts.values() for leaf in part.leaves]
+    learning_rate, steps = spec.schedule()
     optimizer = torch.optim.AdamW(
-        leaves, lr=spec.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0
+        leaves, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0
     )
     gradients = to_host(weights)
     _recompute_layers(loaded.model)
     losses = []
-    for number in range(spec.steps):
+    for number in range(steps):
         rows = given.step(number)
         before = _loss(loaded, given, rows, learn=True)
         for name, part in parts.items():
@@ -311,13 +269,14 @@ def _record(
 ) -> dict[str, object]:
     """How it was trained, as the metadata says it."""
     windows = [*content.preview, *content.final]
+    learning_rate, steps = spec.schedule()
     return {
         "optimizer": "adamw",
-        "learning_rate": spec.learning_rate,
+        "learning_rate": learning_rate,
         "betas": list(BETAS),
         "epsilon": EPSILON,
         "weight_decay": 0.0,
-        "steps": spec.steps,
+        "steps": steps,
         "batch_windows": min(BATCH_WINDOWS, len(windows)),
         "windows": {
             "sha256": sha256_file(training.windows),

@@ -11,7 +11,6 @@ is ``tight``: edits are made one after another, and each waits for its place (``
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,14 +26,12 @@ from invarlock.files import (
     remove_leftovers,
     write_json,
 )
+from invarlock.formats.kinds import format_of
 from invarlock.models import Model
 from invarlock.scenarios import CUSTOM_SPEC, Scenario
-from invarlock.shipped_files import names_in
-from invarlock.sources.hub_cache import cache_folder, cached_file
-from invarlock.sources.local_model import model_files
-from invarlock.sources.pickle_weights import pickle_files
+from invarlock.sources.hub_cache import cache_folder
 from invarlock.sources.pins import Pin, Revisions, read_revisions
-from invarlock.sources.spec import ModelSource, parse_model_source
+from invarlock.sources.spec import parse_model_source
 
 if TYPE_CHECKING:
     from invarlock.config import Settings
@@ -154,20 +151,10 @@ def known_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int
     if record.is_file():
         return int(read_json_object(record)["total_bytes"])
     pin = pins.models.get(model.model_id) if pins else None
-    if pin is not None and pin.source["kind"] != "package":  # which grows when it is converted
-        return pin.total_bytes
-    source = parse_model_source(model.source)
-    if source.kind == "local":
-        return folder_bytes(source.name)
-    return int(model.weights_gb * 1e9) if model.is_measured else None
-
-
-def folder_bytes(folder: str) -> int:
-    """Bytes of the files of a local model that count; a link counts as what it leads to."""
-    names = names_in(Path(folder)) if os.path.isdir(folder) else set()
-    weights = {name for name in names if name.endswith(".safetensors")} | pickle_files(names)
-    paths = [os.path.join(folder, name) for name in model_files(names, remote_code=True) | weights]
-    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    known = parse_model_source(model.source).known_bytes(pin)
+    if known is None and model.is_measured:
+        return int(model.weights_gb * 1e9)
+    return known
 
 
 def _needs(settings: Settings, model: Model, pins: Revisions | None) -> Iterator[Need]:
@@ -184,8 +171,8 @@ def _needs(settings: Settings, model: Model, pins: Revisions | None) -> Iterator
         done = f"{name}/baseline.json"
         storage = str(settings.values["baseline_storage"])
         if device(cache_folder()) == device(settings.out):
-            yield Need(name, "download", download_bytes(source, pin, size), done=done)
-        yield Need(name, "baseline", placed_bytes(source, pin, storage, size), done=done)
+            yield Need(name, "download", source.download_bytes(pin, size), done=done)
+        yield Need(name, "baseline", placed_bytes(pin, storage, size), done=done)
     if not (home / "presets/calibration_stats.json").exists():
         yield Need(name, "null edit", size, done=f"{name}/presets/calibration_stats.json")
     made = [s for s in pending if s.edit_spec != CUSTOM_SPEC]
@@ -201,22 +188,10 @@ def _is_evaluated(settings: Settings, home: Path, scenario: Scenario) -> bool:
     )
 
 
-def download_bytes(source: ModelSource, pin: Pin | None, planned: int) -> int:
-    """Bytes that the hub's cache still lacks: of the pinned files, or of the planned size."""
-    if source.kind != "hub":
-        return 0
-    if pin is None:
-        return planned
-    return sum(
-        digest.size
-        for name, digest in pin.files.items()
-        if not cached_file(source.name, str(pin.revision), name, "model").exists()
-    )
-
-
-def placed_bytes(source: ModelSource, pin: Pin | None, storage: str, size: int) -> int:
+def placed_bytes(pin: Pin | None, storage: str, size: int) -> int:
     """Bytes of the baseline folder: none where it only links to its source."""
-    rewritten = source.kind == "package" or (pin is not None and bool(pickle_files(pin.files)))
+    form = format_of(pin.files) if pin else None
+    rewritten = form is not None and not form.dense
     return 0 if storage == "snapshot_symlink" and not rewritten else size
 
 

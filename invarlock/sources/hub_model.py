@@ -12,23 +12,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from invarlock.checkpoints import INDEX_NAME, SINGLE_NAME
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import read_bytes, read_json_object, sha256_bytes
-from invarlock.model_folder import no_tokenizer
+from invarlock.files import read_bytes, sha256_bytes
 from invarlock.sources.hub_cache import RepoType
-from invarlock.sources.local_model import (
-    model_files,
-    needs_remote_code,
-    remote_code_error,
-)
-from invarlock.sources.pickle_weights import pickle_files, require_allowed
-from invarlock.sources.pins import Allow, FileDigest, Pin
+from invarlock.sources.pins import FileDigest
 
 TIMEOUT = 60.0  # seconds for one question to the hub's API
 WAITS = (1.0, 2.0)  # seconds before a question that the hub answered with 5xx is asked again
@@ -86,7 +78,7 @@ class Hub:
             InputError: network off, no such repository or revision, hub unreachable.
             ConfigError: the repository is gated or private.
         """
-        where = _where(repo, revision)
+        where = where_of(repo, revision)
         self.require_net(where)
         from huggingface_hub import HfApi
 
@@ -129,7 +121,7 @@ class Hub:
         """
         from huggingface_hub import hf_hub_download
 
-        where = f"{_where(repo, revision)}/{name}"
+        where = f"{where_of(repo, revision)}/{name}"
         cold = f"run: {self.fill}" if not self.net else "check the connection and repeat"
         with _hub_errors(where, cold):
             path = _patiently(
@@ -158,73 +150,12 @@ class Hub:
         if remote.blob_id is not None and git_id != remote.blob_id:
             raise InputError(
                 "the downloaded file is not the one of the commit",
-                where=f"{_where(repo, info.revision)}/{name}",
+                where=f"{where_of(repo, info.revision)}/{name}",
                 expected=f"git id {remote.blob_id}",
                 found=git_id,
                 hint="delete it from the hub cache and repeat",
             )
         return FileDigest(len(data), sha256_bytes(data))
-
-
-def pin_model(hub: Hub, repo: str, revision: str | None, allow: Allow) -> Pin:
-    """Pin a hub model: revision, licence, digest of every file that counts. No weights are fetched.
-
-    Raises:
-        InputError: network off, missing repository or revision, no tokenizer, no weights.
-        ConfigError: gated, private; pickle weights or Python code of its own without permission.
-    """
-    info = hub.info(repo, revision, "model")
-    where = _where(repo, info.revision)
-    if info.custom_code and not allow.remote_code:
-        raise remote_code_error(where)
-    names = set(info.files)
-    if "config.json" not in names:
-        raise InputError("the repository has no config.json", where=where)
-    if "tokenizer.json" not in names:
-        raise no_tokenizer(where)
-
-    def fetch(name: str) -> Path:
-        return hub.fetch(repo, info.revision, name, "model")
-
-    folder = fetch("config.json").parent
-    if "tokenizer_config.json" in names:
-        fetch("tokenizer_config.json")
-    remote_code = info.custom_code or needs_remote_code(folder, names)
-    if remote_code and not allow.remote_code:
-        raise remote_code_error(where)
-    weights = _weight_files(names, fetch, where, allow.pickle)
-    chosen = model_files(names, remote_code) | weights
-    return Pin(
-        source={"kind": "hub", "name": repo},
-        revision=info.revision,
-        gated=info.gated,
-        private=info.private,
-        license=info.license,
-        files={name: hub.pin_file(repo, info, name, "model") for name in sorted(chosen)},
-        remote_code=remote_code,
-    )
-
-
-def _weight_files(
-    names: Collection[str], fetch: Callable[[str], Path], where: str, allow_pickle: bool
-) -> set[str]:
-    if INDEX_NAME in names:
-        path = fetch(INDEX_NAME)
-        weight_map = read_json_object(path).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise InputError("/weight_map is missing", where=f"{where}/{INDEX_NAME}")
-        shards = {str(shard) for shard in weight_map.values()}
-        missing = sorted(shards - set(names))
-        if missing:
-            raise InputError(f"shard {missing[0]} of the index is not there", where=where)
-        return shards
-    if SINGLE_NAME in names:
-        return {SINGLE_NAME}
-    pickles = pickle_files(names)
-    if not pickles:
-        raise InputError("the repository has no weights that can be read", where=where)
-    require_allowed(allow_pickle, where)
-    return pickles
 
 
 def dataset_files(repo: str, revision: str, config: str | None, split: str) -> list[str]:
@@ -237,7 +168,7 @@ def dataset_files(repo: str, revision: str, config: str | None, split: str) -> l
     from datasets import load_dataset_builder
     from datasets.exceptions import DataFilesNotFoundError
 
-    where = f"{_where(repo, revision)}?config={config or ''}&split={split}"
+    where = f"{where_of(repo, revision)}?config={config or ''}&split={split}"
     with _hub_errors(where):
         try:
             builder = load_dataset_builder(repo, config, revision=revision, token=False)
@@ -268,7 +199,8 @@ def _patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _where(repo: str, revision: str | None) -> str:
+def where_of(repo: str, revision: str | None) -> str:
+    """A repository at a revision, for messages."""
     return f"hub:{repo}" + (f"@{revision}" if revision else "")
 
 

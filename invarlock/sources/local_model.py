@@ -1,4 +1,4 @@
-"""A model in a local folder: which of its files count, and their pin by content."""
+"""Which files of a model count, and what a folder or a repository needs permission for."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from invarlock.checkpoints import INDEX_NAME
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
-from invarlock.folders import NotACheckpointError, refuse_broken_files, refuse_other_formats
+from invarlock.folders import NotACheckpointError, readable_format, refuse_broken_files
+from invarlock.formats.kind import INDEX_NAME, Format
+from invarlock.formats.kinds import format_in, format_of
 from invarlock.model_folder import no_tokenizer, open_model, refuse_architecture
-from invarlock.shipped_files import chosen, names_in
-from invarlock.sources.pickle_weights import pickle_files, require_allowed
-from invarlock.sources.pins import Allow, FileDigest, Pin
-
-NOTHING = Allow()
+from invarlock.shipped_files import chosen
+from invarlock.sources.pins import Allow, Pin
 
 # Pinned beside the weights and what ships with them (invarlock.shipped_files).
 ALWAYS = frozenset({
@@ -29,37 +27,14 @@ def model_files(names: Collection[str], remote_code: bool) -> set[str]:
     return {name for name in names if name in ALWAYS} | chosen(names, remote_code)
 
 
-def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
-    """Pin a local model folder by the digest of every file that counts.
-
-    Raises:
-        InputError: missing or unreadable folder, damaged shard, no tokenizer.
-        ConfigError: pickle weights only, or Python code of its own, and that is not allowed.
-    """
-    check_folder(folder, allow)
-    names = names_in(folder)
-    weights = pickle_files(names) or set(open_model(folder).shards)
-    remote_code = needs_remote_code(folder, names)
-    counted = model_files(names, remote_code) | weights
-    return Pin(
-        source={"kind": "local", "name": folder.resolve().name},
-        revision=None,
-        gated=False,
-        private=False,
-        license=None,
-        files={name: FileDigest.of_file(folder / name) for name in sorted(counted)},
-        remote_code=remote_code,
-    )
-
-
 def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
-    """Refuse a folder that :func:`pin_folder` would refuse, by names and headers alone.
+    """Refuse a folder that a pin would refuse, by names and headers alone.
 
     Returns:
         its ``config.json``.
 
     Raises:
-        InputError, ConfigError: see :func:`pin_folder`.
+        InputError, ConfigError: see a pin.
     """
     if not folder.exists():
         raise NotACheckpointError(
@@ -67,12 +42,13 @@ def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
         )
     refuse_broken_files(folder)
     names = set(os.listdir(folder))
-    if not pickle_files(names):
+    form = format_in(names)
+    if form is None or form.opened:
         config = open_model(folder).config
     else:
         if "config.json" not in names:
-            refuse_other_formats(folder)  # raises, and says what the folder holds instead
-        require_allowed(allow.pickle, str(folder))
+            readable_format(folder)  # raises, and says what the folder holds instead
+        require_format(form, allow, str(folder))
         config = read_json_object(folder / "config.json")
         refuse_architecture(config, folder)
     if needs_remote_code(folder, names) and not allow.remote_code:
@@ -90,8 +66,19 @@ def require_permission(pin: Pin, allow: Allow, where: str) -> None:
     """
     if pin.remote_code and not allow.remote_code:
         raise remote_code_error(where)
-    if pickle_files(pin.files):
-        require_allowed(allow.pickle, where)
+    form = format_of(pin.files)
+    if form is not None:
+        require_format(form, allow, where)
+
+
+def require_format(form: Format, allow: Allow, where: str) -> None:
+    """Refuse weights of a format that needs a permission which is not given.
+
+    Raises:
+        ConfigError: names the switch.
+    """
+    if form.switch and not getattr(allow, form.switch):
+        raise form.refusal(where)
 
 
 def needs_remote_code(folder: Path, names: Collection[str]) -> bool:

@@ -13,9 +13,10 @@ from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.models import Model
 from invarlock.sources.disk import Plan, known_pins
-from invarlock.sources.hub_cache import RepoType, cache_folder, cached_file
-from invarlock.sources.pins import Pin
-from invarlock.sources.spec import ModelSource, parse_model_source, parse_text_source
+from invarlock.sources.hub_cache import cache_folder
+from invarlock.sources.kind import ModelSource
+from invarlock.sources.kinds.hub import lacking
+from invarlock.sources.spec import parse_model_source, parse_text_source
 
 if TYPE_CHECKING:
     from invarlock.config import Settings
@@ -55,22 +56,21 @@ def refuse_cold(settings: Settings, windows: Iterable[Path]) -> InputError | Non
     if settings.values["net"]:
         return None
     pins = known_pins(settings.out)
-    lacking = []
+    absent: list[str] = []
     for model in settings.models:
-        source = parse_model_source(model.source)
-        if source.kind == "hub" and not _is_placed(settings, model):
+        if not _is_placed(settings, model):
             pin = pins.models.get(model.model_id) if pins else None
-            lacking += _lacking(str(source), source.name, pin, "model")
+            absent += parse_model_source(model.source).lacking(pin)
     text = parse_text_source(settings.text)
     if text.kind == "hub" and not all(path.is_file() for path in windows):
         pin = pins.datasets.get(text.dataset_id) if pins else None
-        lacking += _lacking(text.dataset_id, text.name, pin, "dataset")
-    if not lacking:
+        absent += lacking(text.dataset_id, text.name, pin, "dataset")
+    if not absent:
         return None
     return InputError(
         "the network is off (net: 0) and not everything is here",
         where=str(cache_folder()),
-        expected="; ".join(lacking),
+        expected="; ".join(absent),
         hint=f"run: {fill_command(settings)}",
     )
 
@@ -95,17 +95,6 @@ def _word(value: object) -> str:
 def _is_placed(settings: Settings, model: Model) -> bool:
     home = settings.out / model.slug
     return (home / "baseline.json").is_file() and (home / "models/baseline").is_dir()
-
-
-def _lacking(source: str, repo: str, pin: Pin | None, kind: RepoType) -> list[str]:
-    if pin is None:
-        return [f"{source} (not pinned)"]
-    revision = str(pin.revision)
-    absent = [n for n in sorted(pin.files) if not cached_file(repo, revision, n, kind).exists()]
-    if not absent:
-        return []
-    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-    return [f"hub:{repo}@{revision}: {', '.join(absent[:3])}{more}"]
 
 
 def refuse_changed_links(settings: Settings) -> InputError | None:
@@ -146,9 +135,9 @@ def link_place(link: Path, source: ModelSource) -> dict[str, str] | None:
     if not link.is_symlink():
         return None
     target = Path(os.path.realpath(link))
-    hub = source.kind == "hub"
-    folder = Path(os.path.realpath(cache_folder() if hub else source.name))
-    if target.is_relative_to(folder):
-        root = "hub_cache" if hub else "source_folder"
-        return {"root": root, "path": str(target.relative_to(folder))}
+    if source.link_root is not None:
+        root, folder = source.link_root
+        folder = Path(os.path.realpath(folder))
+        if target.is_relative_to(folder):
+            return {"root": root, "path": str(target.relative_to(folder))}
     return {"root": "elsewhere", "path": target.name}

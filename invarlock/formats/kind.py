@@ -1,0 +1,184 @@
+"""What a format of checkpoints is: a class that says which files are its own and reads them.
+
+    class Npy(Format):
+        name: ClassVar[str] = "npy"
+
+        def files(self, names): return {name for name in names if name.endswith(".npy")}
+        def inventory(self, folder): ...
+
+A file like that in ``invarlock/formats/kinds`` is all that a new format needs: folders of it are
+opened and compared, and models of it are placed as baselines, rewritten as safetensors.
+
+A format gives the *effective* weights, under the model's own names: what packs them unpacks them
+here, one tensor at a time (``chunks``). How a model of the format is run is another question, which
+its files answer to the library that loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+from invarlock.errors import ConfigError, InputError
+from invarlock.files import pretty_json, unreadable
+from invarlock.shards import ShardEntry, TensorInfo, write_shard
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The tensors of a folder under the model's names, and the files that hold them, sorted."""
+
+    tensors: dict[str, TensorInfo]
+    files: tuple[str, ...]
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)  # of each file, free text
+
+
+class Format:
+    """Base of all formats; an object of it knows no folder."""
+
+    name: ClassVar[str]
+    order: ClassVar[int] = 50  # of several formats in one folder, the lowest is the one meant
+    inside: ClassVar[str] = ""  # the format whose files it uses; config.json tells the two apart
+    dense: ClassVar[bool] = False  # whether it is the one that edits write and baselines are in
+    packed: ClassVar[bool] = False  # whether the weights take more room once they are rewritten
+    in_folders: ClassVar[bool] = True  # whether a folder that somebody names may be of it
+    opened: ClassVar[bool] = True  # whether it has an inventory, so that a folder can be compared
+    switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
+    note: ClassVar[str | None] = None  # what the record of a rewritten baseline says
+
+    def files(self, names: Collection[str]) -> set[str]:
+        """The files of weights among the names of a folder; empty where it is of another format."""
+        raise NotImplementedError
+
+    def packs(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``config.json`` says that files of the format ``inside`` are of this one."""
+        return False
+
+    def wanted(self, names: Collection[str], fetch: Callable[[str], Path], where: str) -> set[str]:
+        """The same where the folder may hold others as well; ``fetch`` gives its small files.
+
+        Raises:
+            InputError: a file that lists the others is damaged, or one of them is not there.
+        """
+        return self.files(names)
+
+    def refusal(self, where: str) -> ConfigError:
+        """The line for a model that needs ``switch`` while it is off."""
+        raise NotImplementedError
+
+    def inventory(self, folder: Path) -> Inventory:
+        """Names, shapes and types of all tensors, by the headers of the files alone.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        raise NotImplementedError
+
+    def chunks(self, folder: Path, info: TensorInfo, size: int) -> Iterator[memoryview]:
+        """A tensor's values in order, row-major, in the type that the inventory says.
+
+        A chunk is ``size`` bytes but for the last, may be written to, and dies with the next but
+        one.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return byte_range(folder / info.file, info, size)
+
+    def convert(self, paths: Mapping[str, Path], folder: Path) -> None:
+        """Write the weights into ``folder`` as safetensors, a shard for each file that holds any.
+
+        Args:
+            paths: where each file of weights lies; the files of one folder.
+            folder: it is there.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        source = next(iter(paths.values())).parent
+        held = self.inventory(source)
+        homes = sorted({info.file for info in held.tensors.values()})
+        shards = ShardNames(len(homes))
+        for home in homes:
+            entries = [
+                ShardEntry(
+                    info.name,
+                    info.dtype,
+                    info.shape,
+                    partial(self.chunks, source, info, READ_CHUNK),
+                )
+                for info in held.tensors.values()
+                if info.file == home
+            ]
+            shard = shards.next({e.name: e.nbytes for e in entries})
+            write_shard(folder / shard, entries, {"format": "pt"})
+        shards.write_index(folder)
+
+    def converted_bytes(self, paths: Mapping[str, Path], stored: int) -> int:
+        """Bytes that :meth:`convert` will write, of files that take ``stored`` bytes."""
+        return stored
+
+
+READ_CHUNK = 4 << 20  # bytes held while hashing or copying
+
+
+class ShardNames:
+    """The names of ``count`` shards, and in the end the index of what they hold."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.made = 0
+        self.total = 0
+        self.weight_map: dict[str, str] = {}
+
+    def next(self, sizes: Mapping[str, int]) -> str:
+        """The name of the next shard, which holds tensors of these names and bytes."""
+        self.made += 1
+        shard = f"model-{self.made:05d}-of-{self.count:05d}.safetensors"
+        shard = SINGLE_NAME if self.count == 1 else shard
+        self.weight_map |= dict.fromkeys(sizes, shard)
+        self.total += sum(sizes.values())
+        return shard
+
+    def write_index(self, folder: Path) -> None:
+        """Write the index, which one shard alone does not need."""
+        if self.count > 1:
+            index = {"metadata": {"total_size": self.total}, "weight_map": self.weight_map}
+            (folder / INDEX_NAME).write_bytes(pretty_json(index))
+
+
+def byte_range(path: Path, info: TensorInfo, size: int) -> Iterator[memoryview]:
+    """The bytes of a file from ``info.begin`` to ``info.end``; two buffers serve all chunks.
+
+    Raises:
+        InputError: the file cannot be read, or became shorter.
+    """
+    buffers = [memoryview(bytearray(min(size, info.nbytes)))]
+    if info.nbytes > size:
+        buffers.append(memoryview(bytearray(size)))
+    try:
+        with open(path, "rb", buffering=0) as handle:
+            handle.seek(info.begin)
+            for number, start in enumerate(range(0, info.nbytes, max(size, 1))):
+                chunk = buffers[number % len(buffers)][: min(size, info.nbytes - start)]
+                _fill(chunk, handle, path)
+                yield chunk
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:
+    """Read until ``chunk`` is full (one system call may return less)."""
+    done = 0
+    while done < len(chunk):
+        got = handle.readinto(chunk[done:])
+        if not got:
+            raise InputError("the shard became shorter while being read", where=str(path))
+        done += got

@@ -1,0 +1,29 @@
+"""The formats of checkpoints, one file each; :data:`FORMATS` finds them by looking here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from invarlock.formats.kind import Format
+from invarlock.registry import kinds_in
+
+FORMATS = sorted(
+    (kind() for kind in kinds_in(__name__, Format, "name").values()), key=lambda form: form.order
+)
+
+
+def format_of(names: Collection[str]) -> Format | None:
+    """The format of the weights among these files; None where none is known."""
+    return next((form for form in FORMATS if not form.inside and form.files(names)), None)
+
+
+def format_in(names: Collection[str]) -> Format | None:
+    """The same for a folder that somebody names."""
+    found = format_of(names)
+    return found if found and found.in_folders else None
+
+
+def as_configured(form: Format, config: Mapping[str, Any]) -> Format:
+    """The format that packs its weights into files of ``form``, where ``config.json`` names one."""
+    return next((f for f in FORMATS if f.inside == form.name and f.packs(config)), form)
