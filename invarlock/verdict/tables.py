@@ -17,7 +17,7 @@ import pandas as pd
 
 from invarlock.errors import ConfigError
 from invarlock.files import write_bytes
-from invarlock.reporting.signals import Report, block
+from invarlock.pages.reading import Report, block
 from invarlock.verdict.records import Evaluation, Stated
 
 Row = dict[str, Any]
