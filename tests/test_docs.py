@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from repository_copy import program
 
-from invarlock.cli import COMMANDS
+from invarlock.cli import COMMANDS, parser_of
 from invarlock.policy import bounds_of, load_policy, tier_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,9 +63,7 @@ def check_invarlock(words: list[str]) -> None:
         return
     name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
     assert name, f"no command {words[0]}"
-    module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser()
-    module.configure(parser)
+    parser = parser_of(name)
     known = {
         option
         for p in parsers(parser, words[len(name.split()) :])

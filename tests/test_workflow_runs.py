@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
-import importlib
 import os
 import re
 import shutil
@@ -19,7 +17,7 @@ from conftest import write_tiny_folder
 from repository_copy import engine_of_a_version, link_repository, quiet_environment
 from test_workflow import counts, graph, rules, snakemake
 
-from invarlock.cli import COMMANDS
+from invarlock.cli import COMMANDS, parser_of
 
 MINUTE = 60.0
 
@@ -100,10 +98,7 @@ def understood(call: str) -> bool:
     _, module, *words = call.split(END)[:-1]
     assert module == "invarlock", call
     name = " ".join(words[:2]) if words[0] == "advanced" else words[0]
-    command = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    command.configure(parser)
-    parser.parse_args(words[len(name.split()) :])
+    parser_of(name).parse_args(words[len(name.split()) :])
     return True
 
 
