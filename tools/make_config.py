@@ -23,7 +23,7 @@ CONTRACT = ROOT / "contracts/config.schema.json"
 SECTION = re.compile(r"# --- (.+?) -+$")
 # Indent, key, default; then, in the comment, what a value may be and what the setting means.
 SETTING = re.compile(
-    r"(?P<indent> *)(?P<key>\w+):(?: +(?P<default>.*?))?"
+    r"(?P<indent> *)(?P<key>\w+):(?: +(?P<default>[^#].*?))?"
     r"(?: +# (?:\[(?P<allowed>(?:[^]/]|/\S*/)*)\] )?(?P<meaning>.*))?$"
 )
 NUMBER = r"(-?[\d.]+)"
@@ -60,7 +60,7 @@ def code(value: object) -> str:
 
 
 class Setting(NamedTuple):
-    """A setting of ``config.yaml``."""
+    """A setting of ``config.yaml``, or the line above a group of them, which has no default."""
 
     section: str
     key: str  # with its group: windows.seed
@@ -70,6 +70,8 @@ class Setting(NamedTuple):
 
     def schema(self) -> dict[str, Any]:
         """What its values are checked by."""
+        if not self.default:
+            return {"description": sentence(self.meaning), **closed({})}
         default = yaml.safe_load(self.default)
         kind = TYPES.get(type(default), "")
         found: dict[str, Any] = {"type": kind, "description": sentence(self.meaning)}
@@ -86,7 +88,11 @@ class Setting(NamedTuple):
     def members(self) -> dict[str, Any]:
         """What the values of a mapping are checked by: `by WHAT: NAME WORDS, NAME WORDS`."""
         pairs = (part.split(" ", 1) for part in self.allowed.partition(": ")[2].split(", "))
-        members = {name: {"type": "integer"} | restrictions(words, "") for name, words in pairs}
+        members = {
+            name: {"type": "integer", "description": f"{name} of config/suites.yaml, for a model."}
+            | restrictions(words, "")
+            for name, words in pairs
+        }
         return closed(members) | {"minProperties": 1}
 
 
@@ -130,9 +136,8 @@ def settings(text: str) -> Iterator[Setting]:
         elif found := SETTING.match(line):
             indent, key, default, allowed, meaning = found.groups(default="")
             parent = parent if indent else key
-            if default or meaning:  # a line without either only opens a group
-                name = f"{parent}.{key}" if indent else key
-                yield Setting(section, name, default, allowed, meaning)
+            name = f"{parent}.{key}" if indent else key
+            yield Setting(section, name, default, allowed, meaning)
 
 
 def contract(text: str) -> str:
@@ -142,9 +147,7 @@ def contract(text: str) -> str:
         if not setting.meaning:
             raise SystemExit(f"config/config.yaml: {setting.key} has no comment")
         group, _, key = setting.key.rpartition(".")
-        members = properties
-        if group:
-            members = properties.setdefault(group, closed({}))["properties"]
+        members = properties[group]["properties"] if group else properties
         members[key] = setting.schema()
     for part in properties.values():
         if "properties" in part:
@@ -167,7 +170,7 @@ def keys() -> list[str]:
         mine = [
             (code(r.key), code(r.default), code(r.allowed), r.meaning)
             for r in rows
-            if r.section == section
+            if r.section == section and r.default
         ]
         lines += [f"## {sentence(section)[:-1]}", ""]
         lines += [*table("key | default | allowed | meaning", mine), ""]
