@@ -100,7 +100,7 @@ def test_jobs_get_what_changes_no_result_in_their_environment() -> None:
 
 
 def test_the_state_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
-    """Names, sizes and whole seconds; hidden files are none, and nothing is the state of nothing."""
+    """Names, sizes and whole seconds; hidden files do not count."""
     (tmp_path / "a").write_text("one")
     (tmp_path / ".hidden").write_text("two")
     before = state_of(tmp_path, "")

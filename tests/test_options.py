@@ -75,8 +75,8 @@ def test_a_job_comes_back_from_json_as_it_was() -> None:
 def test_a_candidate_is_evaluated_with_the_options_of_the_search() -> None:
     """What two commands share is taken over, also what only a default says."""
     line = ["--baseline", "b", "--edits", "quant_rtn", "--selection-windows", "s", "--out", "o",
-            "--confirmation-windows", "c", "--judged-windows", "j", "--kl-mean-max", "0.5"]  # fmt: skip
-    found = shared(said(TuneOptions, *line), Job)
+            "--confirmation-windows", "c", "--judged-windows", "j"]  # fmt: skip
+    found = shared(said(TuneOptions, *line, "--kl-mean-max", "0.5"), Job)
     assert (found["kl_mean_max"], found["seed"], found["preset"]) == (0.5, 43, None)
     assert "windows" not in found
     assert "edits" not in found

@@ -17,7 +17,7 @@ from conftest import write_tiny_folder
 from repository_copy import engine_of_a_version, link_repository, quiet_environment
 from test_workflow import counts, graph, rules, snakemake
 
-from invarlock.cli import COMMANDS, parser_of
+from invarlock.cli import parser_of
 
 MINUTE = 60.0
 
@@ -94,7 +94,7 @@ def calls(folder: Path, out: str, *targets: str, **said: object) -> list[str]:
 
 
 def understood(call: str) -> bool:
-    """Whether the command that a rule calls takes these words; an option without its value fails."""
+    """Whether the command that a rule calls takes these words: each option has its value."""
     _, module, *words = call.split(END)[:-1]
     assert module == "invarlock", call
     name = " ".join(words[:2]) if words[0] == "advanced" else words[0]
