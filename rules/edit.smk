@@ -115,8 +115,9 @@ rule inject:
         options=L.injection,
         code=code("inject"),
     shell:
-        ROOM + "python -m invarlock inject --baseline {input:q} {params.options}"
-        " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
+        ROOM
+        + "python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
+        " --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
 rule describe_subject:
