@@ -98,7 +98,7 @@ lint: setup
 	@$(BIN)/snakemake --lint
 
 docs: $(VENV)/ready
-	@$(BIN)/python tools/make_config_readme.py
+	@$(BIN)/python tools/make_config.py
 	@$(BIN)/python tools/make_kinds.py
 
 results: $(VENV)/ready

@@ -41,7 +41,7 @@ rule suite:
     """Everything but the pack."""
     input:
         OUT / "reports/final_verdict.json",
-        rendered(),
+        L.rendered(),
         OUT / "analysis/evaluation_optimization_summary.json",
         REPEATS,
 

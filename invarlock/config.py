@@ -77,7 +77,6 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("allow_config_include_outside", _flag),
 }
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
-LISTS = ("models", "scenarios", "categories", "include", "accept")  # on a command line A,B too
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,22 @@ class Settings:
     scenarios: tuple[Scenario, ...]
     # (model slug, scenario id) -> edit spec, or why there is none
     edit_specs: Mapping[tuple[str, str], str | ConfigError]
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a batch."""
+        on_gpu = self.values["device"] in ("cuda", "mps")
+        return int(self.values["token_budget"]) or (16384 if on_gpu else 1024)
+
+    def value(self, name: str) -> Any:
+        """The value in force of a setting, ``key`` or ``section.key``: also where the setting says
+        that it is the suite's, or the device's."""
+        if name in ("text", "min_free_disk_gb", "token_budget"):
+            return getattr(self, name)
+        value: Any = self.values
+        for key in name.split("."):
+            value = value[key]
+        return value
 
     def scenario(self, scenario_id: str) -> Scenario:
         """The selected scenario of that id."""
@@ -234,8 +249,9 @@ def _merge(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     values = {key: _spoken(value, file.get(key)) for key, value in given.items()}
     origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
-    for name in LISTS:
-        values[name] = listed(values.get(name))
+    for name, value in file.items():
+        if isinstance(value, list):  # on a command line A,B too
+            values[name] = listed(values.get(name))
     for name, (key, read) in ENVIRONMENT.items():
         if environment.get(name) and origins.get(key) == "config":
             try:
@@ -258,7 +274,9 @@ def _include(
     for name in values["include"]:
         for key, value in _read_include(str(name), values, file).items():
             if origins[key] == "config" or origins[key].startswith("include "):
-                values[key] = listed(value) if key in LISTS else _over(values[key], value)
+                values[key] = (
+                    listed(value) if isinstance(file[key], list) else _over(values[key], value)
+                )
                 origins[key] = f"include {_unplaced(str(name))}"
             elif isinstance(value, Mapping) and isinstance(values[key], Mapping):
                 said = _typed(spoken.get(key, values[key]))

@@ -8,6 +8,7 @@ downstream reads only that. Nothing is ever added to a selection.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,11 @@ class Scenario:
     artifact_class: str
     runs: int | None  # evaluations of it; None: as many as of any other
     entry: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The catalogue entry as JSON."""
+        return json.dumps(dict(self.entry), sort_keys=True)
 
     @property
     def is_edit(self) -> bool:

@@ -59,8 +59,8 @@ rule guard_value_sweep:
     """What each guard says about each guard's probe, on every model and run."""
     input:
         scenarios=OUT / "state/scenarios.json",
-        outcomes=[folder / "outcome.json" for folder in evaluations()],
-        reports=[folder / "evaluation.report.json" for folder in evaluations()],
+        outcomes=[folder / "outcome.json" for folder in L.evaluations()],
+        reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
     output:
         SWEEP,
     log:
@@ -69,7 +69,7 @@ rule guard_value_sweep:
     container:
         IMAGE
     params:
-        folders=evaluation_words,
+        folders=lambda wc: L.evaluation_words(),
         code=code("analyze"),
     shell:
         "python -m invarlock advanced analyze guard-value --scenarios {input.scenarios:q}"
@@ -79,7 +79,7 @@ rule guard_value_sweep:
 rule timings:
     """Where the time went; a benchmark file that was removed measures nothing again."""
     input:
-        [folder / "outcome.json" for folder in evaluations()],
+        [folder / "outcome.json" for folder in L.evaluations()],
     output:
         OUT / "analysis/evaluation_optimization_summary.json",
     log:
@@ -88,9 +88,9 @@ rule timings:
     container:
         IMAGE
     params:
-        folders=evaluation_words,
+        folders=lambda wc: L.evaluation_words(),
         run=OUT,
-        deferred=on("defer_rendering", "--deferred"),
+        deferred="--deferred" if C["defer_rendering"] else "",
         code=code("analyze"),
     shell:
         "python -m invarlock advanced analyze timings --evaluation {params.folders}"

@@ -23,12 +23,11 @@ rule baseline:
         runtime=lambda wc, attempt: int(30 + weights_mb(wc) / 500) * attempt,
     params:
         model=lambda wc: f"{S.model(wc.model).model_id}={S.model(wc.model).source}",
-        storage=C["baseline_storage"],
-        pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
+        options=L.options(BaselineOptions),
         code=code("baseline"),
     shell:
         "python -m invarlock baseline --model {params.model:q} --revisions {input.revisions:q}"
-        " --storage {params.storage} --min-free-gb {resources.min_free_gb} {params.pickle}"
+        " --min-free-gb {resources.min_free_gb} {params.options}"
         " $([ {resources.net} -eq 0 ] || echo --net) --out {output.folder:q} --record {output.record:q} > {log:q} 2>&1"
 
 
@@ -51,13 +50,12 @@ rule windows:
         runtime=lambda wc, attempt: 30 * attempt,
     params:
         text=S.text,
-        geometry=judged_geometry,
-        seed=C["windows"]["seed"],
+        cut=L.judged_cut,
         apart="",  # of rules that inherit from this one: what their input "others" is for
         code=code("windows"),
     shell:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
-        " --revisions {input.revisions:q} {params.geometry} --seed {params.seed}"
+        " --revisions {input.revisions:q} {params.cut}"
         " {params.apart} {input.others:q}"
         " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
 
@@ -87,8 +85,8 @@ rule baseline_report:
         runtime=run_minutes,
     params:
         folder=lambda wc: OUT / wc.model / "runs/baseline",
-        measuring=measuring,
+        options=lambda wc: L.measuring(RunOptions, wc),
         code=code("run"),
     shell:
-        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
+        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
         " --gpus {resources.gpu} --out {params.folder:q} > {log:q} 2>&1"

@@ -16,8 +16,7 @@ use rule windows as calibration_windows with:
     wildcard_constraints:
         seed=any_of(map(str, S.calibration_seeds())),
     params:
-        geometry=lambda wc: geometry(wc, C["calibration"]["windows"]),
-        seed=lambda wc: wc.seed,
+        cut=lambda wc: L.cut(wc, C["calibration"]["windows"], seed=wc.seed),
 
 
 rule calibrate:
@@ -47,11 +46,11 @@ rule calibrate:
         gpu=gpus,
         runtime=calibrate_minutes,
     params:
-        arithmetic=arithmetic,
+        options=lambda wc: L.measuring(CalibrateOptions, wc),
         code=code("calibrate"),
     shell:
         "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
-        " {params.arithmetic} --gpus {resources.gpu}"
+        " {params.options} --gpus {resources.gpu}"
         ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log:q} 2>&1'
 
 
@@ -68,8 +67,8 @@ rule preset:
     container:
         IMAGE
     params:
-        tier=C["tier"],
+        options=L.options(PresetOptions),
         code=code("preset"),
     shell:
-        "python -m invarlock advanced preset --stats {input:q} --tier {params.tier}"
+        "python -m invarlock advanced preset --stats {input:q} {params.options}"
         " --out-yaml {output.yaml:q} --out-json {output.json:q} > {log:q} 2>&1"

@@ -1,13 +1,11 @@
 # Reads: config/*.yaml, scenarios/*.json, the environment
 # Writes: .snakemake/invarlock.lock
-# Checks the configuration before any job, expands the targets, and builds paths and resources.
+# Checks the configuration before any job. What rules make of it is in invarlock/workflow.py.
 
 import contextlib
 import fcntl
-import json
+import functools
 import os
-import re
-import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +16,31 @@ sys.path.insert(0, workflow.basedir)  # the package of this checkout, installed 
 
 from snakemake.settings.types import DeploymentMethod
 
-from invarlock.code_digest import code_digest, package_digest
+from invarlock.cli.baseline import BaselineOptions
+from invarlock.cli.calibrate import CalibrateOptions
+from invarlock.cli.edit import EditOptions
+from invarlock.cli.job import EvaluateOptions
+from invarlock.cli.pin import PinOptions
+from invarlock.cli.preset import PresetOptions
+from invarlock.cli.run import RunOptions
+from invarlock.cli.tune import TuneOptions
+from invarlock.code_digest import package_digest
 from invarlock.config import check_release, effective_settings
 from invarlock.edits.specs import CANDIDATES, TRAINED
 from invarlock.errors import ConfigError, InvarlockError
-from invarlock.files import sha256_file, unreadable, write_text
-from invarlock.run.container import check_engine, check_reference
-from invarlock.scenarios import CUSTOM_SPEC
-from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.files import sha256_file, write_text
+from invarlock.workflow import (
+    MEASURING,
+    Layout,
+    any_of,
+    check_settings,
+    code,
+    each,
+    environment,
+    fingerprint_of,
+    recorded,
+    state_of,
+)
 from invarlock.written import as_written
 
 
@@ -40,6 +55,22 @@ def stop(*errors):
         print(f"invarlock: {error}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(getattr(errors[0], "exit_code", 2))
+
+
+def stopping(function):
+    """The function, whose errors end the run with their line."""
+
+    @functools.wraps(function)
+    def guarded(*arguments, **named):
+        try:
+            return function(*arguments, **named)
+        except InvarlockError as error:
+            stop(error)
+
+    return guarded
+
+
+state_of = stopping(state_of)
 
 
 onstart:
@@ -73,25 +104,7 @@ try:
             workflow.config_settings.config_args or [],
         ),
     )
-    if S.values["signing_key"]:
-        from invarlock.evidence.keys import load_signing_key
-
-        load_signing_key(Path(S.values["signing_key"]))
-    if S.values["accept"]:
-        from invarlock.run.accept import check_accept
-
-        check_accept(
-            S.values["accept"],
-            Path(S.values["baseline"]),
-            Path(S.values["subject"]),
-            "config/config.yaml",
-        )
-    for m in S.models:
-        parse_model_source(m.source)
-    parse_text_source(S.text)
-    if CONTAINER:
-        check_engine()  # snakemake wants one for a dry run too
-        check_reference(S.values["container_image"], S.values["container_digest"])
+    check_settings(S, CONTAINER)
 except (InvarlockError, OSError) as error:
     stop(error)
 
@@ -106,6 +119,10 @@ if (
 
 C = S.values
 OUT = S.out
+L = Layout(S)
+LOGS = OUT / "logs"
+ON_GPU = L.on_gpu
+MEASURING_CODE = code(*MEASURING)
 # Jobs run the interpreter and the package of this snakemake (inside a container, the image's).
 for variable, first in (
     ("PATH", Path(sys.executable).parent),
@@ -114,42 +131,20 @@ for variable, first in (
     os.environ[variable] = os.pathsep.join(
         filter(None, [str(first), os.environ.get(variable)])
     )
-# The key travels in the environment: parameters and shell commands are recorded and logged.
-os.environ.update(INVARLOCK_SIGNING_KEY=C["signing_key"])
-# So does what changes no result: a parameter would measure again. Containers get it by the second name.
-for variable in ("INVARLOCK_TELEMETRY", "APPTAINERENV_INVARLOCK_TELEMETRY"):
-    os.environ[variable] = str(int(C["telemetry"]))
-for variable in ("INVARLOCK_CALIBRATIONS", "APPTAINERENV_INVARLOCK_CALIBRATIONS"):
-    os.environ[variable] = C["calibrations"] and str(Path(C["calibrations"]).resolve())
-visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-if visible is not None:  # also where it is empty: no GPU
-    os.environ.update(APPTAINERENV_CUDA_VISIBLE_DEVICES=visible)
-ON_GPU = C["device"] in ("cuda", "mps")
-LOGS = OUT / "logs"
+os.environ.update(environment(S, os.environ))
 
 # With the container profile rules run in the image, but for those that say on_host. A container
 # sees this folder and /tmp; other folders that the settings name are bound.
-SOURCES = [parse_model_source(m.source) for m in S.models]
-LOCAL = [str(source.folder) for source in SOURCES if source.folder]
-if S.text.startswith("local:"):
-    LOCAL.append(parse_text_source(S.text).name)
 IMAGE = C["container_image"]
 IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
     if C["calibrations"]:
         Path(C["calibrations"]).mkdir(parents=True, exist_ok=True)
-    named = [
-        C["baseline"],
-        C["subject"],
-        C["catalogue"],
-        C["calibrations"],
-        OUT,
-        *LOCAL,
-    ]
-    bound = sorted({str(Path(name).resolve()) for name in named if name})
     variable = "APPTAINER_BIND"
-    os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), *bound]))
+    os.environ[variable] = ",".join(
+        filter(None, [os.environ.get(variable), *L.bound()])
+    )
 
 
 def on_host(wildcards):
@@ -158,206 +153,28 @@ def on_host(wildcards):
 
 
 # what may have to reach the hub runs here, with the network on or off: one place, no new run
-HUB = any(name.startswith("hub:") for name in (S.text, *(m.source for m in S.models)))
-FETCHING_IMAGE = on_host if HUB else IMAGE
-EDITS = [s.id for s in S.scenarios if s.is_edit and s.edit_spec != CUSTOM_SPEC]
-DAMAGE = [s.id for s in S.scenarios if s.is_error]
-CUSTOM = [s.id for s in S.scenarios if s.edit_spec == CUSTOM_SPEC]
-
-
-def any_of(names):
-    """A wildcard constraint: one of these, or nothing at all."""
-    return "|".join(map(re.escape, names)) or "(?!)"
+FETCHING_IMAGE = on_host if L.uses_hub else IMAGE
 
 
 wildcard_constraints:
-    model=any_of([m.slug for m in S.models]),
-    scenario=any_of(EDITS + DAMAGE + CUSTOM),
+    model=any_of(L.slugs),
+    scenario=any_of(L.edits + L.damage + L.custom),
     run=r"[1-9][0-9]?",
-
-
-def code(*verbs):
-    """Digest of the modules behind these commands: a change of code reruns what it touches."""
-    return code_digest(*(f"invarlock.cli.{verb}" for verb in verbs))
-
-
-MEASURING_CODE = code(
-    "baseline",
-    "windows",
-    "run",
-    "calibrate",
-    "edit",
-    "inject",
-    "evaluate",
-    "evaluate_worker",
-)
-
-
-def on(flag, option):
-    """`option` where the setting is on."""
-    return option if C[flag] else ""
-
-
-def each(option, values):
-    """`option` with each of the values, as words of a shell command."""
-    return [f"{option} {shlex.quote(str(value))}" for value in values]
-
-
-def state_of(*paths):
-    """Name, size and time of these files and of those in these folders. To Snakemake the time of a
-    folder is its own, which a file that is written over does not change. In whole seconds, which
-    is what archives keep: a run that was moved by one is not made again."""
-    found = []
-    for path in map(Path, filter(None, paths)):
-        try:
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-                if file.is_file() and not file.name.startswith("."):
-                    stat = file.stat()
-                    found.append(f"{file.name} {stat.st_size} {int(stat.st_mtime)}")
-        except OSError as error:
-            stop(unreadable(path, error))
-    return found
-
-
-def evaluations(wildcards=None):
-    """Folders of all evaluations: every scenario of every model, every run."""
-    return [
-        OUT / m.slug / "reports" / s.id / f"run_{n}"
-        for m in S.models
-        for s in S.scenarios
-        for n in S.runs(s)
-    ]
-
-
-def braces(words):
-    """Alternatives of a shell word; a single one needs no braces, which bash would leave."""
-    return words[0] if len(words) == 1 else "{" + ",".join(words) + "}"
-
-
-def evaluation_words(wildcards=None, name=""):
-    """The same folders, or a file in each, for bash to expand: thousands of paths do not fit into
-    the one argument that a shell gets its command line as."""
-    by_runs = {}
-    for s in S.scenarios:
-        by_runs.setdefault(len(S.runs(s)), []).append(s.id)
-    models = braces([m.slug for m in S.models])
-    out, end = shlex.quote(str(OUT)), [name] if name else []
-    return [
-        str(Path(out, models, "reports", braces(ids), f"run_{{1..{runs}}}", *end))
-        for runs, ids in by_runs.items()
-    ]
-
-
-def geometry(wildcards, preview, final=None):
-    """Length of the windows of a model, and how many of each arm."""
-    arms = f"--preview {preview} --final {preview if final is None else final}"
-    return f"--seq-len {S.model(wildcards.model).seq_len} {arms}"
-
-
-def judged_geometry(wildcards):
-    """That of the windows that scenarios are judged on."""
-    model = S.model(wildcards.model)
-    return geometry(wildcards, model.preview, model.final)
-
-
-def window_files(wildcards=None):
-    """Everything that is cut from the text."""
-    names = [
-        "windows.json",
-        *[f"presets/windows_seed_{seed}.json" for seed in S.calibration_seeds()],
-        *(["training_windows.json"] if TRAINING else []),
-    ]
-    return [OUT / m.slug / name for m in S.models for name in names]
-
-
-def rendered(wildcards=None):
-    """The pages that people read, and the re-check of every report."""
-    names = ("evaluation.html", "evaluation.md", "verify.json")
-    return [folder / name for folder in evaluations() for name in names]
-
-
-def arithmetic(wildcards):
-    """How a checkpoint is measured: the same for baseline, null edits and subjects."""
-    model_id = shlex.quote(S.model(wildcards.model).model_id)
-    return f"--model-id {model_id} {loading(wildcards)}"
-
-
-def loading(wildcards):
-    """How a model is loaded and run."""
-    budget = C["token_budget"] or (16384 if ON_GPU else 1024)
-    options = (
-        f"--device {C['device']} --dtype {C['dtype']} --token-budget {budget} --threads {C['threads']}"
-        f" --determinism {C['determinism']} --seed {C['seed']}"
-    )
-    return options + (" --allow-remote-code" if C["allow_remote_code"] else "")
-
-
-def measuring(wildcards):
-    """The same, with what a run is for."""
-    return f"{arithmetic(wildcards)} --profile {C['profile']} --tier {C['tier']}"
-
-
-def judging(wildcards):
-    """By what a subject is judged, beside preset and tier."""
-    options = (
-        "--kl-mean-max {kl_mean_max} --flip-fraction-max {flip_fraction_max}"
-        " --replicates {replicates} --alpha {alpha}"
-    ).format(**C["distribution"], **C["bootstrap"])
-    return options + (f" --tail-mode {C['tail_mode']}" if C["tail_mode"] else "")
-
-
-# As a parameter they would run the rule again, and Snakemake then looks at nothing behind an ancient
-# input: a changed setting would hide that evaluations are missing.
-SETTINGS = f"{json.dumps(S.recorded(), sort_keys=True, indent=2)}\n"
-os.environ.update(INVARLOCK_SETTINGS=SETTINGS)
 
 
 def refreshed_settings(wildcards):
     """Nothing; a record of other settings is brought up to date before the run is planned."""
     record = OUT / "state/config.json"
     if ROOT_PROCESS and not workflow.dryrun and record.is_file():
-        if record.read_text() != SETTINGS:
-            write_text(record, SETTINGS)
+        if record.read_text() != recorded(S):
+            write_text(record, recorded(S))
     return []
 
 
-def edit_spec(wildcards):
-    """The spec of an edit; without the parameters that it takes no job is started."""
-    try:
-        return S.edit_spec(wildcards.model, wildcards.scenario)
-    except InvarlockError as error:
-        stop(error)
-
-
-def edited_baseline(wildcards):
-    """The checkpoint to edit; asked for before the first job, unlike parameters of a rule."""
-    edit_spec(wildcards)
-    return OUT / wildcards.model / "models/baseline"
-
-
-def fingerprint_of(key):
-    """The public fingerprint of a signing key, or nothing."""
-    if not key:
-        return ""
-    from invarlock.evidence.keys import fingerprint, load_signing_key
-
-    return fingerprint(load_signing_key(Path(key)).public)
-
-
-def expected_signer():
-    """The pin of the signer: given, or our own key's."""
-    pin = C["expected_fingerprint"] or (
-        "" if C["pack"] else fingerprint_of(C["signing_key"])
-    )
-    return each("--expected-fingerprint", [pin] if pin else [])
-
-
+@stopping
 def reviewed(wildcards):
     """The pack and its verification; settings that no review accepts stop before any job."""
-    try:
-        check_release(S, CONTAINER)
-    except InvarlockError as error:
-        stop(error)
+    check_release(S, CONTAINER)
     return [OUT / "evidence_pack/manifest.json", OUT / "verify_pack.json"]
 
 
@@ -379,48 +196,12 @@ def passing(path):
     return directory(path) if C["keep_subjects"] else temp(directory(path))
 
 
-def subject(wildcards):
-    """The checkpoint under test: made by a rule, or the user's own folder."""
-    if wildcards.scenario in CUSTOM:
-        return C["subject"]
-    return OUT / wildcards.model / "models" / wildcards.scenario
-
-
-def metadata(wildcards):
-    """What was done to it."""
-    name = (
-        "error_metadata.json" if wildcards.scenario in DAMAGE else "edit_metadata.json"
-    )
-    return OUT / wildcards.model / "edits" / wildcards.scenario / name
-
-
-def trained_on(wildcards):
-    """The windows that edits are trained on, where some are."""
-    return [OUT / wildcards.model / "training_windows.json"] if TRAINING else []
-
-
-def kept_apart(wildcards):
-    """Windows that a set may not hold."""
-    others = [OUT / wildcards.model / "windows.json", *trained_on(wildcards)]
-    if wildcards.set == "confirmation":
-        others.append(OUT / wildcards.model / "tuning/windows_selection.json")
-    return others
-
-
+@stopping
 def repeated(wildcards):
     """The outcomes of the repeats; without repeats there is nothing to compare."""
     if not REPEAT_FOLDERS:
         hint = "snakemake determinism --config repeats=3"
-        stop(
-            ConfigError(
-                "repeats is 0", where="determinism", expected="2 and more", hint=hint
-            )
+        raise ConfigError(
+            "repeats is 0", where="determinism", expected="2 and more", hint=hint
         )
     return [folder / "outcome.json" for folder in REPEAT_FOLDERS]
-
-
-def searches(wildcards):
-    """A table for each model and edit type whose tuned parameters the selected scenarios take."""
-    if not TUNED:
-        stop(ConfigError("no selected scenario takes tuned parameters", where="tune"))
-    return [OUT / m.slug / f"tuning/{edit}.json" for m in S.models for edit in TUNED]

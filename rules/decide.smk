@@ -7,7 +7,7 @@ rule verdict:
     input:
         scenarios=OUT / "state/scenarios.json",
         outcomes=judged_outcomes,
-        reports=[folder / "evaluation.report.json" for folder in evaluations()],
+        reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
     output:
         OUT / "reports/final_verdict.json",
         OUT / "reports/final_verdict.txt",
@@ -23,7 +23,7 @@ rule verdict:
     container:
         IMAGE
     params:
-        folders=evaluation_words,
+        folders=lambda wc: L.evaluation_words(),
         models=each("--model", [m.model_id for m in S.models]),
         reports=OUT / "reports",
         analysis=OUT / "analysis",

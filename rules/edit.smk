@@ -2,13 +2,11 @@
 # Writes: <model>/models/<scenario>/ (removed after its evaluations unless keep_subjects),
 #         <model>/edits/<scenario>/{edit,error}_metadata.json (kept), <model>/training_windows.json
 
-TRAINING = [s for s in EDITS if S.scenario(s).edit_type in TRAINED]
-
 
 rule edit:
     """Make an edited checkpoint, tensor by tensor."""
     input:
-        edited_baseline,
+        stopping(L.edited_baseline),
     output:
         folder=passing(OUT / "{model}/models/{scenario}"),
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
@@ -17,7 +15,7 @@ rule edit:
     benchmark:
         LOGS / "{model}/{scenario}/edit.benchmark.tsv"
     wildcard_constraints:
-        scenario=any_of([s for s in EDITS if s not in TRAINING]),
+        scenario=any_of([s for s in L.edits if s not in L.training]),
     container:
         IMAGE
     resources:
@@ -27,12 +25,12 @@ rule edit:
         room_minutes=ROOM_MINUTES,
         runtime=edit_minutes,
     params:
-        spec=edit_spec,
-        seed=C["seed"],
+        spec=stopping(L.edit_spec),
+        options=L.options(EditOptions, "seed"),
         code=code("edit"),
     shell:
         ROOM
-        + "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} --seed {params.seed}"
+        + "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} {params.options}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
@@ -43,10 +41,7 @@ use rule windows as training_windows with:
         tokenizer=OUT / "{model}/models/baseline",
         others=expand(
             OUT / "{model}" / "{file}",
-            file=[
-                "windows.json",
-                *[f"presets/windows_seed_{n}.json" for n in S.calibration_seeds()],
-            ],
+            file=["windows.json", *L.calibration_windows()],
             allow_missing=True,
         ),
     output:
@@ -54,15 +49,16 @@ use rule windows as training_windows with:
     log:
         LOGS / "{model}/training_windows.log",
     params:
-        geometry=lambda wc: geometry(wc, C["training"]["windows"]),
-        seed=S.calibration_seeds().stop,
+        cut=lambda wc: L.cut(
+            wc, C["training"]["windows"], seed=S.calibration_seeds().stop
+        ),
         apart="--exclude",
 
 
 rule train:
     """Make an edited checkpoint by training: the same command, with a text and a model."""
     input:
-        baseline=edited_baseline,
+        baseline=stopping(L.edited_baseline),
         windows=OUT / "{model}/training_windows.json",
     output:
         folder=passing(OUT / "{model}/models/{scenario}"),
@@ -72,7 +68,7 @@ rule train:
     benchmark:
         LOGS / "{model}/{scenario}/edit.benchmark.tsv"
     wildcard_constraints:
-        scenario=any_of(TRAINING),
+        scenario=any_of(L.training),
     container:
         IMAGE
     threads: C["threads"]
@@ -84,13 +80,13 @@ rule train:
         gpu=gpus,
         runtime=lambda wc, attempt: train_minutes(wc, attempt) + ROOM_MINUTES,
     params:
-        spec=edit_spec,
-        loading=loading,
+        spec=stopping(L.edit_spec),
+        options=L.options(EditOptions),
         code=code("edit"),
     shell:
         ROOM
         + "python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
-        " --windows {input.windows:q} {params.loading} --gpus {resources.gpu}"
+        " --windows {input.windows:q} {params.options} --gpus {resources.gpu}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
@@ -106,7 +102,7 @@ rule inject:
     benchmark:
         LOGS / "{model}/{scenario}/inject.benchmark.tsv"
     wildcard_constraints:
-        scenario=any_of(DAMAGE),
+        scenario=any_of(L.damage),
     container:
         IMAGE
     resources:
@@ -116,17 +112,12 @@ rule inject:
         room_minutes=ROOM_MINUTES,
         runtime=edit_minutes,
     params:
-        error=lambda wc: S.scenario(wc.scenario).error_type,
-        parameters=lambda wc: json.dumps(
-            dict(S.scenario(wc.scenario).parameters), sort_keys=True
-        ),
-        seed=C["seed"],
+        options=L.injection,
         code=code("inject"),
     shell:
         ROOM
-        + "python -m invarlock inject --baseline {input:q} --error-type {params.error}"
-        " --parameters {params.parameters:q} --seed {params.seed}"
-        " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
+        + "python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
+        " --metadata {output.metadata:q} > {log:q} 2>&1"
 
 
 rule describe_subject:
@@ -139,17 +130,16 @@ rule describe_subject:
     log:
         LOGS / "{model}/{scenario}/describe.log",
     wildcard_constraints:
-        scenario=any_of(CUSTOM),
+        scenario=any_of(L.custom),
     container:
         IMAGE
     resources:
         mem_mb=lambda wc, attempt: 1000 * attempt + edit_mb(wc, attempt),
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
-        label=each("--label", [C["edit_label"]] if C["edit_label"] else []),
-        remote=on("allow_remote_code", "--allow-remote-code"),
+        options=L.options(EditOptions, "allow_remote_code", label=C["edit_label"]),
         state=state_of(C["subject"]),
         code=code("edit"),
     shell:
-        "python -m invarlock edit --baseline {input.baseline:q} --spec custom {params.label}"
-        " --subject {input.subject:q} {params.remote} --metadata {output:q} > {log:q} 2>&1"
+        "python -m invarlock edit --baseline {input.baseline:q} --spec custom {params.options}"
+        " --subject {input.subject:q} --metadata {output:q} > {log:q} 2>&1"

@@ -7,14 +7,6 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
-def edit_label(wildcards):
-    """What is said to have been done to the subject; of the user's maybe nothing."""
-    scenario = S.scenario(wildcards.scenario)
-    own = wildcards.scenario in CUSTOM
-    label = C["edit_label"] if own else scenario.error_type or scenario.edit_type
-    return each("--edit-label", [label] if label else [])
-
-
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
@@ -26,8 +18,8 @@ rule evaluate:
         tokens=OUT / "{model}/runs/baseline/guards.safetensors",
         windows=OUT / "{model}/windows.json",
         preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
-        subject=subject,
-        metadata=metadata,
+        subject=L.subject,
+        metadata=L.metadata,
     output:
         RUN / "report.json",
         RUN / "events.jsonl",
@@ -50,32 +42,19 @@ rule evaluate:
         attempt=lambda wc, attempt: attempt,
     params:
         out=lambda wc: str(RUN).format(**wc),
-        state=lambda wc: state_of(C["subject"] if wc.scenario in CUSTOM else ""),
-        entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
-        label=edit_label,
-        # controls are judged as they are
-        accept=lambda wc: each(
-            "--accept",
-            [",".join(C["accept"])] if C["accept"] and wc.scenario in CUSTOM else [],
-        ),
-        measuring=measuring,
-        judging=judging,
-        assurance=C["assurance"],
-        timeout=C["timeout_minutes"],
+        state=lambda wc: state_of(C["subject"] if wc.scenario in L.custom else ""),
+        options=lambda wc: L.measuring(EvaluateOptions, wc, **L.of_scenario(wc)),
         retries=C["retries"],
         image=each("--image", IMAGE_RECORD),
-        host="" if C["allow_host_execution"] else "--require-container",
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
         "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
-        " --preset {input.preset:q} {params.judging} --assurance {params.assurance}"
-        " {params.measuring} --scenario {params.entry:q} {params.label} {params.accept}"
-        " --edit-metadata {input.metadata:q} --run-number {wildcards.run}"
-        " --timeout-minutes {params.timeout} --attempt {resources.attempt} --gpus {resources.gpu}"
+        " --preset {input.preset:q} {params.options} --edit-metadata {input.metadata:q}"
+        " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
-        " {params.image} {params.host} --config-record {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        " {params.image} --config-record {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 if C["defer_rendering"]:
@@ -83,17 +62,17 @@ if C["defer_rendering"]:
     rule render_together:
         """All reports as pages that people read, and their re-check, in one process."""
         input:
-            reports=[folder / "evaluation.report.json" for folder in evaluations()],
-            manifests=[folder / "runtime.manifest.json" for folder in evaluations()],
+            reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
+            manifests=[folder / "runtime.manifest.json" for folder in L.evaluations()],
         output:
-            rendered(),
+            L.rendered(),
         log:
             LOGS / "render.log",
         localrule: True
         container:
             IMAGE
         params:
-            reports=lambda wc: evaluation_words(wc, "evaluation.report.json"),
+            reports=lambda wc: L.evaluation_words("evaluation.report.json"),
             profile=C["profile"],
             code=code("pages"),
         shell:

@@ -6,7 +6,7 @@ rule build_pack:
     """Build the pack, on the machine that has the key: an allow-list of files, then signed."""
     input:
         verdict=OUT / "reports/final_verdict.json",
-        rendered=rendered(),
+        rendered=L.rendered(),
         config=OUT / "state/config.json",
         source=OUT / "state/source_repo.json",
         environment=OUT / "state/environment.json",
@@ -16,7 +16,7 @@ rule build_pack:
             OUT / m.slug / f"presets/calibrated_preset_{m.slug}.json" for m in S.models
         ],
         analyses=analyses,
-        tuned=[OUT / "state/tuned_edit_params.json"] if TUNED else [],
+        tuned=[OUT / "state/tuned_edit_params.json"] if S.tuned_types() else [],
     output:
         OUT / "evidence_pack/manifest.json",
     log:
@@ -30,7 +30,7 @@ rule build_pack:
         profile=C["profile"],
         # the key itself never reaches a parameter that is recorded, only which key it is
         signer=fingerprint_of(C["signing_key"]),
-        require=on("require_signature", "--require-signature"),
+        require="--require-signature" if C["require_signature"] else "",
         code=code("evidence_pack"),
     shell:
         # a pack of an older run is replaced as a whole; the new one appears by one rename
@@ -55,7 +55,7 @@ if C["pack"]:
         params:
             pack=C["pack"],
             report=str(Path(C["pack"]).resolve().with_name("verify_pack.json")),
-            signer=expected_signer(),
+            signer=L.expected_signer(),
         shell:
             "python -m invarlock advanced evidence-pack verify {params.pack:q} --strict --replay"
             " {params.signer} --json-out {params.report:q} 2>&1 | tee {log:q}"
@@ -78,7 +78,7 @@ else:
             # without a key the pack is unsigned, which strict verification refuses
             strict="--strict" if C["signing_key"] else "",
             unsigned="0" if C["signing_key"] else "1",
-            signer=expected_signer(),
+            signer=L.expected_signer(),
             code=code("evidence_pack"),
         shell:
             "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE={params.unsigned}"

@@ -13,19 +13,11 @@ rule scenarios:
     container:
         IMAGE
     params:
-        ids=(
-            [f"--scenario {s.id}" for s in S.scenarios]
-            if C["scenarios"] or C["categories"]
-            else []
-        ),
-        suite=C["suite"],
-        catalogue=C["catalogue"],
-        runs=[f"--runs {category}={n}" for category, n in C["runs"].items()],
-        entries=[json.dumps(dict(s.entry), sort_keys=True) for s in S.scenarios],
+        options=L.selection(),
+        entries=[scenario.text for scenario in S.scenarios],
         code=code("scenarios"),
     shell:
-        "python -m invarlock scenarios --catalogue {params.catalogue:q} --suite {params.suite:q}"
-        " {params.ids} {params.runs} --out {output:q} > {log:q} 2>&1"
+        "python -m invarlock scenarios {params.options} --out {output:q} > {log:q} 2>&1"
 
 
 rule pin_revisions:
@@ -40,16 +32,15 @@ rule pin_revisions:
     resources:
         net=C["net"],  # no parameter: with or without the network the result is the same
     params:
-        models=each("--model", [f"{m.model_id}={m.source}" for m in S.models]),
-        text=S.text,
-        suite=C["suite"],
-        remote=on("allow_remote_code", "--allow-remote-code"),
-        pickle=on("allow_pickle_checkpoints", "--allow-pickle"),
-        local=state_of(*LOCAL),
+        options=L.options(
+            PinOptions,
+            model=[f"{m.model_id}={m.source}" for m in S.models],
+            text=[S.text],
+        ),
+        local=state_of(*L.local_sources()),
         code=code("pin"),
     shell:
-        "python -m invarlock pin --suite {params.suite:q} {params.models} --text {params.text:q}"
-        " $([ {resources.net} -eq 0 ] || echo --net) {params.remote} {params.pickle}"
+        "python -m invarlock pin {params.options} $([ {resources.net} -eq 0 ] || echo --net)"
         " --out {output:q} > {log:q} 2>&1"
 
 
@@ -57,7 +48,7 @@ rule fetch:
     """Pin, download and place everything (net: 1); what follows needs no network."""
     input:
         [OUT / m.slug / "baseline.json" for m in S.models],
-        window_files,
+        L.window_files(),
 
 
 rule effective_config:

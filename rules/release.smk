@@ -15,7 +15,7 @@ rule release:
     params:
         pack=OUT / "evidence_pack",
         profile=C["profile"],
-        signer=expected_signer(),
+        signer=L.expected_signer(),
         code=code("evidence_pack", "gate"),
     shell:
         # the verdict first: its line says what failed; then every report, strictly

@@ -78,7 +78,7 @@ def forget_others(asked):
         f"{m.slug}/{kind}/{s}"
         for m in S.models
         for kind in ("edits", "reports", "determinism")
-        for s in CUSTOM
+        for s in L.custom
     ]
     say_where(supersede(OUT, asked, custom))
 
@@ -93,7 +93,7 @@ def say_where(place):
 def judged_outcomes(wildcards):
     """The outcomes that the verdict needs, if any evaluation of these settings could pass."""
     refuse_what_cannot_be_judged(True)
-    return [folder / "outcome.json" for folder in evaluations()]
+    return [folder / "outcome.json" for folder in L.evaluations()]
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def check_before_first_job():
     try:
         if not workflow.dryrun:
             remove_leftovers(half_written(OUT))  # which the plan counts as free
-        lacking = check_start(S, PLAN, window_files())
+        lacking = check_start(S, PLAN, L.window_files())
         if lacking and not workflow.dryrun:
             stop(lacking[0])
         for error in lacking:
@@ -126,7 +126,7 @@ def opened_subjects(wildcards):
     """The user's subject is opened before the baseline costs anything; another one, or another
     state of it, is no reason to measure the baseline again."""
     folder = OUT / wildcards.model / "edits"
-    return [ancient(folder / scenario / "edit_metadata.json") for scenario in CUSTOM]
+    return [ancient(folder / scenario / "edit_metadata.json") for scenario in L.custom]
 
 
 def weights_mb(wildcards):

@@ -5,7 +5,6 @@
 
 
 TUNING = OUT / "{model}/tuning"
-TUNED = S.tuned_types()
 # A candidate is chosen on one set and confirmed on the other; seeds that nothing else has.
 SEEDS = {
     "selection": S.calibration_seeds().stop + 1,
@@ -25,7 +24,7 @@ rule tune:
             if GIVEN.is_file() and GIVEN.resolve() != TUNED_TABLE.resolve()
             else []
         ),
-        found=searches,
+        found=stopping(L.searches),
     output:
         TUNED_TABLE,
     log:
@@ -45,7 +44,7 @@ use rule windows as tuning_windows with:
     input:
         revisions=OUT / "state/model_revisions.json",
         tokenizer=OUT / "{model}/models/baseline",
-        others=kept_apart,
+        others=L.kept_apart,
     output:
         TUNING / "windows_{set}.json",
     log:
@@ -53,7 +52,9 @@ use rule windows as tuning_windows with:
     wildcard_constraints:
         set=any_of(SEEDS),
     params:
-        seed=lambda wc: SEEDS[wc.set],
+        cut=lambda wc: L.cut(
+            wc, S.model(wc.model).preview, S.model(wc.model).final, SEEDS[wc.set]
+        ),
         apart="--exclude",
 
 
@@ -78,10 +79,10 @@ rule tuning_baseline:
         gpu=gpus,
         runtime=run_minutes,
     params:
-        measuring=measuring,
+        options=lambda wc: L.measuring(RunOptions, wc),
         code=code("run"),
     shell:
-        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.measuring}"
+        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
         ' --gpus {resources.gpu} --out "$(dirname {output.report:q})" > {log:q} 2>&1'
 
 
@@ -94,7 +95,7 @@ rule search:
         confirmation=TUNING / "windows_confirmation.json",
         confirmation_run=TUNING / "run_confirmation/report.json",
         judged=OUT / "{model}/windows.json",
-        training=trained_on,
+        training=L.trained_on,
         preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
     output:
         TUNING / "{edit}.json",
@@ -103,7 +104,7 @@ rule search:
     benchmark:
         LOGS / "{model}/tuning/{edit}.benchmark.tsv"
     wildcard_constraints:
-        edit=any_of(TUNED),
+        edit=any_of(S.tuned_types()),
     container:
         IMAGE
     threads: C["threads"]
@@ -114,8 +115,7 @@ rule search:
         runtime=search_minutes,
     params:
         training=lambda wc, input: each("--training-windows", input.training),
-        judging=judging,
-        measuring=measuring,
+        options=lambda wc: L.measuring(TuneOptions, wc),
         code=code("tune"),
     shell:
         "python -m invarlock advanced tune --baseline {input.baseline:q} --edits {wildcards.edit}"
@@ -123,7 +123,7 @@ rule search:
         " --confirmation-windows {input.confirmation:q}"
         ' --confirmation-run "$(dirname {input.confirmation_run:q})"'
         " --judged-windows {input.judged:q} {params.training} --preset {input.preset:q}"
-        " {params.judging} {params.measuring} --gpus {resources.gpu} --out {output:q} > {log:q} 2>&1"
+        " {params.options} --gpus {resources.gpu} --out {output:q} > {log:q} 2>&1"
 
 
 rule tuned_parameters:
@@ -137,7 +137,7 @@ rule tuned_parameters:
         on_host
     params:
         table=GIVEN,
-        content=sha256_file(GIVEN) if TUNED and GIVEN.is_file() else "",
+        content=sha256_file(GIVEN) if S.tuned_types() and GIVEN.is_file() else "",
         models=each("--model", [m.model_id for m in S.models]),
         code=code("tuned_params"),
     shell:

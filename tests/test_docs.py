@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from repository_copy import program
 
-from invarlock.cli import COMMANDS
+from invarlock.cli import COMMANDS, parser_of
 from invarlock.policy import bounds_of, load_policy, tier_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,9 +63,7 @@ def check_invarlock(words: list[str]) -> None:
         return
     name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
     assert name, f"no command {words[0]}"
-    module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser()
-    module.configure(parser)
+    parser = parser_of(name)
     known = {
         option
         for p in parsers(parser, words[len(name.split()) :])
@@ -189,15 +186,12 @@ def test_every_contract_is_listed() -> None:
     assert sorted(listed) == sorted(p.name for p in ROOT.glob("contracts/*.schema.json"))
 
 
-def test_config_readme_is_current() -> None:
-    """The generated page is what its generator makes now, and names every key."""
-    module = program("tools/make_config_readme.py")
+def test_what_is_made_of_the_settings_is_current() -> None:
+    """The page and the contract are what their generator makes now."""
+    module = program("tools/make_config.py")
     assert module.page() == (ROOT / "config/README.md").read_text(), "run: make docs"
-    sections = {k: v for k, v in settings().items() if isinstance(v, dict) and v}
-    keys = {f"{k}.{n}" for k, v in sections.items() for n in v} | set(settings()) - set(sections)
-    rows = list(module.settings((ROOT / "config/config.yaml").read_text()))
-    assert {row[1] for row in rows} == keys
-    assert all(meaning for _, _, _, meaning in rows), "a key has no comment"
+    made = module.contract((ROOT / "config/config.yaml").read_text())
+    assert made == (ROOT / "contracts/config.schema.json").read_text(), "run: make docs"
 
 
 def test_what_kinds_say_elsewhere_is_current(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ LAYERS = (
     ("evidence",),
     ("preflight", "superseded"),
     ("cli",),
-    ("__main__",),
+    ("__main__", "workflow"),
 )
 # Broad handlers that are right: module, function.
 BROAD = {

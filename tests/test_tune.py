@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from checkpoint_factory import make_llama
 from measuring_factory import SETTINGS, write_tiny_windows
 from repository_copy import ROOT
 
-from invarlock.cli import main, tune
+from invarlock.cli import main, parser_of, tune
+from invarlock.cli.options import parsed
 from invarlock.cli.tune_search import Bench, search
 from invarlock.edits import specs as edit_specs
 from invarlock.edits.specs import CANDIDATES
@@ -57,10 +57,9 @@ def words(root: Path, out: Path, *more: str, **files: str) -> list[str]:
 
 def bench(root: Path, stage: Path, *more: str, **files: str) -> Bench:
     """What the command makes of its options."""
-    parser = argparse.ArgumentParser()
-    tune.configure(parser)
     given = words(root, stage / "unused.json", "--edits", "quant_rtn", *more, **files)
-    return tune.bench_of(parser.parse_args(given), stage)
+    args = parser_of("advanced tune").parse_args(given)
+    return tune.bench_of(parsed(tune.TuneOptions, args), stage)
 
 
 def trying(monkeypatch: pytest.MonkeyPatch, edit_type: str, *specs: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
-import importlib
 import os
 import re
 import shutil
@@ -19,7 +17,7 @@ from conftest import write_tiny_folder
 from repository_copy import engine_of_a_version, link_repository, quiet_environment
 from test_workflow import counts, graph, rules, snakemake
 
-from invarlock.cli import COMMANDS
+from invarlock.cli import parser_of
 
 MINUTE = 60.0
 
@@ -96,14 +94,11 @@ def calls(folder: Path, out: str, *targets: str, **said: object) -> list[str]:
 
 
 def understood(call: str) -> bool:
-    """Whether the command that a rule calls takes these words; an option without value fails."""
+    """Whether the command that a rule calls takes these words: each option has its value."""
     _, module, *words = call.split(END)[:-1]
     assert module == "invarlock", call
     name = " ".join(words[:2]) if words[0] == "advanced" else words[0]
-    command = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    command.configure(parser)
-    parser.parse_args(words[len(name.split()) :])
+    parser_of(name).parse_args(words[len(name.split()) :])
     return True
 
 

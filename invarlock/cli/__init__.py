@@ -10,16 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from invarlock import __version__
 from invarlock.claims import claimed
+from invarlock.cli.options import add_options, parsed
 from invarlock.cli.output import outputs_of, settle
 from invarlock.errors import InputError, InvarlockError
 
 
 class Command(NamedTuple):
-    """A command's module (``configure(parser)`` and ``main(args)``) and its one-line help."""
+    """A command's module and its one-line help.
+
+    The module has ``OPTIONS``, the record of its options, and ``main(options)``; a command with
+    sub-commands has ``configure(parser)`` and ``main(args)``.
+    """
 
     module: str
     summary: str
@@ -113,6 +118,22 @@ def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> N
         settle()
 
 
+def module_of(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a command."""
+    module = module_of(name)
+    parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
+    if hasattr(module, "OPTIONS"):
+        add_options(parser, module.OPTIONS)
+    else:
+        module.configure(parser)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; expected errors become one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -144,18 +165,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # NumPy's algebra is small here: starting its threads would take longer. torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
-    module = importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
-    parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
-    module.configure(parser)
+    module, parser = module_of(name), parser_of(name)
     try:
-        args = parser.parse_args(rest)
+        options: Any = parser.parse_args(rest)
     except UsageError as error:
         _refuse(module, rest, error.message, 2)
         raise
+    if hasattr(module, "OPTIONS"):
+        options = parsed(module.OPTIONS, options)
     code = 0  # of a command whose reader goes away before it knows better
     try:
-        with claimed(name, outputs_of(args)):
-            code = int(module.main(args))
+        with claimed(name, outputs_of(options)):
+            code = int(module.main(options))
         if sys.stdout is not None:
             sys.stdout.flush()
         return code

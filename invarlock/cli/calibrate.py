@@ -5,13 +5,14 @@ The null edits are the baseline itself in smaller batches and 8-bit rounding of 
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.claims import claimed
-from invarlock.cli.measuring import add_arithmetic_options
+from invarlock.cli.measuring import Arithmetic
+from invarlock.cli.options import option
 from invarlock.errors import InputError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
@@ -21,67 +22,66 @@ if TYPE_CHECKING:
     from invarlock.run.calibrate import Calibration
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(Arithmetic):
     """Options of ``invarlock advanced calibrate``."""
-    add = parser.add_argument
-    add("--baseline", type=Path, required=True, metavar="DIR", help="checkpoint")
-    add("--windows", type=Path, required=True, nargs="+", metavar="FILE", help="one a seed")
-    add("--out", type=Path, required=True, metavar="FILE", help="calibration_stats.json")
-    add(
-        "--kept",
-        type=Path,
+
+    baseline: Path = option(metavar="DIR", help="checkpoint")
+    windows: tuple[Path, ...] = option(metavar="FILE", help="one a seed")
+    out: Path = option(metavar="FILE", help="calibration_stats.json")
+    kept: Path | None = option(
+        None,
         metavar="DIR",
         help="folder where calibrations are kept: one of the same baseline, windows, arithmetic "
         "and code is taken from there",
     )
-    add_arithmetic_options(parser)
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = CalibrateOptions
+
+
+def main(options: CalibrateOptions) -> int:
     """Write ``calibration_stats.json``."""
-    baseline = open_model(args.baseline)
+    baseline = open_model(options.baseline)
     from invarlock.run.determinism import seed_everything, set_environment
 
-    set_environment(args.determinism, args.threads, args.allow_network)
+    set_environment(options.determinism, options.threads, options.allow_network)
 
     from invarlock.checkpoints import tokenizer_digest
     from invarlock.run.calibrate import Calibration, calibrate
-    from invarlock.run.loading import Target
+    from invarlock.run.kept_calibrations import place
     from invarlock.run.measure import RunWindows
 
-    tokenizer = tokenizer_digest(args.baseline)
+    tokenizer = tokenizer_digest(options.baseline)
     plan = Calibration(
-        model_id=args.model_id or args.baseline.resolve().name,
+        model_id=options.name_of(options.baseline),
         baseline=baseline,
-        windows=[RunWindows.read(path, tokenizer) for path in args.windows],
-        target=Target(args.device, args.dtype, args.allow_remote_code),
-        token_budget=args.token_budget,
+        windows=[RunWindows.read(path, tokenizer) for path in options.windows],
+        target=options.target(),
+        token_budget=options.token_budget,
     )
     plan.baseline.digest()  # before the device is asked for
-    lease(args.device, args.gpus)
-    determinism = seed_everything(args.determinism, args.threads, args.seed)
-    if args.kept is None:
-        stats = calibrate(plan, args.out.parent / "null_edit")
+    lease(options.device, options.gpus)
+    determinism = seed_everything(options.determinism, options.threads, options.seed)
+    if options.kept is None:
+        stats = calibrate(plan, options.out.parent / "null_edit")
     else:
-        stats = _kept_or_measured(args, plan, determinism)
-    write_json(args.out, stats)
-    print(f"{len(stats['runs'])} runs of {len(stats['null_edits'])} null edits: {args.out}")
+        stats = _kept_or_measured(place(options.kept, plan, determinism), options.out, plan)
+    write_json(options.out, stats)
+    print(f"{len(stats['runs'])} runs of {len(stats['null_edits'])} null edits: {options.out}")
     return 0
 
 
-def _kept_or_measured(
-    args: argparse.Namespace, plan: Calibration, determinism: dict[str, Any]
-) -> dict[str, Any]:
-    """The calibration that is kept, else a new one, which is kept from now on."""
+def _kept_or_measured(path: Path, out: Path, plan: Calibration) -> dict[str, Any]:
+    """The calibration that is kept at ``path``, else a new one, which is kept from now on."""
     from invarlock.run.calibrate import calibrate
-    from invarlock.run.kept_calibrations import kept, place
+    from invarlock.run.kept_calibrations import kept
 
-    path = place(args.kept, plan, determinism)
     with claimed("advanced calibrate", [path]):  # another run may be measuring the same
         if stats := kept(path):
             print(f"measured for an earlier run: {path}")
             return stats
-        stats = calibrate(plan, args.out.parent / "null_edit")
+        stats = calibrate(plan, out.parent / "null_edit")
         try:
             write_json(path, stats)
         except InputError as error:

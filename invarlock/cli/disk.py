@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.sources.disk import await_room
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DiskOptions:
     """Options of ``invarlock advanced disk``."""
-    add = parser.add_argument
-    add("--subject", type=Path, required=True, metavar="DIR", help="the folder to be written")
-    add("--wait-minutes", type=float, default=0, metavar="M", help="give up after (default: 0)")
+
+    subject: Path = option(metavar="DIR", help="the folder to be written")
+    wait_minutes: float = option(0, metavar="M", help="give up after (default: 0)")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = DiskOptions
+
+
+def main(options: DiskOptions) -> int:
     """Return when there is room."""
-    await_room(args.subject, args.wait_minutes)
+    await_room(options.subject, options.wait_minutes)
     return 0

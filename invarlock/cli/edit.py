@@ -8,12 +8,13 @@ described.
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.cli.measuring import add_model_options
+from invarlock.cli.measuring import Loading
+from invarlock.cli.options import option
 from invarlock.edits.kind import TrainedEdit
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import SCOPES
@@ -26,101 +27,91 @@ if TYPE_CHECKING:
     from invarlock.edits.apply import Trained
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument(
-        "--baseline",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with config.json and safetensors weights",
-    )
-    parser.add_argument(
-        "--spec",
-        required=True,
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(Loading):
+    """Options of ``invarlock edit``."""
+
+    titles: ClassVar = {Loading: "training (lora_merge, fine_tune); and the seed"}
+    baseline: Path = option(metavar="DIR", help="folder with config.json and safetensors weights")
+    spec: str = option(
         metavar="SPEC",
         help=", ".join(kind.form() for kind in EDITS.values())
         + f" (docs/kinds.md); scope is {', '.join(SCOPES)}, optionally with @layer=K or @layers=K",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the edited checkpoint; replaced when it exists",
+    out: Path | None = option(
+        None, metavar="DIR", help="folder of the edited checkpoint; replaced when it exists"
     )
-    parser.add_argument(
-        "--metadata", type=Path, required=True, metavar="FILE", help="edit_metadata.json to write"
-    )
-    parser.add_argument("--subject", type=Path, metavar="DIR", help="your folder (spec custom)")
-    parser.add_argument(
-        "--label",
-        default="",
+    metadata: Path = option(metavar="FILE", help="edit_metadata.json to write")
+    subject: Path | None = option(None, metavar="DIR", help="your folder (spec custom)")
+    label: str = option(
+        "",
         help="what was done to it (spec custom); without it noop where no weight differs",
     )
-    parser.add_argument(
-        "--windows", type=Path, metavar="FILE", help="windows to train on (lora_merge, fine_tune)"
+    windows: Path | None = option(
+        None, metavar="FILE", help="windows to train on (lora_merge, fine_tune)"
     )
-    add_model_options(parser.add_argument_group("training (lora_merge, fine_tune); and the seed"))
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = EditOptions
+
+
+def main(options: EditOptions) -> int:
     """Parse the spec, look at the baseline, then edit: torch is loaded only for the last."""
-    if (args.spec == "custom") != (args.subject is not None) or (args.out is None) != (
-        args.subject is not None
-    ):
+    if options.spec == "custom" and options.subject and not options.out:
+        return _describe(options, options.subject)
+    if options.spec == "custom" or options.subject or not options.out:
         raise ConfigError("--spec custom goes with --subject, every other spec with --out")
-    if args.subject:
-        return _describe(args)
-    spec = parse_edit_spec(args.spec)
-    if isinstance(spec, TrainedEdit) != (args.windows is not None):
+    spec = parse_edit_spec(options.spec)
+    if isinstance(spec, TrainedEdit) != (options.windows is not None):
         raise ConfigError(
             "windows to train on go with lora_merge and fine_tune, and with no other edit",
-            where=args.spec,
-            found="--windows" if args.windows else "no --windows",
+            where=options.spec,
+            found="--windows" if options.windows else "no --windows",
         )
-    baseline = Checkpoint.open(args.baseline)
-    trained = _train(args, baseline, spec) if isinstance(spec, TrainedEdit) else None
+    baseline = Checkpoint.open(options.baseline)
+    trained = None
+    if isinstance(spec, TrainedEdit) and options.windows:
+        trained = _train(options, options.windows, baseline, spec)
 
     from invarlock.edits.apply import apply_edit
     from invarlock.edits.metadata import edit_metadata
 
-    edited = apply_edit(baseline, spec, args.out, args.seed, trained)
-    write_json(args.metadata, edit_metadata(baseline, edited))
-    print(f"{args.spec}: {len(edited.targets)} tensors edited, written to {args.out}")
+    edited = apply_edit(baseline, spec, options.out, options.seed, trained)
+    write_json(options.metadata, edit_metadata(baseline, edited))
+    print(f"{options.spec}: {len(edited.targets)} tensors edited, written to {options.out}")
     return 0
 
 
-def _train(args: argparse.Namespace, baseline: Checkpoint, spec: TrainedEdit) -> Trained:
+def _train(options: EditOptions, windows: Path, baseline: Checkpoint, spec: TrainedEdit) -> Trained:
     """Train on the windows, in a process that is set up as for a measurement."""
     from invarlock.run.determinism import seed_everything, set_environment
     from invarlock.run.lease import lease
 
-    set_environment(args.determinism, args.threads, args.allow_network)
-    lease(args.device, args.gpus)
+    set_environment(options.determinism, options.threads, options.allow_network)
+    lease(options.device, options.gpus)
 
-    from invarlock.run.loading import Target
     from invarlock.run.train import Training, train
 
-    seed_everything(args.determinism, args.threads, args.seed)
-    target = Target(args.device, args.dtype, args.allow_remote_code)
-    trained = train(baseline, spec, Training(args.windows, target, args.token_budget, args.seed))
+    seed_everything(options.determinism, options.threads, options.seed)
+    training = Training(windows, options.target(), options.token_budget, options.seed)
+    trained = train(baseline, spec, training)
     for number, step in enumerate(trained.losses, 1):
         print(f"step {number}: loss {step['before']:.6g} before, {step['after']:.6g} after")
     return trained
 
 
-def _describe(args: argparse.Namespace) -> int:
+def _describe(options: EditOptions, folder: Path) -> int:
     """Write the metadata of a folder that the user brings."""
     from invarlock.edits.metadata import custom_metadata
     from invarlock.guards.findings import label_of
 
-    baseline, subject = open_model(args.baseline), open_model(args.subject, args.baseline)
+    baseline, subject = open_model(options.baseline), open_model(folder, options.baseline)
     if subject.config != baseline.config:
         from invarlock.run.loading import check_loadable
 
         # said here, in seconds: the baseline would be measured before anybody loads the subject
-        check_loadable(args.subject, args.allow_remote_code)
-    label = label_of(args.label, baseline.parts(), subject.parts())
-    write_json(args.metadata, custom_metadata(baseline, subject, label))
-    print(f"{label}: {len(subject.tensors)} tensors compared with {args.baseline}")
+        check_loadable(folder, options.allow_remote_code)
+    label = label_of(options.label, baseline.parts(), subject.parts())
+    write_json(options.metadata, custom_metadata(baseline, subject, label))
+    print(f"{label}: {len(subject.tensors)} tensors compared with {options.baseline}")
     return 0

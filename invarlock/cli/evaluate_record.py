@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock import __version__
-from invarlock.cli.judging import resolve
 from invarlock.contracts import validate
 from invarlock.files import (
     canonical_json,
@@ -30,7 +28,7 @@ from invarlock.run.determinism import network_allowed, plugins_allowed, set_offl
 from invarlock.scenarios import CUSTOM_SPEC
 
 if TYPE_CHECKING:
-    from invarlock.cli.evaluate import Job
+    from invarlock.cli.job import Job
     from invarlock.metrics.distribution import TokenShift
 
 EVALUATION_NAME, OUTCOME_NAME = "evaluation.report.json", "outcome.json"
@@ -52,9 +50,9 @@ class Result:
 
 def write_results(job: Job, result: Result) -> None:
     """Write ``evaluation.report.json``, ``runtime.manifest.json`` and, last, ``outcome.json``."""
-    out = Path(job.out)
+    out = job.out
     measured = result.status in ("reported", "rejected_by_invariants")
-    policy, preset = resolve(job.thresholds, result.baseline["meta"]["checkpoint_sha256"])
+    policy, preset = job.policy(result.baseline["meta"]["checkpoint_sha256"])
     comparison = Comparison(
         baseline=result.baseline,
         subject=result.subject,
@@ -70,8 +68,7 @@ def write_results(job: Job, result: Result) -> None:
     report = evaluation_report(comparison, policy)
     validate(report, "evaluation-report", str(out / EVALUATION_NAME))
     write_bytes(out / EVALUATION_NAME, canonical_json(report) + b"\n")
-    requirements = json.loads(job.scenario).get("requirements", {}) if job.scenario else {}
-    for name in probes.wanted(requirements, report):
+    for name in probes.wanted(job.entry.get("requirements", {}), report):
         probe = probes.probe_of(name, report)
         validate(probe, probes.CONTRACTS[name], str(out / name))
         write_json(out / name, probe)
@@ -82,7 +79,7 @@ def write_results(job: Job, result: Result) -> None:
             remote_code=job.allow_remote_code,
             third_party_plugins=plugins_allowed(),
             execution=job.execution,
-            config=Path(job.config_record) if job.config_record else None,
+            config=job.config_record,
         ),
         _context(job, result),
     )
@@ -124,24 +121,24 @@ def guard_overhead(
 def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, Any]:
     from invarlock.verdict.detectors import evaluate_detectors
 
-    entry = json.loads(job.scenario) if job.scenario else {}
+    entry = job.entry
     found = evaluate_detectors(entry.get("requirements", {}), report)
     usable = result.status in ("reported", "rejected_by_invariants")
     subject = result.subject["meta"]["checkpoint_sha256"]
     injected = None
     if job.edit_metadata and entry.get("generation", {}).get("kind") == "error":
-        injected = read_json_object(Path(job.edit_metadata)).get("injected") is True
+        injected = read_json_object(job.edit_metadata).get("injected") is True
     return {
         "schema": "invarlock/outcome-v1",
         "model_id": job.model_id,
         "scenario": entry.get("id", job.edit_label or CUSTOM_SPEC),
-        "run": job.run,
+        "run": job.run_number,
         "status": result.status,
         "exit_code": result.exit_code,
         "injected": injected,
         "detectors_hit": found.hit if usable else [],
         "detectors_missed": found.missed,
-        "windows_sha256": sha256_file(Path(job.windows)),
+        "windows_sha256": sha256_file(job.windows),
         "subject_sha256": subject,
         "baseline_sha256": result.baseline["meta"]["checkpoint_sha256"],
         "preset_sha256": report["policy_provenance"]["preset_sha256"],
@@ -154,21 +151,19 @@ def _outcome(job: Job, result: Result, report: Mapping[str, Any]) -> dict[str, A
 def record_failure(job: Job, status: str, exit_code: int, error: str) -> None:
     """Record an evaluation that measured nothing: it never passes and never detects."""
     set_offline(job.allow_network)  # as the worker did, whose switches are recorded
-    out = Path(job.out)
-    baseline = read_json_object(Path(job.baseline_report) / "report.json")
-    scenario = json.loads(job.scenario)["id"] if job.scenario else None
+    out = job.out
+    baseline = read_json_object(job.reference / "report.json")
     subject: dict[str, Any] = {
         "meta": {**baseline["meta"], "run_id": f"not-run-{status}", "checkpoint_sha256": None},
         "checkpoint": None,
-        "edit": {"name": job.edit_label or CUSTOM_SPEC, "scenario": scenario},
+        "edit": {"name": job.edit_label or CUSTOM_SPEC, "scenario": job.scenario_id},
         "guards": [],
         "evaluation_windows": {},
     }
     write_json(out / "report.json", {"schema": "invarlock/run-report-v1", **subject})
     write_bytes(out / "events.jsonl", canonical_json({"seq": 0, "event": status}) + b"\n")
     if job.edit_metadata:
-        metadata = Path(job.edit_metadata)
-        write_bytes(out / metadata.name, metadata.read_bytes())
+        write_bytes(out / job.edit_metadata.name, job.edit_metadata.read_bytes())
     write_results(job, Result(baseline, subject, status, exit_code, error))
 
 

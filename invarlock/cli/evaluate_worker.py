@@ -12,12 +12,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.cli import DEBUG
-from invarlock.cli.evaluate import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, Job, from_json
-from invarlock.cli.judging import resolve
+from invarlock.cli.job import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, Job
+from invarlock.cli.options import from_json
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
 from invarlock.run.lease import lease
@@ -62,20 +61,20 @@ def measure_and_judge(job: Job) -> None:
     from invarlock.run.report import Reference, token_shift
     from invarlock.scenarios import CUSTOM_SPEC, NOOP
 
-    baseline = Checkpoint.open(Path(job.baseline))
-    subject, failures = open_subject(Path(job.subject))
-    windows = RunWindows.read(Path(job.windows), tokenizer_digest(baseline.folder))
-    if not (Path(job.baseline_report) / "report.json").is_file():
+    baseline = Checkpoint.open(job.baseline)
+    subject, failures = open_subject(job.subject)
+    windows = RunWindows.read(job.windows, tokenizer_digest(baseline.folder))
+    if not (job.reference / "report.json").is_file():
         baseline.digest()
         _take_device(job)
         _run_baseline(job, baseline, windows, determinism)
-    reference = Reference.read(Path(job.baseline_report))
+    reference = Reference.read(job.reference)
     reference.require_same_inputs(windows, baseline.digest())
-    policy, _ = resolve(job.thresholds, baseline.digest())
+    policy, _ = job.policy(baseline.digest())
     started = time.perf_counter()
     if subject is None:
         job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
-        identity = Identity(baseline.config, file_parts(Path(job.subject)), None, None)
+        identity = Identity(baseline.config, file_parts(job.subject), None, None)
         _write(job, reference, (identity, windows, failures, None), None, determinism)
         return
     identity = subject.identity()
@@ -90,7 +89,7 @@ def measure_and_judge(job: Job) -> None:
     measured, shift = None, None
     if invariants_decision.judge(failures, job.accept)["passed"]:
         _take_device(job)  # after all that a CPU does
-        reference.require_same_arithmetic(*arithmetic_of(job))
+        reference.require_same_arithmetic(*job.arithmetic())
         arrays = replace(reference.arrays(), checkpoint=baseline)
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
         measured = _measure(job, aligned, windows, arrays, policy)
@@ -115,13 +114,6 @@ def _leased(device: str, gpus: int) -> tuple[int, ...]:
     return held
 
 
-def arithmetic_of(job: Job) -> tuple[str, str]:
-    """The dtype and the device that the job will be measured with."""
-    from invarlock.run.loading import Target, arithmetic
-
-    return arithmetic(Target(job.device, job.dtype))
-
-
 def _measure(
     job: Job,
     checkpoint: Checkpoint,
@@ -129,13 +121,12 @@ def _measure(
     against: ReferenceArrays | None,
     policy: Policy | None,
 ) -> Measurement:
-    from invarlock.run.loading import Target
     from invarlock.run.measure import measure_checkpoint
 
     return measure_checkpoint(
         checkpoint,
         windows,
-        Target(job.device, job.dtype, job.allow_remote_code),
+        job.target(),
         token_budget=job.token_budget,
         against=against,
         policy=policy,
@@ -145,7 +136,6 @@ def _measure(
 def _settings(job: Job, edit: str) -> Any:
     from invarlock.run.report import RunSettings
 
-    scenario = json.loads(job.scenario)["id"] if job.scenario else None
     return RunSettings(
         model_id=job.model_id,
         seed=job.seed,
@@ -153,8 +143,8 @@ def _settings(job: Job, edit: str) -> Any:
         profile=job.profile,
         tier=job.tier,
         edit_name=edit,
-        scenario=scenario if edit != "noop" else None,
-        accepted=tuple(job.accept) if edit != "noop" else (),
+        scenario=job.scenario_id if edit != "noop" else None,
+        accepted=job.accept if edit != "noop" else (),
     )
 
 
@@ -166,9 +156,8 @@ def _run_baseline(
     measured = _measure(job, baseline, windows, None, None)
     settings, identity = _settings(job, "noop"), baseline.identity()
     report = run_report(settings, identity, windows, [], measured, determinism)
-    folder = Path(job.baseline_report)
-    write_reference(folder, measured)
-    write_run(folder, report)
+    write_reference(job.reference, measured)
+    write_run(job.reference, report)
 
 
 def _write(
@@ -184,12 +173,10 @@ def _write(
     subject, windows, failures, measured = run
     settings = _settings(job, job.edit_label)
     report = run_report(settings, subject, windows, failures, measured, determinism)
-    out = Path(job.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_run(out, report)
+    job.out.mkdir(parents=True, exist_ok=True)
+    write_run(job.out, report)
     if job.edit_metadata:
-        metadata = Path(job.edit_metadata)
-        write_bytes(out / metadata.name, read_bytes(metadata))
+        write_bytes(job.out / job.edit_metadata.name, read_bytes(job.edit_metadata))
     write_results(
         job,
         Result(
@@ -206,7 +193,7 @@ def _write(
 def main() -> int:
     """Read the job from standard input; expected errors become one line and their exit code."""
     _die_with_parent()
-    job = from_json(json.load(sys.stdin))
+    job = from_json(Job, json.load(sys.stdin))
     try:
         work(job)
     except InvarlockError as error:

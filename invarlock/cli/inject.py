@@ -2,62 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from invarlock.checkpoints import Checkpoint
+from invarlock.cli.options import option
 from invarlock.damage.kinds import DAMAGES
 from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import parse_json, write_json
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument(
-        "--baseline",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with config.json and safetensors weights",
-    )
-    parser.add_argument(
-        "--error-type", required=True, metavar="T", help="one of " + ", ".join(DAMAGES)
-    )
-    parser.add_argument(
-        "--parameters",
-        default="{}",
+@dataclass(frozen=True, kw_only=True)
+class InjectOptions:
+    """Options of ``invarlock inject``."""
+
+    baseline: Path = option(metavar="DIR", help="folder with config.json and safetensors weights")
+    error_type: str = option(metavar="T", help="one of " + ", ".join(DAMAGES))
+    parameters: str = option(
+        "{}",
         metavar="JSON",
         help="object of parameters over the published defaults, such as '{\"factor\": 10}'",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the damaged checkpoint; replaced when it exists",
+    out: Path = option(
+        metavar="DIR", help="folder of the damaged checkpoint; replaced when it exists"
     )
-    parser.add_argument(
-        "--metadata", type=Path, required=True, metavar="FILE", help="error_metadata.json to write"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the draws (default 0)"
-    )
+    metadata: Path = option(metavar="FILE", help="error_metadata.json to write")
+    seed: int = option(0, metavar="N", help="seed of the draws (default 0)", setting="seed")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = InjectOptions
+
+
+def main(options: InjectOptions) -> int:
     """Parse the parameters, look at the baseline, then damage a copy."""
-    damage = parse_damage(args.error_type, _parameters(args.parameters))
-    baseline = Checkpoint.open(args.baseline)
+    damage = parse_damage(options.error_type, _parameters(options.parameters))
+    baseline = Checkpoint.open(options.baseline)
 
     from invarlock.damage.inject import error_metadata, inject
 
-    injected = inject(baseline, damage, args.out, args.seed)
+    injected = inject(baseline, damage, options.out, options.seed)
     document = error_metadata(baseline, injected)
-    write_json(args.metadata, document)
+    write_json(options.metadata, document)
     count = len(injected.subject.differing)
     files = "".join(f", {name} changed" for name in injected.subject.files)
-    print(f"{args.error_type}: {count} tensors damaged{files}, written to {args.out}")
+    print(f"{options.error_type}: {count} tensors damaged{files}, written to {options.out}")
     return 0
 
 

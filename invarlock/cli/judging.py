@@ -1,73 +1,72 @@
-"""By which thresholds an evaluation is judged: the tier's, a preset's, and what the user asks."""
+"""Options that commands which judge a subject share."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.measuring import Purpose
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError
-from invarlock.policy import Override, Policy, resolve_policy
+from invarlock.policy import Override, Policy, check_profile, resolve_policy
 from invarlock.preset import read_preset
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """What was asked for on the command line."""
+@dataclass(frozen=True, kw_only=True)
+class Judging(Purpose):
+    """By what a subject is judged: the tier's thresholds, a preset's, and what the user asks."""
 
-    tier: str
-    preset: str  # a file, or empty: the tier's own values
-    tail_mode: str  # fail, or empty: the tier's
-    kl_mean_max: float = 0.0  # nats; 0: the tier's
-    flip_fraction_max: float = 0.0  # 0: the tier's, which is none
+    preset: Path | None = option(
+        None, metavar="FILE", help="thresholds of this model (default: tier's)"
+    )
+    tail_mode: str = option(
+        "", choices=["", "fail"], help="fail: a heavy tail is a failure", setting="tail_mode"
+    )
+    kl_mean_max: float = option(
+        0.0, metavar="NATS", help="0: the tier's (default)", setting="distribution.kl_mean_max"
+    )
+    flip_fraction_max: float = option(
+        0.0, metavar="F", help="0: no limit (default)", setting="distribution.flip_fraction_max"
+    )
+    replicates: int = option(
+        2000, metavar="N", help="bootstrap (default: 2000)", setting="bootstrap.replicates"
+    )
+    alpha: float = option(0.05, help="two-sided error of the interval", setting="bootstrap.alpha")
 
+    def check_judging(self) -> None:
+        """What is misspelt or cannot be must not cost a measurement.
 
-def add_judging_options(parser: argparse.ArgumentParser) -> None:
-    """By what ``evaluate`` and ``advanced tune`` judge; the tier is a measuring option."""
-    add = parser.add_argument
-    add("--preset", type=Path, metavar="FILE", help="thresholds of this model (default: tier's)")
-    add("--tail-mode", default="", choices=["", "fail"], help="fail: a heavy tail is a failure")
-    add("--kl-mean-max", type=float, default=0, metavar="NATS", help="0: the tier's (default)")
-    add("--flip-fraction-max", type=float, default=0, metavar="F", help="0: no limit (default)")
-    add("--replicates", type=int, default=2000, metavar="N", help="bootstrap (default: 2000)")
-    add("--alpha", type=float, default=0.05, help="two-sided error of the interval")
+        Raises:
+            ConfigError: an unknown profile or tier, or a value that cannot be.
+            InputError: an unreadable preset.
+        """
+        check_profile(self.profile)
+        self.policy(None)
+        if not 0 < self.alpha < 1:
+            raise ConfigError("--alpha is not a probability", found=str(self.alpha))
 
+    def policy(self, baseline_sha256: str | None) -> tuple[Policy, str | None]:
+        """The policy, and the digest of the preset's content.
 
-def check_judging_options(args: argparse.Namespace) -> None:
-    """What is misspelt or cannot be must not cost a measurement.
+        Args:
+            baseline_sha256: digest of the baseline checkpoint; None: not compared with the
+                preset's.
 
-    Raises:
-        ConfigError: an unknown tier, or a value that cannot be.
-        InputError: an unreadable preset.
-    """
-    limits = args.kl_mean_max, args.flip_fraction_max
-    resolve(Thresholds(args.tier, str(args.preset or ""), args.tail_mode, *limits), None)
-    if not 0 < args.alpha < 1:
-        raise ConfigError("--alpha is not a probability", found=str(args.alpha))
-
-
-def resolve(asked: Thresholds, baseline_sha256: str | None) -> tuple[Policy, str | None]:
-    """The policy, and the digest of the preset's content.
-
-    Args:
-        asked: tier, preset and mode of the tail.
-        baseline_sha256: digest of the baseline checkpoint; None: not compared with the preset's.
-
-    Raises:
-        ConfigError: an unknown tier, or a value that the tier does not allow.
-        InputError: the preset is unreadable or of another baseline or tier.
-    """
-    overrides: tuple[Override, ...] = ()
-    digest = None
-    if asked.preset:
-        preset = read_preset(Path(asked.preset))
-        if baseline_sha256 is not None:
-            preset.require_for(baseline_sha256, asked.tier)
-        overrides, digest = preset.overrides, preset.sha256
-    settings: dict[str, float | str] = {
-        "tail.mode": asked.tail_mode,
-        "distribution.kl_mean_max": asked.kl_mean_max,
-        "distribution.flip_fraction_max": asked.flip_fraction_max,
-    }
-    overrides += tuple(Override(path, value, "config") for path, value in settings.items() if value)
-    return resolve_policy(asked.tier, overrides), digest
+        Raises:
+            ConfigError: an unknown tier, or a value that the tier does not allow.
+            InputError: the preset is unreadable or of another baseline or tier.
+        """
+        overrides: tuple[Override, ...] = ()
+        digest = None
+        if self.preset:
+            preset = read_preset(self.preset)
+            if baseline_sha256 is not None:
+                preset.require_for(baseline_sha256, self.tier)
+            overrides, digest = preset.overrides, preset.sha256
+        asked: dict[str, float | str] = {
+            "tail.mode": self.tail_mode,
+            "distribution.kl_mean_max": self.kl_mean_max,
+            "distribution.flip_fraction_max": self.flip_fraction_max,
+        }
+        overrides += tuple(Override(path, v, "config") for path, v in asked.items() if v)
+        return resolve_policy(self.tier, overrides), digest

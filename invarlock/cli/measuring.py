@@ -1,38 +1,74 @@
-"""The options that ``run``, ``evaluate``, ``advanced calibrate`` and ``edit`` share."""
+"""Options that commands which load and measure checkpoints share."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from invarlock.cli.options import option
+
+if TYPE_CHECKING:
+    from invarlock.run.loading import Target
 
 
-def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """What a checkpoint is measured on, how, and what the result is for."""
-    add = parser.add_argument
-    add("--windows", type=Path, required=True, metavar="FILE", help="windows.json")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
-    add("--profile", default="dev", help="dev, ci or release (default: dev)")
-    add("--tier", default="balanced", help="tier of the policy (default: balanced)")
-    add_arithmetic_options(parser)
-
-
-def add_arithmetic_options(parser: argparse.ArgumentParser) -> None:
-    """How a checkpoint is measured."""
-    parser.add_argument(
-        "--model-id", default="", metavar="ID", help="name in reports (default: folder name)"
-    )
-    add_model_options(parser)
-
-
-def add_model_options(parser: argparse._ActionsContainer) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Loading:
     """How a model is loaded and run."""
-    add = parser.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--gpus", type=int, default=1, metavar="N", help="GPUs to wait for (default: 1)")
-    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
-    add("--token-budget", type=int, default=1024, metavar="N", help="tokens per batch")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
-    add("--determinism", default="strict", help="strict or throughput (default: strict)")
-    add("--seed", type=int, default=43, metavar="N", help="seed of the generators (default: 43)")
-    add("--allow-network", action="store_true", help="let libraries reach the network")
-    add("--allow-remote-code", action="store_true", help="run code that comes with the model")
+
+    device: str = option(
+        "auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)", setting="device"
+    )
+    gpus: int = option(1, metavar="N", help="GPUs to wait for (default: 1)")
+    dtype: str = option(
+        "auto", help="auto, bfloat16, float16 or float32 (default: auto)", setting="dtype"
+    )
+    token_budget: int = option(1024, metavar="N", help="tokens per batch", setting="token_budget")
+    threads: int = option(1, metavar="N", help="CPU threads (default: 1)", setting="threads")
+    determinism: str = option(
+        "strict", help="strict or throughput (default: strict)", setting="determinism"
+    )
+    seed: int = option(43, metavar="N", help="seed of the generators (default: 43)", setting="seed")
+    allow_network: bool = option(False, help="let libraries reach the network")
+    allow_remote_code: bool = option(
+        False, help="run code that comes with the model", setting="allow_remote_code"
+    )
+
+    def target(self) -> Target:
+        """What a model is loaded for."""
+        from invarlock.run.loading import Target
+
+        return Target(self.device, self.dtype, self.allow_remote_code)
+
+    def arithmetic(self) -> tuple[str, str]:
+        """The dtype and the device that a model will be measured with."""
+        from invarlock.run.loading import arithmetic
+
+        return arithmetic(self.target())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic(Loading):
+    """How a checkpoint is measured, and what it is called."""
+
+    model_id: str = option("", metavar="ID", help="name in reports (default: folder name)")
+
+    def name_of(self, folder: Path) -> str:
+        """The name in reports of the checkpoint in ``folder``."""
+        return self.model_id or folder.resolve().name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purpose:
+    """What a measurement is for."""
+
+    profile: str = option("dev", help="dev, ci or release (default: dev)", setting="profile")
+    tier: str = option("balanced", help="tier of the policy (default: balanced)", setting="tier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Purpose, Arithmetic):
+    """What one checkpoint is measured on, how, and what the result is for."""
+
+    windows: Path = option(metavar="FILE", help="windows.json")
+    out: Path = option(metavar="DIR", help="folder of the results")

@@ -3,7 +3,6 @@ away without a change of how the command ends."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -17,9 +16,9 @@ OUTPUTS = (
 )
 
 
-def outputs_of(args: argparse.Namespace) -> list[Path]:
+def outputs_of(options: object) -> list[Path]:
     """The files and folders that a command line asks for."""
-    values = (getattr(args, name, None) for name in OUTPUTS)
+    values = (getattr(options, name, None) for name in OUTPUTS)
     return [value for value in values if isinstance(value, Path)]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import slug
 from invarlock.sources import text
@@ -19,41 +21,50 @@ from invarlock.sources.spec import (
 )
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PinOptions:
     """Options of ``invarlock pin``."""
-    add = parser.add_argument
-    add("--suite", required=True, help="name of the suite, recorded")
-    add("--model", required=True, action="append", metavar="ID=SOURCE", help="repeat for more")
-    add("--text", required=True, action="append", metavar="SOURCE", help="repeat for more")
-    add("--net", action="store_true", help="allow the network (hub sources need it)")
-    add("--allow-remote-code", action="store_true", help="allow models with code of their own")
-    add("--allow-pickle", action="store_true", help="allow models with pickle weights only")
-    add("--out", required=True, type=Path, metavar="FILE", help="state/model_revisions.json")
+
+    suite: str = option(help="name of the suite, recorded", setting="suite")
+    model: tuple[str, ...] = option(repeated=True, metavar="ID=SOURCE", help="repeat for more")
+    text: tuple[str, ...] = option(repeated=True, metavar="SOURCE", help="repeat for more")
+    net: bool = option(False, help="allow the network (hub sources need it)")
+    allow_remote_code: bool = option(
+        False, help="allow models with code of their own", setting="allow_remote_code"
+    )
+    allow_pickle: bool = option(
+        False, help="allow models with pickle weights only", setting="allow_pickle_checkpoints"
+    )
+    out: Path = option(metavar="FILE", help="state/model_revisions.json")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = PinOptions
+
+
+def main(options: PinOptions) -> int:
     """Write ``model_revisions.json``; nothing is written unless everything could be pinned."""
-    models = _models(args.model)
-    texts = _texts(args.text)
-    hub = Hub(args.net, fill="invarlock pin with --net (snakemake fetch --config net=1)")
-    allow = Allow(args.allow_remote_code, args.allow_pickle)
-    earlier = Revisions(args.suite, {}, {})
-    if args.out.is_file():
-        earlier = read_revisions(args.out)
+    models = _models(options.model)
+    texts = _texts(options.text)
+    hub = Hub(options.net, fill="invarlock pin with --net (snakemake fetch --config net=1)")
+    allow = Allow(options.allow_remote_code, options.allow_pickle)
+    earlier = Revisions(options.suite, {}, {})
+    if options.out.is_file():
+        earlier = read_revisions(options.out)
     pins = {
-        name: _held(earlier.models.get(name), source, hub, args.out) or source.pin(hub, allow)
+        name: _held(earlier.models.get(name), source, hub, options.out) or source.pin(hub, allow)
         for name, source in models.items()
     }
     for name, pin in pins.items():
         require_permission(pin, allow, name)
-        _refuse_moved(args.out, earlier.models.get(name), pin, models[name])
+        _refuse_moved(options.out, earlier.models.get(name), pin, models[name])
     datasets = {
-        name: _held(earlier.datasets.get(name), source, hub, args.out) or text.pin_text(source, hub)
+        name: _held(earlier.datasets.get(name), source, hub, options.out)
+        or text.pin_text(source, hub)
         for name, source in texts.items()
     }
     for name, pin in datasets.items():
-        _refuse_moved(args.out, earlier.datasets.get(name), pin, texts[name])
-    write_revisions(args.out, Revisions(args.suite, pins, datasets))
+        _refuse_moved(options.out, earlier.datasets.get(name), pin, texts[name])
+    write_revisions(options.out, Revisions(options.suite, pins, datasets))
     return 0
 
 
@@ -76,7 +87,7 @@ def _held(pin: Pin | None, source: ModelSource | TextSource, hub: Hub, path: Pat
     return pin
 
 
-def _models(words: list[str]) -> dict[str, ModelSource]:
+def _models(words: Sequence[str]) -> dict[str, ModelSource]:
     models: dict[str, ModelSource] = {}
     slugs: dict[str, str] = {}
     for word in words:
@@ -90,7 +101,7 @@ def _models(words: list[str]) -> dict[str, ModelSource]:
     return models
 
 
-def _texts(words: list[str]) -> dict[str, TextSource]:
+def _texts(words: Sequence[str]) -> dict[str, TextSource]:
     texts: dict[str, TextSource] = {}
     for word in words:
         source = parse_text_source(word)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.files import read_json_object, write_json, write_text
 from invarlock.preset import derive, to_yaml
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
     """Options of ``invarlock advanced preset``."""
-    add = parser.add_argument
-    add("--stats", type=Path, required=True, metavar="FILE", help="calibration_stats.json")
-    add("--tier", default="balanced", help="tier whose thresholds it changes (default: balanced)")
-    add("--out-yaml", type=Path, required=True, metavar="FILE", help="preset to write, YAML")
-    add("--out-json", type=Path, required=True, metavar="FILE", help="the same content as JSON")
+
+    stats: Path = option(metavar="FILE", help="calibration_stats.json")
+    tier: str = option(
+        "balanced", help="tier whose thresholds it changes (default: balanced)", setting="tier"
+    )
+    out_yaml: Path = option(metavar="FILE", help="preset to write, YAML")
+    out_json: Path = option(metavar="FILE", help="the same content as JSON")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = PresetOptions
+
+
+def main(options: PresetOptions) -> int:
     """Write both files, and say what changed."""
-    document = derive(read_json_object(args.stats), args.tier, str(args.stats))
-    write_text(args.out_yaml, to_yaml(document))
-    write_json(args.out_json, document)
+    document = derive(read_json_object(options.stats), options.tier, str(options.stats))
+    write_text(options.out_yaml, to_yaml(document))
+    write_json(options.out_json, document)
     for row in document["derivation"]:
         name = row["statistic"] + (f" {row['family']}" if row["family"] else "")
         null = row["null_bound"]

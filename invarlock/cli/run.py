@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from invarlock.cli.measuring import add_measuring_options
+from invarlock.cli.measuring import Measuring
+from invarlock.cli.options import option
 from invarlock.errors import InputError
 from invarlock.model_folder import open_model
 from invarlock.policy import check_profile, load_policy
 from invarlock.run.lease import lease
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Measuring):
     """Options of ``invarlock run``."""
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint")
-    add_measuring_options(parser)
+
+    model: Path = option(metavar="DIR", help="checkpoint")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = RunOptions
+
+
+def main(options: RunOptions) -> int:
     """Measure the baseline; a checkpoint that fails its invariants is not a baseline."""
-    load_policy(args.tier)
-    check_profile(args.profile)
-    checkpoint = open_model(args.model)
+    load_policy(options.tier)
+    check_profile(options.profile)
+    checkpoint = open_model(options.model)
     from invarlock.run.determinism import seed_everything, set_environment
 
-    set_environment(args.determinism, args.threads, args.allow_network)
+    set_environment(options.determinism, options.threads, options.allow_network)
 
     from invarlock.checkpoints import tokenizer_digest
     from invarlock.guards.invariants import check_checkpoint
-    from invarlock.run.loading import Target
     from invarlock.run.measure import RunWindows, measure_checkpoint
     from invarlock.run.report import RunSettings, run_report, write_reference, write_run
 
-    windows = RunWindows.read(args.windows, tokenizer_digest(args.model))
+    windows = RunWindows.read(options.windows, tokenizer_digest(options.model))
     settings = RunSettings(
-        model_id=args.model_id or args.model.resolve().name,
-        seed=args.seed,
-        token_budget=args.token_budget,
-        profile=args.profile,
-        tier=args.tier,
+        model_id=options.name_of(options.model),
+        seed=options.seed,
+        token_budget=options.token_budget,
+        profile=options.profile,
+        tier=options.tier,
     )
-    determinism = seed_everything(args.determinism, args.threads, args.seed)
+    determinism = seed_everything(options.determinism, options.threads, options.seed)
     failures = check_checkpoint(checkpoint, checkpoint)
     fatal = [failure for failure in failures if failure["severity"] == "fatal"]
     if fatal:
-        raise InputError(f"the checkpoint is damaged: {fatal[0]['message']}", where=str(args.model))
+        raise InputError(
+            f"the checkpoint is damaged: {fatal[0]['message']}", where=str(options.model)
+        )
     checkpoint.digest()  # as all that a CPU does: before a device is asked for
-    lease(args.device, args.gpus)
+    lease(options.device, options.gpus)
     measured = measure_checkpoint(
         checkpoint,
         windows,
-        Target(args.device, args.dtype, args.allow_remote_code),
-        token_budget=args.token_budget,
+        options.target(),
+        token_budget=options.token_budget,
         against=None,
     )
     lost = [f for f in measured.loaded_failures if f["severity"] == "fatal"]
     if lost:
-        raise InputError(str(lost[0]["message"]), where=str(args.model))
+        raise InputError(str(lost[0]["message"]), where=str(options.model))
     report = run_report(settings, checkpoint.identity(), windows, failures, measured, determinism)
-    write_reference(args.out, measured)
-    write_run(args.out, report)
+    write_reference(options.out, measured)
+    write_run(options.out, report)
     for phase, seconds in measured.timings.items():
         print(f"{phase}: {seconds} s")
     return 0

@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError
 from invarlock.files import write_json
 from invarlock.scenarios import CATEGORIES, effective_manifest, load_catalogue
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("--catalogue", type=Path, required=True, help="scenarios.json")
-    parser.add_argument("--suite", required=True, help="suite to select")
-    parser.add_argument(
-        "--scenario", action="append", default=[], metavar="ID", help="only this one; repeatable"
+@dataclass(frozen=True, kw_only=True)
+class ScenariosOptions:
+    """Options of ``invarlock scenarios``."""
+
+    catalogue: Path = option(help="scenarios.json", setting="catalogue")
+    suite: str = option(help="suite to select", setting="suite")
+    scenario: tuple[str, ...] = option(
+        (), repeated=True, metavar="ID", help="only this one; repeatable"
     )
-    parser.add_argument(
-        "--category",
-        action="append",
-        default=[],
+    category: tuple[str, ...] = option(
+        (),
+        repeated=True,
         metavar="NAME",
         help=f"only this category ({', '.join(CATEGORIES)}); repeatable",
     )
-    parser.add_argument(
-        "--runs",
-        action="append",
-        default=[],
+    runs: tuple[str, ...] = option(
+        (),
+        repeated=True,
         metavar="CATEGORY=N",
         help="evaluations of each scenario of a category; repeatable",
     )
-    parser.add_argument("--out", type=Path, help="file to write")
-    parser.add_argument("--list", action="store_true", help="print the selection")
+    out: Path | None = option(None, help="file to write")
+    list: bool = option(False, help="print the selection")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = ScenariosOptions
+
+
+def main(options: ScenariosOptions) -> int:
     """Run the command."""
-    if args.out is None and not args.list:
+    if options.out is None and not options.list:
         raise ConfigError("nothing to do", hint="give --out FILE, --list or both")
-    catalogue = load_catalogue(args.catalogue)
-    selection = catalogue.select(args.suite, args.scenario, args.category)
-    if args.list:
+    catalogue = load_catalogue(options.catalogue)
+    selection = catalogue.select(options.suite, options.scenario, options.category)
+    if options.list:
         width = max(len(s.id) for s in selection)
         for s in selection:
             made_by = s.edit_spec or s.error_type
             print(f"{s.id:<{width}}  {s.category:<15}  {s.strictness:<13}  {made_by}")
-    if args.out is not None:
-        runs = dict(_runs(text) for text in args.runs)
-        manifest = effective_manifest(catalogue, args.suite, args.scenario, args.category, runs)
-        write_json(args.out, manifest)
+    if options.out is not None:
+        runs = dict(_runs(text) for text in options.runs)
+        manifest = effective_manifest(
+            catalogue, options.suite, options.scenario, options.category, runs
+        )
+        write_json(options.out, manifest)
     return 0
 
 

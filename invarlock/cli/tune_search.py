@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invarlock import __version__
 from invarlock.checkpoints import Checkpoint
-from invarlock.cli.evaluate import Job
 from invarlock.cli.evaluate_record import EVALUATION_NAME
-from invarlock.cli.evaluate_worker import arithmetic_of, measure_and_judge
-from invarlock.cli.judging import resolve
+from invarlock.cli.evaluate_worker import measure_and_judge
+from invarlock.cli.job import Job
+from invarlock.cli.options import shared
 from invarlock.edits.kind import EditSpec, TrainedEdit
 from invarlock.edits.specs import candidates, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, sha256_file
 from invarlock.pages.reading import Report, block
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
+from invarlock.run.container import detect
 from invarlock.run.tasks import metric_for
 from invarlock.tuned import SELECTED, SKIPPED
 from invarlock.windows import WindowSet, read_windows, set_of_ids
+
+if TYPE_CHECKING:
+    from invarlock.cli.tune import TuneOptions
 
 Document = dict[str, Any]
 SELECTION, CONFIRMATION = "selection", "confirmation"
@@ -72,13 +76,35 @@ class WindowFile:
 class Bench:
     """With what candidates are made, measured and judged."""
 
-    job: Job  # of any evaluation; subject, windows and folders are each candidate's own
+    options: TuneOptions
     baseline: Checkpoint
     selection: WindowFile
     confirmation: WindowFile
     kept_apart: frozenset[str]  # ids of windows that neither of them may hold
-    training: Path | None  # windows that training edits learn from
     stage: Path  # folder for a candidate and its measurements, one at a time
+
+    @property
+    def model_id(self) -> str:
+        """The name of the baseline in the table and in reports."""
+        return self.options.name_of(self.options.baseline)
+
+    def job(self, edit_type: str, subject: Path, windows: WindowFile) -> Job:
+        """The evaluation of a candidate, measured with the devices that this process has."""
+        execution = detect(None)
+        own = {
+            "model_id": self.model_id,
+            "baseline_report": windows.baseline_run,
+            "edit_label": edit_type,
+            "gpus": 0,
+            "out": self.stage / "evaluation",
+        }
+        return Job(
+            **{**shared(self.options, Job), **own},
+            subject=subject,
+            windows=windows.path,
+            image_ref=execution.image_ref,
+            image_digest=execution.image_digest,
+        )
 
     def require_disjoint(self) -> None:
         """Refuse windows that would let a candidate be chosen by what it is judged on.
@@ -136,35 +162,24 @@ def _make(spec: EditSpec, bench: Bench, out: Path) -> None:
     """Write the edited checkpoint, as ``invarlock edit`` does."""
     from invarlock.edits.apply import apply_edit
 
-    trained = None
-    if isinstance(spec, TrainedEdit) and bench.training:
+    options, trained = bench.options, None
+    if isinstance(spec, TrainedEdit) and options.training_windows:
         from invarlock.run.determinism import seed_everything
-        from invarlock.run.loading import Target
         from invarlock.run.train import Training, train
 
-        job = bench.job
-        seed_everything(job.determinism, job.threads, job.seed)
-        target = Target(job.device, job.dtype, job.allow_remote_code)
-        training = Training(bench.training, target, job.token_budget, job.seed)
+        seed_everything(options.determinism, options.threads, options.seed)
+        target, windows = options.target(), options.training_windows
+        training = Training(windows, target, options.token_budget, options.seed)
         trained = train(bench.baseline, spec, training)
-    apply_edit(bench.baseline, spec, out, bench.job.seed, trained)
+    apply_edit(bench.baseline, spec, out, options.seed, trained)
 
 
 def _evaluate(edit_type: str, bench: Bench, subject: Path, windows: WindowFile) -> Report:
     """The evaluation report of a candidate on one of the two sets of windows."""
-    out = bench.stage / "evaluation"
-    shutil.rmtree(out, ignore_errors=True)
-    measure_and_judge(
-        replace(
-            bench.job,
-            subject=str(subject),
-            windows=str(windows.path),
-            baseline_report=str(windows.baseline_run),
-            edit_label=edit_type,
-            out=str(out),
-        )
-    )
-    return read_json_object(out / EVALUATION_NAME)
+    job = bench.job(edit_type, subject, windows)
+    shutil.rmtree(job.out, ignore_errors=True)
+    measure_and_judge(job)
+    return read_json_object(job.out / EVALUATION_NAME)
 
 
 def _judged(spec: str, windows: str, report: Report) -> Document:
@@ -197,11 +212,12 @@ def _row(spec: str, windows: str | None, result: str, reasons: Sequence[str]) ->
 
 
 def _search(bench: Bench, log: Sequence[Document]) -> Document:
-    job, baseline_sha256 = bench.job, bench.baseline.digest()
-    policy, preset_sha256 = resolve(job.thresholds, baseline_sha256)
-    dtype, device = arithmetic_of(job)
+    options, baseline_sha256 = bench.options, bench.baseline.digest()
+    policy, preset_sha256 = options.policy(baseline_sha256)
+    dtype, device = options.arithmetic()
+    training = options.training_windows
     return {
-        "model_id": job.model_id,
+        "model_id": bench.model_id,
         "baseline_sha256": baseline_sha256,
         "preset_sha256": preset_sha256,
         "tier": policy.tier,
@@ -209,13 +225,13 @@ def _search(bench: Bench, log: Sequence[Document]) -> Document:
         "metric": metric_for(bench.baseline.config, bench.selection.content),
         "dtype": dtype,
         "device": device,
-        "seed": job.seed,
-        "replicates": job.replicates,
-        "alpha": job.alpha,
+        "seed": options.seed,
+        "replicates": options.replicates,
+        "alpha": options.alpha,
         "invarlock_version": __version__,
         "selection": bench.selection.to_json(),
         "confirmation": bench.confirmation.to_json(),
-        "training_windows_sha256": sha256_file(bench.training) if bench.training else None,
+        "training_windows_sha256": sha256_file(training) if training else None,
         "excluded": set_of_ids(bench.kept_apart),
         "candidates": list(log),
     }

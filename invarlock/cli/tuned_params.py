@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.tuned import TunedParameters, joined, load_tuned, write_tuned
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TunedParamsOptions:
     """Options of ``invarlock advanced tuned-params``."""
-    add = parser.add_argument
-    add(
-        "--tables",
-        type=Path,
-        required=True,
-        nargs="+",
+
+    tables: tuple[Path, ...] = option(
         metavar="FILE",
         help="tuned_edit_params.json files; of two entries for the same edit the later counts",
     )
-    add(
-        "--model",
-        action="append",
-        default=[],
+    model: tuple[str, ...] = option(
+        (),
+        repeated=True,
         metavar="ID",
         help="only what counts for this model; repeatable (default: everything)",
     )
-    add("--out", type=Path, required=True, metavar="FILE", help="tuned_edit_params.json to write")
+    out: Path = option(metavar="FILE", help="tuned_edit_params.json to write")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = TunedParamsOptions
+
+
+def main(options: TunedParamsOptions) -> int:
     """Write the table."""
-    table = joined(load_tuned(path) for path in args.tables)
-    if args.model:
-        models = {model_id: table.of_model(model_id) for model_id in args.model}
+    table = joined(load_tuned(path) for path in options.tables)
+    if options.model:
+        models = {model_id: table.of_model(model_id) for model_id in options.model}
         table = TunedParameters("", models, {}, table.notes)
-    write_tuned(args.out, table)
+    write_tuned(options.out, table)
     return 0

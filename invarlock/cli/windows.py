@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import Pin, read_revisions
@@ -20,52 +21,49 @@ from invarlock.windows import (
 )
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class WindowsOptions:
     """Options of ``invarlock windows``."""
-    add = parser.add_argument
-    add("--tokenizer", required=True, type=Path, metavar="DIR", help="folder of the baseline")
-    add("--text", required=True, metavar="SOURCE", help="the text, as it was pinned")
-    add("--revisions", required=True, type=Path, metavar="FILE", help="model_revisions.json")
-    add(
-        "--seq-len", required=True, type=int, metavar="N", help="tokens of a window (records: most)"
+
+    tokenizer: Path = option(metavar="DIR", help="folder of the baseline")
+    text: str = option(metavar="SOURCE", help="the text, as it was pinned", setting="text")
+    revisions: Path = option(metavar="FILE", help="model_revisions.json")
+    seq_len: int = option(metavar="N", help="tokens of a window (records: most)")
+    preview: int = option(metavar="N", help="windows of the preview arm")
+    final: int = option(metavar="N", help="windows of the final arm")
+    seed: int = option(metavar="N", help="seed of the choice", setting="windows.seed")
+    exclude: tuple[Path, ...] = option(
+        (), metavar="FILE", help="windows.json files whose windows are not chosen"
     )
-    add("--preview", required=True, type=int, metavar="N", help="windows of the preview arm")
-    add("--final", required=True, type=int, metavar="N", help="windows of the final arm")
-    add("--seed", required=True, type=int, metavar="N", help="seed of the choice")
-    add(
-        "--exclude",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="windows.json files whose windows are not chosen",
-    )
-    add("--net", action="store_true", help="allow the download of pinned files")
-    add("--out", required=True, type=Path, metavar="FILE", help="windows.json")
+    net: bool = option(False, help="allow the download of pinned files")
+    out: Path = option(metavar="FILE", help="windows.json")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = WindowsOptions
+
+
+def main(options: WindowsOptions) -> int:
     """Write ``windows.json``."""
-    source = parse_text_source(args.text)
-    others = ids_of_others(args.exclude, args.seq_len)
-    plan = WindowPlan(args.seq_len, args.preview, args.final, args.seed, others)
-    pins = read_revisions(args.revisions).datasets
+    source = parse_text_source(options.text)
+    others = ids_of_others(options.exclude, options.seq_len)
+    plan = WindowPlan(options.seq_len, options.preview, options.final, options.seed, others)
+    pins = read_revisions(options.revisions).datasets
     if source.dataset_id not in pins:
         raise ConfigError(
             f"text {source.dataset_id} is not pinned",
-            where=str(args.revisions),
+            where=str(options.revisions),
             expected="one of " + ", ".join(pins),
         )
     pin = pins[source.dataset_id]
-    hub = Hub(args.net, fill="invarlock pin with --net (snakemake --config net=1)")
+    hub = Hub(options.net, fill="invarlock pin with --net (snakemake --config net=1)")
     recorded = recorded_source(source, pin)
     if source.metric == "accuracy":
         records = labelled_records(source, pin, hub)
-        document = make_record_windows(args.tokenizer, records, plan, recorded)
+        document = make_record_windows(options.tokenizer, records, plan, recorded)
     else:
         texts = documents(source, pin, hub)
-        document = make_windows(args.tokenizer, texts, plan, recorded)
-    write_windows(args.out, document)
+        document = make_windows(options.tokenizer, texts, plan, recorded)
+    write_windows(options.out, document)
     return 0
 
 

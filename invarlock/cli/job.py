@@ -1,0 +1,103 @@
+"""One evaluation: the options of ``invarlock evaluate``, and the job of its measuring process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from invarlock.cli.judging import Judging
+from invarlock.cli.measuring import Measuring
+from invarlock.cli.options import option
+from invarlock.reporting.assurance import MODES
+from invarlock.run.container import Execution
+
+EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the measuring process
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Measuring, Judging):
+    """Options of ``invarlock evaluate``."""
+
+    baseline: Path = option(metavar="DIR", help="baseline checkpoint")
+    subject: Path = option(metavar="DIR", help="edited checkpoint")
+    baseline_report: Path | None = option(
+        None,
+        metavar="DIR",
+        help="folder of invarlock run on the baseline (default: measured first, in OUT/baseline)",
+    )
+    assurance: str = option(
+        "off", choices=MODES, help="strict makes the full claim", setting="assurance"
+    )
+    edit_label: str = option(
+        "",
+        help="name of the edit (default: the scenario's; else noop where no weight differs, "
+        "and custom where one does)",
+    )
+    accept: tuple[str, ...] = option(
+        (),
+        comma=True,
+        metavar="NAME[,NAME]",
+        help="differences of the subject that are meant: chat_template, generation_config, "
+        "tokenizer_config, special_tokens, a field of config.json ...; the report says so",
+    )
+    scenario: str = option("", metavar="JSON", help="the scenario's catalogue entry")
+    edit_metadata: Path | None = option(
+        None, metavar="FILE", help="metadata to keep with the report"
+    )
+    run_number: int = option(1, metavar="N")
+    timeout_minutes: float = option(
+        0, metavar="M", help="0: none (default)", setting="timeout_minutes"
+    )
+    attempt: int = option(
+        1,
+        metavar="N",
+        help="how often this was started: when memory runs out, the batch is halved N - 1 times",
+    )
+    record_failure: bool = option(
+        False, help="when the subject cannot be measured, record that as the outcome and exit 0"
+    )
+    require_container: bool = option(
+        False,
+        help="refuse to run outside the container image that was resolved",
+        unless="allow_host_execution",
+    )
+    image: Path | None = option(
+        None,
+        metavar="FILE",
+        help="the container image, resolved outside of it (invarlock advanced provenance image)",
+    )
+    config_record: Path | None = option(
+        None, metavar="FILE", help="effective configuration, to be named"
+    )
+
+    @property
+    def reference(self) -> Path:
+        """The folder of the baseline's run."""
+        return self.baseline_report or self.out / "baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(EvaluateOptions):
+    """An evaluation as the measuring process gets it, as JSON on its standard input: everything is
+    looked up, ``attempt`` and ``token_budget`` are those of this try, and ``gpus`` are to be waited
+    for once they are needed (0: the process has what it needs)."""
+
+    image_ref: str
+    image_digest: str  # empty: outside every image
+
+    @property
+    def execution(self) -> Execution:
+        """Where the job runs, as the supervisor found out."""
+        return Execution(self.image_ref, self.image_digest)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The catalogue entry of the scenario; empty where there is none."""
+        return dict(json.loads(self.scenario)) if self.scenario else {}
+
+    @property
+    def scenario_id(self) -> str | None:
+        """The scenario's id."""
+        return self.entry.get("id")

@@ -1,0 +1,372 @@
+"""What the rules of the workflow make of the settings: targets, paths, and words of commands.
+
+Functions that take ``wildcards`` are input and parameter functions of rules; what they raise ends
+the run with a line (``rules/common.smk``).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from invarlock.cli.inject import InjectOptions
+from invarlock.cli.options import words
+from invarlock.cli.scenarios import ScenariosOptions
+from invarlock.cli.windows import WindowsOptions
+from invarlock.code_digest import code_digest
+from invarlock.config import Settings
+from invarlock.edits.specs import TRAINED
+from invarlock.errors import ConfigError
+from invarlock.files import unreadable
+from invarlock.run.container import check_engine, check_reference
+from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.sources.spec import parse_model_source, parse_text_source
+
+PAGES = ("evaluation.html", "evaluation.md", "verify.json")  # of an evaluation, for people
+# Commands whose code decides what is measured.
+MEASURING = (
+    "baseline", "windows", "run", "calibrate", "edit", "inject", "evaluate", "evaluate_worker",
+)  # fmt: skip
+
+
+class Wildcards(Protocol):
+    """What a job is for."""
+
+    model: str  # folder name
+    scenario: str  # id
+    set: str  # of a search's windows: selection or confirmation
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A wildcard constraint: one of these, or nothing at all."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def each(option: str, values: Iterable[object]) -> list[str]:
+    """``option`` with each of the values, as words of a shell command."""
+    return [f"{option} {shlex.quote(str(value))}" for value in values]
+
+
+def code(*verbs: str) -> str:
+    """Digest of the modules behind these commands: a change of code reruns what it touches."""
+    return code_digest(*(f"invarlock.cli.{verb}" for verb in verbs))
+
+
+def state_of(*paths: str | Path) -> list[str]:
+    """Name, size and time of these files and of those in these folders.
+
+    To Snakemake the time of a folder is its own, which a file that is written over does not
+    change. In whole seconds, which is what archives keep: a run that was moved by one is not made
+    again.
+
+    Raises:
+        InputError: a folder or file cannot be read.
+    """
+    found: list[str] = []
+    for path in (Path(path) for path in paths if path):
+        try:
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                if file.is_file() and not file.name.startswith("."):
+                    stat = file.stat()
+                    found.append(f"{file.name} {stat.st_size} {int(stat.st_mtime)}")
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return found
+
+
+def check_settings(settings: Settings, container: bool) -> None:
+    """Refuse what only other parts of the package know to be wrong.
+
+    Args:
+        settings: the effective configuration.
+        container: whether a profile runs the rules in the image.
+
+    Raises:
+        InvarlockError: the key, a difference to accept, a source or the image.
+    """
+    values = settings.values
+    if values["signing_key"]:
+        from invarlock.evidence.keys import load_signing_key
+
+        load_signing_key(Path(values["signing_key"]))
+    if values["accept"]:
+        from invarlock.run.accept import check_accept
+
+        folders = Path(values["baseline"]), Path(values["subject"])
+        check_accept(values["accept"], *folders, "config/config.yaml")
+    for model in settings.models:
+        parse_model_source(model.source)
+    parse_text_source(settings.text)
+    if container:
+        check_engine()  # snakemake wants one for a dry run too
+        check_reference(values["container_image"], values["container_digest"])
+
+
+def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the jobs: what changes no result and is no parameter, so that a change of it
+    measures nothing again. Containers get them by a second name.
+
+    Args:
+        settings: the effective configuration.
+        outer: the environment of this process.
+    """
+    values = settings.values
+    kept = values["calibrations"] and str(Path(values["calibrations"]).resolve())
+    shared = {
+        "INVARLOCK_TELEMETRY": str(int(values["telemetry"])),
+        "INVARLOCK_CALIBRATIONS": kept,
+    }
+    if "CUDA_VISIBLE_DEVICES" in outer:  # also where it is empty: no GPU
+        shared["CUDA_VISIBLE_DEVICES"] = outer["CUDA_VISIBLE_DEVICES"]
+    return {
+        **shared,
+        **{f"APPTAINERENV_{name}": value for name, value in shared.items()},
+        # parameters and shell commands are recorded and logged; the key is not
+        "INVARLOCK_SIGNING_KEY": values["signing_key"],
+        # as a parameter the record would run its rule again, and Snakemake then looks at nothing
+        # behind an ancient input: a changed setting would hide that evaluations are missing
+        "INVARLOCK_SETTINGS": recorded(settings),
+    }
+
+
+def recorded(settings: Settings) -> str:
+    """The text of ``state/config.json``."""
+    return f"{json.dumps(settings.recorded(), sort_keys=True, indent=2)}\n"
+
+
+def fingerprint_of(key: str) -> str:
+    """The public fingerprint of a signing key, or nothing."""
+    if not key:
+        return ""
+    from invarlock.evidence.keys import fingerprint, load_signing_key
+
+    return fingerprint(load_signing_key(Path(key)).public)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The targets of a run, and what its jobs need."""
+
+    settings: Settings
+
+    # --- what there is to make -----------------------------------------------------------------
+
+    @functools.cached_property
+    def edits(self) -> list[str]:
+        """Ids of the scenarios whose subject an edit makes."""
+        found = [s for s in self.settings.scenarios if s.is_edit]
+        return [s.id for s in found if s.edit_spec != CUSTOM_SPEC]
+
+    @functools.cached_property
+    def damage(self) -> list[str]:
+        """Ids of the scenarios whose subject is damaged."""
+        return [s.id for s in self.settings.scenarios if s.is_error]
+
+    @functools.cached_property
+    def custom(self) -> list[str]:
+        """Ids of the scenarios whose subject the user brings."""
+        return [s.id for s in self.settings.scenarios if s.edit_spec == CUSTOM_SPEC]
+
+    @functools.cached_property
+    def training(self) -> list[str]:
+        """Ids of the scenarios whose edit is trained."""
+        return [s for s in self.edits if self.settings.scenario(s).edit_type in TRAINED]
+
+    @functools.cached_property
+    def slugs(self) -> list[str]:
+        """Folder names of the models."""
+        return [m.slug for m in self.settings.models]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether measurements ask for a GPU."""
+        return self.settings.values["device"] in ("cuda", "mps")
+
+    @property
+    def uses_hub(self) -> bool:
+        """Whether a source may have to reach the hub, with the network on or off."""
+        sources = self.settings.text, *(m.source for m in self.settings.models)
+        return any(name.startswith("hub:") for name in sources)
+
+    def local_sources(self) -> list[str]:
+        """Folders and files of this machine that models and text come from."""
+        sources = [parse_model_source(m.source) for m in self.settings.models]
+        found = [source.name for source in sources if source.kind == "local"]
+        if self.settings.text.startswith("local:"):
+            found.append(parse_text_source(self.settings.text).name)
+        return found
+
+    def bound(self) -> list[str]:
+        """Folders that a container has to see beside the one that snakemake runs in, and /tmp."""
+        values = self.settings.values
+        named = [values[key] for key in ("baseline", "subject", "catalogue", "calibrations")]
+        named += [self.settings.out, *self.local_sources()]
+        return sorted({str(Path(name).resolve()) for name in named if name})
+
+    # --- files of the run ----------------------------------------------------------------------
+
+    def evaluations(self) -> list[Path]:
+        """Folders of all evaluations: every scenario of every model, every run."""
+        s = self.settings
+        return [
+            s.out / slug / "reports" / scenario.id / f"run_{n}"
+            for slug in self.slugs
+            for scenario in s.scenarios
+            for n in s.runs(scenario)
+        ]
+
+    def evaluation_words(self, name: str = "") -> list[str]:
+        """The same folders, or a file in each, for bash to expand: thousands of paths do not fit
+        into the one argument that a shell gets its command line as."""
+        by_runs: dict[int, list[str]] = {}
+        for scenario in self.settings.scenarios:
+            by_runs.setdefault(len(self.settings.runs(scenario)), []).append(scenario.id)
+        out, models = shlex.quote(str(self.settings.out)), _braces(self.slugs)
+        end = [name] if name else []
+        return [
+            str(Path(out, models, "reports", _braces(ids), f"run_{{1..{runs}}}", *end))
+            for runs, ids in by_runs.items()
+        ]
+
+    def rendered(self) -> list[Path]:
+        """The pages that people read, and the re-check of every report."""
+        return [folder / name for folder in self.evaluations() for name in PAGES]
+
+    def window_files(self) -> list[Path]:
+        """Everything that is cut from the text."""
+        names = ["windows.json", *self.calibration_windows()]
+        names += ["training_windows.json"] if self.training else []
+        return [self.settings.out / slug / name for slug in self.slugs for name in names]
+
+    def calibration_windows(self) -> list[str]:
+        """The windows of null edits, below the folder of a model."""
+        seeds = self.settings.calibration_seeds()
+        return [f"presets/windows_seed_{seed}.json" for seed in seeds]
+
+    def subject(self, wildcards: Wildcards) -> str | Path:
+        """The checkpoint under test: made by a rule, or the user's own folder."""
+        if wildcards.scenario in self.custom:
+            return str(self.settings.values["subject"])
+        return self.settings.out / wildcards.model / "models" / wildcards.scenario
+
+    def metadata(self, wildcards: Wildcards) -> Path:
+        """What was done to it."""
+        name = "error" if wildcards.scenario in self.damage else "edit"
+        folder = self.settings.out / wildcards.model / "edits" / wildcards.scenario
+        return folder / f"{name}_metadata.json"
+
+    def edit_spec(self, wildcards: Wildcards) -> str:
+        """The spec of an edit.
+
+        Raises:
+            ConfigError: it takes tuned parameters, and the model has none.
+        """
+        return self.settings.edit_spec(wildcards.model, wildcards.scenario)
+
+    def edited_baseline(self, wildcards: Wildcards) -> Path:
+        """The checkpoint to edit; asked for before the first job, unlike parameters of a rule.
+
+        Raises:
+            ConfigError: see :meth:`edit_spec`.
+        """
+        self.edit_spec(wildcards)
+        return self.settings.out / wildcards.model / "models/baseline"
+
+    def trained_on(self, wildcards: Wildcards) -> list[Path]:
+        """The windows that edits are trained on, where some are."""
+        file = self.settings.out / wildcards.model / "training_windows.json"
+        return [file] if self.training else []
+
+    def kept_apart(self, wildcards: Wildcards) -> list[Path]:
+        """Windows that a set of a search may not hold."""
+        folder = self.settings.out / wildcards.model
+        others = [folder / "windows.json", *self.trained_on(wildcards)]
+        if wildcards.set == "confirmation":
+            others.append(folder / "tuning/windows_selection.json")
+        return others
+
+    def searches(self, wildcards: Wildcards) -> list[Path]:
+        """A table for each model and edit type whose tuned parameters the scenarios take.
+
+        Raises:
+            ConfigError: none takes any.
+        """
+        types = self.settings.tuned_types()
+        if not types:
+            raise ConfigError("no selected scenario takes tuned parameters", where="tune")
+        return [self.settings.out / m / f"tuning/{edit}.json" for m in self.slugs for edit in types]
+
+    # --- words of commands ---------------------------------------------------------------------
+
+    def options(self, record: type, *names: str, **given: object) -> str:
+        """What the settings say of a command's options; see :func:`invarlock.cli.options.words`."""
+        return words(record, self.settings, *names, **given)
+
+    def measuring(self, record: type, wildcards: Wildcards, **given: object) -> str:
+        """The same for a command that measures a model."""
+        model = self.settings.model(wildcards.model)
+        return self.options(record, model_id=model.model_id, **given)
+
+    def cut(
+        self, wildcards: Wildcards, preview: int, final: int | None = None, seed: int | None = None
+    ) -> str:
+        """How windows are cut: as many for the final arm where no other number is given."""
+        given = {} if seed is None else {"seed": seed}
+        return self.options(
+            WindowsOptions,
+            "seed",
+            seq_len=self.settings.model(wildcards.model).seq_len,
+            preview=preview,
+            final=preview if final is None else final,
+            **given,
+        )
+
+    def judged_cut(self, wildcards: Wildcards) -> str:
+        """How the windows are cut that scenarios are judged on."""
+        model = self.settings.model(wildcards.model)
+        return self.cut(wildcards, model.preview, model.final)
+
+    def of_scenario(self, wildcards: Wildcards) -> dict[str, Any]:
+        """Options of an evaluation that are its scenario's; controls are judged as they are."""
+        scenario, values = self.settings.scenario(wildcards.scenario), self.settings.values
+        own = wildcards.scenario in self.custom
+        made = scenario.error_type or scenario.edit_type
+        return {
+            "scenario": scenario.text,
+            "edit_label": values["edit_label"] if own else made,
+            "accept": values["accept"] if own else (),
+        }
+
+    def injection(self, wildcards: Wildcards) -> str:
+        """Options of making a damaged checkpoint."""
+        scenario = self.settings.scenario(wildcards.scenario)
+        parameters = json.dumps(dict(scenario.parameters), sort_keys=True)
+        return self.options(InjectOptions, error_type=scenario.error_type, parameters=parameters)
+
+    def selection(self) -> str:
+        """Options of the scenario manifest: which scenarios, and how often each is evaluated."""
+        s, values = self.settings, self.settings.values
+        chosen = values["scenarios"] or values["categories"]
+        return self.options(
+            ScenariosOptions,
+            scenario=[scenario.id for scenario in s.scenarios] if chosen else (),
+            runs=[f"{category}={n}" for category, n in values["runs"].items()],
+        )
+
+    def expected_signer(self) -> list[str]:
+        """The pin of the signer: given, or our own key's."""
+        values = self.settings.values
+        own = "" if values["pack"] else fingerprint_of(values["signing_key"])
+        pin = values["expected_fingerprint"] or own
+        return each("--expected-fingerprint", [pin] if pin else [])
+
+
+def _braces(names: Sequence[str]) -> str:
+    """Alternatives of a shell word; a single one needs no braces, which bash would leave."""
+    return names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
