@@ -197,7 +197,7 @@ class Layout:
     def local_sources(self) -> list[str]:
         """Folders and files of this machine that models and text come from."""
         sources = [parse_model_source(m.source) for m in self.settings.models]
-        found = [source.name for source in sources if source.kind == "local"]
+        found = [str(source.folder) for source in sources if source.folder]
         if self.settings.text.startswith("local:"):
             found.append(parse_text_source(self.settings.text).name)
         return found
