@@ -51,9 +51,9 @@ BROAD = {
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}
 # Imported only by what measures or runs the workflow.
 HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets", "pyarrow")
-# A guard is one module: the verifier reads its judgement, a run calls its probe. Only functions
-# that a run calls import these, which ``test_light_commands_import_nothing_heavy`` shows.
-WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints")
+# A guard is one module: the verifier reads its judgement, a run calls its probe; so is a format.
+# Only functions that a run calls import these, as ``test_light_commands_import_nothing_heavy`` shows.
+WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints", "invarlock.formats.kinds.")
 
 
 def module_name(path: Path) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from make_config_readme import code, table
+from make_config import code, table
 
 from invarlock.damage.kind import Damage
 from invarlock.damage.kinds import DAMAGES
