@@ -52,7 +52,7 @@ VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "bas
 # Imported only by what measures or runs the workflow.
 HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets", "pyarrow")
 # A guard is one module: the verifier reads its judgement, a run calls its probe; so is a format.
-# Only functions that a run calls import these, as ``test_light_commands_import_nothing_heavy`` shows.
+# Only functions that a run calls import these: ``test_light_commands_import_nothing_heavy``.
 WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints", "invarlock.formats.kinds.")
 
 
