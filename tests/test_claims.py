@@ -306,6 +306,6 @@ def test_a_refused_command_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_place_where_no_file_can_be_made_is_not_waited_for() -> None:
-    """The kernel's folders answer that there is no such file, which is also what a lost race says."""
+    """The kernel's folders answer that there is no such file, as after a lost race."""
     with claims.claimed("verify", [Path("/proc/result.json")]):
         assert not Path("/proc/.result.json.claim").exists()
