@@ -303,3 +303,9 @@ def test_a_refused_command_leaves_no_folder(tmp_path: Path) -> None:
     words = ["run", "--model", str(tmp_path / "none"), "--windows", str(tmp_path / "w.json")]
     assert main([*words, "--out", str(tmp_path / "a" / "b"), "--tier", "no such tier"]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_no_file_can_be_made_is_not_waited_for() -> None:
+    """The kernel's folders answer that there is no such file, as after a lost race."""
+    with claims.claimed("verify", [Path("/proc/result.json")]):
+        assert not Path("/proc/.result.json.claim").exists()
