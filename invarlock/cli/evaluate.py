@@ -168,10 +168,11 @@ def main(args: argparse.Namespace) -> int:
         return InputError.exit_code if code == EXIT_NOT_LOADED else int(code)
     refused.unlink(missing_ok=True)
     try:
-        return _evaluate(args)
+        job = _job(args)
     except (ConfigError, InputError) as error:
         _remember(refused, error.exit_code, str(error))
         raise
+    return _evaluate(job, args)
 
 
 def _remember(path: Path, code: int, line: str) -> None:
@@ -181,8 +182,8 @@ def _remember(path: Path, code: int, line: str) -> None:
             write_json(path, [code, line])
 
 
-def _evaluate(args: argparse.Namespace) -> int:
-    job = _job(args)
+def _evaluate(job: Job, args: argparse.Namespace) -> int:
+    """Measure. What goes wrong here is no fault of the request: another start may help."""
     for attempt in range(1, max(1, args.attempt) + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(job, attempt=attempt, token_budget=max(1, args.token_budget >> attempt - 1))
