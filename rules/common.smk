@@ -204,6 +204,12 @@ def each(option, values):
     return [f"{option} {shlex.quote(str(value))}" for value in values]
 
 
+def given(option, value):
+    """`option` with its value where there is one: a shell loses an empty word, and the option would
+    take the next one."""
+    return each(option, [value] if value else [])
+
+
 def state_of(*paths):
     """Name, size and time of these files and of those in these folders. To Snakemake the time of a
     folder is its own, which a file that is written over does not change. In whole seconds, which

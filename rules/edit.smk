@@ -146,7 +146,7 @@ rule describe_subject:
         mem_mb=lambda wc, attempt: 1000 * attempt + edit_mb(wc, attempt),
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
-        label=each("--label", [C["edit_label"]] if C["edit_label"] else []),
+        label=given("--label", C["edit_label"]),
         remote=on("allow_remote_code", "--allow-remote-code"),
         state=state_of(C["subject"]),
         code=code("edit"),

@@ -12,7 +12,7 @@ def edit_label(wildcards):
     scenario = S.scenario(wildcards.scenario)
     own = wildcards.scenario in CUSTOM
     label = C["edit_label"] if own else scenario.error_type or scenario.edit_type
-    return each("--edit-label", [label] if label else [])
+    return given("--edit-label", label)
 
 
 rule evaluate:
@@ -54,9 +54,8 @@ rule evaluate:
         entry=lambda wc: json.dumps(dict(S.scenario(wc.scenario).entry), sort_keys=True),
         label=edit_label,
         # controls are judged as they are
-        accept=lambda wc: each(
-            "--accept",
-            [",".join(C["accept"])] if C["accept"] and wc.scenario in CUSTOM else [],
+        accept=lambda wc: given(
+            "--accept", ",".join(C["accept"]) if wc.scenario in CUSTOM else ""
         ),
         measuring=measuring,
         judging=judging,
