@@ -401,6 +401,14 @@ def metadata(wildcards):
     return OUT / wildcards.model / "edits" / wildcards.scenario / name
 
 
+def edit_label(wildcards):
+    """What is said to have been done to the subject; of the user's maybe nothing."""
+    scenario = S.scenario(wildcards.scenario)
+    own = wildcards.scenario in CUSTOM
+    label = C["edit_label"] if own else scenario.error_type or scenario.edit_type
+    return given("--edit-label", label)
+
+
 def trained_on(wildcards):
     """The windows that edits are trained on, where some are."""
     return [OUT / wildcards.model / "training_windows.json"] if TRAINING else []

@@ -7,14 +7,6 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
-def edit_label(wildcards):
-    """What is said to have been done to the subject; of the user's maybe nothing."""
-    scenario = S.scenario(wildcards.scenario)
-    own = wildcards.scenario in CUSTOM
-    label = C["edit_label"] if own else scenario.error_type or scenario.edit_type
-    return given("--edit-label", label)
-
-
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
