@@ -79,10 +79,13 @@ slurm-smoke: $(VENV)/ready
 	$(BIN)/invarlock advanced evidence-pack verify $(SLURM_OUT)/evidence_pack --strict --replay \
 		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"; \
 	for log in $(SLURM_OUT)/logs/*/baseline_report.log $(SLURM_OUT)/logs/*/calibrate.log \
-		$(SLURM_OUT)/logs/*/*/evaluate.1.log; do \
+		$(SLURM_OUT)/logs/*/noop_clean/evaluate.1.log; do \
 		grep -q '^GPU [01], given by SLURM$$' "$$log" || { echo "$$log: held no device"; exit 1; }; \
 	done; \
-	echo "Every measurement held a device of its own"
+	for log in $(SLURM_OUT)/logs/*/nan_injection/evaluate.1.log; do \
+		! grep '^GPU' "$$log" || { echo "$$log: held a device, and its subject was rejected"; exit 1; }; \
+	done; \
+	echo "Every measurement held a device of its own, and the rejected subject none"
 
 test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -25,7 +25,7 @@ from invarlock.files import machine, started
 
 PAUSE = 1.0  # seconds between two looks at a lock
 ASK_AGAIN = 30.0  # seconds between two questions to SLURM
-OWNERS = 50  # of a folder that go away one after another, before that is not the reason
+VANISHED = 50  # times that a folder may be gone before the place itself is to blame
 SETTLE = 1.0  # seconds after which, without locks, the last of two writers has won
 # States of a job whose processes are there; in all others they are not, or not yet again.
 LIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
@@ -159,7 +159,7 @@ def _wait(name: str, output: Path, path: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # an owner removed the folder that it had made for its claim
             gone += 1
-            if gone > OWNERS:  # /proc has folders in which no file can be made, and says this too
+            if gone > VANISHED:  # /proc has folders in which no file can be made, and says this too
                 raise
             path.parent.mkdir(parents=True, exist_ok=True)
             continue

@@ -14,7 +14,7 @@ from conftest import write_tiny_folder
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.cli import main
+from invarlock.cli import evaluate, main
 from invarlock.errors import InputError
 from invarlock.folders import NotACheckpointError
 from invarlock.guards.invariants import open_subject
@@ -271,3 +271,17 @@ def test_a_refused_subject_leaves_no_earlier_results(
     assert capfd.readouterr().err.strip() == f"{first} (not tried again)"
     assert main(words) == 3  # somebody who repeats the command is answered anew
     assert "no such checkpoint folder" in capfd.readouterr().err
+
+
+def test_only_a_refused_request_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that somebody removed under a measurement say nothing against its next attempt."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    write_tiny_folder(base)
+    words = ["evaluate", "--baseline", str(base), "--subject", str(base), "--out", str(out)]
+    words += ["--windows", str(base / "config.json")]  # never read here
+    out.mkdir()
+    monkeypatch.setattr(evaluate, "_supervise", lambda job, seconds: (0, ""))  # and wrote nothing
+    assert main(words) == 3
+    assert list(out.iterdir()) == []

@@ -38,6 +38,7 @@ RULES = {
     "windows": (r"--out \S+/windows\.json", RENAME),
     "calibration_windows": (r"--out \S+/windows_seed_", RENAME),
     "training_windows": (r"--out \S+/training_windows\.json", RENAME),
+    "describe_subject": ("--spec custom", RENAME),  # before the baseline is measured
     "baseline_report": ("invarlock run ", RENAME),
     "calibrate": ("advanced calibrate ", RENAME),
     "preset": ("advanced preset ", RENAME),
@@ -45,7 +46,6 @@ RULES = {
     "tuned_parameters": ("advanced tuned-params .*/state/", RENAME),
     "train": ("invarlock edit .*--spec fine_tune", RENAME),
     "inject": ("invarlock inject ", RENAME),
-    "describe_subject": ("--spec custom", RENAME),
     "evaluate": ("evaluate_worker", RENAME),
     "repeat": ("invarlock evaluate .*/repeat_", START),  # of the worker that measures
     "render": ("advanced pages ", RENAME),

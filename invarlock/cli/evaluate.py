@@ -52,10 +52,11 @@ def main(options: EvaluateOptions) -> int:
         return InputError.exit_code if code == EXIT_NOT_LOADED else int(code)
     refused.unlink(missing_ok=True)
     try:
-        return _evaluate(options)
+        job = _job(options)
     except (ConfigError, InputError) as error:
         _remember(refused, error.exit_code, str(error))
         raise
+    return _evaluate(job, options)
 
 
 def _remember(path: Path, code: int, line: str) -> None:
@@ -65,8 +66,8 @@ def _remember(path: Path, code: int, line: str) -> None:
             write_json(path, [code, line])
 
 
-def _evaluate(options: EvaluateOptions) -> int:
-    job = _job(options)
+def _evaluate(job: Job, options: EvaluateOptions) -> int:
+    """Measure. What goes wrong here is no fault of the request: another start may help."""
     for attempt in range(1, max(1, options.attempt) + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(
