@@ -100,8 +100,8 @@ rule timings:
 rule table:
     """A tidy table of all evaluations: a row an evaluation, a window or a module of each."""
     input:
-        outcomes=[folder / "outcome.json" for folder in evaluations()],
-        reports=[folder / "evaluation.report.json" for folder in evaluations()],
+        outcomes=[folder / "outcome.json" for folder in L.evaluations()],
+        reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
     output:
         OUT / "analysis/{table}.{format}",
     log:
@@ -113,7 +113,7 @@ rule table:
     container:
         IMAGE
     params:
-        folders=evaluation_words,
+        folders=lambda wc: L.evaluation_words(),
         code=code("analyze"),
     shell:
         "python -m invarlock advanced analyze table --evaluation {params.folders}"
