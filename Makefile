@@ -103,6 +103,7 @@ lint: setup
 docs: $(VENV)/ready
 	@$(BIN)/python tools/make_config.py
 	@$(BIN)/python tools/make_kinds.py
+	@$(BIN)/python tools/make_contracts.py
 
 results: $(VENV)/ready
 	@$(BIN)/python tools/detection_table.py

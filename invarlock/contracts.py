@@ -1,17 +1,28 @@
-"""The JSON contracts of ``contracts/``: find, load and apply them, with one-line errors."""
+"""Documents against their contracts, with one-line errors.
+
+What is read is decoded into its struct (:mod:`invarlock.documents`): that is fast, and refuses
+what departs. The schemas of ``contracts/`` are generated from the structs; ``jsonschema`` applies
+them to what the workflow writes and reads, and finds the words for what decoding refused.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonschema_rs import Draft202012Validator, ValidationError
+import msgspec
 
+from invarlock import documents
 from invarlock.errors import ConfigError, ContractError, InvarlockError
 from invarlock.files import read_json_object
 
-MOST_VALUES = 20_000  # values of a document of which every departure is listed
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
+MOST_VALUES = 20_000  # values of a document that is looked at with its schema
 SHOWN = 60  # characters of a value or key in an error
 _PACKAGE = Path(__file__).resolve().parent
 # Installed packages carry the contracts inside; a checkout has them at its top level.
@@ -31,34 +42,60 @@ def load_contract(name: str) -> dict[str, Any]:
     return read_json_object(CONTRACTS_DIR / f"{name}.schema.json")
 
 
-@functools.cache
-def _validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator(load_contract(name))
-
-
 def violations(document: object, name: str) -> list[str]:
-    """How ``document`` departs from contract ``name``, as ``/pointer what`` lines."""
-    return departures(document, load_contract(name), _validator(name))
+    """How ``document`` departs from contract ``name``, as ``/pointer what`` lines, sorted by place.
+
+    Only the first where ``document`` is large; one of that kind is not looked at with its schema.
+    """
+    try:
+        msgspec.convert(document, documents.module(name).DOCUMENT)
+    except ModuleNotFoundError:  # the settings, whose contract is made of config.yaml
+        return departures(document, load_contract(name))
+    except msgspec.ValidationError as error:
+        if exceeds(document, MOST_VALUES):
+            return [_refusal(error)]
+        # Decoding is the stricter one: to it 1.0 is no whole number, for example.
+        return departures(document, load_contract(name)) or [_refusal(error)]
+    return []
 
 
-def departures(
-    document: Any, schema: dict[str, Any], validator: Draft202012Validator | None = None
-) -> list[str]:
-    """The same for any schema, sorted by place; only the first where ``document`` is large,
-    since the library collects all of them before it gives one."""
-    validator = validator or Draft202012Validator(schema)
-    if validator.is_valid(document):
-        return []
-    if _exceeds(document, MOST_VALUES):
-        try:
-            validator.validate(document)
-        except ValidationError as error:
-            return [_sentence(error, schema)]
-    errors = sorted(validator.iter_errors(document), key=lambda e: [*map(str, e.instance_path)])
-    return [_sentence(error, schema) for error in errors]
+def departures(document: Any, schema: dict[str, Any]) -> list[str]:
+    """The same for any schema, by ``jsonschema`` and in full."""
+    from invarlock.schemas import validator  # 30 ms, which no verifier pays for what is in order
+
+    found = [one for error in validator(schema).iter_errors(document) for one in _leaves(error)]
+    return [_sentence(one) for one in sorted(found, key=lambda e: [*map(str, e.absolute_path)])]
 
 
-def _exceeds(document: object, most: int) -> bool:
+def check(document: object, name: str, where: str) -> None:
+    """Refuse a document that cannot be decoded.
+
+    Raises:
+        ContractError: it departs from its contract.
+    """
+    _refuse(violations(document, name), where, ContractError)
+
+
+def validate(document: object, name: str, where: str, *, config: bool = False) -> None:
+    """The same for what the workflow writes and reads, and with ``jsonschema`` as well.
+
+    Raises:
+        ConfigError: with ``config=True`` (something the user wrote).
+        ContractError: otherwise (an artefact).
+    """
+    found = violations(document, name)
+    if not found and not exceeds(document, MOST_VALUES):
+        found = departures(document, load_contract(name))
+    _refuse(found, where, ConfigError if config else ContractError)
+
+
+def _refuse(found: list[str], where: str, kind: type[InvarlockError]) -> None:
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise kind(found[0] + more, where=where)
+
+
+def exceeds(document: object, most: int) -> bool:
     """Whether a document holds more than ``most`` values."""
     todo, seen = [document], 0
     while todo and seen <= most:
@@ -69,20 +106,6 @@ def _exceeds(document: object, most: int) -> bool:
                 return True
             todo += value.values() if isinstance(value, dict) else value
     return seen > most
-
-
-def validate(document: object, name: str, where: str, *, config: bool = False) -> None:
-    """Refuse a document that departs from its contract.
-
-    Raises:
-        ConfigError: with ``config=True`` (something the user wrote).
-        ContractError: otherwise (an artefact).
-    """
-    found = violations(document, name)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        kind: type[InvarlockError] = ConfigError if config else ContractError
-        raise kind(found[0] + more, where=where)
 
 
 # What is expected, in the words of our errors; other keywords are shown in the library's words.
@@ -99,20 +122,59 @@ _EXPECTED = {
 }
 
 
-def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
+_KEY = re.compile(
+    r"Object (?:missing required|contains unknown) field `(.*?)`( - at `|$)", re.DOTALL
+)
+
+
+def _refusal(error: msgspec.ValidationError) -> str:
+    """What decoding says, as ``/pointer what``; ``*`` stands for a key that it does not name."""
+    text, _, place = str(error).partition(" - at `")
+    steps = re.findall(r"\.([^.\[`]+)|\[([0-9]+|\.\.\.)\]", place)
+    pointer = "".join(f"/{(name or index).replace('...', '*')[:SHOWN]}" for name, index in steps)
+    if key := _KEY.match(str(error)):
+        name = key[1][:SHOWN]
+        if text.startswith("Object missing"):
+            return f"{pointer or '/'} lacks the key {name}"
+        return f"{pointer}/{name} is not a known key"
+    plain = text.replace("`", "")[: 2 * SHOWN]
+    return f"{pointer or '/'}: {plain[:1].lower()}{plain[1:]}"
+
+
+def _leaves(error: ValidationError) -> Iterator[ValidationError]:
+    """A departure; of an object that has several forms, those of the one that ``kind`` says."""
+    forms: dict[Any, list[ValidationError]] = {}
+    for one in error.context or ():
+        forms.setdefault(one.relative_schema_path[0], []).append(one)
+    meant = [found for found in forms.values() if not any(map(_excludes, found))]
+    if len(meant) == 1:
+        for one in meant[0]:
+            yield from _leaves(one)
+    else:
+        yield error
+
+
+def _excludes(error: ValidationError) -> bool:
+    """Whether it is not this form that an object has."""
+    if [*error.relative_path] == ["kind"]:
+        return True
+    return not error.relative_path and (error.validator == "type" or error.message == "kind")
+
+
+def _sentence(error: ValidationError) -> str:
     """``/pointer what``, bounded in length whatever the document holds."""
-    pointer = "".join(f"/{str(part)[:SHOWN]}" for part in error.instance_path) or "/"
-    keyword, wanted = error.kind.name, error.kind.value
+    pointer = "".join(f"/{str(part)[:SHOWN]}" for part in error.absolute_path) or "/"
+    keyword, wanted = error.validator, error.validator_value
     if keyword == "additionalProperties":
-        return _unknown_key(error, wanted, schema)
+        return _unknown_key(error)
     if keyword == "required":
-        return f"{pointer} lacks the key {wanted}"
+        return f"{pointer} lacks the key {error.message}"
     if keyword in ("anyOf", "oneOf"):
         return f"{pointer} has none of the forms that are known"
     if keyword == "uniqueItems":
         return f"{pointer} holds a value twice"
     if keyword == "type":
-        expected = " or ".join(wanted)
+        expected = wanted if isinstance(wanted, str) else " or ".join(wanted)
     elif keyword == "enum":
         expected = "one of " + ", ".join(map(short, wanted))
     elif keyword == "const":
@@ -124,15 +186,12 @@ def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
     return f"{pointer} is {short(error.instance)}; expected {expected}"
 
 
-def _unknown_key(error: ValidationError, unexpected: list[str], schema: dict[str, Any]) -> str:
+def _unknown_key(error: ValidationError) -> str:
     import difflib  # 5 ms, for errors only
 
-    around: Any = schema
-    for step in error.schema_path[:-1]:
-        around = around[step]
-    known = [*around.get("properties", {})]
-    key = min(unexpected)[:SHOWN]
-    pointer = "".join(f"/{str(part)[:SHOWN]}" for part in (*error.instance_path, key))
+    known = [*error.schema.get("properties", {})]
+    key = min(set(error.instance) - set(known))[:SHOWN]
+    pointer = "".join(f"/{str(part)[:SHOWN]}" for part in (*error.absolute_path, key))
     near = difflib.get_close_matches(key, known, n=1)
     guess = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}"
     return f"{pointer} is not a known key ({guess})"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from invarlock.contracts import load_contract, validate
+from invarlock.contracts import validate
+from invarlock.documents.kinds import TUNABLE
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, slug, write_json
 from invarlock.scenarios import Scenario
@@ -19,14 +20,9 @@ from invarlock.scenarios import Scenario
 SCHEMA = "tuned_edit_params_v1"
 MARK = "tuned"  # an edit_spec "<edit type>:tuned" takes its numbers from the table
 SELECTED, SKIPPED = "selected", "skipped"
-# The parameters of an entry in the order of the edit's spec string. Read from the contract, which
-# is made of the edits: their own modules need torch, which no verifier has.
-_OF_EVERY_ENTRY = ("status", "reason", "edit_dir_name", "search")
+# The parameters of an entry in the order of the edit's spec string.
 ORDER: Mapping[str, tuple[str, ...]] = {
-    edit_type: tuple(name for name in entry["properties"] if name not in _OF_EVERY_ENTRY)
-    for edit_type, entry in load_contract("tuned-edit-params")["$defs"]["edits"][
-        "properties"
-    ].items()
+    edit_type: (*kind["parameters"], "scope") for edit_type, kind in TUNABLE.items()
 }
 HINT = (
     "make one: snakemake tune (or invarlock advanced tune), then set tuned_edit_params to the "

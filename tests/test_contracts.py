@@ -9,6 +9,24 @@ import pytest
 from invarlock.contracts import MOST_VALUES, departures, violations
 from invarlock.errors import InputError
 
+OUTCOME: dict[str, Any] = {
+    "schema": "invarlock/outcome-v1",
+    "model_id": "acme/tiny",
+    "scenario": "noop_clean",
+    "run": 1,
+    "status": "reported",
+    "exit_code": 0,
+    "injected": None,
+    "detectors_hit": [],
+    "detectors_missed": [],
+    "windows_sha256": "0" * 64,
+    "subject_sha256": "0" * 64,
+    "baseline_sha256": "0" * 64,
+    "preset_sha256": None,
+    "attempt": 1,
+    "error": None,
+}
+
 
 @pytest.mark.parametrize(
     ("schema", "document", "line"),
@@ -58,15 +76,51 @@ def test_every_departure_is_listed_in_the_order_of_its_place() -> None:
 
 def test_hostile_documents_give_few_and_short_lines() -> None:
     """A large document that is wrong everywhere is not listed in full; nothing huge is shown."""
-    for document in ([0] * (MOST_VALUES + 1), [[0] * 1000] * 100):
-        assert len(departures(document, {"items": {"type": "null"}})) == 1
+    for many in ([0] * (MOST_VALUES + 1), [[0] * 1000] * 100):
+        assert violations({**OUTCOME, "detectors_hit": many}, "outcome") == [
+            "/detectors_hit/0: expected str, got " + ("int" if many[0] == 0 else "array")
+        ]
+        assert len(violations({**OUTCOME, "run": 0, "more": many}, "outcome")) == 1
     huge = "x" * 1_000_000
-    schema = {"properties": {"a": {"const": 1}}, "additionalProperties": False}
-    for document in ({huge: 1}, {"a": huge}, {"a": [huge]}):
-        assert max(map(len, departures(document, schema))) < 200
+    wrong = ({huge: 1}, {**OUTCOME, "run": huge}, {**OUTCOME, "run": [huge]}, {**OUTCOME, huge: 1})
+    for document in wrong:
+        assert max(map(len, violations(document, "outcome"))) < 300
+        assert max(map(len, violations({**document, "error": [0] * MOST_VALUES}, "outcome"))) < 300
 
 
 def test_an_unknown_contract_is_an_error() -> None:
     """A name that is not in the folder of contracts."""
     with pytest.raises(InputError):
         violations({}, "no-such-contract")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, ""),
+        ({"run": 1.0}, "/run is 1.0; expected integer"),
+        ({"run": True}, "/run is True; expected integer"),
+        ({"run": "1"}, "/run is '1'; expected integer"),
+        ({"run": -0.0}, "/run is -0.0; expected integer"),
+        ({"run": 10**30}, ""),
+        ({"run": -(10**30)}, f"/run is -{10**30}; expected at least 1"),
+        ({"exit_code": None}, ""),
+        (
+            {"windows_sha256": "0" * 64 + "\n"},
+            f"/windows_sha256 is '{'0' * 56}...; expected text that",
+        ),
+        (
+            {"windows_sha256": "\u0660" * 64},
+            f"/windows_sha256 is '{chr(0x660) * 56}...; expected text that",
+        ),
+        ({"detectors_hit": [1, None]}, "/detectors_hit/0 is 1; expected string"),
+        ({"detectors_hit": {}}, "/detectors_hit is {}; expected array"),
+        ({"status": "fine"}, "/status is 'fine'; expected one of 'crashed',"),
+        ({"statu": 1}, "/statu is not a known key (did you mean status?)"),
+        ({"": 1}, "/ is not a known key"),
+    ],
+)
+def test_decoding_refuses_what_the_contract_does(change: dict[str, Any], line: str) -> None:
+    """Also where Python and JSON differ: whole numbers, booleans, line ends, digits."""
+    found = violations(OUTCOME | change, "outcome")
+    assert found[0].startswith(line) if line else found == []

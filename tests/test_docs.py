@@ -195,11 +195,19 @@ def test_what_is_made_of_the_settings_is_current() -> None:
 
 
 def test_what_kinds_say_elsewhere_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contracts and the page of edits and damage are what their generator makes now."""
+    """The page and the table of edits and damage are what their generator makes now."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     module = program("tools/make_kinds.py")
     stale = [str(path) for path, text in module.made() if path.read_text() != text]
     assert not stale, "run: make docs"
+
+
+def test_contracts_are_current() -> None:
+    """Each contract but that of the settings is made of its struct, and none is left over."""
+    made = dict(program("tools/make_contracts.py").made())
+    stale = [str(path) for path, text in made.items() if path.read_text() != text]
+    assert not stale, "run: make docs"
+    assert set(ROOT.glob("contracts/*.json")) - set(made) == {ROOT / "contracts/config.schema.json"}
 
 
 def test_threshold_table_is_the_tier_table() -> None:

@@ -1,7 +1,7 @@
-"""Make what the kinds of edit and damage say elsewhere: their contracts, and docs/kinds.md.
+"""Make what the kinds of edit and damage say elsewhere: invarlock/data/kinds.json, docs/kinds.md.
 
-``make docs`` writes them; ``--check`` exits with 1 when something is stale. Of a contract it makes
-the members that list kinds or their parameters, and leaves the others.
+``make docs`` writes them; ``--check`` exits with 1 when something is stale. The contracts are made
+of the first, see tools/make_contracts.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from make_config import code, table
 
 from invarlock.damage.kind import Damage
 from invarlock.damage.kinds import DAMAGES
-from invarlock.edits.kind import EditSpec
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import SCOPES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/kinds.md"
-CUSTOM = "custom"  # a subject that the user brings
+DATA = ROOT / "invarlock/data/kinds.json"
 Schema = dict[str, Any]
 HEAD = """# Kinds of edit and damage
 
@@ -46,71 +45,20 @@ Values are the published ones; -1, 0 or nothing leaves a value to the model or t
 """
 
 
-def with_parameters() -> dict[str, type[EditSpec]]:
-    """The edits that take any."""
-    return {name: kind for name, kind in EDITS.items() if kind.limits()}
-
-
-def edit_metadata(schema: Schema) -> None:
-    """Edit types, storage formats, and every parameter with the edits that take it."""
-    members = schema["properties"]
-    formats = dict.fromkeys(kind.storage_format for kind in EDITS.values())
-    members["edit_type"]["enum"] = [*EDITS, CUSTOM]
-    for name in ("storage_format", "actual_storage_format"):
-        members[name]["enum"] = [*formats, CUSTOM]
-    parameters: dict[str, Schema] = {}
-    for edit_type, kind in with_parameters().items():
-        for name, one in kind.schemas().items():
-            # several edits may take one name, each with bounds of its own
-            shape = {key: one[key] for key in ("type", "enum") if key in one}
-            known = parameters.setdefault(name, {"description": "", **shape})
-            known["description"] += ("; " if known["description"] else "") + (
-                f"{one['description']} ({edit_type})"
-            )
-    parameters["label"] = members["parameters"]["properties"]["label"]
-    members["parameters"]["properties"] = parameters
-
-
-def error_metadata(schema: Schema) -> None:
-    """The types of damage."""
-    schema["properties"]["error_type"]["enum"] = list(DAMAGES)
-
-
-def scenarios(schema: Schema) -> None:
-    """The edits that a scenario can name."""
-    generation = schema["$defs"]["scenario"]["properties"]["generation"]
-    bare = "|".join([*(name for name in EDITS if name not in with_parameters()), CUSTOM])
-    full = "|".join(with_parameters())
-    generation["properties"]["edit_spec"]["pattern"] = f"^({bare}|({full}):.+)$"
-
-
-def tuned_edit_params(schema: Schema) -> None:
-    """An entry an edit: its parameters, in the order of its spec string, between what all say."""
-    edits = schema["$defs"]["edits"]
-    first = next(iter(edits["properties"].values()))["properties"]
-    before, after = ("status", "reason", "edit_dir_name"), ("scope", "search")
-    edits["properties"] = {
-        name: {
-            "type": "object",
-            "description": summary(kind),
-            "additionalProperties": False,
-            "properties": {
-                **{key: first[key] for key in before},
-                **kind.schemas(),
-                **{key: first[key] for key in after},
-            },
-            "required": ["status"],
-        }
-        for name, kind in with_parameters().items()
+def kinds() -> Schema:
+    """What documents say of the kinds, for those who cannot import these."""
+    return {
+        "edits": {
+            name: {
+                "about": summary(kind),
+                "storage_format": kind.storage_format,
+                "parameters": kind.schemas(),
+            }
+            for name, kind in EDITS.items()
+        },
+        "damage": list(DAMAGES),
+        "scopes": list(SCOPES),
     }
-
-
-CONTRACTS: dict[str, Callable[[Schema], None]] = {
-    "edit-metadata": edit_metadata,
-    "error-metadata": error_metadata,
-    "scenarios": scenarios,
-    "tuned-edit-params": tuned_edit_params,
-}
 
 
 def summary(kind: type) -> str:
@@ -165,11 +113,7 @@ def page() -> str:
 
 def made() -> Iterator[tuple[Path, str]]:
     """Every file and what it has to say."""
-    for name, change in CONTRACTS.items():
-        path = ROOT / f"contracts/{name}.schema.json"
-        schema = json.loads(path.read_text())
-        change(schema)
-        yield path, json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    yield DATA, json.dumps(kinds(), indent=2, ensure_ascii=False) + "\n"
     yield PAGE, page()
 
 

@@ -93,12 +93,12 @@ def main(options: GateOptions) -> int:
 
 def _with_repeats(judged: Judged, repeats: Mapping[str, Any]) -> Judged:
     """The same, failed where strict repeats differ; files of published versions say nothing."""
-    from invarlock.contracts import validate
+    from invarlock.contracts import check
     from invarlock.verdict.repeats import SCHEMA, strict_difference
 
     if repeats.get("schema") != SCHEMA:
         return judged
-    validate(repeats, "determinism-repeats", REPEATS)
+    check(repeats, "determinism-repeats", REPEATS)
     if not (why := strict_difference(repeats)):
         return judged
     line = f"FAIL: {why}; else {judged.line}"
@@ -130,14 +130,14 @@ def judge(path: Path) -> Judged:
 
 
 def _verdict(document: Mapping[str, Any], where: str) -> Judged:
-    from invarlock.contracts import validate
+    from invarlock.contracts import check
 
     if document.get("schema") != VERDICT_SCHEMA:  # of a published version: only its word
         word = str(document["verdict"])
         outcome = PASS if word == "PASS" else FAIL
         cases = [Case("verdict", "verdict", _bad(word))]
         return Judged(outcome, f"{word}: as recorded", cases, "it is of a published version")
-    validate(document, "final-verdict", where)
+    check(document, "final-verdict", where)
     records = document["records"]
     passed = document["verdict"] == "PASS"
     outcome = str(document.get("outcome", PASS if passed else FAIL))

@@ -137,10 +137,10 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, unreadable, or not a v1 evaluation report.
     """
-    from invarlock.contracts import validate
+    from invarlock.contracts import check
 
     report = read_json_object(path)
-    validate(report, "evaluation-report", str(path))
+    check(report, "evaluation-report", str(path))
     return report
 
 

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from invarlock.contracts import validate, violations
+from invarlock.contracts import check, violations
 from invarlock.differences import Difference, differences
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import escape
@@ -322,7 +322,7 @@ def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Eva
 
     path = place.folder + OUTCOME_NAME
     outcome = tree.json_object(path)
-    validate(outcome, "outcome", path)  # check: claims.contract
+    check(outcome, "outcome", path)  # check: claims.contract
     key = outcome["model_id"], outcome["scenario"], outcome["run"]
     if outcome["scenario"] not in scenarios:
         raise InputError("names a scenario that the pack does not hold", where=path)

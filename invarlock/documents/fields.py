@@ -1,0 +1,144 @@
+"""What the fields of several documents are made of.
+
+A document is a struct: ``contracts/<name>.schema.json`` is generated from it, and decoding into it
+is what checks a document that is read.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+
+class Closed(Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """An object of these members and no others."""
+
+
+class Open(Struct, omit_defaults=True):
+    """An object that may hold further members, as published ones do."""
+
+
+def about(text: str) -> Meta:
+    """What a field means."""
+    return Meta(description=text)
+
+
+def matches(pattern: str) -> Meta:
+    """Text of this form from its first to its last character.
+
+    A contract says ``$`` for the end. Python's ``$`` also matches before a line feed at the end,
+    so that the expression which decoding uses says ``\\Z``.
+    """
+    return Meta(pattern=pattern.removesuffix("$") + r"\Z")
+
+
+EACH_ONCE = Meta(extra_json_schema={"uniqueItems": True})
+
+
+def check_each_once(values: Sequence[object], name: str) -> None:
+    """What ``EACH_ONCE`` says, which decoding does not check by itself.
+
+    Raises:
+        ValueError: a value stands in the list twice; decoding makes it an error of the document.
+    """
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} holds a value twice")
+
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+AboveZero = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+TokenId = Annotated[int, Meta(ge=0, le=4294967295)]
+Text = Annotated[str, Meta(min_length=1)]
+Sha256 = Annotated[str, matches("^[0-9a-f]{64}$")]
+Digest = Annotated[str, matches("^sha256:[0-9a-f]{64}$")]
+Commit = Annotated[str, matches("^[0-9a-f]{40}$")]
+FamilyName = Annotated[str, matches("^[a-z][a-z_]*$")]
+
+Category = Literal["clean", "stress", "error_injection", "custom"]
+Strictness = Literal["must_pass", "must_fail", "must_detect", "informational"]
+Outcome = Literal["pass", "fail", "inconclusive"]
+Status = Literal["reported", "rejected_by_invariants", "crashed", "out_of_memory", "timeout"]
+
+
+class Source(Closed):
+    """Where it comes from; never a path of the machine that pinned it."""
+
+    kind: Annotated[Literal["package", "local", "hub"], about("Kind of source.")]
+    name: Annotated[
+        Text,
+        about(
+            "Name of the package, of the local folder or file (last part of its path), or "
+            "OWNER/NAME on the hub."
+        ),
+    ]
+    version: Annotated[Text | UnsetType, about("Version of the package.")] = UNSET
+
+
+class File(Closed):
+    """Size and digest of the file of that name."""
+
+    bytes: Annotated[Count, about("Size in bytes.")]
+    sha256: Annotated[Sha256, about("SHA-256 of the file's bytes, lower-case hex.")]
+
+
+class Geometry(Closed):
+    """The calibration windows."""
+
+    provider: Annotated[Text, about("Kind and name of the text.")]
+    split: Annotated[str | None, about("Split of a hub data set.")]
+    seq_len: Annotated[int, Meta(ge=2), about("Tokens of a window.")]
+    stride: Annotated[int, Meta(ge=2), about("Tokens from one window to the next.")]
+    preview_n: Annotated[Positive, about("Windows of the preview arm, each seed.")]
+    final_n: Annotated[Positive, about("Windows of the final arm, each seed.")]
+
+
+class Excluded(Closed):
+    """Windows that were not to be chosen, such as those of other purposes; absent: none."""
+
+    windows: Annotated[Positive, about("Number of different windows.")]
+    ids_sha256: Annotated[
+        Sha256, about("SHA-256 of the canonical JSON list of their sorted window_id values.")
+    ]
+
+
+class Needed(Open):
+    """Evidence of one kind."""
+
+    what: Annotated[
+        str,
+        about(
+            "tokens, preview_windows, final_windows, final_windows_to_decide, examples, "
+            "examples_to_decide, documents, replicates or alpha"
+        ),
+    ]
+    have: Annotated[float, about("how much there is")]
+    need: Annotated[float, about("how much there has to be (alpha: at most)")]
+
+
+class Alarm(Closed):
+    """How many of all were flagged, with an exact interval."""
+
+    flagged: Annotated[Count, about("how many")]
+    total: Annotated[Count, about("of how many")]
+    lower: Annotated[float | None, about("lower bound; null when total is 0")]
+    upper: Annotated[float | None, about("upper bound; null when total is 0")]
+    level: Annotated[float, about("confidence level")]
+
+
+class Counted(Closed):
+    """One signal."""
+
+    flagged: Annotated[Count, about("evaluations in which it spoke")]
+    unique: Annotated[Count, about("evaluations in which no other one spoke")]
+
+
+class Binding(Closed):
+    """What the probe belongs to."""
+
+    report_sha256: Annotated[str, about("SHA-256 of the report's canonical JSON")]
+    baseline_checkpoint_sha256: Annotated[str, about("digest of the baseline checkpoint")]
+    subject_checkpoint_sha256: Annotated[str, about("digest of the subject checkpoint")]
+    windows_sha256: Annotated[str, about("digest of windows.json")]

@@ -1,0 +1,167 @@
+"""The token windows, or labelled records, that baseline and subject are both measured on
+(windows.json).
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from invarlock.documents.fields import (
+    Closed,
+    Commit,
+    Count,
+    Excluded,
+    File,
+    Positive,
+    Sha256,
+    Text,
+    TokenId,
+    about,
+    matches,
+)
+
+TITLE = "Evaluation windows"
+WindowId = Annotated[str, matches("^[0-9a-f]{16}$")]
+
+
+class Source(Closed):
+    """The text, as pinned."""
+
+    kind: Annotated[Literal["package", "local", "hub"], about("Kind of source.")]
+    name: Annotated[
+        Text,
+        about(
+            "Name of the package, of the local folder or file (last part of its path), or "
+            "OWNER/NAME on the hub."
+        ),
+    ]
+    version: Annotated[str | None, about("Version of the package.")]
+    revision: Annotated[
+        Commit | None,
+        about(
+            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
+            "local files."
+        ),
+    ]
+    config: Annotated[str | None, about("Configuration of a hub data set.")]
+    split: Annotated[str | None, about("Split of a hub data set.")]
+    field: Annotated[Text, about("Column or key that holds the text of a record.")]
+    max_samples: Annotated[Positive | None, about("Documents read at most; null for all.")]
+    files: Annotated[dict[str, File], Meta(min_length=1), about("Every file of the text by name.")]
+
+
+class Counts(Closed):
+    """Number of windows, or records, of each arm."""
+
+    preview: Annotated[Positive, about("Windows of the preview arm.")]
+    final: Annotated[Positive, about("Windows of the final arm.")]
+
+
+class Window(Closed):
+    """One window."""
+
+    window_id: Annotated[
+        WindowId,
+        about("First 16 hex digits of SHA-256 over the token ids as little-endian uint32."),
+    ]
+    cluster: Annotated[
+        str,
+        matches("^doc-[0-9]+$"),
+        about("The document the window was cut from: doc- and its number in the text."),
+    ]
+    tokens: Annotated[
+        list[TokenId], Meta(min_length=2), about("Token ids, exactly seq_len of them.")
+    ]
+
+
+class Record(Closed):
+    """One labelled record."""
+
+    window_id: Annotated[
+        WindowId,
+        about(
+            "First 16 hex digits of SHA-256 over little-endian uint32s: the label, then prompt and "
+            "answers, each after its length."
+        ),
+    ]
+    cluster: Annotated[
+        Text,
+        about("What the record shares with others: its field cluster, else record- and its id."),
+    ]
+    record: Annotated[str, about("Its field id, else the number of its line.")]
+    prompt: Annotated[list[TokenId], Meta(min_length=1), about("Token ids of the prompt.")]
+    answers: Annotated[
+        list[Annotated[list[TokenId], Meta(min_length=1)]],
+        Meta(min_length=1),
+        about(
+            "Token ids that may follow the prompt: one answer to be matched exactly, or the "
+            "choices."
+        ),
+    ]
+    label: Annotated[Count, about("Index of the right answer.")]
+
+
+class Windows(Closed, kw_only=True, tag_field="kind"):
+    """What both kinds say."""
+
+    schema: Annotated[Literal["invarlock/windows-v1"], about("Name and version of this format.")]
+    seq_len: Annotated[int, Meta(ge=2), about("Tokens of every window; of records, at most.")]
+    stride: Annotated[
+        int,
+        Meta(ge=2),
+        about("Tokens from one window to the next: equal to seq_len, windows do not overlap."),
+    ]
+    seed: Annotated[int, about("Seed of the choice of documents and windows.")]
+    source: Source
+    tokenizer_sha256: Annotated[
+        Sha256,
+        about("SHA-256 of the canonical JSON content of tokenizer.json."),
+    ]
+    counts: Counts
+    n_documents: Annotated[
+        Positive,
+        about(
+            "Documents in the text (after max_samples), whether or not a window was taken "
+            "from them; of records, how many there are."
+        ),
+    ]
+    excluded: Annotated[
+        Excluded | UnsetType,
+        about(
+            "Windows that were not to be chosen, such as those of other purposes; absent "
+            "where there are none."
+        ),
+    ] = UNSET
+
+
+class TextWindows(Windows, kw_only=True, tag="text"):
+    """Windows of a text."""
+
+    preview: Annotated[
+        list[Window],
+        Meta(min_length=1),
+        about("Windows of the preview arm, in the order they were taken."),
+    ]
+    final: Annotated[
+        list[Window],
+        Meta(min_length=1),
+        about("Windows of the final arm, in the order they were taken."),
+    ]
+
+
+class RecordWindows(Windows, kw_only=True, tag="records"):
+    """Labelled records."""
+
+    preview: Annotated[
+        list[Record],
+        Meta(min_length=1),
+        about("Records of the preview arm, in the order they were taken."),
+    ]
+    final: Annotated[
+        list[Record],
+        Meta(min_length=1),
+        about("Records of the final arm, in the order they were taken."),
+    ]
+
+
+DOCUMENT = TextWindows | RecordWindows
