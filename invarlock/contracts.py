@@ -67,21 +67,22 @@ def departures(document: Any, schema: dict[str, Any]) -> list[str]:
     return [_sentence(one) for one in sorted(found, key=lambda e: [*map(str, e.absolute_path)])]
 
 
-def check(document: object, name: str, where: str) -> None:
+def check(document: object, name: str, where: str, *, config: bool = False) -> None:
     """Refuse a document that cannot be decoded.
 
     Raises:
-        ContractError: it departs from its contract.
+        ConfigError: it departs from its contract; with ``config=True`` (something the user wrote).
+        ContractError: the same, otherwise (an artefact).
     """
-    _refuse(violations(document, name), where, ContractError)
+    _refuse(violations(document, name), where, ConfigError if config else ContractError)
 
 
 def validate(document: object, name: str, where: str, *, config: bool = False) -> None:
-    """The same for what the workflow writes and reads, and with ``jsonschema`` as well.
+    """The same for what the workflow writes and reads, and by ``jsonschema`` as well.
 
     Raises:
-        ConfigError: with ``config=True`` (something the user wrote).
-        ContractError: otherwise (an artefact).
+        ConfigError: see :func:`check`.
+        ContractError: see :func:`check`.
     """
     found = violations(document, name)
     if not found and not exceeds(document, MOST_VALUES):

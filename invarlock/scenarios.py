@@ -162,14 +162,18 @@ def load_catalogue(path: Path) -> Catalogue:
         InputError: missing, unreadable or not JSON.
         ConfigError: departs from its contract, or a suite holds one id twice.
     """
-    return parse_catalogue(read_json_object(path), str(path))
+    from invarlock.contracts import validate
+
+    document = read_json_object(path)
+    validate(document, "scenarios", str(path), config=True)
+    return parse_catalogue(document, str(path))
 
 
 def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
     """Like :func:`load_catalogue` for a document already read."""
-    from invarlock.contracts import validate
+    from invarlock.contracts import check
 
-    validate(document, "scenarios", where, config=True)
+    check(document, "scenarios", where, config=True)
     scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
     seen: set[tuple[str, str]] = set()
     for scenario in scenarios:
