@@ -16,6 +16,7 @@ from invarlock.files import sha256_bytes, sha256_file
 PACKAGE = Path(__file__).resolve().parent
 # Data files that a module reads beside its own code.
 DATA = {
+    "invarlock.documents.kinds": ("data/kinds.json",),
     "invarlock.policy": ("data/tiers.yaml",),
     "invarlock.tokenizer_meaning": ("data/probe_texts.json",),
     "invarlock.reporting.render": ("reporting/templates",),

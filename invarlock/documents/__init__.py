@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-SHARED = ("fields", "kinds")  # modules of parts
+SHARED = ("fields", "guards", "kinds")  # modules of parts
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Reports/category_summary.json: category -> counts."""
+"""``reports/category_summary.json``: category -> counts."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ class Clean(Closed):
 
 
 class CategorySummary(Closed):
-    """Reports/category_summary.json: category -> counts."""
+    """Counts per category."""
 
     clean: Clean | UnsetType = UNSET
     stress: Clean | UnsetType = UNSET

@@ -1,4 +1,4 @@
-"""Analysis/determinism_repeats.json."""
+"""``analysis/determinism_repeats.json``."""
 
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ class Field(Closed):
 
 
 class DeterminismRepeats(Closed):
-    """Analysis/determinism_repeats.json."""
+    """One evaluation repeated."""
 
     schema: Annotated[Literal["invarlock/determinism-repeats-v1"], about("format of this document")]
     requested: Annotated[Count, about("repeats that were asked for")]

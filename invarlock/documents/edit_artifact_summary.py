@@ -1,4 +1,4 @@
-"""Analysis/edit_artifact_summary.json."""
+"""``analysis/edit_artifact_summary.json``."""
 
 from typing import Annotated, Literal
 
@@ -40,7 +40,7 @@ class ByScenario(Closed):
 
 
 class EditArtifactSummary(Closed):
-    """Analysis/edit_artifact_summary.json."""
+    """What the subjects were."""
 
     schema: Annotated[
         Literal["invarlock/evidence-pack-edit-artifact-summary-v1"],

@@ -1,4 +1,4 @@
-"""Analysis/evaluation_optimization_summary.json; not in packs."""
+"""``analysis/evaluation_optimization_summary.json``; not in packs."""
 
 from typing import Annotated, Literal
 
@@ -43,7 +43,7 @@ class RunTimingTotalsSeconds(Closed):
 
 
 class EvaluationOptimizationSummary(Closed):
-    """Analysis/evaluation_optimization_summary.json; not in packs."""
+    """Where the time went."""
 
     schema: Annotated[
         Literal["invarlock/evidence-pack-evaluation-optimization-summary-v1"],

@@ -2,21 +2,21 @@
 are allowed except in validation and evaluation_realism.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, defstruct
 
 from invarlock.documents.fields import (
     Closed,
     Count,
     Digest,
     Needed,
-    NotNegative,
     Open,
     Outcome,
     Positive,
     about,
 )
+from invarlock.guards import GUARDS
 
 TITLE = "evaluation.report.json (v1)"
 
@@ -192,25 +192,18 @@ class PrimaryMetric(Open):
     ] = UNSET
 
 
-class Validation(Closed):
-    """The decided flags; of one that was not evaluated, false, its block says evaluated: false."""
+class OtherFlags(Closed):
+    """Flags that are no guard's."""
 
     guard_warning_policy_acceptable: Annotated[
         bool | UnsetType,
         about("the warning policy accepts the guard warnings"),
     ] = UNSET
     guard_warnings_present: Annotated[bool | UnsetType, about("there are guard warnings")] = UNSET
-    guard_overhead_acceptable: Annotated[
-        bool | UnsetType,
-        about("the guards' overhead is within its limit"),
-    ] = UNSET
     hysteresis_applied: Annotated[
         bool | UnsetType,
         about("the primary metric passes only thanks to the hysteresis"),
     ] = UNSET
-    invariants_pass: Annotated[bool | UnsetType, about("no invariant is broken")] = UNSET
-    moe_identity_ok: Annotated[bool | UnsetType, about("the experts' identities are kept")] = UNSET
-    moe_observed: Annotated[bool | UnsetType, about("a mixture of experts was seen")] = UNSET
     preview_final_drift_acceptable: Annotated[
         bool | UnsetType,
         about("drift between the arms, relative to the baseline, is in its band"),
@@ -223,296 +216,24 @@ class Validation(Closed):
         bool | UnsetType,
         about("the tail of the per-window differences is within its limit"),
     ] = UNSET
-    rmt_stable: Annotated[
-        bool | UnsetType,
-        about("activation edge ratios are within their limits"),
-    ] = UNSET
-    spectral_stable: Annotated[
-        bool | UnsetType,
-        about("spectral caps are within their limit"),
-    ] = UNSET
 
 
-class Invariants(Open):
-    """Structure of the checkpoint."""
-
-    evaluated: Annotated[bool | UnsetType, about("the guard was evaluated")] = UNSET
-    passed: Annotated[bool | UnsetType, about("its decision is not block")] = UNSET
-    decision: Annotated[str | UnsetType, about("allow, monitor or block")] = UNSET
-    reason: Annotated[str | UnsetType, about("why it was not evaluated")] = UNSET
-    status: Annotated[str | UnsetType, about("short state")] = UNSET
-    failures: Annotated[
-        list[Any] | UnsetType,
-        about(
-            "findings: type, severity, message and, where a user may accept it, the name to do so"
-        ),
-    ] = UNSET
-    accepted: Annotated[
-        list[str] | UnsetType,
-        about("names by which the user accepted fatal findings; absent: none"),
-    ] = UNSET
-    summary: Annotated[dict[str, Any] | UnsetType, about("counts")] = UNSET
-
-
-class Listed(Closed):
-    """TODO."""
-
-    row: Annotated[Count, about("number of the row: the token's id")]
-    token: Annotated[str | None, about("the token's text, printable ASCII")]
-    change: Annotated[NotNegative, about("relative change")]
-    nearest: Annotated[Count, about("the other row of the baseline that it is closest to")]
-    nearest_token: Annotated[str | None, about("that row's token")]
-    nearest_change: Annotated[NotNegative, about("distance from that row, in the unit of change")]
-
-
-class RowTable(Closed):
-    """TODO."""
-
-    name: Annotated[str, about("tensor of the baseline")]
-    family: Annotated[str, about("family of the guards")]
-    kind: Annotated[Literal["token", "other"], about("what a row stands for")]
-    rows: Annotated[Count, about("rows compared")]
-    baseline_only: Annotated[Count, about("rows that the subject lacks")]
-    subject_only: Annotated[Count, about("rows that the baseline lacks; judged by nothing")]
-    transform: Annotated[
-        Literal["shift", "rotation"],
-        about("what all rows have in common and was taken away"),
-    ]
-    typical: Annotated[
-        NotNegative,
-        about("median change of a row, relative to its distance from the mean row"),
-    ]
-    above: Annotated[
-        list[Count],
-        Meta(max_length=40),
-        about("rows that changed by more than 0.05, 0.10, ...; zeros at the end left out"),
-    ]
-    listed: Annotated[
-        list[Listed],
-        Meta(max_length=32),
-        about("rows of the largest change, and rows closer to another row than to their own"),
-    ]
-
-
-class Spectral(Open):
-    """Spectrum of the weights."""
-
-    evaluated: Annotated[bool | UnsetType, about("the guard was evaluated")] = UNSET
-    passed: Annotated[bool | UnsetType, about("its decision is not block")] = UNSET
-    decision: Annotated[str | UnsetType, about("allow, monitor or block")] = UNSET
-    reason: Annotated[str | UnsetType, about("why it was not evaluated")] = UNSET
-    status: Annotated[str | UnsetType, about("short state")] = UNSET
-    caps_applied: Annotated[Count | UnsetType, about("modules over their cap")] = UNSET
-    max_caps: Annotated[Count | UnsetType, about("allowed number of caps")] = UNSET
-    modules: Annotated[
-        Any | UnsetType,
-        about("per-module statistics of both runs as a compact table"),
-    ] = UNSET
-    measurement_contract: Annotated[
-        dict[str, Any] | UnsetType,
-        about("how it was measured"),
-    ] = UNSET
-    measurement_contract_hash: Annotated[
-        str | UnsetType,
-        about("first 16 hex of SHA-256 over the contract's sorted JSON"),
-    ] = UNSET
-    baseline_measurement_contract_hash: Annotated[
-        str | UnsetType | None,
-        about("that of the baseline run"),
-    ] = UNSET
-    measurement_contract_match: Annotated[
-        bool | UnsetType,
-        about("both runs measured in the same way"),
-    ] = UNSET
-    row_tables: Annotated[
-        list[RowTable] | UnsetType,
-        about(
-            "how far the rows of embedding, head and position tables moved: counts by "
-            "change, and the rows of the largest"
-        ),
-    ] = UNSET
-    row_changes: Annotated[
-        list[Any] | UnsetType,
-        about("per table of row_tables: limit, and the rows that changed beyond it or moved"),
-    ] = UNSET
-    fatal_violations: Annotated[
-        Count | UnsetType,
-        about("matrices that collapsed, and tables with rows that changed far beyond the others"),
-    ] = UNSET
-    violations: Annotated[
-        list[Any] | UnsetType,
-        about("capped and degenerate modules, and tables with rows far beyond the others"),
-    ] = UNSET
-    family_caps: Annotated[
-        dict[str, Any] | UnsetType,
-        about("per family: kappa, and tau in |ln(sigma_s / sigma_b)|"),
-    ] = UNSET
-    family_z_summary: Annotated[
-        dict[str, Any] | UnsetType,
-        about("largest and mean |z| per family"),
-    ] = UNSET
-    multiple_testing: Annotated[
-        dict[str, Any] | UnsetType,
-        about("method, level and number of tests"),
-    ] = UNSET
-    deadband: Annotated[
-        float | UnsetType,
-        about("relative change of sigma_max that counts as none"),
-    ] = UNSET
-    summary: Annotated[
-        dict[str, Any] | UnsetType,
-        about("number of modules and largest changes"),
-    ] = UNSET
-
-
-class Calibration(Open):
-    """The windows that activations were taken from."""
-
-    windows: Annotated[Count | UnsetType, about("how many")] = UNSET
-    tokens: Annotated[Count | UnsetType, about("rows of the activation matrices")] = UNSET
-    window_ids: Annotated[list[Any] | UnsetType, about("their ids, of the preview arm")] = UNSET
-
-
-class Rmt(Open):
-    """Activations against the random-matrix edge."""
-
-    evaluated: Annotated[bool | UnsetType, about("the guard was evaluated")] = UNSET
-    passed: Annotated[bool | UnsetType, about("its decision is not block")] = UNSET
-    decision: Annotated[str | UnsetType, about("allow, monitor or block")] = UNSET
-    reason: Annotated[str | UnsetType, about("why it was not evaluated")] = UNSET
-    status: Annotated[str | UnsetType, about("short state")] = UNSET
-    mode: Annotated[str | UnsetType, about("mode")] = UNSET
-    measurement_contract_hash: Annotated[
-        str | UnsetType,
-        about("first 16 hex of SHA-256 over the contract's sorted JSON"),
-    ] = UNSET
-    measurement_contract: Annotated[
-        dict[str, Any] | UnsetType,
-        about("how it was measured"),
-    ] = UNSET
-    baseline_measurement_contract_hash: Annotated[
-        str | UnsetType | None,
-        about("that of the baseline run"),
-    ] = UNSET
-    measurement_contract_match: Annotated[
-        bool | UnsetType,
-        about("both runs measured in the same way"),
-    ] = UNSET
-    stable: Annotated[bool | UnsetType, about("no module violates and none is missing")] = UNSET
-    modules_compared: Annotated[Count | UnsetType, about("modules that both runs have")] = UNSET
-    modules_missing: Annotated[Count | UnsetType, about("modules that only one run has")] = UNSET
-    epsilon_default: Annotated[
-        float | UnsetType,
-        about("allowed relative growth of the edge risk"),
-    ] = UNSET
-    epsilon_by_family: Annotated[dict[str, Any] | UnsetType, about("the same, by family")] = UNSET
-    epsilon_violations: Annotated[
-        list[Any] | UnsetType,
-        about("modules whose edge risk grew by more: module, family, both values, allowed"),
-    ] = UNSET
-    edge_risk_by_family_base: Annotated[
-        dict[str, Any] | UnsetType,
-        about("the baseline's edge risk of the module that decides for a family"),
-    ] = UNSET
-    edge_risk_by_family: Annotated[dict[str, Any] | UnsetType, about("the subject's")] = UNSET
-    families: Annotated[
-        dict[str, Any] | UnsetType,
-        about("per family: the module that decides, its edge risks, ratio and allowance"),
-    ] = UNSET
-    max_edge_ratio: Annotated[
-        float | UnsetType | None,
-        about("largest subject/baseline edge risk; null where one is not finite"),
-    ] = UNSET
-    max_edge_delta: Annotated[
-        float | UnsetType | None,
-        about("largest difference of edge risks"),
-    ] = UNSET
-    mean_edge_delta: Annotated[
-        float | UnsetType | None,
-        about("mean difference of edge risks"),
-    ] = UNSET
-    calibration: Calibration | UnsetType = UNSET
-    modules: Annotated[
-        dict[str, Any] | UnsetType,
-        about(
-            "name, family, layer and edge risk sigma_max / (sqrt(m) + sqrt(n)) of both runs"
-            " as parallel lists"
-        ),
-    ] = UNSET
-
-
-class PredictiveGate(Open):
-    """Whether the proposed scales lower the loss on held-out windows."""
-
-    evaluated: Annotated[bool | UnsetType, about("there was a trial with an interval")] = UNSET
-    passed: Annotated[bool | UnsetType, about("they do")] = UNSET
-    reason: Annotated[str | UnsetType, about("what decided")] = UNSET
-    sided: Annotated[str | UnsetType, about("one: only the upper bound decides")] = UNSET
-    alpha: Annotated[float | UnsetType, about("level of that bound")] = UNSET
-    min_effect_lognll: Annotated[float | UnsetType, about("least gain, nats a token")] = UNSET
-    mean_delta: Annotated[float | UnsetType, about("mean change of the loss, nats a token")] = UNSET
-    delta_ci: Annotated[list[Any] | UnsetType, about("its bounds, each at level alpha")] = UNSET
-    gain_ci: Annotated[list[Any] | UnsetType, about("the same with the sign of a gain")] = UNSET
-
-
-class Variance(Open):
-    """Output variance."""
-
-    evaluated: Annotated[bool | UnsetType, about("the guard was evaluated")] = UNSET
-    passed: Annotated[bool | UnsetType, about("its decision is not block")] = UNSET
-    decision: Annotated[str | UnsetType, about("allow, monitor or block")] = UNSET
-    reason: Annotated[str | UnsetType, about("why it was not evaluated")] = UNSET
-    status: Annotated[str | UnsetType, about("short state")] = UNSET
-    measurement_contract: Annotated[
-        dict[str, Any] | UnsetType,
-        about("how it was measured"),
-    ] = UNSET
-    measurement_contract_hash: Annotated[
-        str | UnsetType,
-        about("first 16 hex of SHA-256 over the contract's sorted JSON"),
-    ] = UNSET
-    baseline_measurement_contract_hash: Annotated[
-        str | UnsetType | None,
-        about("that of the baseline run"),
-    ] = UNSET
-    measurement_contract_match: Annotated[
-        bool | UnsetType,
-        about("both runs measured in the same way"),
-    ] = UNSET
-    enabled: Annotated[
-        bool | UnsetType,
-        about("whether scales were applied to the subject; never"),
-    ] = UNSET
-    signal: Annotated[
-        bool | UnsetType,
-        about("a scale is proposed and the predictive gate passed: the guard has spoken"),
-    ] = UNSET
-    deadband: Annotated[float | UnsetType, about("scale - 1 that counts as none")] = UNSET
-    proposed_scales: Annotated[
-        dict[str, Any] | UnsetType,
-        about("per module: sqrt of baseline over subject output variance"),
-    ] = UNSET
-    predictive_gate: PredictiveGate | UnsetType = UNSET
-    ab_test: Annotated[
-        dict[str, Any] | UnsetType,
-        about("seed, windows and mean losses of the trial"),
-    ] = UNSET
-    tap: Annotated[str | UnsetType, about("name of the projections that are looked at")] = UNSET
-    target_module_names: Annotated[
-        list[Any] | UnsetType,
-        about("the modules that are looked at"),
-    ] = UNSET
-    trial: Annotated[
-        dict[str, Any] | UnsetType | None,
-        about(
-            "held-out windows with and without the scales, nats, as parallel lists; null: "
-            "nothing was tried"
-        ),
-    ] = UNSET
-    modules: Annotated[
-        dict[str, Any] | UnsetType,
-        about("name, family, layer and output variance of both runs as parallel lists"),
-    ] = UNSET
+if TYPE_CHECKING:
+    Validation: TypeAlias = OtherFlags
+else:
+    Validation = defstruct(
+        "Validation",
+        [
+            (flag, Annotated[bool | UnsetType, about(text)], UNSET)
+            for guard in GUARDS
+            for flag, text in guard.flag_texts.items()
+        ],
+        bases=(OtherFlags,),
+        namespace={
+            "__doc__": "The decided flags; of one that was not evaluated, false, its block says "
+            "evaluated: false."
+        },
+    )
 
 
 class EvaluationWindowsPreview(Open):
@@ -617,7 +338,7 @@ class EvaluationRealism(Closed):
 
 
 class Warning(Open):
-    """TODO."""
+    """One warning."""
 
     policy_gate: Annotated[
         str | UnsetType,
@@ -634,42 +355,6 @@ class GuardWarnings(Open):
         list[Warning] | UnsetType,
         about("guard, kind, message, and the module where there is one"),
     ] = UNSET
-
-
-class GuardOverhead(Open):
-    """What the guards changed and cost; seconds and memory are in the runtime manifest."""
-
-    evaluated: Annotated[bool | UnsetType, about("evaluated")] = UNSET
-    passed: Annotated[bool | UnsetType, about("all checks hold")] = UNSET
-    decision: Annotated[str | UnsetType, about("allow or block")] = UNSET
-    mode: Annotated[
-        str | UnsetType,
-        about("one_pass: metric and guards come from the same forward pass"),
-    ] = UNSET
-    source: Annotated[str | UnsetType, about("where the limits come from")] = UNSET
-    overhead_ratio: Annotated[
-        float | UnsetType,
-        about("metric with guards over metric without"),
-    ] = UNSET
-    overhead_percent: Annotated[float | UnsetType, about("the same as a change, percent")] = UNSET
-    overhead_threshold: Annotated[
-        float | UnsetType,
-        about("largest relative change of the metric"),
-    ] = UNSET
-    threshold_percent: Annotated[float | UnsetType, about("the same, percent")] = UNSET
-    work_ratio: Annotated[
-        float | UnsetType,
-        about("tokens run beyond the pass over those of the pass"),
-    ] = UNSET
-    work_max: Annotated[float | UnsetType, about("largest such ratio")] = UNSET
-    pass_tokens: Annotated[Count | UnsetType, about("predicted tokens of the pass")] = UNSET
-    trial_tokens: Annotated[Count | UnsetType, about("predicted tokens run beyond it")] = UNSET
-    probe_bytes: Annotated[
-        Count | UnsetType,
-        about("most bytes that the hooks held at a time"),
-    ] = UNSET
-    checks: Annotated[dict[str, Any] | UnsetType, about("each check and whether it holds")] = UNSET
-    diagnostics: Annotated[list[Any] | UnsetType, about("remarks")] = UNSET
 
 
 class PrimaryMetricTail(Open):
@@ -764,41 +449,6 @@ class Assurance(Open):
     blocking_reasons: Annotated[list[Any] | UnsetType, about("why a strict claim fails")] = UNSET
 
 
-class Moe(Open):
-    """Routers of a mixture of experts; absent for other models."""
-
-    evaluated: Annotated[bool | UnsetType, about("the routers were seen")] = UNSET
-    passed: Annotated[
-        bool | UnsetType,
-        about("no router lost its spread and no expert died"),
-    ] = UNSET
-    decision: Annotated[str | UnsetType, about("allow, monitor or block")] = UNSET
-    top_k: Annotated[Count | UnsetType, about("experts a token is sent to")] = UNSET
-    router_entropy: Annotated[
-        float | UnsetType | None,
-        about("mean entropy of the subject's routers, nats"),
-    ] = UNSET
-    delta_router_entropy: Annotated[
-        float | UnsetType | None,
-        about("subject - baseline, nats"),
-    ] = UNSET
-    utilization_mean: Annotated[float | UnsetType | None, about("mean share of an expert")] = UNSET
-    utilization_count: Annotated[Count | UnsetType, about("experts over all routers")] = UNSET
-    max_entropy_drop: Annotated[float | UnsetType | None, about("largest relative fall")] = UNSET
-    entropy_drop_max: Annotated[float | UnsetType, about("largest allowed")] = UNSET
-    new_dead_experts: Annotated[
-        Count | UnsetType,
-        about("used by the baseline and by no token of the subject"),
-    ] = UNSET
-    new_dead_experts_max: Annotated[Count | UnsetType, about("allowed")] = UNSET
-    routers_missing: Annotated[Count | UnsetType, about("routers that only one run has")] = UNSET
-    violations: Annotated[list[Any] | UnsetType, about("routers and experts over a limit")] = UNSET
-    routers: Annotated[
-        dict[str, Any] | UnsetType,
-        about("entropy and shares of both runs as parallel lists"),
-    ] = UNSET
-
-
 class Distribution(Open):
     """Shift of the predicted distribution on the final arm."""
 
@@ -856,8 +506,8 @@ class Metrics(Open):
     ] = UNSET
 
 
-class EvaluationReport(Open, kw_only=True):
-    """Comparison of one subject with its baseline."""
+class Report(Open, kw_only=True):
+    """What a report says beside its guards."""
 
     schema_version: Annotated[Literal["v1"], about("version of the report format")]
     run_id: Annotated[str, Meta(min_length=4), about("id of the comparison")]
@@ -872,16 +522,11 @@ class EvaluationReport(Open, kw_only=True):
     primary_metric: PrimaryMetric
     baseline_ref: Annotated[dict[str, Any] | UnsetType, about("the baseline run")] = UNSET
     validation: Validation | UnsetType = UNSET
-    invariants: Invariants | UnsetType = UNSET
-    spectral: Spectral | UnsetType = UNSET
-    rmt: Rmt | UnsetType = UNSET
-    variance: Variance | UnsetType = UNSET
     guards: Annotated[list[Any] | UnsetType, about("guard results in canonical order")] = UNSET
     evaluation_windows: EvaluationWindows | UnsetType = UNSET
     evaluation_realism: EvaluationRealism | UnsetType = UNSET
     system_overhead: Annotated[dict[str, Any] | UnsetType, about("latency and throughput")] = UNSET
     guard_warnings: GuardWarnings | UnsetType = UNSET
-    guard_overhead: GuardOverhead | UnsetType = UNSET
     primary_metric_tail: PrimaryMetricTail | UnsetType = UNSET
     confidence: Confidence | UnsetType = UNSET
     policy_digest: Annotated[
@@ -904,10 +549,15 @@ class EvaluationReport(Open, kw_only=True):
         dict[str, Any] | UnsetType,
         about("fields that were synthesized, repaired or taken from a fallback"),
     ] = UNSET
-    moe: Moe | UnsetType = UNSET
     distribution: Distribution | UnsetType = UNSET
     telemetry: Telemetry | UnsetType = UNSET
     metrics: Metrics | UnsetType = UNSET
 
 
-DOCUMENT = EvaluationReport
+DOCUMENT = defstruct(
+    "EvaluationReport",
+    [(guard.name, guard.block | UnsetType, UNSET) for guard in GUARDS],
+    bases=(Report,),
+    namespace={"__doc__": "Comparison of one subject with its baseline."},
+    kw_only=True,
+)

@@ -5,7 +5,7 @@ is what checks a document that is read.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -142,3 +142,35 @@ class Binding(Closed):
     baseline_checkpoint_sha256: Annotated[str, about("digest of the baseline checkpoint")]
     subject_checkpoint_sha256: Annotated[str, about("digest of the subject checkpoint")]
     windows_sha256: Annotated[str, about("digest of windows.json")]
+
+
+class Decided(Open):
+    """What the block of every guard in a report says."""
+
+    evaluated: Annotated[bool | UnsetType, about("the guard was evaluated")] = UNSET
+    passed: Annotated[bool | UnsetType, about("its decision is not block")] = UNSET
+    decision: Annotated[str | UnsetType, about("allow, monitor or block")] = UNSET
+
+
+class Judged(Decided):
+    """The same, with words for it."""
+
+    reason: Annotated[str | UnsetType, about("why it was not evaluated")] = UNSET
+    status: Annotated[str | UnsetType, about("short state")] = UNSET
+
+
+class Measured(Judged):
+    """The same, with how it was measured."""
+
+    measurement_contract: Annotated[dict[str, Any] | UnsetType, about("how it was measured")] = (
+        UNSET
+    )
+    measurement_contract_hash: Annotated[
+        str | UnsetType, about("first 16 hex of SHA-256 over the contract's sorted JSON")
+    ] = UNSET
+    baseline_measurement_contract_hash: Annotated[
+        str | UnsetType | None, about("that of the baseline run")
+    ] = UNSET
+    measurement_contract_match: Annotated[
+        bool | UnsetType, about("both runs measured in the same way")
+    ] = UNSET

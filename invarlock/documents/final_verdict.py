@@ -1,6 +1,6 @@
-"""Reports/final_verdict.json."""
+"""``reports/final_verdict.json``."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType
 
@@ -16,6 +16,8 @@ from invarlock.documents.fields import (
     Strictness,
     about,
 )
+from invarlock.documents.guards import PrimaryGuard, each
+from invarlock.reporting.signals import guard_flags
 
 TITLE = "Final verdict of a suite"
 
@@ -105,14 +107,18 @@ class Rate(Closed):
     level: Annotated[float, about("confidence level")]
 
 
-class Detection(Closed):
-    """Per guard: scenarios aimed at it that it caught, one count per model and scenario."""
-
-    primary_metric: Rate
-    invariants: Rate
-    spectral: Rate
-    rmt: Rate
-    variance: Rate
+if TYPE_CHECKING:
+    Detection: TypeAlias = Closed
+    GuardFlags: TypeAlias = Closed
+else:
+    Detection = each(
+        "Detection",
+        Rate,
+        "Per guard: scenarios aimed at it that it caught, one count per model and scenario.",
+    )
+    GuardFlags = each(
+        "GuardFlags", Annotated[bool, about("spoke")], "Who spoke.", tuple(guard_flags(None))
+    )
 
 
 class Vocabulary(Closed):
@@ -130,22 +136,6 @@ class EvidenceNeeded(Closed):
     need: Annotated[float, about("how much there has to be (alpha: at most)")]
 
 
-class GuardFlags(Closed):
-    """Who spoke."""
-
-    invariants: Annotated[bool, about("spoke")]
-    invariants_fail: Annotated[bool, about("spoke")]
-    invariants_warn: Annotated[bool, about("spoke")]
-    primary_metric: Annotated[bool, about("spoke")]
-    spectral: Annotated[bool, about("spoke")]
-    rmt: Annotated[bool, about("spoke")]
-    variance: Annotated[bool, about("spoke")]
-    drift: Annotated[bool, about("spoke")]
-    overhead: Annotated[bool, about("spoke")]
-    primary_metric_tail: Annotated[bool, about("spoke")]
-    moe: Annotated[bool, about("spoke")]
-
-
 class Record(Closed, kw_only=True):
     """One evaluation."""
 
@@ -155,7 +145,7 @@ class Record(Closed, kw_only=True):
     strictness: Annotated[Strictness, about("what it had to show")]
     intent: Annotated[str, about("why it is there")]
     primary_guard: Annotated[
-        Literal["primary_metric", "invariants", "spectral", "rmt", "variance"],
+        PrimaryGuard,
         about("the guard it is aimed at"),
     ]
     failure_class: Annotated[str, about("what was done")]
@@ -242,7 +232,7 @@ class Requirement(Closed):
 
 
 class FinalVerdict(Closed, kw_only=True):
-    """Reports/final_verdict.json."""
+    """Final verdict of a suite."""
 
     schema: Annotated[Literal["invarlock/final-verdict-v1"], about("format of this document")]
     verdict: Annotated[Literal["PASS", "FAIL"], about("PASS iff no requirement failed")]

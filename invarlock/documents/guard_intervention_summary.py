@@ -1,4 +1,4 @@
-"""Reports/guard_intervention_summary.json."""
+"""``reports/guard_intervention_summary.json``."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ class Signals(Closed):
 
 
 class GuardInterventionSummary(Closed):
-    """Reports/guard_intervention_summary.json."""
+    """Interventions of the guards."""
 
     records_total: Annotated[Count, about("evaluations")]
     signals: Signals

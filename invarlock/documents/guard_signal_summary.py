@@ -1,24 +1,21 @@
-"""Reports/guard_signal_summary.json."""
+"""``reports/guard_signal_summary.json``."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from invarlock.documents.fields import Closed, Count, Counted, about
+from invarlock.documents.guards import each
 
 TITLE = "Which guard spoke how often"
 
 
-class Signals(Closed):
-    """Guard -> counts."""
-
-    primary_metric: Annotated[Counted, about("one signal")]
-    invariants: Annotated[Counted, about("one signal")]
-    spectral: Annotated[Counted, about("one signal")]
-    rmt: Annotated[Counted, about("one signal")]
-    variance: Annotated[Counted, about("one signal")]
+if TYPE_CHECKING:
+    Signals: TypeAlias = Closed
+else:
+    Signals = each("Signals", Annotated[Counted, about("one signal")], "Guard -> counts.")
 
 
 class GuardSignalSummary(Closed):
-    """Reports/guard_signal_summary.json."""
+    """Which guard spoke how often."""
 
     records_total: Annotated[Count, about("evaluations")]
     signals: Signals

@@ -1,10 +1,11 @@
-"""Reports/guard_value_all_guard_probe_sweep.json."""
+"""``reports/guard_value_all_guard_probe_sweep.json``."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Alarm, Closed, Count, Positive, about
+from invarlock.documents.guards import each
 
 TITLE = "What each guard says about the guards' probes"
 
@@ -31,16 +32,6 @@ class Reading(Closed):
     margin: Annotated[float | None, about("value less threshold")]
 
 
-class Guards(Closed):
-    """What each guard says."""
-
-    invariants: Reading
-    spectral: Reading
-    rmt: Reading
-    variance: Reading
-    primary_metric: Reading
-
-
 class RmtProbe(Closed):
     """The rmt guard's decision; null: not evaluated."""
 
@@ -55,6 +46,12 @@ class VeProbe(Closed):
     signal: Annotated[bool | UnsetType | None, about("whether it would enable scales")] = UNSET
     status: Annotated[str | UnsetType | None, about("status")] = UNSET
     proposed_scales: Annotated[dict[str, Any] | UnsetType | None, about("module -> scale")] = UNSET
+
+
+if TYPE_CHECKING:
+    Guards: TypeAlias = Closed
+else:
+    Guards = each("Guards", Reading, "What each guard says.")
 
 
 class Row(Closed):
@@ -107,18 +104,14 @@ class Worth(Closed):
     ]
 
 
-class Summary(Closed):
-    """What each guard is worth."""
-
-    invariants: Worth
-    spectral: Worth
-    rmt: Worth
-    variance: Worth
-    primary_metric: Worth
+if TYPE_CHECKING:
+    Summary: TypeAlias = Closed
+else:
+    Summary = each("Summary", Worth, "What each guard is worth.")
 
 
 class GuardValueSweep(Closed):
-    """Reports/guard_value_all_guard_probe_sweep.json."""
+    """What each guard says about the guards' probes."""
 
     schema: Annotated[Literal["invarlock/guard-value-sweep-v1"], about("format of this document")]
     core_guard_order: Annotated[list[str], about("the guards")]

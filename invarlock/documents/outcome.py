@@ -1,4 +1,4 @@
-"""Outcome.json."""
+"""``outcome.json``."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ TITLE = "Outcome of one evaluation"
 
 
 class Outcome(Closed, kw_only=True):
-    """Outcome.json."""
+    """Outcome of one evaluation."""
 
     schema: Annotated[Literal["invarlock/outcome-v1"], about("format of this document")]
     model_id: Annotated[Text, about("the model")]

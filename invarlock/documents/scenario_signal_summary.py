@@ -1,8 +1,9 @@
-"""Reports/scenario_signal_summary.json, in manifest order."""
+"""``reports/scenario_signal_summary.json``, in manifest order."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from invarlock.documents.fields import Category, Closed, Count, Strictness, about
+from invarlock.documents.guards import PrimaryGuard
 
 TITLE = "Signals per scenario"
 
@@ -15,7 +16,7 @@ class ScenarioSignalSummary(Closed):
     strictness: Annotated[Strictness, about("its strictness")]
     intent: Annotated[str, about("its intent")]
     primary_guard: Annotated[
-        Literal["primary_metric", "invariants", "spectral", "rmt", "variance"],
+        PrimaryGuard,
         about("its primary guard"),
     ]
     primary_guard_required: Annotated[bool, about("whether that guard has to speak")]

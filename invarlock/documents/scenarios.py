@@ -1,6 +1,6 @@
-"""Scenarios/scenarios.json; state/scenarios.json holds what was selected."""
+"""``scenarios/scenarios.json``; state/scenarios.json holds what was selected."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, Union
 
 from msgspec import UNSET, Meta, UnsetType, field
 
@@ -9,13 +9,14 @@ from invarlock.documents.fields import (
     Category,
     Closed,
     Count,
-    Positive,
     Strictness,
     about,
     check_each_once,
     matches,
 )
+from invarlock.documents.guards import GateFlag, PrimaryGuard
 from invarlock.documents.kinds import EditSpecText
+from invarlock.guards import GUARDS
 
 TITLE = "Scenario catalogue and effective manifest"
 
@@ -55,15 +56,7 @@ class ValidationFlag(Closed, tag_field="kind", tag="validation_flag"):
     """True when the flag is present, was evaluated and is equal."""
 
     flag: Annotated[
-        Literal[
-            "primary_metric_acceptable",
-            "preview_final_drift_acceptable",
-            "primary_metric_tail_acceptable",
-            "invariants_pass",
-            "spectral_stable",
-            "rmt_stable",
-            "guard_overhead_acceptable",
-        ],
+        GateFlag,
         about("a key of the report's validation block"),
     ]
     expected: Annotated[bool, about("the value that counts as a hit")]
@@ -76,37 +69,11 @@ class PrimaryMetric(Closed, tag_field="kind", tag="primary_metric"):
     expected: Annotated[bool | str | int | float, about("the value that counts as a hit")]
 
 
-class InvariantsStatus(Closed, tag_field="kind", tag="invariants_status"):
-    """True when the invariants status is listed."""
-
-    allowed: Annotated[
-        list[Literal["ok", "warn", "fail", "error"]],
-        Meta(min_length=1),
-        about("statuses that count as a hit"),
-    ]
-
-
-class SpectralCapsApplied(Closed, tag_field="kind", tag="spectral_caps_applied"):
-    """True when at least this many modules were capped."""
-
-    min: Annotated[Positive, about("caps")]
-
-
-class SpectralCapsBaselineRelative(Closed, tag_field="kind", tag="spectral_caps_baseline_relative"):
-    """True when the subject's caps exceed those of the no-op."""
-
-    min_new_modules: Annotated[
-        Count,
-        about("at least this many capped modules that the no-op did not cap"),
-    ]
-    min_delta_count: Annotated[Count, about("at least this many more caps than the no-op")]
-
-
-class GuardSignalBaselineRelative(Closed, tag_field="kind", tag="guard_signal_baseline_relative"):
+class GuardSignal(Closed, tag_field="kind", tag="guard_signal_baseline_relative"):
     """True when the guard spoke and did not for the no-op."""
 
     guard: Annotated[
-        Literal["primary_metric", "invariants", "spectral", "rmt", "variance"],
+        PrimaryGuard,
         about("the guard"),
     ]
     min_new_modules: Annotated[
@@ -119,34 +86,17 @@ class GuardSignalBaselineRelative(Closed, tag_field="kind", tag="guard_signal_ba
     ] = UNSET
 
 
-class RmtProbe(Closed, tag_field="kind", tag="rmt_probe"):
-    """True when the field of rmt_probe.json is equal."""
-
-    field: Annotated[str, about("a key of the sidecar")]
-    expected: Annotated[bool | str | int | float, about("the value that counts as a hit")]
-
-
-class VeProbe(Closed, tag_field="kind", tag="ve_probe"):
-    """True when the field of ve_probe.json is equal or large enough."""
-
-    field: Annotated[str, about("a key of the sidecar")]
-    expected: Annotated[
-        bool | str | int | float | UnsetType,
-        about("the value that counts as a hit"),
-    ] = UNSET
-    min: Annotated[float | UnsetType, about("the smallest value that counts as a hit")] = UNSET
-
-
-Detector = (
-    ValidationFlag
-    | PrimaryMetric
-    | InvariantsStatus
-    | SpectralCapsApplied
-    | SpectralCapsBaselineRelative
-    | GuardSignalBaselineRelative
-    | RmtProbe
-    | VeProbe
-)
+if TYPE_CHECKING:
+    Detector: TypeAlias = ValidationFlag | PrimaryMetric | GuardSignal
+else:
+    Detector = Union[
+        (
+            ValidationFlag,
+            PrimaryMetric,
+            GuardSignal,
+            *(form for guard in GUARDS for form in guard.detector_forms),
+        )
+    ]
 
 
 class Requirements(Closed, kw_only=True):
@@ -213,7 +163,7 @@ class Scenario(Closed, kw_only=True):
         about("why the scenario is there"),
     ]
     primary_guard: Annotated[
-        Literal["primary_metric", "invariants", "spectral", "rmt", "variance"],
+        PrimaryGuard,
         about("the guard or metric it is aimed at"),
     ]
     generation: Annotated[Edit | Error, about("how the subject is made")]
@@ -245,7 +195,7 @@ class Scenario(Closed, kw_only=True):
 
 
 class Scenarios(Closed):
-    """Scenarios/scenarios.json; state/scenarios.json holds what was selected."""
+    """Scenario catalogue and effective manifest."""
 
     schema: Annotated[Literal["evidence_pack_scenarios_v1"], about("format of this document")]
     schema_version: Annotated[Literal[1], about("version of the format")]

@@ -1,4 +1,4 @@
-"""Scenarios/tuned_edit_params.json, and what a search for such parameters wrote."""
+"""``scenarios/tuned_edit_params.json``, and what a search for such parameters wrote."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -153,7 +153,7 @@ else:
 
 
 class TunedEditParams(Closed):
-    """Scenarios/tuned_edit_params.json, and what a search for such parameters wrote."""
+    """Tuned parameters of clean edits."""
 
     meta: About = field(name="_meta")
     models: Annotated[dict[str, Edits], about("model id -> edit type -> parameters")]

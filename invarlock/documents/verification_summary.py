@@ -1,4 +1,4 @@
-"""Reports/verification_summary.json."""
+"""``reports/verification_summary.json``."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ TITLE = "Reports by what was expected of them"
 
 
 class VerificationSummary(Closed):
-    """Reports/verification_summary.json."""
+    """Reports by what was expected of them."""
 
     clean_reports: Annotated[Count, about("clean and custom reports that pass")]
     error_injection_reports: Annotated[Count, about("reports of deliberate damage")]

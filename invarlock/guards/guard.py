@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from invarlock.documents.fields import Closed, Decided, Judged
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
 from invarlock.pages.parts import Check, Section
@@ -117,6 +118,7 @@ class Guard:
 
     name: ClassVar[str]  # of its block in a report
     title: ClassVar[str]  # of its row and section
+    block: ClassVar[type[Decided]] = Judged  # of a report
     # --- what it decides
     flag: ClassVar[str] = ""  # the validation flag that says it passed; empty: it only reports
     gates: ClassVar[bool] = True  # whether the flag decides, in tiers that enforce guards
@@ -126,6 +128,10 @@ class Guard:
     every_model: ClassVar[bool] = True  # False: it has a block only where ``applies``
     core: ClassVar[bool] = False  # one of the published guards that scenarios aim at
     policy_key: ClassVar[str] = ""  # its limits in the tier table; empty: it has none
+    # What each of its flags means: one that decides, and those that only tell.
+    flag_texts: ClassVar[Mapping[str, str]] = {}
+    # The detectors that it brings, each a form that a scenario may ask for; see ``detectors``.
+    detector_forms: ClassVar[tuple[type[Closed], ...]] = ()
     # --- what it records
     contract: ClassVar[Mapping[str, Any] | None] = None  # how it measures
     phase: ClassVar[str] = ""  # of a run, in the list of its guards

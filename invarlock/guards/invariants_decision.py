@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from msgspec import UNSET, Meta, UnsetType
+
+from invarlock.documents.fields import Closed, Judged, about
 from invarlock.guards.detector import NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.findings import Failure, nothing_edited
 from invarlock.guards.guard import Block, Guard, Runs, Statistic, statistic, warning
@@ -42,11 +45,40 @@ def judge(failures: Sequence[Failure], accepted: Collection[str] = ()) -> dict[s
     return block
 
 
+class InvariantsBlock(Judged):
+    """Structure of the checkpoint."""
+
+    failures: Annotated[
+        list[Any] | UnsetType,
+        about(
+            "findings: type, severity, message and, where a user may accept it, the name to do so"
+        ),
+    ] = UNSET
+    accepted: Annotated[
+        list[str] | UnsetType,
+        about("names by which the user accepted fatal findings; absent: none"),
+    ] = UNSET
+    summary: Annotated[dict[str, Any] | UnsetType, about("counts")] = UNSET
+
+
+class StatusForm(Closed, tag_field="kind", tag="invariants_status"):
+    """True when the invariants status is listed."""
+
+    allowed: Annotated[
+        list[Literal["ok", "warn", "fail", "error"]],
+        Meta(min_length=1),
+        about("statuses that count as a hit"),
+    ]
+
+
 class Invariants(Guard):
     """What the files of a subject and its loaded model must not have changed."""
 
     name = "invariants"
     title = "Invariants"
+    block = InvariantsBlock
+    detector_forms = (StatusForm,)
+    flag_texts: ClassVar[Mapping[str, str]] = {"invariants_pass": "no invariant is broken"}
     flag = "invariants_pass"
     fails_as = "invariants_fail"
     of_files = True

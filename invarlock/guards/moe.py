@@ -21,11 +21,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from invarlock.documents.fields import Count, Decided, about
 from invarlock.guards.guard import Block, Guard, Measuring, Probe, Run, Runs
 from invarlock.guards.weight_stats import rounded
 from invarlock.pages.changes import Change, log_ratio, module_plot
@@ -237,11 +239,50 @@ class RouterProbe(Probe):
         sums.choices += np.bincount(chosen.cpu().numpy().ravel(), minlength=flat.shape[-1])
 
 
+class MoeBlock(Decided):
+    """Routers of a mixture of experts; absent for other models."""
+
+    evaluated: Annotated[bool | UnsetType, about("the routers were seen")] = UNSET
+    passed: Annotated[
+        bool | UnsetType,
+        about("no router lost its spread and no expert died"),
+    ] = UNSET
+    top_k: Annotated[Count | UnsetType, about("experts a token is sent to")] = UNSET
+    router_entropy: Annotated[
+        float | UnsetType | None,
+        about("mean entropy of the subject's routers, nats"),
+    ] = UNSET
+    delta_router_entropy: Annotated[
+        float | UnsetType | None,
+        about("subject - baseline, nats"),
+    ] = UNSET
+    utilization_mean: Annotated[float | UnsetType | None, about("mean share of an expert")] = UNSET
+    utilization_count: Annotated[Count | UnsetType, about("experts over all routers")] = UNSET
+    max_entropy_drop: Annotated[float | UnsetType | None, about("largest relative fall")] = UNSET
+    entropy_drop_max: Annotated[float | UnsetType, about("largest allowed")] = UNSET
+    new_dead_experts: Annotated[
+        Count | UnsetType,
+        about("used by the baseline and by no token of the subject"),
+    ] = UNSET
+    new_dead_experts_max: Annotated[Count | UnsetType, about("allowed")] = UNSET
+    routers_missing: Annotated[Count | UnsetType, about("routers that only one run has")] = UNSET
+    violations: Annotated[list[Any] | UnsetType, about("routers and experts over a limit")] = UNSET
+    routers: Annotated[
+        dict[str, Any] | UnsetType,
+        about("entropy and shares of both runs as parallel lists"),
+    ] = UNSET
+
+
 class Moe(Guard):
     """Routers and experts of a mixture; other models have no block of it."""
 
     name = "moe"
     title = "Mixture of experts"
+    block = MoeBlock
+    flag_texts: ClassVar[Mapping[str, str]] = {
+        "moe_identity_ok": "the experts' identities are kept",
+        "moe_observed": "a mixture of experts was seen",
+    }
     flag = "moe_identity_ok"
     fails_as = "moe_fail"
     every_model = False

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Count, Decided, about
 from invarlock.guards.guard import Block, Guard, Measuring, Probe, Runs
 from invarlock.guards.rmt import calibration_ids
 from invarlock.metrics import ARMS
@@ -106,11 +109,48 @@ class OverheadProbe(Probe):
         }
 
 
+class OverheadBlock(Decided):
+    """What the guards changed and cost; seconds and memory are in the runtime manifest."""
+
+    mode: Annotated[
+        str | UnsetType,
+        about("one_pass: metric and guards come from the same forward pass"),
+    ] = UNSET
+    source: Annotated[str | UnsetType, about("where the limits come from")] = UNSET
+    overhead_ratio: Annotated[
+        float | UnsetType,
+        about("metric with guards over metric without"),
+    ] = UNSET
+    overhead_percent: Annotated[float | UnsetType, about("the same as a change, percent")] = UNSET
+    overhead_threshold: Annotated[
+        float | UnsetType,
+        about("largest relative change of the metric"),
+    ] = UNSET
+    threshold_percent: Annotated[float | UnsetType, about("the same, percent")] = UNSET
+    work_ratio: Annotated[
+        float | UnsetType,
+        about("tokens run beyond the pass over those of the pass"),
+    ] = UNSET
+    work_max: Annotated[float | UnsetType, about("largest such ratio")] = UNSET
+    pass_tokens: Annotated[Count | UnsetType, about("predicted tokens of the pass")] = UNSET
+    trial_tokens: Annotated[Count | UnsetType, about("predicted tokens run beyond it")] = UNSET
+    probe_bytes: Annotated[
+        Count | UnsetType,
+        about("most bytes that the hooks held at a time"),
+    ] = UNSET
+    checks: Annotated[dict[str, Any] | UnsetType, about("each check and whether it holds")] = UNSET
+    diagnostics: Annotated[list[Any] | UnsetType, about("remarks")] = UNSET
+
+
 class Overhead(Guard):
     """A cost of measuring says nothing of the subject: it is recorded, and never blocks."""
 
     name = "guard_overhead"
     title = "Guard overhead"
+    block = OverheadBlock
+    flag_texts: ClassVar[Mapping[str, str]] = {
+        "guard_overhead_acceptable": "the guards' overhead is within its limit"
+    }
     flag = "guard_overhead_acceptable"
     gates = False
     policy_key = "overhead"

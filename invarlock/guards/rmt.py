@@ -15,8 +15,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Closed, Count, Measured, Open, about
 from invarlock.guards.guard import (
     Block,
     Guard,
@@ -344,11 +347,78 @@ def _probe_document(block: Mapping[str, Any]) -> Block:
     }
 
 
+class Calibration(Open):
+    """The windows that activations were taken from."""
+
+    windows: Annotated[Count | UnsetType, about("how many")] = UNSET
+    tokens: Annotated[Count | UnsetType, about("rows of the activation matrices")] = UNSET
+    window_ids: Annotated[list[Any] | UnsetType, about("their ids, of the preview arm")] = UNSET
+
+
+class RmtBlock(Measured):
+    """Activations against the random-matrix edge."""
+
+    mode: Annotated[str | UnsetType, about("mode")] = UNSET
+    stable: Annotated[bool | UnsetType, about("no module violates and none is missing")] = UNSET
+    modules_compared: Annotated[Count | UnsetType, about("modules that both runs have")] = UNSET
+    modules_missing: Annotated[Count | UnsetType, about("modules that only one run has")] = UNSET
+    epsilon_default: Annotated[
+        float | UnsetType,
+        about("allowed relative growth of the edge risk"),
+    ] = UNSET
+    epsilon_by_family: Annotated[dict[str, Any] | UnsetType, about("the same, by family")] = UNSET
+    epsilon_violations: Annotated[
+        list[Any] | UnsetType,
+        about("modules whose edge risk grew by more: module, family, both values, allowed"),
+    ] = UNSET
+    edge_risk_by_family_base: Annotated[
+        dict[str, Any] | UnsetType,
+        about("the baseline's edge risk of the module that decides for a family"),
+    ] = UNSET
+    edge_risk_by_family: Annotated[dict[str, Any] | UnsetType, about("the subject's")] = UNSET
+    families: Annotated[
+        dict[str, Any] | UnsetType,
+        about("per family: the module that decides, its edge risks, ratio and allowance"),
+    ] = UNSET
+    max_edge_ratio: Annotated[
+        float | UnsetType | None,
+        about("largest subject/baseline edge risk; null where one is not finite"),
+    ] = UNSET
+    max_edge_delta: Annotated[
+        float | UnsetType | None,
+        about("largest difference of edge risks"),
+    ] = UNSET
+    mean_edge_delta: Annotated[
+        float | UnsetType | None,
+        about("mean difference of edge risks"),
+    ] = UNSET
+    calibration: Calibration | UnsetType = UNSET
+    modules: Annotated[
+        dict[str, Any] | UnsetType,
+        about(
+            "name, family, layer and edge risk sigma_max / (sqrt(m) + sqrt(n)) of both runs"
+            " as parallel lists"
+        ),
+    ] = UNSET
+
+
+class ProbeForm(Closed, tag_field="kind", tag="rmt_probe"):
+    """True when the field of rmt_probe.json is equal."""
+
+    field: Annotated[str, about("a key of the sidecar")]
+    expected: Annotated[bool | str | int | float, about("the value that counts as a hit")]
+
+
 class Rmt(Guard):
     """Largest singular value of the activations, against the baseline's."""
 
     name = "rmt"
     title = "RMT (activations)"
+    block = RmtBlock
+    detector_forms = (ProbeForm,)
+    flag_texts: ClassVar[Mapping[str, str]] = {
+        "rmt_stable": "activation edge ratios are within their limits"
+    }
     flag = "rmt_stable"
     fails_as = "rmt_fail"
     core = True

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
+from msgspec import UNSET, Meta, UnsetType
+
+from invarlock.documents.fields import Closed, Count, Measured, NotNegative, Positive, about
 from invarlock.guards import rows, weight_stats
 from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.guard import (
@@ -279,11 +282,125 @@ class WeightProbe(Probe):
 # --- a report ----------------------------------------------------------------------------------
 
 
+class ListedRow(Closed):
+    """One row."""
+
+    row: Annotated[Count, about("number of the row: the token's id")]
+    token: Annotated[str | None, about("the token's text, printable ASCII")]
+    change: Annotated[NotNegative, about("relative change")]
+    nearest: Annotated[Count, about("the other row of the baseline that it is closest to")]
+    nearest_token: Annotated[str | None, about("that row's token")]
+    nearest_change: Annotated[NotNegative, about("distance from that row, in the unit of change")]
+
+
+class RowTable(Closed):
+    """How far the rows of one table moved."""
+
+    name: Annotated[str, about("tensor of the baseline")]
+    family: Annotated[str, about("family of the guards")]
+    kind: Annotated[Literal["token", "other"], about("what a row stands for")]
+    rows: Annotated[Count, about("rows compared")]
+    baseline_only: Annotated[Count, about("rows that the subject lacks")]
+    subject_only: Annotated[Count, about("rows that the baseline lacks; judged by nothing")]
+    transform: Annotated[
+        Literal["shift", "rotation"],
+        about("what all rows have in common and was taken away"),
+    ]
+    typical: Annotated[
+        NotNegative,
+        about("median change of a row, relative to its distance from the mean row"),
+    ]
+    above: Annotated[
+        list[Count],
+        Meta(max_length=40),
+        about("rows that changed by more than 0.05, 0.10, ...; zeros at the end left out"),
+    ]
+    listed: Annotated[
+        list[ListedRow],
+        Meta(max_length=32),
+        about("rows of the largest change, and rows closer to another row than to their own"),
+    ]
+
+
+class SpectralBlock(Measured):
+    """Spectrum of the weights."""
+
+    caps_applied: Annotated[Count | UnsetType, about("modules over their cap")] = UNSET
+    max_caps: Annotated[Count | UnsetType, about("allowed number of caps")] = UNSET
+    modules: Annotated[
+        Any | UnsetType,
+        about("per-module statistics of both runs as a compact table"),
+    ] = UNSET
+    row_tables: Annotated[
+        list[RowTable] | UnsetType,
+        about(
+            "how far the rows of embedding, head and position tables moved: counts by "
+            "change, and the rows of the largest"
+        ),
+    ] = UNSET
+    row_changes: Annotated[
+        list[Any] | UnsetType,
+        about("per table of row_tables: limit, and the rows that changed beyond it or moved"),
+    ] = UNSET
+    fatal_violations: Annotated[
+        Count | UnsetType,
+        about("matrices that collapsed, and tables with rows that changed far beyond the others"),
+    ] = UNSET
+    violations: Annotated[
+        list[Any] | UnsetType,
+        about("capped and degenerate modules, and tables with rows far beyond the others"),
+    ] = UNSET
+    family_caps: Annotated[
+        dict[str, Any] | UnsetType,
+        about("per family: kappa, and tau in |ln(sigma_s / sigma_b)|"),
+    ] = UNSET
+    family_z_summary: Annotated[
+        dict[str, Any] | UnsetType,
+        about("largest and mean |z| per family"),
+    ] = UNSET
+    multiple_testing: Annotated[
+        dict[str, Any] | UnsetType,
+        about("method, level and number of tests"),
+    ] = UNSET
+    deadband: Annotated[
+        float | UnsetType,
+        about("relative change of sigma_max that counts as none"),
+    ] = UNSET
+    summary: Annotated[
+        dict[str, Any] | UnsetType,
+        about("number of modules and largest changes"),
+    ] = UNSET
+
+
+class CapsForm(Closed, tag_field="kind", tag="spectral_caps_applied"):
+    """True when at least this many modules were capped."""
+
+    min: Annotated[Positive, about("caps")]
+
+
+class CapsSinceForm(Closed, tag_field="kind", tag="spectral_caps_baseline_relative"):
+    """True when the subject's caps exceed those of the no-op."""
+
+    min_new_modules: Annotated[
+        Count,
+        about("at least this many capped modules that the no-op did not cap"),
+    ]
+    min_delta_count: Annotated[Count, about("at least this many more caps than the no-op")]
+
+
 class Spectral(Guard):
     """Largest singular values and ranks of the weights, and rows of tables."""
 
     name = "spectral"
     title = "Spectral (weights)"
+    block = SpectralBlock
+    detector_forms = (
+        CapsForm,
+        CapsSinceForm,
+    )
+    flag_texts: ClassVar[Mapping[str, str]] = {
+        "spectral_stable": "spectral caps are within their limit"
+    }
     flag = "spectral_stable"
     fails_as = "spectral_fail"
     core = True

@@ -15,10 +15,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
+from invarlock.documents.fields import Closed, Measured, Open, about
 from invarlock.guards.guard import (
     Block,
     Guard,
@@ -265,11 +267,77 @@ def _probe_document(block: Mapping[str, Any]) -> Block:
     }
 
 
+class PredictiveGate(Open):
+    """Whether the proposed scales lower the loss on held-out windows."""
+
+    evaluated: Annotated[bool | UnsetType, about("there was a trial with an interval")] = UNSET
+    passed: Annotated[bool | UnsetType, about("they do")] = UNSET
+    reason: Annotated[str | UnsetType, about("what decided")] = UNSET
+    sided: Annotated[str | UnsetType, about("one: only the upper bound decides")] = UNSET
+    alpha: Annotated[float | UnsetType, about("level of that bound")] = UNSET
+    min_effect_lognll: Annotated[float | UnsetType, about("least gain, nats a token")] = UNSET
+    mean_delta: Annotated[float | UnsetType, about("mean change of the loss, nats a token")] = UNSET
+    delta_ci: Annotated[list[Any] | UnsetType, about("its bounds, each at level alpha")] = UNSET
+    gain_ci: Annotated[list[Any] | UnsetType, about("the same with the sign of a gain")] = UNSET
+
+
+class VarianceBlock(Measured):
+    """Output variance."""
+
+    enabled: Annotated[
+        bool | UnsetType,
+        about("whether scales were applied to the subject; never"),
+    ] = UNSET
+    signal: Annotated[
+        bool | UnsetType,
+        about("a scale is proposed and the predictive gate passed: the guard has spoken"),
+    ] = UNSET
+    deadband: Annotated[float | UnsetType, about("scale - 1 that counts as none")] = UNSET
+    proposed_scales: Annotated[
+        dict[str, Any] | UnsetType,
+        about("per module: sqrt of baseline over subject output variance"),
+    ] = UNSET
+    predictive_gate: PredictiveGate | UnsetType = UNSET
+    ab_test: Annotated[
+        dict[str, Any] | UnsetType,
+        about("seed, windows and mean losses of the trial"),
+    ] = UNSET
+    tap: Annotated[str | UnsetType, about("name of the projections that are looked at")] = UNSET
+    target_module_names: Annotated[
+        list[Any] | UnsetType,
+        about("the modules that are looked at"),
+    ] = UNSET
+    trial: Annotated[
+        dict[str, Any] | UnsetType | None,
+        about(
+            "held-out windows with and without the scales, nats, as parallel lists; null: "
+            "nothing was tried"
+        ),
+    ] = UNSET
+    modules: Annotated[
+        dict[str, Any] | UnsetType,
+        about("name, family, layer and output variance of both runs as parallel lists"),
+    ] = UNSET
+
+
+class ProbeForm(Closed, tag_field="kind", tag="ve_probe"):
+    """True when the field of ve_probe.json is equal or large enough."""
+
+    field: Annotated[str, about("a key of the sidecar")]
+    expected: Annotated[
+        bool | str | int | float | UnsetType,
+        about("the value that counts as a hit"),
+    ] = UNSET
+    min: Annotated[float | UnsetType, about("the smallest value that counts as a hit")] = UNSET
+
+
 class Variance(Guard):
     """Output variance of the projections that leave a feed-forward block; it never blocks."""
 
     name = "variance"
     title = "Variance"
+    block = VarianceBlock
+    detector_forms = (ProbeForm,)
     core = True
     policy_key = "variance"
     contract = CONTRACT
