@@ -47,10 +47,11 @@ def violations(document: object, name: str) -> list[str]:
 
     Only the first where ``document`` is large; one of that kind is not looked at with its schema.
     """
-    try:
-        msgspec.convert(document, documents.module(name).DOCUMENT)
-    except ModuleNotFoundError:  # the settings, whose contract is made of config.yaml
+    module = documents.module(name)
+    if module is None:  # the settings, whose contract is made of config.yaml
         return departures(document, load_contract(name))
+    try:
+        msgspec.convert(document, module.DOCUMENT)
     except msgspec.ValidationError as error:
         if exceeds(document, MOST_VALUES):
             return [_refusal(error)]

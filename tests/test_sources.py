@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from invarlock.documents.fields import Source
+from invarlock.documents.model_revisions import PinnedModel, PinnedText
 from invarlock.errors import ConfigError, InputError
 from invarlock.formats.kinds.gguf import unpermute
 from invarlock.sources.hub_model import Hub
@@ -20,10 +22,8 @@ from invarlock.sources.kinds.local import LocalModel, pin_folder
 from invarlock.sources.kinds.package import PackageModel
 from invarlock.sources.pins import (
     Allow,
-    FileDigest,
-    Pin,
-    Revisions,
     copy_hashed,
+    digest_of,
     read_revisions,
     write_revisions,
 )
@@ -136,40 +136,49 @@ def test_a_copy_hashes_the_bytes_it_writes(tmp_path: Path) -> None:
     """Digest and copy come from one reading."""
     (tmp_path / "a").write_bytes(b"xyz" * 999_999)
     digest = copy_hashed(tmp_path / "a", tmp_path / "b")
-    assert digest == FileDigest.of((tmp_path / "b").read_bytes())
-    assert digest.size == 3 * 999_999
+    assert digest == digest_of((tmp_path / "b").read_bytes())
+    assert digest.bytes == 3 * 999_999
 
 
-def pin(**changes: object) -> Pin:
-    """A valid hub pin."""
+def pin(**changes: object) -> PinnedModel:
+    """A valid pin of a model on the hub."""
     values: dict = {
-        "source": {"kind": "hub", "name": "o/m"}, "revision": REVISION, "gated": False,
-        "private": False, "license": None, "files": {"f": FileDigest.of(b"x")},
+        "source": Source("hub", "o/m"), "revision": REVISION, "gated": False,
+        "private": False, "remote_code": False, "license": None, "files": {"f": digest_of(b"x")},
     }  # fmt: skip
-    return Pin(**(values | changes))
+    return PinnedModel(**(values | changes))
+
+
+def pinned_text(config: str | None = None, split: str | None = None) -> PinnedText:
+    """A valid pin of a text."""
+    files = {"f": digest_of(b"x")}
+    return PinnedText(
+        source=Source("hub", "o/d"), revision=REVISION, license=None, files=files, config=config,
+        split=split,
+    )  # fmt: skip
 
 
 def test_revisions_read_back(tmp_path: Path) -> None:
     """Writing and reading keep suite, order of models and every digest; no time is written."""
-    text = pin(config="en", split="x", gated=None, private=None)
-    revisions = Revisions("s", {"z": pin(), "a": pin()}, {"hub:o/d": text})
-    write_revisions(tmp_path / "r.json", revisions)
-    assert read_revisions(tmp_path / "r.json") == revisions
-    assert list(read_revisions(tmp_path / "r.json").models) == ["z", "a"]
+    models, texts = {"z": pin(), "a": pin()}, {"hub:o/d": pinned_text("en", "x")}
+    write_revisions(tmp_path / "r.json", "s", models, texts)
+    found = read_revisions(tmp_path / "r.json")
+    assert (found.suite, found.models, found.datasets) == ("s", models, texts)
+    assert list(found.models) == ["z", "a"]
     assert "generated_at" not in json.loads((tmp_path / "r.json").read_text())
 
 
 def test_source_date_epoch_fixes_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only time ever written is the one the environment fixes."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
-    write_revisions(tmp_path / "r.json", Revisions("s", {"a": pin()}, {"t": pin()}))
+    write_revisions(tmp_path / "r.json", "s", {"a": pin()}, {"t": pinned_text()})
     assert json.loads((tmp_path / "r.json").read_text())["generated_at"] == "1970-01-02T00:00:00Z"
 
 
 @pytest.mark.parametrize("how", ["gated", "private"])
 def test_pins_of_closed_models_are_refused(how: str, tmp_path: Path) -> None:
     """A revisions file from elsewhere cannot bring in a gated or private model."""
-    write_revisions(tmp_path / "r.json", Revisions("s", {"a": pin(**{how: True})}, {"t": pin()}))
+    write_revisions(tmp_path / "r.json", "s", {"a": pin(**{how: True})}, {"t": pinned_text()})
     with pytest.raises(InputError, match="gated or private"):
         read_revisions(tmp_path / "r.json")
 
@@ -239,7 +248,7 @@ def test_a_folder_is_pinned_by_the_files_that_count(tiny_folder: Path) -> None:
     assert sorted(found.files) == [
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    assert found.source == {"kind": "local", "name": "tiny"}
+    assert found.source == Source("local", "tiny")
 
 
 def test_remote_code_needs_the_switch(tiny_folder: Path) -> None:

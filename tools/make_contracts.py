@@ -1,4 +1,4 @@
-"""Make contracts/*.schema.json from the structs of invarlock/documents.
+"""Make contracts/*.schema.json from the structs of the documents.
 
 ``make docs`` writes them; ``--check`` exits with 1 when one is stale. The contract of the settings
 is not among them: tools/make_config.py makes it from config/config.yaml.
@@ -97,6 +97,7 @@ def _references(part: Any) -> Iterator[str]:
 def contract(name: str) -> Schema:
     """The contract of a document."""
     module = documents.module(name)
+    assert module is not None
     head = {"$schema": DRAFT, "$id": ID.format(name), "title": module.TITLE}
     said = " ".join((module.__doc__ or "").replace("``", "").split())
     return {**head, **Contract(module.DOCUMENT).schema(), "description": said}

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from invarlock.cli.options import option
+from invarlock.documents.model_revisions import Pin
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import slug
 from invarlock.sources import text
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.kind import ModelSource
 from invarlock.sources.local_model import require_permission
-from invarlock.sources.pins import Allow, Pin, Revisions, read_revisions, write_revisions
+from invarlock.sources.pins import Allow, read_revisions, write_revisions
 from invarlock.sources.spec import (
     TextSource,
     parse_named_model,
@@ -38,6 +40,7 @@ class PinOptions:
     out: Path = option(metavar="FILE", help="state/model_revisions.json", writes=True)
 
 
+P = TypeVar("P", bound=Pin)
 OPTIONS = PinOptions
 
 
@@ -47,28 +50,27 @@ def main(options: PinOptions) -> int:
     texts = _texts(options.text)
     hub = Hub(options.net, fill="invarlock pin with --net (snakemake fetch --config net=1)")
     allow = Allow(options.allow_remote_code, options.allow_pickle)
-    earlier = Revisions(options.suite, {}, {})
-    if options.out.is_file():
-        earlier = read_revisions(options.out)
+    earlier = read_revisions(options.out) if options.out.is_file() else None
+    models_before = earlier.models if earlier else {}
+    texts_before = earlier.datasets if earlier else {}
     pins = {
-        name: _held(earlier.models.get(name), source, hub, options.out) or source.pin(hub, allow)
+        name: _held(models_before.get(name), source, hub, options.out) or source.pin(hub, allow)
         for name, source in models.items()
     }
     for name, pin in pins.items():
         require_permission(pin, allow, name)
-        _refuse_moved(options.out, earlier.models.get(name), pin, models[name])
+        _refuse_moved(options.out, models_before.get(name), pin, models[name])
     datasets = {
-        name: _held(earlier.datasets.get(name), source, hub, options.out)
-        or text.pin_text(source, hub)
+        name: _held(texts_before.get(name), source, hub, options.out) or text.pin_text(source, hub)
         for name, source in texts.items()
     }
-    for name, pin in datasets.items():
-        _refuse_moved(options.out, earlier.datasets.get(name), pin, texts[name])
-    write_revisions(options.out, Revisions(options.suite, pins, datasets))
+    for name, pinned in datasets.items():
+        _refuse_moved(options.out, texts_before.get(name), pinned, texts[name])
+    write_revisions(options.out, options.suite, pins, datasets)
     return 0
 
 
-def _held(pin: Pin | None, source: ModelSource | TextSource, hub: Hub, path: Path) -> Pin | None:
+def _held(pin: P | None, source: ModelSource | TextSource, hub: Hub, path: Path) -> P | None:
     """The earlier pin of a hub source where the network is off: the hub cannot be asked again.
 
     Raises:
@@ -76,12 +78,12 @@ def _held(pin: Pin | None, source: ModelSource | TextSource, hub: Hub, path: Pat
     """
     if not source.needs_network or hub.net or pin is None:
         return None
-    if pin.source["name"] != source.name or source.revision not in (None, pin.revision):
+    if pin.source.name != source.name or source.revision not in (None, pin.revision):
         raise InputError(
             "pinned earlier as another source, and the network is off",
             where=str(path),
             expected=str(source),
-            found=f"{pin.source['kind']}:{pin.source['name']}@{pin.revision}",
+            found=f"{pin.source.kind}:{pin.source.name}@{pin.revision}",
             hint=f"name that source, or run: {hub.fill}",
         )
     return pin

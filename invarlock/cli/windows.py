@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from invarlock.cli.options import option
+from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import ConfigError
 from invarlock.sources.hub_model import Hub
-from invarlock.sources.pins import Pin, read_revisions
+from invarlock.sources.pins import read_revisions
 from invarlock.sources.spec import TextSource, parse_text_source
 from invarlock.sources.text import documents, labelled_records
 from invarlock.windows import (
@@ -67,16 +70,16 @@ def main(options: WindowsOptions) -> int:
     return 0
 
 
-def recorded_source(source: TextSource, pin: Pin) -> dict[str, Any]:
+def recorded_source(source: TextSource, pin: PinnedText) -> dict[str, Any]:
     """What ``windows.json`` says of the text it was cut from."""
     return {
         "kind": source.kind,
-        "name": pin.source["name"],
-        "version": pin.source.get("version"),
+        "name": pin.source.name,
+        "version": pin.source.version or None,
         "revision": pin.revision,
         "config": pin.config,
         "split": pin.split,
         "field": source.field,
         "max_samples": source.max_samples,
-        "files": {name: digest.to_json() for name, digest in sorted(pin.files.items())},
+        "files": to_builtins(dict(sorted(pin.files.items()))),
     }

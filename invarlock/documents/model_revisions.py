@@ -17,17 +17,15 @@ from invarlock.documents.fields import (
     check_each_once,
     matches,
 )
+from invarlock.errors import InputError
 
 TITLE = "Pinned models and texts"
 
 
-class Model(Closed):
-    """One pinned model."""
+class Pin(Closed, kw_only=True):
+    """What a model or a text was pinned to."""
 
-    source: Annotated[
-        Source,
-        about("Where it comes from; never a path of the machine that pinned it."),
-    ]
+    source: Source
     revision: Annotated[
         Commit | None,
         about(
@@ -35,6 +33,34 @@ class Model(Closed):
             "local files."
         ),
     ]
+    license: Annotated[
+        str | None, about("Licence as its source states it; null where it states none.")
+    ]
+    files: Annotated[
+        dict[str, File],
+        Meta(min_length=1),
+        about("Every file of it by name: of a packaged model the file it is converted from."),
+    ]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all pinned files."""
+        return sum(file.bytes for file in self.files.values())
+
+    def file(self, name: str, where: str) -> File:
+        """The pinned digest of a file.
+
+        Raises:
+            InputError: it is not in the pin.
+        """
+        if name not in self.files:
+            raise InputError(f"file {name} is not in the pin", where=where, hint="pin again")
+        return self.files[name]
+
+
+class PinnedModel(Pin, kw_only=True):
+    """One pinned model."""
+
     gated: Annotated[
         bool | None,
         about(
@@ -53,40 +79,13 @@ class Model(Closed):
         bool,
         about("Whether the model brings Python code of its own; only with allow_remote_code."),
     ]
-    license: Annotated[
-        str | None,
-        about("Licence as its source states it; null where it states none."),
-    ]
-    files: Annotated[
-        dict[str, File],
-        Meta(min_length=1),
-        about(
-            "Every file of the model by name: of a packaged model the file it is converted from."
-        ),
-    ]
 
 
-class Dataset(Closed):
+class PinnedText(Pin, kw_only=True):
     """One pinned text."""
 
-    source: Annotated[
-        Source,
-        about("Where it comes from; never a path of the machine that pinned it."),
-    ]
-    revision: Annotated[
-        Commit | None,
-        about(
-            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
-            "local files."
-        ),
-    ]
     config: Annotated[str | None, about("Configuration of a hub data set; null for its only one.")]
     split: Annotated[str | None, about("Split of a hub data set.")]
-    license: Annotated[
-        str | None,
-        about("Licence as its source states it; null where it states none."),
-    ]
-    files: Annotated[dict[str, File], Meta(min_length=1), about("Every file of the text by name.")]
 
 
 class ModelRevisions(Closed, kw_only=True):
@@ -110,9 +109,9 @@ class ModelRevisions(Closed, kw_only=True):
         EACH_ONCE,
         about("Model ids in the order of the suite."),
     ]
-    models: Annotated[dict[str, Model], Meta(min_length=1), about("The pinned models by id.")]
+    models: Annotated[dict[str, PinnedModel], Meta(min_length=1), about("The pinned models by id.")]
     datasets: Annotated[
-        dict[str, Dataset],
+        dict[str, PinnedText],
         Meta(min_length=1),
         about("The pinned texts by id: kind:name, with ?config=&split= where they were given."),
     ]

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import to_builtins
+
 from invarlock import contracts
 from invarlock.checkpoints import Checkpoint
+from invarlock.documents.fields import File
+from invarlock.documents.model_revisions import Pin
 from invarlock.errors import ConfigError
 from invarlock.files import atomic_directory, leftovers, remove_leftovers, slug, write_json
 from invarlock.formats.kinds import format_of
@@ -19,7 +23,7 @@ from invarlock.sources.hub_model import Hub
 from invarlock.sources.kind import ModelSource
 from invarlock.sources.kinds import SOURCES
 from invarlock.sources.local_model import require_format
-from invarlock.sources.pins import Allow, FileDigest, Pin, copy_hashed, require_digest
+from invarlock.sources.pins import Allow, copy_hashed, file_digest, require_digest
 from invarlock.sources.preflight import link_place
 
 SCHEMA = "invarlock/baseline-v1"
@@ -44,7 +48,7 @@ def source_of(pin: Pin, given: ModelSource | None, model_id: str) -> ModelSource
     Raises:
         ConfigError: another source than the pinned one; a local source that was not given again.
     """
-    kind, name = pin.source["kind"], pin.source["name"]
+    kind, name = pin.source.kind, pin.source.name
     if given is None:
         return SOURCES[kind].pinned(pin, model_id)
     if (given.kind, given.recorded_name) != (kind, name) or given.revision not in (
@@ -118,7 +122,7 @@ def _locate(placement: Placement, name: str, hub: Hub) -> Path:
     return placement.source.locate(placement.pin, name, hub, placement.model_id)
 
 
-def _place(placement: Placement, hub: Hub, stage: Path) -> dict[str, FileDigest]:
+def _place(placement: Placement, hub: Hub, stage: Path) -> dict[str, File]:
     """Copy, link or rewrite every pinned file, its digest checked; those of the result."""
     pin, source = placement.pin, placement.source
     form = format_of(pin.files)
@@ -126,16 +130,16 @@ def _place(placement: Placement, hub: Hub, stage: Path) -> dict[str, FileDigest]
     if form is not None and not form.dense:
         require_format(form, Allow(pickle=placement.allow_pickle), placement.model_id)
         weights = {n: _locate(placement, n, hub) for n in sorted(form.files(pin.files))}
-    files: dict[str, FileDigest] = {}
+    files: dict[str, File] = {}
     for name, pinned in sorted(pin.files.items()):
         path, target = _locate(placement, name, hub), stage / name
         target.parent.mkdir(exist_ok=True)
         if name in weights:  # checked here, rewritten below
-            files[name] = FileDigest.of_file(path)
+            files[name] = file_digest(path)
         elif placement.storage == "snapshot_copy":
             files[name] = copy_hashed(path, target)
         else:
-            files[name] = FileDigest.of_file(path)
+            files[name] = file_digest(path)
             target.symlink_to(path.resolve())
         require_digest(files[name], pinned, source.label(path), source.mend)
     if form is None or not weights:
@@ -144,11 +148,11 @@ def _place(placement: Placement, hub: Hub, stage: Path) -> dict[str, FileDigest]
     return _digests(stage)
 
 
-def _digests(stage: Path) -> dict[str, FileDigest]:
-    return {name: FileDigest.of_file(stage / name) for name in sorted(names_in(stage))}
+def _digests(stage: Path) -> dict[str, File]:
+    return {name: file_digest(stage / name) for name in sorted(names_in(stage))}
 
 
-def _record(placement: Placement, stage: Path, files: dict[str, FileDigest]) -> dict[str, Any]:
+def _record(placement: Placement, stage: Path, files: dict[str, File]) -> dict[str, Any]:
     checkpoint, source = Checkpoint.open(stage), placement.source
     form = format_of(placement.pin.files)
     note = source.note or (form.note if form else None)
@@ -156,11 +160,11 @@ def _record(placement: Placement, stage: Path, files: dict[str, FileDigest]) -> 
         "schema": SCHEMA,
         "model_id": placement.model_id,
         "slug": slug(placement.model_id),
-        "source": placement.pin.source,
+        "source": to_builtins(placement.pin.source),
         "revision": placement.pin.revision,
         "license": placement.pin.license,
-        "files": {name: digest.to_json() for name, digest in files.items()},
-        "total_bytes": sum(digest.size for digest in files.values()),
+        "files": to_builtins(files),
+        "total_bytes": sum(file.bytes for file in files.values()),
         "weight_bytes": checkpoint.weight_bytes,
         "n_parameters": checkpoint.n_parameters,
         "checkpoint_sha256": checkpoint.digest(),

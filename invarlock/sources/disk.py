@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invarlock import contracts
+from invarlock.documents.model_revisions import ModelRevisions, Pin
 from invarlock.errors import InputError
 from invarlock.files import (
     free_bytes,
@@ -30,7 +31,7 @@ from invarlock.formats.kinds import format_of
 from invarlock.models import Model
 from invarlock.scenarios import CUSTOM_SPEC, Scenario
 from invarlock.sources.hub_cache import cache_folder
-from invarlock.sources.pins import Pin, Revisions, read_revisions
+from invarlock.sources.pins import read_revisions
 from invarlock.sources.spec import parse_model_source
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _held_bytes(path: Path) -> int:
     return sum(f.st_blocks * 512 for f in files if f.st_nlink == 1)
 
 
-def known_pins(out: Path) -> Revisions | None:
+def known_pins(out: Path) -> ModelRevisions | None:
     """The pins of an earlier start, or None.
 
     Raises:
@@ -139,13 +140,13 @@ def known_pins(out: Path) -> Revisions | None:
     return read_revisions(path) if path.is_file() else None
 
 
-def model_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int:
+def model_bytes(settings: Settings, model: Model, pins: ModelRevisions | None) -> int:
     """Bytes of a model's folder: as recorded, else as pinned, as counted, or as planned."""
     known = known_bytes(settings, model, pins)
     return int(model.weights_gb * 1e9) if known is None else known
 
 
-def known_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int | None:
+def known_bytes(settings: Settings, model: Model, pins: ModelRevisions | None) -> int | None:
     """The same, but None where the plan is only the default of models that nobody listed."""
     record = settings.out / model.slug / "baseline.json"
     if record.is_file():
@@ -157,7 +158,7 @@ def known_bytes(settings: Settings, model: Model, pins: Revisions | None) -> int
     return known
 
 
-def _needs(settings: Settings, model: Model, pins: Revisions | None) -> Iterator[Need]:
+def _needs(settings: Settings, model: Model, pins: ModelRevisions | None) -> Iterator[Need]:
     home, name = settings.out / model.slug, model.slug
     pending = [s for s in settings.scenarios if not _is_evaluated(settings, home, s)]
     if not pending:

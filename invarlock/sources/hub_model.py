@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from invarlock.documents.fields import File
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes, sha256_bytes
 from invarlock.sources.hub_cache import RepoType
-from invarlock.sources.pins import FileDigest
 
 TIMEOUT = 60.0  # seconds for one question to the hub's API
 WAITS = (1.0, 2.0)  # seconds before a question that the hub answered with 5xx is asked again
@@ -136,7 +136,7 @@ class Hub:
             )
         return Path(path)
 
-    def pin_file(self, repo: str, info: RepoInfo, name: str, kind: RepoType) -> FileDigest:
+    def pin_file(self, repo: str, info: RepoInfo, name: str, kind: RepoType) -> File:
         """Digest of a repository's file: the hub's for large files, else of the downloaded bytes.
 
         Raises:
@@ -144,7 +144,7 @@ class Hub:
         """
         remote = info.files[name]
         if remote.sha256 is not None:
-            return FileDigest(remote.size, remote.sha256)
+            return File(remote.size, remote.sha256)
         data = read_bytes(self.fetch(repo, info.revision, name, kind))
         git_id = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         if remote.blob_id is not None and git_id != remote.blob_id:
@@ -155,7 +155,7 @@ class Hub:
                 found=git_id,
                 hint="delete it from the hub cache and repeat",
             )
-        return FileDigest(len(data), sha256_bytes(data))
+        return File(len(data), sha256_bytes(data))
 
 
 def dataset_files(repo: str, revision: str, config: str | None, split: str) -> list[str]:

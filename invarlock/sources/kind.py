@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import ConfigError
 from invarlock.formats.kinds import format_of
-from invarlock.sources.pins import Allow, Pin
+from invarlock.sources.pins import Allow
 
 if TYPE_CHECKING:
     from invarlock.sources.hub_model import Hub
@@ -58,7 +59,7 @@ class ModelSource:
         Raises:
             ConfigError: the pin does not record it whole.
         """
-        return cls(pin.source["name"], pin.revision)
+        return cls(pin.source.name, pin.revision)
 
     @property
     def recorded_name(self) -> str:
@@ -69,7 +70,7 @@ class ModelSource:
         """The same source at the pinned revision."""
         return replace(self, revision=pin.revision)
 
-    def pin(self, hub: Hub, allow: Allow) -> Pin:
+    def pin(self, hub: Hub, allow: Allow) -> PinnedModel:
         """Pin the model: revision, licence, digest of every file that counts.
 
         Raises:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from invarlock.documents.model_revisions import PinnedModel
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 from invarlock.folders import NotACheckpointError, readable_format, refuse_broken_files
@@ -14,7 +15,7 @@ from invarlock.formats.kind import INDEX_NAME, Format
 from invarlock.formats.kinds import format_in, format_of
 from invarlock.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.shipped_files import chosen
-from invarlock.sources.pins import Allow, Pin
+from invarlock.sources.pins import Allow
 
 # Pinned beside the weights and what ships with them (invarlock.shipped_files).
 ALWAYS = frozenset({
@@ -58,7 +59,7 @@ def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
     return config
 
 
-def require_permission(pin: Pin, allow: Allow, where: str) -> None:
+def require_permission(pin: PinnedModel, allow: Allow, where: str) -> None:
     """Refuse a pin, also one of an earlier run, that needs a permission which is not given.
 
     Raises:

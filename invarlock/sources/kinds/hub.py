@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from invarlock.documents.fields import Source
+from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import ConfigError, InputError
 from invarlock.formats.kinds import format_in
 from invarlock.model_folder import no_tokenizer
@@ -20,7 +22,7 @@ from invarlock.sources.local_model import (
     remote_code_error,
     require_format,
 )
-from invarlock.sources.pins import Allow, Pin
+from invarlock.sources.pins import Allow
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{40}")
@@ -39,7 +41,7 @@ class HubModel(ModelSource):
     def parse(cls, name: str, text: str) -> Self:
         return cls(*repository_of(name, text))
 
-    def pin(self, hub: Hub, allow: Allow) -> Pin:
+    def pin(self, hub: Hub, allow: Allow) -> PinnedModel:
         """See :meth:`ModelSource.pin`; no weights are fetched.
 
         Raises:
@@ -68,8 +70,8 @@ class HubModel(ModelSource):
             raise remote_code_error(where)
         weights = _weight_files(names, fetch, where, allow)
         chosen = model_files(names, remote_code) | weights
-        return Pin(
-            source={"kind": "hub", "name": self.name},
+        return PinnedModel(
+            source=Source("hub", self.name),
             revision=info.revision,
             gated=info.gated,
             private=info.private,
@@ -89,8 +91,8 @@ class HubModel(ModelSource):
         if pin is None:
             return planned
         return sum(
-            digest.size
-            for name, digest in pin.files.items()
+            file.bytes
+            for name, file in pin.files.items()
             if not cached_file(self.name, str(pin.revision), name, "model").exists()
         )
 

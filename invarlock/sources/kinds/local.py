@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from invarlock.documents.fields import Source
+from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import ConfigError
 from invarlock.folders import refuse_broken_files
 from invarlock.formats.kinds import format_in
@@ -14,7 +16,7 @@ from invarlock.model_folder import open_model
 from invarlock.shipped_files import names_in
 from invarlock.sources.kind import ModelSource
 from invarlock.sources.local_model import check_folder, model_files, needs_remote_code
-from invarlock.sources.pins import Allow, FileDigest, Pin
+from invarlock.sources.pins import Allow, file_digest
 
 if TYPE_CHECKING:
     from invarlock.sources.hub_model import Hub
@@ -45,7 +47,7 @@ class LocalModel(ModelSource):
     def folder(self) -> Path | None:
         return Path(self.name)
 
-    def pin(self, hub: Hub, allow: Allow) -> Pin:
+    def pin(self, hub: Hub, allow: Allow) -> PinnedModel:
         return pin_folder(Path(self.name), allow)
 
     def prepare(self) -> None:
@@ -67,7 +69,7 @@ class LocalModel(ModelSource):
         return folder_bytes(self.name) if pin is None else super().known_bytes(pin)
 
 
-def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
+def pin_folder(folder: Path, allow: Allow = NOTHING) -> PinnedModel:
     """Pin a local model folder by the digest of every file that counts.
 
     Raises:
@@ -81,13 +83,13 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> Pin:
     weights = rewritten or set(open_model(folder).shards)
     remote_code = needs_remote_code(folder, names)
     counted = model_files(names, remote_code) | weights
-    return Pin(
-        source={"kind": "local", "name": folder.resolve().name},
+    return PinnedModel(
+        source=Source("local", folder.resolve().name),
         revision=None,
         gated=False,
         private=False,
         license=None,
-        files={name: FileDigest.of_file(folder / name) for name in sorted(counted)},
+        files={name: file_digest(folder / name) for name in sorted(counted)},
         remote_code=remote_code,
     )
 

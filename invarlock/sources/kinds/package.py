@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import InputError
 from invarlock.sources import packages
 from invarlock.sources.kind import ModelSource, unknown_package
-from invarlock.sources.pins import Allow, FileDigest, Pin
+from invarlock.sources.pins import Allow, file_digest
 
 if TYPE_CHECKING:
     from invarlock.sources.hub_model import Hub
@@ -36,15 +37,16 @@ class PackageModel(ModelSource):
             raise unknown_package(name, list(_MODELS), text)
         return cls(name)
 
-    def pin(self, hub: Hub, allow: Allow) -> Pin:
+    def pin(self, hub: Hub, allow: Allow) -> PinnedModel:
         path = model_file(self.name)
-        return Pin(
+        return PinnedModel(
             source=packages.source(self.name),
             revision=None,
             gated=False,
             private=False,
+            remote_code=False,
             license=_MODELS[self.name][2],
-            files={path.name: FileDigest.of_file(path)},
+            files={path.name: file_digest(path)},
         )
 
     def locate(self, pin: Pin, name: str, hub: Hub, model_id: str) -> Path:

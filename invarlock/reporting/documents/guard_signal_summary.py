@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from invarlock.documents.fields import Closed, Count, Counted, about
-from invarlock.documents.guards import each
+from invarlock.reporting.documents.guards import each
 
 TITLE = "Which guard spoke how often"
 

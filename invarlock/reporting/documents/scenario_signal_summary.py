@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from invarlock.documents.fields import Category, Closed, Count, Strictness, about
-from invarlock.documents.guards import PrimaryGuard
+from invarlock.reporting.documents.guards import PrimaryGuard
 
 TITLE = "Signals per scenario"
 

@@ -16,7 +16,7 @@ from invarlock.documents.fields import (
     Strictness,
     about,
 )
-from invarlock.documents.guards import PrimaryGuard, each
+from invarlock.reporting.documents.guards import PrimaryGuard, each
 from invarlock.reporting.signals import guard_flags
 
 TITLE = "Final verdict of a suite"

@@ -14,9 +14,9 @@ from invarlock.documents.fields import (
     check_each_once,
     matches,
 )
-from invarlock.documents.guards import GateFlag, PrimaryGuard
 from invarlock.documents.kinds import EditSpecText
 from invarlock.guards import GUARDS
+from invarlock.reporting.documents.guards import GateFlag, PrimaryGuard
 
 TITLE = "Scenario catalogue and effective manifest"
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Alarm, Closed, Count, Positive, about
-from invarlock.documents.guards import each
+from invarlock.reporting.documents.guards import each
 
 TITLE = "What each guard says about the guards' probes"
 

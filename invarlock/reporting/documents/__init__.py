@@ -1,0 +1,1 @@
+"""The documents that name guards; see :mod:`invarlock.documents`, which has the others."""
