@@ -29,6 +29,16 @@ def _required(_: Any, keys: list[str], instance: object, __: Any) -> Iterator[Va
         yield from (ValidationError(key) for key in keys if key not in instance)
 
 
+def _one_of(_: Any, known: list[Any], instance: object, __: Any) -> Iterator[ValidationError]:
+    """Equal and of one type: 1.0 is not 1."""
+    if not any(type(one) is type(instance) and one == instance for one in known):
+        yield ValidationError("is none of them")
+
+
+def _equal(_: Any, wanted: object, instance: object, schema: Any) -> Iterator[ValidationError]:
+    return _one_of(_, [wanted], instance, schema)
+
+
 def _whole(_: Any, value: object) -> bool:
     """A number without a point: 1.0 is none."""
     return isinstance(value, int) and not isinstance(value, bool)
@@ -40,7 +50,7 @@ def _list(_: Any, value: object) -> bool:
 
 _Validator = extend(
     Draft202012Validator,
-    {"pattern": _pattern, "required": _required},
+    {"pattern": _pattern, "required": _required, "enum": _one_of, "const": _equal},
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
         {"integer": _whole, "array": _list}
     ),

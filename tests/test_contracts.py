@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from repository_copy import ROOT
 
-from invarlock.contracts import MOST_VALUES, departures, violations
+from invarlock import documents
+from invarlock.contracts import MOST_VALUES, departures, load_contract, violations
 from invarlock.errors import InputError
+from invarlock.files import read_json
+from invarlock.schemas import validator
 
 OUTCOME: dict[str, Any] = {
     "schema": "invarlock/outcome-v1",
@@ -124,3 +130,96 @@ def test_decoding_refuses_what_the_contract_does(change: dict[str, Any], line: s
     """Also where Python and JSON differ: whole numbers, booleans, line ends, digits."""
     found = violations(OUTCOME | change, "outcome")
     assert found[0].startswith(line) if line else found == []
+
+
+# --- decoding and the contract say the same -------------------------------------------------------
+
+PACKS = ROOT / "tests/packs"
+STORED = {
+    "baseline": "metadata/baseline.*.json",
+    "error-metadata": "**/error_metadata.json",
+    "edit-metadata": "**/edit_metadata.json",
+    "evaluation-report": "**/noop_clean/**/evaluation.report.json",
+    "evidence-pack-manifest": "manifest.json",
+    "evidence-pack-signature": "manifest.signature.json",
+    "final-verdict": "results/final_verdict.json",
+    "model-revisions": "metadata/model_revisions.json",
+    "outcome": "**/noop_clean/**/outcome.json",
+    "runtime-manifest": "**/noop_clean/**/runtime.manifest.json",
+    "scenarios": "metadata/scenarios.json",
+}
+# In the place of any value; what belongs to some other type is wrong wherever one is asked for.
+OTHERS: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 1.5, 1.0, -0.0, 10**30, 1e300, "", "x", "x\n", "\u0663"),
+    *([], {}, [1], [None], ["x", "x"], {"x": 1}, [[]]),
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every value of a document; of a list only the first, of a map the first three."""
+    yield at, value
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*at, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*at, 0))
+
+
+def replaced(document: Any, at: tuple[Any, ...], value: Any) -> Any:
+    """The document with another value at one place."""
+    if not at:
+        return value
+    copied = document.copy()
+    copied[at[0]] = replaced(document[at[0]], at[1:], value)
+    return copied
+
+
+def changed(document: Any, draw: random.Random) -> Iterator[Any]:
+    """The document with one value changed: all of a kind at some places."""
+    found = list(places(document))
+    for at, value in draw.sample(found, min(len(found), 40)):
+        others = [*OTHERS]
+        if isinstance(value, str):
+            others += [value + "\n", " " + value, value.upper()]
+        if isinstance(value, int | float):
+            others += [-value, value + 1, str(value), bool(value), float(value)]
+        if isinstance(value, list):
+            others += [value + value, value[:-1], [*value, None]]
+        if isinstance(value, dict):
+            others += [{k: v for k, v in value.items() if k != gone} for gone in [*value][:9]]
+            others += [value | {"more": 1}, value | {"": None}]
+        yield from (replaced(document, at, other) for other in others)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_decoding_and_the_contract_agree(name: str) -> None:
+    """On stored documents, which both accept, and on these with one value changed."""
+    stored = sorted(path for path in PACKS.glob("v1-pass/" + STORED[name]))
+    assert stored
+    document, module = read_json(stored[0]), documents.module(name)
+    assert module is not None
+    schema = validator(load_contract(name))
+    assert violations(document, name) == []
+    assert schema.is_valid(document)
+    accepted = 0
+    for other in changed(document, random.Random(name)):
+        agreed = schema.is_valid(other)
+        accepted += agreed
+        assert (violations(other, name) == []) is agreed
+    assert accepted
+
+
+def test_patterns_mean_the_same_to_everyone() -> None:
+    """Classes such as ``\\d`` differ between Python and the standard; ``$`` ends a contract's."""
+
+    def patterns(part: Any) -> Iterator[str]:
+        if isinstance(part, dict):
+            yield from [part["pattern"]] if isinstance(part.get("pattern"), str) else []
+            part = list(part.values())
+        if isinstance(part, list):
+            for value in part:
+                yield from patterns(value)
+
+    found = {one for name in documents.names() for one in patterns(load_contract(name))}
+    assert found
+    assert not [one for one in found if "\\" in one or not one.startswith("^") or one[-1] != "$"]
