@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from invarlock.files import read_json_object
 if TYPE_CHECKING:
     from jsonschema import ValidationError
 
+T = TypeVar("T")
 MOST_VALUES = 20_000  # values of a document that is looked at with its schema
 SHOWN = 60  # characters of a value or key in an error
 _PACKAGE = Path(__file__).resolve().parent
@@ -53,7 +54,7 @@ def violations(document: object, name: str) -> list[str]:
     try:
         msgspec.convert(document, module.DOCUMENT)
     except msgspec.ValidationError as error:
-        if exceeds(document, MOST_VALUES):
+        if _exceeds(document, MOST_VALUES):
             return [_refusal(error)]
         # Decoding is the stricter one: to it 1.0 is no whole number, for example.
         return departures(document, load_contract(name)) or [_refusal(error)]
@@ -86,9 +87,19 @@ def validate(document: object, name: str, where: str, *, config: bool = False) -
         ContractError: see :func:`check`.
     """
     found = violations(document, name)
-    if not found and not exceeds(document, MOST_VALUES):
+    if not found and not _exceeds(document, MOST_VALUES):
         found = departures(document, load_contract(name))
     _refuse(found, where, ConfigError if config else ContractError)
+
+
+def decoded(document: object, kind: type[T], where: str) -> T:
+    """A document that the workflow reads, as its struct.
+
+    Raises:
+        ContractError: see :func:`validate`.
+    """
+    validate(document, kind.__module__.rpartition(".")[2].replace("_", "-"), where)
+    return msgspec.convert(document, kind)
 
 
 def _refuse(found: list[str], where: str, kind: type[InvarlockError]) -> None:
@@ -97,7 +108,7 @@ def _refuse(found: list[str], where: str, kind: type[InvarlockError]) -> None:
         raise kind(found[0] + more, where=where)
 
 
-def exceeds(document: object, most: int) -> bool:
+def _exceeds(document: object, most: int) -> bool:
     """Whether a document holds more than ``most`` values."""
     todo, seen = [document], 0
     while todo and seen <= most:
@@ -172,6 +183,12 @@ def _sentence(error: ValidationError) -> str:
     if keyword == "required":
         return f"{pointer} lacks the key {error.message}"
     if keyword in ("anyOf", "oneOf"):
+        kinds = [one.validator_value for one in error.context if [*one.relative_path] == ["kind"]]
+        if kinds:
+            found, known = error.instance["kind"], ", ".join(map(short, kinds))
+            return f"{pointer.rstrip('/')}/kind is {short(found)}; expected one of {known}"
+        if any(one.validator == "required" and one.message == "kind" for one in error.context):
+            return f"{pointer} lacks the key kind"
         return f"{pointer} has none of the forms that are known"
     if keyword == "uniqueItems":
         return f"{pointer} holds a value twice"
@@ -192,7 +209,7 @@ def _unknown_key(error: ValidationError) -> str:
     import difflib  # 5 ms, for errors only
 
     known = [*error.schema.get("properties", {})]
-    key = min(set(error.instance) - set(known))[:SHOWN]
+    key = min(str(key) for key in error.instance if key not in known)[:SHOWN]
     pointer = "".join(f"/{str(part)[:SHOWN]}" for part in (*error.absolute_path, key))
     near = difflib.get_close_matches(key, known, n=1)
     guess = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}"

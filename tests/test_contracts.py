@@ -132,6 +132,25 @@ def test_decoding_refuses_what_the_contract_does(change: dict[str, Any], line: s
     assert found[0].startswith(line) if line else found == []
 
 
+WINDOWS: dict[str, Any] = {"schema": "invarlock/windows-v1", "seq_len": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"kind": "text"}, "/seq_len is 1; expected at least 2"),
+        ({"kind": "text", "preview": [{}]}, "/preview/0 lacks the key window_id"),
+        ({"kind": "prose"}, "/kind is 'prose'; expected one of 'text', 'records'"),
+        ({}, "/ lacks the key kind"),
+    ],
+)
+def test_of_several_forms_the_one_that_is_meant_is_spoken_of(
+    change: dict[str, Any], line: str
+) -> None:
+    """The kind of a document says it; without one, that is what is wrong."""
+    assert line in violations(WINDOWS | change, "windows")
+
+
 # --- decoding and the contract say the same -------------------------------------------------------
 
 STORED = {

@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from invarlock import __version__
 from invarlock.code_digest import PACKAGE, package_digest
-from invarlock.contracts import validate
+from invarlock.contracts import decoded, validate
+from invarlock.documents.image import Image, Label
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_json, read_json_object, sha256_bytes, sha256_file
 
@@ -59,25 +62,24 @@ def detect(record: Path | None, root: Path = Path("/"), package: Path = PACKAGE)
     """
     if record is None:
         return Execution(reason="no record of an image was given")
-    image = read_json_object(record)
-    validate(image, "image", str(record))
-    reason = _departure(image["label"], root, package)
-    return Execution(reason=reason) if reason else Execution(image["reference"], image["digest"])
+    image = decoded(read_json_object(record), Image, str(record))
+    reason = _departure(image.label, root, package)
+    return Execution(reason=reason) if reason else Execution(image.reference, image.digest)
 
 
-def _departure(expected: Mapping[str, Any], root: Path, package: Path) -> str:
+def _departure(expected: Label, root: Path, package: Path) -> str:
     """What speaks against running in the image that has this label; empty: nothing."""
     if not any((root / mark).exists() for mark in MARKS):
         return "there is no mark of a container engine in the file system"
     label = root / LABEL
     if not label.is_file():
         return f"there is no label of an image at /{LABEL}"
-    if read_json(label) != expected:
+    if read_json(label) != to_builtins(expected):
         return "the label here is not that of the image that was resolved"
     # a label or a package that was mounted into another root lies on another device
     if len({folder.stat().st_dev for folder in (root, label.parent, package)}) > 1:
         return "the label and the code that runs do not lie in the root of the image"
-    if package_digest(package) != expected["code"]:
+    if package_digest(package) != expected.code:
         return "the code that runs is not the code that the label names"
     return ""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from msgspec import UNSET, convert, to_builtins
+from msgspec import UNSET, to_builtins
 
 from invarlock import contracts
 from invarlock.documents.fields import File
@@ -121,9 +121,7 @@ def read_revisions(path: Path) -> ModelRevisions:
     Raises:
         InputError: missing, unreadable, against its contract, or it names a gated or private model.
     """
-    document = read_json_object(path)
-    contracts.validate(document, "model-revisions", str(path))
-    pinned = convert(document, ModelRevisions)
+    pinned = contracts.decoded(read_json_object(path), ModelRevisions, str(path))
     if sorted(pinned.models) != sorted(pinned.model_list):
         raise InputError("/model_list and /models name different models", where=str(path))
     for name, pin in pinned.models.items():
