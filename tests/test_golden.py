@@ -28,34 +28,6 @@ from invarlock.verdict.records import Evaluation
 from invarlock.verdict.text import render_verdict
 from invarlock.verdict.verdict import compile_verdict
 
-LOST_TEMPLATE = {
-    "type": "chat_template_changed",
-    "severity": "fatal",
-    "message": "the chat template is lost",
-    "accept": "chat_template",
-}
-
-
-def accepting(names: Sequence[str]) -> dict[str, Any]:
-    """A subject without the baseline's chat template, of a user who accepts these names."""
-    subject = factory.run_report("lost_template", 0.001, failures=[LOST_TEMPLATE])
-    comparison = factory.Comparison(
-        factory.BASELINE, subject, factory.BOOTSTRAP, "dev",
-        shift=factory.token_shift(0.001), accepted=tuple(names),
-    )  # fmt: skip
-    policy = factory.load_policy("balanced")
-    return factory.plain(factory.evaluation_report(comparison, policy))
-
-
-def unevaluated() -> dict[str, Any]:
-    """A report in which nothing but the metric was evaluated."""
-    report = factory.make_report("quant_8bit_clean", 1.004)
-    for name in ("rmt", "variance", "primary_metric_tail", "guard_overhead"):
-        report[name] = {"evaluated": False, "reason": f"no {name} today"}
-    report.pop("distribution", None)
-    return report
-
-
 REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "noop": lambda: factory.make_report("noop_clean"),
     "every_block": lambda: with_mixture(make_page_report(layers=2)),
@@ -73,9 +45,9 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "rejected": factory.make_rejected,
     "crashed": factory.make_crashed,
     "inconclusive": lambda: factory.make_report("custom", 1.1005),
-    "accepted": lambda: accepting(("chat_template", "generation_config")),
+    "accepted": lambda: factory.make_accepting(("chat_template", "generation_config")),
     "accuracy": make_accuracy_report,
-    "not_evaluated": unevaluated,
+    "not_evaluated": factory.make_unevaluated,
 }
 
 # Both forms are rendered from one outline; these together show every section and picture.
@@ -130,27 +102,32 @@ def harmful_clean(evaluations: list[Evaluation]) -> None:
     del evaluations[2]
 
 
+def replaced(evaluations: list[Evaluation], index: int, report: dict[str, Any] | None) -> None:
+    """Another report, or none, of the evaluation at a place."""
+    (scenario,) = factory.catalogue().select("smoke", [evaluations[index].scenario])
+    evaluations[index] = factory.make_evaluation(scenario, report)
+
+
 def unnoticed(evaluations: list[Evaluation]) -> None:
-    """Damage that no guard sees, and a probe that the metric refuses too."""
-    for index, name in ((3, "nan_injection"), (5, "spectral_moderate_scale")):
-        (scenario,) = factory.catalogue().select("smoke", [name])
-        loud = {"scale": {factory.DOWN + ".weight": 1.5}} if index == 5 else {}
-        report = factory.make_report(name, 1.5 if loud else 1.0, **loud)
-        evaluations[index] = factory.make_evaluation(scenario, report)
+    """Damage that no guard sees."""
+    replaced(evaluations, 3, factory.make_report("nan_injection"))
+
+
+def too_strong(evaluations: list[Evaluation]) -> None:
+    """A probe that its guard sees, and the metric refuses too."""
+    loud = {factory.DOWN + ".weight": 1.5}
+    replaced(evaluations, 5, factory.make_report(SUITE[5], 1.5, scale=loud))
 
 
 def accepted(evaluations: list[Evaluation]) -> None:
     """The difference of a clean edit was accepted by name."""
-    (scenario,) = factory.catalogue().select("smoke", ["quant_8bit_clean"])
-    report = accepting(("chat_template",))
-    evaluations[1] = factory.make_evaluation(scenario, report)
+    replaced(evaluations, 1, factory.make_accepting(("chat_template",)))
 
 
 def crashed(evaluations: list[Evaluation]) -> None:
     """Nothing was measured."""
-    for index, evaluation in enumerate(evaluations):
-        (scenario,) = factory.catalogue().select("smoke", [evaluation.scenario])
-        evaluations[index] = factory.make_evaluation(scenario, None)
+    for index in range(len(evaluations)):
+        replaced(evaluations, index, None)
 
 
 SUITE = (*packs.IDS, "spectral_moderate_scale")
@@ -158,6 +135,7 @@ SUITES: dict[str, Callable[[list[Evaluation]], None]] = {
     "pass": lambda evaluations: None,
     "fail": harmful_clean,
     "unnoticed": unnoticed,
+    "too_strong": too_strong,
     "inconclusive": packs.open_clean,
     "accepted": accepted,
     "everything_crashed": crashed,
@@ -274,7 +252,7 @@ def test_help(
     golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The help of every command."""
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("COLUMNS", "10000")  # versions of Python wrap lines differently
     lines = [["--help"], ["advanced", "--help"]]
     for name in COMMANDS:
         lines += [[*name.split(), *words] for words in asking_for_help(name)]
