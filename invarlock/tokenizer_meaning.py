@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_bytes, read_json
 
@@ -140,12 +141,13 @@ def _vocabulary(mine: Tokenizer, other: Tokenizer) -> Difference | None:
     )
     if moved:
         cases = [f"{t!r} was {before[t]}, is {after.get(t, 'gone')}" for t in moved[:LISTED]]
-        text = f"{NAME}: {len(moved)} tokens have another id or none: {'; '.join(cases)}"
+        how_many = counted(len(moved), "token has", "tokens have")
+        text = f"{NAME}: {how_many} another id or none: {'; '.join(cases)}"
         return Difference(Weight.OTHER_IDS, "tokenizer", text)
     new = sorted((token for token in after if token not in before), key=after.__getitem__)
     if new:
         cases = [f"{token!r} ({after[token]})" for token in new[:LISTED]]
-        text = f"{NAME}: {len(new)} tokens are new: {', '.join(cases)}"
+        text = f"{NAME}: {counted(len(new), 'token is', 'tokens are')} new: {', '.join(cases)}"
         return Difference(Weight.OTHER_FILE, "added_tokens", text)
     return None
 

@@ -184,8 +184,8 @@ def test_accuracy_in_percentage_points() -> None:
     assert row.threshold == "lower bound at least -1.10 pp"
     assert row.note == "the lower bound is 0.27 pp above the limit"
     found = facts(ACCURACY, "primary-metric")
-    assert found["Subject, final arm"] == "72.80 %"
-    assert found["Baseline, final arm"] == "73.05 %"
+    assert found["Subject, scored windows"] == "72.80 %"
+    assert found["Baseline, scored windows"] == "73.05 %"
     assert found["McNemar's exact p (no difference)"] == "0.4800"
     assert check(ACCURACY, "Consistency of the two samples (drift)").measured.startswith("+0.31 pp")
     for text in (render_report_markdown(ACCURACY), explain(ACCURACY)):
@@ -211,7 +211,7 @@ def test_policy_states_both_numbers() -> None:
 def test_confidence_assurance_telemetry() -> None:
     """The label with its width, the claim with its verdict, and the summary line are shown."""
     found = facts(PAGE, "primary-metric")
-    assert found["Confidence label"] == "High: interval 0.0041 wide, High up to 0.0300"
+    assert found["Confidence label"] == "High (interval width 0.0041; High needs 0.0300 or less)"
     assert facts(PAGE, "compared")["Telemetry"] == PAGE["telemetry"]["summary_line"]
     assert facts(PAGE, "assurance")["Verdict of this report"] == "pass"
 

@@ -148,7 +148,7 @@ def test_numbers_are_those_of_the_report() -> None:
     low, high = metric["display_ci"]
     assert f"ratio {metric['ratio_vs_baseline']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in text
     assert f"upper bound at most {metric['limit']:.4f}" in text
-    assert f"about {metric['windows_needed']} final windows" in text
+    assert f"about {metric['windows_needed']} scored windows" in text
 
 
 def test_explain_names_the_gate_and_the_distance() -> None:

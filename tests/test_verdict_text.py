@@ -33,7 +33,7 @@ What failed (paths are below the output folder)
       see acme__tiny-llama/reports/nan_injection/run_1/evaluation.html
 What to do
   Damage went unnoticed: it is too weak for this model, or the limits are too wide. Until that is
-       settled, it shows little that an edit of this model passes.
+       known, it means little that an edit of this model passes.
 
 Model acme/tiny-llama
   scenario       category  expects            ratio [95% interval]  guards fired  outcome
@@ -122,7 +122,7 @@ def test_a_fail_gives_advice_by_what_failed() -> None:
     unnoticed = opening(judge(with_other("nan_injection", make_report("nan_injection"))))
     assert unnoticed.count("Damage went unnoticed") == 1
     absent = opening(judge(SMOKE[:-3]))
-    assert "3 evaluations are missing" in absent
+    assert "3 evaluations missing" in absent
     assert "it makes only what is missing" in absent
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from invarlock.counts import counted
 from invarlock.evidence import Code, escape
 from invarlock.evidence.consistency import Reports
 from invarlock.evidence.findings import UNREADABLE, Kind, dig
@@ -60,10 +61,12 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
-        result.replayed.append(f"{REPLAYED} of {sum(r.replayed for r in results)} reports")
+        result.replayed.append(
+            f"{REPLAYED} of {counted(sum(r.replayed for r in results), 'report')}"
+        )
     result.believed += _believed(found, results)
     step.note = (
-        f"{len(found)} reports, {sum(r.replayed for r in results)} replayed; "
+        f"{counted(len(found), 'report')}, {sum(r.replayed for r in results)} replayed; "
         f"{len(expected_pass)} have to pass"
     )
 
@@ -130,7 +133,7 @@ def _borne(report: ReportResult, complete: bool) -> tuple[Kind, ...]:
 
 
 def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
-    """What no check of the pack could recompute; what replayed reports leave open, once."""
+    """Claims of the reports that no check of the pack recomputes; one line for equal claims."""
     from invarlock.reporting.replay import PRESET
 
     lines, left_open = [], Counter[str]()
@@ -139,7 +142,9 @@ def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
             left_open.update(claim for claim in report.believed if claim != PRESET)  # traced
         else:
             lines += [f"{escape(place.report)}: {claim}" for claim in report.believed]
-    return lines + [f"{claim} (of {number} reports)" for claim, number in left_open.items()]
+    return lines + [
+        f"{claim} (of {counted(number, 'report')})" for claim, number in left_open.items()
+    ]
 
 
 def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

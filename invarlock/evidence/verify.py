@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.evidence import Code, PackError, consistency, escape
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
@@ -89,7 +90,10 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
         return None
     result.tree = tree
     step.findings += tree.findings
-    step.note = f"{len(tree.files)} files, {sum(f.size for f in tree.files.values())} bytes"
+    step.note = (
+        f"{counted(len(tree.files), 'file')}, "
+        f"{counted(sum(f.size for f in tree.files.values()), 'byte')}"
+    )
     if any(name not in tree.files for name in (sums.MANIFEST, sums.CHECKSUMS)):
         return None  # a link or the like in place of a control file, which is a finding
     return tree
@@ -190,7 +194,7 @@ def check_listed(
         step.findings += lines  # check: checksums.extra
     else:
         result.warnings += lines
-    step.note = f"{len(listed)} files"
+    step.note = counted(len(listed), "file")
     return listed
 
 
@@ -201,7 +205,7 @@ def check_references(
     step = Step(5, "references", Code.INTEGRITY)
     result.steps.append(step)
     step.findings += manifests.check_references(manifest, tree, listed)
-    step.note = f"{len(manifests.references(manifest))} references"
+    step.note = counted(len(manifests.references(manifest)), "reference")
 
 
 def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
@@ -214,7 +218,7 @@ def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
         step.note = f"no {SCENARIOS}: every report is judged by its folder"
         return None
     step.findings += consistency.check_subjects(tree, scenarios)
-    step.note = f"{len(scenarios)} scenarios, metadata agrees"
+    step.note = f"{counted(len(scenarios), 'scenario')}, metadata agrees"
     return scenarios
 
 
@@ -243,4 +247,4 @@ def _claims(
         step.note = f"verdict {result.word} recomputed, {level}"
     else:
         result.believed.append(f"{VERDICT_CLAIM} ({results.why_believed})")
-        step.note = f"verdict {escape(result.verdict)} only believed, {level}"
+        step.note = f"verdict {escape(result.verdict)} not re-checked, {level}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.guards.detector import NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.findings import Failure, nothing_edited
 from invarlock.guards.guard import Block, Guard, Runs, Statistic, statistic, warning
@@ -119,7 +120,9 @@ class Invariants(Guard):
         measured = "-"
         if evaluated(report, self.name):
             accepted = f"{allowed} accepted by name, " if allowed else ""
-            measured = f"{fatal - allowed} fatal, {accepted}{len(failures) - fatal} warnings"
+            measured = (
+                f"{fatal - allowed} fatal, {accepted}{counted(len(failures) - fatal, 'warning')}"
+            )
         return Check(
             name=self.title,
             status=status_of(report, self.flag, self.name),

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from invarlock.counts import counted
 from invarlock.guards.guard import (
     Block,
     Guard,
@@ -415,7 +416,7 @@ class Rmt(Guard):
             and (len(used) == most if alike else 0 < len(used) <= most)
             and calibration["tokens"] in tokens
         ):
-            yield f"/{self.name}/calibration does not name windows of the preview arm"
+            yield f"/{self.name}/calibration does not name warm-up windows"
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
         """The ratio of the family closest to its limit."""
@@ -452,7 +453,7 @@ class Rmt(Guard):
             note = f"{closest[1]} is closest to its limit, {fixed(abs(closest[0]))} {side}"
         if violations:
             worst = str(violations[0].get("module"))
-            note = f"{len(violations)} modules beyond, the furthest {worst}"
+            note = f"{counted(len(violations), 'module')} beyond, the furthest {worst}"
         return Check(
             name=self.title,
             status=status_of(report, self.flag, self.name),

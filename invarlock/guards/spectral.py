@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from invarlock.counts import counted
 from invarlock.guards import rows, weight_stats
 from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.guard import (
@@ -384,8 +385,8 @@ class Spectral(Guard):
         return Check(
             name=self.title,
             status=status,
-            measured=f"{caps} capped, {degenerate} degenerate modules"
-            + (f", {beyond} rows far beyond the others" if tables else ""),
+            measured=f"{caps} capped, {counted(degenerate, 'degenerate module')}"
+            + (f", {counted(beyond, 'row')} far beyond the others" if tables else ""),
             threshold=f"at most {section.get('max_caps', '-')} capped, none degenerate"
             + (", no such row" if tables else ""),
             note=_why(report, section) if status == FAIL else _largest_change(section),

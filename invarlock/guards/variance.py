@@ -344,7 +344,7 @@ class Variance(Guard):
             return
         tried = trial["window_ids"]
         if len(set(tried)) != len(tried) or not set(tried) <= set(preview) - set(used):
-            yield f"/{self.name}/trial does not name held-out windows of the preview arm"
+            yield f"/{self.name}/trial does not name held-out warm-up windows"
 
     def spoke(self, report: Report) -> dict[str, bool]:
         """Whether it proposed a scale and found that it lowers the loss."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from invarlock.counts import counted
 from invarlock.pages.panels import Panels, Point, draw_panels
 from invarlock.pages.parts import LISTED, Table
 from invarlock.pages.plots import Plot
@@ -88,9 +89,9 @@ def module_plot(
     worst = max(panels.points, key=lambda p: (abs(p.value), p.name))
     beyond = sum(map(panels.beyond, panels.points))
     words = (
-        f"{len(panels.points)} modules, {beyond} beyond the limit of their family; the largest "
-        f"change is {panels.label(worst.value)} in {worst.name}. The scale is linear up to the "
-        "limit and logarithmic beyond; 1 means no change."
+        f"{counted(len(panels.points), 'module')}, {beyond} beyond the limit of their family; "
+        f"the largest change is {panels.label(worst.value)} in {worst.name}. The scale is linear "
+        "up to the limit and logarithmic beyond; 1 means no change."
     )
     return (draw_panels(panels).plot(name, title, words, panels.height()),)
 

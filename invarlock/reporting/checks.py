@@ -80,7 +80,7 @@ def _metric_note(
         notes.append("the limit lies inside the interval")
         needed = metric.get("windows_needed")
         if needed is not None:
-            notes.append(f"about {needed} final windows would settle it")
+            notes.append(f"about {needed} scored windows are needed to decide")
     if status == INCONCLUSIVE:
         lacking = metric.get("evidence_needed")
         found = [need(row) for row in lacking] if isinstance(lacking, list) else []

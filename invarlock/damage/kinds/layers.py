@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from invarlock.checkpoints import Checkpoint
+from invarlock.counts import counted
 from invarlock.damage.kind import Damage
 from invarlock.damage.targets import layer_count, required_architecture
 from invarlock.edits.stream import Change, NewTensor
@@ -26,9 +27,10 @@ class MissingTensors(Damage):
     def change(self, baseline: Checkpoint, seed: int) -> Change:
         key = required_architecture(baseline).layer_count
         count = baseline.config.get(key)
-        if count != layer_count(baseline):
+        layers = layer_count(baseline)
+        if count != layers:
             raise InputError(
-                f"/{key} is {count!r}, but the tensors form {layer_count(baseline)} layers",
+                f"/{key} is {count!r}, but the tensors form {counted(layers, 'layer')}",
                 where=str(baseline.folder / "config.json"),
             )
         left = count - self.layers

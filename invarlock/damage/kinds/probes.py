@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
+from invarlock.counts import counted
 from invarlock.damage.kind import Damage, Value, matrices_changed
 from invarlock.damage.targets import (
     block_matrices,
@@ -74,7 +75,7 @@ class _Probe(Damage):
             raise ConfigError(
                 f"{self.error_type} finds no target in layers {self.layers}",
                 where=str(baseline.folder),
-                hint=f"the checkpoint has {count} layers, counted from 0",
+                hint=f"the checkpoint has {counted(count, 'layer')}, counted from 0",
             )
         random.Random(self.seed).shuffle(found)
         return found[: self.max_params]

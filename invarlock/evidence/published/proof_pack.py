@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.contracts import violations
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.evidence import Code, escape
 from invarlock.evidence import checksums as sums
@@ -151,7 +152,7 @@ def _json(tree: Tree, result: PackResult) -> None:
             result.recomputed.recorded = first_text(tree.json_object(path).get("verdict"))
         except InputError as error:
             step.findings.append(escape(error))
-    step.note = f"verdict {escape(result.verdict)} only believed"
+    step.note = f"verdict {escape(result.verdict)} not re-checked"
     result.believed.append(f"the verdict ({escape(path or 'which is not there')})")
 
 
@@ -191,7 +192,9 @@ def _reports(tree: Tree, result: PackResult) -> None:
             "verify": [envelope([results[path]], profile) for path in failures],
             "reports": [escape(path) for path in failures],
         }
-    step.note = f"{len(paths)} reports, {len(results)} verified; {len(clean)} have to pass"
+    step.note = (
+        f"{counted(len(paths), 'report')}, {len(results)} verified; {len(clean)} have to pass"
+    )
 
 
 def _older_schema(tree: Tree, path: str) -> str:
