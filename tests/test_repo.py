@@ -20,7 +20,7 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity", "differences", "counts"),
     ("files",),
-    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests"),
+    ("registry", "shards", "contracts", "policy", "code_digest", "output_locks", "digests"),
     ("formats",),
     ("folders",),
     ("scenarios", "models", "written"),

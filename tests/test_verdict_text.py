@@ -142,7 +142,7 @@ def test_a_fail_tells_damage_that_was_caught_from_damage_that_was_not() -> None:
     text = opening(verdict)
     assert "1 did not meet the expectations of its scenario" in text
     assert "spectral spoke, but not true: primary_metric_acceptable=true" in " ".join(text.split())
-    assert "Damage was caught by the guard it is aimed at" in text
+    assert "The guard that should catch this damage fired" in text
     assert "unnoticed" not in text
 
 

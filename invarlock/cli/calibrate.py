@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invarlock.claims import claimed
 from invarlock.cli.measuring import Arithmetic
 from invarlock.cli.options import option
 from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
+from invarlock.output_locks import claimed
 from invarlock.run.lease import lease
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ def printing() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        settle()
+        flush_output()
 
 
-def settle() -> None:
+def flush_output() -> None:
     """Flush standard output; what cannot be written any more is dropped.
 
     Otherwise Python tries once more when it ends, and ends with a code of its own.

@@ -13,7 +13,7 @@ from invarlock.edits.blocks import Loss, one_thread, row_blocks, transform_rows
 from invarlock.edits.kind import EditSpec
 from invarlock.edits.scope import select_targets
 from invarlock.edits.stream import (
-    Change,
+    CheckpointChange,
     Kernel,
     Subject,
     rewritten_matrices,
@@ -84,7 +84,7 @@ def apply_edit(
         replaced[info.name] = rewritten_matrices(baseline, info, kernel, loss)
     with one_thread():
         subject = write_subject(
-            baseline, Change(replaced), out, allow_identical=spec.allows_no_change
+            baseline, CheckpointChange(replaced), out, allow_identical=spec.allows_no_change
         )
     return Edited(spec, seed, tuple(info for info, _ in pairs), subject, loss, trained)
 

@@ -101,7 +101,7 @@ def tensor_seed(seed: int, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Change:
+class CheckpointChange:
     """How a subject differs from its baseline.
 
     ``replaced`` names existing tensors, ``added`` maps a new name to (shard, content), and
@@ -132,7 +132,7 @@ class Subject:
 
 
 def write_subject(
-    baseline: Checkpoint, change: Change, out: Path, *, allow_identical: bool = False
+    baseline: Checkpoint, change: CheckpointChange, out: Path, *, allow_identical: bool = False
 ) -> Subject:
     """Write ``baseline`` with ``change`` to the folder ``out``, whole or not at all.
 
@@ -204,7 +204,7 @@ def _write(path: Path, chunks: Chunks) -> str:
     return digest.hexdigest()
 
 
-def _entries(baseline: Checkpoint, change: Change, shard: str) -> list[ShardEntry]:
+def _entries(baseline: Checkpoint, change: CheckpointChange, shard: str) -> list[ShardEntry]:
     old = [info for info in baseline.tensors.values() if info.file == shard]
     entries = []
     for info in sorted(old, key=lambda info: (info.begin, info.name)):
@@ -222,7 +222,7 @@ def _entries(baseline: Checkpoint, change: Change, shard: str) -> list[ShardEntr
     return entries
 
 
-def _is_changed(baseline: Checkpoint, change: Change, shard: str) -> bool:
+def _is_changed(baseline: Checkpoint, change: CheckpointChange, shard: str) -> bool:
     if any(home == shard for home, _ in change.added.values()):
         return True
     return any(change.touches(info) for info in baseline.tensors.values() if info.file == shard)
@@ -242,7 +242,10 @@ def _other_files(baseline: Checkpoint) -> list[str]:
 
 
 def _write_index(
-    baseline: Checkpoint, change: Change, plan: Mapping[str, list[ShardEntry]], stage: Path
+    baseline: Checkpoint,
+    change: CheckpointChange,
+    plan: Mapping[str, list[ShardEntry]],
+    stage: Path,
 ) -> None:
     if not baseline.indexed:
         return

@@ -22,7 +22,7 @@ from invarlock.evidence import manifest as manifests
 from invarlock.evidence.collect import Inputs, read_object
 from invarlock.evidence.findings import first_text
 from invarlock.evidence.keys import SigningKey, fingerprint, load_signing_key
-from invarlock.evidence.layout import README, Place, expects_pass, places, read_scenarios
+from invarlock.evidence.layout import README, ReportPlace, expects_pass, places, read_scenarios
 from invarlock.evidence.readme import Summary, render
 from invarlock.evidence.result import PackResult, VerifyOptions
 from invarlock.evidence.tree import Tree, read_source, read_tree
@@ -255,7 +255,7 @@ def _references(request: BuildRequest, digests: Mapping[str, str]) -> dict[str, 
 
 
 def _counts(
-    found: Sequence[Place], scenarios: Mapping[str, Mapping[str, Any]] | None
+    found: Sequence[ReportPlace], scenarios: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, int]:
     """The counts of reports where the verdict, one of another version, does not give them."""
     return {

@@ -39,7 +39,7 @@ from invarlock.evidence.layout import (
     TUNED,
     VERDICT_TEXT,
     Entry,
-    Place,
+    ReportPlace,
     baseline_path,
     expects_pass,
     group_of,
@@ -52,7 +52,7 @@ from invarlock.evidence.manifest import (
     LEVELS,
     VERDICT,
     VERDICTS,
-    Evidence,
+    LevelEvidence,
     evidence_level,
     referenced,
 )
@@ -119,7 +119,7 @@ def check_subjects(tree: Tree, scenarios: Mapping[str, Entry]) -> list[str]:
     return findings
 
 
-def _subject(tree: Tree, place: Place, entry: Entry) -> Iterator[str]:
+def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
     """Findings, each beginning with the file name."""
     kind = artifact_class(entry)
     if kind not in (FAULT, VALIDATION, DEPLOYABLE, EVIDENCE_ONLY):
@@ -316,7 +316,7 @@ def _folder(record: Mapping[str, Any]) -> str:
     return f"reports/{model}/{group_of(record)}{scenario}/run_{run}/"
 
 
-def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Evaluation:
+def _evaluation(tree: Tree, place: ReportPlace, scenarios: Mapping[str, Entry]) -> Evaluation:
     """The evaluation in a folder; InvarlockError when it is not where it belongs."""
     from invarlock.verdict.records import MEASURED, Evaluation, canonical_path
 
@@ -409,7 +409,7 @@ def level(
         clean = sum(expects_pass(place, scenarios) for place in found)
         failed = 0
     return evidence_level(
-        Evidence(
+        LevelEvidence(
             has_subject=referenced(
                 manifest,
                 "/subject",
@@ -425,7 +425,7 @@ def level(
     )
 
 
-def _mode(tree: Tree, place: Place) -> object:
+def _mode(tree: Tree, place: ReportPlace) -> object:
     """The execution mode of a report's runtime manifest; None where it is missing or unusable."""
     return object_in(tree, place.folder + RUNTIME_MANIFEST).get("execution_mode")
 
@@ -572,7 +572,7 @@ class Reports:
             if path.startswith("metadata/preset.") and path.endswith(".json"):
                 self._read_preset(path)
 
-    def check(self, place: Place, report: Report | None) -> Iterator[str]:
+    def check(self, place: ReportPlace, report: Report | None) -> Iterator[str]:
         """What in a report, or beside it, belongs to something else.
 
         ``report``: None where it is malformed, which is a finding of its own.
@@ -595,7 +595,7 @@ class Reports:
         except (InvarlockError, *UNREADABLE) as error:
             yield f"its preset or probes cannot be read: {escape(str(error)[:200])}"
 
-    def _outcome(self, place: Place, report: Report) -> Iterator[str]:
+    def _outcome(self, place: ReportPlace, report: Report) -> Iterator[str]:
         outcome = self.tree.json_object(place.folder + OUTCOME_NAME)
         for mine, theirs in OUTCOME_MEMBERS:
             said, found = outcome.get(mine), dig(report, *theirs.split("/"))
@@ -611,7 +611,7 @@ class Reports:
             yield f"/baseline_ref/model_id is not that of {escape(baseline_path(place.model))}"
         yield from _weights_left_out(report, baseline.weights)
 
-    def _subject(self, place: Place, report: Report, done: str) -> Iterator[str]:
+    def _subject(self, place: ReportPlace, report: Report, done: str) -> Iterator[str]:
         """A checkpoint is the result of one edit or damage; of the no-op alone the baseline."""
         named = dig(report, "edit", "name")
         # check: identity.edit
@@ -646,7 +646,7 @@ class Reports:
         except (InvarlockError, *UNREADABLE) as error:
             self.findings.append(f"{escape(path)}: {escape(str(error)[:200])}")
 
-    def _beside(self, place: Place, report: Report) -> Iterator[str]:
+    def _beside(self, place: ReportPlace, report: Report) -> Iterator[str]:
         """The thresholds of a report are those of the preset in the pack, its probes its own."""
         from invarlock.reporting.probes import FILES, probe_of
 
@@ -656,7 +656,7 @@ class Reports:
             if path in self.tree.files and self.tree.json_object(path) != probe_of(name, report):
                 yield f"{name} beside it does not follow from it"
 
-    def _preset(self, place: Place, report: Report) -> Iterator[str]:
+    def _preset(self, place: ReportPlace, report: Report) -> Iterator[str]:
         stated = dig(report, "policy_provenance", "preset_sha256")
         outcome = place.folder + OUTCOME_NAME
         if (

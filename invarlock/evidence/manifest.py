@@ -41,7 +41,7 @@ ENVIRONMENT = "metadata/environment.json"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LevelEvidence:
     """What the evidence level is computed from."""
 
     has_subject: bool  # the manifest names the verdict with its digest
@@ -53,7 +53,7 @@ class Evidence:
     all_container: bool  # every report was made inside the recorded container
 
 
-def evidence_level(evidence: Evidence) -> str:
+def evidence_level(evidence: LevelEvidence) -> str:
     """``low``, ``medium`` or ``high``; a pack of host runs is at most ``medium``."""
     if not (evidence.has_subject and evidence.bound and evidence.clean_reports > 0):
         return "low"

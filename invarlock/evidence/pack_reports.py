@@ -10,7 +10,7 @@ from invarlock.counts import counted
 from invarlock.evidence import Code, escape
 from invarlock.evidence.consistency import Reports
 from invarlock.evidence.findings import UNREADABLE, Kind, dig
-from invarlock.evidence.layout import Entry, Place, expects_pass, places
+from invarlock.evidence.layout import Entry, ReportPlace, expects_pass, places
 from invarlock.evidence.report_verify import (
     REPLAYED,
     ReportOptions,
@@ -71,7 +71,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     )
 
 
-def _verify_one(tree: Tree, place: Place, options: VerifyOptions) -> ReportResult:
+def _verify_one(tree: Tree, place: ReportPlace, options: VerifyOptions) -> ReportResult:
     beside = tree.files.get(place.folder + RUNTIME_MANIFEST)
     strict = options.report_assurance == "strict"
     return verify_report(
@@ -89,7 +89,7 @@ def _verify_one(tree: Tree, place: Place, options: VerifyOptions) -> ReportResul
 
 def _failures(
     report: ReportResult,
-    place: Place,
+    place: ReportPlace,
     scenarios: Mapping[str, Entry] | None,
     result: PackResult,
 ) -> list[str]:
@@ -132,7 +132,7 @@ def _borne(report: ReportResult, complete: bool) -> tuple[Kind, ...]:
     return ("policy", "missing", "incomparable", "malformed")
 
 
-def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
+def _believed(found: list[ReportPlace], results: list[ReportResult]) -> list[str]:
     """Claims of the reports that no check of the pack recomputes; one line for equal claims."""
     from invarlock.reporting.replay import PRESET
 
@@ -154,7 +154,10 @@ def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | N
 
 
 def _envelope(
-    found: list[Place], results: list[ReportResult], expected_pass: list[Place], profile: str
+    found: list[ReportPlace],
+    results: list[ReportResult],
+    expected_pass: list[ReportPlace],
+    profile: str,
 ) -> dict[str, Any]:
     """The verify-v1 envelope: reports that have to pass, and an envelope for each other one."""
     passing = {place.folder for place in expected_pass}

@@ -74,7 +74,7 @@ class ProbeFile:
 
 
 @dataclass
-class Measuring:
+class CheckpointRun:
     """A loaded checkpoint in the middle of its run, and what guards leave for one another."""
 
     checkpoint: Checkpoint
@@ -97,17 +97,17 @@ class Measuring:
 class Probe:
     """What a guard does during a run, in the order of the methods; each may do nothing."""
 
-    def weigh(self, run: Measuring) -> None:
+    def weigh(self, run: CheckpointRun) -> None:
         """Look at the weights, in the files and in memory."""
 
-    def attached(self, run: Measuring) -> AbstractContextManager[Any]:
+    def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows that is made inside the block."""
         return nullcontext()
 
-    def after(self, run: Measuring) -> None:
+    def after(self, run: CheckpointRun) -> None:
         """Try something once the pass is over."""
 
-    def record(self, run: Measuring) -> Block | None:
+    def record(self, run: CheckpointRun) -> Block | None:
         """What the run report holds of it; None: nothing that this guard looks at."""
         return None
 
@@ -223,7 +223,7 @@ class Guard:
         """Evidence that no run can have recorded, as ``/pointer: ...`` lines."""
         yield from ()
 
-    def spoke(self, report: Report) -> dict[str, bool]:
+    def fired(self, report: Report) -> dict[str, bool]:
         """Whether it measured something and found it bad, by published name."""
         if self.flag:
             return {self.name: refused(report, self.flag, self.name)}
@@ -244,9 +244,9 @@ class Guard:
             )
         }
 
-    def spoke_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
+    def fired_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
         """What it says beyond the no-op's report, where a detector asks it for more than whether
-        it spoke; None where it does not."""
+        it fired; None where it does not."""
         return None
 
     # --- a page ------------------------------------------------------------------------------

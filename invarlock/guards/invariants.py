@@ -207,15 +207,15 @@ def _check_tokenizer(
     baseline: Checkpoint, subject: Checkpoint, windows: Iterable[Sequence[int]]
 ) -> list[Failure]:
     kinds = {
-        tokenizer_meaning.Weight.OTHER_IDS: ("tokenizer_mismatch", "fatal"),
-        tokenizer_meaning.Weight.OTHER_FILE: ("tokenizer_changed", "fatal"),
-        tokenizer_meaning.Weight.NOTE: ("tokenizer_settings", "warning"),
+        tokenizer_meaning.Effect.OTHER_IDS: ("tokenizer_mismatch", "fatal"),
+        tokenizer_meaning.Effect.OTHER_FILE: ("tokenizer_changed", "fatal"),
+        tokenizer_meaning.Effect.NOTE: ("tokenizer_settings", "warning"),
     }
     found = []
     for difference in tokenizer_meaning.differences(baseline.folder, subject.folder, windows):
-        failure = _failure(kinds[difference.weight][0], difference.message)
-        failure["severity"] = kinds[difference.weight][1]
-        if difference.weight is tokenizer_meaning.Weight.OTHER_FILE:
+        failure = _failure(kinds[difference.effect][0], difference.message)
+        failure["severity"] = kinds[difference.effect][1]
+        if difference.effect is tokenizer_meaning.Effect.OTHER_FILE:
             failure["accept"] = difference.name
         found.append(failure)
     return found

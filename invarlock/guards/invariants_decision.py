@@ -90,10 +90,10 @@ class Invariants(Guard):
         while True:
             yield {"failures": []}
 
-    def spoke(self, report: Report) -> dict[str, bool]:
+    def fired(self, report: Report) -> dict[str, bool]:
         """Failures and warnings, apart and together."""
         status = status_in(report)
-        failed = status in ("fail", "error") or super().spoke(report)[self.name]
+        failed = status in ("fail", "error") or super().fired(report)[self.name]
         warned = status == "warn"
         return {
             self.name: failed or warned,

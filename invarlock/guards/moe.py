@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from invarlock.guards.guard import Block, Guard, Measuring, Probe, Run, Runs
+from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Run, Runs
 from invarlock.guards.weight_stats import rounded
-from invarlock.pages.changes import Change, log_ratio, module_plot
+from invarlock.pages.changes import ModuleChange, log_ratio, module_plot
 from invarlock.pages.parts import Check, Section, Table, not_evaluated, status_of, unmeasured
 from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated
 from invarlock.pages.wording import fixed, number, share
@@ -169,11 +169,11 @@ class RouterProbe(Probe):
         self._sums: dict[str, _Sums] = {}
         self._mask: torch.Tensor | None = None
 
-    def attached(self, run: Measuring) -> AbstractContextManager[Any]:
+    def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows."""
         return self.attach(run.model)
 
-    def record(self, run: Measuring) -> Block | None:
+    def record(self, run: CheckpointRun) -> Block | None:
         """The routers as columns; None for a model that is no mixture."""
         routers = self.results()
         return {**to_table(routers), "top_k": self.top_k} if routers else None
@@ -339,7 +339,7 @@ class Moe(Guard):
             for name, base, mine, dead, died in columns(routers, shown)
         ]
         changes = [
-            Change(
+            ModuleChange(
                 name=str(name),
                 family="router",
                 layer=layer if isinstance(layer, int) else None,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from invarlock.guards.guard import Block, Guard, Measuring, Probe, Runs
+from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Runs
 from invarlock.guards.rmt import calibration_ids
 from invarlock.metrics import ARMS
 from invarlock.pages.parts import (
@@ -29,7 +29,7 @@ from invarlock.policy import OverheadPolicy, Policy
 
 
 @dataclass(frozen=True)
-class Work:
+class GuardWork:
     """What the guards added to the pass, in numbers that are the same on every rerun."""
 
     pass_tokens: int
@@ -40,7 +40,7 @@ class Work:
     probe_bytes: int  # most that the activation hooks held at a time
 
 
-def judge(work: Work, limits: OverheadPolicy) -> Block:
+def judge(work: GuardWork, limits: OverheadPolicy) -> Block:
     """The report's ``guard_overhead`` block."""
     change = math.fsum(work.guarded_nll) - math.fsum(work.bare_nll)
     recorded = {
@@ -75,12 +75,12 @@ def judge(work: Work, limits: OverheadPolicy) -> Block:
     }
 
 
-def _work(subject: Mapping[str, Any]) -> Work:
+def _work(subject: Mapping[str, Any]) -> GuardWork:
     windows, recorded = subject["evaluation_windows"], subject["work"]
     preview = windows["preview"]
     place = {window: i for i, window in enumerate(preview["window_ids"])}
     rows = [place[window] for window in calibration_ids(subject)]
-    return Work(
+    return GuardWork(
         pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
         bare_tokens=int(sum(preview["token_counts"][i] for i in rows)),
         bare_nll=_floats(recorded["bare_nll"]),
@@ -97,7 +97,7 @@ def _floats(values: Sequence[float | None]) -> list[float]:
 class OverheadProbe(Probe):
     """Sums up what the other probes cost; it comes after them."""
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """Tokens run twice, bytes held, and the losses without hooks."""
         return {
             "trial_tokens": run.trial_tokens,
@@ -144,7 +144,7 @@ class Overhead(Guard):
         if len(report[self.name]["bare_nll"]) != len(report["rmt"]["calibration"]["window_ids"]):
             yield f"/{self.name}/bare_nll has not one loss a calibration window"
 
-    def spoke(self, report: Report) -> dict[str, bool]:
+    def fired(self, report: Report) -> dict[str, bool]:
         """Never; the published name is kept."""
         return {"overhead": False}
 

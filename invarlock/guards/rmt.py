@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from invarlock.counts import counted
 from invarlock.guards.guard import (
     Block,
+    CheckpointRun,
     Guard,
-    Measuring,
     Probe,
     ProbeFile,
     Run,
@@ -212,7 +212,7 @@ class ActivationProbe(Probe):
     bytes: int = 0  # most bytes that the hooks held at a time, by the sizes of their arrays
 
     @contextmanager
-    def attached(self, run: Measuring) -> Iterator[None]:
+    def attached(self, run: CheckpointRun) -> Iterator[None]:
         """Watch the pass; what was seen is left for others in ``run.activations``."""
         self.config = run.checkpoint.config
         with self.watching(run.model):
@@ -221,7 +221,7 @@ class ActivationProbe(Probe):
         run.seconds += self.seconds
         run.probe_bytes += self.bytes
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """Modules as columns, and the windows that they saw."""
         return {
             "calibration": {

@@ -20,8 +20,8 @@ from invarlock.guards import rows, weight_stats
 from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.guard import (
     Block,
+    CheckpointRun,
     Guard,
-    Measuring,
     Probe,
     Run,
     Runs,
@@ -260,7 +260,7 @@ class WeightProbe(Probe):
         self.modules: list[Module] = []
         self.row_tables: list[rows.RowTable] | None = None  # of a baseline: nothing to compare
 
-    def weigh(self, run: Measuring) -> None:
+    def weigh(self, run: CheckpointRun) -> None:
         """Read the files; not the loaded model, whose dtype and names are others."""
         self.modules = weight_modules(run.checkpoint, run.device)
         if run.baseline_checkpoint is not None:
@@ -268,7 +268,7 @@ class WeightProbe(Probe):
 
             self.row_tables = measure_rows(run.baseline_checkpoint, run.checkpoint, run.device)
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """Modules as columns, and the rows."""
         tables = self.row_tables
         return {
@@ -346,7 +346,7 @@ class Spectral(Guard):
         for line in rows.contradictions(rows.from_json(report[self.name]["row_tables"])):
             yield f"/{self.name}/row_tables: {line}"
 
-    def spoke(self, report: Report) -> dict[str, bool]:
+    def fired(self, report: Report) -> dict[str, bool]:
         """Any cap counts, within what the tier allows too."""
         return {
             self.name: refused(report, self.flag, self.name) or (caps_applied(report) or 0) >= 1
@@ -359,7 +359,7 @@ class Spectral(Guard):
             "spectral_caps_baseline_relative": _caps_since,
         }
 
-    def spoke_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
+    def fired_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
         """A number of caps may be asked for."""
         asked = "min_new_modules" in detector or "min_delta_count" in detector
         return _caps_since(detector, report, noop) if asked else None

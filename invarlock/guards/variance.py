@@ -5,7 +5,7 @@ over features, subject against baseline. ``scale = sqrt(var_b / var_s)`` would r
 it leaves the deadband it is proposed and tried on held-out windows through a hook, the weights
 are not touched. The trial is a paired comparison of log-losses with and without the scale: the
 predictive gate passes where the one-sided upper bound (BCa over documents) of the mean
-difference lies below ``-min_effect``. Then the guard has spoken: something is wrong that a
+difference lies below ``-min_effect``. Then the guard has fired: something is wrong that a
 number would mend. It never blocks: the damage itself is for the other gates to judge.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from invarlock.guards.guard import (
     Block,
+    CheckpointRun,
     Guard,
-    Measuring,
     Probe,
     ProbeFile,
     Run,
@@ -222,7 +222,7 @@ class TrialProbe(Probe):
     def __init__(self) -> None:
         self.trial: Trial | None = None  # None: nothing to try
 
-    def after(self, run: Measuring) -> None:
+    def after(self, run: CheckpointRun) -> None:
         """Propose scales for a subject, and try them."""
         if run.baseline_activations is None or run.limits is None or run.again is None:
             return
@@ -239,7 +239,7 @@ class TrialProbe(Probe):
             self.trial = Trial(**tried)
             run.trial_tokens += sum(self.trial.token_counts)
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """The name of the projections, and the trial."""
         trial = None if self.trial is None else trial_json(self.trial)
         return {"tap": tap_of(run.checkpoint.config), "trial": trial}
@@ -346,7 +346,7 @@ class Variance(Guard):
         if len(set(tried)) != len(tried) or not set(tried) <= set(preview) - set(used):
             yield f"/{self.name}/trial does not name held-out warm-up windows"
 
-    def spoke(self, report: Report) -> dict[str, bool]:
+    def fired(self, report: Report) -> dict[str, bool]:
         """Whether it proposed a scale and found that it lowers the loss."""
         signal = block(report, self.name).get("signal") is True
         return {self.name: signal and evaluated(report, self.name)}
@@ -364,7 +364,7 @@ class Variance(Guard):
         if not evaluated(report, self.name):
             return unmeasured(report, self.name, self.title)
         scales, gate = block(section, "proposed_scales"), block(section, "predictive_gate")
-        spoke = section.get("signal") is True or section.get("passed") is False
+        fired = section.get("signal") is True or section.get("passed") is False
         note = "no output variance left the deadband"
         if scales:
             gain = number(gate.get("mean_delta"))
@@ -373,7 +373,7 @@ class Variance(Guard):
             note += f", loss changes by {fixed(gain)} nats" if gain is not None else ""
         return Check(
             name=self.title,
-            status=WARNING if spoke else PASS,
+            status=WARNING if fired else PASS,
             measured=f"scales proposed: {len(scales)}",
             threshold=f"scales within {share(section.get('deadband'))} of 1",
             note=note + "; never blocks",

@@ -24,7 +24,7 @@ Limits = Mapping[str, tuple[float, float]]  # per family, on ln(ratio)
 
 
 @dataclass(frozen=True)
-class Change:
+class ModuleChange:
     """A statistic of a module: subject over baseline; no layer: outside the blocks."""
 
     name: str
@@ -34,7 +34,7 @@ class Change:
     stable_rank_ratio: float | None = None
 
 
-def module_changes(report: Report, guard: str, statistic: str) -> list[Change]:
+def module_changes(report: Report, guard: str, statistic: str) -> list[ModuleChange]:
     """The modules of a guard's table, largest change of the statistic first.
 
     Args:
@@ -49,7 +49,7 @@ def module_changes(report: Report, guard: str, statistic: str) -> list[Change]:
     before = dict(columns(table, (theirs, BASELINE + statistic)))
     ranks = columns(table, ("stable_rank", BASELINE + "stable_rank"))
     found = [
-        Change(
+        ModuleChange(
             name=str(name),
             family=str(family),
             layer=layer if isinstance(layer, int) else None,
@@ -79,7 +79,7 @@ def _ratio(mine: object, base: object) -> float | None:
 
 
 def module_plot(
-    name: str, title: str, changes: Sequence[Change], limits: Limits
+    name: str, title: str, changes: Sequence[ModuleChange], limits: Limits
 ) -> tuple[Plot, ...]:
     """Panels of subject / baseline, with the extremes in words; none without modules."""
     if not changes:
@@ -102,7 +102,7 @@ def ratio_label(value: float) -> str:
     return f"{ratio:.4g}" if 1e-3 < ratio < 1e4 else f"{ratio:.0e}"
 
 
-def largest_changes(moved: Sequence[Change], header: tuple[str, ...]) -> Iterator[Table]:
+def largest_changes(moved: Sequence[ModuleChange], header: tuple[str, ...]) -> Iterator[Table]:
     """The modules that changed most, of those that changed."""
     if not moved:
         return

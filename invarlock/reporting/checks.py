@@ -31,7 +31,7 @@ def primary_metric(report: Report) -> Check:
     metric = block(report, "primary_metric")
     flag = "primary_metric_acceptable"
     status = status_of(report, flag, "primary_metric")
-    if status == FAIL and not signals.primary_metric_spoke(report):
+    if status == FAIL and not signals.primary_metric_fired(report):
         status = INCONCLUSIVE
     if status == FAIL and metric.get("decision") == PASS:
         status = PASS  # it is the distribution shift, whose row says so, that this gate refuses

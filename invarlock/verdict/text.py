@@ -230,7 +230,7 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
         low, high = record["display_ci"]
         ratio += f" [{number(low)}, {number(high)}]"
     flags = record["guard_flags"]
-    spoke = [GUARD_SHORT.get(g, g) for g in CORE_GUARDS if flags[g]]
+    fired = [GUARD_SHORT.get(g, g) for g in CORE_GUARDS if flags[g]]
     guard = str(record["primary_guard"])
     catch = f"catch: {GUARD_SHORT.get(guard, guard)}"
     aimed = record["category"] == "error_injection" and record["primary_guard_required"]
@@ -248,7 +248,7 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
             CATEGORY_SHORT.get(category, category),
             expects,
             ratio,
-            "+".join(name[:3] for name in spoke) if len(spoke) > 2 else "+".join(spoke) or "-",
+            "+".join(name[:3] for name in fired) if len(fired) > 2 else "+".join(fired) or "-",
             outcome,
         )
     )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig
-from invarlock.evidence.layout import Place, places
+from invarlock.evidence.layout import ReportPlace, places
 from invarlock.evidence.tree import MAX_REPORTS, Tree
 from invarlock.files import digest_json
 from invarlock.reporting import signals
@@ -43,7 +43,7 @@ class Spoken(NamedTuple):
 class _Beside(NamedTuple):
     """A report of the pack."""
 
-    place: Place
+    place: ReportPlace
     report: Document
 
     @property
