@@ -45,7 +45,7 @@ def _flag(text: str) -> bool:
 
 
 def _free_gb(text: str) -> float:
-    """Checked here, since no contract can refuse what JSON has no word for."""
+    """GB from an environment variable; the contract cannot refuse NaN, which JSON cannot hold."""
     try:
         value = float(text)
     except ValueError:
@@ -384,7 +384,11 @@ def _has_subject(scenario: Scenario, values: Document) -> bool:
 def _edit_specs(
     values: Document, models: Sequence[Model], scenarios: Sequence[Scenario]
 ) -> dict[tuple[str, str], str | ConfigError]:
-    """Where tuned parameters are missing, only making the edit fails: a search for them goes on."""
+    """The edit of every model and scenario; an error in place of one that cannot be resolved.
+
+    The error is raised only when that edit is made: a search for missing tuned parameters has to
+    be able to start without them.
+    """
     edits = [s for s in scenarios if s.is_edit]
     path = Path(values["tuned_edit_params"])
     tuned = read_or_empty(path if any(map(tuned_type, edits)) else None)

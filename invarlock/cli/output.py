@@ -24,7 +24,11 @@ def outputs_of(options: object) -> list[Path]:
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Print a result that is already known: ``verify ... | head`` must not turn it into a 0."""
+    """Print a result, and keep the exit code when the reader closes the pipe early.
+
+    In ``verify ... | head`` the result is known before it is printed, so that a broken pipe says
+    nothing about it.
+    """
     try:
         yield
     except BrokenPipeError:

@@ -90,7 +90,7 @@ def apply_edit(
 
 
 def _values(tensor: torch.Tensor) -> Kernel:
-    """A kernel that puts in the matrices of ``tensor``, one a call, in their order."""
+    """A kernel that replaces a matrix by the next one of ``tensor``, which may stack several."""
     matrices = iter(tensor.reshape(-1, *tensor.shape[-2:]))
 
     def put(stored: torch.Tensor) -> Loss:

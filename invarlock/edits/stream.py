@@ -156,6 +156,7 @@ def write_subject(
         for shard, entries in plan.items():
             if shard in change.files:
                 continue
+            # An untouched shard is the same bytes: a hard link costs neither disk nor time.
             if shard not in rewritten:
                 link_or_copy(baseline.folder / shard, stage / shard)
             elif entries:
@@ -175,6 +176,7 @@ def write_subject(
             for entries in plan.values()
             for e in entries
         }
+        # A tensor that was rewritten may still have its old bytes (an edit that changes nothing).
         differing = {*change.added, *change.dropped, *change.cut}
         differing |= {n for n in change.replaced if rows[n][2] != baseline.tensor_digest(n)}
         config = baseline.config if change.config is None else change.config
@@ -186,7 +188,9 @@ def write_subject(
                 expected="at least one changed byte",
                 hint="choose other parameters or another scope",
             )
-        if change.files.keys() & plan.keys():  # perhaps no checkpoint any more
+        # A shard that was replaced byte for byte may not be readable as a checkpoint any more, so
+        # that only the bytes of the files can identify this subject.
+        if change.files.keys() & plan.keys():
             digest = checkpoint_digest(file_parts(stage))
         else:
             digest = checkpoint_digest(checkpoint_parts(config, rows, stage))

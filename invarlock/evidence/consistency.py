@@ -169,6 +169,7 @@ def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[
     wanted = {name: row.get(name) for name in ORDER.get(kind, ())}
     for found in parameter_differences(wanted, metadata):
         yield escape(found.line(f"{TUNED} says"))
+    # A report on windows that chose the parameters would be too good: they were fitted to them.
     judged = dig(report, "provenance", "windows_sha256")
     for name in ("selection", "confirmation"):
         searched = dig(row, "search", name, "windows_sha256")
@@ -223,6 +224,7 @@ def recompute(
     tree.outlines.clear()  # what follows reads each report in full
     results.findings += _readme(tree, results)  # check: claims.readme
     results.evidence_level = level(tree, manifest, scenarios, results.verdict)
+    # A level below the one that the pack supports is the publisher's caution and no finding.
     stated = manifest.get("evidence_level")
     told = reports_follow and any(_mode(tree, place) is None for place in places(tree))
     if stated not in LEVELS or told:

@@ -57,6 +57,8 @@ def evidence_level(evidence: LevelEvidence) -> str:
     """``low``, ``medium`` or ``high``; a pack of host runs is at most ``medium``."""
     if not (evidence.has_subject and evidence.bound and evidence.clean_reports > 0):
         return "low"
+    # The digests of source and environment say what ran; without the container nobody can run the
+    # same again, hence no "high" for runs on a host.
     complete = evidence.has_source and evidence.has_environment and evidence.all_container
     return "high" if complete and evidence.failed_reports == 0 else "medium"
 

@@ -52,10 +52,13 @@ def _verify(root: Path, result: PackResult) -> None:
     manifest = read_manifest(tree, result)
     if manifest is None or not _signature(tree, manifest, result):
         return
+    # Up to here nothing in the pack may be trusted, so the first finding ends the verification.
+    # From here on the manifest counts, and the steps run on to report everything that is wrong.
     listed = check_listed(tree, manifest, result)
     check_references(tree, manifest, listed, result)
     scenarios = _scenarios(tree, result)
     _claims(tree, manifest, listed, scenarios, result)
+    # The replay of the reports is the expensive part; a pack that has failed is not worth it.
     if not result.errors:
         check_reports(tree, scenarios, result)
 

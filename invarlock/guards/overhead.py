@@ -49,9 +49,10 @@ def judge(work: GuardWork, limits: OverheadPolicy) -> Block:
     }
     if not math.isfinite(change):
         return {"evaluated": False, "reason": "losses that are not finite", **recorded}
+    # exp overflows a double from 709.8 on; e^700 is beyond every limit, like any larger ratio
     ratio = math.exp(max(-700.0, min(700.0, change / work.bare_tokens)))
     share = (work.trial_tokens + work.bare_tokens) / work.pass_tokens
-    changed = max(ratio, 1 / ratio) - 1
+    changed = max(ratio, 1 / ratio) - 1  # hooks only read: a lower loss is as wrong as a higher one
     checks = {"metric_unchanged": changed <= limits.threshold, "work": share <= limits.work_max}
     passed = all(checks.values())
     return {

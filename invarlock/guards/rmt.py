@@ -269,11 +269,15 @@ class ActivationProbe(Probe):
         x = flat[rows.to(flat.device)].float()
         self.tokens = max(self.tokens, len(x))
         self.bytes = max(self.bytes, 2 * x.numel() * x.element_size())
+        # Own means and deviations, not the baseline's: a shifted mean is a matrix of rank one and
+        # of size shift x sqrt(m n), which would hide every other change of a small output.
         x -= x.mean(dim=0)
         deviation = x.square().mean(dim=0).sqrt()
         variance = float(deviation.double().square().mean())
         risk = math.inf
         if math.isfinite(variance):
+            # A column that hardly varies holds rounding errors, which scaling would make as large
+            # as the signal of all others.
             x /= deviation.clamp_min(max(DEVIATION_FLOOR * math.sqrt(variance), 1e-30))
             risk = sigma_max(x) / edge(*x.shape)
         else:

@@ -109,6 +109,8 @@ def selected(p_values: Sequence[float], method: str, alpha: float) -> list[bool]
     m = len(p_values)
     if method == "bonferroni":
         return [p <= alpha / m for p in p_values]
+    # Benjamini and Hochberg (JRSS B 57, 1995): up to the last p below its line, not to the first
+    # one above, so that a p above its own line is kept if a later one is below.
     order = sorted(range(m), key=p_values.__getitem__)
     rank = max((k for k, i in enumerate(order, 1) if p_values[i] <= alpha * k / m), default=0)
     keep = set(order[:rank])

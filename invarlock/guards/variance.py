@@ -117,8 +117,10 @@ def propose(
         if 0 < before.get(s.name, 0) < math.inf and 0 < s.variance < math.inf
     }
     outside = [name for name, scale in scales.items() if abs(scale - 1) > policy.deadband]
+    # by |ln scale|, so that an output of half the size is as far off as one of twice the size
     outside.sort(key=lambda name: (-abs(math.log(scales[name])), name))
     kept = outside[: policy.max_adjusted_modules or None]
+    # The trial multiplies by the recorded digits, so that a reader of the report gets the same.
     return {name: float(f"{scales[name]:.9g}") for name in sorted(kept)}
 
 
@@ -138,6 +140,8 @@ def judge(
     signal = bool(scales) and gate["passed"]
     return {
         "evaluated": True,
+        # Never a failure: that a scale would help shows a defect. How much harm it does, the metric
+        # says, and a subject better than its baseline may have other variances.
         "passed": True,
         "decision": "monitor" if scales else "allow",
         "status": "signal" if signal else "proposed" if scales else "ok",
@@ -157,7 +161,7 @@ def _predictive_gate(
     gate |= {"alpha": policy.alpha, "min_effect_lognll": policy.min_effect_lognll}
     if not scales:
         return {**gate, "reason": "no_scales"}
-    if trial is None or len(set(trial.clusters)) < 2:
+    if trial is None or len(set(trial.clusters)) < 2:  # documents are drawn; one has no spread
         return {**gate, "reason": "insufficient_coverage"}
     difference = np.asarray(trial.scaled_nll, float) - np.asarray(trial.plain_nll, float)
     if not np.isfinite(difference).all():

@@ -237,6 +237,7 @@ def _informational(case: _Case) -> list[Broken]:
     if not members or hits / len(members) >= MIN_SIGNAL_FRACTION:
         return []
     text = f"{hits} of {len(members)} hit their detectors, at least {MIN_SIGNAL_FRACTION:g} must"
+    # If the undecided ones could still reach the fraction, the suite lacks evidence, not signals.
     could = hits + sum(r.outcome == INCONCLUSIVE and not r.detectors_hit for r in members)
     return [Broken(text, could / len(members) >= MIN_SIGNAL_FRACTION)]
 
@@ -296,6 +297,7 @@ def _false_alarms(clean: Sequence[VerdictRecord]) -> dict[str, Any]:
 
     One on which too little was measured is neither an alarm nor the absence of one.
     """
+    # An inconclusive run counts only if a guard fired in it: more windows would not undo that.
     decided = [
         r for r in clean if r.measured and (r.outcome != INCONCLUSIVE or r.any_core_guard_flag)
     ]

@@ -83,7 +83,11 @@ def _is_first(manifest: Mapping[str, Any]) -> bool:
 
 
 def _control(tree: Tree, manifest: Mapping[str, Any]) -> sums.Names:
-    """The files that the checksums leave out; the first generation lists all but themselves."""
+    """The files that the checksums do not list.
+
+    In the first generation that is only the file of checksums itself; since then it is also the
+    manifest, which holds the digest of the checksums, and the manifest's signature.
+    """
     if _is_first(manifest):
         return (sums.CHECKSUMS,)
     return (sums.MANIFEST, gpg.NAME if gpg.NAME in tree.files else sums.SIGNATURE, sums.CHECKSUMS)
