@@ -160,7 +160,7 @@ def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
 
 
 def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The edit has the parameters of the table, and is judged on none of the search's windows."""
+    """Findings on an edit without the tuned parameters, or judged on the search's windows."""
     model, kind = str(dig(report, "meta", "model_id")), str(metadata.get("edit_type"))
     row = dig(object_in(tree, TUNED), "models", model, kind)
     if not isinstance(row, dict) or row.get("status") != SELECTED:
@@ -238,7 +238,7 @@ def recompute(
 
 
 def _recorded(tree: Tree, results: Recomputed) -> dict[str, Mapping[str, Any]]:
-    """The verdicts that a pack holds, by path; they have to say the same word."""
+    """Read the verdicts of a pack, by path; verdicts of different words are a finding."""
     found: dict[str, Mapping[str, Any]] = {}
     for path in VERDICTS:
         if path in tree.files:
@@ -319,7 +319,11 @@ def _folder(record: Mapping[str, Any]) -> str:
 
 
 def _evaluation(tree: Tree, place: ReportPlace, scenarios: Mapping[str, Entry]) -> Evaluation:
-    """The evaluation in a folder; InvarlockError when it is not where it belongs."""
+    """Read the evaluation in a folder.
+
+    Raises:
+        InvarlockError: its outcome does not fit its contract, the scenarios or the folder.
+    """
     from invarlock.verdict.records import MEASURED, Evaluation, canonical_path
 
     path = place.folder + OUTCOME_NAME
@@ -433,7 +437,7 @@ def _mode(tree: Tree, place: ReportPlace) -> object:
 
 
 def left_to_belief(verdict: Mapping[str, Any]) -> Iterator[str]:
-    """What a PASS leaves to belief, because the scenarios of the pack do not ask for it."""
+    """What nobody has shown although the verdict is PASS: the scenarios do not ask for it."""
     records = verdict["records"]
     if verdict["verdict"] != "PASS":
         return
@@ -721,7 +725,7 @@ class _Baseline:
 
 
 def _weights_left_out(report: Report, weights: Shapes) -> Iterator[str]:
-    """All weights of the baseline have been looked at."""
+    """Findings where the spectral guard left out a weight of the baseline."""
     listed = dig(report, "spectral", "modules", "name")
     if not isinstance(listed, list):
         return  # a subject that was not run
@@ -735,7 +739,7 @@ def _weights_left_out(report: Report, weights: Shapes) -> Iterator[str]:
 
 
 def _rows_left_out(report: Report, weights: Shapes) -> Iterator[str]:
-    """Every embedding has been looked at row by row, all the rows of it that the baseline has."""
+    """Findings where the row check left out an embedding, or rows of one that the baseline has."""
     from invarlock.guards.rows import MIN_ROWS  # with numpy, which a wrong signature never needs
 
     tables = dig(report, "spectral", "row_tables")

@@ -67,7 +67,7 @@ def _verify(root: Path, result: PackResult) -> None:
 
 
 def open_pack(root: Path, result: PackResult) -> Tree | None:
-    """Steps 0 and 1; None where the pack cannot be looked at further."""
+    """Take steps 0 and 1; return None where the later steps have no files to look at."""
     opened = Step(0, "open", Code.INCOMPLETE)
     try:
         is_folder = stat.S_ISDIR(os.stat(root).st_mode)
@@ -105,7 +105,7 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
 def read_manifest(
     tree: Tree, result: PackResult, wanted: str = manifests.FORMAT
 ) -> Mapping[str, Any] | None:
-    """Step 2; None where the manifest is refused."""
+    """Take step 2 and return the manifest, or None where it is refused."""
     step = Step(2, "manifest", Code.MANIFEST)
     result.steps.append(step)
     document, step.findings = manifests.read_manifest(tree.data(sums.MANIFEST), wanted)
@@ -114,7 +114,7 @@ def read_manifest(
 
 
 def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> bool:
-    """Step 3; whether the manifest may be used."""
+    """Take step 3 and return whether the manifest may be used."""
     step = Step(3, "signature", Code.SIGNATURE)
     result.steps.append(step)
     if sums.SIGNATURE in tree.refused:
@@ -134,7 +134,7 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
 
 
 def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> bool:
-    """End step 3 for contents that no signature covers; whether that is allowed here."""
+    """End step 3 of an unsigned pack and return whether the user allows one."""
     step, options = result.steps[-1], result.options
     result.authenticity = "unsigned"
     wanted = options.pinned or options.trusted is not None or options.public_keys
@@ -149,7 +149,7 @@ def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> b
 
 
 def expect_signer(signers: Sequence[str], result: PackResult) -> bool:
-    """End step 3 for a good signature; whether it is by whom the user expects."""
+    """End step 3 of a good signature and return whether the user expects its signer."""
     step, options = result.steps[-1], result.options
     signer = options.pinned if options.pinned in signers else signers[0]
     result.signer = signer
@@ -180,7 +180,11 @@ def check_listed(
     result: PackResult,
     control: sums.Names = sums.CONTROL_FILES,
 ) -> Mapping[str, str]:
-    """Step 4; the digests that are listed. ``control``: the files that need not be."""
+    """Take step 4 and return the listed digests by path.
+
+    Args:
+        control: files that the checksums need not list.
+    """
     step = Step(4, "checksums", Code.INTEGRITY)
     result.steps.append(step)
     found = tree.files[sums.CHECKSUMS]

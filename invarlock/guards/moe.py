@@ -251,7 +251,7 @@ class Moe(Guard):
     believed = ("/moe/routers", "/moe/top_k")
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return RouterProbe()
 
     def measured(self, runs: Runs) -> bool:
@@ -268,7 +268,7 @@ class Moe(Guard):
         return from_table(recorded) if recorded else []
 
     def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
-        """Whether all routers were seen, and whether they still decide."""
+        """The two flags: every router was compared, and none of them blocks."""
         evaluated = block.get("evaluated") is True
         seen = bool(block.get("routers", {}).get("name")) and block.get("routers_missing") == 0
         return {
@@ -277,12 +277,12 @@ class Moe(Guard):
         }
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The columns without a prefix; none of a mixture that was not run."""
+        """The subject's routers, whose columns have no prefix; none where it was not run."""
         if self.name in report and report[self.name].get("routers"):
             yield self._columns(report, "")
 
     def baseline_record(self, report: Report) -> Block | None:
-        """Those with one; a mixture whose subject was not run still has routers."""
+        """The baseline's routers, whose columns have the prefix; empty where nothing was run."""
         if self.name not in report:
             return None
         if not report[self.name].get("routers"):
@@ -299,7 +299,7 @@ class Moe(Guard):
         return own | {"top_k": mixture["top_k"]}
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """A mixture has a block."""
+        """A line where a mixture of experts has no block of this guard."""
         if "router" in report["spectral"]["modules"]["family"] and self.name not in report:
             yield f"/{self.name} is missing, although the model has routers"
 

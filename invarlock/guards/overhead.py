@@ -120,19 +120,19 @@ class Overhead(Guard):
     believed_as = "bytes of the probes, and losses without their hooks"
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return OverheadProbe()
 
     def measured(self, runs: Runs) -> bool:
-        """Whatever was run had a cost."""
+        """Whether the subject was run: every run has a cost."""
         return runs.ran
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
-        """Of the subject's run alone."""
+        """The cost of the subject's run; the baseline's says nothing about the subject."""
         return judge(_work(runs.subject), policy.overhead)
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The trial's tokens stand with the trial."""
+        """The tokens run again and the bytes held; those of the trial are read from the trial."""
         recorded, trial = report[self.name], report["variance"]["trial"]
         yield {
             "bare_nll": recorded["bare_nll"],
@@ -141,16 +141,16 @@ class Overhead(Guard):
         }
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """One loss a calibration window."""
+        """A line where the losses are not one for each calibration window."""
         if len(report[self.name]["bare_nll"]) != len(report["rmt"]["calibration"]["window_ids"]):
             yield f"/{self.name}/bare_nll has not one loss a calibration window"
 
     def fired(self, report: Report) -> dict[str, bool]:
-        """Never; the published name is kept."""
+        """Never true: a cost is no finding. The name stays, since published verdicts have it."""
         return {"overhead": False}
 
     def check(self, report: Report) -> Check:
-        """The change of the metric and the extra work."""
+        """The row: how much the hooks changed the metric, and the extra work."""
         section = block(report, self.name)
         if not evaluated(report, self.name):
             return unmeasured(report, self.name, self.title)

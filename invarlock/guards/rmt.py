@@ -371,7 +371,7 @@ class Rmt(Guard):
     )
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return ActivationProbe()
 
     def judge(self, runs: Runs, policy: Policy) -> Block:

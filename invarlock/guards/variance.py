@@ -288,7 +288,7 @@ class Variance(Guard):
     )
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return TrialProbe()
 
     def _targets(self, run: Run) -> list[Activation]:
@@ -313,7 +313,7 @@ class Variance(Guard):
         }
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
-        """Every scale that is proposed."""
+        """A warning for every proposed scale."""
         for module, scale in block.get("proposed_scales", {}).items():
             text = f"{module}: scale {scale:.4f} would restore its output variance" + (
                 " and lowers the loss" if block["signal"] else ""
@@ -321,7 +321,7 @@ class Variance(Guard):
             yield warning(self.name, "new_predictive_signal", text) | {"module": module}
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The trial's windows are those of the preview arm."""
+        """The subject's record; documents and tokens of the trial come from the warm-up windows."""
         recorded = report[self.name]
         trial, preview = recorded["trial"], report["evaluation_windows"]["preview"]
         if trial is not None:
@@ -334,11 +334,11 @@ class Variance(Guard):
         yield {"tap": recorded["tap"], "trial": trial}
 
     def baseline_record(self, report: Report) -> Block | None:
-        """The activations stand with those of the RMT guard."""
+        """The name of the projections; the RMT guard's record holds the activations."""
         return {"tap": report[self.name]["tap"]}
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """A trial of windows that no hook watched, wherever scales are proposed."""
+        """Lines where scales are proposed and the trial is not on held-out warm-up windows."""
         preview = report["evaluation_windows"]["preview"]["window_ids"]
         used, recorded = report["rmt"]["calibration"]["window_ids"], report[self.name]
         trial = recorded["trial"]
@@ -351,12 +351,12 @@ class Variance(Guard):
             yield f"/{self.name}/trial does not name held-out warm-up windows"
 
     def fired(self, report: Report) -> dict[str, bool]:
-        """Whether it proposed a scale and found that it lowers the loss."""
+        """Whether a proposed scale lowered the loss."""
         signal = block(report, self.name).get("signal") is True
         return {self.name: signal and evaluated(report, self.name)}
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
-        """The lower end of the gain."""
+        """The lower bound of the gain in log loss."""
         gate = block.get("predictive_gate")
         gate = gate if isinstance(gate, Mapping) else {}
         interval = gate.get("gain_ci") or [None]
