@@ -314,7 +314,7 @@ class Spectral(Guard):
         return {**super().stated_limits(policy), "family_caps": family_caps(policy.spectral)}
 
     def statistics(self, runs: Runs) -> Block:
-        """The numbers of both runs side by side (both have the same weights), and the subject's rows."""
+        """The numbers of both runs side by side, for equal sets of weights, and the rows."""
         mine = to_table(self._modules(runs.subject))
         base = to_table(self._modules(runs.baseline))
         return {
