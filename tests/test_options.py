@@ -27,7 +27,9 @@ from invarlock.cli.run import RunOptions
 from invarlock.cli.scenarios import ScenariosOptions
 from invarlock.cli.tune import TuneOptions
 
-RECORDS = [m.OPTIONS for m in map(module_of, COMMANDS) if hasattr(m, "OPTIONS")]
+RECORDS = [m.OPTIONS for m in map(module_of, COMMANDS) if hasattr(m, "OPTIONS")] + [
+    record for m in map(module_of, COMMANDS) for record, _, _ in getattr(m, "ACTIONS", {}).values()
+]
 NEEDED = ["--baseline", "b", "--subject", "s", "--windows", "w", "--out", "o"]
 
 

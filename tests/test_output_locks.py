@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import signal
@@ -12,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from repository_copy import ROOT
 
 from invarlock import output_locks
-from invarlock.cli import COMMANDS, main
-from invarlock.cli.output import OUTPUTS
+from invarlock.cli import COMMANDS, main, module_of
+from invarlock.cli.options import _options
 from invarlock.errors import InputError
 from invarlock.output_locks import Owner, claimed, slurm_state
 
@@ -261,24 +261,34 @@ def test_without_locks_nobody_guesses(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def written(tree: ast.AST) -> set[str]:
-    """Names ``x`` of every ``args.x`` that a call which writes gets first."""
+    """Names ``x`` of every ``options.x`` that a call which writes gets first."""
     return {
         argument.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).rpartition(".")[2].lstrip("_").startswith("write_")
         for argument in node.args[:1]
-        if isinstance(argument, ast.Attribute) and ast.unparse(argument.value) == "args"
+        if isinstance(argument, ast.Attribute) and ast.unparse(argument.value) == "options"
     }
 
 
+def records(module: ModuleType) -> list[type]:
+    """The options of a command, or of each of its sub-commands."""
+    own = [module.OPTIONS] if hasattr(module, "OPTIONS") else []
+    return own + [record for record, _, _ in getattr(module, "ACTIONS", {}).values()]
+
+
 def test_every_command_claims_what_it_writes() -> None:
-    """No option that says where to write is missing from the list of outputs."""
-    for command in COMMANDS.values():
-        module = importlib.import_module(f"invarlock.cli.{command.module}")
+    """An option that a command writes to is declared as one that is written."""
+    seen = set()
+    for name in COMMANDS:
+        module = module_of(name)
         assert module.__file__ is not None
         found = written(ast.parse(Path(module.__file__).read_text()))
-        assert found <= set(OUTPUTS), command.module
+        declared = {o.name: o.writes for record in records(module) for o in _options(record)}
+        assert found <= {name for name, writes in declared.items() if writes}, name
+        seen |= found
+    assert {"out", "metadata", "junit"} <= seen
 
 
 def test_a_command_waits_for_its_output(jobs: list[subprocess.Popen[str]], tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from invarlock import __version__
-from invarlock.cli.options import add_options, parsed
-from invarlock.cli.output import flush_output, outputs_of
+from invarlock.cli.options import add_options, outputs, parsed
+from invarlock.cli.output import flush_output
 from invarlock.errors import InputError, InvarlockError
 from invarlock.output_locks import claimed
 
@@ -22,8 +22,8 @@ from invarlock.output_locks import claimed
 class Command(NamedTuple):
     """A command's module and its one-line help.
 
-    The module has ``OPTIONS``, the record of its options, and ``main(options)``; a command with
-    sub-commands has ``configure(parser)`` and ``main(args)``.
+    The module has ``OPTIONS``, the record of its options, and ``main(options)``; sub-commands stand
+    in ``ACTIONS``, by their names. A module may have both.
     """
 
     module: str
@@ -129,8 +129,13 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
     if hasattr(module, "OPTIONS"):
         add_options(parser, module.OPTIONS)
-    else:
-        module.configure(parser)
+    if hasattr(module, "ACTIONS"):
+        names = parser.add_subparsers(
+            dest="action", required=not hasattr(module, "OPTIONS"), metavar="|".join(module.ACTIONS)
+        )
+        for action, (record, _, summary) in module.ACTIONS.items():
+            about = {"help": summary, "description": summary}
+            add_options(names.add_parser(action, allow_abbrev=False, **about), record)
     return parser
 
 
@@ -167,16 +172,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
     module, parser = module_of(name), parser_of(name)
     try:
-        options: Any = parser.parse_args(rest)
+        args = parser.parse_args(rest)
     except UsageError as error:
         _refuse(module, rest, error.message, 2)
         raise
-    if hasattr(module, "OPTIONS"):
-        options = parsed(module.OPTIONS, options)
+    if action := getattr(args, "action", None):
+        record, run, _ = module.ACTIONS[action]
+    else:
+        record, run = module.OPTIONS, module.main
+    options: Any = parsed(record, args)
     code = 0  # of a command whose reader goes away before it knows better
     try:
-        with claimed(name, outputs_of(options)):
-            code = int(module.main(options))
+        with claimed(name, outputs(options)):
+            code = int(run(options))
         if sys.stdout is not None:
             sys.stdout.flush()
         return code

@@ -2,88 +2,85 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from invarlock.cli.options import option
 from invarlock.contracts import validate
 from invarlock.evidence import escape
 from invarlock.files import read_bytes, read_json_object, sha256_bytes, source_date, write_json
 
-CONTRACTS = {
-    "guard-value": "guard-value-sweep",
-    "repeats": "determinism-repeats",
-    "timings": "evaluation-optimization-summary",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Options of ``invarlock advanced analyze table``, and of all analyses."""
+
+    evaluation: tuple[Path, ...] = option((), metavar="DIR", help="their folders")
+    out: Path = option(metavar="FILE", writes=True)
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-commands."""
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+@dataclass(frozen=True, kw_only=True)
+class GuardValueOptions(TableOptions):
+    """Options of ``invarlock advanced analyze guard-value``."""
 
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        command.add_argument(
-            "--evaluation", type=Path, nargs="*", default=[], metavar="DIR", help="their folders"
-        )
-        command.add_argument("--out", type=Path, required=True, metavar="FILE")
-        return command
-
-    sweep = add("guard-value", "what each guard says about the guards' probes")
-    sweep.add_argument("--scenarios", type=Path, required=True, help="effective manifest")
-    repeats = add("repeats", "compare repeated evaluations field by field")
-    repeats.add_argument("--determinism", choices=("strict", "throughput"), required=True)
-    repeats.add_argument("--suite", required=True, help="name of the suite")
-    timings = add("timings", "where the time of a run went")
-    timings.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="output folder")
-    timings.add_argument("--deferred", action="store_true", help="pages were rendered together")
-    add("table", "evaluations, windows or modules, by the name of FILE: .parquet or .csv")
+    scenarios: Path = option(help="effective manifest")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run the sub-command."""
-    if args.command == "table":
-        return _table(args)
-    actions = {"guard-value": _guard_value, "repeats": _repeats, "timings": _timings}
-    document = actions[args.command](args)
-    validate(document, CONTRACTS[args.command], str(args.out))
-    write_json(args.out, document)
-    print(args.out)
-    if args.command == "repeats":
-        _warn_of_differences(document)
+@dataclass(frozen=True, kw_only=True)
+class RepeatsOptions(TableOptions):
+    """Options of ``invarlock advanced analyze repeats``."""
+
+    determinism: Literal["strict", "throughput"] = option(choices=("strict", "throughput"))
+    suite: str = option(help="name of the suite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingsOptions(TableOptions):
+    """Options of ``invarlock advanced analyze timings``."""
+
+    run_dir: Path = option(metavar="DIR", help="output folder")
+    deferred: bool = option(False, help="pages were rendered together")
+
+
+def _write(document: dict[str, Any], contract: str, out: Path) -> int:
+    validate(document, contract, str(out))
+    write_json(out, document)
+    print(out)
     return 0
 
 
-def _table(args: argparse.Namespace) -> int:
+def _table(options: TableOptions) -> int:
     """No document with a contract: a file for other programs, described in docs/reviewer.md."""
     from invarlock.verdict.records import load_evaluation
     from invarlock.verdict.tables import write_table
 
-    write_table(args.out, [load_evaluation(folder) for folder in args.evaluation])
-    print(args.out)
+    write_table(options.out, [load_evaluation(folder) for folder in options.evaluation])
+    print(options.out)
     return 0
 
 
-def _guard_value(args: argparse.Namespace) -> dict[str, Any]:
+def _guard_value(options: GuardValueOptions) -> int:
     from invarlock.scenarios import parse_catalogue
     from invarlock.verdict.guard_value import guard_value
     from invarlock.verdict.records import load_evaluation
     from invarlock.verdict.verdict import judge_all
 
-    document = read_json_object(args.scenarios)
-    scenarios = parse_catalogue(document, str(args.scenarios)).scenarios
-    evaluations = [load_evaluation(folder) for folder in args.evaluation]
-    return guard_value(scenarios, evaluations, judge_all(scenarios, evaluations))
+    document = read_json_object(options.scenarios)
+    scenarios = parse_catalogue(document, str(options.scenarios)).scenarios
+    evaluations = [load_evaluation(folder) for folder in options.evaluation]
+    document = guard_value(scenarios, evaluations, judge_all(scenarios, evaluations))
+    return _write(document, "guard-value-sweep", options.out)
 
 
-def _repeats(args: argparse.Namespace) -> dict[str, Any]:
+def _repeats(options: RepeatsOptions) -> int:
     from invarlock.files import parse_json
     from invarlock.verdict.records import MEASURED
     from invarlock.verdict.repeats import Repeat, repeats_document
 
     repeats = []
-    for folder in args.evaluation:
+    for folder in options.evaluation:
         outcome = read_json_object(folder / "outcome.json")
         validate(outcome, "outcome", str(folder / "outcome.json"))
         report = digest = None
@@ -94,7 +91,10 @@ def _repeats(args: argparse.Namespace) -> dict[str, Any]:
         repeats.append(Repeat(folder.name, outcome, report, digest))
     moment = source_date()
     generated = moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
-    return repeats_document(repeats, args.determinism, args.suite, generated)
+    document = repeats_document(repeats, options.determinism, options.suite, generated)
+    code = _write(document, "determinism-repeats", options.out)
+    _warn_of_differences(document)
+    return code
 
 
 def _warn_of_differences(document: dict[str, Any]) -> None:
@@ -107,7 +107,24 @@ def _warn_of_differences(document: dict[str, Any]) -> None:
         print(f"warning: {escape(line)}; {hint}", file=sys.stderr)
 
 
-def _timings(args: argparse.Namespace) -> dict[str, Any]:
+def _timings(options: TimingsOptions) -> int:
     from invarlock.verdict.timings import timings_document
 
-    return timings_document(args.run_dir, args.evaluation, args.deferred)
+    document = timings_document(options.run_dir, options.evaluation, options.deferred)
+    return _write(document, "evaluation-optimization-summary", options.out)
+
+
+ACTIONS = {
+    "guard-value": (
+        GuardValueOptions,
+        _guard_value,
+        "what each guard says about the guards' probes",
+    ),
+    "repeats": (RepeatsOptions, _repeats, "compare repeated evaluations field by field"),
+    "timings": (TimingsOptions, _timings, "where the time of a run went"),
+    "table": (
+        TableOptions,
+        _table,
+        "evaluations, windows or modules by FILE's name, .parquet or .csv",
+    ),
+}

@@ -33,8 +33,8 @@ class BaselineOptions:
         help="allow pickle weights; they are rewritten",
         setting="allow_pickle_checkpoints",
     )
-    out: Path = option(metavar="DIR", help="models/baseline")
-    record: Path = option(metavar="FILE", help="baseline.json")
+    out: Path = option(metavar="DIR", help="models/baseline", writes=True)
+    record: Path = option(metavar="FILE", help="baseline.json", writes=True)
 
 
 OPTIONS = BaselineOptions

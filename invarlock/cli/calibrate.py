@@ -29,7 +29,7 @@ class CalibrateOptions(Arithmetic):
 
     baseline: Path = option(metavar="DIR", help="checkpoint")
     windows: tuple[Path, ...] = option(metavar="FILE", help="one a seed")
-    out: Path = option(metavar="FILE", help="calibration_stats.json")
+    out: Path = option(metavar="FILE", help="calibration_stats.json", writes=True)
     kept: Path | None = option(
         None,
         metavar="DIR",

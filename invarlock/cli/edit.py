@@ -40,9 +40,12 @@ class EditOptions(Loading):
         + f" (docs/kinds.md); scope is {', '.join(SCOPES)}, optionally with @layer=K or @layers=K",
     )
     out: Path | None = option(
-        None, metavar="DIR", help="folder of the edited checkpoint; replaced when it exists"
+        None,
+        metavar="DIR",
+        help="folder of the edited checkpoint; replaced when it exists",
+        writes=True,
     )
-    metadata: Path = option(metavar="FILE", help="edit_metadata.json to write")
+    metadata: Path = option(metavar="FILE", help="edit_metadata.json to write", writes=True)
     subject: Path | None = option(None, metavar="DIR", help="your folder (spec custom)")
     label: str = option(
         "",

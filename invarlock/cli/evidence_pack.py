@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.cli.options import option
 from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError, InvarlockError
@@ -24,99 +25,95 @@ ASSURANCE = ("off", "report", "strict")
 ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-commands."""
-    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _configure_keygen(commands.add_parser("keygen", help="make an Ed25519 key pair"))
-    _configure_build(commands.add_parser("build", help="build a pack"))
-    _configure_inspect(commands.add_parser("inspect", help="show what a pack is"))
-    _configure_verify(commands.add_parser("verify", help="verify a pack"))
+@dataclass(frozen=True, kw_only=True)
+class KeygenOptions:
+    """Options of ``invarlock advanced evidence-pack keygen``."""
+
+    out: Path = option(metavar="FILE", help="private key to write, mode 0600", writes=True)
+    public: Path | None = option(
+        None, metavar="FILE", help="public key to write (STEM.pub.pem beside it)", writes=True
+    )
+    if_missing: bool = option(False, help="keep a key that is there, and say so")
+    json: bool = option(False, help="print one JSON object")
 
 
-def _configure_keygen(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="private key to write, mode 0600")
-    add("--public", type=Path, metavar="FILE", help="public key to write (STEM.pub.pem beside it)")
-    add("--if-missing", action="store_true", help="keep a key that is there, and say so")
-    add("--json", action="store_true", help="print one JSON object")
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of ``invarlock advanced evidence-pack build``."""
 
-
-def _configure_build(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("out", type=Path, metavar="OUT", help="folder of the pack; must not exist")
-    add("--run-dir", type=Path, metavar="DIR", help="a suite's output folder: pack all of it")
-    add("--final-verdict", type=Path, metavar="FILE", help="final_verdict.json")
-    add(
-        "--report",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
+    out: Path = option(
+        positional=True, metavar="OUT", help="folder of the pack; must not exist", writes=True
+    )
+    run_dir: Path | None = option(
+        None, metavar="DIR", help="a suite's output folder: pack all of it"
+    )
+    final_verdict: Path | None = option(None, metavar="FILE", help="final_verdict.json")
+    report: tuple[Path, ...] = option(
+        (),
         metavar="FILE",
         help="evaluation.report.json files, each beside its runtime manifest",
     )
-    add("--source-repo", type=Path, metavar="FILE", help="source_repo.json")
-    add("--environment", type=Path, metavar="FILE", help="environment.json")
-    add("--material", action="append", default=[], metavar="NAME=PATH", help="a further input")
-    add("--analysis", type=Path, nargs="*", default=[], metavar="FILE", help="analyze's documents")
-    add("--readme", type=Path, metavar="FILE", help="README instead of the generated one")
-    add("--signing-key", type=Path, metavar="FILE", help="Ed25519 private key (keygen)")
-    add("--require-signature", action="store_true", help="refuse to build an unsigned pack")
-    add("--profile", choices=PROFILES, default="dev", help="profile of the check before packing")
-    add("--report-assurance", choices=ASSURANCE, default="report", help="assurance of that check")
-    add(
-        "--release-review",
-        action="store_true",
-        help="demand profile ci or release, strict assurance, a key and the verdict PASS",
+    source_repo: Path | None = option(None, metavar="FILE", help="source_repo.json")
+    environment: Path | None = option(None, metavar="FILE", help="environment.json")
+    material: tuple[str, ...] = option(
+        (), repeated=True, metavar="NAME=PATH", help="a further input"
     )
-    add("--json", action="store_true", help="print one JSON object")
+    analysis: tuple[Path, ...] = option((), metavar="FILE", help="analyze's documents")
+    readme: Path | None = option(None, metavar="FILE", help="README instead of the generated one")
+    signing_key: Path | None = option(None, metavar="FILE", help="Ed25519 private key (keygen)")
+    require_signature: bool = option(False, help="refuse to build an unsigned pack")
+    profile: str = option("dev", choices=PROFILES, help="profile of the check before packing")
+    report_assurance: str = option("report", choices=ASSURANCE, help="assurance of that check")
+    release_review: bool = option(
+        False, help="demand profile ci or release, strict assurance, a key and the verdict PASS"
+    )
+    json: bool = option(False, help="print one JSON object")
 
 
-def _configure_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pack", type=Path, metavar="PACK", help="folder of the pack")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Options of ``invarlock advanced evidence-pack inspect``."""
+
+    pack: Path = option(positional=True, metavar="PACK", help="folder of the pack")
+    json: bool = option(False, help="print one JSON object")
 
 
-def _configure_verify(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add_verification(parser)
-    add("--replay", action="store_true", help="evidence that is missing for the replay fails")
-    add(
-        "--report-assurance",
+@dataclass(frozen=True, kw_only=True)
+class VerificationOptions(InspectOptions):
+    """What every verification of a pack takes: see :func:`verify_and_print`."""
+
+    strict: bool = option(False, help="files that are not in the checksums fail")
+    skip_verify: bool = option(False, help="leave the reports out")
+    json_out: Path | None = option(
+        None, metavar="FILE", help="write it to a file outside the pack", writes=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignerOptions:
+    """What :func:`signers` reads."""
+
+    expected_fingerprint: str | None = option(
+        None, metavar="F", help="the signer must be sha256:..."
+    )
+    trust_store: Path | None = option(None, metavar="FILE", help="the signer must be in this file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyPackOptions(SignerOptions, VerificationOptions):
+    """Options of ``invarlock advanced evidence-pack verify``."""
+
+    replay: bool = option(False, help="evidence that is missing for the replay fails")
+    report_assurance: str = option(
+        "report",
         choices=ASSURANCE,
-        default="report",
         help="strict: container runs with the full claim; report: where a report claims it",
     )
-    add(
-        "--profile",
+    profile: str = option(
+        "dev",
         choices=PROFILES,
-        default="dev",
         help="dev: an honest FAIL is in order; ci, release: controls that failed fail",
     )
-    add_signers(parser)
-
-
-def add_verification(parser: argparse.ArgumentParser) -> None:
-    """Declare what every verification of a pack takes: see :func:`verify_and_print`."""
-    add = parser.add_argument
-    add("pack", type=Path, metavar="PACK", help="folder of the pack")
-    add("--strict", action="store_true", help="files that are not in the checksums fail")
-    add("--skip-verify", action="store_true", help="leave the reports out")
-    add("--json", action="store_true", help="print one JSON object")
-    add("--json-out", type=Path, metavar="FILE", help="write it to a file outside the pack")
-
-
-def add_signers(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that :func:`signers` reads."""
-    add = parser.add_argument
-    add("--expected-fingerprint", metavar="F", help="the signer must be sha256:...")
-    add("--trust-store", type=Path, metavar="FILE", help="the signer must be in this file")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run the sub-command."""
-    actions = {"keygen": _keygen, "build": _build, "inspect": _inspect, "verify": _verify}
-    return actions[args.action](args)
 
 
 def refused(words: Sequence[str], line: str, code: int) -> dict[str, Any]:
@@ -157,81 +154,81 @@ def _print_json(document: dict[str, Any]) -> None:
 # --- keygen ---------------------------------------------------------------------------------
 
 
-def _keygen(args: argparse.Namespace) -> int:
-    public = args.public or keys.default_public_path(args.out)
-    kept = args.if_missing and os.path.lexists(args.out)
+def _keygen(options: KeygenOptions) -> int:
+    public = options.public or keys.default_public_path(options.out)
+    kept = options.if_missing and os.path.lexists(options.out)
     if kept:
-        key = keys.load_signing_key(args.out)
+        key = keys.load_signing_key(options.out)
         signer = keys.fingerprint(key.public)
         if not os.path.lexists(public):
             keys.write_public(public, key.public)
     else:
-        signer = keys.generate(args.out, public)
-    if args.json:
+        signer = keys.generate(options.out, public)
+    if options.json:
         _print_json(
             {
                 "format_version": "evidence-pack-keygen-v1",
                 "ok": True,
                 "algorithm": "ed25519",
                 "created": not kept,
-                "private_key": str(args.out),
+                "private_key": str(options.out),
                 "public_key": str(public),
                 "signing_key_fingerprint": signer,
             }
         )
     else:
         what = "kept the signing key that is there" if kept else "made a signing key"
-        print(f"{what}: {args.out} ({signer})")
+        print(f"{what}: {options.out} ({signer})")
     return 0
 
 
 # --- build ----------------------------------------------------------------------------------
 
 
-def _build(args: argparse.Namespace) -> int:
+def _build(options: BuildOptions) -> int:
     from invarlock.evidence import collect
     from invarlock.evidence.build import BuildRequest, build_pack
     from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO
 
-    if args.run_dir is not None:
-        if args.report or args.final_verdict:
+    if options.run_dir is not None:
+        if options.report or options.final_verdict:
             raise ConfigError("--run-dir names the verdict and the reports itself")
-        if not args.run_dir.is_dir():
-            raise InputError("is not a folder", where=str(args.run_dir))
-        inputs = collect.from_run(args.run_dir)
-    elif not args.report or not args.final_verdict:
+        if not options.run_dir.is_dir():
+            raise InputError("is not a folder", where=str(options.run_dir))
+        inputs = collect.from_run(options.run_dir)
+    elif not options.report or not options.final_verdict:
         raise ConfigError("name --run-dir, or both --final-verdict and --report")
     else:
-        inputs = collect.from_reports(args.report, args.final_verdict)
-    inputs.replace(SOURCE_REPO, args.source_repo)
-    inputs.replace(ENVIRONMENT, args.environment)
-    for text in args.material:
+        inputs = collect.from_reports(options.report, options.final_verdict)
+    inputs.replace(SOURCE_REPO, options.source_repo)
+    inputs.replace(ENVIRONMENT, options.environment)
+    for text in options.material:
         name, separator, path = text.partition("=")
         if not separator or not path:
             raise ConfigError(
                 "not a material", where="--material", expected="NAME=PATH", found=text
             )
         inputs.add_material(name, Path(path))
-    for path in args.analysis:
-        inputs.add_analysis(path)
+    for document in options.analysis:
+        inputs.add_analysis(document)
     built = build_pack(
         BuildRequest(
-            out=args.out,
+            out=options.out,
             inputs=inputs,
-            signing_key=args.signing_key,
-            require_signature=args.require_signature,
-            readme=args.readme,
-            profile=args.profile,
-            report_assurance=args.report_assurance,
-            release_review=args.release_review,
+            signing_key=options.signing_key,
+            require_signature=options.require_signature,
+            readme=options.readme,
+            profile=options.profile,
+            report_assurance=options.report_assurance,
+            release_review=options.release_review,
         )
     )
     warnings = [*built.warnings, *built.checked.warnings]
-    if args.json:
+    if options.json:
         _print_json(
             {
                 "format_version": "evidence-pack-build-v1",
-                "pack": str(args.out),
+                "pack": str(options.out),
                 "ok": True,
                 "warnings": warnings,
                 "errors": [],
@@ -239,9 +236,9 @@ def _build(args: argparse.Namespace) -> int:
                 "outcome": built.outcome,
                 "reports": {"total": built.reports},
                 "verify": built.checked.envelope,
-                "profile": args.profile,
-                "report_assurance": args.report_assurance,
-                "release_review": args.release_review,
+                "profile": options.profile,
+                "report_assurance": options.report_assurance,
+                "release_review": options.release_review,
                 "evidence_level": built.evidence_level,
                 "files": {
                     "hashed": built.hashed,
@@ -262,7 +259,7 @@ def _build(args: argparse.Namespace) -> int:
 
     signed = f"signed by {built.signer}" if built.signer else "not signed"
     print(
-        f"{args.out}: verdict {escape(word_of(vars(built)))}, {built.reports} reports, "
+        f"{options.out}: verdict {escape(word_of(vars(built)))}, {built.reports} reports, "
         f"{built.hashed} files, evidence level {built.evidence_level}, {signed}"
     )
     return 0
@@ -271,19 +268,17 @@ def _build(args: argparse.Namespace) -> int:
 # --- inspect and verify ---------------------------------------------------------------------
 
 
-def _inspect(args: argparse.Namespace) -> int:
+def _inspect(options: InspectOptions) -> int:
     from invarlock.evidence.inspect import inspect_pack
 
-    result, document = inspect_pack(args.pack)
+    result, document = inspect_pack(options.pack)
     with printing():
-        _print_inspected(args, result, document)
+        _print_inspected(options, result, document)
     return result.exit_code
 
 
-def _print_inspected(
-    args: argparse.Namespace, result: PackResult, document: dict[str, Any]
-) -> None:
-    if args.json:
+def _print_inspected(options: InspectOptions, result: PackResult, document: dict[str, Any]) -> None:
+    if options.json:
         _print_json(document)
     else:
         _print_steps(result)
@@ -296,23 +291,23 @@ def _print_inspected(
         )
 
 
-def _verify(args: argparse.Namespace) -> int:
+def _verify(options: VerifyPackOptions) -> int:
     from invarlock.evidence.result import VerifyOptions
     from invarlock.evidence.verify import verify_pack
 
-    pinned, trusted, store = signers(args)
-    options = VerifyOptions(
-        strict=args.strict,
-        replay=args.replay,
-        skip_verify=args.skip_verify,
-        profile=args.profile,
-        report_assurance=args.report_assurance,
+    pinned, trusted, store = signers(options)
+    demands = VerifyOptions(
+        strict=options.strict,
+        replay=options.replay,
+        skip_verify=options.skip_verify,
+        profile=options.profile,
+        report_assurance=options.report_assurance,
         pinned=pinned,
         trusted=trusted,
         trust_store=str(store) if store else None,
         allow_unsigned=allows_unverified(),
     )
-    return verify_and_print(args, lambda: verify_pack(args.pack, options))
+    return verify_and_print(options, lambda: verify_pack(options.pack, demands))
 
 
 def allows_unverified() -> bool:
@@ -320,26 +315,26 @@ def allows_unverified() -> bool:
     return os.environ.get(ALLOW_UNVERIFIED, "").lower() in ("1", "true", "yes", "on")
 
 
-def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult]) -> int:
-    """Verify ``args.pack``, write and print the result as the options say; the exit code."""
-    if args.json_out is not None:
-        _refuse_inside(args.json_out, args.pack)
+def verify_and_print(options: VerificationOptions, verify: Callable[[], PackResult]) -> int:
+    """Verify the pack, write and print the result as the options say; the exit code."""
+    if options.json_out is not None:
+        _refuse_inside(options.json_out, options.pack)
         with contextlib.suppress(OSError):  # what cannot be replaced is said when it is written
-            if args.json_out.is_file():  # an older result is not that of a pack that has none
-                args.json_out.unlink()
-    if not (args.json or args.pack.is_dir()):  # check: open.folder
+            if options.json_out.is_file():  # an older result is not that of a pack that has none
+                options.json_out.unlink()
+    if not (options.json or options.pack.is_dir()):  # check: open.folder
         what = "is a file; unpack it and name the folder"
         raise PackError(
             Code.INCOMPLETE,
-            what if args.pack.is_file() else "is not a folder",
-            where=escape(args.pack),
+            what if options.pack.is_file() else "is not a folder",
+            where=escape(options.pack),
         )
     result = verify()
     document = result.to_json()
-    if args.json_out is not None:
-        _write_outside(args.json_out, document)
+    if options.json_out is not None:
+        _write_outside(options.json_out, document)
     with printing():
-        if args.json:
+        if options.json:
             _print_json(document)
         else:
             _print_steps(result)
@@ -347,13 +342,13 @@ def verify_and_print(args: argparse.Namespace, verify: Callable[[], PackResult])
     return result.exit_code
 
 
-def signers(args: argparse.Namespace) -> tuple[str | None, frozenset[str] | None, Path | None]:
+def signers(options: SignerOptions) -> tuple[str | None, frozenset[str] | None, Path | None]:
     """The pin and the trust store. A named store holds beside a pin; the store under the user's
     configuration folder is used only where nothing is named, so that it never widens a pin."""
     pinned = None
-    if args.expected_fingerprint is not None:
-        pinned = keys.normal_fingerprint(args.expected_fingerprint, "--expected-fingerprint")
-    store = args.trust_store
+    if options.expected_fingerprint is not None:
+        pinned = keys.normal_fingerprint(options.expected_fingerprint, "--expected-fingerprint")
+    store = options.trust_store
     if store is None and pinned is None and os.path.lexists(keys.default_trust_store()):
         store = keys.default_trust_store()
     if store is None:
@@ -410,3 +405,11 @@ def _print_outcome(result: PackResult) -> None:
         f"VERIFIED: verdict {escape(result.word)}{believed}{shown}{left_out}, {signer} "
         f"({result.authenticity})"
     )
+
+
+ACTIONS = {
+    "keygen": (KeygenOptions, _keygen, "make an Ed25519 key pair"),
+    "build": (BuildOptions, _build, "build a pack"),
+    "inspect": (InspectOptions, _inspect, "show what a pack is"),
+    "verify": (VerifyPackOptions, _verify, "verify a pack"),
+}

@@ -10,13 +10,14 @@ is 7 too. 2 are wrong options, 3 is a file that is missing, unreadable or at odd
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from invarlock.cli.evidence_pack import add_signers, allows_unverified, signers
+from invarlock.cli.evidence_pack import SignerOptions, allows_unverified, signers
+from invarlock.cli.options import option
 from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ContractError, InputError
@@ -56,33 +57,36 @@ class Judged(NamedTuple):
     believed: str = ""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument(
-        "path",
-        type=Path,
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(SignerOptions):
+    """Options of ``invarlock gate``."""
+
+    path: Path = option(
+        positional=True,
         metavar="PATH",
         help=f"final_verdict.json, {REPORT_NAME}, a pack, or a suite's output folder",
     )
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML file")
-    add_signers(parser)
+    junit: Path | None = option(None, metavar="FILE", help="write a JUnit XML file", writes=True)
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = GateOptions
+
+
+def main(options: GateOptions) -> int:
     """Print one line; 0 PASS, 1 FAIL, 8 INCONCLUSIVE, others for what is not verified."""
     code = 0
-    if args.path.is_dir() and (args.path / "manifest.json").exists():
-        code, judged = _pack(args)
+    if options.path.is_dir() and (options.path / "manifest.json").exists():
+        code, judged = _pack(options)
     else:
-        judged = judge(args.path)
-        if (args.path / REPEATS).is_file():
-            judged = _with_repeats(judged, read_json_object(args.path / REPEATS))
+        judged = judge(options.path)
+        if (options.path / REPEATS).is_file():
+            judged = _with_repeats(judged, read_json_object(options.path / REPEATS))
         if judged.outcome == PASS and judged.believed:
             code = int(Code.REPORTS)
             why = f"NOT RECOMPUTED: {judged.believed}; else {judged.line}"
             judged = Judged(FAIL, why, [*judged.cases, Case("gate", "recomputed", judged.believed)])
-    if args.junit:
-        write_bytes(args.junit, junit(judged.cases))
+    if options.junit:
+        write_bytes(options.junit, junit(judged.cases))
     with printing():
         print(escape(judged.line))
     return code or CODES[judged.outcome]
@@ -277,28 +281,28 @@ def _named(reason: str, report: Mapping[str, Any]) -> str:
     return f"{reason} ({worst[0].get('message')})"
 
 
-def _pack(args: argparse.Namespace) -> tuple[int, Judged]:
+def _pack(options: GateOptions) -> tuple[int, Judged]:
     """What is said by a pack that verifies and whose verdict was recomputed, by the signer that
     the options name (0), or why it does not (the exit code of the verification)."""
     from invarlock.evidence.result import VerifyOptions
     from invarlock.evidence.verify import verify_pack
 
-    pinned, trusted, store = signers(args)
-    options = VerifyOptions(
+    pinned, trusted, store = signers(options)
+    demands = VerifyOptions(
         replay=True,
         pinned=pinned,
         trusted=trusted,
         trust_store=str(store) if store else None,
         allow_unsigned=allows_unverified(),
     )
-    result = verify_pack(args.path, options)
+    result = verify_pack(options.path, demands)
     if result.exit_code:
         why = "; ".join(result.errors[:3])
         cases = [Case("pack", "verify", "; ".join(result.errors))]
         return result.exit_code, Judged(FAIL, f"NOT VERIFIED: {why}", cases)
     assert result.tree is not None  # it verified
     assert result.recomputed.verdict is not None  # which a replay demands
-    outcome, line, cases, _ = _verdict(result.recomputed.verdict, str(args.path))
+    outcome, line, cases, _ = _verdict(result.recomputed.verdict, str(options.path))
     signed = f"signed by {result.signer}, {result.authenticity}" if result.signer else "unsigned"
     judged = Judged(outcome, f"{line}; {signed}", [*cases, Case("pack", "verify", "")])
     repeats = f"results/{REPEATS}"

@@ -26,9 +26,9 @@ class InjectOptions:
         help="object of parameters over the published defaults, such as '{\"factor\": 10}'",
     )
     out: Path = option(
-        metavar="DIR", help="folder of the damaged checkpoint; replaced when it exists"
+        metavar="DIR", help="folder of the damaged checkpoint; replaced when it exists", writes=True
     )
-    metadata: Path = option(metavar="FILE", help="error_metadata.json to write")
+    metadata: Path = option(metavar="FILE", help="error_metadata.json to write", writes=True)
     seed: int = option(0, metavar="N", help="seed of the draws (default 0)", setting="seed")
 
 

@@ -71,4 +71,4 @@ class MeasuringOptions(Purpose, Arithmetic):
     """What one checkpoint is measured on, how, and what the result is for."""
 
     windows: Path = option(metavar="FILE", help="windows.json")
-    out: Path = option(metavar="DIR", help="folder of the results")
+    out: Path = option(metavar="DIR", help="folder of the results", writes=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -34,10 +34,13 @@ def option(
     unless: str = "",
     comma: bool = False,
     repeated: bool = False,
+    positional: bool = False,
+    writes: bool = False,
 ) -> Any:
     """A field that is an option, named and typed like the field.
 
-    A field of type ``bool`` is a switch; a tuple takes one word or more.
+    A field of type ``bool`` is a switch, with a ``--no-`` form where it is on by default; a tuple
+    takes one word or more, none where it is empty by default.
 
     Args:
         default: the value without the option; left out: the option is required.
@@ -48,10 +51,13 @@ def option(
         unless: the setting that the workflow passes the switch without.
         comma: a tuple is written as A,B: sorted, each once.
         repeated: a tuple is written as the option again and again.
+        positional: the value stands without a name.
+        writes: the command makes this file or folder; it claims it before it starts.
     """
     shown = {"help": help, "metavar": metavar, "choices": choices}
     marks = {"setting": setting, "unless": unless, "comma": comma, "repeated": repeated}
-    return dataclasses.field(default=default, metadata={**shown, **marks})
+    place = {"positional": positional, "writes": writes}
+    return dataclasses.field(default=default, metadata={**shown, **marks, **place})
 
 
 class _Option(NamedTuple):
@@ -65,7 +71,15 @@ class _Option(NamedTuple):
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return self.name if self.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def positional(self) -> bool:
+        return bool(self.field.metadata["positional"])
+
+    @property
+    def writes(self) -> bool:
+        return bool(self.field.metadata["writes"])
 
     @property
     def required(self) -> bool:
@@ -99,16 +113,20 @@ def add_options(parser: argparse.ArgumentParser, record: type) -> None:
         given = {key: value for key, value in given.items() if value is not None}
         add = groups.get(o.owner, parser).add_argument
         if o.kind is bool:
-            add(o.flag, action="store_true", **given)
+            switch = argparse.BooleanOptionalAction if o.field.default is True else "store_true"
+            add(o.flag, action=switch, default=o.field.default, **given)
             continue
-        given |= {"required": True} if o.required else {"default": o.field.default}
+        if not o.positional:
+            # argparse adds further words to the default, which must not be a tuple
+            default = None if o.several and not o.field.metadata["comma"] else o.field.default
+            given |= {"required": True} if o.required else {"default": default}
         if o.field.metadata["comma"]:
             add(o.flag, type=_names, **given)
         elif o.field.metadata["repeated"]:
-            # argparse appends to a copy of the default
-            add(o.flag, type=o.kind, action="append", **{**given, "default": None})
+            add(o.flag, type=o.kind, action="append", **given)
         elif o.several:
-            add(o.flag, type=o.kind, nargs="+", **given)
+            number = "+" if o.required else "*"
+            add(o.flag, type=o.kind, nargs=number, action="extend", **given)
         else:
             add(o.flag, type=o.kind, **given)
 
@@ -118,11 +136,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(sorted({word.strip() for word in text.split(",") if word.strip()}))
 
 
-def parsed(record: Callable[..., Options], args: argparse.Namespace) -> Options:
+def parsed(record: type[Options], args: argparse.Namespace) -> Options:
     """The record that a command line says."""
-    values = {name: value for name, value in vars(args).items() if value is not None}
-    given = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    return record(**given)
+    found = {o.name: getattr(args, o.name) for o in _options(record)}
+    given = {name: value for name, value in found.items() if value is not None}
+    return record(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+
+
+def outputs(options: Any) -> list[Path]:
+    """The files and folders that a command with these options makes."""
+    values = [getattr(options, o.name) for o in _options(type(options)) if o.writes]
+    return [value for value in values if value is not None]
 
 
 def shared(whole: Any, record: type) -> dict[str, Any]:

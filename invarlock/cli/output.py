@@ -1,5 +1,4 @@
-"""What a command makes: files and folders that it claims, and standard output, whose reader may go
-away without a change of how the command ends."""
+"""Standard output, whose reader may go away without a change of how a command ends."""
 
 from __future__ import annotations
 
@@ -7,19 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-
-# Options, by the name of their value, that say where a command writes.
-OUTPUTS = (
-    *("out", "out_dir", "out_json", "out_yaml", "analysis_dir", "metadata", "record"),
-    *("junit", "json_out", "public"),
-)
-
-
-def outputs_of(options: object) -> list[Path]:
-    """The files and folders that a command line asks for."""
-    values = (getattr(options, name, None) for name in OUTPUTS)
-    return [value for value in values if isinstance(value, Path)]
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.cli.report import read_report
 from invarlock.errors import ContractError
 from invarlock.evidence.findings import UNREADABLE
@@ -14,18 +15,24 @@ from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    add = parser.add_argument
-    add("report", type=Path, nargs="+", metavar="REPORT", help="evaluation.report.json")
-    add("--profile", choices=PROFILES, default="dev", help="what the re-check demands")
+@dataclass(frozen=True, kw_only=True)
+class PagesOptions:
+    """Options of ``invarlock advanced pages``."""
+
+    report: tuple[Path, ...] = option(
+        positional=True, metavar="REPORT", help="evaluation.report.json"
+    )
+    profile: str = option("dev", choices=PROFILES, help="what the re-check demands")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = PagesOptions
+
+
+def main(options: PagesOptions) -> int:
     """Run the command; a report that does not pass its re-check is a result, and in verify.json."""
-    for path in args.report:
-        truth = args.profile == "dev"  # as in ``verify``
-        _pages(path, ReportOptions(profile=args.profile, provenance="host", truth_only=truth))
+    for path in options.report:
+        truth = options.profile == "dev"  # as in ``verify``
+        _pages(path, ReportOptions(profile=options.profile, provenance="host", truth_only=truth))
     return 0
 
 

@@ -35,7 +35,7 @@ class PinOptions:
     allow_pickle: bool = option(
         False, help="allow models with pickle weights only", setting="allow_pickle_checkpoints"
     )
-    out: Path = option(metavar="FILE", help="state/model_revisions.json")
+    out: Path = option(metavar="FILE", help="state/model_revisions.json", writes=True)
 
 
 OPTIONS = PinOptions

@@ -18,8 +18,8 @@ class PresetOptions:
     tier: str = option(
         "balanced", help="tier whose thresholds it changes (default: balanced)", setting="tier"
     )
-    out_yaml: Path = option(metavar="FILE", help="preset to write, YAML")
-    out_json: Path = option(metavar="FILE", help="the same content as JSON")
+    out_yaml: Path = option(metavar="FILE", help="preset to write, YAML", writes=True)
+    out_json: Path = option(metavar="FILE", help="the same content as JSON", writes=True)
 
 
 OPTIONS = PresetOptions

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from invarlock.cli.evidence_pack import (
-    add_verification,
+    VerificationOptions,
     allows_unverified,
     refused_pack,
     verify_and_print,
 )
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError
 from invarlock.evidence import keys
 from invarlock.policy import PROFILES
@@ -22,39 +23,35 @@ from invarlock.policy import PROFILES
 _OPENPGP = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-command and its options."""
-    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    verify = commands.add_parser("verify", help="verify a pack")
-    add_verification(verify)
-    add = verify.add_argument
-    add(
-        "--public-key",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
+@dataclass(frozen=True, kw_only=True)
+class ProofPackOptions(VerificationOptions):
+    """Options of ``invarlock advanced proof-pack verify``."""
+
+    public_key: tuple[Path, ...] = option(
+        (),
         metavar="FILE",
         help="OpenPGP public keys that may have signed it; no other key counts",
     )
-    add("--expected-fingerprint", metavar="F", help="the signer: 40 hex digits, or sha256:...")
-    add("--profile", choices=PROFILES, default="dev", help="profile of the reports' check")
+    expected_fingerprint: str | None = option(
+        None, metavar="F", help="the signer: 40 hex digits, or sha256:..."
+    )
+    profile: str = option("dev", choices=PROFILES, help="profile of the reports' check")
 
 
-def main(args: argparse.Namespace) -> int:
+def _verify(options: ProofPackOptions) -> int:
     """Run the command; the exit codes are those of ``evidence-pack verify``."""
     from invarlock.evidence.published.proof_pack import verify_proof_pack
     from invarlock.evidence.result import VerifyOptions
 
-    options = VerifyOptions(
-        strict=args.strict,
-        skip_verify=args.skip_verify,
-        profile=args.profile,
-        pinned=_pin(args.expected_fingerprint),
-        public_keys=tuple(args.public_key),
+    demands = VerifyOptions(
+        strict=options.strict,
+        skip_verify=options.skip_verify,
+        profile=options.profile,
+        pinned=_pin(options.expected_fingerprint),
+        public_keys=options.public_key,
         allow_unsigned=allows_unverified(),
     )
-    return verify_and_print(args, lambda: verify_proof_pack(args.pack, options))
+    return verify_and_print(options, lambda: verify_proof_pack(options.pack, demands))
 
 
 def refused(words: Sequence[str], line: str, code: int) -> dict[str, Any]:
@@ -76,3 +73,6 @@ def _pin(text: str | None) -> str | None:
             found=repr(text)[:80],
         )
     return value
+
+
+ACTIONS = {"verify": (ProofPackOptions, _verify, "verify a pack")}

@@ -2,53 +2,88 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from invarlock.cli.options import option
 from invarlock.contracts import validate
 from invarlock.files import write_json
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of ``invarlock advanced provenance``."""
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentOptions:
+    """Options of ``invarlock advanced provenance environment``, and of all records."""
 
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        command.add_argument("--out", type=Path, required=True, metavar="FILE")
-        return command
-
-    label = add("label", "label of a new image of this code (invarlock's own image recipes)")
-    label.add_argument("--packages", type=Path, nargs="+", required=True, metavar="FILE")
-    image = add("image", "resolve reference and digest of an image, outside of it")
-    image.add_argument("--image", required=True, help="a .sif file or docker://NAME@sha256:...")
-    image.add_argument(
-        "--label", type=Path, required=True, metavar="FILE", help="copy of its label"
-    )
-    image.add_argument("--expected-digest", default="", metavar="sha256:...")
-    source = add("source", "commit and code digest of this checkout")
-    source.add_argument("--checkout", type=Path, default=Path(), metavar="DIR")
-    add("environment", "platform, libraries, CPU and GPUs of this machine")
+    out: Path = option(metavar="FILE", writes=True)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Write the record that was asked for."""
-    write_json(args.out, _record(args))
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(EnvironmentOptions):
+    """Options of ``invarlock advanced provenance label``."""
+
+    packages: tuple[Path, ...] = option(metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(EnvironmentOptions):
+    """Options of ``invarlock advanced provenance image``."""
+
+    image: str = option(help="a .sif file or docker://NAME@sha256:...")
+    label: Path = option(metavar="FILE", help="copy of its label")
+    expected_digest: str = option("", metavar="sha256:...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(EnvironmentOptions):
+    """Options of ``invarlock advanced provenance source``."""
+
+    checkout: Path = option(Path(), metavar="DIR")
+
+
+def _label(options: LabelOptions) -> int:
+    from invarlock.run import container
+
+    write_json(options.out, container.new_label(options.packages))
     return 0
 
 
-def _record(args: argparse.Namespace) -> dict[str, Any]:
-    from invarlock.run import container, surroundings
+def _image(options: ImageOptions) -> int:
+    from invarlock.run import container
 
-    if args.command == "label":
-        return container.new_label(args.packages)
-    if args.command == "image":
-        return container.resolve(args.image, args.label, args.expected_digest)
-    if args.command == "source":
-        document = surroundings.source_repo(args.checkout)
-        validate(document, "source-repo", str(args.out))
-    else:
-        document = surroundings.environment()
-        validate(document, "environment", str(args.out))
-    return document
+    document = container.resolve(options.image, options.label, options.expected_digest)
+    write_json(options.out, document)
+    return 0
+
+
+def _source(options: SourceOptions) -> int:
+    from invarlock.run import surroundings
+
+    document = surroundings.source_repo(options.checkout)
+    validate(document, "source-repo", str(options.out))
+    write_json(options.out, document)
+    return 0
+
+
+def _environment(options: EnvironmentOptions) -> int:
+    from invarlock.run import surroundings
+
+    document = surroundings.environment()
+    validate(document, "environment", str(options.out))
+    write_json(options.out, document)
+    return 0
+
+
+ACTIONS = {
+    "label": (
+        LabelOptions,
+        _label,
+        "label of a new image of this code (invarlock's own image recipes)",
+    ),
+    "image": (ImageOptions, _image, "resolve reference and digest of an image, outside of it"),
+    "source": (SourceOptions, _source, "commit and code digest of this checkout"),
+    "environment": (
+        EnvironmentOptions,
+        _environment,
+        "platform, libraries, CPU and GPUs of this machine",
+    ),
+}

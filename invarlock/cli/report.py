@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError, ContractError
 from invarlock.evidence.findings import UNREADABLE
 from invarlock.files import canonical_json, pretty_json, read_json_object, write_text
@@ -14,68 +17,117 @@ from invarlock.files import canonical_json, pretty_json, read_json_object, write
 FORMATS = ("markdown", "report", "json")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options and sub-commands."""
-    _common(parser, required=False)
-    parser.add_argument(
-        "--format",
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Where the result goes."""
+
+    out: Path | None = option(
+        None, metavar="FILE", help="file to write (default: print)", writes=True
+    )
+    force: bool = option(False, help="overwrite the file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions(PlaceOptions):
+    """Options of ``invarlock report``."""
+
+    report: Path | None = option(None, metavar="FILE", help="evaluation.report.json")
+    format: str | None = option(
+        None,
         choices=FORMATS,
         help="markdown; report: the compact JSON that digests are taken of; json: indented",
     )
-    actions = parser.add_subparsers(dest="action", metavar="html|explain")
-    html = actions.add_parser("html", help="write one self-contained HTML page")
-    _common(html, required=True)
-    html.add_argument(
-        "--embed-css",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="put the style sheet into the page (default), or write it beside the page",
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(PlaceOptions):
+    """Options of ``invarlock report explain``."""
+
+    report: Path = option(metavar="FILE", help="evaluation.report.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HtmlOptions(ExplainOptions):
+    """Options of ``invarlock report html``."""
+
+    embed_css: bool = option(
+        True, help="put the style sheet into the page (default), or write it beside the page"
     )
-    explain = actions.add_parser("explain", help="say why the report passes or fails")
-    _common(explain, required=True)
 
 
-def _common(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument(
-        "--report", type=Path, required=required, help="evaluation.report.json", metavar="FILE"
-    )
-    parser.add_argument("--out", type=Path, help="file to write (default: print)", metavar="FILE")
-    parser.add_argument("--force", action="store_true", help="overwrite the file")
+OPTIONS = FormatOptions
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run the command."""
-    if args.report is None:
+def main(options: FormatOptions) -> int:
+    """Render a report in a format that programs read."""
+    if options.report is None:
         raise ConfigError("no report is named", expected="--report FILE")
-    if args.action is None and args.format is None:
+    if options.format is None:
         raise ConfigError(
             "no format is named", expected="--format " + "|".join(FORMATS), hint="or html, explain"
         )
-    beside = args.action == "html" and not args.embed_css
-    if beside and args.out is None:
-        raise ConfigError("the style sheet is written beside the page", expected="--out FILE")
+
+    def text(report: dict[str, Any]) -> str:
+        from invarlock.reporting import render
+
+        if options.format == "markdown":
+            return render.render_report_markdown(report)
+        if options.format == "report":
+            return canonical_json(report).decode() + "\n"
+        return pretty_json(report).decode()
+
+    return _write(options.report, text, options)
+
+
+def _html(options: HtmlOptions) -> int:
+    """Render the page, with the style sheet in it or beside it."""
     from invarlock.reporting import render
 
-    report = read_report(args.report)
+    beside: dict[Path, str] = {}
+    if not options.embed_css:
+        if options.out is None:
+            raise ConfigError("the style sheet is written beside the page", expected="--out FILE")
+        styles = options.out.with_name(render.STYLES)
+        # a style sheet that another page has left there is the same
+        if not (styles.is_file() and styles.read_text() == render.style_sheet()):
+            beside[styles] = render.style_sheet()
+
+    def text(report: dict[str, Any]) -> str:
+        return render.render_report_html(report, embed_css=options.embed_css)
+
+    return _write(options.report, text, options, beside)
+
+
+def _explain(options: ExplainOptions) -> int:
+    """Say why the report passes or fails."""
+    from invarlock.reporting import render
+
+    return _write(options.report, render.explain, options)
+
+
+def _write(
+    path: Path,
+    text: Callable[[dict[str, Any]], str],
+    place: PlaceOptions,
+    beside: Mapping[Path, str] = MappingProxyType({}),
+) -> int:
+    """Print the report's text, or write it and what belongs beside it."""
+    report = read_report(path)
     try:
-        text = _text(args, report)
+        content = text(report)
     except UNREADABLE as error:  # follows its schema, and holds records of an impossible shape
         raise ContractError(
-            f"cannot be rendered: {type(error).__name__}", where=str(args.report)
+            f"cannot be rendered: {type(error).__name__}", where=str(path)
         ) from error
-    if args.out is None:
-        sys.stdout.write(text)
+    if place.out is None:
+        sys.stdout.write(content)
         return 0
-    files = {args.out: text}
-    styles = args.out.with_name(render.STYLES)
-    # A style sheet that another page has left there is the same.
-    if beside and not (styles.is_file() and styles.read_text() == render.style_sheet()):
-        files[styles] = render.style_sheet()
-    for path in files:
-        if path.exists() and not args.force:
-            raise ConfigError("the file exists", where=str(path), hint="overwrite it with --force")
-    for path, content in files.items():
-        write_text(path, content)
+    files = {place.out: content, **beside}
+    for file in files:
+        if file.exists() and not place.force:
+            raise ConfigError("the file exists", where=str(file), hint="overwrite it with --force")
+    for file, content in files.items():
+        write_text(file, content)
     return 0
 
 
@@ -92,14 +144,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def _text(args: argparse.Namespace, report: dict[str, Any]) -> str:
-    from invarlock.reporting import render
-
-    if args.action == "html":
-        return render.render_report_html(report, embed_css=args.embed_css)
-    if args.action == "explain":
-        return render.explain(report)
-    if args.format == "markdown":
-        return render.render_report_markdown(report)
-    data = canonical_json(report) + b"\n" if args.format == "report" else pretty_json(report)
-    return data.decode()
+ACTIONS = {
+    "html": (HtmlOptions, _html, "write one self-contained HTML page"),
+    "explain": (ExplainOptions, _explain, "say why the report passes or fails"),
+}

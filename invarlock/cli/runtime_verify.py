@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.cli.output import printing
 from invarlock.errors import ContractError, InputError
 from invarlock.evidence import escape
@@ -16,29 +17,33 @@ from invarlock.files import parse_json, read_bytes, sha256_bytes
 FORMAT = "runtime-verify-v1"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    add = parser.add_argument
-    add("--report", type=Path, required=True, metavar="FILE", help="evaluation.report.json")
-    add("--manifest", type=Path, required=True, metavar="FILE", help="its runtime.manifest.json")
-    add("--json", action="store_true", help="print one JSON object")
+@dataclass(frozen=True, kw_only=True)
+class RuntimeVerifyOptions:
+    """Options of ``invarlock advanced runtime-verify``."""
+
+    report: Path = option(metavar="FILE", help="evaluation.report.json")
+    manifest: Path = option(metavar="FILE", help="its runtime.manifest.json")
+    json: bool = option(False, help="print one JSON object")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = RuntimeVerifyOptions
+
+
+def main(options: RuntimeVerifyOptions) -> int:
     """Run the command: 0 a container run and bound to the report, 1 anything else."""
-    errors = _errors(args.report, args.manifest)
-    if args.json:
+    errors = _errors(options.report, options.manifest)
+    if options.json:
         document = {
             "format_version": FORMAT,
             "ok": not errors,
             "exit_code": int(bool(errors)),
             "errors": errors,
-            "report": escape(args.report),
-            "manifest": escape(args.manifest),
+            "report": escape(options.report),
+            "manifest": escape(options.manifest),
         }
         lines = [json.dumps(document, sort_keys=True)]
     else:
-        lines = [*errors, f"RUNTIME {'FAIL' if errors else 'OK'} {escape(args.report)}"]
+        lines = [*errors, f"RUNTIME {'FAIL' if errors else 'OK'} {escape(options.report)}"]
     with printing():
         print("\n".join(lines))
     return 1 if errors else 0

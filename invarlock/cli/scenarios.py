@@ -32,7 +32,7 @@ class ScenariosOptions:
         metavar="CATEGORY=N",
         help="evaluations of each scenario of a category; repeatable",
     )
-    out: Path | None = option(None, help="file to write")
+    out: Path | None = option(None, help="file to write", writes=True)
     list: bool = option(False, help="print the selection")
 
 

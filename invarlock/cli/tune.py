@@ -52,7 +52,7 @@ class TuneOptions(Judging, Arithmetic):
         metavar="FILE",
         help="a table whose other entries are kept; it may be the one that is written",
     )
-    out: Path = option(metavar="FILE", help="tuned_edit_params.json")
+    out: Path = option(metavar="FILE", help="tuned_edit_params.json", writes=True)
 
 
 OPTIONS = TuneOptions

@@ -23,7 +23,7 @@ class TunedParamsOptions:
         metavar="ID",
         help="only what counts for this model; repeatable (default: everything)",
     )
-    out: Path = option(metavar="FILE", help="tuned_edit_params.json to write")
+    out: Path = option(metavar="FILE", help="tuned_edit_params.json to write", writes=True)
 
 
 OPTIONS = TunedParamsOptions

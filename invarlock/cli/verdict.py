@@ -5,58 +5,55 @@ FAIL and INCONCLUSIVE are results, so the exit code is 0; ``invarlock gate`` tur
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from invarlock.cli.options import option
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, write_json, write_text
 from invarlock.scenarios import expected_evaluations, parse_catalogue
 from invarlock.verdict.records import Evaluation, load_evaluation
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("--scenarios", type=Path, required=True, help="effective manifest")
-    parser.add_argument(
-        "--evaluation",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="DIR",
-        help="run_<n> folders",
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        default=[],
+@dataclass(frozen=True, kw_only=True)
+class VerdictOptions:
+    """Options of ``invarlock verdict``."""
+
+    scenarios: Path = option(help="effective manifest")
+    evaluation: tuple[Path, ...] = option(metavar="DIR", help="run_<n> folders")
+    model: tuple[str, ...] = option(
+        (),
+        repeated=True,
         metavar="ID",
         help="model that has to be there; those of the evaluations always have to; repeatable",
     )
-    parser.add_argument("--out-dir", type=Path, required=True, help="folder of the verdict")
-    parser.add_argument("--analysis-dir", type=Path, required=True, help="folder of the analysis")
+    out_dir: Path = option(help="folder of the verdict", writes=True)
+    analysis_dir: Path = option(help="folder of the analysis", writes=True)
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = VerdictOptions
+
+
+def main(options: VerdictOptions) -> int:
     """Run the command."""
     from invarlock.verdict.text import word_of
 
-    for path in written(args.out_dir, args.analysis_dir):  # a refusal leaves no older verdict
+    for path in written(options.out_dir, options.analysis_dir):  # a refusal leaves no older verdict
         path.unlink(missing_ok=True)
-    manifest = read_json_object(args.scenarios)
-    scenarios = parse_catalogue(manifest, str(args.scenarios)).scenarios
-    evaluations = [load_evaluation(folder) for folder in args.evaluation]
+    manifest = read_json_object(options.scenarios)
+    scenarios = parse_catalogue(manifest, str(options.scenarios)).scenarios
+    evaluations = [load_evaluation(folder) for folder in options.evaluation]
     known = {s.id for s in scenarios}
-    for folder, evaluation in zip(args.evaluation, evaluations, strict=True):
+    for folder, evaluation in zip(options.evaluation, evaluations, strict=True):
         if evaluation.scenario not in known:
             raise ConfigError(
-                f"scenario {evaluation.scenario} is not in {args.scenarios}", where=str(folder)
+                f"scenario {evaluation.scenario} is not in {options.scenarios}", where=str(folder)
             )
-    models = {e.model for e in evaluations} | set(args.model)
+    models = {e.model for e in evaluations} | set(options.model)
     expected = expected_evaluations(scenarios, models, {e.run for e in evaluations})
-    verdict = write_verdict(manifest, evaluations, expected, args.out_dir, args.analysis_dir)
-    print(f"{args.out_dir / 'final_verdict.json'}: {word_of(verdict)}")
+    verdict = write_verdict(manifest, evaluations, expected, options.out_dir, options.analysis_dir)
+    print(f"{options.out_dir / 'final_verdict.json'}: {word_of(verdict)}")
     return 0
 
 

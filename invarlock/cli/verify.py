@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.cli.options import option
 from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
@@ -29,77 +30,79 @@ RUN_REPORT = "report.json"
 WARNING_POLICIES = {"pass": False, "warn": False, "advisory": False, "fail": True, "strict": True}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    add = parser.add_argument
-    add("report", type=Path, nargs="+", metavar="REPORT", help=f"{REPORT_NAME}, or its folder")
-    add("--baseline", type=Path, metavar="FILE", help="the baseline's run (report.json): compare")
-    add(
-        "--profile",
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Options of ``invarlock verify``."""
+
+    report: tuple[Path, ...] = option(
+        positional=True, metavar="REPORT", help=f"{REPORT_NAME}, or its folder"
+    )
+    baseline: Path | None = option(
+        None, metavar="FILE", help="the baseline's run (report.json): compare"
+    )
+    profile: str = option(
+        "dev",
         choices=PROFILES,
-        default="dev",
         help="dev: what the report says is true, PASS or FAIL; ci, release: and acceptable",
     )
-    add(
-        "--assurance",
+    assurance: str = option(
+        "report",
         choices=("off", "report", "strict"),
-        default="report",
         help="strict: the full claim; report: where the report claims it",
     )
-    add(
-        "--runtime-provenance",
+    runtime_provenance: str = option(
+        "declared",
         choices=("declared", "container", "host"),
-        default="declared",
         help="container: demand one; host: no runtime manifest is needed",
     )
-    add(
-        "--tolerance", type=float, default=1e-9, help="of recomputed numbers, relative and absolute"
+    tolerance: float = option(1e-9, help="of recomputed numbers, relative and absolute")
+    warning_policy: str = option(
+        "pass", choices=tuple(WARNING_POLICIES), help="fail: guard warnings fail"
     )
-    add(
-        "--warning-policy",
-        choices=tuple(WARNING_POLICIES),
-        default="pass",
-        help="fail: guard warnings fail",
+    fail_on_warnings: bool = option(False, help="the same as --warning-policy fail")
+    replay: bool = option(False, help="evidence that is missing for the replay fails")
+    json: bool = option(False, help="print the verify-v1 envelope")
+    out: Path | None = option(
+        None, metavar="FILE", help="write the verify-v1 envelope to a file", writes=True
     )
-    add("--fail-on-warnings", action="store_true", help="the same as --warning-policy fail")
-    add("--replay", action="store_true", help="evidence that is missing for the replay fails")
-    add("--json", action="store_true", help="print the verify-v1 envelope")
-    add("--out", type=Path, metavar="FILE", help="write the verify-v1 envelope to a file")
 
 
-def main(args: argparse.Namespace) -> int:
+OPTIONS = VerifyOptions
+
+
+def main(options: VerifyOptions) -> int:
     """Run the command: 0 ok, 1 policy, 2 malformed or unusable, 3 typed error in ci and release."""
-    if not 0 <= args.tolerance < 1:
+    if not 0 <= options.tolerance < 1:
         raise ConfigError("not a tolerance", where="--tolerance", expected="0 to 1")
-    options = ReportOptions(
-        profile=args.profile,
-        assurance=args.assurance,
-        provenance="container" if args.assurance == "strict" else args.runtime_provenance,
-        tolerance=args.tolerance,
-        fail_on_warnings=args.fail_on_warnings or WARNING_POLICIES[args.warning_policy],
-        require_replay=args.replay,
-        truth_only=args.profile == "dev",
+    demands = ReportOptions(
+        profile=options.profile,
+        assurance=options.assurance,
+        provenance="container" if options.assurance == "strict" else options.runtime_provenance,
+        tolerance=options.tolerance,
+        fail_on_warnings=options.fail_on_warnings or WARNING_POLICIES[options.warning_policy],
+        require_replay=options.replay,
+        truth_only=options.profile == "dev",
     )
     try:
-        baseline = read_json_object(_baseline(args.baseline)) if args.baseline else None
-        loaded = [_load(path) for path in args.report]
+        baseline = read_json_object(_baseline(options.baseline)) if options.baseline else None
+        loaded = [_load(path) for path in options.report]
     except InputError as error:
         raise ConfigError(str(error)) from error  # exit 2, as published
     results = [
-        verify_report(data, manifest, str(path), options, baseline)
+        verify_report(data, manifest, str(path), demands, baseline)
         for path, data, manifest in loaded
     ]
-    document = envelope(results, args.profile)
-    if args.out:
-        write_json(args.out, document)
+    document = envelope(results, options.profile)
+    if options.out:
+        write_json(options.out, document)
     with printing():
-        if args.json:
+        if options.json:
             stamped = document | {"ts": now_utc()}  # files hold no time
             print(json.dumps(stamped, sort_keys=True, allow_nan=False))
         else:
             for result in results:
                 _print(result)
-    return exit_code(results, args.profile)
+    return exit_code(results, options.profile)
 
 
 def refused(_: Sequence[str], line: str, code: int) -> dict[str, object]:

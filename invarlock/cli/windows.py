@@ -36,7 +36,7 @@ class WindowsOptions:
         (), metavar="FILE", help="windows.json files whose windows are not chosen"
     )
     net: bool = option(False, help="allow the download of pinned files")
-    out: Path = option(metavar="FILE", help="windows.json")
+    out: Path = option(metavar="FILE", help="windows.json", writes=True)
 
 
 OPTIONS = WindowsOptions
