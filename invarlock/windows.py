@@ -23,6 +23,7 @@ from typing import Any
 
 from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
+from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
 from invarlock.records import Encode, LabelledRecord, Record, encode_record, read_record
@@ -163,7 +164,7 @@ def _fresh(tokens: Sequence[int], index: int, seq_len: int, seen: set[str]) -> l
 
 def _too_few(pairs: int, n_documents: int, plan: WindowPlan) -> InputError:
     return InputError(
-        f"too few windows of {plan.seq_len} tokens in {n_documents} documents",
+        f"too few windows of {plan.seq_len} tokens in {counted(n_documents, 'document')}",
         expected=f"{plan.preview} for preview and {plan.final} for final",
         found=f"{pairs} for each",
         hint="lower windows.preview, windows.final or windows.seq_len, or give more text",

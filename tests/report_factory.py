@@ -258,7 +258,7 @@ BOOTSTRAP = Bootstrap(replicates=1200, alpha=0.05, seed=7)
 FATAL = {
     "type": "non_finite_tensor",
     "severity": "fatal",
-    "message": "model.layers.0.mlp.up_proj.weight holds 1 values that are not finite",
+    "message": "model.layers.0.mlp.up_proj.weight holds 1 value that is not finite",
 }
 PRESET = digest("preset")  # of the overrides that tests ask for
 

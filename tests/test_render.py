@@ -113,7 +113,7 @@ def test_numbers_are_those_of_the_report() -> None:
     low, high = metric["display_ci"]
     assert f"ratio {metric['ratio_vs_baseline']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in text
     assert f"upper bound at most {metric['limit']:.4f}" in text
-    assert f"about {metric['windows_needed']} final windows" in text
+    assert f"about {metric['windows_needed']} scored windows" in text
 
 
 def hostile() -> dict[str, Any]:

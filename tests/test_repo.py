@@ -18,9 +18,9 @@ from repository_copy import ROOT, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity", "differences"),
+    ("errors", "severity", "differences", "counts"),
     ("files",),
-    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests"),
+    ("registry", "shards", "contracts", "policy", "code_digest", "output_locks", "digests"),
     ("formats",),
     ("folders",),
     ("scenarios", "models", "written"),

@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from invarlock import __version__
-from invarlock.claims import claimed
 from invarlock.cli.options import add_options, outputs, parsed
-from invarlock.cli.output import settle
+from invarlock.cli.output import flush_output
 from invarlock.errors import InputError, InvarlockError
+from invarlock.output_locks import claimed
 
 
 class Command(NamedTuple):
@@ -115,7 +115,7 @@ def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> N
 
         with contextlib.suppress(OSError):  # standard error has said it, and the code says it
             print(json.dumps(refused(words, line, code), sort_keys=True), flush=True)
-        settle()
+        flush_output()
 
 
 def module_of(name: str) -> ModuleType:
@@ -195,14 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(module, rest, str(error), error.exit_code)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away
-        settle()
+        flush_output()
         return code
     except OSError as error:  # what no reader or writer of ours has worded
         where = error.filename or "a file"
         line = f"{where}: {error.strerror or error}"
         print(f"invarlock {name}: {line}", file=sys.stderr)
         _refuse(module, rest, line, InputError.exit_code)
-        settle()
+        flush_output()
         return InputError.exit_code
     except KeyboardInterrupt:
         print(f"invarlock {name}: interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from invarlock.cli.options import option
 from invarlock.cli.output import printing
+from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import escape
 from invarlock.evidence.report_verify import (
@@ -128,9 +129,9 @@ def _print(result: ReportResult) -> None:
     if result.ok:
         _print_point(result)
     else:
-        print(f"VERIFY FAIL {escape(result.ident)}: {len(result.findings)} findings")
+        print(f"VERIFY FAIL {escape(result.ident)}: {counted(len(result.findings), 'finding')}")
     if result.believed:
-        print(f"{escape(result.ident)}: only believed: {escape('; '.join(result.believed))}")
+        print(f"{escape(result.ident)}: not re-checked: {escape('; '.join(result.believed))}")
 
 
 def _print_point(result: ReportResult) -> None:

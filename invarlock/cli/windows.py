@@ -29,8 +29,8 @@ class WindowsOptions:
     text: str = option(metavar="SOURCE", help="the text, as it was pinned", setting="text")
     revisions: Path = option(metavar="FILE", help="model_revisions.json")
     seq_len: int = option(metavar="N", help="tokens of a window (records: most)")
-    preview: int = option(metavar="N", help="windows of the preview arm")
-    final: int = option(metavar="N", help="windows of the final arm")
+    preview: int = option(metavar="N", help="warm-up windows, which the guards are calibrated on")
+    final: int = option(metavar="N", help="scored windows, which decide")
     seed: int = option(metavar="N", help="seed of the choice", setting="windows.seed")
     exclude: tuple[Path, ...] = option(
         (), metavar="FILE", help="windows.json files whose windows are not chosen"

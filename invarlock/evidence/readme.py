@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, number
 from invarlock.verdict.text import word_of
@@ -35,7 +36,10 @@ def render(summary: Summary) -> bytes:
     title = f"# Evidence pack: {escape(word_of(verdict))}"
     lines = [title + (f" (suite {_cell(suite)})" if suite else ""), ""]
     signed = f"signed by `{summary.signer}`" if summary.signer else "**not signed**"
-    lines += [f"Evidence level {summary.level}, {summary.reports} reports, {signed}.", ""]
+    lines += [
+        f"Evidence level {summary.level}, {counted(summary.reports, 'report')}, {signed}.",
+        "",
+    ]
     if summary.generated_at:
         lines += [f"Generated at {summary.generated_at}.", ""]
     failed = verdict.get("failed_requirements")
@@ -60,7 +64,10 @@ def render(summary: Summary) -> bytes:
         "```",
     ]
     if summary.signer:
-        lines += ["", "Take the fingerprint from its owner, not from this file."]
+        lines += [
+            "",
+            "Get the fingerprint from its owner through a separate channel, not from this file.",
+        ]
     return ("\n".join(lines) + "\n").encode()
 
 

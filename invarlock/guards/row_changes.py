@@ -174,20 +174,25 @@ def _measure(
 
     width = pair.baseline.weight.shape[1]
     count = min(pair.rows, max(ANCHORS_PER_COLUMN * width, 1024), MAX_ANCHORS)
+    # Anchors are drawn and not the first rows: those are mostly special tokens and bytes.
     order = torch.randperm(pair.rows, generator=torch.Generator().manual_seed(SEED))
     anchors = order[:count].sort().values
     before, after = pair.baseline.rows(anchors), pair.subject.rows(anchors)
     centre = before.mean(dim=0)
     chosen = _shifted(None, 1.0, before, after)
     changes, unit = _changes(pair, chosen, centre)
+    # The rows as they stand come first: a fitted rotation could absorb part of a real damage, so it
+    # is only looked for where half of the rows moved far, which single damaged rows cannot cause.
     if float(changes.median()) > TRANSFORM_ABOVE:
         other = None
+        # Half of the anchors are kept in the fit, and a rotation of `width` columns takes as many.
         if count >= 2 * width:
             other = _shifted(*_procrustes(before, after), before, after)
         elif turned is not None and turned.shift.shape == centre.shape:
             other = _shifted(turned.rotation, turned.scale, before, after)
         if other is not None:
             turned_changes, _ = _changes(pair, other, centre)
+            # a fit always explains something; only one that explains most is a common rotation
             if float(turned_changes.median()) < float(changes.median()) / 2:
                 chosen, changes = other, turned_changes
     typical = float(changes.median())
@@ -259,6 +264,7 @@ def _changes(
     ):
         moved[place] = (transform.undone(s) - b).norm(dim=1).cpu()
         unit[place] = (b - centre).norm(dim=1).cpu()
+    # Rows next to the mean would make any rounding look large: their unit is half the median's.
     unit = unit.clamp_min(max(float(unit.median()) / 2, 1e-30))
     return (moved / unit).clamp_max(LARGEST), unit
 
@@ -307,6 +313,7 @@ def _nearest(pair: _Pair, now: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     found = torch.zeros(len(now), dtype=torch.int64)
     for place, b in pair.baseline.blocks(len(pair.baseline.weight)):
         away = b - centre
+        # |now - b|^2 without |now|^2, which is the same for every b and moves no minimum
         squares = away.square().sum(dim=1) - 2 * (now - centre) @ away.T
         inside = (own >= place.start) & (own < place.stop)
         squares[inside.nonzero().squeeze(1), own[inside] - place.start] = float("inf")

@@ -31,7 +31,7 @@ def primary_metric(report: Report) -> Check:
     metric = block(report, "primary_metric")
     flag = "primary_metric_acceptable"
     status = status_of(report, flag, "primary_metric")
-    if status == FAIL and not signals.primary_metric_spoke(report):
+    if status == FAIL and not signals.primary_metric_fired(report):
         status = INCONCLUSIVE
     if status == FAIL and metric.get("decision") == PASS:
         status = PASS  # it is the distribution shift, whose row says so, that this gate refuses
@@ -80,7 +80,7 @@ def _metric_note(
         notes.append("the limit lies inside the interval")
         needed = metric.get("windows_needed")
         if needed is not None:
-            notes.append(f"about {needed} final windows would settle it")
+            notes.append(f"about {needed} scored windows are needed to decide")
     if status == INCONCLUSIVE:
         lacking = metric.get("evidence_needed")
         found = [need(row) for row in lacking] if isinstance(lacking, list) else []

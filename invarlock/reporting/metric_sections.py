@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.pages.parts import LISTED, Section, Table, not_evaluated
 from invarlock.pages.reading import Report, block, evaluated, limits, objects
 from invarlock.pages.wording import fixed, number, share, yes
@@ -24,8 +25,8 @@ def primary_metric(report: Report) -> Section:
     stats = block(block(block(report, "dataset"), "windows"), "stats")
     facts += [
         ("Decision", str(metric.get("decision", "none"))),
-        *_if(metric, "windows_needed", "Final windows that would settle it"),
-        ("Paired windows, final arm", str(stats.get("paired_windows", "-"))),
+        *_if(metric, "windows_needed", "Scored windows needed to decide"),
+        ("Scored windows, paired", str(stats.get("paired_windows", "-"))),
         ("Clusters (documents)", str(stats.get("clusters", "-"))),
         *_confidence(block(report, "confidence")),
     ]
@@ -49,8 +50,8 @@ def _perplexity_facts(report: Report) -> Facts:
     reference = block(block(report, "baseline_ref"), "primary_metric")
     return [
         ("Kind", f"{metric.get('kind', '-')}, perplexity per token, base e"),
-        ("Subject, final arm", fixed(metric.get("final"))),
-        ("Baseline, final arm", fixed(reference.get("final"))),
+        ("Subject, scored windows", fixed(metric.get("final"))),
+        ("Baseline, scored windows", fixed(reference.get("final"))),
         ("Ratio", fixed(metric.get("ratio_vs_baseline"), 6)),
     ]
 
@@ -62,7 +63,7 @@ def _accuracy_facts(report: Report) -> Facts:
     facts = [
         ("Kind", "accuracy, share of the examples answered correctly"),
         *(
-            (f"{side}, final arm", "-" if value is None else f"{value * 100:.2f} %")
+            (f"{side}, scored windows", "-" if value is None else f"{value * 100:.2f} %")
             for side, value in (
                 ("Subject", number(metric.get("final"))),
                 ("Baseline", number(reference.get("final"))),
@@ -74,7 +75,7 @@ def _accuracy_facts(report: Report) -> Facts:
         facts.append(("Interval", f"{interval[0]:+.2f} to {interval[1]:+.2f} percentage points"))
     return [
         *facts,
-        *_if(metric, "n_final", "Examples, final arm"),
+        *_if(metric, "n_final", "Examples scored"),
         *_if(metric, "gained", "Wrong before, right now"),
         *_if(metric, "lost", "Right before, wrong now"),
         ("McNemar's exact p (no difference)", fixed(metric.get("mcnemar_p"))),
@@ -90,9 +91,10 @@ def _confidence(section: Mapping[str, Any]) -> Facts:
     if not section:
         return [("Confidence label", "not evaluated")]
     unit = " pp" if section.get("basis") == "accuracy" else ""
-    words = f"{section.get('label', '-')}: interval {fixed(section.get('width'))}{unit} wide, "
-    words += f"High up to {fixed(section.get('threshold'))}{unit}"
-    return [("Confidence label", words + (", unstable" if section.get("unstable") is True else ""))]
+    words = f"interval width {fixed(section.get('width'))}{unit}; "
+    words += f"High needs {fixed(section.get('threshold'))}{unit} or less"
+    words += "; unstable" if section.get("unstable") is True else ""
+    return [("Confidence label", f"{section.get('label', '-')} ({words})")]
 
 
 def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Table]:
@@ -108,8 +110,9 @@ def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Tabl
             *((name, f"{readings.quantile(ascending, q):+.6f}") for name, q in names),
         ),
     )
+    listed = counted(min(LISTED, len(differences)), "window")
     yield Table(
-        caption=f"The {min(LISTED, len(differences))} windows with the largest loss increase",
+        caption=f"The {listed} with the largest loss increase",
         header=("Window", "Document", "Tokens", "Nats per token"),
         rows=tuple(
             (d.window_id, d.cluster, f"{d.tokens:.0f}", f"{d.nats:+.6f}")
@@ -136,7 +139,7 @@ def tail(report: Report) -> Section:
         facts=(
             ("Mode", str(section.get("mode", "-"))),
             ("Windows", f"{stats.get('n', '-')}, at least {policy.get('min_windows', '-')}"),
-            ("As many independent windows", str(stats.get("n_effective", "-"))),
+            ("Effective sample size", str(stats.get("n_effective", "-"))),
             *((f"{q} % quantile", fixed(stats.get(f"q{q}"))) for q in (50, 90, 95, 99)),
             ("Maximum", fixed(stats.get("max"))),
             (
@@ -177,7 +180,7 @@ def distribution(report: Report) -> Section:
             ("KL, nats", f"mean {fixed(kl.get('mean'))}, 99 % {fixed(kl.get('p99'))}, "
              f"largest {fixed(kl.get('max'))}"),
             ("Most probable token changed",
-             f"{flips.get('count', '-')} tokens, {share(flips.get('fraction'))}"),
+             f"{counted(flips.get('count', '-'), 'token')}, {share(flips.get('fraction'))}"),
             ("Limit of the mean KL", _limit(policy.get("kl_mean_max"), fixed)),
             ("Limit of the changed tokens", _limit(policy.get("flip_fraction_max"), share)),
             ("Decides", yes(section.get("gated"))),

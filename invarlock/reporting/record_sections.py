@@ -1,4 +1,4 @@
-"""The sections on what was compared, by which thresholds, and what that does not show."""
+"""The sections on what was compared, by which thresholds, and its limitations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compared(report: Report) -> Section:
         ("Text", f"{data.get('provider', '-')}, split {data.get('split', '-')}"),
         (
             "Windows",
-            f"{windows.get('preview', '-')} preview + {windows.get('final', '-')} final of "
+            f"{windows.get('preview', '-')} warm-up + {windows.get('final', '-')} scored, of "
             f"{data.get('seq_len', '-')} tokens, stride {data.get('stride', '-')}, "
             f"seed {windows.get('seed', '-')}",
         ),

@@ -278,7 +278,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
 def _lengths(report: Report) -> Iterator[str]:
     windows, kind = report["evaluation_windows"], report["meta"]["metric"]
     if set(windows) != set(ARMS):
-        yield "/evaluation_windows: other arms than preview and final"
+        yield "/evaluation_windows: other samples than preview and final"
         return
     for arm, rows in windows.items():
         columns = (*_columns(kind), *(BASELINE + column for column in _paired(kind)))
@@ -289,7 +289,7 @@ def _lengths(report: Report) -> Iterator[str]:
             return
     ids = [window for arm in ARMS for window in windows[arm]["window_ids"]]
     if len(set(ids)) != len(ids) or len({bool(windows[arm]["window_ids"]) for arm in ARMS}) > 1:
-        yield "/evaluation_windows: a window is in there twice, or an arm is missing"
+        yield "/evaluation_windows: a window is in there twice, or a sample is missing"
 
 
 def _sources(report: Report) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """What an evaluation report says, read so that absent evidence says nothing.
 
-A gate passes only when its flag is there and true. A guard has spoken only when it measured
+A gate passes only when its flag is there and true. A guard has fired only when it measured
 something and found it bad: a metric that was never computed (the subject was rejected before)
 and a comparison that stayed inconclusive are no detections.
 """
@@ -139,7 +139,7 @@ def shift_refused(report: Report) -> bool:
     return shift.get("evaluated") is True and shift.get("passed") is False
 
 
-def primary_metric_spoke(report: Report) -> bool:
+def primary_metric_fired(report: Report) -> bool:
     """Whether the primary metric was measured and found bad.
 
     Inconclusive is not bad, and neither is a comparison that passes but on too few tokens; a
@@ -155,18 +155,18 @@ def primary_metric_spoke(report: Report) -> bool:
 
 
 def guard_flags(report: Report | None) -> dict[str, bool]:
-    """Who spoke, by the published names; all false without a report."""
+    """Which guards fired, by the published names; all false without a report."""
     report = report or {}
     drift, tail = "preview_final_drift_acceptable", "primary_metric_tail_acceptable"
     metric = block(report, "primary_metric")
     return {
-        "primary_metric": primary_metric_spoke(report),
+        "primary_metric": primary_metric_fired(report),
         "drift": refused(report, drift, FLAG_BLOCKS[drift]) and metric.get("degraded") is not True,
         "primary_metric_tail": refused(report, tail, FLAG_BLOCKS[tail]),
-        **{name: found for guard in GUARDS for name, found in guard.spoke(report).items()},
+        **{name: found for guard in GUARDS for name, found in guard.fired(report).items()},
     }
 
 
-def guard_spoke(report: Report | None, guard: str) -> bool:
+def guard_fired(report: Report | None, guard: str) -> bool:
     """Whether one of ``CORE_GUARDS`` measured something bad."""
     return guard_flags(report)[guard]

@@ -22,7 +22,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.files import sha256_file
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
-from invarlock.guards.guard import Measuring
+from invarlock.guards.guard import CheckpointRun
 from invarlock.guards.invariants import check_loaded
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
@@ -142,7 +142,7 @@ def measure_checkpoint(
     preview, final = the_pass.plain()
     clock.lap("forward")
     memory = {"forward": peak_memory_mb(loaded.device)}
-    run = Measuring(
+    run = CheckpointRun(
         checkpoint=checkpoint,
         model=loaded.model,
         device=loaded.device,

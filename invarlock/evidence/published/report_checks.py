@@ -235,7 +235,9 @@ def _drift(report: Report) -> str:
     drift = final / preview if ratio and preview else 1 + final - preview
     if low <= drift <= high:
         return ""
-    return f"/primary_metric: drift {drift} between the arms; the band is {low} to {high}"
+    return (
+        f"/primary_metric: drift {drift} from warm-up to scored windows is not in {low} to {high}"
+    )
 
 
 def _lints(report: Report, _: str) -> list[Finding]:
