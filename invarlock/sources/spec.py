@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from invarlock.errors import ConfigError
+from invarlock.metrics.kind import Metric
+from invarlock.metrics.kinds import ASKED
 from invarlock.sources.kind import ModelSource, unknown_package
 from invarlock.sources.kinds import SOURCES
 from invarlock.sources.kinds.hub import repository_of
@@ -28,7 +30,7 @@ _OPTIONS = {
     "local": ("field", "max_samples", "metric"),
     "hub": ("config", "split", "field", "max_samples", "metric"),
 }
-METRICS = ("auto", "accuracy")  # auto: perplexity, of the model's kind
+METRIC_NAMES = ("auto", *ASKED)  # auto: what the model is trained for
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class TextSource:
     split: str | None = None
     field: str = "text"
     max_samples: int | None = None  # documents; None = all
-    metric: str = "auto"  # one of METRICS
+    metric: str = "auto"  # one of METRIC_NAMES
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -51,6 +53,16 @@ class TextSource:
     def needs_network(self) -> bool:
         """Whether what is not in the cache has to be fetched."""
         return self.kind == "hub"
+
+    @property
+    def asked(self) -> Metric | None:
+        """The metric that is asked for by name; None: what the model is trained for."""
+        return ASKED.get(self.metric)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it holds labelled records, and no documents."""
+        return self.asked is not None and self.asked.labelled
 
     @property
     def dataset_id(self) -> str:
@@ -179,8 +191,9 @@ def _options(kind: str, query: str, text: str) -> dict[str, str]:
 
 
 def _metric(value: str, text: str) -> str:
-    if value not in METRICS:
-        raise ConfigError("unknown metric", where=text, expected=" or ".join(METRICS), found=value)
+    if value not in METRIC_NAMES:
+        expected = " or ".join(METRIC_NAMES)
+        raise ConfigError("unknown metric", where=text, expected=expected, found=value)
     return value
 
 
