@@ -15,7 +15,7 @@ from invarlock.config import Settings
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
-from invarlock.metrics.kinds import metric_of
+from invarlock.metrics.kinds import ASKED, metric_of
 from invarlock.model_folder import open_model
 from invarlock.models import Model
 from invarlock.policy import load_policy
@@ -199,7 +199,7 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
             f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
             expected=f"at most {policy.max_alpha}", found=str(bootstrap["alpha"]),
         )  # fmt: skip
-    asked = parse_text_source(settings.text).asked
+    asked = ASKED.get(parse_text_source(settings.text).metric)
     for model in settings.models:
         kind = asked or metric_of(_config_of(model))
         short = kind.shortage((model.preview, model.final), model.seq_len, policy)

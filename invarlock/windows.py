@@ -25,9 +25,7 @@ from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
-from invarlock.metrics.kind import TEXT
-from invarlock.metrics.kinds import labelled
-from invarlock.records import Encode, LabelledRecord, Record, encode_record, read_record
+from invarlock.records import TEXT, Encode, LabelledRecord, Record, encode_record, read_record
 from invarlock.tokenizer_meaning import read_tokenizer
 
 SCHEMA = "invarlock/windows-v1"
@@ -306,7 +304,7 @@ def ids_of_others(paths: Sequence[Path], seq_len: int) -> frozenset[str]:
     ids: set[str] = set()
     for path in paths:
         other = read_windows(path)
-        if not labelled(other.kind) and other.seq_len != seq_len:
+        if other.kind == TEXT and other.seq_len != seq_len:
             raise ConfigError(
                 "windows of another length cannot be excluded",
                 where=str(path),
@@ -363,7 +361,7 @@ def _windows(
     rows = document[arm]
     if len(rows) != document["counts"][arm]:
         raise InputError(f"/{arm} does not hold the windows /counts/{arm} says", where=where)
-    if labelled(document["kind"]):
+    if "prompt" in rows[0]:  # labelled: the contract lets a kind have but one form
         return tuple(read_record(row, f"{where}: /{arm}/{n}") for n, row in enumerate(rows))
     found: list[Window] = []
     for number, row in enumerate(rows):

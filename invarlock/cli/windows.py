@@ -8,7 +8,6 @@ from typing import Any
 
 from invarlock.cli.options import option
 from invarlock.errors import ConfigError
-from invarlock.metrics.kind import TEXT
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import Pin, read_revisions
 from invarlock.sources.spec import TextSource, parse_text_source
@@ -58,13 +57,12 @@ def main(options: WindowsOptions) -> int:
     pin = pins[source.dataset_id]
     hub = Hub(options.net, fill="invarlock pin with --net (snakemake --config net=1)")
     recorded = recorded_source(source, pin)
-    kind = source.asked.windows if source.asked else TEXT
     if source.labelled:
         records = labelled_records(source, pin, hub)
-        document = make_record_windows(options.tokenizer, records, plan, recorded, kind)
+        document = make_record_windows(options.tokenizer, records, plan, recorded, source.windows)
     else:
         texts = documents(source, pin, hub)
-        document = make_windows(options.tokenizer, texts, plan, recorded, kind)
+        document = make_windows(options.tokenizer, texts, plan, recorded, source.windows)
     write_windows(options.out, document)
     return 0
 

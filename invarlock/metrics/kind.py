@@ -16,18 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from invarlock.metrics.bootstrap import Interval
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.pages.reading import Report
 from invarlock.pages.wording import fixed
-from invarlock.policy import ConfidencePolicy, Policy
+from invarlock.records import TEXT
+
+if TYPE_CHECKING:
+    from invarlock.policy import ConfidencePolicy, Policy
 
 Block = dict[str, Any]  # a part of a report
 Columns = Mapping[str, Any]  # what a run recorded of the windows of an arm
 Facts = list[tuple[str, str]]  # rows of a page: what it is, and its value
-TEXT = "text"  # kind of windows that are cut from a text, for whatever the model is trained for
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ A hub source without a revision is resolved when it is pinned; a branch name is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import ClassVar, Protocol
 from urllib.parse import parse_qsl
 
 from invarlock.errors import ConfigError
-from invarlock.metrics.kind import Metric
-from invarlock.metrics.kinds import ASKED
+from invarlock.records import TEXT
 from invarlock.sources.kind import ModelSource, unknown_package
 from invarlock.sources.kinds import SOURCES
 from invarlock.sources.kinds.hub import repository_of
@@ -30,7 +32,24 @@ _OPTIONS = {
     "local": ("field", "max_samples", "metric"),
     "hub": ("config", "split", "field", "max_samples", "metric"),
 }
-METRIC_NAMES = ("auto", *ASKED)  # auto: what the model is trained for
+AUTO = "auto"  # metric: what the model is trained for
+
+
+class OwnWindows(Protocol):
+    """A kind of metric that is asked for by name."""
+
+    windows: ClassVar[str]  # their kind in windows.json
+    labelled: ClassVar[bool]  # whether they are labelled records
+
+
+def asked_metrics() -> Mapping[str, OwnWindows]:
+    """The kinds of metric that a text source can ask for, by name.
+
+    They are imported by name, because how windows are judged is no part of what cuts them: a
+    changed judgement must not cut every window again (see ``invarlock.code_digest``).
+    """
+    found: Mapping[str, OwnWindows] = import_module("invarlock.metrics.kinds").ASKED
+    return found
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,7 @@ class TextSource:
     split: str | None = None
     field: str = "text"
     max_samples: int | None = None  # documents; None = all
-    metric: str = "auto"  # one of METRIC_NAMES
+    metric: str = AUTO  # or one of asked_metrics()
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -55,14 +74,14 @@ class TextSource:
         return self.kind == "hub"
 
     @property
-    def asked(self) -> Metric | None:
-        """The metric that is asked for by name; None: what the model is trained for."""
-        return ASKED.get(self.metric)
+    def windows(self) -> str:
+        """The kind of its windows."""
+        return TEXT if self.metric == AUTO else asked_metrics()[self.metric].windows
 
     @property
     def labelled(self) -> bool:
         """Whether it holds labelled records, and no documents."""
-        return self.asked is not None and self.asked.labelled
+        return self.metric != AUTO and asked_metrics()[self.metric].labelled
 
     @property
     def dataset_id(self) -> str:
@@ -117,7 +136,7 @@ def parse_text_source(text: str) -> TextSource:
         options.get("split", "test" if kind == "hub" else None),
         options.get("field", "text"),
         _positive(options.get("max_samples"), text),
-        _metric(options.get("metric", "auto"), text),
+        _metric(options.get("metric", AUTO), text),
     )
 
 
@@ -191,8 +210,8 @@ def _options(kind: str, query: str, text: str) -> dict[str, str]:
 
 
 def _metric(value: str, text: str) -> str:
-    if value not in METRIC_NAMES:
-        expected = " or ".join(METRIC_NAMES)
+    if value != AUTO and value not in asked_metrics():
+        expected = " or ".join((AUTO, *asked_metrics()))
         raise ConfigError("unknown metric", where=text, expected=expected, found=value)
     return value
 

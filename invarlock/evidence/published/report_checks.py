@@ -389,7 +389,7 @@ def _weighted_mean(report: Report) -> tuple[list[tuple[str, float]], list[str]]:
 
 
 def _family(kind: str) -> str:
-    """How the point of a metric is recomputed, of also of kinds that others published."""
+    """How the point of a metric is recomputed; published reports may have kinds of their own."""
     if kind in METRICS:
         return METRICS[kind].family
     return "ppl" if kind.startswith("ppl") else OTHER

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from invarlock.metrics.kind import TEXT, Metric
+from invarlock.metrics.kind import Metric
+from invarlock.records import TEXT
 from invarlock.registry import kinds_in
 from invarlock.roles import model_type_of
 
@@ -32,8 +33,3 @@ def metric_of(config: Mapping[str, Any]) -> Metric:
 def metric_for(config: Mapping[str, Any], windows: str) -> Metric:
     """The kind of the primary metric of a model on windows of a kind."""
     return BY_WINDOWS.get(windows) or metric_of(config)
-
-
-def labelled(windows: str) -> bool:
-    """Whether windows of a kind are labelled records."""
-    return windows in BY_WINDOWS and BY_WINDOWS[windows].labelled

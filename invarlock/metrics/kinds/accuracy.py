@@ -34,9 +34,9 @@ from invarlock.metrics.kinds.ppl_causal import PplCausal
 from invarlock.metrics.perplexity import Arm
 from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import fixed, number, pair
-from invarlock.policy import ConfidencePolicy, Policy
 
 if TYPE_CHECKING:
+    from invarlock.policy import ConfidencePolicy, Policy
     from invarlock.records import Record
 
 

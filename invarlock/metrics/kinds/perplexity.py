@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.metrics.kind import (
     Block,
@@ -19,7 +19,9 @@ from invarlock.metrics.kind import (
 from invarlock.metrics.perplexity import Arm, PerplexityResult, compare, finite
 from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import fixed
-from invarlock.policy import ConfidencePolicy, Policy
+
+if TYPE_CHECKING:
+    from invarlock.policy import ConfidencePolicy, Policy
 
 
 class Perplexity(Metric):
