@@ -1,4 +1,4 @@
-"""Make what the kinds of edit and damage say elsewhere: their contracts, and docs/kinds.md.
+"""Make what the kinds of edit, damage and metric say elsewhere: contracts, and docs/kinds.md.
 
 ``make docs`` writes them; ``--check`` exits with 1 when something is stale. Of a contract it makes
 the members that list kinds or their parameters, and leaves the others.
@@ -21,15 +21,21 @@ from invarlock.damage.kinds import DAMAGES
 from invarlock.edits.kind import EditSpec
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import SCOPES
+from invarlock.metrics.kinds import ASKED, METRICS
+from invarlock.records import TEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/kinds.md"
 CUSTOM = "custom"  # a subject that the user brings
 Schema = dict[str, Any]
-HEAD = """# Kinds of edit and damage
+# Kinds of metric that other programs have published and reports may name.
+PUBLISHED_METRICS = ("bleu", "f1", "rouge")
+PUBLISHED_MODES = ("generation", "logprob", "teacher_forced", "classification", "benchmark_harness")
+HEAD = """# Kinds of edit, damage and metric
 
-Made by `make docs` from the classes in `invarlock/edits/kinds` and `invarlock/damage/kinds`; a test
-fails when it is stale. A new kind is a class in one of these folders and nothing else.
+Made by `make docs` from the classes in `invarlock/edits/kinds`, `invarlock/damage/kinds` and
+`invarlock/metrics/kinds`; a test fails when it is stale. A new kind is a class in one of these
+folders and nothing else.
 """
 EDIT_HEAD = """
 ## Edits
@@ -43,6 +49,12 @@ DAMAGE_HEAD = """
 
 `invarlock inject --error-type TYPE --parameters JSON`, and `error_type` with `env` of a scenario.
 Values are the published ones; -1, 0 or nothing leaves a value to the model or the mode.
+"""
+METRIC_HEAD = """
+## Metrics
+
+What is measured on the windows, and held against the baseline: what the model is trained for, or
+what the text source asks for (`?metric=NAME`).
 """
 
 
@@ -105,11 +117,30 @@ def tuned_edit_params(schema: Schema) -> None:
     }
 
 
+def evaluation_report(schema: Schema) -> None:
+    """The kinds of metric, and how they obtain outputs."""
+    members = schema["properties"]
+    kinds = sorted({*METRICS, *PUBLISHED_METRICS})
+    members["primary_metric"]["properties"]["kind"]["enum"] = kinds
+    modes = dict.fromkeys((*PUBLISHED_MODES, *(kind.mode for kind in METRICS.values())))
+    members["evaluation_realism"]["properties"]["mode"]["enum"] = list(modes)
+
+
+def windows(schema: Schema) -> None:
+    """The kinds of windows, and which of them are labelled records."""
+    schema["properties"]["kind"]["enum"] = [TEXT, *(kind.windows for kind in ASKED.values())]
+    labelled = [kind.windows for kind in ASKED.values() if kind.labelled]
+    one = {"const": labelled[0]} if len(labelled) == 1 else {"enum": labelled}
+    schema["if"]["properties"]["kind"] = one
+
+
 CONTRACTS: dict[str, Callable[[Schema], None]] = {
     "edit-metadata": edit_metadata,
     "error-metadata": error_metadata,
+    "evaluation-report": evaluation_report,
     "scenarios": scenarios,
     "tuned-edit-params": tuned_edit_params,
+    "windows": windows,
 }
 
 
@@ -157,9 +188,26 @@ def admitted(kind: type[Damage], name: str) -> str:
     return "text" if expected == "one of " + str(default) else expected
 
 
+def metrics_page() -> Iterator[str]:
+    """A section a metric."""
+    yield METRIC_HEAD
+    for name, kind in METRICS.items():
+        models = ", ".join(map(code, kind.model_types)) + " models"
+        models = "every model that no other kind names" if kind.default else models
+        rows = [
+            ("of", code(f"?metric={name}") if name in ASKED else models),
+            ("loaded by", code(kind.loader)),
+            ("compared by", f"{kind.noun}, {kind.direction} is better"),
+            ("decided by", f"{kind.bound} bound of the interval"),
+            ("limits", code(kind.limits) + " of the tier"),
+        ]
+        yield from (f"### `{name}`", "", inspect.getdoc(type(kind)) or "", "")
+        yield from (*table("what | is", rows), "")
+
+
 def page() -> str:
     """The whole page."""
-    text = "\n".join([HEAD, *edits_page(), *damage_page()])
+    text = "\n".join([HEAD, *edits_page(), *damage_page(), *metrics_page()])
     return text.replace("``", "`").replace("\n\n\n", "\n\n").strip() + "\n"
 
 

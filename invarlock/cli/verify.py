@@ -22,6 +22,7 @@ from invarlock.evidence.report_verify import (
     verify_report,
 )
 from invarlock.files import read_bytes, read_json_object, write_json
+from invarlock.metrics.kinds import metric_named
 from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.reporting.runtime_manifest import now_utc
@@ -140,7 +141,7 @@ def _print_point(result: ReportResult) -> None:
     point = "-" if shown["ratio_vs_baseline"] is None else f"{shown['ratio_vs_baseline']:.6g}"
     ci = f"[{interval[0]:.6g}, {interval[1]:.6g}]" if interval else "-"
     width = f"{interval[1] - interval[0]:.3g}" if interval else "-"
-    what = "points" if shown["kind"] == "accuracy" else "ratio"
+    what = metric_named(shown["kind"]).points
     print(
         f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} {what}={point} "
         f"ci={ci} width={width} outcome={shown['outcome'] or '-'} "

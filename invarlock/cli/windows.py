@@ -57,12 +57,12 @@ def main(options: WindowsOptions) -> int:
     pin = pins[source.dataset_id]
     hub = Hub(options.net, fill="invarlock pin with --net (snakemake --config net=1)")
     recorded = recorded_source(source, pin)
-    if source.metric == "accuracy":
+    if source.labelled:
         records = labelled_records(source, pin, hub)
-        document = make_record_windows(options.tokenizer, records, plan, recorded)
+        document = make_record_windows(options.tokenizer, records, plan, recorded, source.windows)
     else:
         texts = documents(source, pin, hub)
-        document = make_windows(options.tokenizer, texts, plan, recorded)
+        document = make_windows(options.tokenizer, texts, plan, recorded, source.windows)
     write_windows(options.out, document)
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 from invarlock.counts import counted
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, number
+from invarlock.metrics.kinds import metric_named
 from invarlock.verdict.text import word_of
 
 NOT_CLAIMED = (
@@ -96,7 +97,7 @@ def _records(records: object) -> list[str]:
             row.get("model"),
             f"{row.get('name')} run {row.get('run_num')}",
             str(row.get("strictness")).replace("_", " "),
-            "-" if ratio is None else f"{ratio:.4g}" + " pp" * (row.get("metric") == "accuracy"),
+            "-" if ratio is None else f"{ratio:.4g}{metric_named(row.get('metric')).suffix}",
             "yes" if row.get("as_expected") is True else "**no**",
             row.get("why") or "",
         )

@@ -33,6 +33,7 @@ from invarlock.guards.guard import (
 )
 from invarlock.guards.spectral import HEAD
 from invarlock.guards.weight_stats import TOLERANCE, rounded, sigma_max
+from invarlock.metrics.kinds import METRICS
 from invarlock.pages.changes import largest_changes, log_ratio, module_changes, module_plot
 from invarlock.pages.parts import (
     LISTED,
@@ -408,11 +409,11 @@ class Rmt(Guard):
         calibration = report[self.name]["calibration"]
         used = calibration["window_ids"]
         most = min(CALIBRATION_WINDOWS, len(preview))
-        kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
-        alike = kind != "accuracy"  # records differ in shape
+        kind, length = METRICS[report["meta"]["metric"]], report["dataset"]["seq_len"]
+        alike = not kind.labelled  # records differ in shape
         # of the module that saw most: norms of queries see a row a head; in a model of two halves
         # encoder and decoder see texts of different lengths
-        step = len(used) * length if kind in ("ppl_causal", "ppl_mlm") else 1
+        step = len(used) * length if kind.one_piece else 1
         tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
         if not (
             set(used) <= preview

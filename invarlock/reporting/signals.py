@@ -12,6 +12,7 @@ from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CORE, GUARDS
+from invarlock.metrics.kinds import METRICS
 from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, refused
 from invarlock.policy import load_policy
 from invarlock.reporting.gates import COST_FLAGS, gates_of, in_order
@@ -32,9 +33,8 @@ FLAG_BLOCKS = {
 }
 # Floors of a tier, by the member of the metric that says whether they are met.
 FLOORS = {
-    "tokens_ok": "tokens_below_floor",
-    "examples_ok": "examples_below_floor",
-    "coverage_ok": "coverage_below_floor",
+    f"{what}_ok": f"{what}_below_floor"
+    for what in (*(kind.floor for kind in METRICS.values()), "coverage")
 }
 INCONCLUSIVE, DRIFT_OPEN = "primary_metric_inconclusive", "drift_inconclusive"
 NO_EVIDENCE = "not_evaluated:"  # and the flag

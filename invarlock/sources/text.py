@@ -139,7 +139,7 @@ def look_at_local_text(source: TextSource) -> LocalText:
     lines = start if whole else start.rpartition(b"\n")[0]
     found = 0
     for number, value in _json_lines(path.name, lines):
-        if source.metric == "auto":
+        if not source.labelled:
             _text_of(value, source.field, f"{path.name}:{number}")
         found += 1
         if found == min(2, source.max_samples or 2):

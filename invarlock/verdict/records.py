@@ -13,6 +13,7 @@ from invarlock.files import read_json_object, slug
 from invarlock.guards.detector import Reading
 from invarlock.guards.invariants_decision import accepted_names, findings, status_in, unedited
 from invarlock.guards.spectral import caps_applied
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.reading import NOT_TRIED, REJECTED, Report, block
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import INCONCLUSIVE, need, needed, outcome_of, too_little
@@ -206,8 +207,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     )
     stated = Stated.of(report)
     flags, ratio = stated.guard_flags, stated.ratio_vs_baseline
-    # accuracies are compared by their difference: none is a ratio of 1
-    exact = 1 + ratio / 100 if ratio is not None and stated.metric == "accuracy" else ratio
+    exact = None if ratio is None else metric_named(stated.metric).as_ratio(ratio)
     if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
         reasons = sorted([*reasons, NOT_EXACT], key=signals.lacks_evidence)
     base = VerdictRecord(

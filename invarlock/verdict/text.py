@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invarlock.counts import counted
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.wording import vocabulary_use
 from invarlock.reporting.signals import CORE_GUARDS
 from invarlock.verdict.records import MEASURED
@@ -225,7 +226,7 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
     name = f"{record['name']}#{record['run_num']}" if several else str(record["name"])
     ratio = number(record["ratio_vs_baseline"])
-    ratio += " pp" if record["metric"] == "accuracy" else ""
+    ratio += metric_named(record["metric"]).suffix
     if record["display_ci"]:
         low, high = record["display_ci"]
         ratio += f" [{number(low)}, {number(high)}]"
