@@ -76,8 +76,6 @@ from invarlock.subject_metadata import (
     takes_tuned,
 )
 from invarlock.tuned import ORDER, SELECTED
-from invarlock.verdict.repeats import SCHEMA as REPEATS_SCHEMA
-from invarlock.verdict.repeats import contradictions, in_manifest
 
 if TYPE_CHECKING:
     from invarlock.preset import Preset
@@ -507,6 +505,8 @@ def _repeats_members(tree: Tree) -> dict[str, Any]:
     repeats = object_in(tree, REPEATS)
     if not repeats or violations(repeats, "determinism-repeats"):  # the verification says so
         return {}
+    from invarlock.verdict.repeats import in_manifest  # with the guards and numpy
+
     return in_manifest(repeats)
 
 
@@ -549,7 +549,9 @@ def check_repeats(tree: Tree) -> Iterator[str]:
     document = object_in(tree, REPEATS)
     if REPEATS not in tree.files or not document:
         return
-    if document.get("schema") != REPEATS_SCHEMA and not places(tree, OUTCOME_NAME):
+    from invarlock.verdict.repeats import SCHEMA, contradictions  # with the guards and numpy
+
+    if document.get("schema") != SCHEMA and not places(tree, OUTCOME_NAME):
         return  # of a published version, which has another shape and says nothing
     wrong = violations(document, "determinism-repeats") or contradictions(document)
     yield from (f"{REPEATS}: {escape(line)}" for line in wrong)
