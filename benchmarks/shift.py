@@ -22,6 +22,7 @@ import numpy as np
 from invarlock.checkpoints import Checkpoint
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.metrics.distribution import summarize, window_sums
+from invarlock.metrics.kind import Example
 from invarlock.policy import load_policy
 from invarlock.run.determinism import seed_everything, set_environment
 from invarlock.run.forward import (
@@ -36,7 +37,7 @@ from invarlock.run.forward import (
 from invarlock.run.loading import Target, load_model
 from invarlock.run.measure import PROBE_TOKENS, ReferenceArrays
 from invarlock.run.report import token_shift
-from invarlock.run.tasks import Example, task_for
+from invarlock.run.tasks import task_for
 from invarlock.windows import read_windows
 
 SMOKE = (  # the clean edits of suite smoke, then further ones of suite smoke-all
@@ -68,7 +69,7 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
     baseline, target = Checkpoint.open(args.baseline), Target("cpu", args.dtype)
     task = task_for(args.baseline, content)
     examples = task.examples(content.final[: args.count])
-    own = final_arm(args.baseline, target, examples, task.adapter, Keep(top=True))
+    own = final_arm(args.baseline, target, examples, task.metric.adapter, Keep(top=True))
     top = TopTokens(
         starts=np.cumsum([0, *own.n_tokens()]).tolist(),
         top1=own.joined("top1"),
@@ -81,7 +82,7 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
         with tempfile.TemporaryDirectory(dir=args.work) as scratch:
             subject = Path(scratch) / "subject"
             apply_edit(baseline, parse_edit_spec(text), subject, args.seed)
-            found = final_arm(subject, target, examples, task.adapter, Keep(against=top))
+            found = final_arm(subject, target, examples, task.metric.adapter, Keep(against=top))
         shift = token_shift(ReferenceArrays(top, []), found)
         block = summarize(shift, policy)
         means = np.array(window_sums(shift)["kl_sum"]) / np.array(shift.token_counts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,6 @@ from invarlock.shipped_files import file_digests
 if TYPE_CHECKING:
     import torch
 
-TOKEN_CHARACTERS = 40  # of a token's text in a message
 
 __all__ = [
     "INDEX_NAME",
@@ -40,7 +39,6 @@ __all__ = [
     "checkpoint_parts",
     "file_parts",
     "read_header",
-    "token_texts",
     "tokenizer_digest",
 ]
 
@@ -49,33 +47,6 @@ def tokenizer_digest(folder: Path) -> str | None:
     """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one."""
     path = folder / "tokenizer.json"
     return digest_json(read_json(path)) if path.is_file() else None
-
-
-def token_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
-    """Text of the named ids as ``tokenizer.json`` spells them: printable ASCII, cut to length.
-
-    The marks of a leading space (of byte-level and of SentencePiece vocabularies) become one.
-    Empty where there is no such file or it holds no vocabulary.
-    """
-    path = folder / "tokenizer.json"
-    document = read_json(path) if path.is_file() else None
-    model = document.get("model") if isinstance(document, dict) else None
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):  # Unigram: an id is a place in the list of (piece, score)
-        pieces = {i: row[0] for i, row in enumerate(vocabulary) if isinstance(row, list) and row}
-    else:
-        known = vocabulary if isinstance(vocabulary, dict) else {}
-        pieces = {i: piece for piece, i in known.items() if isinstance(i, int)}
-    added = document.get("added_tokens") if isinstance(document, dict) else None
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict) and isinstance(token.get("id"), int):
-            pieces[token["id"]] = token.get("content")
-    return {i: _printable(piece) for i in ids if isinstance(piece := pieces.get(i), str)}
-
-
-def _printable(piece: str) -> str:
-    text = piece.translate({0x120: " ", 0x2581: " "}).encode("unicode_escape").decode("ascii")
-    return text if len(text) <= TOKEN_CHARACTERS else text[: TOKEN_CHARACTERS - 3] + "..."
 
 
 def checkpoint_parts(

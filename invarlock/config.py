@@ -45,7 +45,7 @@ def _flag(text: str) -> bool:
 
 
 def _free_gb(text: str) -> float:
-    """Checked here, since no contract can refuse what JSON has no word for."""
+    """GB from an environment variable; the contract cannot refuse NaN, which JSON cannot hold."""
     try:
         value = float(text)
     except ValueError:
@@ -171,7 +171,7 @@ def effective_settings(
 
     Args:
         given: the merged configuration as Snakemake holds it.
-        file: ``config/config.yaml`` alone; where ``given`` differs, the command line spoke.
+        file: ``config/config.yaml`` alone; where ``given`` differs, it comes from the command line.
         suites: ``config/suites.yaml``.
         environment: ``os.environ``.
         spoken: what the command line or a profile says by itself, also the file's own value.
@@ -190,9 +190,9 @@ def effective_settings(
     suite = suites["suites"][values["suite"]]
     if not origins["models"].startswith("given"):
         listed = values["models"] or suite["models"]
-        slots, spoke = slotted(listed, environment)
-        if spoke:
-            values["models"], origins["models"] = slots, f"environment {spoke}"
+        slots, variables = slotted(listed, environment)
+        if variables:
+            values["models"], origins["models"] = slots, f"environment {variables}"
     _refuse_ignored(values, origins)
     _check_paths(values, origins)
     if values["suite"] == "byoe":
@@ -247,7 +247,7 @@ def check_release(settings: Settings, container: bool) -> None:
 def _merge(
     given: Document, file: Document, environment: Mapping[str, str], spoken: Document
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    values = {key: _spoken(value, file.get(key)) for key, value in given.items()}
+    values = {key: _from_command_line(value, file.get(key)) for key, value in given.items()}
     origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
     for name, value in file.items():
         if isinstance(value, list):  # on a command line A,B too
@@ -270,24 +270,24 @@ def _merge(
 def _include(
     values: dict[str, Any], origins: dict[str, str], file: Document, spoken: Document
 ) -> None:
-    """Take the settings of the included files where nobody else spoke; a later file wins."""
+    """Take the settings of the included files that nothing else sets; a later file wins."""
     for name in values["include"]:
         for key, value in _read_include(str(name), values, file).items():
             if origins[key] == "config" or origins[key].startswith("include "):
                 values[key] = (
-                    listed(value) if isinstance(file[key], list) else _over(values[key], value)
+                    listed(value) if isinstance(file[key], list) else _merged(values[key], value)
                 )
                 origins[key] = f"include {_unplaced(str(name))}"
             elif isinstance(value, Mapping) and isinstance(values[key], Mapping):
                 said = _typed(spoken.get(key, values[key]))
-                values[key] = _over(_over(values[key], value), said)
+                values[key] = _merged(_merged(values[key], value), said)
 
 
-def _over(lower: Any, upper: Any) -> Any:
+def _merged(lower: Any, upper: Any) -> Any:
     """A section over another, key by key; anything else replaces what is below it."""
     if not (isinstance(lower, Mapping) and isinstance(upper, Mapping)):
         return upper
-    return {**lower, **{key: _over(lower.get(key), value) for key, value in upper.items()}}
+    return {**lower, **{key: _merged(lower.get(key), value) for key, value in upper.items()}}
 
 
 def _read_include(name: str, values: Document, file: Document) -> Document:
@@ -321,7 +321,7 @@ def _unplaced(entry: str) -> str:
     return Path(entry).name if entry.startswith(("/", "..")) else entry
 
 
-def _spoken(value: Any, example: object) -> Any:
+def _from_command_line(value: Any, example: object) -> Any:
     """A value as the command line may hand it over: `true` is text there, and `key=` is None."""
     if isinstance(value, Mapping) or (isinstance(example, bool) and isinstance(value, str)):
         return _typed(value)
@@ -384,7 +384,11 @@ def _has_subject(scenario: Scenario, values: Document) -> bool:
 def _edit_specs(
     values: Document, models: Sequence[Model], scenarios: Sequence[Scenario]
 ) -> dict[tuple[str, str], str | ConfigError]:
-    """Where tuned parameters are missing, only making the edit fails: a search for them goes on."""
+    """The edit of every model and scenario; an error in place of one that cannot be resolved.
+
+    The error is raised only when that edit is made: a search for missing tuned parameters has to
+    be able to start without them.
+    """
     edits = [s for s in scenarios if s.is_edit]
     path = Path(values["tuned_edit_params"])
     tuned = read_or_empty(path if any(map(tuned_type, edits)) else None)

@@ -217,7 +217,7 @@ def _unknown_key(error: ValidationError) -> str:
 
 
 def short(value: object) -> str:
-    """A value as an error shows it; one that is large by its size."""
+    """A value as an error message shows it: a long list or object is replaced by its length."""
     if isinstance(value, list | dict) and len(value) > 4:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = repr(value[: SHOWN + 1] if isinstance(value, str) else value)

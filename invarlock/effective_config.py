@@ -93,7 +93,7 @@ class Weight(Enum):
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A field that the loader reads differently from the two files."""
 
     name: str  # as accepted by name
@@ -109,7 +109,7 @@ class Effective:
     declared: frozenset[str] | None = field(default=None)
 
 
-def differences(baseline: Fields, subject: Fields) -> list[Difference]:
+def differences(baseline: Fields, subject: Fields) -> list[SettingDifference]:
     """How the loader reads ``subject`` otherwise than ``baseline``, the worst first.
 
     Sizes of the vocabulary, tying and token ids are not among it: they are judged together with
@@ -136,7 +136,7 @@ def differences(baseline: Fields, subject: Fields) -> list[Difference]:
     found += _compare(before, after, "")
     if before.declared is None and found:
         text = f"config.json: {kind!r} has no class in the library; fields are compared as written"
-        found.append(Difference("model_type", Weight.NOTE, text))
+        found.append(SettingDifference("model_type", Weight.NOTE, text))
     return sorted(found, key=lambda difference: [*Weight].index(difference.weight))
 
 
@@ -154,7 +154,7 @@ def value_of(config: Fields, name: str) -> Any:
     return resolved.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
 
 
-def _other_architectures(baseline: Fields, subject: Fields) -> list[Difference]:
+def _other_architectures(baseline: Fields, subject: Fields) -> list[SettingDifference]:
     """Servers choose the model by these names, the loader by the kind of model."""
     b, s = (config.get("architectures") for config in (baseline, subject))
     if set(map(str, b or ())) == set(map(str, s or ())):
@@ -215,7 +215,7 @@ def _present(config: Fields) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _compare(before: Effective, after: Effective, inside: str) -> Iterator[Difference]:
+def _compare(before: Effective, after: Effective, inside: str) -> Iterator[SettingDifference]:
     """Every field that differs; ``inside`` names the part of a model of several."""
     for name in sorted({*before.fields, *after.fields}):
         b, s = before.fields.get(name), after.fields.get(name)
@@ -276,12 +276,12 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def _difference(name: str, weight: Weight, b: Any, s: Any, inside: str = "") -> Difference:
+def _difference(name: str, weight: Weight, b: Any, s: Any, inside: str = "") -> SettingDifference:
     if isinstance(b, Mapping) and isinstance(s, Mapping):
         keys = sorted(k for k in {*b, *s} if b.get(k) != s.get(k))
         b, s = ({k: side[k] for k in keys if k in side} for side in (b, s))
     message = f"config.json: {inside}{name} was {_shown(b)}, is {_shown(s)}"
-    return Difference(name, weight, message)
+    return SettingDifference(name, weight, message)
 
 
 def _shown(value: Any) -> str:
@@ -289,14 +289,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def _contradicted(baseline: Fields, subject: Fields) -> Iterator[Difference]:
+def _contradicted(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
     """Contradictions of the subject that the baseline does not have."""
     known = set(contradictions(baseline))
     for name, text in contradictions(subject):
         if (name, text) not in known:
             message = f"config.json: {text}: two loaders would read two models"
             weight = Weight.NOTE if name == "dtype" else Weight.FUNCTION
-            yield Difference(name, weight, message)
+            yield SettingDifference(name, weight, message)
 
 
 def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ class Model:
 
 
 def slotted(listed: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], str]:
-    """The model list as ``MODEL_1`` to ``MODEL_8`` change it, and the names of those that spoke.
+    """The model list as ``MODEL_1`` to ``MODEL_8`` change it, and the names of those set.
 
     A variable that is not set keeps the model of its place, an empty one turns the place off, any
     other puts its model there.
@@ -46,12 +46,14 @@ def slotted(listed: Sequence[str], environment: Mapping[str, str]) -> tuple[list
     places = zip_longest(listed, said)
     chosen = [own if value is None else value.strip() for own, value in places]
     models = [model for model in chosen if model]
-    spoke = ", ".join(name for name in MODEL_SLOTS if name in environment)
+    variables = ", ".join(name for name in MODEL_SLOTS if name in environment)
     if listed and not models:
         raise ConfigError(
-            "no model is left", where=spoke, hint="an empty variable turns its place off: unset it"
+            "no model is left",
+            where=variables,
+            hint="an empty variable turns its place off: unset it",
         )
-    return models, spoke if models != list(listed) else ""
+    return models, variables if models != list(listed) else ""
 
 
 def resolve_models(
@@ -71,7 +73,7 @@ def resolve_models(
     for entry in entries:
         model_id, source, row = _row(entry, suites["models"], where["models"])
         own = geometry.get(model_id, {})
-        numbers = {**suites["default_geometry"], **row, **_spoken(windows), **own}
+        numbers = {**suites["default_geometry"], **row, **_given_windows(windows), **own}
         model = Model(
             model_id, slug(model_id), source, float(numbers["weights_gb"]),
             "weights_gb" in {**row, **own}, **{key: int(numbers[key]) for key in GEOMETRY},
@@ -104,7 +106,7 @@ def one_of(key: str, value: str, known: Sequence[str], where: str, more: str = "
         )
 
 
-def _spoken(windows: Table) -> dict[str, int]:
+def _given_windows(windows: Table) -> dict[str, int]:
     return {key: windows[key] for key in GEOMETRY if windows[key]}
 
 

@@ -6,7 +6,6 @@ cannot be read yet (a model of the hub that is not pinned) is left to the job th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from invarlock.config import Settings
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
+from invarlock.metrics.kinds import ASKED, metric_of
 from invarlock.model_folder import open_model
 from invarlock.models import Model
-from invarlock.policy import Policy, load_policy
+from invarlock.policy import load_policy
 from invarlock.reporting.assurance import require_strict_settings
-from invarlock.roles import ARCHITECTURES, layer_of, metric_of, model_type_of
+from invarlock.roles import ARCHITECTURES, layer_of, model_type_of
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.local_model import check_folder
 from invarlock.sources.pins import Allow
@@ -28,7 +28,6 @@ from invarlock.sources.spec import parse_model_source, parse_text_source
 from invarlock.sources.text import look_at_local_text
 
 CONFIG = "config/config.yaml"
-MASKED = 0.15  # share of tokens that a masked model predicts (invarlock.run.tasks)
 NOOP_SPEC = "noop"
 
 
@@ -139,8 +138,8 @@ def _text(settings: Settings) -> Iterator[InvarlockError]:
     except InvarlockError as error:
         yield error
         return
-    accuracy = source.metric == "accuracy"
-    if look.documents == 1 and not accuracy and load_policy(settings.values["tier"]).enforce_guards:
+    text, tier = not source.labelled, settings.values["tier"]
+    if look.documents == 1 and text and load_policy(tier).enforce_guards:
         yield InputError(
             "the text is one document, and an interval needs at least two: nothing could pass",
             where=settings.text,
@@ -148,7 +147,7 @@ def _text(settings: Settings) -> Iterator[InvarlockError]:
         )
     for model in settings.models:
         tokens = model.seq_len * (model.preview + model.final)
-        if look.bytes is not None and not accuracy and look.bytes < tokens:
+        if look.bytes is not None and text and look.bytes < tokens:
             yield InputError(
                 f"the text has fewer bytes than the windows of {model.model_id} have tokens",
                 where=settings.text,
@@ -200,48 +199,17 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
             f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
             expected=f"at most {policy.max_alpha}", found=str(bootstrap["alpha"]),
         )  # fmt: skip
-    accuracy = parse_text_source(settings.text).metric == "accuracy"
+    asked = ASKED.get(parse_text_source(settings.text).metric)
     for model in settings.models:
-        preview, final = policy.min_preview, policy.min_final
-        if accuracy:
-            final = max(final, policy.accuracy.min_examples)
-            needed, expected = "", f"{preview} preview and {final} final records"
-            short = model.preview < preview or model.final < final
-            found = f"{model.preview} and {model.final}"
-        else:
-            tokens = _predicted(model) * (model.preview + model.final)
-            short = model.preview < preview or model.final < final or tokens < policy.min_tokens
-            preview, final = _enough(model, policy)
-            expected = (
-                f"{policy.min_preview} preview and {policy.min_final} final windows,"
-                f" {policy.min_tokens} predicted tokens"
-            )
-            found = f"{model.preview} and {model.final} of {model.seq_len}: {math.floor(tokens)}"
-            needed = f"seq_len: {model.seq_len}, "
-        if short:
+        kind = asked or metric_of(_config_of(model))
+        short = kind.shortage((model.preview, model.final), model.seq_len, policy)
+        if short is not None:
             yield ConfigError(
                 f"the windows of {model.model_id} are below the floors of {tier}:"
                 " nothing could pass",
-                where=CONFIG, expected=expected, found=found,
-                hint=f"windows={{{needed}preview: {preview}, final: {final}}}, {explore}",
+                where=CONFIG, expected=short.expected, found=short.found,
+                hint=f"windows={short.windows}, {explore}",
             )  # fmt: skip
-
-
-def _predicted(model: Model) -> float:
-    """The most tokens that are predicted in a window of the model, as far as it is known."""
-    kind = metric_of(_config_of(model))
-    if kind == "ppl_mlm":
-        return MASKED * model.seq_len
-    return model.seq_len - model.seq_len // 2 if kind == "ppl_seq2seq" else model.seq_len - 1
-
-
-def _enough(model: Model, policy: Policy) -> tuple[int, int]:
-    """Numbers of windows of this length that reach every floor, both arms alike."""
-    arm = math.ceil(policy.min_tokens / max(_predicted(model), 1) / 2)
-    return (
-        max(policy.min_preview, model.preview, arm),
-        max(policy.min_final, model.final, arm),
-    )
 
 
 # --- the pack -------------------------------------------------------------------------------------

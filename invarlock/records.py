@@ -16,6 +16,7 @@ from typing import Any
 
 from invarlock.errors import InputError
 
+TEXT = "text"  # kind of windows that are cut from documents; any other is a metric's own
 Encode = Callable[[str], Sequence[int]]
 
 

@@ -1,7 +1,8 @@
 """Kinds of a thing that are found by looking: each is a class in a module of one package.
 
-A new kind of edit, damage, source or format is a new file in that package and nothing else: no
-list has to be kept beside it. The name stands in the class, and two classes cannot have one name.
+A new kind of edit, damage, source, format or metric is a new file in that package and nothing
+else: no list has to be kept beside it. The name stands in the class, and two classes cannot have
+one name.
 """
 
 from __future__ import annotations

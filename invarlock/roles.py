@@ -93,7 +93,6 @@ class Architecture:
     last_norm: str = r"(?:model\.)?norm\.weight"  # pattern of the norm before the head
     other_tables: str = ""  # pattern of embeddings whose rows are positions, not tokens
     conv1d: bool = False  # projections stored (inputs, outputs)
-    metric: str = "ppl_causal"  # what it is trained to predict: see metric_of
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -108,13 +107,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "bert": Architecture(
         _BERT, head="cls.predictions.decoder.weight", tied_by_default=True,
-        ffn_output="output.dense", metric="ppl_mlm",
+        ffn_output="output.dense",
         last_norm=r"cls\.predictions\.transform\.LayerNorm\.(?:weight|gamma)",
         other_tables=r"(?:bert\.)?embeddings\.(?:position|token_type)_embeddings\.weight",
     ),
     "t5": Architecture(
         _T5, tied_by_default=True, layer_count="num_layers", ffn_output="wo",
-        metric="ppl_seq2seq", last_norm=r"decoder\.final_layer_norm\.weight",
+        last_norm=r"decoder\.final_layer_norm\.weight",
         other_tables=_SUBLAYER + r"SelfAttention\.relative_attention_bias\.weight",
     ),
 }  # fmt: skip
@@ -141,12 +140,6 @@ def model_type_of(config: Mapping[str, Any]) -> str:
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     """The table of the architecture that ``config`` names; None when there is none."""
     return ARCHITECTURES.get(model_type_of(config))
-
-
-def metric_of(config: Mapping[str, Any]) -> str:
-    """``ppl_causal``, ``ppl_mlm`` or ``ppl_seq2seq``; unknown architectures count as causal."""
-    known = architecture_of(config)
-    return known.metric if known else "ppl_causal"
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:

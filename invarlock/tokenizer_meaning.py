@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_bytes, read_json
 
@@ -39,7 +40,7 @@ def probe_texts() -> list[str]:
     return texts
 
 
-class Weight(Enum):
+class Effect(Enum):
     """What a difference of the tokenizers is."""
 
     OTHER_IDS = "other_ids"  # a text gets other ids: the same windows would be other texts
@@ -48,17 +49,17 @@ class Weight(Enum):
 
 
 @dataclass(frozen=True)
-class Difference:
+class TokenizerDifference:
     """One difference, in words."""
 
-    weight: Weight
+    effect: Effect
     name: str  # as accepted by name
     message: str
 
 
 def differences(
     baseline: Path, subject: Path, windows: Iterable[Sequence[int]] = ()
-) -> list[Difference]:
+) -> list[TokenizerDifference]:
     """How the tokenizer of the folder ``subject`` differs from that of ``baseline``, worst first.
 
     ``windows`` are token ids of the baseline.
@@ -71,7 +72,7 @@ def differences(
     if there != [True, True]:
         what = "has none, the subject has" if there[1] else "has one, the subject has none"
         text = f"{NAME}: the baseline {what}"
-        return [Difference(Weight.OTHER_IDS, "tokenizer", text)] if any(there) else []
+        return [TokenizerDifference(Effect.OTHER_IDS, "tokenizer", text)] if any(there) else []
     if filecmp.cmp(files[0], files[1], shallow=False):
         return []
     documents = [read_json(path) for path in files]
@@ -82,16 +83,16 @@ def differences(
         other = read_tokenizer(files[1])
     except InputError as error:
         told = InputError(error.what, where=NAME)  # no path: it is of this machine
-        return [Difference(Weight.OTHER_IDS, "tokenizer", str(told))]
+        return [TokenizerDifference(Effect.OTHER_IDS, "tokenizer", str(told))]
     found = [*_settings(*documents)]
     vocabulary = _vocabulary(mine, other)
-    if vocabulary is not None and vocabulary.weight is Weight.OTHER_IDS:
+    if vocabulary is not None and vocabulary.effect is Effect.OTHER_IDS:
         return [vocabulary, *found]  # whatever else differs, these are two
     found += [*([vocabulary] if vocabulary else []), *_structure(mine, other)]
     example = _first_other_ids(mine, other, windows)
     if example:
-        found.append(Difference(Weight.OTHER_IDS, "tokenizer", f"{NAME}: {example}"))
-    return sorted(found, key=lambda difference: [*Weight].index(difference.weight))
+        found.append(TokenizerDifference(Effect.OTHER_IDS, "tokenizer", f"{NAME}: {example}"))
+    return sorted(found, key=lambda difference: [*Effect].index(difference.effect))
 
 
 def largest_id(folder: Path) -> int | None:
@@ -124,15 +125,15 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
+def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[TokenizerDifference]:
     for name in ("truncation", "padding"):
         b, s = before.get(name), after.get(name)
         if b != s:
             text = f"{NAME}: {name} was {_shown(b)}, is {_shown(s)}; windows are cut without it"
-            yield Difference(Weight.NOTE, name, text)
+            yield TokenizerDifference(Effect.NOTE, name, text)
 
 
-def _vocabulary(mine: Tokenizer, other: Tokenizer) -> Difference | None:
+def _vocabulary(mine: Tokenizer, other: Tokenizer) -> TokenizerDifference | None:
     """Tokens with another id or none are other text; tokens that are only new are an addition."""
     before, after = (t.get_vocab(with_added_tokens=True) for t in (mine, other))
     moved = sorted(
@@ -140,33 +141,36 @@ def _vocabulary(mine: Tokenizer, other: Tokenizer) -> Difference | None:
     )
     if moved:
         cases = [f"{t!r} was {before[t]}, is {after.get(t, 'gone')}" for t in moved[:LISTED]]
-        text = f"{NAME}: {len(moved)} tokens have another id or none: {'; '.join(cases)}"
-        return Difference(Weight.OTHER_IDS, "tokenizer", text)
+        how_many = counted(len(moved), "token has", "tokens have")
+        text = f"{NAME}: {how_many} another id or none: {'; '.join(cases)}"
+        return TokenizerDifference(Effect.OTHER_IDS, "tokenizer", text)
     new = sorted((token for token in after if token not in before), key=after.__getitem__)
     if new:
         cases = [f"{token!r} ({after[token]})" for token in new[:LISTED]]
-        text = f"{NAME}: {len(new)} tokens are new: {', '.join(cases)}"
-        return Difference(Weight.OTHER_FILE, "added_tokens", text)
+        text = f"{NAME}: {counted(len(new), 'token is', 'tokens are')} new: {', '.join(cases)}"
+        return TokenizerDifference(Effect.OTHER_FILE, "added_tokens", text)
     return None
 
 
-def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[Difference]:
+def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[TokenizerDifference]:
     """Parts that differ in the library's own spelling of both."""
     before, after = (json.loads(tokenizer.to_str()) for tokenizer in (mine, other))
     for name in PARTS:
         b, s = (_plain(name, side.get(name)) for side in (before, after))
         if b != s:
             text = f"{NAME}: {name} was {_shown(b)}, is {_shown(s)}"
-            yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+            yield TokenizerDifference(Effect.OTHER_FILE, "tokenizer", text)
     b, s = (dict(side["model"], vocab=None) for side in (before, after))
     differing = sorted(key for key in {*b, *s} if (b.get(key) or None) != (s.get(key) or None))
     for key in differing:
         values = f" was {_shown(b.get(key))}, is {_shown(s.get(key))}" if key != "merges" else ""
         text = f"{NAME}: {key} of the model{values or ' differ'}"
-        yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+        yield TokenizerDifference(Effect.OTHER_FILE, "tokenizer", text)
     pieces = [side["model"]["vocab"] for side in (before, after)]
     if isinstance(pieces[0], list) and _scores(pieces[0]) != _scores(pieces[1]):
-        yield Difference(Weight.OTHER_FILE, "tokenizer", f"{NAME}: scores of the model differ")
+        yield TokenizerDifference(
+            Effect.OTHER_FILE, "tokenizer", f"{NAME}: scores of the model differ"
+        )
     b, s = ({t["content"]: t for t in side["added_tokens"]} for side in (before, after))
     changed = sorted(token for token in {*b} & {*s} if b[token] != s[token])
     changed += sorted(token for token in {*b} ^ {*s} if token in _both(mine, other))
@@ -174,7 +178,7 @@ def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[Difference]:
         token = changed[0]
         text = f"{token!r} was {_flags(b.get(token))}, is {_flags(s.get(token))}"
         text = f"{NAME}: {len(changed)} added tokens are treated otherwise: {text}"
-        yield Difference(Weight.OTHER_FILE, "tokenizer", text)
+        yield TokenizerDifference(Effect.OTHER_FILE, "tokenizer", text)
 
 
 def _scores(pieces: Sequence[tuple[str, float]]) -> dict[str, float]:

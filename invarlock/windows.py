@@ -23,9 +23,10 @@ from typing import Any
 
 from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
+from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
-from invarlock.records import Encode, LabelledRecord, Record, encode_record, read_record
+from invarlock.records import TEXT, Encode, LabelledRecord, Record, encode_record, read_record
 from invarlock.tokenizer_meaning import read_tokenizer
 
 SCHEMA = "invarlock/windows-v1"
@@ -79,7 +80,7 @@ class WindowSet:
     source: Mapping[str, Any]
     preview: tuple[Window, ...] | tuple[Record, ...]
     final: tuple[Window, ...] | tuple[Record, ...]
-    kind: str = "text"  # text | records
+    kind: str = TEXT  # or the ``windows`` of a metric that has its own
 
     @property
     def stride(self) -> int:
@@ -163,7 +164,7 @@ def _fresh(tokens: Sequence[int], index: int, seq_len: int, seen: set[str]) -> l
 
 def _too_few(pairs: int, n_documents: int, plan: WindowPlan) -> InputError:
     return InputError(
-        f"too few windows of {plan.seq_len} tokens in {n_documents} documents",
+        f"too few windows of {plan.seq_len} tokens in {counted(n_documents, 'document')}",
         expected=f"{plan.preview} for preview and {plan.final} for final",
         found=f"{pairs} for each",
         hint="lower windows.preview, windows.final or windows.seq_len, or give more text",
@@ -192,7 +193,11 @@ def load_encoder(folder: Path) -> Encode:
 
 
 def make_windows(
-    folder: Path, documents: Sequence[str], plan: WindowPlan, source: Mapping[str, Any]
+    folder: Path,
+    documents: Sequence[str],
+    plan: WindowPlan,
+    source: Mapping[str, Any],
+    kind: str = TEXT,
 ) -> dict[str, Any]:
     """The document ``windows.json`` for the tokenizer, and any config, in ``folder``.
 
@@ -202,12 +207,16 @@ def make_windows(
     """
     config = _config_for(folder, plan)
     arms = select_windows(documents, load_encoder(folder), plan)
-    head = {"source": dict(source), "n_documents": len(documents), "kind": "text"}
+    head = {"source": dict(source), "n_documents": len(documents), "kind": kind}
     return _document(folder, config, arms, plan, head)
 
 
 def make_record_windows(
-    folder: Path, records: Sequence[LabelledRecord], plan: WindowPlan, source: Mapping[str, Any]
+    folder: Path,
+    records: Sequence[LabelledRecord],
+    plan: WindowPlan,
+    source: Mapping[str, Any],
+    kind: str,
 ) -> dict[str, Any]:
     """The document ``windows.json`` of labelled records; equal records count once.
 
@@ -232,7 +241,7 @@ def make_record_windows(
     rng = random.Random(plan.seed)
     chosen = sorted(distinct, key=lambda _: rng.random())[:wanted]
     arms = tuple(chosen[: plan.preview]), tuple(chosen[plan.preview :])
-    head = {"source": dict(source), "n_documents": len(records), "kind": "records"}
+    head = {"source": dict(source), "n_documents": len(records), "kind": kind}
     return _document(folder, config, arms, plan, head)
 
 
@@ -296,7 +305,7 @@ def ids_of_others(paths: Sequence[Path], seq_len: int) -> frozenset[str]:
     ids: set[str] = set()
     for path in paths:
         other = read_windows(path)
-        if other.kind == "text" and other.seq_len != seq_len:
+        if other.kind == TEXT and other.seq_len != seq_len:
             raise ConfigError(
                 "windows of another length cannot be excluded",
                 where=str(path),
@@ -353,7 +362,7 @@ def _windows(
     rows = document[arm]
     if len(rows) != document["counts"][arm]:
         raise InputError(f"/{arm} does not hold the windows /counts/{arm} says", where=where)
-    if document["kind"] == "records":
+    if "prompt" in rows[0]:  # labelled: the contract lets a kind have but one form
         return tuple(read_record(row, f"{where}: /{arm}/{n}") for n, row in enumerate(rows))
     found: list[Window] = []
     for number, row in enumerate(rows):

@@ -129,8 +129,9 @@ def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
         **{f"APPTAINERENV_{name}": value for name, value in shared.items()},
         # parameters and shell commands are recorded and logged; the key is not
         "INVARLOCK_SIGNING_KEY": values["signing_key"],
-        # as a parameter the record would run its rule again, and Snakemake then looks at nothing
-        # behind an ancient input: a changed setting would hide that evaluations are missing
+        # Not a parameter: a changed parameter makes Snakemake run the rule of the record again.
+        # The rules behind it take the record as an ancient input, whose other inputs Snakemake
+        # then no longer looks at, so that it would not notice missing evaluations.
         "INVARLOCK_SETTINGS": recorded(settings),
     }
 

@@ -77,7 +77,7 @@ rule guard_value_sweep:
 
 
 rule timings:
-    """Where the time went; a benchmark file that was removed measures nothing again."""
+    """Sum up where the time went; a removed benchmark file causes no new measurement."""
     input:
         [folder / "outcome.json" for folder in L.evaluations()],
     output:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +129,62 @@ def byte_tokenizer() -> dict[str, object]:
             "merges": [],
         },
     }
+
+
+# --- wording -------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden"
+Golden = Callable[..., None]
+# What moves from run to run or from machine to machine, and what stands for it.
+VOLATILE = (
+    (re.compile(r"\b[0-9a-f]{64}\b"), "<sha256>"),
+    (re.compile(r"\b\d{4}-\d\d-\d\dT[0-9:.+-]+Z?"), "<time>"),
+    (re.compile(r"(?<= files, )\d+(?= bytes)"), "<number of>"),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--update-golden``: write the texts of tests/golden anew instead of comparing."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
+def steady(text: str, folders: dict[str, Path]) -> str:
+    """A text without digests, times, the package's version, and paths of this machine.
+
+    ``folders``: what stands for a folder, the inner ones first.
+    """
+    from invarlock import __version__
+
+    for name, folder in folders.items():
+        text = text.replace(str(folder), f"<{name}>")
+    text = text.replace(__version__, "<version>")
+    for pattern, placeholder in VOLATILE:
+        text = pattern.sub(placeholder, text)
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
+    """Compare a text with ``tests/golden/NAME``, or write it with ``--update-golden``.
+
+    ``golden(name, text, **folders)``: ``folders`` have paths that change.
+    """
+
+    def check(name: str, text: str, **folders: Path) -> None:
+        root = Path(__file__).parent.parent
+        found = steady(text, {**folders, "tmp": tmp_path, "repository": root})
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(found, encoding="utf-8")
+        expected = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if found != expected:
+            both = expected.splitlines(), found.splitlines()
+            diff = difflib.unified_diff(*both, f"tests/golden/{name}", "now", lineterm="")
+            renew = "pytest tests/test_golden.py --update-golden"
+            pytest.fail("\n".join([*diff, f"if it should be so: {renew}"]), pytrace=False)
+
+    return check
 
 
 # --- the machine ---------------------------------------------------------------------------

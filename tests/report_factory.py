@@ -258,7 +258,7 @@ BOOTSTRAP = Bootstrap(replicates=1200, alpha=0.05, seed=7)
 FATAL = {
     "type": "non_finite_tensor",
     "severity": "fatal",
-    "message": "model.layers.0.mlp.up_proj.weight holds 1 values that are not finite",
+    "message": "model.layers.0.mlp.up_proj.weight holds 1 value that is not finite",
 }
 PRESET = digest("preset")  # of the overrides that tests ask for
 
@@ -312,6 +312,25 @@ def make_crashed(name: str = "quant_8bit_clean", cause: str = "crashed") -> Docu
         invariants_evaluated=False,
     )
     return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+def make_accepting(names: Sequence[str]) -> Document:
+    """The report of a subject without the chat template, of a user who accepts these names."""
+    lost = {"type": "chat_template_changed", "severity": "fatal", "accept": "chat_template",
+            "message": "the chat template is lost"}  # fmt: skip
+    subject = run_report("lost_template", 0.001, failures=[lost])
+    settings = {"profile": "dev", "shift": token_shift(0.001), "accepted": tuple(names)}
+    comparison = Comparison(BASELINE, subject, BOOTSTRAP, **settings)
+    return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+def make_unevaluated() -> Document:
+    """A report in which little beside the metric was evaluated."""
+    report = make_report("quant_8bit_clean", 1.004)
+    for name in ("rmt", "variance", "primary_metric_tail", "guard_overhead"):
+        report[name] = {"evaluated": False, "reason": f"no {name} today"}
+    report.pop("distribution", None)
+    return report
 
 
 def plain(document: Document) -> Document:

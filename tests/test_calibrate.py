@@ -122,7 +122,7 @@ def run_of(
 
 def as_observation(run: Measurement) -> Observation:
     """The part of a run that a calibration looks at."""
-    return Observation(run.arms, run.activations, run.correct)
+    return Observation(run.arms, run.activations, run.columns)
 
 
 def test_weights_are_loaded_and_measured_once(

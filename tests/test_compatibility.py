@@ -284,7 +284,7 @@ def test_reports_without_evidence_are_believed(
     """They fail only where a replay is demanded."""
     pack = theirs["reduced 0.12.1"]
     assert here(verification(pack, STRICT), monkeypatch) == 0
-    assert "believed: reports/report-001" in capsys.readouterr().out
+    assert "not re-checked: reports/report-001" in capsys.readouterr().out
     assert here(verification(pack, ("--replay",)), monkeypatch) == 7
     assert here(verification(theirs["full 0.12.1"], STRICT), monkeypatch) == 0
 

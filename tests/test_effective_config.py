@@ -257,12 +257,10 @@ def logits(config: Any, state: Any = None) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from invarlock.roles import ARCHITECTURES
-    from invarlock.run.loading import LOADERS
-    from invarlock.run.tasks import ADAPTERS
+    from invarlock.metrics.kinds import metric_of
 
     torch.manual_seed(3)
-    loader = LOADERS[ADAPTERS[ARCHITECTURES[config.model_type].metric]]
+    loader = metric_of({"model_type": config.model_type}).loader
     model = getattr(transformers, loader).from_config(config, attn_implementation="sdpa").eval()
     model.load_state_dict(state or model.state_dict())
     ids = torch.arange(3, 19).view(1, -1)

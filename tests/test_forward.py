@@ -14,11 +14,11 @@ from checkpoint_factory import make_folder, make_gpt2, make_llama, make_mixtral
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.guards.invariants import check_loaded
+from invarlock.guards.spectral import weight_modules
 from invarlock.metrics.distribution import TOP_K
 from invarlock.run import forward
 from invarlock.run.forward import Keep, batches, logits_function, merge, run_batch
 from invarlock.run.loading import Target, load_model, resolve_target
-from invarlock.run.measure import weight_modules
 from invarlock.run.tasks import Example
 
 CPU32 = Target("cpu", "float32")

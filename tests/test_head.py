@@ -14,10 +14,12 @@ from architecture_factory import ARCHITECTURES, make_architecture
 from checkpoint_factory import make_bert, make_t5
 from measuring_factory import write_tiny_windows
 
+from invarlock.metrics.kind import Example
+from invarlock.metrics.kinds.accuracy import continuation
 from invarlock.run import forward
 from invarlock.run.forward import ArmResult, Keep, batches, logits_function, merge, run_batch
 from invarlock.run.loading import Target, load_model
-from invarlock.run.tasks import Example, continuation, task_for
+from invarlock.run.tasks import task_for
 from invarlock.windows import WindowPlan, read_windows
 
 BUDGET = 100  # tokens of a batch: several windows of 24 tokens, and a rest

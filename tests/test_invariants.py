@@ -310,7 +310,7 @@ def test_one_value_that_is_not_finite_is_found(baseline, subject, value, dtype):
     edit_tensors(subject, plant)
     assert ("non_finite_tensor", "fatal") in found(baseline, subject)
     assert message(baseline, subject, "non_finite_tensor") == (
-        f"{DOWN} holds 1 values that are not finite"
+        f"{DOWN} holds 1 value that is not finite"
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import leaves
 import report_factory as factory
 from pack_factory import Document
-from test_replay_guards import FULL, accuracy, mixture
+from test_replay_guards import EXCHANGED, FULL, accuracy, mixture
 
 from invarlock.reporting.replay import BELIEVED, NOT_RUN, believed, replay
 
@@ -23,7 +25,8 @@ def test_every_leaf_counts_or_is_said_to_be_believed() -> None:
     entry of the list stands for a member whose change is noticed."""
     seen: set[str] = set()
     open_: list[str] = []
-    reports = [FULL, accuracy(), mixture(), factory.make_rejected(), factory.make_crashed()]
+    reports = [FULL, EXCHANGED, accuracy(), mixture()]
+    reports += [factory.make_rejected(), factory.make_crashed()]
     for report in reports:
         assert replay(report) == []
         rejected = not report["evaluation_windows"]["final"]["window_ids"]
@@ -36,22 +39,40 @@ def test_every_leaf_counts_or_is_said_to_be_believed() -> None:
     assert len(seen) > 500
 
 
-def test_members_that_nothing_gives_are_refused() -> None:
-    """Each object of a report has the members that its evidence gives, and no other."""
+def containers(value: object, at: leaves.Place = ()) -> Iterator[leaves.Place]:
+    """The places of all objects and lists that hold something, but for the rows of columns."""
+    if isinstance(value, dict | list) and value:
+        yield at
+        rows = value.items() if isinstance(value, dict) else list(enumerate(value))[:1]
+        for key, inner in rows:
+            yield from containers(inner, (*at, key))
 
-    def objects(value: object, at: leaves.Place = ()) -> list[leaves.Place]:
-        if not isinstance(value, dict):
-            return []
-        return [at, *(p for k, v in value.items() for p in objects(v, (*at, k)))]
 
-    for place in objects(FULL):
-        report = factory.plain(FULL)
-        inner: Document = report
-        for part in place:
-            inner = inner[part]
+def test_no_container_may_be_emptied_or_hold_more() -> None:
+    """Each object has the members that its evidence gives, and no other; no list is shortened."""
+    seen: set[str] = set()
+    for report in (FULL, EXCHANGED, mixture(), accuracy()):
+        places = [p for p in containers(report) if p and pattern(report, p) not in seen]
+        seen |= {pattern(report, p) for p in places}
+        for place in places:
+            for change in (lambda inner: inner.clear(), one_more):
+                changed = factory.plain(report)
+                inner: Any = changed
+                for part in place:
+                    inner = inner[part]
+                change(inner)
+                where = leaves.pointer(place)
+                more = f"{where}/looks_good" if isinstance(inner, dict) and inner else where
+                assert replay(changed) or leaves.believed(more), more
+    assert len(seen) > 150
+
+
+def one_more(inner: Any) -> None:
+    """A member that nothing gives, or the last entry once more."""
+    if isinstance(inner, dict):
         inner["looks_good"] = True
-        where = leaves.pointer((*place, "looks_good"))
-        assert replay(report) or leaves.believed(where), where
+    else:
+        inner.append(inner[-1])
 
 
 def test_what_stands_for_generated_text_is_refused() -> None:

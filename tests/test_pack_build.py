@@ -14,7 +14,7 @@ import report_factory as factory
 from invarlock.cli import main as cli
 from invarlock.evidence import PackError, keys
 from invarlock.evidence import build as building
-from invarlock.evidence.manifest import Evidence, evidence_level
+from invarlock.evidence.manifest import LevelEvidence, evidence_level
 
 
 @pytest.fixture(scope="module")
@@ -272,13 +272,13 @@ def test_source_and_environment_are_referenced(suite: Path, key: Path, tmp_path:
 
 def test_evidence_level_table() -> None:
     """high needs everything; a failed report or a host run caps it at medium; nothing is low."""
-    full = Evidence(True, True, 1, 0, True, True, True)
+    full = LevelEvidence(True, True, 1, 0, True, True, True)
     assert evidence_level(full) == "high"
     caps = [{"failed_reports": 1}, {"has_source": False}, {"has_environment": False}]
     for change in [*caps, {"all_container": False}]:
-        assert evidence_level(Evidence(**{**vars(full), **change})) == "medium"
+        assert evidence_level(LevelEvidence(**{**vars(full), **change})) == "medium"
     for change in [{"has_subject": False}, {"bound": False}, {"clean_reports": 0}]:
-        assert evidence_level(Evidence(**{**vars(full), **change})) == "low"
+        assert evidence_level(LevelEvidence(**{**vars(full), **change})) == "low"
 
 
 # --- refusals and atomicity -----------------------------------------------------------------

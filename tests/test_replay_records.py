@@ -16,7 +16,7 @@ from report_factory import (
     token_shift,
 )
 from test_replay import altered
-from test_replay_guards import FULL, accuracy, contradictions, mixture, verified
+from test_replay_guards import FULL, accuracy, verified
 
 from invarlock.cli.evaluate_record import summary_line
 from invarlock.errors import InputError
@@ -29,24 +29,13 @@ from invarlock.reporting.runs import Comparison, pairing
 STATS = "/dataset/windows/stats"
 FORGED = [
     ("/dataset/seq_len", 2048),
-    ("/dataset/stride", 1),
     ("/dataset/hash/dataset", "0" * 64),
-    (f"{STATS}/coverage/preview/required", 1),
-    (f"{STATS}/coverage/final/required", 1),
-    (f"{STATS}/coverage/replicates/required", 1),
-    (f"{STATS}/coverage/replicates/ok", False),
-    ("/policy_digest/hysteresis/ppl", 0.5),
-    ("/policy_digest/changed", True),
-    ("/run_id", "0" * 16),
     ("/baseline_ref/run_id", "0" * 16),
     ("/meta/run_id", "0" * 16),
     ("/meta/subject_run_id", "0" * 16),
     ("/meta/subject_run_id", None),
-    ("/provenance/subject/run_id", "0" * 16),
     ("/meta/model_id", "acme/other"),
     ("/meta/adapter", "hf_mlm"),
-    ("/plugins/guards", ["invariants"]),
-    ("/plugins/edits", ["prune"]),
     ("/rmt/calibration", {**FULL["rmt"]["calibration"], "windows": 1,
                           "window_ids": FULL["rmt"]["calibration"]["window_ids"][:1]}),
     ("/rmt/calibration/tokens", 1025),
@@ -56,12 +45,6 @@ FORGED = [
     ("/context/execution_log/1/digest", "0" * 64),
     ("/context/execution_log/3/digest", "0" * 64),
 ]  # fmt: skip
-CLOSED = ("primary_metric", "primary_metric/drift", "primary_metric_tail", "confidence",
-          "invariants", "invariants/summary", "guard_overhead", "guard_overhead/checks",
-          "guard_warnings", "guard_warnings/warnings/0", "spectral", "spectral/summary",
-          "spectral/modules", "rmt", "rmt/modules", "rmt/families", "variance",
-          "variance/predictive_gate", "variance/modules", "validation",
-          "baseline_ref/primary_metric")  # fmt: skip
 
 
 @pytest.mark.parametrize(("pointer", "value"), FORGED, ids=[p for p, _ in FORGED])
@@ -69,20 +52,6 @@ def test_a_forged_record_is_found(pointer, value):
     """Each id, digest, count and length, changed alone."""
     assert not any(m.startswith("replay: ") for m in verified(FULL))
     assert any(m.startswith("replay: ") for m in verified(altered(FULL, pointer, value)))
-
-
-@pytest.mark.parametrize("place", CLOSED)
-def test_a_decided_block_holds_nothing_else(place):
-    """A key that nothing decides could say anything."""
-    report = altered(FULL, f"/{place}/looks_good", True)
-    found = contradictions(report)
-    assert any("looks_good" in line or "is not the table" in line for line in found)
-
-
-def test_a_mixture_and_an_accuracy_hold_nothing_else():
-    """The same for the block of the routers, and for counts of answers."""
-    assert contradictions(altered(mixture(), "/moe/looks_good", True)) != []
-    assert contradictions(altered(accuracy(), "/primary_metric/looks_good", True)) != []
 
 
 HUGE = [

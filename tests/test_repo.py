@@ -18,10 +18,10 @@ from repository_copy import ROOT, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity", "differences"),
+    ("errors", "severity", "differences", "counts"),
     ("files",),
     ("documents", "schemas"),
-    ("registry", "shards", "contracts", "policy", "code_digest", "claims", "digests"),
+    ("registry", "shards", "contracts", "policy", "code_digest", "output_locks", "digests"),
     ("formats",),
     ("folders",),
     ("scenarios", "models", "written"),
@@ -31,7 +31,8 @@ LAYERS = (
     ("checkpoints",),
     ("model_folder",),
     ("windows", "sources", "alignment"),
-    ("metrics", "pages"),
+    ("pages",),
+    ("metrics",),
     ("edits", "guards"),
     ("preset",),
     ("damage", "run"),

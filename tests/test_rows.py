@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from invarlock.checkpoints import Checkpoint, token_texts
+from invarlock.checkpoints import Checkpoint
 from invarlock.damage.inject import inject
 from invarlock.damage.specs import parse_damage
 from invarlock.guards import row_changes, rows
-from invarlock.guards.row_changes import measure_rows
+from invarlock.guards.row_changes import measure_rows, token_texts
 from invarlock.guards.rows import ListedRow, RowTable
 from invarlock.policy import load_policy
 

@@ -197,9 +197,9 @@ def test_guard_probes(suite: str, count: int) -> None:
         if suite.startswith("smoke"):
             numbers = numbers | SMOKE_PROBES.get(scenario.id, {})
         damage = parse_damage(error_type, scenario.parameters)
-        settled = damage.check(cast(Checkpoint, None))  # no default of a probe depends on it
+        checked = damage.check(cast(Checkpoint, None))  # no default of a probe depends on it
         other_modes = {"noise": 0.05, "row_factor": 1.6} if error_type == RMT else {}
-        assert settled.parameters() == numbers | other_modes
+        assert checked.parameters() == numbers | other_modes
         asked = {"kind": "guard_signal_baseline_relative", "guard": guard}
         relative = any(d.items() >= asked.items() for d in scenario.detectors_all_of)
         assert relative == scenario.primary_guard_required

@@ -15,9 +15,8 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.cli.windows import recorded_source
 from invarlock.damage.inject import inject
 from invarlock.damage.specs import parse_damage
-from invarlock.guards.spectral import judge
+from invarlock.guards.spectral import judge, weight_modules
 from invarlock.policy import resolve_policy
-from invarlock.run.measure import weight_modules
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.spec import parse_text_source
 from invarlock.sources.text import documents, pin_text

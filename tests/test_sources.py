@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +204,57 @@ def test_text_formats(tmp_path: Path) -> None:
     assert read(tmp_path / "t.parquet", "?max_samples=2") == ["a", "b"]
 
 
+def parquet_of(*columns: tuple[str, list[object]], **options: object) -> bytes:
+    """A parquet file of these columns."""
+    import pyarrow
+    from pyarrow import parquet
+
+    names, values = zip(*columns, strict=True)
+    made = io.BytesIO()
+    parquet.write_table(pyarrow.table(list(map(pyarrow.array, values)), names), made, **options)
+    return made.getvalue()
+
+
+def test_a_parquet_file_is_read_whole_and_in_order(tmp_path: Path) -> None:
+    """More rows than a batch holds, several row groups, missing texts; all of it or the first."""
+    texts = [None if n % 100 == 7 else f"{n} \u2028\r\n\0é" for n in range(2500)]
+    data = parquet_of(("body", texts), ("n", list(range(2500))), row_group_size=300)
+    (tmp_path / "a?[b]*.parquet").write_bytes(data)  # a pattern, were it given to a library
+    expected = [text or "" for text in texts]
+    assert read(tmp_path / "a?[b]*.parquet", "?field=body") == expected
+    few = "?field=body&max_samples=1200"
+    assert read(tmp_path / "a?[b]*.parquet", few) == expected[:1200]
+
+
+def test_a_parquet_file_is_read_anew_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed in place with the same size and time; nothing asked of the net, nothing left."""
+    home, path, asked = tmp_path / "home", tmp_path / "t.parquet", []
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *words, **_: asked.append(words))
+    for text in ("old", "new"):
+        path.write_bytes(parquet_of(("text", [text])))
+        os.utime(path, (1, 1))
+        assert read(path) == [text]
+    assert not asked
+    assert not list(home.iterdir())
+
+
+def test_damage_inside_a_parquet_file_is_one_line(tmp_path: Path) -> None:
+    """A page that cannot be unpacked, found only when the rows are read; two columns of a name."""
+    data = bytearray(parquet_of(("text", [f"{n}" * 9 for n in range(999)]), use_dictionary=False))
+    data[60:90] = bytes(255 - byte for byte in data[60:90])
+    (tmp_path / "t.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"t\.parquet: not a readable parquet file: [^\n]*$"):
+        read(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(parquet_of(("text", ["a"]), ("text", ["b"])))
+    with pytest.raises(InputError, match=r"t\.parquet: not a readable parquet file: [^\n]*$"):
+        read(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "line"),
     [
@@ -210,7 +263,11 @@ def test_text_formats(tmp_path: Path) -> None:
         ("t.jsonl", b'{"body": "a"}\n', "found body"),
         ("t.jsonl", b'{"text": 3}\n', "is not text"),
         ("t.jsonl", b"\n", "no document"),
-        ("t.parquet", b"PAR1 no", "parquet"),
+        ("t.parquet", b"PAR1 no", "not a readable parquet file"),
+        ("t.parquet", parquet_of(("body", ["a"]), ("n", [1])), "no field text; found body, n"),
+        ("t.parquet", parquet_of(("text", [1])), "row 0: field text is not text; found int"),
+        ("t.parquet", parquet_of(("text", [*[None] * 1500, ["a"]])), "row 1500: .* found list"),
+        ("t.parquet", parquet_of(("text", [])), "no document"),
     ],
 )
 def test_unreadable_texts_say_where(name: str, data: bytes, line: str, tmp_path: Path) -> None:

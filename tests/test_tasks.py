@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invarlock.errors import ConfigError, InputError
+from invarlock.metrics.kinds import METRICS
+from invarlock.metrics.kinds.accuracy import Answered, continuation, right_answer
+from invarlock.metrics.kinds.ppl_mlm import Masking, draws, masked
 from invarlock.records import Record, encode_record, parse_record, record_id
 from invarlock.run.forward import Keep, batches, logits_function, merge, run_batch
 from invarlock.run.loading import Target, load_model
-from invarlock.run.tasks import (
-    Answered,
-    Masking,
-    Task,
-    continuation,
-    draws,
-    masked,
-    task_for,
-    wrong_answers,
-)
+from invarlock.run.tasks import Task, task_for
 from invarlock.windows import Window, WindowSet, window_id
 
 CPU32 = Target("cpu", "float32")
@@ -67,7 +62,7 @@ def run(model, examples, budget: int = 200):
 def test_masks_do_not_depend_on_the_other_windows() -> None:
     """Any order and any subset of the windows gives each the same labels."""
     windows = some_windows(12)
-    task = Task("ppl_mlm", 7, masking=MASKING)
+    task = Task(METRICS["ppl_mlm"], partial(masked, MASKING, 7))
     once = dict(zip(windows, task.examples(windows), strict=True))
     np.random.seed(1)  # a global generator plays no part
     for other in (windows[::-1], windows[3:5], windows[:1]):
@@ -128,8 +123,8 @@ def test_masked_losses_are_the_models_own(tmp_path: Path) -> None:
     folder = make_bert(tmp_path / "bert")
     windows = some_windows(7)
     task = task_for(folder, content(windows))
-    assert (task.metric, task.adapter) == ("ppl_mlm", "hf_mlm")
-    loaded = load_model(folder, CPU32, task.adapter)
+    assert (task.metric.name, task.metric.adapter) == ("ppl_mlm", "hf_mlm")
+    loaded = load_model(folder, CPU32, task.metric.adapter)
     assert (loaded.missing, loaded.unexpected) == ([], [])  # pooler and sentence head are not meant
     examples = task.examples(windows)
     result = run(loaded.model, examples)
@@ -159,8 +154,8 @@ def test_sequence_to_sequence_losses_are_the_models_own(tmp_path: Path) -> None:
     folder = make_t5(tmp_path / "t5")
     windows = [*some_windows(4), *some_windows(3, seed=1, length=31)]
     task = task_for(folder, content(windows))
-    assert (task.metric, task.adapter) == ("ppl_seq2seq", "hf_seq2seq")
-    loaded = load_model(folder, CPU32, task.adapter)
+    assert (task.metric.name, task.metric.adapter) == ("ppl_seq2seq", "hf_seq2seq")
+    loaded = load_model(folder, CPU32, task.metric.adapter)
     assert (loaded.missing, loaded.unexpected) == ([], [])
     result = run(loaded.model, task.examples(windows))
     for i, one in enumerate(windows):
@@ -187,8 +182,8 @@ def test_logits_are_made_only_where_they_count(metric: str, tmp_path: Path) -> N
     """The head of each kind of model gives its logits, so that it is run in chunks."""
     folder = MAKERS[metric](tmp_path / "m")
     task = task_for(folder, content(some_windows(1)))
-    assert task.metric == metric
-    model = load_model(folder, CPU32, task.adapter).model
+    assert task.metric.name == metric
+    model = load_model(folder, CPU32, task.metric.adapter).model
     example = task.examples(some_windows(1))[0]
     probe = {name: torch.tensor([ids]) for name, ids in example.start(8).items()}
     assert logits_function(model, probe).__name__ == "by_chunks"
@@ -232,9 +227,9 @@ def test_an_exact_answer_is_what_greedy_decoding_gives(model) -> None:
 
 def answered(model, records) -> list[bool]:
     """Whether the model gets each record right."""
-    examples = Task("accuracy", 43).examples(records)
+    examples = [right_answer(one) for one in records]
     right = run(model, examples)
-    wrong, owners = wrong_answers(records)
+    wrong, owners = METRICS["accuracy"].others(records)
     lost = run(model, wrong).nll_sum if wrong else {}
     return [
         Answered(

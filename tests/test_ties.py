@@ -15,11 +15,12 @@ from measuring_factory import write_tiny_windows
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.metrics.kind import Example
+from invarlock.metrics.kinds.accuracy import Answered
 from invarlock.run.forward import Keep, TopTokens, most_likely, run_batch
 from invarlock.run.loading import Target
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows, measure_checkpoint
 from invarlock.run.report import REPORT_NAME, SCHEMA, Reference, token_shift, write_reference
-from invarlock.run.tasks import Answered, Example
 from invarlock.windows import WindowPlan
 
 PERIOD = 40  # of the vocabulary's 320 tokens: each has seven doubles

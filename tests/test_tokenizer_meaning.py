@@ -16,7 +16,13 @@ from tokenizers import Tokenizer, processors
 from tokenizers.models import BPE, Unigram, WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
-from invarlock.tokenizer_meaning import Difference, Weight, differences, largest_id, probe_texts
+from invarlock.tokenizer_meaning import (
+    Effect,
+    TokenizerDifference,
+    differences,
+    largest_id,
+    probe_texts,
+)
 
 Change = Callable[[Document], object]
 
@@ -36,7 +42,9 @@ def changed(baseline: Path, folder: Path, change: Change) -> Path:
     return folder
 
 
-def found(baseline: Path, folder: Path, windows: list[list[int]] | None = None) -> list[Difference]:
+def found(
+    baseline: Path, folder: Path, windows: list[list[int]] | None = None
+) -> list[TokenizerDifference]:
     """The differences, with windows or without."""
     return differences(baseline, folder, windows or ())
 
@@ -113,7 +121,7 @@ def test_truncation_and_padding_are_a_note(
     """Trainers leave them behind; windows are cut without them."""
     other = changed(baseline, tmp_path / "s", lambda d: d.update({key: value}))
     (note,) = found(*(baseline, other)[::direction])
-    assert (note.weight, note.name) == (Weight.NOTE, key)
+    assert (note.effect, note.name) == (Effect.NOTE, key)
     assert key in note.message
 
 
@@ -163,7 +171,7 @@ OTHER: dict[str, Change] = {
 def test_other_ids_are_said_with_an_example(baseline: Path, tmp_path: Path, name: str) -> None:
     """Whatever part of the file makes them."""
     worst = found(baseline, changed(baseline, tmp_path / "s", OTHER[name]))[0]
-    assert worst.weight is Weight.OTHER_IDS, name
+    assert worst.effect is Effect.OTHER_IDS, name
     assert "tokenizer.json: " in worst.message
     assert " was " in worst.message
 
@@ -171,7 +179,7 @@ def test_other_ids_are_said_with_an_example(baseline: Path, tmp_path: Path, name
 def test_the_last_merge_is_another_tokenizer(baseline: Path, tmp_path: Path) -> None:
     """Even where no text of the probe uses it: the merges are compared, too."""
     worst = found(baseline, changed(baseline, tmp_path / "s", lambda d: d["model"]["merges"].pop()))
-    assert worst[0].weight in (Weight.OTHER_IDS, Weight.OTHER_FILE)
+    assert worst[0].effect in (Effect.OTHER_IDS, Effect.OTHER_FILE)
 
 
 def test_a_text_of_the_windows_shows_what_the_probe_does_not(tmp_path: Path) -> None:
@@ -184,9 +192,9 @@ def test_a_text_of_the_windows_shows_what_the_probe_does_not(tmp_path: Path) -> 
         model = BPE(vocabulary, kept, unk_token="[UNK]")
         Tokenizer(model).save(str(tmp_path / name / "tokenizer.json"))
     without = found(tmp_path / "a", tmp_path / "b")
-    assert [d.weight for d in without] == [Weight.OTHER_FILE]
+    assert [d.effect for d in without] == [Effect.OTHER_FILE]
     worst = found(tmp_path / "a", tmp_path / "b", [[6, 6, 0]])[0]
-    assert worst.weight is Weight.OTHER_IDS
+    assert worst.effect is Effect.OTHER_IDS
     assert "qzxj" in worst.message
 
 
@@ -196,9 +204,9 @@ def test_a_token_that_is_new_can_be_accepted_by_name(baseline: Path, tmp_path: P
     token |= {"single_word": False, "lstrip": False, "rstrip": False}
     other = changed(baseline, tmp_path / "s", lambda d: d["added_tokens"].append(token))
     (difference,) = found(baseline, other)
-    assert (difference.weight, difference.name) == (Weight.OTHER_FILE, "added_tokens")
+    assert (difference.effect, difference.name) == (Effect.OTHER_FILE, "added_tokens")
     assert "'<|pad|>' (320)" in difference.message
-    assert found(other, baseline)[0].weight is Weight.OTHER_IDS  # and cannot be taken away
+    assert found(other, baseline)[0].effect is Effect.OTHER_IDS  # and cannot be taken away
 
 
 def test_a_token_that_is_no_longer_special_is_said(baseline: Path, tmp_path: Path) -> None:
@@ -213,7 +221,7 @@ def test_a_file_that_is_no_tokenizer_is_another(baseline: Path, tmp_path: Path, 
     shutil.copytree(baseline, tmp_path / "s")
     (tmp_path / "s/tokenizer.json").write_text(text)
     (difference,) = found(baseline, tmp_path / "s")
-    assert difference.weight is Weight.OTHER_IDS
+    assert difference.effect is Effect.OTHER_IDS
     assert "not a readable tokenizer" in difference.message
     assert str(tmp_path) not in difference.message
 
@@ -232,9 +240,9 @@ def test_tokenizers_of_other_kinds_are_compared(tmp_path: Path) -> None:
         tokenizer.pre_tokenizer = Whitespace()
         (tmp_path / name).mkdir()
         tokenizer.save(str(tmp_path / name / "tokenizer.json"))
-    assert found(tmp_path / "unigram", tmp_path / "scores", [[3]])[0].weight is Weight.OTHER_IDS
+    assert found(tmp_path / "unigram", tmp_path / "scores", [[3]])[0].effect is Effect.OTHER_IDS
     assert found(tmp_path / "words", tmp_path / "prefix")
-    assert found(tmp_path / "unigram", tmp_path / "words")[0].weight is Weight.OTHER_IDS
+    assert found(tmp_path / "unigram", tmp_path / "words")[0].effect is Effect.OTHER_IDS
 
 
 def test_a_pair_of_texts_is_encoded_too(baseline: Path, tmp_path: Path) -> None:
@@ -243,7 +251,7 @@ def test_a_pair_of_texts_is_encoded_too(baseline: Path, tmp_path: Path) -> None:
     first, second = ADDS_NOTHING["pair"]
     between["pair"] = [first, {"SpecialToken": {"id": "<s>", "type_id": 0}}, second]
     other = changed(baseline, tmp_path / "s", lambda d: d.update(post_processor=between))
-    assert found(baseline, other)[0].weight is Weight.OTHER_IDS
+    assert found(baseline, other)[0].effect is Effect.OTHER_IDS
 
 
 def test_a_post_processor_written_by_the_library_is_judged_by_its_effect(
@@ -256,7 +264,7 @@ def test_a_post_processor_written_by_the_library_is_judged_by_its_effect(
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), inner])
     two = shutil.copytree(baseline, tmp_path / "b")
     tokenizer.save(str(two / "tokenizer.json"))
-    assert not [d for d in found(one, two) if d.weight is not Weight.NOTE]
+    assert not [d for d in found(one, two) if d.effect is not Effect.NOTE]
 
 
 def test_the_probe_holds_what_tokenizers_treat_apart() -> None:

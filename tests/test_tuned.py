@@ -188,8 +188,8 @@ MADE = {"parameters": {"bits": 4, "group_size": 32}, "scope": "ffn"}
     [
         (ENTRY, MADE, ""),
         (ENTRY | {"search": "0" * 64}, MADE, ""),
-        (ENTRY | {"bits": 8}, MADE, "/bits is 4, which is not that of metadata/tuned_edit_params"),
-        (ENTRY, {"parameters": 7, "scope": "ffn"}, "/bits is None"),
+        (ENTRY | {"bits": 8}, MADE, "/bits is 4; metadata/tuned_edit_params.json says 8"),
+        (ENTRY, {"parameters": 7, "scope": "ffn"}, "/bits is missing; "),
         (ENTRY, MADE | {"scope": "attn"}, "/scope is 'attn'"),
         (ENTRY | {"status": "skipped"}, MADE, "has no selected quant_rtn for"),
         (ENTRY | {"search": JUDGED}, MADE, "is judged on the selection windows of the search"),

@@ -17,68 +17,11 @@ from report_factory import (
     manifest,
     probed_report,
 )
-from test_verdict import SMOKE, TINY, judge, scenario, with_other
+from test_verdict import SMOKE, judge, scenario, with_other
 
 from invarlock.verdict.records import Evaluation
 from invarlock.verdict.text import render_verdict, word_of
 from invarlock.verdict.verdict import compile_verdict
-
-GOLDEN = """\
-VERDICT: FAIL
-Suite smoke, 1 model, 2 of 2 evaluations; 1 did not meet the expectations of its scenario.
-Windows of acme/tiny-llama: 211 of 320 token ids (65.9 %).
-
-What failed (paths are below the output folder)
-  nan_injection on acme/tiny-llama, run 1: not detected; invariants did not speak
-      see acme__tiny-llama/reports/nan_injection/run_1/evaluation.html
-What to do
-  Damage went unnoticed: it is too weak for this model, or the limits are too wide. Until that is
-       settled, it shows little that an edit of this model passes.
-
-Model acme/tiny-llama
-  scenario       category  expects            ratio [95% interval]  guards fired  outcome
-  -------------  --------  -----------------  --------------------  ------------  -------
-  noop_clean     clean     pass               1.000 [1.000, 1.000]  -             ok
-  nan_injection  damage    catch: invariants  1.000 [1.000, 1.000]  -             NOT OK
-      why: not detected; invariants did not speak
-
-Did the checks work on this model? (95% Clopper-Pearson; one count per model and scenario)
-  invariants   caught 0 of 1   [0.000, 0.975]
-  spectral     not tested in this run
-  rmt          not tested in this run
-  variance     not tested in this run
-  metric       not tested in this run
-  false alarms 0 of 1 clean   [0.000, 0.975]
-
-Requirements
-  ok      evidence_present
-  ok      scenario_coverage
-  ok      all_measured
-  ok      evidence_consistent
-  ok      clean_all_pass
-  ok      custom_all_pass
-  ok      stress_required_fail
-  ok      stress_expected_detectors
-  FAILED  error_injection_detected
-          acme/tiny-llama nan_injection run_1: not detected; invariants did not speak
-  FAILED  scenario_primary_guard_signal
-          acme/tiny-llama nan_injection run_1: invariants did not speak
-  FAILED  scenario_expected_detectors
-          acme/tiny-llama nan_injection run_1: invariants_status=fail|error
-  FAILED  guard_primary_demonstrated
-          invariants caught none of its 1 scenarios
-  ok      informational_stress_min_signal_fraction
-"""
-
-
-def test_text() -> None:
-    """The text of a small verdict is what people read."""
-    tiny = [
-        make_evaluation(scenario("noop_clean"), make_report("noop_clean")),
-        make_evaluation(scenario("nan_injection"), make_report("nan_injection")),
-    ]
-    verdict = compile_verdict(manifest(ids=TINY), tiny, [e.key for e in tiny])
-    assert render_verdict(verdict) == GOLDEN
 
 
 def test_text_is_plain() -> None:
@@ -99,51 +42,11 @@ def opening(verdict: dict[str, Any]) -> str:
     return render_verdict(verdict).partition("\nModel ")[0]
 
 
-def test_a_pass_needs_no_list_of_requirements() -> None:
-    """A PASS says that all requirements hold, in one line, and nothing about failures."""
-    text = render_verdict(judge(SMOKE))
-    assert text.endswith(f"Requirements: all {len(judge(SMOKE)['requirements'])} hold.\n")
-    assert "What" not in text
-
-
-def test_a_fail_names_the_log_of_what_has_no_report() -> None:
-    """A crash points to its log and asks for more memory; nothing is said about its edit."""
-    text = opening(judge(with_other("quant_8bit_clean", None, status="crashed")))
-    assert "logs/acme__tiny-llama/quant_8bit_clean/evaluate.1.log" in text
-    assert "timeout_minutes" in text
-    assert "harmless" not in text
-
-
-def test_a_fail_gives_advice_by_what_failed() -> None:
-    """A refused clean edit, unnoticed damage, and what is missing each have their line."""
-    refused = opening(judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.3))))
-    assert "A harmless edit was refused" in refused
-    assert "reports/quant_8bit_clean/run_1/evaluation.html" in refused
-    unnoticed = opening(judge(with_other("nan_injection", make_report("nan_injection"))))
-    assert unnoticed.count("Damage went unnoticed") == 1
-    absent = opening(judge(SMOKE[:-3]))
-    assert "3 evaluations are missing" in absent
-    assert "it makes only what is missing" in absent
-
-
 def test_a_fail_names_the_first_few() -> None:
     """Of many failures the opening names some and says how many more there are."""
     text = opening(judge([make_evaluation(scenario(e.scenario), None) for e in SMOKE]))
     assert f"and {len(SMOKE) - 8} more" in text
     assert text.count("see logs/") == 8
-
-
-def test_a_fail_tells_damage_that_was_caught_from_damage_that_was_not() -> None:
-    """A probe that its guard finds and the metric refuses too is named as what it is."""
-    loud = make_report(PROBE, 1.5, scale={DOWN + ".weight": 1.5})
-    verdict = judge(with_other(PROBE, loud))
-    assert verdict["failed_requirements"] == ["scenario_expected_detectors"]
-    assert verdict["counts"]["failed_reports"] == 1
-    text = opening(verdict)
-    assert "1 did not meet the expectations of its scenario" in text
-    assert "spectral spoke, but not true: primary_metric_acceptable=true" in " ".join(text.split())
-    assert "Damage was caught by the guard it is aimed at" in text
-    assert "unnoticed" not in text
 
 
 def test_a_fail_asks_for_more_windows_where_they_would_decide() -> None:
@@ -228,7 +131,7 @@ def check_text(other: dict[str, str]) -> bool:
     assert not fails or text.partition("What to do\n")[2].startswith("  ")
     wrong = {r["name"] for r in verdict["records"] if not r["as_expected"]}
     decided = {r["name"] for r in verdict["records"] if not (r["as_expected"] or r["undecided"])}
-    assert text.count("NOT OK") == len(decided)
+    assert sum(line.endswith("  NOT OK") for line in text.splitlines()) == len(decided)
     for requirement in verdict["requirements"]:
         for name in NAMES:  # a row is not ok under a requirement that it breaks
             broken = any(f" {name} run_1" in detail for detail in requirement["details"])

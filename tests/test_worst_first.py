@@ -25,7 +25,7 @@ Document = dict[str, Any]
 # --- the worst first ----------------------------------------------------------------------------
 
 NOTE = {"type": "dtype_changed", "severity": "warning", "message": "2 tensors changed type"}
-FATAL = {"type": "missing_tensors", "severity": "fatal", "message": "1 tensors are missing: x"}
+FATAL = {"type": "missing_tensors", "severity": "fatal", "message": "1 tensor is missing: x"}
 SECOND = {"type": "layer_count", "severity": "fatal", "message": "declares 3 layers"}
 
 
@@ -34,7 +34,7 @@ def test_the_fatal_finding_is_the_reason_and_not_the_first() -> None:
     report = make_rejected("custom", failures=[NOTE, FATAL, SECOND])
     found = [f["message"] for f in report["invariants"]["failures"]]
     assert found == [FATAL["message"], SECOND["message"], NOTE["message"]]
-    assert "1 tensors are missing: x" in headline(report)
+    assert "1 tensor is missing: x" in headline(report)
     assert NOTE["message"] not in headline(report)
     row = next(c for c in all_checks(report) if c.name == "Invariants")
     assert row.note == FATAL["message"]

@@ -26,15 +26,15 @@ Made by `make smoke-all` on {models}: {total} evaluations of {scenarios} scenari
 {verdict}. *Asked for* is the scenario's strictness. Of what is informational the verdict demands
 two things: where *guard* is added, the detectors and the guard; and the detectors of half of the
 stress edits. All else that is informational is reported only. *hit*, *missed*: whether the
-scenario's own detectors were true, whatever else spoke; a negative control has to leave the metric
-acceptable. *Ratio* is that of the perplexities with its 95 % interval; a subject that the
+scenario's own detectors were true, whichever guards fired; a negative control has to leave the
+metric acceptable. *Ratio* is that of the perplexities with its 95 % interval; a subject that the
 invariants reject is not run.
 
 * Damage found, where it has to be: {detected}.
 * Detectors hit on informational scenarios, negative controls aside: {hinted} of {informational}.
 * False alarms on clean edits: {alarms}.
 """
-COLUMNS = "id | category | asked for | edit or damage | ratio [95 % interval] | spoke | outcome"
+COLUMNS = "id | category | asked for | edit or damage | ratio [95 % interval] | fired | outcome"
 
 Document = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""Make what the kinds of edit and damage say elsewhere: invarlock/data/kinds.json, docs/kinds.md.
+"""Make what the kinds of edit, damage and metric say elsewhere: data/kinds.json, docs/kinds.md.
 
 ``make docs`` writes them; ``--check`` exits with 1 when something is stale. The contracts are made
 of the first, see tools/make_contracts.py.
@@ -20,15 +20,18 @@ from invarlock.damage.kind import Damage
 from invarlock.damage.kinds import DAMAGES
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import SCOPES
+from invarlock.metrics.kinds import ASKED, METRICS
+from invarlock.records import TEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/kinds.md"
 DATA = ROOT / "invarlock/data/kinds.json"
 Schema = dict[str, Any]
-HEAD = """# Kinds of edit and damage
+HEAD = """# Kinds of edit, damage and metric
 
-Made by `make docs` from the classes in `invarlock/edits/kinds` and `invarlock/damage/kinds`; a test
-fails when it is stale. A new kind is a class in one of these folders and nothing else.
+Made by `make docs` from the classes in `invarlock/edits/kinds`, `invarlock/damage/kinds` and
+`invarlock/metrics/kinds`; a test fails when it is stale. A new kind is a class in one of these
+folders and nothing else.
 """
 EDIT_HEAD = """
 ## Edits
@@ -42,6 +45,12 @@ DAMAGE_HEAD = """
 
 `invarlock inject --error-type TYPE --parameters JSON`, and `error_type` with `env` of a scenario.
 Values are the published ones; -1, 0 or nothing leaves a value to the model or the mode.
+"""
+METRIC_HEAD = """
+## Metrics
+
+What is measured on the windows, and held against the baseline: what the model is trained for, or
+what the text source asks for (`?metric=NAME`).
 """
 
 
@@ -58,6 +67,8 @@ def kinds() -> Schema:
         },
         "damage": list(DAMAGES),
         "scopes": list(SCOPES),
+        # whether windows of this kind are labelled records
+        "windows": {TEXT: False, **{kind.windows: kind.labelled for kind in ASKED.values()}},
     }
 
 
@@ -105,9 +116,26 @@ def admitted(kind: type[Damage], name: str) -> str:
     return "text" if expected == "one of " + str(default) else expected
 
 
+def metrics_page() -> Iterator[str]:
+    """A section a metric."""
+    yield METRIC_HEAD
+    for name, kind in METRICS.items():
+        models = ", ".join(map(code, kind.model_types)) + " models"
+        models = "every model that no other kind names" if kind.default else models
+        rows = [
+            ("of", code(f"?metric={name}") if name in ASKED else models),
+            ("loaded by", code(kind.loader)),
+            ("compared by", f"{kind.noun}, {kind.direction} is better"),
+            ("decided by", f"{kind.bound} bound of the interval"),
+            ("limits", code(kind.limits) + " of the tier"),
+        ]
+        yield from (f"### `{name}`", "", inspect.getdoc(type(kind)) or "", "")
+        yield from (*table("what | is", rows), "")
+
+
 def page() -> str:
     """The whole page."""
-    text = "\n".join([HEAD, *edits_page(), *damage_page()])
+    text = "\n".join([HEAD, *edits_page(), *damage_page(), *metrics_page()])
     return text.replace("``", "`").replace("\n\n\n", "\n\n").strip() + "\n"
 
 

@@ -8,15 +8,15 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from invarlock import __version__
-from invarlock.claims import claimed
 from invarlock.cli.options import add_options, outputs, parsed
-from invarlock.cli.output import settle
+from invarlock.cli.output import flush_output
 from invarlock.errors import InputError, InvarlockError
+from invarlock.output_locks import claimed
 
 
 class Command(NamedTuple):
@@ -115,7 +115,7 @@ def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> N
 
         with contextlib.suppress(OSError):  # standard error has said it, and the code says it
             print(json.dumps(refused(words, line, code), sort_keys=True), flush=True)
-        settle()
+        flush_output()
 
 
 def module_of(name: str) -> ModuleType:
@@ -142,10 +142,27 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; expected errors become one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
-    if debug:
-        os.environ[DEBUG] = "1"
+    if "--debug" in argv:
+        with _debugging():
+            return _run([word for word in argv if word != "--debug"], debug=True)
+    return _run(argv, debug=False)
+
+
+@contextlib.contextmanager
+def _debugging() -> Iterator[None]:
+    """Let the processes that a command starts show tracebacks too, for as long as it runs."""
+    before = os.environ.get(DEBUG)
+    os.environ[DEBUG] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DEBUG]
+        else:
+            os.environ[DEBUG] = before
+
+
+def _run(argv: list[str], *, debug: bool) -> int:
     if "help" in argv[: 2 if argv[:1] == [ADVANCED.strip()] else 1]:
         argv.remove("help")  # help COMMAND is COMMAND --help
         argv.append("--help")
@@ -195,14 +212,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(module, rest, str(error), error.exit_code)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away
-        settle()
+        flush_output()
         return code
     except OSError as error:  # what no reader or writer of ours has worded
         where = error.filename or "a file"
         line = f"{where}: {error.strerror or error}"
         print(f"invarlock {name}: {line}", file=sys.stderr)
         _refuse(module, rest, line, InputError.exit_code)
-        settle()
+        flush_output()
         return InputError.exit_code
     except KeyboardInterrupt:
         print(f"invarlock {name}: interrupted", file=sys.stderr)

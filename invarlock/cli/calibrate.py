@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invarlock.claims import claimed
 from invarlock.cli.measuring import Arithmetic
 from invarlock.cli.options import option
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
+from invarlock.output_locks import claimed
 from invarlock.run.lease import lease
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def main(options: CalibrateOptions) -> int:
     else:
         stats = _kept_or_measured(place(options.kept, plan, determinism), options.out, plan)
     write_json(options.out, stats)
-    print(f"{len(stats['runs'])} runs of {len(stats['null_edits'])} null edits: {options.out}")
+    runs, edits = counted(len(stats["runs"]), "run"), counted(len(stats["null_edits"]), "null edit")
+    print(f"{runs} of {edits}: {options.out}")
     return 0
 
 

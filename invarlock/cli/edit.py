@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli.measuring import Loading
 from invarlock.cli.options import option
+from invarlock.counts import counted
 from invarlock.edits.kind import TrainedEdit
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import SCOPES
@@ -81,7 +82,9 @@ def main(options: EditOptions) -> int:
 
     edited = apply_edit(baseline, spec, options.out, options.seed, trained)
     write_json(options.metadata, edit_metadata(baseline, edited))
-    print(f"{options.spec}: {len(edited.targets)} tensors edited, written to {options.out}")
+    print(
+        f"{options.spec}: {counted(len(edited.targets), 'tensor')} edited, written to {options.out}"
+    )
     return 0
 
 
@@ -116,5 +119,5 @@ def _describe(options: EditOptions, folder: Path) -> int:
         check_loadable(folder, options.allow_remote_code)
     label = label_of(options.label, baseline.parts(), subject.parts())
     write_json(options.metadata, custom_metadata(baseline, subject, label))
-    print(f"{label}: {len(subject.tensors)} tensors compared with {options.baseline}")
+    print(f"{label}: {counted(len(subject.tensors), 'tensor')} compared with {options.baseline}")
     return 0

@@ -17,6 +17,7 @@ from invarlock.files import (
     write_json,
 )
 from invarlock.guards.invariants_decision import acceptance_notes
+from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import probes, signals
 from invarlock.reporting.dashboard import headline
@@ -190,8 +191,7 @@ def _point(metric: Mapping[str, Any]) -> str:
     """The metric with its interval and decision."""
     if "ratio_vs_baseline" not in metric:
         return f"not measured ({metric['degraded_reason']})"
-    accuracy = metric["kind"] == "accuracy"
-    name, form, unit = ("accuracy", "+.2f", " points") if accuracy else ("ratio", ".4f", "")
+    name, form, unit = METRICS[metric["kind"]].short
     ci = metric.get("display_ci")
     interval = "[" + ", ".join(format(v, form) for v in ci) + "]" if ci else "without interval"
     return f"{name} {metric['ratio_vs_baseline']:{form}}{unit} {interval} {metric['decision']}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.cli.options import option
 from invarlock.cli.output import printing
+from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence import Code, PackError, escape, keys
 from invarlock.policy import PROFILES
@@ -284,7 +285,7 @@ def _print_inspected(options: InspectOptions, result: PackResult, document: dict
         reports, signature = document["reports"], document["signature"]
         state = "valid" if signature["valid"] else "INVALID" if signature["present"] else "none"
         print(
-            f"{result.pack}: verdict {escape(result.word)}, {reports['total']} reports "
+            f"{result.pack}: verdict {escape(result.word)}, {counted(reports['total'], 'report')} "
             f"({reports['clean']} have to pass), evidence level {document['evidence_level']}, "
             f"signature {state}, strict-ready: {'yes' if document['strict_ready'] else 'no'}"
         )
@@ -388,17 +389,17 @@ def _print_steps(result: PackResult) -> None:
 
 
 def _print_outcome(result: PackResult) -> None:
-    for name, claims in (("replayed", result.replayed), ("believed", result.believed)):
+    for name, claims in (("replayed", result.replayed), ("not re-checked", result.believed)):
         for claim in claims:
             print(f"{name}: {escape(claim)}")
     if result.exit_code:
-        number = len(result.errors)
-        print(f"NOT VERIFIED (exit {result.exit_code}): {number} finding{'s'[: number != 1]}")
+        findings = counted(len(result.errors), "finding")
+        print(f"NOT VERIFIED (exit {result.exit_code}): {findings}")
         return
     signer = f"signed by {result.signer}" if result.signer else "not signed"
     level = result.recomputed.evidence_level
     shown = f", evidence level {level}" if level else ""
-    believed = "" if result.recomputed.verdict else " (only believed)"
+    believed = "" if result.recomputed.verdict else " (not re-checked)"
     left_out = ", reports not looked at" if result.options.skip_verify else ""
     print(
         f"VERIFIED: verdict {escape(result.word)}{believed}{shown}{left_out}, {signer} "

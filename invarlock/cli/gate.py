@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from invarlock.cli.evidence_pack import SignerOptions, allows_unverified, signers
 from invarlock.cli.options import option
 from invarlock.cli.output import printing
+from invarlock.counts import counted
 from invarlock.errors import ContractError, InputError
 from invarlock.evidence import Code, escape
 from invarlock.evidence.report_verify import REPORT_NAME
@@ -174,7 +175,7 @@ def _open(document: Mapping[str, Any]) -> str:
     """What an inconclusive verdict lacks, of the first evaluations that lack something."""
     found = [f"{r['name']}: {_why(r)}" for r in document["records"] if r.get("undecided")]
     missing = sum(map(len, document["missing"]["by_model"].values()))
-    found += [f"{missing} evaluations are missing"] if missing else []
+    found += [f"{counted(missing, 'evaluation')} missing"] if missing else []
     more = [f"and {len(found) - MAX_NEEDS} more"] if len(found) > MAX_NEEDS else []
     return "; ".join([*found[:MAX_NEEDS], *more])
 

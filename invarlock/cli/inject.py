@@ -7,6 +7,7 @@ from pathlib import Path
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli.options import option
+from invarlock.counts import counted
 from invarlock.damage.kinds import DAMAGES
 from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError
@@ -46,7 +47,9 @@ def main(options: InjectOptions) -> int:
     write_json(options.metadata, document)
     count = len(injected.subject.differing)
     files = "".join(f", {name} changed" for name in injected.subject.files)
-    print(f"{options.error_type}: {count} tensors damaged{files}, written to {options.out}")
+    print(
+        f"{options.error_type}: {counted(count, 'tensor')} damaged{files}, written to {options.out}"
+    )
     return 0
 
 

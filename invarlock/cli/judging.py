@@ -14,7 +14,7 @@ from invarlock.preset import read_preset
 
 @dataclass(frozen=True, kw_only=True)
 class Judging(Purpose):
-    """By what a subject is judged: the tier's thresholds, a preset's, and what the user asks."""
+    """Options that set the thresholds for judging a subject; the tier is an option of measuring."""
 
     preset: Path | None = option(
         None, metavar="FILE", help="thresholds of this model (default: tier's)"

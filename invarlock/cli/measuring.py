@@ -67,7 +67,7 @@ class Purpose:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring(Purpose, Arithmetic):
+class MeasuringOptions(Purpose, Arithmetic):
     """What one checkpoint is measured on, how, and what the result is for."""
 
     windows: Path = option(metavar="FILE", help="windows.json")

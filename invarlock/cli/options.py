@@ -14,10 +14,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-Record = TypeVar("Record")
+Options = TypeVar("Options")
 
 
-class Settings(Protocol):
+class ReadsSettings(Protocol):
     """What a setting's name stands for: the effective configuration."""
 
     def value(self, name: str) -> Any:
@@ -136,7 +136,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(sorted({word.strip() for word in text.split(",") if word.strip()}))
 
 
-def parsed(record: type[Record], args: argparse.Namespace) -> Record:
+def parsed(record: type[Options], args: argparse.Namespace) -> Options:
     """The record that a command line says."""
     found = {o.name: getattr(args, o.name) for o in _options(record)}
     given = {name: value for name, value in found.items() if value is not None}
@@ -161,7 +161,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 
-def from_json(record: type[Record], document: dict[str, Any]) -> Record:
+def from_json(record: type[Options], document: dict[str, Any]) -> Options:
     """The record that :func:`to_json` wrote."""
     values = dict(document)
     for o in _options(record):
@@ -171,7 +171,7 @@ def from_json(record: type[Record], document: dict[str, Any]) -> Record:
     return record(**values)
 
 
-def words(record: type, settings: Settings, *names: str, **given: object) -> str:
+def words(record: type, settings: ReadsSettings, *names: str, **given: object) -> str:
     """The words of a command line that settings, and what is ``given``, say of its options.
 
     Empty values are left out.

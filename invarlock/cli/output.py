@@ -10,14 +10,18 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Print a result that is already known: ``verify ... | head`` must not turn it into a 0."""
+    """Print a result, and keep the exit code when the reader closes the pipe early.
+
+    In ``verify ... | head`` the result is known before it is printed, so that a broken pipe says
+    nothing about it.
+    """
     try:
         yield
     except BrokenPipeError:
-        settle()
+        flush_output()
 
 
-def settle() -> None:
+def flush_output() -> None:
     """Flush standard output; what cannot be written any more is dropped.
 
     Otherwise Python tries once more when it ends, and ends with a code of its own.

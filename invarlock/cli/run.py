@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from invarlock.cli.measuring import Measuring
+from invarlock.cli.measuring import MeasuringOptions
 from invarlock.cli.options import option
 from invarlock.errors import InputError
 from invarlock.model_folder import open_model
@@ -14,7 +14,7 @@ from invarlock.run.lease import lease
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Measuring):
+class RunOptions(MeasuringOptions):
     """Options of ``invarlock run``."""
 
     model: Path = option(metavar="DIR", help="checkpoint")

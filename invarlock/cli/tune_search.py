@@ -23,10 +23,10 @@ from invarlock.edits.kind import EditSpec, TrainedEdit
 from invarlock.edits.specs import candidates, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, sha256_file
+from invarlock.metrics.kinds import metric_for
 from invarlock.pages.reading import Report, block
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.run.container import detect
-from invarlock.run.tasks import metric_for
 from invarlock.tuned import SELECTED, SKIPPED
 from invarlock.windows import WindowSet, read_windows, set_of_ids
 
@@ -222,7 +222,7 @@ def _search(bench: Bench, log: Sequence[Document]) -> Document:
         "preset_sha256": preset_sha256,
         "tier": policy.tier,
         "policy_digest": policy.digest,
-        "metric": metric_for(bench.baseline.config, bench.selection.content),
+        "metric": metric_for(bench.baseline.config, bench.selection.content.kind).name,
         "dtype": dtype,
         "device": device,
         "seed": options.seed,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from invarlock.cli.options import option
 from invarlock.cli.output import printing
+from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import escape
 from invarlock.evidence.report_verify import (
@@ -21,6 +22,7 @@ from invarlock.evidence.report_verify import (
     verify_report,
 )
 from invarlock.files import read_bytes, read_json_object, write_json
+from invarlock.metrics.kinds import metric_named
 from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.reporting.runtime_manifest import now_utc
@@ -128,9 +130,9 @@ def _print(result: ReportResult) -> None:
     if result.ok:
         _print_point(result)
     else:
-        print(f"VERIFY FAIL {escape(result.ident)}: {len(result.findings)} findings")
+        print(f"VERIFY FAIL {escape(result.ident)}: {counted(len(result.findings), 'finding')}")
     if result.believed:
-        print(f"{escape(result.ident)}: only believed: {escape('; '.join(result.believed))}")
+        print(f"{escape(result.ident)}: not re-checked: {escape('; '.join(result.believed))}")
 
 
 def _print_point(result: ReportResult) -> None:
@@ -139,7 +141,7 @@ def _print_point(result: ReportResult) -> None:
     point = "-" if shown["ratio_vs_baseline"] is None else f"{shown['ratio_vs_baseline']:.6g}"
     ci = f"[{interval[0]:.6g}, {interval[1]:.6g}]" if interval else "-"
     width = f"{interval[1] - interval[0]:.3g}" if interval else "-"
-    what = "points" if shown["kind"] == "accuracy" else "ratio"
+    what = metric_named(shown["kind"]).points
     print(
         f"VERIFY OK {escape(result.ident)}: metric={escape(shown['kind'])} {what}={point} "
         f"ci={ci} width={width} outcome={shown['outcome'] or '-'} "

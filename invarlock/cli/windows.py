@@ -32,8 +32,8 @@ class WindowsOptions:
     text: str = option(metavar="SOURCE", help="the text, as it was pinned", setting="text")
     revisions: Path = option(metavar="FILE", help="model_revisions.json")
     seq_len: int = option(metavar="N", help="tokens of a window (records: most)")
-    preview: int = option(metavar="N", help="windows of the preview arm")
-    final: int = option(metavar="N", help="windows of the final arm")
+    preview: int = option(metavar="N", help="warm-up windows, which the guards are calibrated on")
+    final: int = option(metavar="N", help="scored windows, which decide")
     seed: int = option(metavar="N", help="seed of the choice", setting="windows.seed")
     exclude: tuple[Path, ...] = option(
         (), metavar="FILE", help="windows.json files whose windows are not chosen"
@@ -60,12 +60,12 @@ def main(options: WindowsOptions) -> int:
     pin = pins[source.dataset_id]
     hub = Hub(options.net, fill="invarlock pin with --net (snakemake --config net=1)")
     recorded = recorded_source(source, pin)
-    if source.metric == "accuracy":
+    if source.labelled:
         records = labelled_records(source, pin, hub)
-        document = make_record_windows(options.tokenizer, records, plan, recorded)
+        document = make_record_windows(options.tokenizer, records, plan, recorded, source.windows)
     else:
         texts = documents(source, pin, hub)
-        document = make_windows(options.tokenizer, texts, plan, recorded)
+        document = make_windows(options.tokenizer, texts, plan, recorded, source.windows)
     write_windows(options.out, document)
     return 0
 

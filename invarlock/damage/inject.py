@@ -9,7 +9,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
 from invarlock.damage.kind import Damage
 from invarlock.edits.blocks import one_thread
-from invarlock.edits.stream import Change, Subject, write_subject
+from invarlock.edits.stream import CheckpointChange, Subject, write_subject
 
 SCHEMA = "invarlock/error-metadata-v1"
 
@@ -20,7 +20,7 @@ class Injected:
 
     damage: Damage
     seed: int
-    change: Change
+    change: CheckpointChange
     subject: Subject
 
 
@@ -31,11 +31,11 @@ def inject(baseline: Checkpoint, damage: Damage, out: Path, seed: int = 0) -> In
         ConfigError: no target, or nothing would change.
         InputError: a file cannot be read or written, or the weights cannot be damaged this way.
     """
-    settled = damage.check(baseline)
-    change = settled.change(baseline, seed)
+    checked = damage.check(baseline)
+    change = checked.change(baseline, seed)
     with one_thread():
         subject = write_subject(baseline, change, out)
-    return Injected(settled, seed, change, subject)
+    return Injected(checked, seed, change, subject)
 
 
 def error_metadata(baseline: Checkpoint, injected: Injected) -> dict[str, object]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.edits.blocks import Loss
-from invarlock.edits.stream import Change, NewTensor, rewritten_matrices, tensor_seed
+from invarlock.edits.stream import CheckpointChange, NewTensor, rewritten_matrices, tensor_seed
 from invarlock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Damage:
         """
         return self
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         """The change of the checkpoint that a checked damage means; nothing is written here.
 
         Raises:
@@ -115,8 +115,8 @@ class MatrixDamage(Damage):
         """
         raise NotImplementedError
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
-        return Change(
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
+        return CheckpointChange(
             {
                 info.name: matrices_changed(
                     baseline,

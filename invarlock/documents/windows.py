@@ -2,9 +2,9 @@
 (windows.json).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, defstruct
 
 from invarlock.documents.fields import (
     Closed,
@@ -19,6 +19,7 @@ from invarlock.documents.fields import (
     about,
     matches,
 )
+from invarlock.documents.kinds import KINDS
 
 TITLE = "Evaluation windows"
 WindowId = Annotated[str, matches("^[0-9a-f]{16}$")]
@@ -134,7 +135,7 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
     ] = UNSET
 
 
-class TextWindows(Windows, kw_only=True, tag="text"):
+class TextWindows(Windows, kw_only=True):
     """Windows of a text."""
 
     preview: Annotated[
@@ -149,7 +150,7 @@ class TextWindows(Windows, kw_only=True, tag="text"):
     ]
 
 
-class RecordWindows(Windows, kw_only=True, tag="records"):
+class RecordWindows(Windows, kw_only=True):
     """Labelled records."""
 
     preview: Annotated[
@@ -164,4 +165,10 @@ class RecordWindows(Windows, kw_only=True, tag="records"):
     ]
 
 
-DOCUMENT = TextWindows | RecordWindows
+def _kind(name: str, labelled: bool) -> Any:
+    """The document of one kind of windows."""
+    base = RecordWindows if labelled else TextWindows
+    return defstruct(name, [], bases=(base,), tag=name, namespace={"__doc__": base.__doc__})
+
+
+DOCUMENT = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007

@@ -13,7 +13,7 @@ from invarlock.edits.blocks import Loss, one_thread, row_blocks, transform_rows
 from invarlock.edits.kind import EditSpec
 from invarlock.edits.scope import select_targets
 from invarlock.edits.stream import (
-    Change,
+    CheckpointChange,
     Kernel,
     Subject,
     rewritten_matrices,
@@ -84,13 +84,13 @@ def apply_edit(
         replaced[info.name] = rewritten_matrices(baseline, info, kernel, loss)
     with one_thread():
         subject = write_subject(
-            baseline, Change(replaced), out, allow_identical=spec.allows_no_change
+            baseline, CheckpointChange(replaced), out, allow_identical=spec.allows_no_change
         )
     return Edited(spec, seed, tuple(info for info, _ in pairs), subject, loss, trained)
 
 
 def _values(tensor: torch.Tensor) -> Kernel:
-    """A kernel that puts in the matrices of ``tensor``, one a call, in their order."""
+    """A kernel that replaces a matrix by the next one of ``tensor``, which may stack several."""
     matrices = iter(tensor.reshape(-1, *tensor.shape[-2:]))
 
     def put(stored: torch.Tensor) -> Loss:

@@ -110,9 +110,11 @@ def transform_rows(
 
     loss = Loss()
     for rows in row_blocks(weight, elements):
+        # A copy, also of float32: the original is needed again for the error below.
         work = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         loss.norm += finite_norm(work)
         rows.copy_(transform(work))
+        # Read back from the storage type: its rounding is part of what the edit changed.
         loss.error += squared_norm(rows.to(torch.float32, copy=True).sub_(work))
     if not math.isfinite(loss.error):
         dtype = str(weight.dtype).removeprefix("torch.")

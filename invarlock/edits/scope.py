@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
+from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.roles import (
     ARCHITECTURES,
@@ -106,4 +107,4 @@ def _why_nothing(checkpoint: Checkpoint, scope: Scope) -> str:
         kind = model_type_of(checkpoint.config)
         return f"model_type {kind!r} has no role table (known: {known})"
     layers = {layer_of(name) for name in checkpoint.tensors} - {None}
-    return f"the checkpoint has {len(layers)} layers, counted from 0"
+    return f"the checkpoint has {counted(len(layers), 'layer')}, counted from 0"

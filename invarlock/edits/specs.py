@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from invarlock.checkpoints import Checkpoint
+from invarlock.counts import counted
 from invarlock.edits.kind import EditSpec, TrainedEdit
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import Scope, parse_scope
@@ -31,7 +32,7 @@ def parse_edit_spec(text: str) -> EditSpec:
     types = kind.types()
     if len(values) != len(types):
         hint = "resolve tuned parameters first" if "tuned" in values else ""
-        found = f"{len(values)} parameters"
+        found = counted(len(values), "parameter")
         raise ConfigError(
             "not a complete edit", where=text, expected=kind.form(), found=found, hint=hint
         )

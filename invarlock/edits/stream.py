@@ -101,7 +101,7 @@ def tensor_seed(seed: int, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Change:
+class CheckpointChange:
     """How a subject differs from its baseline.
 
     ``replaced`` names existing tensors, ``added`` maps a new name to (shard, content), and
@@ -132,7 +132,7 @@ class Subject:
 
 
 def write_subject(
-    baseline: Checkpoint, change: Change, out: Path, *, allow_identical: bool = False
+    baseline: Checkpoint, change: CheckpointChange, out: Path, *, allow_identical: bool = False
 ) -> Subject:
     """Write ``baseline`` with ``change`` to the folder ``out``, whole or not at all.
 
@@ -156,6 +156,7 @@ def write_subject(
         for shard, entries in plan.items():
             if shard in change.files:
                 continue
+            # An untouched shard is the same bytes: a hard link costs neither disk nor time.
             if shard not in rewritten:
                 link_or_copy(baseline.folder / shard, stage / shard)
             elif entries:
@@ -175,6 +176,7 @@ def write_subject(
             for entries in plan.values()
             for e in entries
         }
+        # A tensor that was rewritten may still have its old bytes (an edit that changes nothing).
         differing = {*change.added, *change.dropped, *change.cut}
         differing |= {n for n in change.replaced if rows[n][2] != baseline.tensor_digest(n)}
         config = baseline.config if change.config is None else change.config
@@ -186,7 +188,9 @@ def write_subject(
                 expected="at least one changed byte",
                 hint="choose other parameters or another scope",
             )
-        if change.files.keys() & plan.keys():  # perhaps no checkpoint any more
+        # A shard that was replaced byte for byte may not be readable as a checkpoint any more, so
+        # that only the bytes of the files can identify this subject.
+        if change.files.keys() & plan.keys():
             digest = checkpoint_digest(file_parts(stage))
         else:
             digest = checkpoint_digest(checkpoint_parts(config, rows, stage))
@@ -204,7 +208,7 @@ def _write(path: Path, chunks: Chunks) -> str:
     return digest.hexdigest()
 
 
-def _entries(baseline: Checkpoint, change: Change, shard: str) -> list[ShardEntry]:
+def _entries(baseline: Checkpoint, change: CheckpointChange, shard: str) -> list[ShardEntry]:
     old = [info for info in baseline.tensors.values() if info.file == shard]
     entries = []
     for info in sorted(old, key=lambda info: (info.begin, info.name)):
@@ -222,7 +226,7 @@ def _entries(baseline: Checkpoint, change: Change, shard: str) -> list[ShardEntr
     return entries
 
 
-def _is_changed(baseline: Checkpoint, change: Change, shard: str) -> bool:
+def _is_changed(baseline: Checkpoint, change: CheckpointChange, shard: str) -> bool:
     if any(home == shard for home, _ in change.added.values()):
         return True
     return any(change.touches(info) for info in baseline.tensors.values() if info.file == shard)
@@ -242,7 +246,10 @@ def _other_files(baseline: Checkpoint) -> list[str]:
 
 
 def _write_index(
-    baseline: Checkpoint, change: Change, plan: Mapping[str, list[ShardEntry]], stage: Path
+    baseline: Checkpoint,
+    change: CheckpointChange,
+    plan: Mapping[str, list[ShardEntry]],
+    stage: Path,
 ) -> None:
     if not baseline.indexed:
         return

@@ -22,7 +22,7 @@ from invarlock.evidence import manifest as manifests
 from invarlock.evidence.collect import Inputs, read_object
 from invarlock.evidence.findings import first_text
 from invarlock.evidence.keys import SigningKey, fingerprint, load_signing_key
-from invarlock.evidence.layout import README, Place, expects_pass, places, read_scenarios
+from invarlock.evidence.layout import README, ReportPlace, expects_pass, places, read_scenarios
 from invarlock.evidence.readme import Summary, render
 from invarlock.evidence.result import PackResult, VerifyOptions
 from invarlock.evidence.tree import Tree, read_source, read_tree
@@ -230,7 +230,7 @@ def _finish(
 
 
 def _references(request: BuildRequest, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The manifest as far as it says who built it and refers to files by their digests."""
+    """The members of the manifest on who built the pack and on the digests of its files."""
 
     def reference(path: str) -> dict[str, str]:
         return {"path": path, "digest": "sha256:" + digests[path]}
@@ -255,7 +255,7 @@ def _references(request: BuildRequest, digests: Mapping[str, str]) -> dict[str, 
 
 
 def _counts(
-    found: Sequence[Place], scenarios: Mapping[str, Mapping[str, Any]] | None
+    found: Sequence[ReportPlace], scenarios: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, int]:
     """The counts of reports where the verdict, one of another version, does not give them."""
     return {
@@ -266,7 +266,7 @@ def _counts(
 
 
 def _self_check(request: BuildRequest, stage: Path, signer: str | None) -> PackResult:
-    """A pack that our own verifier would refuse is not put in place."""
+    """Refuse a pack that our own verifier would refuse, before it is put in place."""
     checked = verify_pack(
         stage,
         VerifyOptions(
@@ -288,7 +288,7 @@ def _self_check(request: BuildRequest, stage: Path, signer: str | None) -> PackR
 
 
 def _host_paths(tree: Tree, inputs: Inputs) -> list[str]:
-    """Files that name folders of whoever builds: these have no place in a published pack."""
+    """Files that name a folder of the building machine, which a published pack must not reveal."""
     sources = os.path.commonpath([os.path.abspath(path) for path in inputs.files.values()])
     folders = sorted({os.path.expanduser("~"), os.getcwd(), sources})
     return [

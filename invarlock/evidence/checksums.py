@@ -62,7 +62,7 @@ def parse(data: bytes, control: Names = CONTROL_FILES) -> tuple[dict[str, str], 
 def compare(
     tree: Tree, digests: Mapping[str, str], control: Names = CONTROL_FILES
 ) -> tuple[list[str], list[str]]:
-    """Findings about changed and missing files and mirrors, and the files nobody listed."""
+    """Findings about changed or missing files and mirrors, and the files that are not listed."""
     findings = []
     for path in sorted(digests):
         found = tree.files.get(path)

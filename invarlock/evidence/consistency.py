@@ -39,7 +39,7 @@ from invarlock.evidence.layout import (
     TUNED,
     VERDICT_TEXT,
     Entry,
-    Place,
+    ReportPlace,
     baseline_path,
     expects_pass,
     group_of,
@@ -52,11 +52,11 @@ from invarlock.evidence.manifest import (
     LEVELS,
     VERDICT,
     VERDICTS,
-    Evidence,
+    LevelEvidence,
     evidence_level,
     referenced,
 )
-from invarlock.evidence.published import believed_verdict, deployable
+from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
 from invarlock.files import digest_json, parse_json, slug
 from invarlock.metrics import ARMS
@@ -76,8 +76,6 @@ from invarlock.subject_metadata import (
     takes_tuned,
 )
 from invarlock.tuned import ORDER, SELECTED
-from invarlock.verdict.repeats import SCHEMA as REPEATS_SCHEMA
-from invarlock.verdict.repeats import contradictions, in_manifest
 
 if TYPE_CHECKING:
     from invarlock.preset import Preset
@@ -119,7 +117,7 @@ def check_subjects(tree: Tree, scenarios: Mapping[str, Entry]) -> list[str]:
     return findings
 
 
-def _subject(tree: Tree, place: Place, entry: Entry) -> Iterator[str]:
+def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
     """Findings, each beginning with the file name."""
     kind = artifact_class(entry)
     if kind not in (FAULT, VALIDATION, DEPLOYABLE, EVIDENCE_ONLY):
@@ -160,7 +158,7 @@ def _subject(tree: Tree, place: Place, entry: Entry) -> Iterator[str]:
 
 
 def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The edit has the parameters of the table, and is judged on none of the search's windows."""
+    """Findings on an edit without the tuned parameters, or judged on the search's windows."""
     model, kind = str(dig(report, "meta", "model_id")), str(metadata.get("edit_type"))
     row = dig(object_in(tree, TUNED), "models", model, kind)
     if not isinstance(row, dict) or row.get("status") != SELECTED:
@@ -169,6 +167,7 @@ def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[
     wanted = {name: row.get(name) for name in ORDER.get(kind, ())}
     for found in parameter_differences(wanted, metadata):
         yield escape(found.line(f"{TUNED} says"))
+    # A report on windows that chose the parameters would be too good: they were fitted to them.
     judged = dig(report, "provenance", "windows_sha256")
     for name in ("selection", "confirmation"):
         searched = dig(row, "search", name, "windows_sha256")
@@ -215,6 +214,9 @@ def recompute(
     if results.verdict is not None:
         results.findings += _compare(tree, recorded, results)  # check: claims.compare
     elif not results.findings:
+        # with the guards and numpy, which a pack with a wrong signature never needs
+        from invarlock.evidence.published import believed_verdict
+
         for path, document in recorded.items():
             spoken = believed_verdict.check(tree, document)
             # check: claims.spoken
@@ -223,6 +225,7 @@ def recompute(
     tree.outlines.clear()  # what follows reads each report in full
     results.findings += _readme(tree, results)  # check: claims.readme
     results.evidence_level = level(tree, manifest, scenarios, results.verdict)
+    # A level below the one that the pack supports is the publisher's caution and no finding.
     stated = manifest.get("evidence_level")
     told = reports_follow and any(_mode(tree, place) is None for place in places(tree))
     if stated not in LEVELS or told:
@@ -236,7 +239,7 @@ def recompute(
 
 
 def _recorded(tree: Tree, results: Recomputed) -> dict[str, Mapping[str, Any]]:
-    """The verdicts that a pack holds, by path; they have to say the same word."""
+    """Read the verdicts of a pack, by path; verdicts of different words are a finding."""
     found: dict[str, Mapping[str, Any]] = {}
     for path in VERDICTS:
         if path in tree.files:
@@ -316,8 +319,12 @@ def _folder(record: Mapping[str, Any]) -> str:
     return f"reports/{model}/{group_of(record)}{scenario}/run_{run}/"
 
 
-def _evaluation(tree: Tree, place: Place, scenarios: Mapping[str, Entry]) -> Evaluation:
-    """The evaluation in a folder; InvarlockError when it is not where it belongs."""
+def _evaluation(tree: Tree, place: ReportPlace, scenarios: Mapping[str, Entry]) -> Evaluation:
+    """Read the evaluation in a folder.
+
+    Raises:
+        InvarlockError: its outcome does not fit its contract, the scenarios or the folder.
+    """
     from invarlock.verdict.records import MEASURED, Evaluation, canonical_path
 
     path = place.folder + OUTCOME_NAME
@@ -409,7 +416,7 @@ def level(
         clean = sum(expects_pass(place, scenarios) for place in found)
         failed = 0
     return evidence_level(
-        Evidence(
+        LevelEvidence(
             has_subject=referenced(
                 manifest,
                 "/subject",
@@ -425,13 +432,13 @@ def level(
     )
 
 
-def _mode(tree: Tree, place: Place) -> object:
+def _mode(tree: Tree, place: ReportPlace) -> object:
     """The execution mode of a report's runtime manifest; None where it is missing or unusable."""
     return object_in(tree, place.folder + RUNTIME_MANIFEST).get("execution_mode")
 
 
 def left_to_belief(verdict: Mapping[str, Any]) -> Iterator[str]:
-    """What a PASS leaves to belief, because the scenarios of the pack do not ask for it."""
+    """What nobody has shown although the verdict is PASS: the scenarios do not ask for it."""
     records = verdict["records"]
     if verdict["verdict"] != "PASS":
         return
@@ -498,6 +505,8 @@ def _repeats_members(tree: Tree) -> dict[str, Any]:
     repeats = object_in(tree, REPEATS)
     if not repeats or violations(repeats, "determinism-repeats"):  # the verification says so
         return {}
+    from invarlock.verdict.repeats import in_manifest  # with the guards and numpy
+
     return in_manifest(repeats)
 
 
@@ -540,7 +549,9 @@ def check_repeats(tree: Tree) -> Iterator[str]:
     document = object_in(tree, REPEATS)
     if REPEATS not in tree.files or not document:
         return
-    if document.get("schema") != REPEATS_SCHEMA and not places(tree, OUTCOME_NAME):
+    from invarlock.verdict.repeats import SCHEMA, contradictions  # with the guards and numpy
+
+    if document.get("schema") != SCHEMA and not places(tree, OUTCOME_NAME):
         return  # of a published version, which has another shape and says nothing
     wrong = violations(document, "determinism-repeats") or contradictions(document)
     yield from (f"{REPEATS}: {escape(line)}" for line in wrong)
@@ -572,7 +583,7 @@ class Reports:
             if path.startswith("metadata/preset.") and path.endswith(".json"):
                 self._read_preset(path)
 
-    def check(self, place: Place, report: Report | None) -> Iterator[str]:
+    def check(self, place: ReportPlace, report: Report | None) -> Iterator[str]:
         """What in a report, or beside it, belongs to something else.
 
         ``report``: None where it is malformed, which is a finding of its own.
@@ -595,7 +606,7 @@ class Reports:
         except (InvarlockError, *UNREADABLE) as error:
             yield f"its preset or probes cannot be read: {escape(str(error)[:200])}"
 
-    def _outcome(self, place: Place, report: Report) -> Iterator[str]:
+    def _outcome(self, place: ReportPlace, report: Report) -> Iterator[str]:
         outcome = self.tree.json_object(place.folder + OUTCOME_NAME)
         for mine, theirs in OUTCOME_MEMBERS:
             said, found = outcome.get(mine), dig(report, *theirs.split("/"))
@@ -611,7 +622,7 @@ class Reports:
             yield f"/baseline_ref/model_id is not that of {escape(baseline_path(place.model))}"
         yield from _weights_left_out(report, baseline.weights)
 
-    def _subject(self, place: Place, report: Report, done: str) -> Iterator[str]:
+    def _subject(self, place: ReportPlace, report: Report, done: str) -> Iterator[str]:
         """A checkpoint is the result of one edit or damage; of the no-op alone the baseline."""
         named = dig(report, "edit", "name")
         # check: identity.edit
@@ -646,7 +657,7 @@ class Reports:
         except (InvarlockError, *UNREADABLE) as error:
             self.findings.append(f"{escape(path)}: {escape(str(error)[:200])}")
 
-    def _beside(self, place: Place, report: Report) -> Iterator[str]:
+    def _beside(self, place: ReportPlace, report: Report) -> Iterator[str]:
         """The thresholds of a report are those of the preset in the pack, its probes its own."""
         from invarlock.reporting.probes import FILES, probe_of
 
@@ -656,7 +667,7 @@ class Reports:
             if path in self.tree.files and self.tree.json_object(path) != probe_of(name, report):
                 yield f"{name} beside it does not follow from it"
 
-    def _preset(self, place: Place, report: Report) -> Iterator[str]:
+    def _preset(self, place: ReportPlace, report: Report) -> Iterator[str]:
         stated = dig(report, "policy_provenance", "preset_sha256")
         outcome = place.folder + OUTCOME_NAME
         if (
@@ -719,7 +730,7 @@ class _Baseline:
 
 
 def _weights_left_out(report: Report, weights: Shapes) -> Iterator[str]:
-    """All weights of the baseline have been looked at."""
+    """Findings where the spectral guard left out a weight of the baseline."""
     listed = dig(report, "spectral", "modules", "name")
     if not isinstance(listed, list):
         return  # a subject that was not run
@@ -733,7 +744,7 @@ def _weights_left_out(report: Report, weights: Shapes) -> Iterator[str]:
 
 
 def _rows_left_out(report: Report, weights: Shapes) -> Iterator[str]:
-    """Every embedding has been looked at row by row, all the rows of it that the baseline has."""
+    """Findings where the row check left out an embedding, or rows of one that the baseline has."""
     from invarlock.guards.rows import MIN_ROWS  # with numpy, which a wrong signature never needs
 
     tables = dig(report, "spectral", "row_tables")

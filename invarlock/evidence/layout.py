@@ -44,7 +44,7 @@ def stats_path(model: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class ReportPlace:
     """Where a report lies: ``reports/[<model>/[observed/][errors/]<scenario>/...]``."""
 
     folder: str  # with a trailing slash
@@ -63,7 +63,7 @@ class Place:
         return self.folder + REPORT_NAME
 
 
-def place_of(path: str) -> Place:
+def place_of(path: str) -> ReportPlace:
     """The place of a file ``reports/.../<name>``."""
     folders = path.split("/")[1:-1]
     below_errors = "errors" in folders
@@ -71,7 +71,7 @@ def place_of(path: str) -> Place:
     at = 2 if observed else 1
     at += len(folders) > at + 1 and folders[at] == "errors"
     scenario = folders[at] if len(folders) > at and path.count("/") > 2 else None
-    return Place(path.rsplit("/", 1)[0] + "/", scenario, below_errors, observed)
+    return ReportPlace(path.rsplit("/", 1)[0] + "/", scenario, below_errors, observed)
 
 
 def group_of(record: Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ def group_of(record: Mapping[str, Any]) -> str:
     return "errors/" if record["category"] == "error_injection" else ""
 
 
-def places(tree: Tree, name: str = REPORT_NAME) -> list[Place]:
+def places(tree: Tree, name: str = REPORT_NAME) -> list[ReportPlace]:
     """The places of every file called ``name`` below ``reports/``, sorted."""
     return [
         place_of(path)
@@ -97,7 +97,7 @@ def places(tree: Tree, name: str = REPORT_NAME) -> list[Place]:
     ]
 
 
-def expects_pass(place: Place, scenarios: Mapping[str, Entry] | None) -> bool:
+def expects_pass(place: ReportPlace, scenarios: Mapping[str, Entry] | None) -> bool:
     """Whether a report has to pass: by its scenario where that says so, else by its folder."""
     entry = (scenarios or {}).get(place.scenario or "")
     strictness = None if entry is None or place.observed else entry["strictness"]

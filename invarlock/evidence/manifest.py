@@ -41,7 +41,7 @@ ENVIRONMENT = "metadata/environment.json"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LevelEvidence:
     """What the evidence level is computed from."""
 
     has_subject: bool  # the manifest names the verdict with its digest
@@ -53,10 +53,12 @@ class Evidence:
     all_container: bool  # every report was made inside the recorded container
 
 
-def evidence_level(evidence: Evidence) -> str:
+def evidence_level(evidence: LevelEvidence) -> str:
     """``low``, ``medium`` or ``high``; a pack of host runs is at most ``medium``."""
     if not (evidence.has_subject and evidence.bound and evidence.clean_reports > 0):
         return "low"
+    # The digests of source and environment say what ran; without the container nobody can run the
+    # same again, hence no "high" for runs on a host.
     complete = evidence.has_source and evidence.has_environment and evidence.all_container
     return "high" if complete and evidence.failed_reports == 0 else "medium"
 

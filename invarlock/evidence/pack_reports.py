@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from invarlock.counts import counted
 from invarlock.evidence import Code, escape
 from invarlock.evidence.consistency import Reports
 from invarlock.evidence.findings import UNREADABLE, Kind, dig
-from invarlock.evidence.layout import Entry, Place, expects_pass, places
+from invarlock.evidence.layout import Entry, ReportPlace, expects_pass, places
 from invarlock.evidence.report_verify import (
     REPLAYED,
     ReportOptions,
@@ -60,15 +61,17 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
-        result.replayed.append(f"{REPLAYED} of {sum(r.replayed for r in results)} reports")
+        result.replayed.append(
+            f"{REPLAYED} of {counted(sum(r.replayed for r in results), 'report')}"
+        )
     result.believed += _believed(found, results)
     step.note = (
-        f"{len(found)} reports, {sum(r.replayed for r in results)} replayed; "
+        f"{counted(len(found), 'report')}, {sum(r.replayed for r in results)} replayed; "
         f"{len(expected_pass)} have to pass"
     )
 
 
-def _verify_one(tree: Tree, place: Place, options: VerifyOptions) -> ReportResult:
+def _verify_one(tree: Tree, place: ReportPlace, options: VerifyOptions) -> ReportResult:
     beside = tree.files.get(place.folder + RUNTIME_MANIFEST)
     strict = options.report_assurance == "strict"
     return verify_report(
@@ -86,7 +89,7 @@ def _verify_one(tree: Tree, place: Place, options: VerifyOptions) -> ReportResul
 
 def _failures(
     report: ReportResult,
-    place: Place,
+    place: ReportPlace,
     scenarios: Mapping[str, Entry] | None,
     result: PackResult,
 ) -> list[str]:
@@ -129,8 +132,8 @@ def _borne(report: ReportResult, complete: bool) -> tuple[Kind, ...]:
     return ("policy", "missing", "incomparable", "malformed")
 
 
-def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
-    """What no check of the pack could recompute; what replayed reports leave open, once."""
+def _believed(found: list[ReportPlace], results: list[ReportResult]) -> list[str]:
+    """Claims of the reports that no check of the pack recomputes; one line for equal claims."""
     from invarlock.reporting.replay import PRESET
 
     lines, left_open = [], Counter[str]()
@@ -139,7 +142,9 @@ def _believed(found: list[Place], results: list[ReportResult]) -> list[str]:
             left_open.update(claim for claim in report.believed if claim != PRESET)  # traced
         else:
             lines += [f"{escape(place.report)}: {claim}" for claim in report.believed]
-    return lines + [f"{claim} (of {number} reports)" for claim, number in left_open.items()]
+    return lines + [
+        f"{claim} (of {counted(number, 'report')})" for claim, number in left_open.items()
+    ]
 
 
 def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -149,7 +154,10 @@ def _without_evidence(report: Mapping[str, Any] | None) -> Mapping[str, Any] | N
 
 
 def _envelope(
-    found: list[Place], results: list[ReportResult], expected_pass: list[Place], profile: str
+    found: list[ReportPlace],
+    results: list[ReportResult],
+    expected_pass: list[ReportPlace],
+    profile: str,
 ) -> dict[str, Any]:
     """The verify-v1 envelope: reports that have to pass, and an envelope for each other one."""
     passing = {place.folder for place in expected_pass}

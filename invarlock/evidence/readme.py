@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, number
+from invarlock.metrics.kinds import metric_named
 from invarlock.verdict.text import word_of
 
 NOT_CLAIMED = (
@@ -35,7 +37,10 @@ def render(summary: Summary) -> bytes:
     title = f"# Evidence pack: {escape(word_of(verdict))}"
     lines = [title + (f" (suite {_cell(suite)})" if suite else ""), ""]
     signed = f"signed by `{summary.signer}`" if summary.signer else "**not signed**"
-    lines += [f"Evidence level {summary.level}, {summary.reports} reports, {signed}.", ""]
+    lines += [
+        f"Evidence level {summary.level}, {counted(summary.reports, 'report')}, {signed}.",
+        "",
+    ]
     if summary.generated_at:
         lines += [f"Generated at {summary.generated_at}.", ""]
     failed = verdict.get("failed_requirements")
@@ -60,7 +65,10 @@ def render(summary: Summary) -> bytes:
         "```",
     ]
     if summary.signer:
-        lines += ["", "Take the fingerprint from its owner, not from this file."]
+        lines += [
+            "",
+            "Get the fingerprint from its owner through a separate channel, not from this file.",
+        ]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -89,7 +97,7 @@ def _records(records: object) -> list[str]:
             row.get("model"),
             f"{row.get('name')} run {row.get('run_num')}",
             str(row.get("strictness")).replace("_", " "),
-            "-" if ratio is None else f"{ratio:.4g}" + " pp" * (row.get("metric") == "accuracy"),
+            "-" if ratio is None else f"{ratio:.4g}{metric_named(row.get('metric')).suffix}",
             "yes" if row.get("as_expected") is True else "**no**",
             row.get("why") or "",
         )

@@ -191,13 +191,11 @@ def _matrix(report: Mapping[str, Any], options: ReportOptions) -> list[Finding]:
 
 
 def _demanded(report: Mapping[str, Any], options: ReportOptions) -> str:
-    """The assurance that is asked for; a report that says that it fails claims none."""
+    """The assurance level to check; a report that states a failure makes no claim to check."""
     admitted = dig(report, "assurance", "verdict") == "fail"
-    return (
-        "off"
-        if options.truth_only and options.assurance == "report" and admitted
-        else (options.assurance)
-    )
+    if options.truth_only and options.assurance == "report" and admitted:
+        return "off"
+    return options.assurance
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:
@@ -222,7 +220,7 @@ def _refused_warnings(report: Mapping[str, Any], options: ReportOptions) -> list
 def _replay(
     result: ReportResult, report: Mapping[str, Any], options: ReportOptions
 ) -> list[Finding]:
-    """Recompute what the evidence in the report allows, or say that it was only believed."""
+    """Recompute what the evidence in the report allows; list the rest as not re-checked."""
     if not _has_evidence(report):
         result.believed.append(REPLAYED)
         if options.require_replay:  # check: report.missing
@@ -317,6 +315,6 @@ def unloaded(line: str, code: int) -> dict[str, Any]:
 
 
 def exit_code(results: Sequence[ReportResult], profile: str) -> int:
-    """Of all reports: 2 if one is malformed, else 3 if one has a typed error, else 1 or 0."""
+    """The exit code of all reports: 2 if one is malformed, 3 for a typed error, else 1 or 0."""
     codes = {result.exit_code(profile) for result in results}
     return next((code for code in (2, 3, 1) if code in codes), 0)

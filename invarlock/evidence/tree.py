@@ -230,7 +230,12 @@ class _Walk:
 
 
 def _name_problem(name: str, path: str, folded: dict[str, str]) -> str:
-    """Why a name is refused; ``folded``: the names of its folder so far, without distinctions."""
+    """Why a name is refused; empty when it is not.
+
+    Args:
+        folded: the names of its folder so far, without case and Unicode spelling: two names that
+            differ in these only would be one file on other systems.
+    """
     # bytes that are no UTF-8 are half pairs in what the file system gives
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # check: tree.utf8
         return "the name is not UTF-8"

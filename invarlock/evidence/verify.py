@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.evidence import Code, PackError, consistency, escape
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
 from invarlock.evidence.layout import REPEATS, SCENARIOS, Entry, check_json, read_scenarios
-from invarlock.evidence.pack_reports import check_reports
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
 from invarlock.evidence.tree import Tree, read_tree
 
@@ -51,11 +51,17 @@ def _verify(root: Path, result: PackResult) -> None:
     manifest = read_manifest(tree, result)
     if manifest is None or not _signature(tree, manifest, result):
         return
+    # Up to here nothing in the pack may be trusted, so the first finding ends the verification.
+    # From here on the manifest counts, and the steps run on to report everything that is wrong.
     listed = check_listed(tree, manifest, result)
     check_references(tree, manifest, listed, result)
     scenarios = _scenarios(tree, result)
     _claims(tree, manifest, listed, scenarios, result)
+    # The replay of the reports is the expensive part; a pack that has failed is not worth it.
     if not result.errors:
+        # with numpy, which a pack that has failed before never needs
+        from invarlock.evidence.pack_reports import check_reports
+
         check_reports(tree, scenarios, result)
 
 
@@ -63,7 +69,7 @@ def _verify(root: Path, result: PackResult) -> None:
 
 
 def open_pack(root: Path, result: PackResult) -> Tree | None:
-    """Steps 0 and 1; None where the pack cannot be looked at further."""
+    """Take steps 0 and 1; return None where the later steps have no files to look at."""
     opened = Step(0, "open", Code.INCOMPLETE)
     try:
         is_folder = stat.S_ISDIR(os.stat(root).st_mode)
@@ -89,7 +95,10 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
         return None
     result.tree = tree
     step.findings += tree.findings
-    step.note = f"{len(tree.files)} files, {sum(f.size for f in tree.files.values())} bytes"
+    step.note = (
+        f"{counted(len(tree.files), 'file')}, "
+        f"{counted(sum(f.size for f in tree.files.values()), 'byte')}"
+    )
     if any(name not in tree.files for name in (sums.MANIFEST, sums.CHECKSUMS)):
         return None  # a link or the like in place of a control file, which is a finding
     return tree
@@ -98,7 +107,7 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
 def read_manifest(
     tree: Tree, result: PackResult, wanted: str = manifests.FORMAT
 ) -> Mapping[str, Any] | None:
-    """Step 2; None where the manifest is refused."""
+    """Take step 2 and return the manifest, or None where it is refused."""
     step = Step(2, "manifest", Code.MANIFEST)
     result.steps.append(step)
     document, step.findings = manifests.read_manifest(tree.data(sums.MANIFEST), wanted)
@@ -107,7 +116,7 @@ def read_manifest(
 
 
 def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> bool:
-    """Step 3; whether the manifest may be used."""
+    """Take step 3 and return whether the manifest may be used."""
     step = Step(3, "signature", Code.SIGNATURE)
     result.steps.append(step)
     if sums.SIGNATURE in tree.refused:
@@ -127,7 +136,7 @@ def _signature(tree: Tree, manifest: Mapping[str, Any], result: PackResult) -> b
 
 
 def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> bool:
-    """End step 3 for contents that no signature covers; whether that is allowed here."""
+    """End step 3 of an unsigned pack and return whether the user allows one."""
     step, options = result.steps[-1], result.options
     result.authenticity = "unsigned"
     wanted = options.pinned or options.trusted is not None or options.public_keys
@@ -142,7 +151,7 @@ def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> b
 
 
 def expect_signer(signers: Sequence[str], result: PackResult) -> bool:
-    """End step 3 for a good signature; whether it is by whom the user expects."""
+    """End step 3 of a good signature and return whether the user expects its signer."""
     step, options = result.steps[-1], result.options
     signer = options.pinned if options.pinned in signers else signers[0]
     result.signer = signer
@@ -173,7 +182,11 @@ def check_listed(
     result: PackResult,
     control: sums.Names = sums.CONTROL_FILES,
 ) -> Mapping[str, str]:
-    """Step 4; the digests that are listed. ``control``: the files that need not be."""
+    """Take step 4 and return the listed digests by path.
+
+    Args:
+        control: files that the checksums need not list.
+    """
     step = Step(4, "checksums", Code.INTEGRITY)
     result.steps.append(step)
     found = tree.files[sums.CHECKSUMS]
@@ -190,7 +203,7 @@ def check_listed(
         step.findings += lines  # check: checksums.extra
     else:
         result.warnings += lines
-    step.note = f"{len(listed)} files"
+    step.note = counted(len(listed), "file")
     return listed
 
 
@@ -201,7 +214,7 @@ def check_references(
     step = Step(5, "references", Code.INTEGRITY)
     result.steps.append(step)
     step.findings += manifests.check_references(manifest, tree, listed)
-    step.note = f"{len(manifests.references(manifest))} references"
+    step.note = counted(len(manifests.references(manifest)), "reference")
 
 
 def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
@@ -214,7 +227,7 @@ def _scenarios(tree: Tree, result: PackResult) -> Mapping[str, Entry] | None:
         step.note = f"no {SCENARIOS}: every report is judged by its folder"
         return None
     step.findings += consistency.check_subjects(tree, scenarios)
-    step.note = f"{len(scenarios)} scenarios, metadata agrees"
+    step.note = f"{counted(len(scenarios), 'scenario')}, metadata agrees"
     return scenarios
 
 
@@ -243,4 +256,4 @@ def _claims(
         step.note = f"verdict {result.word} recomputed, {level}"
     else:
         result.believed.append(f"{VERDICT_CLAIM} ({results.why_believed})")
-        step.note = f"verdict {escape(result.verdict)} only believed, {level}"
+        step.note = f"verdict {escape(result.verdict)} not re-checked, {level}"

@@ -36,7 +36,7 @@ class Runs(Protocol):
 
     @property
     def subject(self) -> Run:
-        """That of the subject; without windows where it was not run."""
+        """The run report of the subject; it holds no windows where the subject was not run."""
 
     @property
     def ran(self) -> bool:
@@ -44,7 +44,7 @@ class Runs(Protocol):
 
     @property
     def reason_not_run(self) -> str:
-        """Why it was not; empty where it was."""
+        """Why the subject was not measured; empty where it was."""
 
     @property
     def invariants_evaluated(self) -> bool:
@@ -75,7 +75,7 @@ class ProbeFile:
 
 
 @dataclass
-class Measuring:
+class CheckpointRun:
     """A loaded checkpoint in the middle of its run, and what guards leave for one another."""
 
     checkpoint: Checkpoint
@@ -98,23 +98,23 @@ class Measuring:
 class Probe:
     """What a guard does during a run, in the order of the methods; each may do nothing."""
 
-    def weigh(self, run: Measuring) -> None:
+    def weigh(self, run: CheckpointRun) -> None:
         """Look at the weights, in the files and in memory."""
 
-    def attached(self, run: Measuring) -> AbstractContextManager[Any]:
+    def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows that is made inside the block."""
         return nullcontext()
 
-    def after(self, run: Measuring) -> None:
+    def after(self, run: CheckpointRun) -> None:
         """Try something once the pass is over."""
 
-    def record(self, run: Measuring) -> Block | None:
+    def record(self, run: CheckpointRun) -> Block | None:
         """What the run report holds of it; None: nothing that this guard looks at."""
         return None
 
 
 class Guard:
-    """Everything about one guard. Absent evidence never passes, and never speaks."""
+    """Everything about one guard. Without evidence a guard neither passes nor fires."""
 
     name: ClassVar[str]  # of its block in a report
     title: ClassVar[str]  # of its row and section
@@ -148,7 +148,7 @@ class Guard:
         return Probe()
 
     def recorded(self, run: Run) -> Mapping[str, Any]:
-        """What a run recorded of it; empty where it did not run."""
+        """What a run recorded for this guard; empty where the guard did not run."""
         if self.beside:
             return run.get(self.beside) or {}
         return next((guard for guard in run["guards"] if guard["name"] == self.name), {})
@@ -163,40 +163,40 @@ class Guard:
     # --- two runs ----------------------------------------------------------------------------
 
     def applies(self, runs: Runs) -> bool:
-        """Whether a report of these runs has a block of it."""
+        """Whether a report of these runs has a block for this guard."""
         return self.every_model or bool(self.recorded(runs.baseline))
 
     def measured(self, runs: Runs) -> bool:
-        """Whether there is anything to judge."""
+        """Whether the subject was run and its run recorded this guard."""
         return runs.ran and bool(self.recorded(runs.subject))
 
     def judged(self, runs: Runs, policy: Policy) -> Block:
-        """The decided part of its block."""
+        """The decisions in this guard's block, or why there are none."""
         if not self.measured(runs):
             return {"evaluated": False, "reason": runs.reason_not_run}
         return self.judge(runs, policy)
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
-        """The decided part of the block of runs that were measured. A pure function."""
+        """The decisions on two runs that were measured. A pure function: a verifier repeats it."""
         raise NotImplementedError
 
     def limits(self, policy: Policy) -> Mapping[str, Any]:
-        """The row of the tier table that holds its limits."""
+        """This guard's limits in the tier table."""
         row: Mapping[str, Any] = policy.resolved[self.policy_key]
         return row
 
     def stated_limits(self, policy: Policy) -> Block:
-        """Its limits as a report states them."""
+        """This guard's limits as a report states them."""
         fields = self.contract_fields()
         fields.pop("measurement_contract_hash", None)
         return {**self.limits(policy), **fields}
 
     def statistics(self, runs: Runs) -> Block:
-        """Both runs' statistics, which stand in its block beside the decisions."""
+        """The statistics of both runs, which the block holds beside the decisions."""
         return {}
 
     def evidence(self, runs: Runs) -> Block:
-        """All that its block holds beside the decisions."""
+        """Statistics and measurement contracts, which the block holds beside the decisions."""
         if not self.measured(runs):
             return {}
         fields = self.contract_fields()
@@ -208,11 +208,11 @@ class Guard:
         return fields | self.statistics(runs)
 
     def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
-        """Its validation flags."""
+        """The validation flags that this guard sets in a report."""
         return {self.flag: block.get("passed") is True} if self.flag else {}
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
-        """What it noticed; see :func:`warning`."""
+        """The guard warnings of a report, made by :func:`warning`."""
         yield from ()
 
     # --- a report, read back -----------------------------------------------------------------
@@ -229,19 +229,19 @@ class Guard:
         """Evidence that no run can have recorded, as ``/pointer: ...`` lines."""
         yield from ()
 
-    def spoke(self, report: Report) -> dict[str, bool]:
-        """Whether it measured something and found it bad, by published name."""
+    def fired(self, report: Report) -> dict[str, bool]:
+        """Whether the guard measured something and found it bad, by published name."""
         if self.flag:
             return {self.name: refused(report, self.flag, self.name)}
         found = block(report, self.name)
         return {self.name: evaluated(report, self.name) and found.get("passed") is False}
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
-        """Of a block that was evaluated: the number it decides by."""
+        """The number that decided an evaluated block; None where there is no single one."""
         return None
 
     def detectors(self) -> Mapping[str, Reader]:
-        """The kinds of detector that read it, by published name."""
+        """The kinds of detector that read this guard, by published name."""
         if self.probe_file is None:
             return {}
         return {
@@ -250,19 +250,19 @@ class Guard:
             )
         }
 
-    def spoke_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
-        """What it says beyond the no-op's report, where a detector asks it for more than whether
-        it spoke; None where it does not."""
+    def fired_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
+        """The reading against the no-op's report, where a detector asks for more than whether the
+        guard fired; None where it does not ask."""
         return None
 
     # --- a page ------------------------------------------------------------------------------
 
     def check(self, report: Report) -> Check:
-        """Its row among all checks."""
+        """This guard's row in the table of checks."""
         raise NotImplementedError
 
     def section(self, report: Report) -> Section:
-        """Its section of the page."""
+        """This guard's section of the page."""
         raise NotImplementedError
 
 
@@ -276,7 +276,7 @@ def warning(guard: str, kind: str, message: str) -> Block:
 
 
 def place(item: Mapping[str, Any], block: Mapping[str, Any], text: str) -> Block:
-    """Members of a warning: where a violation is, and whether its guard fails."""
+    """The members of a warning that say where a violation is and whether the guard fails by it."""
     found = {"module": item["module"], "family": item["family"]}
     if block["passed"]:
         return found

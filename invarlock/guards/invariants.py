@@ -15,6 +15,7 @@ from pathlib import Path
 from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.counts import counted
 from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
@@ -149,14 +150,22 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
         ("extra_tensors", aligned.extra, "new"),
     ):
         if names:
-            found.append(_failure(kind, f"{len(names)} tensors are {verb}: {_names(names)}"))
-    for kind, names, what in (
-        ("tensors_renamed", aligned.renamed, "tensors have another spelling of their name"),
-        ("buffers_differ", aligned.buffers, "buffers, which loaders make anew, are in one only"),
-        ("stored_twice", aligned.copies, "tensors equal in bytes to another are in one only"),
-    ):
+            found.append(
+                _failure(
+                    kind,
+                    f"{counted(len(names), 'tensor is', 'tensors are')} {verb}: {_names(names)}",
+                )
+            )
+    for kind, names, one, several in (
+        ("tensors_renamed", aligned.renamed, "tensor has another spelling of its name",
+         "tensors have another spelling of their name"),
+        ("buffers_differ", aligned.buffers, "buffer, which loaders make anew, is in one only",
+         "buffers, which loaders make anew, are in one only"),
+        ("stored_twice", aligned.copies, "tensor equal in bytes to another is in one only",
+         "tensors equal in bytes to another are in one only"),
+    ):  # fmt: skip
         if names:
-            text = f"{len(names)} {what}: {_names(names)}"
+            text = f"{counted(len(names), one, several)}: {_names(names)}"
             found.append(_failure(kind, text, severity="warning"))
     both = sorted(set(baseline.tensors) & set(subject.tensors))
     for name in both:
@@ -172,7 +181,8 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
         found.append(
             _failure(
                 "dtype_changed",
-                f"{len(types)} tensors changed type ({b.dtype} to {s.dtype}): {_names(types)}",
+                f"{counted(len(types), 'tensor')} changed type ({b.dtype} to {s.dtype}): "
+                f"{_names(types)}",
                 severity="warning",
             )
         )
@@ -197,15 +207,15 @@ def _check_tokenizer(
     baseline: Checkpoint, subject: Checkpoint, windows: Iterable[Sequence[int]]
 ) -> list[Failure]:
     kinds = {
-        tokenizer_meaning.Weight.OTHER_IDS: ("tokenizer_mismatch", "fatal"),
-        tokenizer_meaning.Weight.OTHER_FILE: ("tokenizer_changed", "fatal"),
-        tokenizer_meaning.Weight.NOTE: ("tokenizer_settings", "warning"),
+        tokenizer_meaning.Effect.OTHER_IDS: ("tokenizer_mismatch", "fatal"),
+        tokenizer_meaning.Effect.OTHER_FILE: ("tokenizer_changed", "fatal"),
+        tokenizer_meaning.Effect.NOTE: ("tokenizer_settings", "warning"),
     }
     found = []
     for difference in tokenizer_meaning.differences(baseline.folder, subject.folder, windows):
-        failure = _failure(kinds[difference.weight][0], difference.message)
-        failure["severity"] = kinds[difference.weight][1]
-        if difference.weight is tokenizer_meaning.Weight.OTHER_FILE:
+        failure = _failure(kinds[difference.effect][0], difference.message)
+        failure["severity"] = kinds[difference.effect][1]
+        if difference.effect is tokenizer_meaning.Effect.OTHER_FILE:
             failure["accept"] = difference.name
         found.append(failure)
     return found
@@ -287,7 +297,10 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
         if tensor.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
             bad = int((~torch.isfinite(values)).sum())
             found.append(
-                _failure("non_finite_tensor", f"{name} holds {bad} values that are not finite")
+                _failure(
+                    "non_finite_tensor",
+                    f"{name} holds {counted(bad, 'value that is', 'values that are')} not finite",
+                )
             )
     return found
 
@@ -299,14 +312,16 @@ def check_loaded(missing: Sequence[str], unexpected: Sequence[str]) -> list[Fail
         found.append(
             _failure(
                 "not_initialized",
-                f"{len(missing)} parameters were not in the checkpoint: {_names(sorted(missing))}",
+                f"{counted(len(missing), 'parameter was', 'parameters were')} not in the "
+                f"checkpoint: {_names(sorted(missing))}",
             )
         )
     if unexpected:
         found.append(
             _failure(
                 "unused_tensors",
-                f"{len(unexpected)} tensors were not used: {_names(sorted(unexpected))}",
+                f"{counted(len(unexpected), 'tensor was', 'tensors were')} not used: "
+                f"{_names(sorted(unexpected))}",
                 severity="warning",
             )
         )

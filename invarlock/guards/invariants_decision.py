@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from invarlock.counts import counted
 from invarlock.documents.fields import Closed, Judged, about
 from invarlock.guards.detector import NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.findings import Failure, nothing_edited
@@ -121,10 +122,10 @@ class Invariants(Guard):
         while True:
             yield {"failures": []}
 
-    def spoke(self, report: Report) -> dict[str, bool]:
+    def fired(self, report: Report) -> dict[str, bool]:
         """Failures and warnings, apart and together."""
         status = status_in(report)
-        failed = status in ("fail", "error") or super().spoke(report)[self.name]
+        failed = status in ("fail", "error") or super().fired(report)[self.name]
         warned = status == "warn"
         return {
             self.name: failed or warned,
@@ -151,7 +152,9 @@ class Invariants(Guard):
         measured = "-"
         if evaluated(report, self.name):
             accepted = f"{allowed} accepted by name, " if allowed else ""
-            measured = f"{fatal - allowed} fatal, {accepted}{len(failures) - fatal} warnings"
+            measured = (
+                f"{fatal - allowed} fatal, {accepted}{counted(len(failures) - fatal, 'warning')}"
+            )
         return Check(
             name=self.title,
             status=status_of(report, self.flag, self.name),

@@ -28,9 +28,9 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from invarlock.documents.fields import Count, Decided, about
-from invarlock.guards.guard import Block, Guard, Measuring, Probe, Run, Runs
+from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Run, Runs
 from invarlock.guards.weight_stats import rounded
-from invarlock.pages.changes import Change, log_ratio, module_plot
+from invarlock.pages.changes import ModuleChange, log_ratio, module_plot
 from invarlock.pages.parts import Check, Section, Table, not_evaluated, status_of, unmeasured
 from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated
 from invarlock.pages.wording import fixed, number, share
@@ -111,6 +111,7 @@ def judge(
         for b, s in pairs
         for expert in s.dead
         if expert < len(b.utilization)
+        # an expert that the baseline hardly chose may miss these few tokens by chance
         and round(b.utilization[expert] * b.tokens * top_k) >= MIN_CHOICES
     ]
     fallen = [
@@ -171,11 +172,11 @@ class RouterProbe(Probe):
         self._sums: dict[str, _Sums] = {}
         self._mask: torch.Tensor | None = None
 
-    def attached(self, run: Measuring) -> AbstractContextManager[Any]:
+    def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows."""
         return self.attach(run.model)
 
-    def record(self, run: Measuring) -> Block | None:
+    def record(self, run: CheckpointRun) -> Block | None:
         """The routers as columns; None for a model that is no mixture."""
         routers = self.results()
         return {**to_table(routers), "top_k": self.top_k} if routers else None
@@ -291,7 +292,7 @@ class Moe(Guard):
     believed = ("/moe/routers", "/moe/top_k")
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return RouterProbe()
 
     def measured(self, runs: Runs) -> bool:
@@ -308,7 +309,7 @@ class Moe(Guard):
         return from_table(recorded) if recorded else []
 
     def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
-        """Whether all routers were seen, and whether they still decide."""
+        """The two flags: every router was compared, and none of them blocks."""
         evaluated = block.get("evaluated") is True
         seen = bool(block.get("routers", {}).get("name")) and block.get("routers_missing") == 0
         return {
@@ -317,12 +318,12 @@ class Moe(Guard):
         }
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The columns without a prefix; none of a mixture that was not run."""
+        """The subject's routers, whose columns have no prefix; none where it was not run."""
         if self.name in report and report[self.name].get("routers"):
             yield self._columns(report, "")
 
     def baseline_record(self, report: Report) -> Block | None:
-        """Those with one; a mixture whose subject was not run still has routers."""
+        """The baseline's routers, whose columns have the prefix; empty where nothing was run."""
         if self.name not in report:
             return None
         if not report[self.name].get("routers"):
@@ -339,7 +340,7 @@ class Moe(Guard):
         return own | {"top_k": mixture["top_k"]}
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """A mixture has a block."""
+        """A line where a mixture of experts has no block of this guard."""
         if "router" in report["spectral"]["modules"]["family"] and self.name not in report:
             yield f"/{self.name} is missing, although the model has routers"
 
@@ -380,7 +381,7 @@ class Moe(Guard):
             for name, base, mine, dead, died in columns(routers, shown)
         ]
         changes = [
-            Change(
+            ModuleChange(
                 name=str(name),
                 family="router",
                 layer=layer if isinstance(layer, int) else None,

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Count, Decided, about
-from invarlock.guards.guard import Block, Guard, Measuring, Probe, Runs
+from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Runs
 from invarlock.guards.rmt import calibration_ids
 from invarlock.metrics import ARMS
 from invarlock.pages.parts import (
@@ -32,7 +32,7 @@ from invarlock.policy import OverheadPolicy, Policy
 
 
 @dataclass(frozen=True)
-class Work:
+class GuardWork:
     """What the guards added to the pass, in numbers that are the same on every rerun."""
 
     pass_tokens: int
@@ -43,7 +43,7 @@ class Work:
     probe_bytes: int  # most that the activation hooks held at a time
 
 
-def judge(work: Work, limits: OverheadPolicy) -> Block:
+def judge(work: GuardWork, limits: OverheadPolicy) -> Block:
     """The report's ``guard_overhead`` block."""
     change = math.fsum(work.guarded_nll) - math.fsum(work.bare_nll)
     recorded = {
@@ -52,9 +52,10 @@ def judge(work: Work, limits: OverheadPolicy) -> Block:
     }
     if not math.isfinite(change):
         return {"evaluated": False, "reason": "losses that are not finite", **recorded}
+    # exp overflows a double from 709.8 on; e^700 is beyond every limit, like any larger ratio
     ratio = math.exp(max(-700.0, min(700.0, change / work.bare_tokens)))
     share = (work.trial_tokens + work.bare_tokens) / work.pass_tokens
-    changed = max(ratio, 1 / ratio) - 1
+    changed = max(ratio, 1 / ratio) - 1  # hooks only read: a lower loss is as wrong as a higher one
     checks = {"metric_unchanged": changed <= limits.threshold, "work": share <= limits.work_max}
     passed = all(checks.values())
     return {
@@ -78,12 +79,12 @@ def judge(work: Work, limits: OverheadPolicy) -> Block:
     }
 
 
-def _work(subject: Mapping[str, Any]) -> Work:
+def _work(subject: Mapping[str, Any]) -> GuardWork:
     windows, recorded = subject["evaluation_windows"], subject["work"]
     preview = windows["preview"]
     place = {window: i for i, window in enumerate(preview["window_ids"])}
     rows = [place[window] for window in calibration_ids(subject)]
-    return Work(
+    return GuardWork(
         pass_tokens=sum(sum(windows[arm]["token_counts"]) for arm in ARMS),
         bare_tokens=int(sum(preview["token_counts"][i] for i in rows)),
         bare_nll=_floats(recorded["bare_nll"]),
@@ -100,7 +101,7 @@ def _floats(values: Sequence[float | None]) -> list[float]:
 class OverheadProbe(Probe):
     """Sums up what the other probes cost; it comes after them."""
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """Tokens run twice, bytes held, and the losses without hooks."""
         return {
             "trial_tokens": run.trial_tokens,
@@ -159,19 +160,19 @@ class Overhead(Guard):
     believed_as = "bytes of the probes, and losses without their hooks"
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return OverheadProbe()
 
     def measured(self, runs: Runs) -> bool:
-        """Whatever was run had a cost."""
+        """Whether the subject was run: every run has a cost."""
         return runs.ran
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
-        """Of the subject's run alone."""
+        """The cost of the subject's run; the baseline's says nothing about the subject."""
         return judge(_work(runs.subject), policy.overhead)
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The trial's tokens stand with the trial."""
+        """The tokens run again and the bytes held; those of the trial are read from the trial."""
         recorded, trial = report[self.name], report["variance"]["trial"]
         yield {
             "bare_nll": recorded["bare_nll"],
@@ -180,16 +181,16 @@ class Overhead(Guard):
         }
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """One loss a calibration window."""
+        """A line where the losses are not one for each calibration window."""
         if len(report[self.name]["bare_nll"]) != len(report["rmt"]["calibration"]["window_ids"]):
             yield f"/{self.name}/bare_nll has not one loss a calibration window"
 
-    def spoke(self, report: Report) -> dict[str, bool]:
-        """Never; the published name is kept."""
+    def fired(self, report: Report) -> dict[str, bool]:
+        """Never true: a cost is no finding. The name stays, since published verdicts have it."""
         return {"overhead": False}
 
     def check(self, report: Report) -> Check:
-        """The change of the metric and the extra work."""
+        """The row: how much the hooks changed the metric, and the extra work."""
         section = block(report, self.name)
         if not evaluated(report, self.name):
             return unmeasured(report, self.name, self.title)

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
+from invarlock.counts import counted
 from invarlock.documents.fields import Closed, Count, Measured, Open, about
 from invarlock.guards.guard import (
     Block,
+    CheckpointRun,
     Guard,
-    Measuring,
     Probe,
     ProbeFile,
     Run,
@@ -35,6 +36,7 @@ from invarlock.guards.guard import (
 )
 from invarlock.guards.spectral import HEAD
 from invarlock.guards.weight_stats import TOLERANCE, rounded, sigma_max
+from invarlock.metrics.kinds import METRICS
 from invarlock.pages.changes import largest_changes, log_ratio, module_changes, module_plot
 from invarlock.pages.parts import (
     LISTED,
@@ -214,7 +216,7 @@ class ActivationProbe(Probe):
     bytes: int = 0  # most bytes that the hooks held at a time, by the sizes of their arrays
 
     @contextmanager
-    def attached(self, run: Measuring) -> Iterator[None]:
+    def attached(self, run: CheckpointRun) -> Iterator[None]:
         """Watch the pass; what was seen is left for others in ``run.activations``."""
         self.config = run.checkpoint.config
         with self.watching(run.model):
@@ -223,7 +225,7 @@ class ActivationProbe(Probe):
         run.seconds += self.seconds
         run.probe_bytes += self.bytes
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """Modules as columns, and the windows that they saw."""
         return {
             "calibration": {
@@ -271,11 +273,15 @@ class ActivationProbe(Probe):
         x = flat[rows.to(flat.device)].float()
         self.tokens = max(self.tokens, len(x))
         self.bytes = max(self.bytes, 2 * x.numel() * x.element_size())
+        # Own means and deviations, not the baseline's: a shifted mean is a matrix of rank one and
+        # of size shift x sqrt(m n), which would hide every other change of a small output.
         x -= x.mean(dim=0)
         deviation = x.square().mean(dim=0).sqrt()
         variance = float(deviation.double().square().mean())
         risk = math.inf
         if math.isfinite(variance):
+            # A column that hardly varies holds rounding errors, which scaling would make as large
+            # as the signal of all others.
             x /= deviation.clamp_min(max(DEVIATION_FLOOR * math.sqrt(variance), 1e-30))
             risk = sigma_max(x) / edge(*x.shape)
         else:
@@ -436,7 +442,7 @@ class Rmt(Guard):
     )
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return ActivationProbe()
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
@@ -473,11 +479,11 @@ class Rmt(Guard):
         calibration = report[self.name]["calibration"]
         used = calibration["window_ids"]
         most = min(CALIBRATION_WINDOWS, len(preview))
-        kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
-        alike = kind != "accuracy"  # records differ in shape
+        kind, length = METRICS[report["meta"]["metric"]], report["dataset"]["seq_len"]
+        alike = not kind.labelled  # records differ in shape
         # of the module that saw most: norms of queries see a row a head; in a model of two halves
         # encoder and decoder see texts of different lengths
-        step = len(used) * length if kind in ("ppl_causal", "ppl_mlm") else 1
+        step = len(used) * length if kind.one_piece else 1
         tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
         if not (
             set(used) <= preview
@@ -485,7 +491,7 @@ class Rmt(Guard):
             and (len(used) == most if alike else 0 < len(used) <= most)
             and calibration["tokens"] in tokens
         ):
-            yield f"/{self.name}/calibration does not name windows of the preview arm"
+            yield f"/{self.name}/calibration does not name warm-up windows"
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
         """The ratio of the family closest to its limit."""
@@ -522,7 +528,7 @@ class Rmt(Guard):
             note = f"{closest[1]} is closest to its limit, {fixed(abs(closest[0]))} {side}"
         if violations:
             worst = str(violations[0].get("module"))
-            note = f"{len(violations)} modules beyond, the furthest {worst}"
+            note = f"{counted(len(violations), 'module')} beyond, the furthest {worst}"
         return Check(
             name=self.title,
             status=status_of(report, self.flag, self.name),

@@ -16,11 +16,12 @@ Rows go through in blocks; memory is that of the anchors, the blocks and a numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invarlock.checkpoints import Checkpoint, token_texts
+from invarlock.files import read_json
 from invarlock.guards.rows import (
     ANCHORS_PER_COLUMN,
     EXAMINED,
@@ -43,7 +44,10 @@ from invarlock.roles import Role, architecture_of, family_of, is_token_table, ro
 if TYPE_CHECKING:
     import torch
 
+    from invarlock.checkpoints import Checkpoint
+
 BLOCK_ELEMENTS = 1 << 22  # elements of a block in float32: 16 MB
+TOKEN_CHARACTERS = 40  # of a token's text in a message
 LARGEST = 1e6  # a change is recorded up to here
 TRIMMED_STEPS = 8  # at most; it ends where the median no longer falls
 SETTLED = 0.98  # ratio of two medians that ends it
@@ -170,20 +174,25 @@ def _measure(
 
     width = pair.baseline.weight.shape[1]
     count = min(pair.rows, max(ANCHORS_PER_COLUMN * width, 1024), MAX_ANCHORS)
+    # Anchors are drawn and not the first rows: those are mostly special tokens and bytes.
     order = torch.randperm(pair.rows, generator=torch.Generator().manual_seed(SEED))
     anchors = order[:count].sort().values
     before, after = pair.baseline.rows(anchors), pair.subject.rows(anchors)
     centre = before.mean(dim=0)
     chosen = _shifted(None, 1.0, before, after)
     changes, unit = _changes(pair, chosen, centre)
+    # The rows as they stand come first: a fitted rotation could absorb part of a real damage, so it
+    # is only looked for where half of the rows moved far, which single damaged rows cannot cause.
     if float(changes.median()) > TRANSFORM_ABOVE:
         other = None
+        # Half of the anchors are kept in the fit, and a rotation of `width` columns takes as many.
         if count >= 2 * width:
             other = _shifted(*_procrustes(before, after), before, after)
         elif turned is not None and turned.shift.shape == centre.shape:
             other = _shifted(turned.rotation, turned.scale, before, after)
         if other is not None:
             turned_changes, _ = _changes(pair, other, centre)
+            # a fit always explains something; only one that explains most is a common rotation
             if float(turned_changes.median()) < float(changes.median()) / 2:
                 chosen, changes = other, turned_changes
     typical = float(changes.median())
@@ -255,6 +264,7 @@ def _changes(
     ):
         moved[place] = (transform.undone(s) - b).norm(dim=1).cpu()
         unit[place] = (b - centre).norm(dim=1).cpu()
+    # Rows next to the mean would make any rounding look large: their unit is half the median's.
     unit = unit.clamp_min(max(float(unit.median()) / 2, 1e-30))
     return (moved / unit).clamp_max(LARGEST), unit
 
@@ -303,6 +313,7 @@ def _nearest(pair: _Pair, now: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     found = torch.zeros(len(now), dtype=torch.int64)
     for place, b in pair.baseline.blocks(len(pair.baseline.weight)):
         away = b - centre
+        # |now - b|^2 without |now|^2, which is the same for every b and moves no minimum
         squares = away.square().sum(dim=1) - 2 * (now - centre) @ away.T
         inside = (own >= place.start) & (own < place.stop)
         squares[inside.nonzero().squeeze(1), own[inside] - place.start] = float("inf")
@@ -317,3 +328,30 @@ def _number(value: float) -> float:
     recorded = rounded(value)
     assert recorded is not None  # the tensors are finite
     return recorded
+
+
+def token_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
+    """Text of the named ids as ``tokenizer.json`` spells them: printable ASCII, cut to length.
+
+    The marks of a leading space (of byte-level and of SentencePiece vocabularies) become one.
+    Empty where there is no such file or it holds no vocabulary.
+    """
+    path = folder / "tokenizer.json"
+    document = read_json(path) if path.is_file() else None
+    model = document.get("model") if isinstance(document, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # Unigram: an id is a place in the list of (piece, score)
+        pieces = {i: row[0] for i, row in enumerate(vocabulary) if isinstance(row, list) and row}
+    else:
+        known = vocabulary if isinstance(vocabulary, dict) else {}
+        pieces = {i: piece for piece, i in known.items() if isinstance(i, int)}
+    added = document.get("added_tokens") if isinstance(document, dict) else None
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("id"), int):
+            pieces[token["id"]] = token.get("content")
+    return {i: _printable(piece) for i in ids if isinstance(piece := pieces.get(i), str)}
+
+
+def _printable(piece: str) -> str:
+    text = piece.translate({0x120: " ", 0x2581: " "}).encode("unicode_escape").decode("ascii")
+    return text if len(text) <= TOKEN_CHARACTERS else text[: TOKEN_CHARACTERS - 3] + "..."

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from msgspec import UNSET, Meta, UnsetType
 
+from invarlock.counts import counted
 from invarlock.documents.fields import Closed, Count, Measured, NotNegative, Positive, about
 from invarlock.guards import rows, weight_stats
 from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.guard import (
     Block,
+    CheckpointRun,
     Guard,
-    Measuring,
     Probe,
     Run,
     Runs,
@@ -111,6 +112,8 @@ def selected(p_values: Sequence[float], method: str, alpha: float) -> list[bool]
     m = len(p_values)
     if method == "bonferroni":
         return [p <= alpha / m for p in p_values]
+    # Benjamini and Hochberg (JRSS B 57, 1995): up to the last p below its line, not to the first
+    # one above, so that a p above its own line is kept if a later one is below.
     order = sorted(range(m), key=p_values.__getitem__)
     rank = max((k for k, i in enumerate(order, 1) if p_values[i] <= alpha * k / m), default=0)
     keep = set(order[:rank])
@@ -262,7 +265,7 @@ class WeightProbe(Probe):
         self.modules: list[Module] = []
         self.row_tables: list[rows.RowTable] | None = None  # of a baseline: nothing to compare
 
-    def weigh(self, run: Measuring) -> None:
+    def weigh(self, run: CheckpointRun) -> None:
         """Read the files; not the loaded model, whose dtype and names are others."""
         self.modules = weight_modules(run.checkpoint, run.device)
         if run.baseline_checkpoint is not None:
@@ -270,7 +273,7 @@ class WeightProbe(Probe):
 
             self.row_tables = measure_rows(run.baseline_checkpoint, run.checkpoint, run.device)
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """Modules as columns, and the rows."""
         tables = self.row_tables
         return {
@@ -410,7 +413,7 @@ class Spectral(Guard):
     believed = ("/spectral/modules",)
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return WeightProbe()
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
@@ -424,11 +427,11 @@ class Spectral(Guard):
         return from_table(recorded["modules"]) if recorded else []
 
     def stated_limits(self, policy: Policy) -> Block:
-        """With kappa and tau of every family."""
+        """The limits, with kappa and tau of every family."""
         return {**super().stated_limits(policy), "family_caps": family_caps(policy.spectral)}
 
     def statistics(self, runs: Runs) -> Block:
-        """Both runs hold the same weights: the baseline's numbers stand beside the subject's."""
+        """The numbers of both runs side by side, for equal sets of weights, and the rows."""
         mine = to_table(self._modules(runs.subject))
         base = to_table(self._modules(runs.baseline))
         return {
@@ -437,7 +440,7 @@ class Spectral(Guard):
         }
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
-        """Caps, ranks that fell, and rows by name."""
+        """A warning for each cap, each collapsed matrix and each table with changed rows."""
         for item in block.get("violations", []):
             kind = "new_capped_module" if item["type"] == CAPPED else item["type"]
             named = item["type"] in rows.ROW_FINDINGS
@@ -446,37 +449,37 @@ class Spectral(Guard):
                 yield warning(self.name, kind, text) | place(item, block, text)
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The columns without a prefix, and the rows."""
+        """The subject's numbers, whose columns have no prefix, and its rows."""
         recorded = report[self.name]
         columns = {key: recorded["modules"][key] for key in (*HEAD, *WeightStats.fields())}
         yield {"modules": columns, "row_tables": recorded["row_tables"]}
 
     def baseline_record(self, report: Report) -> Block | None:
-        """The columns with one."""
+        """The baseline's numbers, whose columns have the prefix."""
         table = report[self.name]["modules"]
         numbers = {field: table[BASELINE + field] for field in WeightStats.fields()}
         return {"modules": {key: table[key] for key in HEAD} | numbers}
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """Rows that contradict themselves."""
+        """Lines about row tables whose numbers contradict each other."""
         for line in rows.contradictions(rows.from_json(report[self.name]["row_tables"])):
             yield f"/{self.name}/row_tables: {line}"
 
-    def spoke(self, report: Report) -> dict[str, bool]:
-        """Any cap counts, within what the tier allows too."""
+    def fired(self, report: Report) -> dict[str, bool]:
+        """Whether the guard fails or any module was capped, even where the tier allows that cap."""
         return {
             self.name: refused(report, self.flag, self.name) or (caps_applied(report) or 0) >= 1
         }
 
     def detectors(self) -> Mapping[str, Reader]:
-        """Caps, by number and beyond the no-op's."""
+        """Two detectors: the number of caps, and the caps that the no-op does not have."""
         return {
             "spectral_caps_applied": _caps,
             "spectral_caps_baseline_relative": _caps_since,
         }
 
-    def spoke_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
-        """A number of caps may be asked for."""
+    def fired_since(self, detector: Detector, report: Report, noop: Report) -> Reading | None:
+        """The caps that the no-op does not have, where a detector asks for a number of them."""
         asked = "min_new_modules" in detector or "min_delta_count" in detector
         return _caps_since(detector, report, noop) if asked else None
 
@@ -501,8 +504,8 @@ class Spectral(Guard):
         return Check(
             name=self.title,
             status=status,
-            measured=f"{caps} capped, {degenerate} degenerate modules"
-            + (f", {beyond} rows far beyond the others" if tables else ""),
+            measured=f"{caps} capped, {counted(degenerate, 'degenerate module')}"
+            + (f", {counted(beyond, 'row')} far beyond the others" if tables else ""),
             threshold=f"at most {section.get('max_caps', '-')} capped, none degenerate"
             + (", no such row" if tables else ""),
             note=_why(report, section) if status == FAIL else _largest_change(section),
@@ -613,7 +616,7 @@ def _limits(section: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def _why(report: Report, section: Mapping[str, Any]) -> str:
-    """Rows before matrices: they have names that a user knows."""
+    """Why the guard fails; rows come first, since users know tokens better than matrices."""
     found = row_findings(report)
     if not found:
         return _worst_violation(section)

@@ -5,7 +5,7 @@ over features, subject against baseline. ``scale = sqrt(var_b / var_s)`` would r
 it leaves the deadband it is proposed and tried on held-out windows through a hook, the weights
 are not touched. The trial is a paired comparison of log-losses with and without the scale: the
 predictive gate passes where the one-sided upper bound (BCa over documents) of the mean
-difference lies below ``-min_effect``. Then the guard has spoken: something is wrong that a
+difference lies below ``-min_effect``. Then the guard has fired: something is wrong that a
 number would mend. It never blocks: the damage itself is for the other gates to judge.
 """
 
@@ -23,8 +23,8 @@ from msgspec import UNSET, UnsetType
 from invarlock.documents.fields import Closed, Measured, Open, about
 from invarlock.guards.guard import (
     Block,
+    CheckpointRun,
     Guard,
-    Measuring,
     Probe,
     ProbeFile,
     Run,
@@ -119,8 +119,10 @@ def propose(
         if 0 < before.get(s.name, 0) < math.inf and 0 < s.variance < math.inf
     }
     outside = [name for name, scale in scales.items() if abs(scale - 1) > policy.deadband]
+    # by |ln scale|, so that an output of half the size is as far off as one of twice the size
     outside.sort(key=lambda name: (-abs(math.log(scales[name])), name))
     kept = outside[: policy.max_adjusted_modules or None]
+    # The trial multiplies by the recorded digits, so that a reader of the report gets the same.
     return {name: float(f"{scales[name]:.9g}") for name in sorted(kept)}
 
 
@@ -140,6 +142,8 @@ def judge(
     signal = bool(scales) and gate["passed"]
     return {
         "evaluated": True,
+        # Never a failure: that a scale would help shows a defect. How much harm it does, the metric
+        # says, and a subject better than its baseline may have other variances.
         "passed": True,
         "decision": "monitor" if scales else "allow",
         "status": "signal" if signal else "proposed" if scales else "ok",
@@ -159,7 +163,7 @@ def _predictive_gate(
     gate |= {"alpha": policy.alpha, "min_effect_lognll": policy.min_effect_lognll}
     if not scales:
         return {**gate, "reason": "no_scales"}
-    if trial is None or len(set(trial.clusters)) < 2:
+    if trial is None or len(set(trial.clusters)) < 2:  # documents are drawn; one has no spread
         return {**gate, "reason": "insufficient_coverage"}
     difference = np.asarray(trial.scaled_nll, float) - np.asarray(trial.plain_nll, float)
     if not np.isfinite(difference).all():
@@ -224,7 +228,7 @@ class TrialProbe(Probe):
     def __init__(self) -> None:
         self.trial: Trial | None = None  # None: nothing to try
 
-    def after(self, run: Measuring) -> None:
+    def after(self, run: CheckpointRun) -> None:
         """Propose scales for a subject, and try them."""
         if run.baseline_activations is None or run.limits is None or run.again is None:
             return
@@ -241,7 +245,7 @@ class TrialProbe(Probe):
             self.trial = Trial(**tried)
             run.trial_tokens += sum(self.trial.token_counts)
 
-    def record(self, run: Measuring) -> Block:
+    def record(self, run: CheckpointRun) -> Block:
         """The name of the projections, and the trial."""
         trial = None if self.trial is None else trial_json(self.trial)
         return {"tap": tap_of(run.checkpoint.config), "trial": trial}
@@ -352,7 +356,7 @@ class Variance(Guard):
     )
 
     def probe(self) -> Probe:
-        """Of one run."""
+        """A fresh probe for one run."""
         return TrialProbe()
 
     def _targets(self, run: Run) -> list[Activation]:
@@ -377,7 +381,7 @@ class Variance(Guard):
         }
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
-        """Every scale that is proposed."""
+        """A warning for every proposed scale."""
         for module, scale in block.get("proposed_scales", {}).items():
             text = f"{module}: scale {scale:.4f} would restore its output variance" + (
                 " and lowers the loss" if block["signal"] else ""
@@ -385,7 +389,7 @@ class Variance(Guard):
             yield warning(self.name, "new_predictive_signal", text) | {"module": module}
 
     def subject_records(self, report: Report) -> Iterator[Block]:
-        """The trial's windows are those of the preview arm."""
+        """The subject's record; documents and tokens of the trial come from the warm-up windows."""
         recorded = report[self.name]
         trial, preview = recorded["trial"], report["evaluation_windows"]["preview"]
         if trial is not None:
@@ -398,11 +402,11 @@ class Variance(Guard):
         yield {"tap": recorded["tap"], "trial": trial}
 
     def baseline_record(self, report: Report) -> Block | None:
-        """The activations stand with those of the RMT guard."""
+        """The name of the projections; the RMT guard's record holds the activations."""
         return {"tap": report[self.name]["tap"]}
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """A trial of windows that no hook watched, wherever scales are proposed."""
+        """Lines where scales are proposed and the trial is not on held-out warm-up windows."""
         preview = report["evaluation_windows"]["preview"]["window_ids"]
         used, recorded = report["rmt"]["calibration"]["window_ids"], report[self.name]
         trial = recorded["trial"]
@@ -412,15 +416,15 @@ class Variance(Guard):
             return
         tried = trial["window_ids"]
         if len(set(tried)) != len(tried) or not set(tried) <= set(preview) - set(used):
-            yield f"/{self.name}/trial does not name held-out windows of the preview arm"
+            yield f"/{self.name}/trial does not name held-out warm-up windows"
 
-    def spoke(self, report: Report) -> dict[str, bool]:
-        """Whether it proposed a scale and found that it lowers the loss."""
+    def fired(self, report: Report) -> dict[str, bool]:
+        """Whether a proposed scale lowered the loss."""
         signal = block(report, self.name).get("signal") is True
         return {self.name: signal and evaluated(report, self.name)}
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
-        """The lower end of the gain."""
+        """The lower bound of the gain in log loss."""
         gate = block.get("predictive_gate")
         gate = gate if isinstance(gate, Mapping) else {}
         interval = gate.get("gain_ci") or [None]
@@ -432,7 +436,7 @@ class Variance(Guard):
         if not evaluated(report, self.name):
             return unmeasured(report, self.name, self.title)
         scales, gate = block(section, "proposed_scales"), block(section, "predictive_gate")
-        spoke = section.get("signal") is True or section.get("passed") is False
+        fired = section.get("signal") is True or section.get("passed") is False
         note = "no output variance left the deadband"
         if scales:
             gain = number(gate.get("mean_delta"))
@@ -441,7 +445,7 @@ class Variance(Guard):
             note += f", loss changes by {fixed(gain)} nats" if gain is not None else ""
         return Check(
             name=self.title,
-            status=WARNING if spoke else PASS,
+            status=WARNING if fired else PASS,
             measured=f"scales proposed: {len(scales)}",
             threshold=f"scales within {share(section.get('deadband'))} of 1",
             note=note + "; never blocks",

@@ -72,6 +72,7 @@ def sigma_max(weight: torch.Tensor) -> float:
     generator = torch.Generator().manual_seed(SEED + columns)
     v = torch.randn(columns, generator=generator).to(weight.device)
     v /= v.norm()
+    # In exact arithmetic the process ends after as many steps as there are columns.
     limit = min(columns, MAX_STEPS)
     basis = torch.zeros(limit + 1, columns, device=weight.device)
     basis[0] = v
@@ -84,12 +85,16 @@ def sigma_max(weight: torch.Tensor) -> float:
         u = u / alpha.clamp_min(1e-30)
         v = weight.T @ u
         seen = basis[:step]
-        for _ in range(2):  # twice is enough (Parlett)
+        # Rounding makes the new vector lose its orthogonality, and the leading value then shows up
+        # several times. One pass leaves an error where the vector nearly vanishes; a second one
+        # is always enough (Parlett, The Symmetric Eigenvalue Problem, section 6.9).
+        for _ in range(2):
             v = v - seen.T @ (seen @ v)
         beta = v.norm()
         alphas.append(alpha)
         betas.append(beta)
         if step % CHECK_EVERY == 0 or step == limit:
+            # each look waits for the device and decomposes the bidiagonal, hence not every step
             sigma, residual = _ritz(torch.stack(alphas), torch.stack(betas))
             if residual <= TOLERANCE * sigma:
                 return sigma
@@ -105,6 +110,7 @@ def _ritz(alphas: torch.Tensor, betas: torch.Tensor) -> tuple[float, float]:
     b = betas.double().cpu().numpy()
     bidiagonal = np.diag(a) + np.diag(b[:-1], 1)
     left, values, _ = np.linalg.svd(bidiagonal)
+    # ||W^T u - sigma v|| = beta_k |last entry of the left vector|: known without another product
     return float(values[0]), float(b[-1] * abs(left[-1, 0]))
 
 
@@ -129,5 +135,6 @@ def measure(weight: torch.Tensor) -> WeightStats:
 
 
 def _lowest(norms: torch.Tensor) -> float:
+    # over the median and not the mean, which one huge row would raise and a dead one lower
     median = float(norms.median())
     return float(norms.min()) / median if median > 0 and math.isfinite(median) else 0.0

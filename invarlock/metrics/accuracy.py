@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,9 @@ from invarlock.metrics.perplexity import (
     decide,
     windows_needed,
 )
-from invarlock.policy import Policy
+
+if TYPE_CHECKING:
+    from invarlock.policy import Policy
 
 MAX_EXACT = 5000  # discordant examples: whole numbers beyond get slow (their square)
 Bools = NDArray[np.bool_]

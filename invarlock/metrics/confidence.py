@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from invarlock.metrics.kinds import METRICS
 from invarlock.policy import ConfidencePolicy
 
 MIN_REPLICATES = 200  # with fewer the limits themselves are noise
@@ -16,7 +17,7 @@ class Precision:
     """What the label depends on."""
 
     kind: str  # of the primary metric
-    display_ci: Sequence[float] | None  # ratio, or percentage points for accuracy
+    display_ci: Sequence[float] | None  # as the metric shows it
     acceptable: bool  # the primary metric
     replicates: int
     floor_met: bool  # of tokens or examples
@@ -28,8 +29,7 @@ def confidence(precision: Precision, policy: ConfidencePolicy) -> dict[str, Any]
     High: acceptable, stable, and the interval at most ``threshold`` wide. Medium: at most twice
     as wide, or High but unstable. Low: all else; being unstable never lifts a label.
     """
-    accuracy = precision.kind == "accuracy"
-    threshold = policy.accuracy_delta_pp_width_max if accuracy else policy.ppl_ratio_width_max
+    basis, threshold = METRICS[precision.kind].width_limit(policy)
     unstable = precision.replicates < MIN_REPLICATES or not precision.floor_met
     width = precision.display_ci[1] - precision.display_ci[0] if precision.display_ci else None
     label = "Low"
@@ -37,7 +37,7 @@ def confidence(precision: Precision, policy: ConfidencePolicy) -> dict[str, Any]
         label = "High" if width <= threshold and not unstable else "Medium"
     return {
         "label": label,
-        "basis": "accuracy" if accuracy else "ppl_ratio",
+        "basis": basis,
         "width": width,
         "threshold": threshold,
         "unstable": unstable,

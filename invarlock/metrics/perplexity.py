@@ -14,11 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from invarlock.metrics.bootstrap import Floats, Interval, bca_interval, cluster_sums
-from invarlock.policy import Policy
+
+if TYPE_CHECKING:
+    from invarlock.policy import Policy
 
 BOOTSTRAP_SEED_OFFSET = 503  # keeps the resampling stream apart from the data seed
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from invarlock.counts import counted
 from invarlock.pages.panels import Panels, Point, draw_panels
 from invarlock.pages.parts import LISTED, Table
 from invarlock.pages.plots import Plot
@@ -23,7 +24,7 @@ Limits = Mapping[str, tuple[float, float]]  # per family, on ln(ratio)
 
 
 @dataclass(frozen=True)
-class Change:
+class ModuleChange:
     """A statistic of a module: subject over baseline; no layer: outside the blocks."""
 
     name: str
@@ -33,7 +34,7 @@ class Change:
     stable_rank_ratio: float | None = None
 
 
-def module_changes(report: Report, guard: str, statistic: str) -> list[Change]:
+def module_changes(report: Report, guard: str, statistic: str) -> list[ModuleChange]:
     """The modules of a guard's table, largest change of the statistic first.
 
     Args:
@@ -48,7 +49,7 @@ def module_changes(report: Report, guard: str, statistic: str) -> list[Change]:
     before = dict(columns(table, (theirs, BASELINE + statistic)))
     ranks = columns(table, ("stable_rank", BASELINE + "stable_rank"))
     found = [
-        Change(
+        ModuleChange(
             name=str(name),
             family=str(family),
             layer=layer if isinstance(layer, int) else None,
@@ -78,7 +79,7 @@ def _ratio(mine: object, base: object) -> float | None:
 
 
 def module_plot(
-    name: str, title: str, changes: Sequence[Change], limits: Limits
+    name: str, title: str, changes: Sequence[ModuleChange], limits: Limits
 ) -> tuple[Plot, ...]:
     """Panels of subject / baseline, with the extremes in words; none without modules."""
     if not changes:
@@ -88,9 +89,9 @@ def module_plot(
     worst = max(panels.points, key=lambda p: (abs(p.value), p.name))
     beyond = sum(map(panels.beyond, panels.points))
     words = (
-        f"{len(panels.points)} modules, {beyond} beyond the limit of their family; the largest "
-        f"change is {panels.label(worst.value)} in {worst.name}. The scale is linear up to the "
-        "limit and logarithmic beyond; 1 means no change."
+        f"{counted(len(panels.points), 'module')}, {beyond} beyond the limit of their family; "
+        f"the largest change is {panels.label(worst.value)} in {worst.name}. The scale is linear "
+        "up to the limit and logarithmic beyond; 1 means no change."
     )
     return (draw_panels(panels).plot(name, title, words, panels.height()),)
 
@@ -101,7 +102,7 @@ def ratio_label(value: float) -> str:
     return f"{ratio:.4g}" if 1e-3 < ratio < 1e4 else f"{ratio:.0e}"
 
 
-def largest_changes(moved: Sequence[Change], header: tuple[str, ...]) -> Iterator[Table]:
+def largest_changes(moved: Sequence[ModuleChange], header: tuple[str, ...]) -> Iterator[Table]:
     """The modules that changed most, of those that changed."""
     if not moved:
         return

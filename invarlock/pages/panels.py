@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from invarlock.counts import counted
 from invarlock.pages.plots import LEFT, MARK, MARKERS, Canvas, scale
 
 RIGHT = 618  # leaves room for the names of the limits
@@ -112,7 +113,7 @@ def _panel(canvas: Canvas, panels: Panels, family: str, frame: _Frame) -> None:
     marker = MARKERS.get(family, MARKERS["other"])
     canvas.draw("axis", f"M{LEFT} {frame.top:g}V{frame.bottom:g}H{RIGHT}")
     canvas.draw("within", marker(LEFT + 4, frame.top - 9, MARK))
-    count = f"{len(points)} module{'s' if len(points) != 1 else ''}"
+    count = counted(len(points), "module")
     canvas.write("family", LEFT + 12, frame.top - 5, f"{family}, {count}")
     _ticks(canvas, panels, frame)
     _limits(canvas, panels, family, frame)

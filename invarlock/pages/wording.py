@@ -13,6 +13,14 @@ def number(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def pair(value: object) -> tuple[float, float] | None:
+    """The two numbers of an interval."""
+    if isinstance(value, list) and len(value) == 2:
+        low, high = map(number, value)
+        return (low, high) if low is not None and high is not None else None
+    return None
+
+
 def fixed(value: object, digits: int = 4) -> str:
     """A number for people: fixed decimals while that is readable; ``-`` when there is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

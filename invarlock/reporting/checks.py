@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import (
     FAIL,
     INCONCLUSIVE,
@@ -16,14 +17,9 @@ from invarlock.pages.parts import (
     unmeasured,
 )
 from invarlock.pages.reading import NOT_RUN, Report, block, evaluated, limits
-from invarlock.pages.wording import fixed, number, share
+from invarlock.pages.wording import fixed, number, pair, share
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import need
-
-
-def is_accuracy(metric: Mapping[str, Any]) -> bool:
-    """Whether the metric is a proportion, compared in percentage points."""
-    return metric.get("kind") == "accuracy"
 
 
 def primary_metric(report: Report) -> Check:
@@ -31,24 +27,20 @@ def primary_metric(report: Report) -> Check:
     metric = block(report, "primary_metric")
     flag = "primary_metric_acceptable"
     status = status_of(report, flag, "primary_metric")
-    if status == FAIL and not signals.primary_metric_spoke(report):
+    if status == FAIL and not signals.primary_metric_fired(report):
         status = INCONCLUSIVE
     if status == FAIL and metric.get("decision") == PASS:
         status = PASS  # it is the distribution shift, whose row says so, that this gate refuses
-    accuracy, limit = is_accuracy(metric), number(metric.get("limit"))
+    kind, limit = metric_named(metric.get("kind")), number(metric.get("limit"))
     value, interval = number(metric.get("ratio_vs_baseline")), pair(metric.get("display_ci"))
     measured = "-"
     if value is not None:
-        measured = f"difference {value:+.2f} pp" if accuracy else f"ratio {fixed(value)}"
+        measured = f"{kind.noun} {kind.words(value)}{kind.suffix}"
         if interval:
             level = (number(metric.get("ci_level")) or 0.95) * 100
-            ends = " to ".join(f"{v:+.2f}" if accuracy else fixed(v) for v in interval)
+            ends = " to ".join(map(kind.words, interval))
             measured += f", {level:g} % interval {ends}"
-    threshold = "-"
-    if limit is not None:
-        threshold = f"upper bound at most {fixed(limit)}"
-        if accuracy:
-            threshold = f"lower bound at least {limit:+.2f} pp"
+    threshold = "-" if limit is None else kind.threshold(limit)
     note = _metric_note(metric, status, limit, interval)
     return Check("Primary metric", status, measured, threshold, note, flag)
 
@@ -67,20 +59,16 @@ def _metric_note(
     if interval is None or limit is None:
         return "no interval was recorded"
     low, high = interval
-    decision, notes = metric.get("decision"), []
-    if decision == PASS and is_accuracy(metric):
-        notes.append(f"the lower bound is {low - limit:.2f} pp above the limit")
-    elif decision == PASS:
-        notes.append(f"the upper bound is {fixed(limit - high)} below the limit")
-    elif decision == FAIL and is_accuracy(metric):
-        notes.append(f"the whole interval is below the limit, by {limit - high:.2f} pp or more")
+    kind, decision, notes = metric_named(metric.get("kind")), metric.get("decision"), []
+    if decision == PASS:
+        notes.append(kind.passed(low, high, limit))
     elif decision == FAIL:
-        notes.append(f"the whole interval is above the limit, by {fixed(low - limit)} or more")
+        notes.append(kind.failed(low, high, limit))
     elif decision == INCONCLUSIVE:
         notes.append("the limit lies inside the interval")
         needed = metric.get("windows_needed")
         if needed is not None:
-            notes.append(f"about {needed} final windows would settle it")
+            notes.append(f"about {needed} scored windows are needed to decide")
     if status == INCONCLUSIVE:
         lacking = metric.get("evidence_needed")
         found = [need(row) for row in lacking] if isinstance(lacking, list) else []
@@ -123,7 +111,7 @@ def drift(report: Report) -> Check:
     value, low, high = (number(section.get(key)) for key in ("ratio", "min", "max"))
     measured, note = "-", ""
     if value is not None:
-        words = f"{(value - 1) * 100:+.2f} pp" if is_accuracy(metric) else fixed(value)
+        words = metric_named(metric.get("kind")).drift_words(value)
         measured = f"{words} relative to the baseline"
     if value is not None and low is not None and high is not None:
         room = min(value - low, high - value)
@@ -140,14 +128,6 @@ def drift(report: Report) -> Check:
         note=note,
         flag=flag,
     )
-
-
-def pair(value: object) -> tuple[float, float] | None:
-    """The two numbers of an interval."""
-    if isinstance(value, list) and len(value) == 2:
-        low, high = map(number, value)
-        return (low, high) if low is not None and high is not None else None
-    return None
 
 
 def distribution(report: Report) -> Check:

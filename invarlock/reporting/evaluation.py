@@ -18,10 +18,11 @@ from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import window_sums
+from invarlock.metrics.kind import Metric
+from invarlock.metrics.kinds import METRICS
 from invarlock.policy import Policy
 from invarlock.reporting.assurance import assurance_block
 from invarlock.reporting.judgement import Evidence, Judgement, judge
-from invarlock.reporting.primary_metric import baseline_points
 from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing
 from invarlock.reporting.telemetry import telemetry_block
 
@@ -50,7 +51,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "meta": {
             **meta,
             "subject_run_id": meta["run_id"],
-            "model_profile": _model_profile(meta["metric"], decided.gates),
+            "model_profile": _model_profile(evidence.metric.kind, decided.gates),
         },
         "artifacts": {"report": "report.json", "events": "events.jsonl"},
         "plugins": {
@@ -73,7 +74,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "validation": decided.validation,
         "guards": _chain(subject, decided),
         "evaluation_windows": _windows(comparison),
-        "evaluation_realism": _realism(meta["metric"]),
+        "evaluation_realism": _realism(evidence.metric.kind),
         "resolved_policy": resolved_policy(policy),
         "policy_digest": policy_digest(policy),
         "policy_provenance": {
@@ -103,29 +104,29 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
-    if meta["metric"] == "accuracy" and comparison.ran:
-        report["metrics"] = {"classification": _classification(comparison)}
+    counts = evidence.metric.kind.counts(subject["evaluation_windows"]) if comparison.ran else {}
+    if counts:
+        report["metrics"] = counts
     report["assurance"] = assurance_block(comparison, policy, decided, report)
     report["telemetry"] = telemetry_block(report)
     return report
 
 
-def _model_profile(metric: str, gates: Sequence[str]) -> Document:
+def _model_profile(metric: Metric, gates: Sequence[str]) -> Document:
     """What the report has to satisfy for this kind of model.
 
     The gates are among it: published verifiers look at them in profile ``release`` alone, and at
     a report's own lints in every profile.
     """
-    lints: list[Document] = [{"type": "equals", "path": "primary_metric.kind", "value": metric}]
-    if metric == "ppl_mlm":
-        lints.append({"type": "gte", "path": "telemetry.masked_tokens_total", "value": 1})
+    kind = {"type": "equals", "path": "primary_metric.kind", "value": metric.name}
+    lints: list[Document] = [kind, *metric.lints()]
     lints += [{"type": "equals", "path": f"validation.{gate}", "value": True} for gate in gates]
-    return {"default_metric": metric, "cert_lints": lints}
+    return {"default_metric": metric.name, "cert_lints": lints}
 
 
-def _realism(metric: str) -> Document:
+def _realism(metric: Metric) -> Document:
     return {
-        "mode": "classification" if metric == "accuracy" else "teacher_forced",
+        "mode": metric.mode,
         "metric_is_generation_realistic": False,
         "proxy_metric_warning": "no text is generated: every token is predicted from the true ones",
     }
@@ -158,8 +159,9 @@ def policy_digest(policy: Policy) -> Document:
         "tier_policy_name": policy.tier,
         "thresholds_hash": policy.digest,
         "hysteresis": {
-            "ppl": policy.hysteresis,
-            "accuracy_delta_pp": policy.accuracy.hysteresis_delta_pp,
+            name: slack
+            for kind in METRICS.values()
+            for name, slack in kind.hysteresis(policy).items()
         },
         "changed": False,
     }
@@ -175,23 +177,6 @@ def coverage(used: Mapping[str, int], replicates: int, policy: Policy) -> Docume
     return {"tier": policy.tier} | {
         name: {"used": have, "required": floor, "ok": have >= floor}
         for name, (have, floor) in rows.items()
-    }
-
-
-def _classification(comparison: Comparison) -> Document:
-    windows = comparison.subject["evaluation_windows"]
-    counts = {
-        arm: {
-            "correct_total": sum(windows[arm]["correct"]),
-            "total": len(windows[arm]["correct"]),
-        }
-        for arm in ARMS
-    }
-    return {
-        **counts,
-        "n_correct": counts["final"]["correct_total"],
-        "n_total": counts["final"]["total"],
-        "counts_source": "measured",
     }
 
 
@@ -224,7 +209,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
 def _baseline_ref(baseline: Mapping[str, Any], decided: Judgement, evidence: Evidence) -> Document:
     metric: Document = {"kind": decided.blocks["primary_metric"]["kind"]}
     if "final" in decided.blocks["primary_metric"]:
-        metric |= baseline_points(evidence.metric)
+        metric |= evidence.metric.kind.baseline_points(evidence.metric)
     return {
         "run_id": baseline["meta"]["run_id"],
         "model_id": baseline["meta"]["model_id"],
@@ -254,16 +239,13 @@ def _chain(subject: Mapping[str, Any], decided: Judgement) -> list[Document]:
 def _windows(comparison: Comparison) -> Document:
     mine = comparison.subject["evaluation_windows"]
     base = comparison.baseline["evaluation_windows"]
-    columns = ["window_ids", "clusters", "token_counts", "nll_sum", "logloss"]
-    paired = ["nll_sum"]
-    if comparison.baseline["meta"]["metric"] == "accuracy":
-        columns.append("correct")
-        paired.append("correct")
+    own = METRICS[comparison.baseline["meta"]["metric"]].columns
+    columns = ["window_ids", "clusters", "token_counts", "nll_sum", "logloss", *own]
     result: Document = {}
     for arm in ARMS:
         rows = mine.get(arm, {})
         result[arm] = {column: rows.get(column, []) for column in columns}
-        for column in paired:
+        for column in ("nll_sum", *own):
             result[arm][f"baseline_{column}"] = base[arm][column] if rows else []
     if isinstance(comparison.shift, RecordedShift):
         result["final"] |= comparison.shift.columns
@@ -283,7 +265,8 @@ def numbers_of(columns: Mapping[str, list[float]]) -> Document:
 def resolved_policy(policy: Policy) -> Document:
     """The thresholds in force as a report states them."""
     row = policy.resolved
-    metrics = {key: row[key] for key in ("pm_ratio", "pm_tail", "accuracy", "drift")}
+    of_kinds = {kind.limits for kind in METRICS.values()}
+    metrics = {key: row[key] for key in (*of_kinds, "pm_tail", "drift")}
     return {
         "metrics": metrics,
         **{key: row[key] for key in ("coverage", "distribution", "confidence")},

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from invarlock.counts import counted
 from invarlock.pages.plots import LEFT, RIGHT, Canvas, Plot, disc, linear_axis, scale
 from invarlock.pages.reading import block
 from invarlock.pages.wording import fixed, number, share
@@ -42,12 +43,12 @@ def windows_plot(differences: Sequence[WindowDifference], limit: float | None) -
     _level(canvas, y(mean), f"mean {mean:+.4f}", "mean", left=higher)
     if bar is not None:
         _level(canvas, y(bar), f"limit {bar:+.4f}", "limit", left=not higher)
-    canvas.write("label", RIGHT, HEIGHT - 22, "windows of the final arm, best to worst", "end")
+    canvas.write("label", RIGHT, HEIGHT - 22, "scored windows, best to worst", "end")
     above = sum(v > 0 for v in ascending)
     words = (
-        f"{len(ascending)} windows; mean {mean:+.4f} nats per token, smallest "
-        f"{ascending[0]:+.4f}, largest {ascending[-1]:+.4f}; {above} are worse than the "
-        "baseline" + (f"; the limit is {bar:+.4f}." if bar is not None else ".")
+        f"{counted(len(ascending), 'window')}; mean {mean:+.4f} nats per token, smallest "
+        f"{ascending[0]:+.4f}, largest {ascending[-1]:+.4f}; worse than the baseline: "
+        f"{above}" + (f"; the limit is {bar:+.4f}." if bar is not None else ".")
     )
     return canvas.plot("windows", "Difference per window, sorted", words, HEIGHT)
 

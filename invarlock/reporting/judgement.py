@@ -12,16 +12,11 @@ from typing import Any
 
 from invarlock.guards import GUARDS
 from invarlock.guards.guard import Guard, Runs, warning
+from invarlock.metrics.kind import Block, MetricEvidence
 from invarlock.metrics.tail import judge_tail, tail_acceptable
 from invarlock.policy import Policy
 from invarlock.reporting.gates import gates_of
-from invarlock.reporting.primary_metric import (
-    ACCEPTABLE,
-    Block,
-    MetricEvidence,
-    confidence_block,
-    judge_metric,
-)
+from invarlock.reporting.primary_metric import ACCEPTABLE, confidence_block, judge_metric
 
 
 @dataclass(frozen=True)

@@ -5,35 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from invarlock.counts import counted
+from invarlock.metrics.kind import Facts, Metric
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import LISTED, Section, Table, not_evaluated
 from invarlock.pages.reading import Report, block, evaluated, limits, objects
 from invarlock.pages.wording import fixed, number, share, yes
 from invarlock.reporting import figures, readings
-from invarlock.reporting.checks import is_accuracy, pair
 from invarlock.reporting.readings import WindowDifference
-
-Facts = list[tuple[str, str]]
 
 
 def primary_metric(report: Report) -> Section:
     """The comparison, its windows and how sure it is."""
     metric = block(report, "primary_metric")
     differences = readings.window_differences(report)
-    accuracy = is_accuracy(metric)
-    facts = _accuracy_facts(report) if accuracy else _perplexity_facts(report)
+    kind = metric_named(metric.get("kind"))
     stats = block(block(block(report, "dataset"), "windows"), "stats")
-    facts += [
+    facts = [
+        *kind.facts(report),
         ("Decision", str(metric.get("decision", "none"))),
-        *_if(metric, "windows_needed", "Final windows that would settle it"),
-        ("Paired windows, final arm", str(stats.get("paired_windows", "-"))),
+        *_if(metric, "windows_needed", "Scored windows needed to decide"),
+        ("Scored windows, paired", str(stats.get("paired_windows", "-"))),
         ("Clusters (documents)", str(stats.get("clusters", "-"))),
-        *_confidence(block(report, "confidence")),
+        *_confidence(block(report, "confidence"), kind),
     ]
     notes: tuple[str, ...] = ()
-    if not differences and not accuracy:
+    if not differences and kind.by_losses:
         notes = ("There are no per-window losses: the subject was not run, or nothing was finite.",)
-    limit = None if accuracy else number(metric.get("limit"))
-    plot = figures.windows_plot(differences, limit)
+    plot = figures.windows_plot(differences, kind.plot_limit(number(metric.get("limit"))))
     return Section(
         id="primary-metric",
         title="Primary metric",
@@ -44,55 +43,18 @@ def primary_metric(report: Report) -> Section:
     )
 
 
-def _perplexity_facts(report: Report) -> Facts:
-    metric = block(report, "primary_metric")
-    reference = block(block(report, "baseline_ref"), "primary_metric")
-    return [
-        ("Kind", f"{metric.get('kind', '-')}, perplexity per token, base e"),
-        ("Subject, final arm", fixed(metric.get("final"))),
-        ("Baseline, final arm", fixed(reference.get("final"))),
-        ("Ratio", fixed(metric.get("ratio_vs_baseline"), 6)),
-    ]
-
-
-def _accuracy_facts(report: Report) -> Facts:
-    metric = block(report, "primary_metric")
-    reference = block(block(report, "baseline_ref"), "primary_metric")
-    difference, interval = number(metric.get("ratio_vs_baseline")), pair(metric.get("display_ci"))
-    facts = [
-        ("Kind", "accuracy, share of the examples answered correctly"),
-        *(
-            (f"{side}, final arm", "-" if value is None else f"{value * 100:.2f} %")
-            for side, value in (
-                ("Subject", number(metric.get("final"))),
-                ("Baseline", number(reference.get("final"))),
-            )
-        ),
-        ("Difference", "-" if difference is None else f"{difference:+.2f} percentage points"),
-    ]
-    if interval:
-        facts.append(("Interval", f"{interval[0]:+.2f} to {interval[1]:+.2f} percentage points"))
-    return [
-        *facts,
-        *_if(metric, "n_final", "Examples, final arm"),
-        *_if(metric, "gained", "Wrong before, right now"),
-        *_if(metric, "lost", "Right before, wrong now"),
-        ("McNemar's exact p (no difference)", fixed(metric.get("mcnemar_p"))),
-    ]
-
-
 def _if(section: Mapping[str, Any], key: str, name: str) -> Facts:
     """A fact where the report states it."""
     return [] if section.get(key) is None else [(name, str(section[key]))]
 
 
-def _confidence(section: Mapping[str, Any]) -> Facts:
+def _confidence(section: Mapping[str, Any], kind: Metric) -> Facts:
     if not section:
         return [("Confidence label", "not evaluated")]
-    unit = " pp" if section.get("basis") == "accuracy" else ""
-    words = f"{section.get('label', '-')}: interval {fixed(section.get('width'))}{unit} wide, "
-    words += f"High up to {fixed(section.get('threshold'))}{unit}"
-    return [("Confidence label", words + (", unstable" if section.get("unstable") is True else ""))]
+    width, threshold = (f"{fixed(section.get(key))}{kind.suffix}" for key in ("width", "threshold"))
+    words = f"interval width {width}; High needs {threshold} or less"
+    words += "; unstable" if section.get("unstable") is True else ""
+    return [("Confidence label", f"{section.get('label', '-')} ({words})")]
 
 
 def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Table]:
@@ -108,8 +70,9 @@ def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Tabl
             *((name, f"{readings.quantile(ascending, q):+.6f}") for name, q in names),
         ),
     )
+    listed = counted(min(LISTED, len(differences)), "window")
     yield Table(
-        caption=f"The {min(LISTED, len(differences))} windows with the largest loss increase",
+        caption=f"The {listed} with the largest loss increase",
         header=("Window", "Document", "Tokens", "Nats per token"),
         rows=tuple(
             (d.window_id, d.cluster, f"{d.tokens:.0f}", f"{d.nats:+.6f}")
@@ -136,7 +99,7 @@ def tail(report: Report) -> Section:
         facts=(
             ("Mode", str(section.get("mode", "-"))),
             ("Windows", f"{stats.get('n', '-')}, at least {policy.get('min_windows', '-')}"),
-            ("As many independent windows", str(stats.get("n_effective", "-"))),
+            ("Effective sample size", str(stats.get("n_effective", "-"))),
             *((f"{q} % quantile", fixed(stats.get(f"q{q}"))) for q in (50, 90, 95, 99)),
             ("Maximum", fixed(stats.get("max"))),
             (
@@ -177,7 +140,7 @@ def distribution(report: Report) -> Section:
             ("KL, nats", f"mean {fixed(kl.get('mean'))}, 99 % {fixed(kl.get('p99'))}, "
              f"largest {fixed(kl.get('max'))}"),
             ("Most probable token changed",
-             f"{flips.get('count', '-')} tokens, {share(flips.get('fraction'))}"),
+             f"{counted(flips.get('count', '-'), 'token')}, {share(flips.get('fraction'))}"),
             ("Limit of the mean KL", _limit(policy.get("kl_mean_max"), fixed)),
             ("Limit of the changed tokens", _limit(policy.get("flip_fraction_max"), share)),
             ("Decides", yes(section.get("gated"))),

@@ -28,7 +28,7 @@ WORDS = {
 }
 
 
-class Need(NamedTuple):
+class EvidenceNeed(NamedTuple):
     """Evidence that a decision lacks: what of, how much there is, how much there has to be."""
 
     what: str  # of WORDS
@@ -56,7 +56,7 @@ def outcome(report: Report) -> str:
     return outcome_of(signals.pass_reasons(report))
 
 
-def needed(report: Report) -> list[Need]:
+def needed(report: Report) -> list[EvidenceNeed]:
     """What an inconclusive report lacks; empty for any other outcome."""
     if outcome(report) != INCONCLUSIVE:
         return []
@@ -68,16 +68,16 @@ def needed(report: Report) -> list[Need]:
     gated = "primary_metric_tail_acceptable" in signals.gates(report)
     named = max((n.need for n in found if n.what == "final_windows"), default=0.0)
     if gated and isinstance(have, int) and isinstance(least, int) and have < least > named:
-        found.append(Need("final_windows", have, least))
+        found.append(EvidenceNeed("final_windows", have, least))
     return found
 
 
-def need(row: Mapping[str, Any]) -> Need:
+def need(row: Mapping[str, Any]) -> EvidenceNeed:
     """A row of ``evidence_needed``."""
-    return Need(str(row["what"]), float(row["have"]), float(row["need"]))
+    return EvidenceNeed(str(row["what"]), float(row["have"]), float(row["need"]))
 
 
-def too_little(needs: Sequence[Need], reasons: Sequence[str]) -> str:
+def too_little(needs: Sequence[EvidenceNeed], reasons: Sequence[str]) -> str:
     """Why nothing is decided, for people: ``too little evidence (22,680 of 50,000 tokens)``."""
     untried = [reason for reason in reasons if reason in NOT_TRIED]
     if untried:

@@ -21,7 +21,7 @@ class WindowDifference:
 
 
 def window_differences(report: Report) -> list[WindowDifference]:
-    """The final arm's windows, worst first; windows without a finite loss are left out."""
+    """The scored windows, worst first; windows without a finite loss are left out."""
     final = block(block(report, "evaluation_windows"), "final")
     names = ("window_ids", "clusters", "token_counts", "nll_sum", "baseline_nll_sum")
     found = []

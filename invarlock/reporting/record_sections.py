@@ -1,14 +1,14 @@
-"""The sections on what was compared, by which thresholds, and what that does not show."""
+"""The sections on what was compared, by which thresholds, and its limitations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import LISTED, NOT_EVALUATED, Section, Table, not_evaluated
 from invarlock.pages.reading import Report, block, objects
 from invarlock.pages.wording import vocabulary_use, yes
-from invarlock.reporting.checks import is_accuracy
 from invarlock.reporting.dashboard import all_checks
 
 
@@ -28,7 +28,7 @@ def compared(report: Report) -> Section:
         ("Text", f"{data.get('provider', '-')}, split {data.get('split', '-')}"),
         (
             "Windows",
-            f"{windows.get('preview', '-')} preview + {windows.get('final', '-')} final of "
+            f"{windows.get('preview', '-')} warm-up + {windows.get('final', '-')} scored, of "
             f"{data.get('seq_len', '-')} tokens, stride {data.get('stride', '-')}, "
             f"seed {windows.get('seed', '-')}",
         ),
@@ -170,12 +170,10 @@ def warnings(report: Report) -> Section:
 
 def does_not_show(report: Report) -> Section:
     """What nobody should read into the result."""
-    accuracy = is_accuracy(block(report, "primary_metric"))
-    first = "Accuracy on these records" if accuracy else "Perplexity on this text"
+    kind = metric_named(block(report, "primary_metric").get("kind"))
     left_out = [c.name for c in all_checks(report) if c.status == NOT_EVALUATED]
     notes = [
-        f"{first}, weights and activations only: no safety, no speed"
-        + (", no other task." if accuracy else ", no task accuracy."),
+        f"{kind.shows}, weights and activations only: no safety, no speed, no {kind.leaves_open}.",
         "The result holds for this tokenizer, precision and window length.",
     ]
     if block(report, "vocabulary"):

@@ -21,6 +21,8 @@ from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
 from invarlock.guards.guard import STATISTICS
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
+from invarlock.metrics.kind import Metric
+from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy
@@ -195,15 +197,13 @@ def _require_guards(report: Report, ran: bool) -> None:
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
-def _columns(kind: str) -> list[str]:
-    return ["window_ids", "clusters", "token_counts", "nll_sum"] + ["correct"] * (
-        kind == "accuracy"
-    )
+def _columns(kind: Metric) -> list[str]:
+    return ["window_ids", "clusters", "token_counts", "nll_sum", *kind.columns]
 
 
-def _paired(kind: str) -> list[str]:
+def _paired(kind: Metric) -> list[str]:
     """Columns that both runs have of their own."""
-    return ["nll_sum"] + ["correct"] * (kind == "accuracy")
+    return ["nll_sum", *kind.columns]
 
 
 def _none() -> dict[str, dict[str, list[Any]]]:
@@ -212,7 +212,7 @@ def _none() -> dict[str, dict[str, list[Any]]]:
 
 def _windows(report: Report) -> dict[str, dict[str, Any]]:
     """The windows of both runs; loss per token follows from the sums."""
-    kind, windows = report["meta"]["metric"], report["evaluation_windows"]
+    kind, windows = METRICS[report["meta"]["metric"]], report["evaluation_windows"]
     mine, base = {}, {}
     for arm in ARMS:
         rows = {column: windows[arm][column] for column in _columns(kind)}
@@ -276,9 +276,9 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
 
 
 def _lengths(report: Report) -> Iterator[str]:
-    windows, kind = report["evaluation_windows"], report["meta"]["metric"]
+    windows, kind = report["evaluation_windows"], METRICS[report["meta"]["metric"]]
     if set(windows) != set(ARMS):
-        yield "/evaluation_windows: other arms than preview and final"
+        yield "/evaluation_windows: other samples than preview and final"
         return
     for arm, rows in windows.items():
         columns = (*_columns(kind), *(BASELINE + column for column in _paired(kind)))
@@ -289,7 +289,7 @@ def _lengths(report: Report) -> Iterator[str]:
             return
     ids = [window for arm in ARMS for window in windows[arm]["window_ids"]]
     if len(set(ids)) != len(ids) or len({bool(windows[arm]["window_ids"]) for arm in ARMS}) > 1:
-        yield "/evaluation_windows: a window is in there twice, or an arm is missing"
+        yield "/evaluation_windows: a window is in there twice, or a sample is missing"
 
 
 def _sources(report: Report) -> Iterator[str]:
@@ -328,7 +328,8 @@ def _vocabulary(report: Report) -> Iterator[str]:
         yield "/vocabulary does not say how many of how many token ids the windows use"
         return
     windows = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
-    text = report["meta"]["metric"] != "accuracy"  # of records several answers are read
+    # of records several answers are read
+    text = not METRICS[report["meta"]["metric"]].labelled
     if text and windows and used > windows * report["dataset"]["seq_len"]:
         yield "/vocabulary/used is more than the windows have tokens"
 
@@ -364,11 +365,10 @@ def _further(value: object, known: object, at: str = "") -> Iterator[str]:
 
 
 def _geometry(report: Report) -> Iterator[str]:
-    """Length of the windows against the tokens predicted in them (see ``invarlock.run.tasks``)."""
-    kind, length = report["meta"]["metric"], report["dataset"]["seq_len"]
+    """Length of the windows against the tokens predicted in them."""
+    kind, length = METRICS[report["meta"]["metric"]], report["dataset"]["seq_len"]
     counts = {n for arm in ARMS for n in report["evaluation_windows"][arm]["token_counts"]}
-    exact = {"ppl_causal": length - 1, "ppl_seq2seq": length - length // 2}.get(kind)
-    if max(counts) > length if exact is None else counts != {exact}:
+    if counts != {kind.predicted(length)} if kind.exact else max(counts) > length:
         yield f"/dataset/seq_len is {length}, which does not fit the tokens of the windows"
 
 

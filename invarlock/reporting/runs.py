@@ -11,12 +11,12 @@ import numpy as np
 
 from invarlock.errors import InputError
 from invarlock.metrics import ARMS
-from invarlock.metrics.accuracy import Examples, labelled
 from invarlock.metrics.distribution import TokenShift, not_evaluated, summarize
+from invarlock.metrics.kind import MetricEvidence
+from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.policy import Policy
 from invarlock.reporting.judgement import Evidence
-from invarlock.reporting.primary_metric import MetricEvidence
 
 Run = Mapping[str, Any]
 
@@ -98,17 +98,12 @@ def metric_evidence(comparison: Comparison) -> MetricEvidence:
     """What both runs recorded for the primary metric."""
     base = comparison.baseline["evaluation_windows"]
     mine = comparison.subject["evaluation_windows"]
-    kind = comparison.baseline["meta"]["metric"]
     arms = {arm: arm_from(base[arm], mine[arm]) if mine else None for arm in ARMS}
-    examples = None
-    if kind == "accuracy" and mine:
-        pairs = [examples_from(base[arm], mine[arm]) for arm in ARMS]
-        examples = pairs[0], pairs[1]
     return MetricEvidence(
-        kind=kind,
+        kind=METRICS[comparison.baseline["meta"]["metric"]],
         preview=arms["preview"],
         final=arms["final"],
-        examples=examples,
+        columns={arm: (base[arm], mine[arm]) for arm in ARMS if mine},
         bootstrap=comparison.bootstrap,
         reason_not_run=comparison.reason_not_run,
     )
@@ -122,21 +117,6 @@ def arm_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Arm:
         token_counts=_floats(subject["token_counts"]),
         subject_nll=_floats(subject["nll_sum"]),
         baseline_nll=_floats(baseline["nll_sum"]),
-    )
-
-
-def examples_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Examples:
-    """Join two runs' answers on one arm.
-
-    Raises:
-        InputError: an example without true or false.
-    """
-    ids = subject["window_ids"]
-    return Examples(
-        ids=ids,
-        clusters=subject["clusters"],
-        subject=labelled(ids, subject["correct"]),
-        baseline=labelled(ids, baseline["correct"]),
     )
 
 

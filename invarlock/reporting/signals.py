@@ -1,6 +1,6 @@
 """What an evaluation report says, read so that absent evidence says nothing.
 
-A gate passes only when its flag is there and true. A guard has spoken only when it measured
+A gate passes only when its flag is there and true. A guard has fired only when it measured
 something and found it bad: a metric that was never computed (the subject was rejected before)
 and a comparison that stayed inconclusive are no detections.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CORE, GUARDS
+from invarlock.metrics.kinds import METRICS
 from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, refused
 from invarlock.policy import load_policy
 from invarlock.reporting.gates import COST_FLAGS, gates_of, in_order
@@ -32,9 +33,8 @@ FLAG_BLOCKS = {
 }
 # Floors of a tier, by the member of the metric that says whether they are met.
 FLOORS = {
-    "tokens_ok": "tokens_below_floor",
-    "examples_ok": "examples_below_floor",
-    "coverage_ok": "coverage_below_floor",
+    f"{what}_ok": f"{what}_below_floor"
+    for what in (*(kind.floor for kind in METRICS.values()), "coverage")
 }
 INCONCLUSIVE, DRIFT_OPEN = "primary_metric_inconclusive", "drift_inconclusive"
 NO_EVIDENCE = "not_evaluated:"  # and the flag
@@ -139,7 +139,7 @@ def shift_refused(report: Report) -> bool:
     return shift.get("evaluated") is True and shift.get("passed") is False
 
 
-def primary_metric_spoke(report: Report) -> bool:
+def primary_metric_fired(report: Report) -> bool:
     """Whether the primary metric was measured and found bad.
 
     Inconclusive is not bad, and neither is a comparison that passes but on too few tokens; a
@@ -155,18 +155,18 @@ def primary_metric_spoke(report: Report) -> bool:
 
 
 def guard_flags(report: Report | None) -> dict[str, bool]:
-    """Who spoke, by the published names; all false without a report."""
+    """Which guards fired, by the published names; all false without a report."""
     report = report or {}
     drift, tail = "preview_final_drift_acceptable", "primary_metric_tail_acceptable"
     metric = block(report, "primary_metric")
     return {
-        "primary_metric": primary_metric_spoke(report),
+        "primary_metric": primary_metric_fired(report),
         "drift": refused(report, drift, FLAG_BLOCKS[drift]) and metric.get("degraded") is not True,
         "primary_metric_tail": refused(report, tail, FLAG_BLOCKS[tail]),
-        **{name: found for guard in GUARDS for name, found in guard.spoke(report).items()},
+        **{name: found for guard in GUARDS for name, found in guard.fired(report).items()},
     }
 
 
-def guard_spoke(report: Report | None, guard: str) -> bool:
+def guard_fired(report: Report | None, guard: str) -> bool:
     """Whether one of ``CORE_GUARDS`` measured something bad."""
     return guard_flags(report)[guard]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LOSS_TYPES = {"ppl_mlm": "mlm", "ppl_seq2seq": "seq2seq", "accuracy": "classification"}
+from invarlock.metrics.kinds import METRICS
 
 
 def telemetry_wanted(environment: Mapping[str, str]) -> bool:
@@ -18,18 +18,16 @@ def telemetry_block(report: Mapping[str, Any]) -> dict[str, Any]:
     """Counts of what was measured, all of them the same on every rerun."""
     windows, metric = report["evaluation_windows"], report["primary_metric"]
     tokens = {arm: sum(windows[arm]["token_counts"]) for arm in ("preview", "final")}
-    total = tokens["preview"] + tokens["final"]
-    block: dict[str, Any] = {
+    total, kind = tokens["preview"] + tokens["final"], METRICS[metric["kind"]]
+    return {
         "device": report["meta"]["device"],
         "dtype": report["meta"]["dtype"],
-        "loss_type": LOSS_TYPES.get(metric["kind"], "causal"),
+        "loss_type": kind.loss_type,
         "preview_total_tokens": tokens["preview"],
         "final_total_tokens": tokens["final"],
+        **kind.telemetry(tokens),
+        "summary_line": _line(report, total),
     }
-    if metric["kind"] == "ppl_mlm":
-        block |= {f"masked_tokens_{arm}": n for arm, n in tokens.items()}
-        block["masked_tokens_total"] = total
-    return {**block, "summary_line": _line(report, total)}
 
 
 def _line(report: Mapping[str, Any], tokens: int) -> str:

@@ -105,7 +105,7 @@ class _Weights:
     def __init__(self, plan: Calibration, checkpoint: Checkpoint) -> None:
         task = task_for(checkpoint.folder, plan.windows[0].content)
         self.plan, self.checkpoint = plan, checkpoint
-        self.loaded = load_model(checkpoint.folder, plan.target, task.adapter)
+        self.loaded = load_model(checkpoint.folder, plan.target, task.metric.adapter)
         self.modules = weight_modules(checkpoint, self.loaded.device)
 
     def observe(self, token_budget: int) -> list[Observed]:
@@ -156,10 +156,10 @@ def changes(baseline: Observed, subject: Observed) -> Document:
         MeasurementError: a value is not finite.
     """
     before, after = baseline.on_windows, subject.on_windows
-    accuracy = any(after.correct.values())
+    own = any(after.columns.values())
     result: Document = {
         # accuracies drift in percentage points, whose limit is the tier's: nothing to derive
-        "drift": 0.0 if accuracy else rounded(_spread(after.arms) - _spread(before.arms)),
+        "drift": 0.0 if own else rounded(_spread(after.arms) - _spread(before.arms)),
         "spectral": _by_family(
             {m.name: m.stats.sigma_max for m in baseline.modules},
             [(m.name, m.family, m.stats.sigma_max) for m in subject.modules],

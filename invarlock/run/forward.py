@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from invarlock.errors import MeasurementError
 from invarlock.metrics.distribution import TOP_K, truncated_kl
-from invarlock.run.tasks import Example
+from invarlock.metrics.kind import Example
 
 if TYPE_CHECKING:
     import torch

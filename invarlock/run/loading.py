@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import read_json_object
-from invarlock.roles import metric_of
+from invarlock.metrics.kinds import DEFAULT, METRICS, metric_of
 from invarlock.run.spread import spread
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-LOADERS = {
-    "hf_causal": "AutoModelForCausalLM",
-    "hf_mlm": "AutoModelForMaskedLM",
-    "hf_seq2seq": "AutoModelForSeq2SeqLM",
-}
+LOADERS = {kind.adapter: kind.loader for kind in METRICS.values()}
 # Heads of BERT's pre-training that its masked-LM model does not have.
 UNUSED_HEADS = ("bert.pooler.", "cls.seq_relationship.")
 
@@ -154,7 +150,7 @@ def check_loadable(folder: Path, allow_remote_code: bool) -> None:
 
     _quiet()
     kind = metric_of(read_json_object(folder / "config.json"))
-    auto_model: Any = getattr(transformers, LOADERS[kind.replace("ppl_", "hf_")])
+    auto_model: Any = getattr(transformers, kind.loader)
     with library(folder):
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=allow_remote_code, local_files_only=True
@@ -201,7 +197,7 @@ def _place_of(folder: Path, value: object) -> str:
     return f", which config.json has at {found}" if found else ""
 
 
-def load_model(folder: Path, target: Target, adapter: str = "hf_causal") -> Loaded:
+def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> Loaded:
     """Load a language model of the kind ``adapter`` from safetensors, without the network.
 
     Raises:

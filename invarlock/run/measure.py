@@ -22,7 +22,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.files import sha256_file
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
-from invarlock.guards.guard import Measuring
+from invarlock.guards.guard import CheckpointRun
 from invarlock.guards.invariants import check_loaded
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
@@ -39,7 +39,7 @@ from invarlock.run.forward import (
 )
 from invarlock.run.loading import Loaded, Target, device_name, load_model
 from invarlock.run.packed_weights import packed_weights
-from invarlock.run.tasks import Answered, Task, commonest_shape, task_for, wrong_answers
+from invarlock.run.tasks import Task, commonest_shape, task_for
 from invarlock.windows import Window, WindowSet, read_windows
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class Measurement:
     loaded_sha256: str  # of the parameters as they were in memory at the end
     timings: dict[str, float] = field(default_factory=dict)  # wall seconds per phase
     memory_mb: dict[str, float] = field(default_factory=dict)  # peak without and with guards
-    correct: dict[str, list[bool]] = field(default_factory=dict)  # of labelled records, by arm
+    # of the windows of an arm, what the metric takes beside their losses
+    columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -136,13 +137,13 @@ def measure_checkpoint(
     """
     clock = _Clock()
     task = task_for(checkpoint.folder, windows.content)
-    loaded = load_model(checkpoint.folder, target, task.adapter)
+    loaded = load_model(checkpoint.folder, target, task.metric.adapter)
     clock.lap("load_model")
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)
     preview, final = the_pass.plain()
     clock.lap("forward")
     memory = {"forward": peak_memory_mb(loaded.device)}
-    run = Measuring(
+    run = CheckpointRun(
         checkpoint=checkpoint,
         model=loaded.model,
         device=loaded.device,
@@ -183,7 +184,7 @@ def measure_checkpoint(
         loaded_sha256=digest,
         timings=clock.seconds,
         memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
-        correct={arm: the_pass.correct(arm, result) for arm, result in arms.items()},
+        columns={arm: the_pass.columns(arm, result) for arm, result in arms.items()},
     )
 
 
@@ -193,7 +194,7 @@ class Observation:
 
     arms: Mapping[str, ArmResult]
     activations: Sequence[Activation]
-    correct: Mapping[str, list[bool]]  # of labelled records, by arm
+    columns: Mapping[str, Mapping[str, list[Any]]]  # as of a Measurement
 
 
 def observe(
@@ -207,8 +208,8 @@ def observe(
     with probe.watching(loaded.model):
         preview.append(the_pass.batch("preview", the_pass.calibration))
     arms = {"preview": merge(preview), "final": merge(final)}
-    correct = {arm: the_pass.correct(arm, result) for arm, result in arms.items()}
-    return Observation(arms, probe.activations, correct)
+    columns = {arm: the_pass.columns(arm, result) for arm, result in arms.items()}
+    return Observation(arms, probe.activations, columns)
 
 
 @dataclass
@@ -252,12 +253,12 @@ class _Pass:
         """Everything but the calibration windows: no guard has a hand in it."""
         everything = range(len(self.examples["final"]))
         with packed_weights(self.loaded.model, self.token_budget):
-            self.wrong = {arm: self._wrong_choices(arm) for arm in ARMS}
+            self.others = {arm: self._others(arm) for arm in ARMS}
             return self.batches("preview", self.rest), self.batches("final", everything)
 
-    def _wrong_choices(self, arm: str) -> dict[int, list[float]]:
-        """Losses of the choices that are not right, nats, by record."""
-        examples, owners = wrong_answers(self.windows.arm(arm))
+    def _others(self, arm: str) -> dict[int, list[float]]:
+        """Losses of what else the metric asks, such as wrong choices: nats, by window."""
+        examples, owners = self.task.metric.others(self.windows.arm(arm))
         groups = batches(examples, range(len(examples)), self.token_budget)
         done = merge(
             run_batch(self.logits, examples, group, Keep(), self.loaded.device) for group in groups
@@ -267,18 +268,11 @@ class _Pass:
             found.setdefault(owner, []).append(done.nll_sum[number])
         return found
 
-    def correct(self, arm: str, right: ArmResult) -> list[bool]:
-        """Whether each record was answered right; empty for windows of a text."""
-        if self.task.metric != "accuracy":
-            return []
-        return [
-            Answered(
-                right.nll_sum[i],
-                right.top1[i].tolist() == list(example.targets),
-                self.wrong[arm].get(i, []),
-            ).correct
-            for i, example in enumerate(self.examples[arm])
-        ]
+    def columns(self, arm: str, found: ArmResult) -> dict[str, list[Any]]:
+        """What the metric takes of each window beside its loss."""
+        return self.task.metric.recorded(
+            self.examples[arm], found.nll_sum, found.top1, self.others[arm]
+        )
 
     def again(
         self, preview: ArmResult, changed: AbstractContextManager[Any], share: float

@@ -26,9 +26,9 @@ from invarlock.guards.findings import Failure
 from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
+from invarlock.metrics.kinds import metric_for
 from invarlock.run.forward import ArmResult, TopTokens
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
-from invarlock.run.tasks import ADAPTERS, metric_for
 
 SCHEMA = "invarlock/run-report-v1"
 EVENTS_NAME, REPORT_NAME, GUARDS_NAME = "events.jsonl", "report.json", "guards.safetensors"
@@ -63,7 +63,7 @@ def run_report(
 ) -> dict[str, Any]:
     """The report of one run; ``measured`` is None when the checkpoint was not run."""
     content = windows.content
-    metric = metric_for(checkpoint.config, content)
+    metric = metric_for(checkpoint.config, content.kind)
     identity = {
         "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
@@ -76,8 +76,8 @@ def run_report(
         "meta": {
             "run_id": digest_json(identity)[:16],
             "model_id": settings.model_id,
-            "adapter": ADAPTERS[metric],
-            "metric": metric,
+            "adapter": metric.adapter,
+            "metric": metric.name,
             "seed": settings.seed,
             "seeds": determinism.get("seeds", {}),
             "device": measured.device if measured else None,
@@ -143,7 +143,7 @@ def _guards(
 
 
 def _arm(windows: RunWindows, arm: str, measured: Measurement) -> dict[str, Any]:
-    result, correct = measured.arms[arm], measured.correct.get(arm)
+    result = measured.arms[arm]
     tokens, losses = result.n_tokens(), result.losses()
     return {
         "window_ids": [window.window_id for window in windows.arm(arm)],
@@ -151,7 +151,7 @@ def _arm(windows: RunWindows, arm: str, measured: Measurement) -> dict[str, Any]
         "token_counts": tokens,
         "nll_sum": numbers(losses),
         "logloss": numbers(np.asarray(losses) / np.asarray(tokens)),
-        **({"correct": correct} if correct else {}),
+        **measured.columns.get(arm, {}),
     }
 
 

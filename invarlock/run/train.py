@@ -31,11 +31,12 @@ from invarlock.edits.kind import Trainable, TrainedEdit
 from invarlock.edits.stream import tensor_seed
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.files import sha256_file
+from invarlock.metrics.kind import Example
 from invarlock.roles import is_transposed, role_of
 from invarlock.run.forward import as_batch, batches
 from invarlock.run.loading import Loaded, Target, load_model, resolve_target
 from invarlock.run.spread import layers_of
-from invarlock.run.tasks import Example, task_for
+from invarlock.run.tasks import task_for
 from invarlock.shards import DTYPES
 from invarlock.windows import WindowSet, read_windows, set_of_ids
 
@@ -67,7 +68,7 @@ def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Traine
     task = task_for(baseline.folder, content)
     examples = task.examples([*content.preview, *content.final])
     target = _exact_target(training.target, set(names.values()))
-    loaded = load_model(baseline.folder, target, task.adapter)
+    loaded = load_model(baseline.folder, target, task.metric.adapter)
     if loaded.missing:
         raise InputError(
             f"the checkpoint lacks the model's tensor {loaded.missing[0]}",

@@ -44,7 +44,7 @@ SUBJECTS = "edited checkpoint"  # what of a need; they come and go, so no file e
 
 
 @dataclass(frozen=True)
-class Need:
+class SpaceNeed:
     """Bytes that a model still needs, ``count`` times; the file ``done`` ends the need."""
 
     model: str  # folder name
@@ -58,13 +58,13 @@ class Need:
 class Plan:
     """What a run still writes beside its folder, and what must stay free there."""
 
-    needs: tuple[Need, ...]
+    needs: tuple[SpaceNeed, ...]
     free_bytes: int
     min_free_bytes: int
     keep_subjects: bool
 
     @property
-    def least(self) -> list[Need]:
+    def least(self) -> list[SpaceNeed]:
         """The needs without which the run cannot end: one subject will do if none is kept."""
         subjects = [need for need in self.needs if need.what == SUBJECTS]
         if subjects and not self.keep_subjects:
@@ -94,7 +94,7 @@ class Plan:
         return _no_room(out, f"{_gb(needed)} ({'; '.join(sums)})", self)
 
 
-def total_bytes(needs: Iterable[Need]) -> int:
+def total_bytes(needs: Iterable[SpaceNeed]) -> int:
     """Bytes of all needs."""
     return sum(need.bytes * need.count for need in needs)
 
@@ -158,7 +158,7 @@ def known_bytes(settings: Settings, model: Model, pins: ModelRevisions | None) -
     return known
 
 
-def _needs(settings: Settings, model: Model, pins: ModelRevisions | None) -> Iterator[Need]:
+def _needs(settings: Settings, model: Model, pins: ModelRevisions | None) -> Iterator[SpaceNeed]:
     home, name = settings.out / model.slug, model.slug
     pending = [s for s in settings.scenarios if not _is_evaluated(settings, home, s)]
     if not pending:
@@ -172,14 +172,14 @@ def _needs(settings: Settings, model: Model, pins: ModelRevisions | None) -> Ite
         done = f"{name}/baseline.json"
         storage = str(settings.values["baseline_storage"])
         if device(cache_folder()) == device(settings.out):
-            yield Need(name, "download", source.download_bytes(pin, size), done=done)
-        yield Need(name, "baseline", placed_bytes(pin, storage, size), done=done)
+            yield SpaceNeed(name, "download", source.download_bytes(pin, size), done=done)
+        yield SpaceNeed(name, "baseline", placed_bytes(pin, storage, size), done=done)
     if not (home / "presets/calibration_stats.json").exists():
-        yield Need(name, "null edit", size, done=f"{name}/presets/calibration_stats.json")
+        yield SpaceNeed(name, "null edit", size, done=f"{name}/presets/calibration_stats.json")
     made = [s for s in pending if s.edit_spec != CUSTOM_SPEC]
     absent = sum(not (home / "models" / s.id).exists() for s in made)
     if absent:
-        yield Need(name, SUBJECTS, size, absent)
+        yield SpaceNeed(name, SUBJECTS, size, absent)
 
 
 def _is_evaluated(settings: Settings, home: Path, scenario: Scenario) -> bool:
@@ -216,7 +216,7 @@ def require_room(demands: Iterable[tuple[Path, int]], min_free_gb: float) -> Non
         needed[device(folder)] = first, total + size
     for folder, size in needed.values():
         plan = Plan(
-            (Need("", "", size),), free_bytes(folder.absolute()), int(min_free_gb * 1e9), True
+            (SpaceNeed("", "", size),), free_bytes(folder.absolute()), int(min_free_gb * 1e9), True
         )
         if size + plan.min_free_bytes > plan.free_bytes:
             raise _no_room(folder, f"{_gb(size)} for the model", plan)
@@ -244,7 +244,7 @@ def read_plan(path: Path) -> Plan:
     document = read_json_object(path)
     contracts.validate(document, "disk-plan", str(path))
     return Plan(
-        tuple(Need(**need) for need in document["needs"]),
+        tuple(SpaceNeed(**need) for need in document["needs"]),
         document["free_bytes"],
         document["min_free_bytes"],
         document["keep_subjects"],

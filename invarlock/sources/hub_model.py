@@ -58,7 +58,9 @@ class Hub:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ[name] = "0" if net else "1"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # else asked for even a local file
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # how it ended is one line, and ours
+        os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 
     def require_net(self, where: str) -> None:
         """Refuse to go on where the network is off.

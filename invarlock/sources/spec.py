@@ -9,11 +9,15 @@ A hub source without a revision is resolved when it is pinned; a branch name is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import ClassVar, Protocol
 from urllib.parse import parse_qsl
 
 from invarlock.errors import ConfigError
+from invarlock.records import TEXT
 from invarlock.sources.kind import ModelSource, unknown_package
 from invarlock.sources.kinds import SOURCES
 from invarlock.sources.kinds.hub import repository_of
@@ -28,7 +32,24 @@ _OPTIONS = {
     "local": ("field", "max_samples", "metric"),
     "hub": ("config", "split", "field", "max_samples", "metric"),
 }
-METRICS = ("auto", "accuracy")  # auto: perplexity, of the model's kind
+AUTO = "auto"  # metric: what the model is trained for
+
+
+class OwnWindows(Protocol):
+    """A kind of metric that is asked for by name."""
+
+    windows: ClassVar[str]  # their kind in windows.json
+    labelled: ClassVar[bool]  # whether they are labelled records
+
+
+def asked_metrics() -> Mapping[str, OwnWindows]:
+    """The kinds of metric that a text source can ask for, by name.
+
+    They are imported by name, because how windows are judged is no part of what cuts them: a
+    changed judgement must not cut every window again (see ``invarlock.code_digest``).
+    """
+    found: Mapping[str, OwnWindows] = import_module("invarlock.metrics.kinds").ASKED
+    return found
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,7 @@ class TextSource:
     split: str | None = None
     field: str = "text"
     max_samples: int | None = None  # documents; None = all
-    metric: str = "auto"  # one of METRICS
+    metric: str = AUTO  # or one of asked_metrics()
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -51,6 +72,16 @@ class TextSource:
     def needs_network(self) -> bool:
         """Whether what is not in the cache has to be fetched."""
         return self.kind == "hub"
+
+    @property
+    def windows(self) -> str:
+        """The kind of its windows."""
+        return TEXT if self.metric == AUTO else asked_metrics()[self.metric].windows
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it holds labelled records, and no documents."""
+        return self.metric != AUTO and asked_metrics()[self.metric].labelled
 
     @property
     def dataset_id(self) -> str:
@@ -105,7 +136,7 @@ def parse_text_source(text: str) -> TextSource:
         options.get("split", "test" if kind == "hub" else None),
         options.get("field", "text"),
         _positive(options.get("max_samples"), text),
-        _metric(options.get("metric", "auto"), text),
+        _metric(options.get("metric", AUTO), text),
     )
 
 
@@ -179,8 +210,9 @@ def _options(kind: str, query: str, text: str) -> dict[str, str]:
 
 
 def _metric(value: str, text: str) -> str:
-    if value not in METRICS:
-        raise ConfigError("unknown metric", where=text, expected=" or ".join(METRICS), found=value)
+    if value != AUTO and value not in asked_metrics():
+        expected = " or ".join((AUTO, *asked_metrics()))
+        raise ConfigError("unknown metric", where=text, expected=expected, found=value)
     return value
 
 

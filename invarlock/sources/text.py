@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import io
 import itertools
 import json
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,8 @@ BYTE_ORDER_MARKS = (
 )
 LOOKED_AT = 1 << 20  # bytes of a text that are looked at before a run
 MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
-
+PARQUET_IN_MEMORY = "/text.parquet"  # no name of a user's: it would be read as a pattern
+ROWS = 1000  # of a parquet file that are decoded at once
 
 T = TypeVar("T")
 
@@ -141,7 +143,7 @@ def look_at_local_text(source: TextSource) -> LocalText:
     lines = start if whole else start.rpartition(b"\n")[0]
     found = 0
     for number, value in _json_lines(path.name, lines):
-        if source.metric == "auto":
+        if not source.labelled:
             _text_of(value, source.field, f"{path.name}:{number}")
         found += 1
         if found == min(2, source.max_samples or 2):
@@ -277,15 +279,44 @@ def _text_of(record: object, field: str, where: str) -> str:
 
 
 def _parquet(name: str, data: bytes, field: str) -> Iterator[str]:
-    import pyarrow
-    from pyarrow import parquet
+    for row, value in enumerate(_column(name, data, field)):
+        yield _text_of({field: value}, field, f"{name}: row {row}")
 
-    try:
-        file = parquet.ParquetFile(io.BytesIO(data))
-        if field not in file.schema_arrow.names:
-            _text_of(dict.fromkeys(file.schema_arrow.names), field, name)
-        for batch in file.iter_batches(columns=[field]):
-            for row, value in enumerate(batch.column(0).to_pylist()):
-                yield _text_of({field: value}, field, f"{name}: row {row}")
-    except pyarrow.ArrowException as error:
-        raise InputError(f"not a readable parquet file: {error}", where=name) from error
+
+def _column(name: str, data: bytes, field: str) -> Iterator[object]:
+    """One column of a parquet file, read by ``datasets`` batch by batch.
+
+    The library opens a path, so the bytes whose digest was checked get one in memory: it cannot
+    read other bytes than these. Streaming, it caches nothing but a lock, which goes with a folder
+    made for it.
+
+    Raises:
+        InputError: not a parquet file, a damaged one, no such column.
+    """
+    import fsspec
+    import pyarrow
+    from datasets import load_dataset
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(PARQUET_IN_MEMORY, data)
+    with tempfile.TemporaryDirectory() as cache:
+        load = partial(
+            load_dataset,
+            "parquet",
+            data_files=f"memory:/{PARQUET_IN_MEMORY}",
+            split="train",
+            streaming=True,
+            cache_dir=cache,
+            batch_size=ROWS,  # its default, the first row group's length, may be 0
+        )
+        try:
+            columns = load().column_names
+            if field not in columns:
+                _text_of(dict.fromkeys(columns), field, name)
+            for table in load(columns=[field]).with_format("arrow").iter(ROWS):
+                yield from table.column(0).to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            first = str(error).partition("\n")[0]
+            raise InputError(f"not a readable parquet file: {first}", where=name) from error
+        finally:
+            memory.rm_file(PARQUET_IN_MEMORY)

@@ -78,8 +78,8 @@ def _validation_flag(detector: Detector, report: Report, _: Report | None) -> Re
     if found is None or not evaluated(report, signals.FLAG_BLOCKS[flag]):
         return Reading(label, False, NOT_EVALUATED)
     if flag == "primary_metric_acceptable" and found is False:
-        spoke = signals.primary_metric_spoke(report)
-        return Reading(label, spoke and not expected, "" if spoke else NOT_BAD)
+        fired = signals.primary_metric_fired(report)
+        return Reading(label, fired and not expected, "" if fired else NOT_BAD)
     return Reading(label, same(found, expected))
 
 
@@ -96,11 +96,11 @@ def _guard_relative(detector: Detector, report: Report, noop: Report | None) -> 
     label = f"guard_signal_baseline_relative={guard}"
     if noop is None:
         return Reading(label, False, NO_NOOP)
-    own = BY_NAME[guard].spoke_since(detector, report, noop) if guard in BY_NAME else None
+    own = BY_NAME[guard].fired_since(detector, report, noop) if guard in BY_NAME else None
     if own is not None:
         return Reading(label, own.hit, own.reason)
     return Reading(
-        label, signals.guard_spoke(report, guard) and not signals.guard_spoke(noop, guard)
+        label, signals.guard_fired(report, guard) and not signals.guard_fired(noop, guard)
     )
 
 

@@ -17,7 +17,13 @@ from invarlock.pages.reading import Report, block, evaluated
 from invarlock.reporting import signals
 from invarlock.scenarios import Scenario
 from invarlock.verdict.intervals import rate
-from invarlock.verdict.records import UNTOUCHED, Evaluation, Record, noop_reports, units
+from invarlock.verdict.records import (
+    NOTHING_FOUND,
+    Evaluation,
+    VerdictRecord,
+    in_every_run,
+    noop_reports,
+)
 
 NAME = "guard_value_all_guard_probe_sweep"
 SCHEMA = "invarlock/guard-value-sweep-v1"
@@ -27,7 +33,7 @@ PROBES = ("rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew")  # e
 def guard_value(
     scenarios: Sequence[Scenario],
     evaluations: Sequence[Evaluation],
-    records: Sequence[Record],
+    records: Sequence[VerdictRecord],
 ) -> dict[str, Any]:
     """The document, from judged evaluations in the order of their records.
 
@@ -64,48 +70,49 @@ def guard_value(
     }
 
 
-def _is_control(record: Record) -> bool:
+def _is_control(record: VerdictRecord) -> bool:
     """Whether every guard has to be silent: a clean edit, or a change meant to be too small."""
     return record.category == "clean" or record.intent == "negative_control"
 
 
-def _new(record: Record, noop: Report | None) -> list[str]:
-    """The guards that spoke and are silent about the no-op; without one, all that spoke."""
-    return [guard for guard in record.spoke if not signals.guard_spoke(noop, guard)]
+def _new(record: VerdictRecord, noop: Report | None) -> list[str]:
+    """The guards that fired and do not fire for the no-op; without one, all that fired."""
+    return [guard for guard in record.fired if not signals.guard_fired(noop, guard)]
 
 
 def _summary(
     guard: str,
-    aimed: Sequence[Record],
-    controls: Sequence[Record],
+    aimed: Sequence[VerdictRecord],
+    controls: Sequence[VerdictRecord],
     new: Mapping[tuple[str, str, int], frozenset[str]],
 ) -> dict[str, Any]:
     """One count per model and scenario; all runs of it have to agree."""
 
-    def found(record: Record) -> bool:
+    def found(record: VerdictRecord) -> bool:
         return guard in new[record.model, record.name, record.run_num]
 
-    def alone(record: Record) -> bool:
+    def alone(record: VerdictRecord) -> bool:
         return new[record.model, record.name, record.run_num] == {guard}
 
     return {
-        "found": rate("found", units(aimed, found)),
-        "found_alone": sum(units(aimed, alone)),
-        "metric_alone_passes": sum(units(aimed, _metric_passes)),
+        "found": rate("found", in_every_run(aimed, found)),
+        "found_alone": sum(in_every_run(aimed, alone)),
+        "metric_alone_passes": sum(in_every_run(aimed, _metric_passes)),
         "negative_controls": rate(
-            "flagged", [not quiet for quiet in units(controls, lambda r: not r.guard_flags[guard])]
+            "flagged",
+            [not quiet for quiet in in_every_run(controls, lambda r: not r.guard_flags[guard])],
         ),
     }
 
 
-def _metric_passes(record: Record) -> bool:
+def _metric_passes(record: VerdictRecord) -> bool:
     """Whether the primary metric was measured and is acceptable."""
     refused = any(signals.of_metric(reason) for reason in record.reasons)
     return record.decision is not None and not refused
 
 
 def _row(
-    scenario: Scenario, record: Record, report: Report | None, noop: Report | None
+    scenario: Scenario, record: VerdictRecord, report: Report | None, noop: Report | None
 ) -> dict[str, Any]:
     report = report if record.measured and report is not None else {}
     new = _new(record, noop)
@@ -128,10 +135,10 @@ def _row(
             "alone_passes": _metric_passes(record),
         },
         "guards": {
-            g: _reading(g, report, g in record.spoke, g in new) for g in signals.CORE_GUARDS
+            g: _reading(g, report, g in record.fired, g in new) for g in signals.CORE_GUARDS
         },
         "unique": new[0] if len(new) == 1 else None,
-        "compared_with_noop": noop is not None and noop is not UNTOUCHED,
+        "compared_with_noop": noop is not None and noop is not NOTHING_FOUND,
         **{
             guard.probe_file.detector: _members(report, guard.name, guard.probe_file.members)
             for guard in GUARDS
@@ -140,7 +147,7 @@ def _row(
     }
 
 
-def _reading(guard: str, report: Report, spoke: bool, new: bool) -> dict[str, Any]:
+def _reading(guard: str, report: Report, fired: bool, new: bool) -> dict[str, Any]:
     found = None
     if evaluated(report, guard):
         section = block(report, guard)
@@ -148,7 +155,7 @@ def _reading(guard: str, report: Report, spoke: bool, new: bool) -> dict[str, An
     name, value, threshold = found or (None, None, None)
     margin = None if value is None or threshold is None else value - threshold
     return {
-        "spoke": spoke,
+        "spoke": fired,
         "new": new,
         "statistic": name,
         "value": value,

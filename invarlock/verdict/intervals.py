@@ -19,6 +19,7 @@ def binomial_tail(k: int, n: int, p: float) -> float:
     """``P(X >= k)`` for X ~ Binomial(n, p), 0 < p < 1."""
     log_p, log_q = math.log(p), math.log1p(-p)
     constant = math.lgamma(n + 1)
+    # In logarithms: a binomial coefficient of n = 1030 already overflows a double.
     terms = (
         math.exp(
             constant - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * log_p + (n - i) * log_q

@@ -13,6 +13,7 @@ from invarlock.files import read_json_object, slug
 from invarlock.guards.detector import Reading
 from invarlock.guards.invariants_decision import accepted_names, findings, status_in, unedited
 from invarlock.guards.spectral import caps_applied
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.reading import NOT_TRIED, REJECTED, Report, block
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import INCONCLUSIVE, need, needed, outcome_of, too_little
@@ -20,8 +21,8 @@ from invarlock.scenarios import Scenario
 from invarlock.verdict.detectors import read_all
 
 MEASURED = ("reported", REJECTED)  # the only outcomes that can count as a detection
-# What a report of unchanged bytes says to the detectors: no guard spoke, nothing is capped.
-UNTOUCHED: Report = {"spectral": {"caps_applied": 0, "violations": []}}
+# What a report of unchanged bytes says to the detectors: no guard fired, nothing is capped.
+NOTHING_FOUND: Report = {"spectral": {"caps_applied": 0, "violations": []}}
 OF_INVARIANTS = (REJECTED, "invariants_fail")
 MAX_FINDING = 300  # characters of a finding that a verdict repeats
 NOT_EXACT = "ratio_not_exact"  # a reason that a scenario gives, and no report
@@ -112,7 +113,7 @@ class Stated:
 
     @staticmethod
     def of(report: Report | None) -> Stated:
-        """What a report states; of None, that nothing was measured and nobody spoke."""
+        """What a report states; of None, that nothing was measured and no guard fired."""
         metric = block(report or {}, "primary_metric")
         decision = metric.get("decision")
         return Stated(
@@ -127,7 +128,7 @@ class Stated:
 
 
 @dataclass(frozen=True)
-class Record:
+class VerdictRecord:
     """A judged evaluation; the fields are those of ``records[]`` in ``final_verdict.json``."""
 
     model: str
@@ -174,8 +175,8 @@ class Record:
         return self.status in MEASURED
 
     @property
-    def spoke(self) -> tuple[str, ...]:
-        """The core guards that spoke, in their order."""
+    def fired(self) -> tuple[str, ...]:
+        """The core guards that fired, in their order."""
         return tuple(g for g in signals.CORE_GUARDS if self.guard_flags[g])
 
     def as_dict(self) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class Record:
         }
 
 
-def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None) -> Record:
+def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None) -> VerdictRecord:
     """Judge one evaluation by its scenario; ``noop`` is the no-op's report of the same model."""
     report = evaluation.report if evaluation.measured else None
     status = str(evaluation.outcome.get("status"))
@@ -206,11 +207,10 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     )
     stated = Stated.of(report)
     flags, ratio = stated.guard_flags, stated.ratio_vs_baseline
-    # accuracies are compared by their difference: none is a ratio of 1
-    exact = 1 + ratio / 100 if ratio is not None and stated.metric == "accuracy" else ratio
+    exact = None if ratio is None else metric_named(stated.metric).as_ratio(ratio)
     if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
         reasons = sorted([*reasons, NOT_EXACT], key=signals.lacks_evidence)
-    base = Record(
+    base = VerdictRecord(
         model=evaluation.model,
         category=scenario.category,
         name=scenario.id,
@@ -261,7 +261,7 @@ def noop_reports(
     """
     names = {s.id for s in scenarios if s.is_noop}
     if not names:
-        return {evaluation.model: UNTOUCHED for evaluation in evaluations}
+        return {evaluation.model: NOTHING_FOUND for evaluation in evaluations}
     found: dict[str, Report] = {}
     for evaluation in sorted(evaluations, key=lambda e: e.key):
         if evaluation.scenario in names and evaluation.measured and evaluation.report:
@@ -269,7 +269,9 @@ def noop_reports(
     return found
 
 
-def units(records: Sequence[Record], rule: Callable[[Record], bool]) -> list[bool]:
+def in_every_run(
+    records: Sequence[VerdictRecord], rule: Callable[[VerdictRecord], bool]
+) -> list[bool]:
     """One truth value per (model, scenario): the rule holds in every run.
 
     Runs repeat the same windows, so they are no further evidence about the guard.
@@ -287,7 +289,9 @@ class Shortfall(NamedTuple):
     open: bool
 
 
-def _shortfalls(scenario: Scenario, record: Record, readings: Sequence[Reading]) -> list[Shortfall]:
+def _shortfalls(
+    scenario: Scenario, record: VerdictRecord, readings: Sequence[Reading]
+) -> list[Shortfall]:
     """What the evaluation did not show of what its scenario asks for.
 
     A detector or guard that was measured and stayed silent has missed; one that looks at a metric
@@ -327,7 +331,7 @@ def _shortfalls(scenario: Scenario, record: Record, readings: Sequence[Reading])
     return found
 
 
-def _why(record: Record) -> str:
+def _why(record: VerdictRecord) -> str:
     """The reasons of a report that does not pass; a rejection with the finding behind it."""
     if record.outcome == INCONCLUSIVE:
         needs = [need(row) for row in record.evidence_needed]

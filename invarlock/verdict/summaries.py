@@ -9,7 +9,7 @@ from typing import Any
 from invarlock.pages.reading import block
 from invarlock.reporting.signals import CORE_GUARDS
 from invarlock.scenarios import Scenario
-from invarlock.verdict.records import Evaluation, Record
+from invarlock.verdict.records import Evaluation, VerdictRecord
 
 SUMMARIES = (
     "category_summary",
@@ -28,7 +28,7 @@ LANES = {
 }
 
 
-def category_summary(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+def category_summary(records: Sequence[VerdictRecord]) -> dict[str, dict[str, int]]:
     """``reports/category_summary.json``."""
     result: dict[str, dict[str, int]] = {}
     for category in sorted({r.category for r in records}):
@@ -60,13 +60,13 @@ def _signals(rows: Sequence[Mapping[str, bool]], names: Sequence[str]) -> dict[s
     return {"records_total": len(rows), "signals": signals}
 
 
-def guard_signal_summary(records: Sequence[Record]) -> dict[str, Any]:
-    """``reports/guard_signal_summary.json``: which core guard spoke, and which spoke alone."""
+def guard_signal_summary(records: Sequence[VerdictRecord]) -> dict[str, Any]:
+    """``reports/guard_signal_summary.json``: which core guard fired, and which fired alone."""
     rows = [{g: r.guard_flags[g] for g in CORE_GUARDS} for r in records]
     return _signals(rows, CORE_GUARDS)
 
 
-def guard_intervention_summary(records: Sequence[Record]) -> dict[str, Any]:
+def guard_intervention_summary(records: Sequence[VerdictRecord]) -> dict[str, Any]:
     """``reports/guard_intervention_summary.json``: caps and variance signals."""
     rows = [
         {
@@ -79,13 +79,13 @@ def guard_intervention_summary(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def scenario_signal_summary(
-    scenarios: Sequence[Scenario], records: Sequence[Record]
+    scenarios: Sequence[Scenario], records: Sequence[VerdictRecord]
 ) -> list[dict[str, Any]]:
     """``reports/scenario_signal_summary.json``: one entry per scenario, in manifest order."""
     return [_scenario_row(s, [r for r in records if r.name == s.id]) for s in scenarios]
 
 
-def _scenario_row(scenario: Scenario, records: Sequence[Record]) -> dict[str, Any]:
+def _scenario_row(scenario: Scenario, records: Sequence[VerdictRecord]) -> dict[str, Any]:
     return {
         "id": scenario.id,
         "category": scenario.category,
@@ -102,7 +102,7 @@ def _scenario_row(scenario: Scenario, records: Sequence[Record]) -> dict[str, An
     }
 
 
-def verification_counts(records: Sequence[Record]) -> dict[str, int]:
+def verification_counts(records: Sequence[VerdictRecord]) -> dict[str, int]:
     """How many reports of which kind a pack holds, and how many contradict their scenario."""
     return {
         "clean_reports": _count(r.category in ("clean", "custom") and r.passed for r in records),

@@ -45,8 +45,8 @@ EVALUATIONS: Final = (
     Column("edit", "str", "", "name of the edit"),
     Column("metric", "str", "", "kind of the primary metric"),
     Column("unit", "str", "", "unit of the metric: ppl, accuracy, ..."),
-    Column("preview", "float64", "unit", "the subject's metric on the preview windows"),
-    Column("final", "float64", "unit", "the subject's metric on the final windows"),
+    Column("preview", "float64", "unit", "the subject's metric on the warm-up windows"),
+    Column("final", "float64", "unit", "the subject's metric on the scored windows"),
     Column("ratio_vs_baseline", "float64", "1", "the metric over the baseline's"),
     Column("ratio_low", "float64", "1", "lower end of the interval that is shown"),
     Column("ratio_high", "float64", "1", "upper end of the interval that is shown"),
@@ -57,8 +57,8 @@ EVALUATIONS: Final = (
 )
 WINDOWS: Final = (
     *KEYS,
-    Column("arm", "str", "", "preview or final"),
-    Column("position", "Int64", "", "place of the window in its arm, from 0"),
+    Column("arm", "str", "", "preview (warm-up) or final (scored)"),
+    Column("position", "Int64", "", "place of the window in its sample, from 0"),
     Column("window_id", "str", "", "id of the window, the same in every evaluation"),
     Column("document", "str", "", "document of the window, the unit of resampling"),
     Column("tokens", "Int64", "tokens", "predicted tokens"),
@@ -78,7 +78,7 @@ MODULES: Final = (
     Column("family", "str", "", "ffn, attn, embed, expert, router or other"),
     Column("layer", "Int64", "", "number of the layer, from 0; missing outside the layers"),
 )
-# What an arm of a report calls the columns that a row names in the singular.
+# What a sample of windows in a report calls the columns that a row names in the singular.
 IN_REPORT: Final = {"window_id": "window_ids", "document": "clusters", "tokens": "token_counts"}
 
 

@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from invarlock.counts import counted
+from invarlock.metrics.kinds import metric_named
 from invarlock.pages.wording import vocabulary_use
 from invarlock.reporting.signals import CORE_GUARDS
 from invarlock.verdict.records import MEASURED
@@ -40,10 +42,11 @@ SUITE_ADVICE = {
     ),
     SIGNALS: (
         "Too few of the informational stress edits hit the detectors that their scenarios name,"
-        " whatever else spoke: the edits are too mild for this model, or its detectors do not fit."
+        " whichever guards fired: the edits are too mild for this model, or its detectors do not"
+        " fit."
     ),
 }
-# What to do about an evaluation that did not show what its scenario asks for.
+# What to do about an evaluation that did not meet the expectations of its scenario.
 UNDECIDED = (
     "Too little was measured to judge an edit: give more windows (windows.preview, windows.final),"
     " or longer ones (windows.seq_len), and repeat the command."
@@ -63,12 +66,12 @@ NO_DAMAGE = (
     "Nothing was damaged where damage was asked for: remove the run folder, and repeat the command."
 )
 CAUGHT = (
-    "Damage was caught by the guard it is aimed at, but its scenario asks for more: where the"
-    " metric has to stay acceptable, it is too strong for this model."
+    "The guard that should catch this damage fired, but its scenario asks for more: where the"
+    " metric has to stay acceptable, the damage is too strong for this model."
 )
 UNNOTICED = (
     "Damage went unnoticed: it is too weak for this model, or the limits are too wide. Until that"
-    " is settled, it shows little that an edit of this model passes."
+    " is known, it means little that an edit of this model passes."
 )
 OF_NO_RECORD = ("evidence_present", "evidence_consistent", SIGNALS)  # no row shows them
 HEADER = ("scenario", "category", "expects", "ratio [95% interval]", "guards fired", "outcome")
@@ -132,7 +135,7 @@ def _opening(verdict: Mapping[str, Any]) -> list[str]:
         first_line(verdict),
         *(_wrap(OPEN) if word_of(verdict) == "INCONCLUSIVE" else []),
         *_wrap(
-            f"Suite {verdict['suite'] or '-'}, {models} model{'s' if models != 1 else ''}, "
+            f"Suite {verdict['suite'] or '-'}, {counted(models, 'model')}, "
             f"{counts['records_total']} of {counts['expected_total']} evaluations; {rest}."
         ),
         *_accepted(verdict["records"]),
@@ -177,7 +180,7 @@ def _what_failed(verdict: Mapping[str, Any]) -> list[str]:
         lines.append(f"  and {len(bad) - MAX_NAMED} more: NOT OK or open below")
     missing = sum(map(len, verdict["missing"]["by_model"].values()))
     if missing:
-        lines.append(f"  {missing} evaluations are missing: listed below")
+        lines.append(f"  {counted(missing, 'evaluation')} missing: listed below")
     for requirement in failed:
         if requirement["id"] in OF_NO_RECORD:
             text = f"{requirement['id']}: {requirement['details'][0]}"
@@ -193,7 +196,7 @@ def _what_failed(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _advice_on(record: Mapping[str, Any]) -> str:
-    """What to do about a measured evaluation that did not show what it has to."""
+    """What to do about a measured evaluation that did not meet expectations."""
     category = record["category"]
     if record["undecided"]:
         return UNDECIDED
@@ -223,12 +226,12 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
     name = f"{record['name']}#{record['run_num']}" if several else str(record["name"])
     ratio = number(record["ratio_vs_baseline"])
-    ratio += " pp" if record["metric"] == "accuracy" else ""
+    ratio += metric_named(record["metric"]).suffix
     if record["display_ci"]:
         low, high = record["display_ci"]
         ratio += f" [{number(low)}, {number(high)}]"
     flags = record["guard_flags"]
-    spoke = [GUARD_SHORT.get(g, g) for g in CORE_GUARDS if flags[g]]
+    fired = [GUARD_SHORT.get(g, g) for g in CORE_GUARDS if flags[g]]
     guard = str(record["primary_guard"])
     catch = f"catch: {GUARD_SHORT.get(guard, guard)}"
     aimed = record["category"] == "error_injection" and record["primary_guard_required"]
@@ -246,7 +249,7 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
             CATEGORY_SHORT.get(category, category),
             expects,
             ratio,
-            "+".join(name[:3] for name in spoke) if len(spoke) > 2 else "+".join(spoke) or "-",
+            "+".join(name[:3] for name in fired) if len(fired) > 2 else "+".join(fired) or "-",
             outcome,
         )
     )

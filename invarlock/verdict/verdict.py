@@ -27,11 +27,11 @@ from invarlock.verdict import summaries
 from invarlock.verdict.intervals import rate
 from invarlock.verdict.records import (
     Evaluation,
-    Record,
+    VerdictRecord,
     consistency_problems,
+    in_every_run,
     make_record,
     noop_reports,
-    units,
 )
 
 VERDICT_SCHEMA = "invarlock/final-verdict-v1"
@@ -47,9 +47,9 @@ class _Case:
     scenarios: Sequence[Scenario]
     evaluations: Sequence[Evaluation]
     expected: Sequence[Key]
-    records: Sequence[Record]
+    records: Sequence[VerdictRecord]
 
-    def of(self, *, category: str = "", strictness: str = "") -> list[Record]:
+    def of(self, *, category: str = "", strictness: str = "") -> list[VerdictRecord]:
         return [
             r
             for r in self.records
@@ -125,7 +125,7 @@ def compile_verdict(
 
 def judge_all(
     scenarios: Sequence[Scenario], evaluations: Sequence[Evaluation]
-) -> tuple[Record, ...]:
+) -> tuple[VerdictRecord, ...]:
     """One record per evaluation, by model, then in manifest order, then by run.
 
     Raises:
@@ -162,11 +162,11 @@ def _outcome(broken: Sequence[Broken]) -> str:
     return INCONCLUSIVE if all(b.open for b in broken) else FAIL
 
 
-def _at(record: Record) -> str:
+def _at(record: VerdictRecord) -> str:
     return f"{record.model} {record.name} run_{record.run_num}"
 
 
-def _bad(records: Iterable[Record]) -> list[Broken]:
+def _bad(records: Iterable[VerdictRecord]) -> list[Broken]:
     return [Broken(f"{_at(r)}: {r.why}", r.undecided) for r in records if not r.as_expected]
 
 
@@ -237,11 +237,12 @@ def _informational(case: _Case) -> list[Broken]:
     if not members or hits / len(members) >= MIN_SIGNAL_FRACTION:
         return []
     text = f"{hits} of {len(members)} hit their detectors, at least {MIN_SIGNAL_FRACTION:g} must"
+    # If the undecided ones could still reach the fraction, the suite lacks evidence, not signals.
     could = hits + sum(r.outcome == INCONCLUSIVE and not r.detectors_hit for r in members)
     return [Broken(text, could / len(members) >= MIN_SIGNAL_FRACTION)]
 
 
-def _asked(case: _Case, category: str) -> list[Record]:
+def _asked(case: _Case, category: str) -> list[VerdictRecord]:
     """The evaluations of a category that have to show something."""
     asking = (
         "must_pass",
@@ -251,7 +252,7 @@ def _asked(case: _Case, category: str) -> list[Record]:
     return [r for r in case.of(category=category) if r.strictness in asking]
 
 
-def _undone(case: _Case) -> list[Record]:
+def _undone(case: _Case) -> list[VerdictRecord]:
     """The measured evaluations of damage that was not done, where nothing else is asked."""
     found = case.of(category="error_injection", strictness="informational")
     return [r for r in found if r.measured and r.injected is not True]
@@ -277,7 +278,7 @@ _REQUIREMENTS: Mapping[str, Callable[[_Case], list[Broken]]] = {
 # --- counts and rates -----------------------------------------------------------------------
 
 
-def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
+def _detection(records: Sequence[VerdictRecord], guard: str) -> dict[str, Any]:
     """How often a guard caught the damage that is aimed at it and that it has to catch."""
     aimed = [
         r
@@ -288,18 +289,19 @@ def _detection(records: Sequence[Record], guard: str) -> dict[str, Any]:
             or (r.category == "error_injection" and r.primary_guard_required)
         )
     ]
-    return rate("detected", units(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
+    return rate("detected", in_every_run(aimed, lambda r: r.detectors_hit and r.primary_guard_hit))
 
 
-def _false_alarms(clean: Sequence[Record]) -> dict[str, Any]:
-    """Harmless edits that a guard spoke on, or that failed, in any run.
+def _false_alarms(clean: Sequence[VerdictRecord]) -> dict[str, Any]:
+    """Harmless edits on which a guard fired, or that failed, in any run.
 
     One on which too little was measured is neither an alarm nor the absence of one.
     """
+    # An inconclusive run counts only if a guard fired in it: more windows would not undo that.
     decided = [
         r for r in clean if r.measured and (r.outcome != INCONCLUSIVE or r.any_core_guard_flag)
     ]
-    quiet = units(decided, lambda r: r.passed and not r.any_core_guard_flag)
+    quiet = in_every_run(decided, lambda r: r.passed and not r.any_core_guard_flag)
     return rate("flagged", [not value for value in quiet])
 
 

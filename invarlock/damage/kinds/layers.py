@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from invarlock.checkpoints import Checkpoint
+from invarlock.counts import counted
 from invarlock.damage.kind import Damage
 from invarlock.damage.targets import layer_count, required_architecture
-from invarlock.edits.stream import Change, NewTensor
+from invarlock.edits.stream import CheckpointChange, NewTensor
 from invarlock.errors import ConfigError, InputError
 from invarlock.roles import LAYER_COUNTS, layer_of
 
@@ -23,12 +24,13 @@ class MissingTensors(Damage):
     error_type: ClassVar[str] = "missing_tensors"
     layers: int = 1
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         key = required_architecture(baseline).layer_count
         count = baseline.config.get(key)
-        if count != layer_count(baseline):
+        layers = layer_count(baseline)
+        if count != layers:
             raise InputError(
-                f"/{key} is {count!r}, but the tensors form {layer_count(baseline)} layers",
+                f"/{key} is {count!r}, but the tensors form {counted(layers, 'layer')}",
                 where=str(baseline.folder / "config.json"),
             )
         left = count - self.layers
@@ -45,7 +47,7 @@ class MissingTensors(Damage):
                 config[name] = left
             if "layer" in name and isinstance(value, list) and len(value) == count:
                 config[name] = value[:left]
-        return Change(dropped=dropped, config=config)
+        return CheckpointChange(dropped=dropped, config=config)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class LayerSwap(Damage):
         other = (layer - 1 if layer else 1) if self.other < 0 else self.other
         return dataclasses.replace(self, layer=layer, other=other)
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         layer, other = self.layer, self.other
         required_architecture(baseline)
         replaced = {}
@@ -91,4 +93,4 @@ class LayerSwap(Damage):
                 where=str(baseline.folder),
                 expected=f"two of the {layer_count(baseline)} layers, counted from 0",
             )
-        return Change(replaced)
+        return CheckpointChange(replaced)

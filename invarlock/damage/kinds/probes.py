@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
+from invarlock.counts import counted
 from invarlock.damage.kind import Damage, Value, matrices_changed
 from invarlock.damage.targets import (
     block_matrices,
@@ -25,7 +26,7 @@ from invarlock.damage.targets import (
 )
 from invarlock.edits.blocks import refuse_non_finite, row_blocks
 from invarlock.edits.kind import rows_of_outputs
-from invarlock.edits.stream import Change
+from invarlock.edits.stream import CheckpointChange
 from invarlock.errors import ConfigError
 from invarlock.roles import Role, is_transposed, layer_of, role_of
 from invarlock.shards import FLOAT_DTYPES
@@ -57,13 +58,13 @@ class _Probe(Damage):
         """Change one matrix in place; draws depend on the seed and the tensor's name only."""
         raise NotImplementedError
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         replaced = {}
         for info in self._drawn(baseline):
             turned = is_transposed(info.name, baseline.config)
             kernel = partial(self.apply, name=info.name, transposed=turned)
             replaced[info.name] = matrices_changed(baseline, info, kernel)
-        return Change(replaced)
+        return CheckpointChange(replaced)
 
     def _drawn(self, baseline: Checkpoint) -> list[TensorInfo]:
         """At most ``max_params`` of the candidates in the layers that are meant."""
@@ -74,7 +75,7 @@ class _Probe(Damage):
             raise ConfigError(
                 f"{self.error_type} finds no target in layers {self.layers}",
                 where=str(baseline.folder),
-                hint=f"the checkpoint has {count} layers, counted from 0",
+                hint=f"the checkpoint has {counted(count, 'layer')}, counted from 0",
             )
         random.Random(self.seed).shuffle(found)
         return found[: self.max_params]
@@ -202,7 +203,7 @@ class SpectralModerateScale(_Scaled):
             named = () if self.qkv else named or _ATTN_OUTPUT
         return _matrices(baseline, self.family, named)
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         scaled = super().change(baseline, seed)
         if not self.pair_inverse:
             return scaled
@@ -212,7 +213,7 @@ class SpectralModerateScale(_Scaled):
             p.name: matrices_changed(baseline, p, lambda matrix: matrix.mul_(inverse))
             for p in partners
         }
-        return Change({**scaled.replaced, **undone})
+        return CheckpointChange({**scaled.replaced, **undone})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from invarlock.contracts import short
 from invarlock.damage.kind import Damage
 from invarlock.damage.targets import layer_count, required_architecture
 from invarlock.edits.blocks import BLOCK_ELEMENTS
-from invarlock.edits.stream import Change, NewTensor, tensor_seed
+from invarlock.edits.stream import CheckpointChange, NewTensor, tensor_seed
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import unreadable
 from invarlock.roles import Role, layer_of, role_of
@@ -64,7 +64,7 @@ class StaleShard(Damage):
     def check(self, baseline: Checkpoint) -> Self:
         return dataclasses.replace(self, shard=shard_name(baseline, self.shard))
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         hit = [info for info in baseline.tensors.values() if info.file == self.shard]
         if len(baseline.shards) == 1:
             layers = layer_count(baseline)
@@ -72,7 +72,7 @@ class StaleShard(Damage):
             hit = [i for i in hit if (layer := layer_of(i.name)) is not None and layer >= first]
         if self.donor:
             donor = Checkpoint.open(self.donor)
-            return Change({info.name: _donated(donor, info) for info in hit})
+            return CheckpointChange({info.name: _donated(donor, info) for info in hit})
         std = _initializer_range(baseline)
         replaced = {
             info.name: _untrained(info, role_of(info.name, baseline.config), std, seed)
@@ -83,7 +83,7 @@ class StaleShard(Damage):
             raise ConfigError(
                 f"{self.error_type} finds no weight in {self.shard}", where=str(baseline.folder)
             )
-        return Change(replaced)
+        return CheckpointChange(replaced)
 
 
 def _initializer_range(baseline: Checkpoint) -> float:
@@ -149,7 +149,7 @@ class TruncatedShard(Damage):
     def check(self, baseline: Checkpoint) -> Self:
         return dataclasses.replace(self, shard=shard_name(baseline, self.shard))
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         path = baseline.folder / self.shard
         left = path.stat().st_size - self.missing_bytes
         if left < 1:
@@ -159,7 +159,7 @@ class TruncatedShard(Damage):
                 expected=f"at most {path.stat().st_size - 1}",
             )
         cut = [i.name for i in baseline.tensors.values() if i.file == self.shard and i.end > left]
-        return Change(files={self.shard: partial(_head, path, left)}, cut=frozenset(cut))
+        return CheckpointChange(files={self.shard: partial(_head, path, left)}, cut=frozenset(cut))
 
 
 def _head(path: Path, size: int) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.damage.kind import Damage, matrices_changed
 from invarlock.damage.targets import required_architecture, vocabulary_tensors
-from invarlock.edits.stream import Change, NewTensor
+from invarlock.edits.stream import CheckpointChange, NewTensor
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_json_object
 from invarlock.roles import Role, is_tied, role_of
@@ -36,7 +36,7 @@ class ShapeMismatch(Damage):
     error_type: ClassVar[str] = "shape_mismatch"
     extra_rows: int = 8
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         replaced = {}
         for info in vocabulary_tensors(baseline):
             zeros = bytes(self.extra_rows * info.numel // info.shape[0] * DTYPES[info.dtype][0])
@@ -44,7 +44,7 @@ class ShapeMismatch(Damage):
             replaced[info.name] = NewTensor(
                 info.dtype, shape, partial(_padded, baseline, info.name, zeros)
             )
-        return Change(replaced)
+        return CheckpointChange(replaced)
 
 
 def _padded(source: Checkpoint, name: str, zeros: bytes) -> Iterable[bytes | memoryview]:
@@ -61,7 +61,7 @@ class WeightTyingBreak(Damage):
 
     error_type: ClassVar[str] = "weight_tying_break"
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         head = required_architecture(baseline).head
         embedding = next(
             info
@@ -74,14 +74,14 @@ class WeightTyingBreak(Damage):
                 embedding.dtype, embedding.shape, lambda: _one_row_on(baseline, embedding)
             )
             if head in baseline.tensors:
-                return Change({head: clone}, config=config)
-            return Change(added={head: (embedding.file, clone)}, config=config)
+                return CheckpointChange({head: clone}, config=config)
+            return CheckpointChange(added={head: (embedding.file, clone)}, config=config)
         if head not in baseline.tensors:
             raise InputError(
                 f"no tensor {head}, though the configuration says it is not tied",
                 where=str(baseline.folder),
             )
-        return Change(dropped=frozenset({head}), config=config)
+        return CheckpointChange(dropped=frozenset({head}), config=config)
 
 
 def _one_row_on(baseline: Checkpoint, table: TensorInfo) -> Iterator[bytes]:
@@ -112,7 +112,7 @@ class TokenRowsExchanged(Damage):
     fraction: float = 0.1
     seed: int = 42
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         tables = [info for info in vocabulary_tensors(baseline) if len(info.shape) == 2]
         rows = self._drawn(tables[0].shape[0])
 
@@ -120,7 +120,7 @@ class TokenRowsExchanged(Damage):
             """Each of the rows gets what stood in the one before it, the first the last's."""
             matrix[rows] = matrix[rows.roll(1)]
 
-        return Change({t.name: matrices_changed(baseline, t, exchange) for t in tables})
+        return CheckpointChange({t.name: matrices_changed(baseline, t, exchange) for t in tables})
 
     def _drawn(self, rows: int) -> torch.Tensor:
         """Ids from the upper nine tenths of ``rows``, two at least."""
@@ -163,7 +163,7 @@ class TokenizerSwap(Damage):
             )
         return dataclasses.replace(self, first=first, second=second)
 
-    def change(self, baseline: Checkpoint, seed: int) -> Change:
+    def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         document, vocabulary = _vocabulary(baseline)
         first, second = self.first, self.second
         if isinstance(vocabulary, dict):
@@ -173,7 +173,7 @@ class TokenizerSwap(Damage):
             vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         content: Callable[[], Iterable[bytes]] = lambda: [text.encode()]  # noqa: E731
-        return Change(files={TOKENIZER: content})
+        return CheckpointChange(files={TOKENIZER: content})
 
 
 def _vocabulary(baseline: Checkpoint) -> tuple[dict[str, Any], dict[str, int] | list[Any]]:

@@ -54,7 +54,9 @@ def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
 
     def transform(work: torch.Tensor) -> torch.Tensor:
         scale = work.abs().amax(dim=1, keepdim=True) / largest
-        scale = torch.where(scale > 0, scale, 1.0)
+        scale = torch.where(scale > 0, scale, 1.0)  # a channel of zeros stays zeros
+        # A subnormal scale is coarse: the quotient may exceed the largest value, which e4m3, having
+        # no infinity, would turn into NaN.
         scaled = (work / scale).clamp_(-largest, largest)
         return to_float32(scaled.to(dtype), fmt).mul_(scale)
 

@@ -84,6 +84,7 @@ def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor
     for rows in _blocks(tall):
         finite_norm(rows)
     columns, width = tall.shape[1], rank + OVERSAMPLING
+    # A Krylov basis of more than half of the columns saves nothing over the exact Gram matrix.
     if columns <= EXACT_SIDE or width * (POWERS + 1) * 2 > columns:
         return _leading(_blocks(tall), columns, rank).float()
     basis = _krylov_basis(tall, width, seed)
@@ -104,6 +105,8 @@ def _leading(blocks: Iterable[torch.Tensor], columns: int, rank: int) -> torch.T
 
     gram = torch.zeros((columns, columns), dtype=torch.float64)
     for block in blocks:
+        # The Gram matrix squares the singular values: in float32 those below 3e-4 of the largest
+        # would drown in rounding (sqrt of 1.2e-7).
         work = block.double()
         gram += work.T @ work
     vectors: torch.Tensor = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
@@ -121,6 +124,7 @@ def _krylov_basis(tall: torch.Tensor, width: int, seed: int) -> torch.Tensor:
         image = torch.zeros_like(block)
         for rows in _blocks(tall):
             image += rows.T @ (rows @ blocks[-1])
+        # without this every block would turn towards the first few directions alone
         blocks.append(torch.linalg.qr(image).Q)
     # One decomposition of them all is orthogonal whatever the rank; block after block, against
     # those before it, would not be where a block has lost its rank.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig
-from invarlock.evidence.layout import Place, places
+from invarlock.evidence.layout import ReportPlace, places
 from invarlock.evidence.tree import MAX_REPORTS, Tree
 from invarlock.files import digest_json
 from invarlock.reporting import signals
@@ -43,7 +43,7 @@ class Spoken(NamedTuple):
 class _Beside(NamedTuple):
     """A report of the pack."""
 
-    place: Place
+    place: ReportPlace
     report: Document
 
     @property
@@ -118,7 +118,7 @@ Matched = tuple[list[str], list[Document]]  # lines about reports, and the recor
 
 
 def _own(reports: Sequence[_Beside], records: Sequence[Document]) -> Matched:
-    """By everything that a record of ours repeats of its report and its outcome."""
+    """Findings where a record of our own format departs from its report or its outcome."""
     left: dict[str, list[Document]] = {}
     for record in records:
         left.setdefault(_key(record), []).append(record)
@@ -152,7 +152,7 @@ def _key(record: Document) -> str:
 
 
 def _published(reports: Sequence[_Beside], records: Sequence[Document]) -> Matched:
-    """By model and, where the report has one, by scenario."""
+    """The records about a report: of the same model and, where the report names one, scenario."""
     left = [(_plain(record.get("model")), record) for record in records]
     strangers = []
     for beside in reports:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.contracts import violations
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.evidence import Code, escape
 from invarlock.evidence import checksums as sums
@@ -82,7 +83,11 @@ def _is_first(manifest: Mapping[str, Any]) -> bool:
 
 
 def _control(tree: Tree, manifest: Mapping[str, Any]) -> sums.Names:
-    """The files that the checksums leave out; the first generation lists all but themselves."""
+    """The files that the checksums do not list.
+
+    In the first generation that is only the file of checksums itself; since then it is also the
+    manifest, which holds the digest of the checksums, and the manifest's signature.
+    """
     if _is_first(manifest):
         return (sums.CHECKSUMS,)
     return (sums.MANIFEST, gpg.NAME if gpg.NAME in tree.files else sums.SIGNATURE, sums.CHECKSUMS)
@@ -151,7 +156,7 @@ def _json(tree: Tree, result: PackResult) -> None:
             result.recomputed.recorded = first_text(tree.json_object(path).get("verdict"))
         except InputError as error:
             step.findings.append(escape(error))
-    step.note = f"verdict {escape(result.verdict)} only believed"
+    step.note = f"verdict {escape(result.verdict)} not re-checked"
     result.believed.append(f"the verdict ({escape(path or 'which is not there')})")
 
 
@@ -191,7 +196,9 @@ def _reports(tree: Tree, result: PackResult) -> None:
             "verify": [envelope([results[path]], profile) for path in failures],
             "reports": [escape(path) for path in failures],
         }
-    step.note = f"{len(paths)} reports, {len(results)} verified; {len(clean)} have to pass"
+    step.note = (
+        f"{counted(len(paths), 'report')}, {len(results)} verified; {len(clean)} have to pass"
+    )
 
 
 def _older_schema(tree: Tree, path: str) -> str:

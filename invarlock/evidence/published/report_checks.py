@@ -14,6 +14,7 @@ from typing import Any
 from invarlock.errors import ConfigError
 from invarlock.evidence.findings import Finding, Kind, dig, first_text, number, numbers
 from invarlock.files import contract_hash
+from invarlock.metrics.kinds import METRICS
 from invarlock.pages.reading import block
 from invarlock.policy import load_policy
 from invarlock.reporting import signals
@@ -23,6 +24,7 @@ INTERVAL_TOLERANCE = 5e-4  # of display_ci against exp(ci), times max(1, |exp(ci
 MIN_MATCH = 0.999999  # share of windows that must be paired
 MAX_OVERLAP = 1e-9  # share of windows that may be in both arms
 MEASURED = ("preview", "final", "ratio_vs_baseline", "display_ci")
+OTHER = "other"  # family of metrics that nothing is recomputed of
 RELEASE_GATES = (
     "primary_metric_acceptable",
     "preview_final_drift_acceptable",
@@ -101,7 +103,7 @@ def _ratio(report: Report, _: str) -> list[Finding]:
     final = number(metric.get("final"))
     if rejected(report) and final is None:
         return []  # declared; the pairing row says what it means
-    if not metric["kind"].startswith("ppl"):
+    if _family(metric["kind"]) != "ppl":
         return []
     base = number(dig(report, "baseline_ref", "primary_metric", "final"))
     ratio = number(metric.get("ratio_vs_baseline"))
@@ -161,7 +163,7 @@ def _interval(report: Report, profile: str) -> list[Finding]:
     """[11; 12 C] display_ci is exp(ci)."""
     metric = report["primary_metric"]
     base = number(dig(report, "baseline_ref", "primary_metric", "final"))
-    if rejected(report) or base is None or not metric["kind"].startswith("ppl"):
+    if rejected(report) or base is None or _family(metric["kind"]) != "ppl":
         return []
     ci, shown = numbers(metric.get("ci")), numbers(metric.get("display_ci"))
     if ci is None or shown is None:
@@ -211,7 +213,7 @@ def _limit(report: Report) -> str:
         stated = number(dig(report, "resolved_policy", "metrics", group, name))
         return default if stated is None else stated
 
-    if report["primary_metric"]["kind"].startswith("ppl"):
+    if _family(report["primary_metric"]["kind"]) == "ppl":
         most = limit("pm_ratio", "ratio_limit_base", tier.ratio_limit)
         most += limit("pm_ratio", "hysteresis_ratio", tier.hysteresis)
         beyond = not value <= most
@@ -230,12 +232,14 @@ def _drift(report: Report) -> str:
         return "/primary_metric/preview or final is missing"
     own = metric.get("drift_band")
     band = [dig(own, "min"), dig(own, "max")] if isinstance(own, Mapping) else own
-    ratio = metric["kind"].startswith("ppl")
+    ratio = _family(metric["kind"]) == "ppl"
     low, high = numbers(band) or ([0.95, 1.05] if ratio else [0.9, 1.1])
     drift = final / preview if ratio and preview else 1 + final - preview
     if low <= drift <= high:
         return ""
-    return f"/primary_metric: drift {drift} between the arms; the band is {low} to {high}"
+    return (
+        f"/primary_metric: drift {drift} from warm-up to scored windows is not in {low} to {high}"
+    )
 
 
 def _lints(report: Report, _: str) -> list[Finding]:
@@ -327,8 +331,7 @@ def recompute(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """The point of the primary metric from the recorded windows, and how it departs."""
     metric = report["primary_metric"]
-    kind = metric["kind"]
-    family = "ppl" if kind.startswith("ppl") else "accuracy" if kind == "accuracy" else "other"
+    family = _family(metric["kind"])
     if family == "accuracy":
         wanted = _accuracy(report)
         pairs = [("final", wanted)] if wanted is not None else []
@@ -385,3 +388,10 @@ def _weighted_mean(report: Report) -> tuple[list[tuple[str, float]], list[str]]:
         return [], [f"{at}/logloss has no finite mean"]
     point = math.exp(mean) if mean < 700 else math.inf
     return [("analysis_point_final", mean), ("final", point)], []
+
+
+def _family(kind: str) -> str:
+    """How the point of a metric is recomputed; published reports may have kinds of their own."""
+    if kind in METRICS:
+        return METRICS[kind].family
+    return "ppl" if kind.startswith("ppl") else OTHER

@@ -17,8 +17,19 @@ from invarlock.documents.fields import (
     about,
 )
 from invarlock.guards import GUARDS
+from invarlock.metrics.kinds import METRICS
 
 TITLE = "evaluation.report.json (v1)"
+if TYPE_CHECKING:
+    MetricKind: TypeAlias = str
+    Mode: TypeAlias = str
+else:
+    # Ours, and those that other programs have published.
+    MetricKind = Literal[(*METRICS, "bleu", "f1", "rouge")]
+    Mode = Literal[
+        ("generation", "logprob", "teacher_forced", "classification", "benchmark_harness",
+         *(kind.mode for kind in METRICS.values()))
+    ]  # fmt: skip
 
 
 class Plugins(Open):
@@ -117,7 +128,7 @@ class PrimaryMetric(Open):
     """The primary metric against the baseline."""
 
     kind: Annotated[
-        Literal["accuracy", "bleu", "f1", "ppl_causal", "ppl_mlm", "ppl_seq2seq", "rouge"],
+        MetricKind,
         about("kind of metric"),
     ]
     unit: Annotated[str | UnsetType, about("unit")] = UNSET
@@ -321,8 +332,7 @@ class EvaluationRealism(Closed):
     """How realistic the metric is."""
 
     mode: Annotated[
-        Literal["generation", "logprob", "teacher_forced", "classification", "benchmark_harness"]
-        | UnsetType,
+        Mode | UnsetType,
         about("how outputs were obtained"),
     ] = UNSET
     prompt_template_hash: Annotated[

@@ -16,18 +16,18 @@ from types import ModuleType
 import pytest
 from repository_copy import ROOT
 
-from invarlock import claims
-from invarlock.claims import Owner, claimed, slurm_state
+from invarlock import output_locks
 from invarlock.cli import COMMANDS, main, module_of
 from invarlock.cli.options import _options
 from invarlock.errors import InputError
+from invarlock.output_locks import Owner, claimed, slurm_state
 
 LIMIT = 120  # seconds until a process that should go on is given up
 # Claims an output, says so, and keeps it until its standard input ends.
 JOB = """
 import sys
 from pathlib import Path
-from invarlock.claims import claimed
+from invarlock.output_locks import claimed
 with claimed("job", [Path(name) for name in sys.argv[1:]]):
     print("mine", flush=True)
     sys.stdin.read()
@@ -196,7 +196,7 @@ def test_a_job_waits_for_one_of_another_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Although this node's kernel gives the lock; once that job has ended the claim is free."""
-    monkeypatch.setattr(claims, "ASK_AGAIN", 0.1)
+    monkeypatch.setattr(output_locks, "ASK_AGAIN", 0.1)
     out, owner = tmp_path / "run_1", replace(ELSEWHERE, job="77")
     squeue.write_text("echo RUNNING")
     write_claim(out, owner)
@@ -243,7 +243,7 @@ def no_locks(*_: object) -> None:
 
 def test_without_locks_nobody_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner of another machine, outside SLURM: one line that says what to do."""
-    monkeypatch.setattr(claims.fcntl, "flock", no_locks)
+    monkeypatch.setattr(output_locks.fcntl, "flock", no_locks)
     write_claim(tmp_path / "x", ELSEWHERE)
     with pytest.raises(InputError) as caught, claimed("a", [tmp_path / "x"]):
         raise AssertionError("claimed")
@@ -317,5 +317,5 @@ def test_a_refused_command_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_a_place_where_no_file_can_be_made_is_not_waited_for() -> None:
     """The kernel's folders answer that there is no such file, as after a lost race."""
-    with claims.claimed("verify", [Path("/proc/result.json")]):
+    with output_locks.claimed("verify", [Path("/proc/result.json")]):
         assert not Path("/proc/.result.json.claim").exists()
