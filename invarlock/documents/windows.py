@@ -2,7 +2,7 @@
 (windows.json).
 """
 
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from msgspec import UNSET, Meta, UnsetType, defstruct
 
@@ -171,4 +171,7 @@ def _kind(name: str, labelled: bool) -> Any:
     return defstruct(name, [], bases=(base,), tag=name, namespace={"__doc__": base.__doc__})
 
 
-DOCUMENT = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
+if TYPE_CHECKING:
+    DOCUMENT: TypeAlias = TextWindows | RecordWindows
+else:
+    DOCUMENT = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
