@@ -8,7 +8,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import NamedTuple, NoReturn
 
@@ -116,10 +116,27 @@ def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> N
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; expected errors become one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
-    if debug:
-        os.environ[DEBUG] = "1"
+    if "--debug" in argv:
+        with _debugging():
+            return _run([word for word in argv if word != "--debug"], debug=True)
+    return _run(argv, debug=False)
+
+
+@contextlib.contextmanager
+def _debugging() -> Iterator[None]:
+    """Let the processes that a command starts show tracebacks too, for as long as it runs."""
+    before = os.environ.get(DEBUG)
+    os.environ[DEBUG] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DEBUG]
+        else:
+            os.environ[DEBUG] = before
+
+
+def _run(argv: list[str], *, debug: bool) -> int:
     if "help" in argv[: 2 if argv[:1] == [ADVANCED.strip()] else 1]:
         argv.remove("help")  # help COMMAND is COMMAND --help
         argv.append("--help")
