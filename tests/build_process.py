@@ -135,9 +135,7 @@ def stop(run: Path, target: Path, key: Path, pack: Mapping[str, bytes]) -> dict[
     stage = left(target)
     second = fork(lambda: build(run, target, key), errors[1])
     until = time.monotonic() + LIMIT
-    while "waiting" not in (errors[1].read_text() if errors[1].exists() else ""):
-        if time.monotonic() > until or os.waitpid(second, os.WNOHANG)[0]:
-            break
+    while not (errors[1].exists() and errors[1].read_text()) and time.monotonic() < until:
         time.sleep(0.05)
     kept = left(target) == stage
     os.kill(first, signal.SIGCONT)
