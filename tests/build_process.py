@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from invarlock.cli import main as cli
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link"}
 BUILDERS = 4
 HALFWAY = 60  # changes, of about 150
+LIMIT = 120  # seconds until a build says that it waits
 
 
 class Stop:
@@ -125,17 +127,20 @@ def kill(run: Path, target: Path, key: Path, pack: Mapping[str, bytes]) -> dict[
 
 
 def stop(run: Path, target: Path, key: Path, pack: Mapping[str, bytes]) -> dict[str, Any]:
-    """Stop a build half-way, let another one win, and let the first go on."""
+    """Stop a build half-way, let another one wait for it, and let the first go on."""
     halted = Stop(target.parent, HALFWAY, signal.SIGSTOP)
-    errors = target.parent.parent / "errors"
-    first = fork(lambda: build(run, target, key, halted), errors)
+    errors = [target.parent.parent / f"errors.{n}" for n in range(2)]
+    first = fork(lambda: build(run, target, key, halted), errors[0])
     os.waitpid(first, os.WUNTRACED)
     stage = left(target)
-    second = ended(fork(lambda: build(run, target, key)))
+    second = fork(lambda: build(run, target, key), errors[1])
+    until = time.monotonic() + LIMIT
+    while not (errors[1].exists() and errors[1].read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
     kept = left(target) == stage
     os.kill(first, signal.SIGCONT)
-    codes = [ended(first), second]
-    lines = errors.read_text().splitlines()
+    codes = [ended(first), ended(second)]
+    lines = [path.read_text().splitlines() for path in errors]
     found = {"codes": codes, "kept": kept, "lines": lines, "left": left(target)}
     return found | {"whole": packs.snapshot(target) == pack}
 

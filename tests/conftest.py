@@ -220,6 +220,16 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Take back what a command set for the processes that it starts: it runs in this one here."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def in_this_process() -> Iterator[None]:
     """Measure here: the libraries are loaded already, which takes longer than small models."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from invarlock.cli import COMMANDS, main
+from invarlock.cli import COMMANDS, DEBUG, main
 
 USUAL = [name for name in COMMANDS if " " not in name]
 ADVANCED = [name.partition(" ")[2] for name in COMMANDS if " " in name]
@@ -25,6 +27,7 @@ def test_all_commands_are_listed(words: str, code: int, capsys: pytest.CaptureFi
     assert printed.startswith("usage: invarlock COMMAND ")
     assert listed(printed) == list(COMMANDS)
     assert all(command.summary in printed for command in COMMANDS.values())
+    assert DEBUG not in os.environ, "what --debug sets outlives its command"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ write_conf() {
         # no database: clients have to ask squeue, where finished jobs stay for MinJobAge seconds
         echo "AccountingStorageType=accounting_storage/none"
         echo "JobCompType=jobcomp/none"
-        echo "MinJobAge=600"
+        echo "MinJobAge=3600"
         echo "MpiDefault=none"
         echo "ReturnToService=2"
         echo "SwitchType=switch/none"

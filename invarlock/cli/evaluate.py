@@ -47,7 +47,7 @@ def main(options: EvaluateOptions) -> int:
     if options.attempt > 1 and refused.is_file():  # a scheduler starts again whatever ended
         code, line = read_json(refused)
         if code == EXIT_NOT_LOADED and options.record_failure:
-            return _record(_job(options), code, line)
+            return _record(replace(_job(options), attempt=1), code, line)  # the one that was made
         print(f"invarlock evaluate: {line} (not tried again)", file=sys.stderr)
         return InputError.exit_code if code == EXIT_NOT_LOADED else int(code)
     refused.unlink(missing_ok=True)
