@@ -11,7 +11,8 @@
 # make slurm-smoke  a small part of the main job on a SLURM cluster of one node with pretend GPUs, which is
 #              started for it (as root; packages munge and slurm-wlm)
 # make mutants switch off each check of the verifier and show that attacks then get through (5 minutes)
-# make results measure clean edits and damage on the embedded model: docs/results.md (about an hour)
+# make results suite detection on the embedded model, once for each of three seeds of the windows:
+#              docs/results.md (about an hour)
 #
 # PYTHON  the interpreter to build .venv with (3.11 to 3.13)
 # TORCH   what to install torch from. The plain package brings CUDA on Linux; for a CPU build give
@@ -23,10 +24,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG_HOME := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)
 KEY ?= $(CONFIG_HOME)/invarlock/signing-key.pem
-# further settings of smoke and smoke-all, for example CONFIG="scenarios=noop_clean,nan_injection"
+# further settings of smoke, smoke-all and results, for example CONFIG="scenarios=noop_clean,nan_injection"
 CONFIG ?=
 CONTAINER_OUT := evidence_pack_runs/container
 SLURM_OUT := evidence_pack_runs/slurm
+DETECTION_OUT := evidence_pack_runs/detection
+# of the windows; damage is measured with the first
+DETECTION_SEEDS := 101 102 103
 # what has to pass, and damage for two guards
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
@@ -47,7 +51,7 @@ smoke: $(VENV)/ready
 
 smoke-all: $(VENV)/ready
 	$(run_suite)
-	@$(BIN)/python tools/catalogue_table.py evidence_pack_runs/$@
+	@$(BIN)/python tools/results_page.py evidence_pack_runs/$@
 
 image: $(VENV)/ready
 	@PYTHON=$(BIN)/python TORCH="$(TORCH)" bash tools/build_image.sh
@@ -101,12 +105,18 @@ lint: setup
 	@$(BIN)/snakemake --lint
 
 docs: $(VENV)/ready
+	@$(BIN)/python tools/make_detection.py
 	@$(BIN)/python tools/make_config.py
 	@$(BIN)/python tools/make_kinds.py
 	@$(BIN)/python tools/make_contracts.py
 
 results: $(VENV)/ready
-	@$(BIN)/python tools/detection_table.py
+	@set -e; only=; for seed in $(DETECTION_SEEDS); do \
+		$(BIN)/python tools/workflow.py --profile profiles/cpu --config suite=detection tier=none \
+			out=$(DETECTION_OUT)/seed_$$seed windows="{preview: 90, final: 90, seed: $$seed}" $$only $(CONFIG); \
+		only=categories=clean; \
+	done
+	@$(BIN)/python tools/results_page.py $(DETECTION_SEEDS:%=$(DETECTION_OUT)/seed_%)
 
 mutants: setup
 	@$(BIN)/python tools/mutants.py

@@ -188,6 +188,8 @@ def effective_settings(
     one_of("tier", values["tier"], tier_names(), _where(origins["tier"]))
     one_of("suite", values["suite"], list(suites["suites"]), _where(origins["suite"]))
     suite = suites["suites"][values["suite"]]
+    if origins["catalogue"] == "config":
+        values["catalogue"] = suite.get("catalogue", values["catalogue"])
     if not origins["models"].startswith("given"):
         listed = values["models"] or suite["models"]
         slots, variables = slotted(listed, environment)

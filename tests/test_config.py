@@ -46,13 +46,27 @@ def test_file_and_contract_have_the_same_keys() -> None:
 
 
 def test_the_shipped_file_is_valid_for_every_suite() -> None:
-    """Every suite of suites.yaml is in the catalogue and names models that are listed."""
-    catalogue = load_catalogue(ROOT / "scenarios/scenarios.json")
-    assert set(SUITES["suites"]) == set(catalogue.suites)
+    """Every suite of suites.yaml is in its catalogue and names models that are listed."""
+    shipped = FILE["catalogue"]
+    named = {suite.get("catalogue", shipped) for suite in SUITES["suites"].values()}
+    assert {name for path in named for name in load_catalogue(ROOT / path).suites} == set(
+        SUITES["suites"]
+    )
     for name, suite in SUITES["suites"].items():
         assert set(suite["models"]) <= set(SUITES["models"])
         if name != "byoe":
             assert [m.model_id for m in settings(suite=name).models] == suite["models"]
+
+
+def test_a_suite_may_name_its_catalogue(tmp_path: Path) -> None:
+    """What the command names comes before it, and the record has the one in force."""
+    found = settings(suite="detection")
+    assert found.recorded()["values"]["catalogue"] == "detection.json"
+    assert "rank_collapse_half" in [s.id for s in found.scenarios]
+    document = json.loads((ROOT / "scenarios/detection.json").read_text())
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(document | {"scenarios": document["scenarios"][:1]}))
+    assert len(settings(suite="detection", catalogue=str(own)).scenarios) == 1
 
 
 # --- what is refused ------------------------------------------------------------------------

@@ -129,6 +129,18 @@ def test_the_smoke_suite_makes_every_scenario_once(repository: Path) -> None:
     assert counts(jobs) == expected_counts(1, kinds["edit"], kinds["error"])
 
 
+@pytest.mark.parametrize(("chosen", "edits", "injections"), [((), 5, 57), (("clean",), 5, 0)])
+def test_the_detection_suite_makes_its_catalogue_once(
+    repository: Path, chosen: tuple[str, ...], edits: int, injections: int
+) -> None:
+    """Suite detection: 27 kinds of damage, 30 of them stronger or weaker; or its clean edits."""
+    given = [f"categories={name}" for name in chosen]
+    given += ["tier=none", "windows={preview: 90, final: 90, seed: 101}"]  # as make results does
+    jobs = graph(repository, "--profile", "profiles/cpu", "--config", "suite=detection", *given)
+    wanted = expected_counts(1, edits, injections)
+    assert counts(jobs) == {rule: number for rule, number in wanted.items() if number}
+
+
 def test_chosen_scenarios_are_exactly_these(repository: Path) -> None:
     """scenarios=ID,ID evaluates these two and adds none."""
     chosen = "scenarios=noop_clean,nan_injection"

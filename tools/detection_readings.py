@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from invarlock.pages.reading import block, evaluated
+from invarlock.guards import BY_NAME, GUARDS
+from invarlock.pages.reading import Report, block, evaluated
 from invarlock.reporting.signals import guard_flags
 
-Report = Mapping[str, Any]
+OF_METRIC = ("primary_metric", "primary_metric_tail", "drift")
+# In the order of pages: what looks at the files, the metric, what looks at the model.
 CHECKS = (
-    "invariants",
-    "primary_metric",
-    "primary_metric_tail",
-    "drift",
-    "spectral",
-    "rmt",
-    "variance",
-    "overhead",
+    *(guard.name for guard in GUARDS if guard.of_files),
+    *OF_METRIC,
+    *(guard.name for guard in GUARDS if not guard.of_files),
 )
 SHORT = {"primary_metric": "metric", "primary_metric_tail": "tail"}
 
@@ -35,10 +31,15 @@ class Reading:
     more: str = ""
 
 
+def fired(flags: Mapping[str, bool]) -> list[str]:
+    """The checks that fired, by the flags of a report or a record."""
+    # what is never a finding, the cost of the guards, has no flag of its name
+    return [name for name in CHECKS if flags.get(name)]
+
+
 def spoke(report: Report) -> list[str]:
     """The checks that spoke, by short names."""
-    flags = guard_flags(report)
-    names = [SHORT.get(name, name) for name in CHECKS if flags[name]]
+    names = [SHORT.get(name, name) for name in fired(guard_flags(report))]
     warned = block(report, "primary_metric_tail").get("warned") is True
     return [*names, "tail (warning)"] if warned and "tail" not in names else names
 
@@ -59,7 +60,7 @@ def sigma_reading(report: Report) -> Reading | None:
 
 
 def spectral_reading(report: Report) -> Reading | None:
-    """The largest margin of sigma, stable rank and norms."""
+    """The largest margin of sigma, stable rank, norms and rows."""
     sigma = sigma_reading(report)
     if sigma is None:
         return None
@@ -74,6 +75,10 @@ def spectral_reading(report: Report) -> Reading | None:
         pairs = zip(table[column], table[f"baseline_{column}"], strict=True)
         low = min((now / before for now, before in pairs if before), default=1.0)
         found.append(Reading(what, low, limit, limit / low if low else math.inf))
+    for rows in report["spectral"]["row_changes"]:
+        if rows["largest"] is not None:
+            margin = rows["largest"] / rows["limit"]
+            found.append(Reading("change of a row", rows["largest"], rows["limit"], margin))
     return max(found, key=lambda r: r.margin)
 
 
@@ -121,6 +126,7 @@ def invariants_reading(report: Report) -> Reading | None:
     return Reading("findings", len(failures), 0, math.nan, ", ".join(kinds))
 
 
+# Of these the page says more than the one number that the guard decides by.
 READINGS = {
     "invariants": invariants_reading,
     "primary_metric": metric_reading,
@@ -128,3 +134,15 @@ READINGS = {
     "rmt": rmt_reading,
     "variance": variance_reading,
 }
+
+
+def reading_of(check: str, report: Report) -> Reading | None:
+    """What a report says of a check; None where nothing was measured."""
+    if check in READINGS:
+        return READINGS[check](report)
+    section = block(report, check)
+    found = BY_NAME[check].statistic(section) if evaluated(report, check) else None
+    if found is None:
+        return None
+    margin = found.value / found.threshold if found.threshold else math.nan
+    return Reading(found.name, found.value, found.threshold, margin)

@@ -20,6 +20,7 @@ from invarlock.config import ENVIRONMENT
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "config/README.md"
 CONTRACT = ROOT / "contracts/config.schema.json"
+CATALOGUE = "scenarios/scenarios.json"  # of a suite that names none
 SECTION = re.compile(r"# --- (.+?) -+$")
 # Indent, key, default; then, in the comment, what a value may be and what the setting means.
 SETTING = re.compile(
@@ -177,10 +178,17 @@ def keys() -> list[str]:
     return lines
 
 
-def suite_row(name: str, suite: dict[str, Any], scenarios: list[dict[str, Any]]) -> list[object]:
+def suite_row(name: str, suite: dict[str, Any]) -> list[object]:
     """Cells of one suite."""
     show = [code(name), ", ".join(suite["models"]) or "`baseline`", code(suite["text"])]
+    scenarios = scenarios_of(suite.get("catalogue", CATALOGUE))
     return [*show, sum(name in s["suites"] for s in scenarios), suite["min_free_disk_gb"]]
+
+
+def scenarios_of(catalogue: str) -> list[dict[str, Any]]:
+    """The entries of a catalogue."""
+    found: list[dict[str, Any]] = json.loads((ROOT / catalogue).read_text())["scenarios"]
+    return found
 
 
 def scenario_row(s: dict[str, Any]) -> list[object]:
@@ -196,7 +204,6 @@ def scenario_row(s: dict[str, Any]) -> list[object]:
 def page() -> str:
     """The whole page."""
     suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
-    scenarios = json.loads((ROOT / "scenarios/scenarios.json").read_text())["scenarios"]
     models = {**suites["models"], "any other folder": suites["default_geometry"]}
     columns = ("source", "weights_gb", "seq_len", "preview", "final")
     variables = {**{n: key for n, (key, _) in ENVIRONMENT.items()}, "MODEL_1 ... MODEL_8": "models"}
@@ -204,15 +211,15 @@ def page() -> str:
         "Environment": ("variable | key", [map(code, pair) for pair in variables.items()]),
         "Suites (`config/suites.yaml`)": (
             "suite | models | text | scenarios | GB that must stay free",
-            [suite_row(name, suite, scenarios) for name, suite in suites["suites"].items()],
+            [suite_row(name, suite) for name, suite in suites["suites"].items()],
         ),
         "Models (`config/suites.yaml`)": (
             "model | source | weights, GB | tokens of a window | preview windows | final windows",
             [(name, *(model.get(c, "-") for c in columns)) for name, model in models.items()],
         ),
-        "Scenarios (`scenarios/scenarios.json`)": (
+        f"Scenarios (`{CATALOGUE}`)": (
             "id | suites | strictness | edit or damage | guard | note",
-            [scenario_row(s) for s in scenarios],
+            [scenario_row(s) for s in scenarios_of(CATALOGUE)],
         ),
     }
     lines = [line for t, rows in tables.items() for line in (f"## {t}", "", *table(*rows), "")]
