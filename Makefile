@@ -30,7 +30,8 @@ CONTAINER_OUT := evidence_pack_runs/container
 SLURM_OUT := evidence_pack_runs/slurm
 DETECTION_OUT := evidence_pack_runs/detection
 # of the windows; damage is measured with the first
-DETECTION_SEEDS := 101 102 103
+# a run calibrates on the three seeds after its own: four apart, none of these is another run's
+DETECTION_SEEDS := 101 105 109
 # what has to pass, and damage for two guards
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
