@@ -29,10 +29,10 @@ CONFIG ?=
 CONTAINER_OUT := evidence_pack_runs/container
 SLURM_OUT := evidence_pack_runs/slurm
 DETECTION_OUT := evidence_pack_runs/detection
-# of the windows; damage is measured with the first
-# a run calibrates on the three seeds after its own: four apart, none of these is another run's
+# of the windows; damage is measured with the first. Each run calibrates on the three seeds after its
+# own, so they are four apart.
 DETECTION_SEEDS := 101 105 109
-# what has to pass, and damage for two guards
+# what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
 .PHONY: smoke smoke-all image container-smoke slurm-smoke test cases lint setup docs results mutants benchmark clean
