@@ -53,8 +53,7 @@ class Baseline(Closed, kw_only=True):
         about("Folder name made from the id."),
     ]
     source: Annotated[
-        Source,
-        about("Where it comes from; never a path of the machine that pinned it."),
+        Source, about("Where it comes from; never a path of the machine that pinned it.")
     ]
     revision: Annotated[
         Commit | None,
@@ -64,8 +63,7 @@ class Baseline(Closed, kw_only=True):
         ),
     ]
     license: Annotated[
-        str | None,
-        about("Licence as its source states it; null where it states none."),
+        str | None, about("Licence as its source states it; null where it states none.")
     ]
     files: Annotated[
         dict[str, File],
@@ -82,8 +80,7 @@ class Baseline(Closed, kw_only=True):
     total_bytes: Annotated[Positive, about("Bytes of all files.")]
     weight_bytes: Annotated[Count, about("Bytes of all tensors.")]
     n_parameters: Annotated[
-        Count,
-        about("Stored elements; a tied matrix that is stored once counts once."),
+        Count, about("Stored elements; a tied matrix that is stored once counts once.")
     ]
     checkpoint_sha256: Annotated[
         Sha256,

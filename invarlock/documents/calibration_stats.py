@@ -43,8 +43,7 @@ class CalibrationStats(Closed):
     """What null edits change in the measurements of a baseline, by run and family."""
 
     schema: Annotated[
-        Literal["invarlock/calibration-stats-v1"],
-        about("Name and version of this format."),
+        Literal["invarlock/calibration-stats-v1"], about("Name and version of this format.")
     ]
     model_id: Annotated[Text, about("The model.")]
     checkpoint_sha256: Annotated[Sha256, about("Digest of the baseline checkpoint.")]
@@ -58,10 +57,7 @@ class CalibrationStats(Closed):
         about("Null edits: noop is the baseline in other batches, the others are edit specs."),
     ]
     seeds: Annotated[
-        list[Count],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Seeds of the calibration windows."),
+        list[Count], Meta(min_length=1), EACH_ONCE, about("Seeds of the calibration windows.")
     ]
     runs: Annotated[list[Run], Meta(min_length=1), about("One entry an edit and seed.")]
 

@@ -76,8 +76,7 @@ class PinnedModel(Pin, kw_only=True):
         ),
     ]
     remote_code: Annotated[
-        bool,
-        about("Whether the model brings Python code of its own; only with allow_remote_code."),
+        bool, about("Whether the model brings Python code of its own; only with allow_remote_code.")
     ]
 
 
@@ -94,8 +93,7 @@ class ModelRevisions(Closed, kw_only=True):
     """
 
     schema: Annotated[
-        Literal["invarlock/model-revisions-v1"],
-        about("Name and version of this format."),
+        Literal["invarlock/model-revisions-v1"], about("Name and version of this format.")
     ]
     generated_at: Annotated[
         Annotated[str, matches(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
@@ -104,10 +102,7 @@ class ModelRevisions(Closed, kw_only=True):
     ] = UNSET
     suite: Annotated[Text, about("Name of the suite.")]
     model_list: Annotated[
-        list[Text],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Model ids in the order of the suite."),
+        list[Text], Meta(min_length=1), EACH_ONCE, about("Model ids in the order of the suite.")
     ]
     models: Annotated[dict[str, PinnedModel], Meta(min_length=1), about("The pinned models by id.")]
     datasets: Annotated[

@@ -115,8 +115,7 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
     seed: Annotated[int, about("Seed of the choice of documents and windows.")]
     source: Source
     tokenizer_sha256: Annotated[
-        Sha256,
-        about("SHA-256 of the canonical JSON content of tokenizer.json."),
+        Sha256, about("SHA-256 of the canonical JSON content of tokenizer.json.")
     ]
     counts: Counts
     n_documents: Annotated[

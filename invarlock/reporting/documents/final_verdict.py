@@ -38,12 +38,10 @@ class Criteria(Closed):
     stress_required_fail: Annotated[bool, about("every must_fail evaluation fails")]
     error_injection_detected: Annotated[bool, about("every damage is detected")]
     informational_stress_min_signal_fraction: Annotated[
-        float,
-        about("smallest share of informational stress evaluations with a signal"),
+        float, about("smallest share of informational stress evaluations with a signal")
     ]
     primary_guard_signal_required: Annotated[
-        bool,
-        about("where the scenario says so, the primary guard speaks"),
+        bool, about("where the scenario says so, the primary guard speaks")
     ]
 
 
@@ -60,8 +58,7 @@ class Counts(Closed):
     stress_total: Annotated[Count, about("must_fail stress evaluations")]
     stress_fail: Annotated[Count, about("of these failed as they must")]
     catastrophic_required_total: Annotated[
-        Count,
-        about("evaluations in which the primary metric has to fail, expected"),
+        Count, about("evaluations in which the primary metric has to fail, expected")
     ]
     catastrophic_required_present: Annotated[Count, about("of these present")]
     catastrophic_required_fail: Annotated[Count, about("of these failed by the primary metric")]
@@ -76,24 +73,20 @@ class Counts(Closed):
         ),
     ]
     primary_guard_required_scenarios: Annotated[
-        Count,
-        about("scenarios whose primary guard has to speak"),
+        Count, about("scenarios whose primary guard has to speak")
     ]
     primary_guard_required_records: Annotated[Count, about("evaluations of these")]
     primary_guard_required_hits: Annotated[Count, about("of these in which it spoke")]
     primary_guard_required_scenarios_hit: Annotated[
-        Count,
-        about("scenarios in which it spoke in every evaluation"),
+        Count, about("scenarios in which it spoke in every evaluation")
     ]
     clean_reports: Annotated[Count, about("clean and custom evaluations that passed")]
     error_injection_reports: Annotated[Count, about("evaluations of damage")]
     expected_failure_reports: Annotated[
-        Count,
-        about("evaluations that had to fail or be detected, and were"),
+        Count, about("evaluations that had to fail or be detected, and were")
     ]
     failed_reports: Annotated[
-        Count,
-        about("evaluations that did not show what their scenario asks for"),
+        Count, about("evaluations that did not show what their scenario asks for")
     ]
 
 
@@ -144,10 +137,7 @@ class Record(Closed, kw_only=True):
     name: Annotated[str, about("the scenario")]
     strictness: Annotated[Strictness, about("what it had to show")]
     intent: Annotated[str, about("why it is there")]
-    primary_guard: Annotated[
-        PrimaryGuard,
-        about("the guard it is aimed at"),
-    ]
+    primary_guard: Annotated[PrimaryGuard, about("the guard it is aimed at")]
     failure_class: Annotated[str, about("what was done")]
     run_num: Annotated[Positive, about("number of the run")]
     family: Annotated[str | None, about("edit or error type")]
@@ -168,15 +158,13 @@ class Record(Closed, kw_only=True):
     ] = UNSET
     finding: Annotated[str | UnsetType | None, about("the worst finding of the invariants")] = UNSET
     evidence_needed: Annotated[
-        list[EvidenceNeeded] | UnsetType,
-        about("what an inconclusive evaluation lacks"),
+        list[EvidenceNeeded] | UnsetType, about("what an inconclusive evaluation lacks")
     ] = UNSET
     detectors_hit: Annotated[bool, about("whether the detectors are satisfied by a measurement")]
     detectors: Annotated[list[str], about("detectors of detectors_any_of that were true")]
     detectors_all_of: Annotated[list[str], about("detectors of detectors_all_of that were true")]
     detectors_missed: Annotated[
-        list[str],
-        about("detectors that were not true, with the reason where there is one"),
+        list[str], about("detectors that were not true, with the reason where there is one")
     ]
     primary_guard_required: Annotated[bool, about("whether the primary guard had to speak")]
     primary_guard_hit: Annotated[bool, about("whether it did")]
@@ -185,8 +173,7 @@ class Record(Closed, kw_only=True):
     guard_flags: GuardFlags
     spectral_caps_applied: Annotated[int | None, about("capped modules; null: not evaluated")]
     metric: Annotated[
-        str | None,
-        about("ppl_causal, ppl_mlm, ppl_seq2seq or accuracy; null: not measured"),
+        str | None, about("ppl_causal, ppl_mlm, ppl_seq2seq or accuracy; null: not measured")
     ]
     ratio_vs_baseline: Annotated[
         float | None,
@@ -200,12 +187,10 @@ class Record(Closed, kw_only=True):
         about("interval of ratio_vs_baseline"),
     ]
     baseline_sha256: Annotated[
-        str | UnsetType | None,
-        about("digest of the baseline checkpoint, of the outcome"),
+        str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome")
     ] = UNSET
     subject_sha256: Annotated[
-        str | UnsetType | None,
-        about("digest of the subject checkpoint, of the outcome"),
+        str | UnsetType | None, about("digest of the subject checkpoint, of the outcome")
     ] = UNSET
     decision: Annotated[str | None, about("pass, fail or inconclusive")]
     as_expected: Annotated[bool, about("whether the evaluation showed what its scenario asks for")]
@@ -267,8 +252,7 @@ class FinalVerdict(Closed, kw_only=True):
     category_summary: Annotated[dict[str, Any], about("see the contract category-summary")]
     guard_signal_summary: Annotated[dict[str, Any], about("see the contract guard-signal-summary")]
     guard_intervention_summary: Annotated[
-        dict[str, Any],
-        about("see the contract guard-intervention-summary"),
+        dict[str, Any], about("see the contract guard-intervention-summary")
     ]
     scenario_signal_summary: Annotated[list[Any], about("see the contract scenario-signal-summary")]
     records: Annotated[list[Record], about("one per evaluation: by model, manifest order, run")]

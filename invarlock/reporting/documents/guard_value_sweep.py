@@ -69,8 +69,7 @@ class Row(Closed):
     guards: Guards
     unique: Annotated[str | None, about("the only guard with something new; null: none or several")]
     compared_with_noop: Annotated[
-        bool,
-        about("whether the model has a no-op report; without one, new is spoke"),
+        bool, about("whether the model has a no-op report; without one, new is spoke")
     ]
     rmt_probe: Annotated[RmtProbe | None, about("the rmt guard's decision; null: not evaluated")]
     ve_probe: Annotated[VeProbe | None, about("the variance guard's decision; null: not evaluated")]
@@ -92,8 +91,7 @@ class Worth(Closed):
     found: Found
     found_alone: Annotated[Count, about("of these, what no other guard found")]
     metric_alone_passes: Annotated[
-        Count,
-        about("of the probes aimed at it, what the metric alone would have let pass"),
+        Count, about("of the probes aimed at it, what the metric alone would have let pass")
     ]
     negative_controls: Annotated[
         Alarm,
