@@ -73,7 +73,7 @@ class Windows(Closed):
 
     sha256: Annotated[Sha256, about("SHA-256 of the windows file.")]
     seed: Annotated[int, about("Seed of the choice of windows.")]
-    windows: Annotated[Positive, about("Number of windows, both arms.")]
+    windows: Annotated[Positive, about("Number of windows, warm-up and scored together.")]
     ids_sha256: Annotated[
         Sha256, about("SHA-256 of the canonical JSON list of their sorted window_id values.")
     ]

@@ -91,8 +91,8 @@ class Geometry(Closed):
     split: Annotated[str | None, about("Split of a hub data set.")]
     seq_len: Annotated[int, Meta(ge=2), about("Tokens of a window.")]
     stride: Annotated[int, Meta(ge=2), about("Tokens from one window to the next.")]
-    preview_n: Annotated[Positive, about("Windows of the preview arm, each seed.")]
-    final_n: Annotated[Positive, about("Windows of the final arm, each seed.")]
+    preview_n: Annotated[Positive, about("Warm-up windows, each seed.")]
+    final_n: Annotated[Positive, about("Scored windows, each seed.")]
 
 
 class Excluded(Closed):
@@ -131,8 +131,8 @@ class Alarm(Closed):
 class Counted(Closed):
     """One signal."""
 
-    flagged: Annotated[Count, about("evaluations in which it spoke")]
-    unique: Annotated[Count, about("evaluations in which no other one spoke")]
+    flagged: Annotated[Count, about("evaluations in which it fired")]
+    unique: Annotated[Count, about("evaluations in which no other one fired")]
 
 
 class Binding(Closed):

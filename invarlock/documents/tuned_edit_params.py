@@ -33,8 +33,8 @@ class Selection(Closed):
     ids_sha256: Annotated[
         Sha256, about("SHA-256 of the canonical JSON list of their sorted window_id values")
     ]
-    preview: Annotated[Positive, about("windows of the preview arm")]
-    final: Annotated[Positive, about("windows of the final arm")]
+    preview: Annotated[Positive, about("warm-up windows")]
+    final: Annotated[Positive, about("scored windows")]
 
 
 class Candidate(Closed):
@@ -67,7 +67,7 @@ class Candidate(Closed):
     reasons: Annotated[
         list[Text], about("why it did not pass: the words of the verdict, or why it was not made")
     ]
-    guards: Annotated[list[Text], about("guards that spoke")]
+    guards: Annotated[list[Text], about("guards that fired")]
 
 
 class Search(Closed):

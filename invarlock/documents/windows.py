@@ -52,10 +52,10 @@ class Source(Closed):
 
 
 class Counts(Closed):
-    """Number of windows, or records, of each arm."""
+    """How many windows, or records, there are."""
 
-    preview: Annotated[Positive, about("Windows of the preview arm.")]
-    final: Annotated[Positive, about("Windows of the final arm.")]
+    preview: Annotated[Positive, about("Warm-up windows.")]
+    final: Annotated[Positive, about("Scored windows.")]
 
 
 class Window(Closed):
@@ -140,12 +140,12 @@ class TextWindows(Windows, kw_only=True):
     preview: Annotated[
         list[Window],
         Meta(min_length=1),
-        about("Windows of the preview arm, in the order they were taken."),
+        about("Warm-up windows, in the order they were taken."),
     ]
     final: Annotated[
         list[Window],
         Meta(min_length=1),
-        about("Windows of the final arm, in the order they were taken."),
+        about("Scored windows, in the order they were taken."),
     ]
 
 
@@ -155,12 +155,12 @@ class RecordWindows(Windows, kw_only=True):
     preview: Annotated[
         list[Record],
         Meta(min_length=1),
-        about("Records of the preview arm, in the order they were taken."),
+        about("Warm-up records, in the order they were taken."),
     ]
     final: Annotated[
         list[Record],
         Meta(min_length=1),
-        about("Records of the final arm, in the order they were taken."),
+        about("Scored records, in the order they were taken."),
     ]
 
 

@@ -32,7 +32,7 @@ class Plugins(Open):
 
 
 class Preview(Open):
-    """Coverage of one arm."""
+    """Coverage of the warm-up or the scored windows, or of the replicates."""
 
     used: Annotated[Count | UnsetType, about("windows used")] = UNSET
     required: Annotated[Count | UnsetType, about("floor of the tier")] = UNSET
@@ -55,7 +55,7 @@ class Stats(Open):
         UNSET
     )
     window_overlap_fraction: Annotated[
-        float | UnsetType, about("share of windows in both arms")
+        float | UnsetType, about("share of windows among both the warm-up and the scored ones")
     ] = UNSET
     window_pairing_reason: Annotated[
         str | UnsetType | None, about("why pairing failed, null when it did not")
@@ -68,17 +68,17 @@ class Stats(Open):
 class Windows(Open, kw_only=True):
     """Counts and pairing."""
 
-    preview: Annotated[Count, about("windows of the preview arm")]
-    final: Annotated[Count, about("windows of the final arm")]
+    preview: Annotated[Count, about("warm-up windows")]
+    final: Annotated[Count, about("scored windows")]
     seed: Annotated[int | UnsetType | None, about("seed of the selection")] = UNSET
     stats: Stats
 
 
 class Hash(Open):
-    """Digests of the arms."""
+    """Digests of the windows."""
 
-    preview: Annotated[str | UnsetType, about("digest of the preview arm")] = UNSET
-    final: Annotated[str | UnsetType, about("digest of the final arm")] = UNSET
+    preview: Annotated[str | UnsetType, about("digest of the warm-up windows")] = UNSET
+    final: Annotated[str | UnsetType, about("digest of the scored windows")] = UNSET
     dataset: Annotated[str | UnsetType | None, about("digest of the data set")] = UNSET
     preview_tokens: Annotated[int | str | UnsetType | None, about("tokens")] = UNSET
     final_tokens: Annotated[int | str | UnsetType | None, about("tokens")] = UNSET
@@ -103,7 +103,7 @@ class Dataset(Open, kw_only=True):
 
 
 class Vocabulary(Open):
-    """How much of the model's vocabulary the windows of both arms use."""
+    """How much of the model's vocabulary the warm-up and scored windows use."""
 
     used: Annotated[Count | UnsetType, about("different token ids")] = UNSET
     size: Annotated[
@@ -122,8 +122,8 @@ class PrimaryMetric(Open):
     gating_basis: Annotated[str | UnsetType, about("which bound decides")] = UNSET
     paired: Annotated[bool | UnsetType, about("differences are paired by window")] = UNSET
     estimated: Annotated[bool | UnsetType, about("estimated rather than measured")] = UNSET
-    preview: Annotated[float | UnsetType, about("value on the preview arm")] = UNSET
-    final: Annotated[float | UnsetType, about("value on the final arm")] = UNSET
+    preview: Annotated[float | UnsetType, about("value on the warm-up windows")] = UNSET
+    final: Annotated[float | UnsetType, about("value on the scored windows")] = UNSET
     ratio_vs_baseline: Annotated[
         float | UnsetType, about("subject over baseline, or the difference in percentage points")
     ] = UNSET
@@ -147,10 +147,10 @@ class PrimaryMetric(Open):
     ] = UNSET
     degraded_reason: Annotated[str | UnsetType | None, about("why")] = UNSET
     analysis_point_final: Annotated[
-        float | UnsetType, about("mean log loss of the final arm, nats a token")
+        float | UnsetType, about("mean log loss of the scored windows, nats a token")
     ] = UNSET
     analysis_point_preview: Annotated[
-        float | UnsetType, about("mean log loss of the preview arm, nats a token")
+        float | UnsetType, about("mean log loss of the warm-up windows, nats a token")
     ] = UNSET
     drift_band: Annotated[
         dict[str, Any] | list[Any] | UnsetType,
@@ -171,7 +171,7 @@ class PrimaryMetric(Open):
     mcnemar_p: Annotated[
         float | UnsetType | None, about("McNemar's test of the answers that changed; accuracy only")
     ] = UNSET
-    n_final: Annotated[Count | UnsetType, about("examples of the final arm; accuracy only")] = UNSET
+    n_final: Annotated[Count | UnsetType, about("scored examples; accuracy only")] = UNSET
     evidence_needed: Annotated[
         list[Needed] | UnsetType,
         about(
@@ -192,7 +192,8 @@ class OtherFlags(Closed):
         bool | UnsetType, about("the primary metric passes only thanks to the hysteresis")
     ] = UNSET
     preview_final_drift_acceptable: Annotated[
-        bool | UnsetType, about("drift between the arms, relative to the baseline, is in its band")
+        bool | UnsetType,
+        about("drift, warm-up to scored windows, against the baseline's is in band"),
     ] = UNSET
     primary_metric_acceptable: Annotated[
         bool | UnsetType, about("the primary metric is within its limit")
@@ -221,7 +222,7 @@ else:
 
 
 class EvaluationWindowsPreview(Open):
-    """One arm: parallel lists, one entry a window."""
+    """The warm-up or the scored windows: parallel lists, one entry a window."""
 
     window_ids: Annotated[
         list[Any] | UnsetType, about("content digests of the windows (strings)")
@@ -247,7 +248,7 @@ class EvaluationWindowsPreview(Open):
 
 
 class Final(Open):
-    """One arm: parallel lists, one entry a window."""
+    """The warm-up or the scored windows: parallel lists, one entry a window."""
 
     window_ids: Annotated[
         list[Any] | UnsetType, about("content digests of the windows (strings)")
@@ -407,7 +408,7 @@ class Assurance(Open):
 
 
 class Distribution(Open):
-    """Shift of the predicted distribution on the final arm."""
+    """Shift of the predicted distribution on the scored windows."""
 
     evaluated: Annotated[bool | UnsetType, about("measured, and finite")] = UNSET
     reason: Annotated[str | UnsetType, about("why not")] = UNSET
@@ -440,13 +441,13 @@ class Telemetry(Open):
     dtype: Annotated[str | UnsetType | None, about("arithmetic")] = UNSET
     loss_type: Annotated[str | UnsetType, about("causal, mlm, seq2seq or classification")] = UNSET
     preview_total_tokens: Annotated[
-        Count | UnsetType, about("predicted tokens of the preview arm")
+        Count | UnsetType, about("predicted tokens of the warm-up windows")
     ] = UNSET
-    final_total_tokens: Annotated[Count | UnsetType, about("predicted tokens of the final arm")] = (
-        UNSET
-    )
+    final_total_tokens: Annotated[
+        Count | UnsetType, about("predicted tokens of the scored windows")
+    ] = UNSET
     masked_tokens_total: Annotated[
-        Count | UnsetType, about("masked tokens of both arms; masked models only")
+        Count | UnsetType, about("masked tokens of all windows; masked models only")
     ] = UNSET
     summary_line: Annotated[str | UnsetType, about("all of it in one line")] = UNSET
 
@@ -455,7 +456,7 @@ class Metrics(Open):
     """Counts behind an accuracy."""
 
     classification: Annotated[
-        dict[str, Any] | UnsetType, about("right answers and examples, by arm")
+        dict[str, Any] | UnsetType, about("right answers and examples, warm-up and scored apart")
     ] = UNSET
 
 

@@ -41,7 +41,7 @@ class Criteria(Closed):
         float, about("smallest share of informational stress evaluations with a signal")
     ]
     primary_guard_signal_required: Annotated[
-        bool, about("where the scenario says so, the primary guard speaks")
+        bool, about("where the scenario says so, the primary guard fires")
     ]
 
 
@@ -69,16 +69,16 @@ class Counts(Closed):
     informational_stress_signaled: Annotated[
         Count,
         about(
-            "of these whose detectors were satisfied, whatever else spoke; at least half have to be"
+            "of these whose detectors were satisfied, whatever else fired; at least half have to be"
         ),
     ]
     primary_guard_required_scenarios: Annotated[
-        Count, about("scenarios whose primary guard has to speak")
+        Count, about("scenarios whose primary guard has to fire")
     ]
     primary_guard_required_records: Annotated[Count, about("evaluations of these")]
-    primary_guard_required_hits: Annotated[Count, about("of these in which it spoke")]
+    primary_guard_required_hits: Annotated[Count, about("of these in which it fired")]
     primary_guard_required_scenarios_hit: Annotated[
-        Count, about("scenarios in which it spoke in every evaluation")
+        Count, about("scenarios in which it fired in every evaluation")
     ]
     clean_reports: Annotated[Count, about("clean and custom evaluations that passed")]
     error_injection_reports: Annotated[Count, about("evaluations of damage")]
@@ -110,7 +110,7 @@ else:
         "Per guard: scenarios aimed at it that it caught, one count per model and scenario.",
     )
     GuardFlags = each(
-        "GuardFlags", Annotated[bool, about("spoke")], "Who spoke.", tuple(guard_flags(None))
+        "GuardFlags", Annotated[bool, about("fired")], "Who fired.", tuple(guard_flags(None))
     )
 
 
@@ -166,9 +166,9 @@ class Record(Closed, kw_only=True):
     detectors_missed: Annotated[
         list[str], about("detectors that were not true, with the reason where there is one")
     ]
-    primary_guard_required: Annotated[bool, about("whether the primary guard had to speak")]
+    primary_guard_required: Annotated[bool, about("whether the primary guard had to fire")]
     primary_guard_hit: Annotated[bool, about("whether it did")]
-    any_core_guard_flag: Annotated[bool, about("whether any core guard spoke")]
+    any_core_guard_flag: Annotated[bool, about("whether any core guard fired")]
     invariants_status: Annotated[str | None, about("status of the invariants guard")]
     guard_flags: GuardFlags
     spectral_caps_applied: Annotated[int | None, about("capped modules; null: not evaluated")]
@@ -237,7 +237,7 @@ class FinalVerdict(Closed, kw_only=True):
     false_alarms: Annotated[
         Alarm,
         about(
-            "clean scenarios in which any guard spoke or that did not pass, one count per "
+            "clean scenarios in which any guard fired or that did not pass, one count per "
             "model and scenario"
         ),
     ]

@@ -24,8 +24,8 @@ class PrimaryMetric(Closed):
 class Reading(Closed):
     """One guard."""
 
-    spoke: Annotated[bool, about("it spoke")]
-    new: Annotated[bool, about("it spoke, and was silent about the no-op")]
+    spoke: Annotated[bool, about("it fired")]
+    new: Annotated[bool, about("it fired, and did not fire for the no-op")]
     statistic: Annotated[str | None, about("what value is; null: not evaluated")]
     value: Annotated[float | None, about("its value")]
     threshold: Annotated[float | None, about("what it is held against")]
@@ -69,7 +69,7 @@ class Row(Closed):
     guards: Guards
     unique: Annotated[str | None, about("the only guard with something new; null: none or several")]
     compared_with_noop: Annotated[
-        bool, about("whether the model has a no-op report; without one, new is spoke")
+        bool, about("whether the model has a no-op report; without one, new says the same as spoke")
     ]
     rmt_probe: Annotated[RmtProbe | None, about("the rmt guard's decision; null: not evaluated")]
     ve_probe: Annotated[VeProbe | None, about("the variance guard's decision; null: not evaluated")]
@@ -97,7 +97,7 @@ class Worth(Closed):
         Alarm,
         about(
             "clean edits and changes too small for any guard (intent negative_control) that"
-            " it spoke on, in any run"
+            " it fired on, in any run"
         ),
     ]
 

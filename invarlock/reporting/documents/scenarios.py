@@ -67,7 +67,7 @@ class PrimaryMetric(Closed, tag_field="kind", tag="primary_metric"):
 
 
 class GuardSignal(Closed, tag_field="kind", tag="guard_signal_baseline_relative"):
-    """True when the guard spoke and did not for the no-op."""
+    """True when the guard fired and did not fire for the no-op."""
 
     guard: Annotated[PrimaryGuard, about("the guard")]
     min_new_modules: Annotated[
@@ -95,7 +95,7 @@ class Requirements(Closed, kw_only=True):
     """What has to hold besides the strictness."""
 
     catastrophic_required: Annotated[bool, about("the primary metric itself has to fail")]
-    primary_guard_required: Annotated[bool, about("the primary guard itself has to speak")]
+    primary_guard_required: Annotated[bool, about("the primary guard itself has to fire")]
     exact_ratio: Annotated[
         float | UnsetType, about("ratio_vs_baseline has to be exactly this number")
     ] = UNSET
