@@ -71,7 +71,7 @@ class Window(Closed):
         about("The document the window was cut from: doc- and its number in the text."),
     ]
     tokens: Annotated[
-        list[TokenId], Meta(min_length=2), about("Token ids, exactly seq_len of them.")
+        tuple[TokenId, ...], Meta(min_length=2), about("Token ids, exactly seq_len of them.")
     ]
 
 
@@ -90,9 +90,9 @@ class Record(Closed):
         about("What the record shares with others: its field cluster, else record- and its id."),
     ]
     record: Annotated[str, about("Its field id, else the number of its line.")]
-    prompt: Annotated[list[TokenId], Meta(min_length=1), about("Token ids of the prompt.")]
+    prompt: Annotated[tuple[TokenId, ...], Meta(min_length=1), about("Token ids of the prompt.")]
     answers: Annotated[
-        list[Annotated[list[TokenId], Meta(min_length=1)]],
+        tuple[Annotated[tuple[TokenId, ...], Meta(min_length=1)], ...],
         Meta(min_length=1),
         about(
             "Token ids that may follow the prompt: one answer to be matched exactly, or the "
@@ -100,6 +100,16 @@ class Record(Closed):
         ),
     ]
     label: Annotated[Count, about("Index of the right answer.")]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Every token of the record, prompt first."""
+        return sum(self.answers, self.prompt)
 
 
 class Windows(Closed, kw_only=True, tag_field="kind"):
@@ -132,6 +142,11 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
             "where there are none."
         ),
     ] = UNSET
+
+    @property
+    def kind(self) -> str:
+        """``text``, or the ``windows`` of a metric that has its own."""
+        return str(self.__struct_config__.tag)
 
 
 class TextWindows(Windows, kw_only=True):
@@ -171,6 +186,8 @@ def _kind(name: str, labelled: bool) -> Any:
 
 
 if TYPE_CHECKING:
-    DOCUMENT: TypeAlias = TextWindows | RecordWindows
+    WindowSet: TypeAlias = TextWindows | RecordWindows
 else:
-    DOCUMENT = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
+    WindowSet = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
+
+DOCUMENT = WindowSet

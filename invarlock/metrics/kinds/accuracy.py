@@ -36,8 +36,8 @@ from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import fixed, number, pair
 
 if TYPE_CHECKING:
+    from invarlock.documents.windows import Record
     from invarlock.policy import ConfidencePolicy, Policy
-    from invarlock.records import Record
 
 
 class Accuracy(Metric):
