@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from invarlock.documents.fields import (
-    EACH_ONCE,
     AboveZero,
+    Calibration,
     Closed,
     Count,
     FamilyName,
@@ -16,29 +16,16 @@ from invarlock.documents.fields import (
     Sha256,
     Text,
     about,
-    check_each_once,
 )
 
 TITLE = "calibrated_preset_<model>.json"
 
 
-class CalibrationMeta(Closed):
+class CalibrationMeta(Calibration):
     """Where the preset comes from."""
 
     model_name: Annotated[Text, about("The model.")]
-    checkpoint_sha256: Annotated[Sha256, about("Digest of the baseline checkpoint it holds for.")]
     tier: Annotated[str, about("The tier whose thresholds it changes.")]
-    dtype: Annotated[str, about("Arithmetic of the runs.")]
-    device: Annotated[str, about("Device of the runs.")]
-    null_edits: Annotated[
-        list[Text],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Null edits: noop is the baseline in other batches, the others are edit specs."),
-    ]
-    seeds: Annotated[
-        list[Count], Meta(min_length=1), EACH_ONCE, about("Seeds of the calibration windows.")
-    ]
     num_runs: Annotated[Positive, about("Runs compared with the baseline.")]
     calibration_stats_sha256: Annotated[
         Sha256, about("Digest of the canonical JSON of calibration_stats.json.")
@@ -53,10 +40,6 @@ class CalibrationMeta(Closed):
     ]
     false_alarm: Annotated[AboveZero, about("Share of harmless edits that may exceed a threshold.")]
     confidence: Annotated[AboveZero, about("Of the tolerance bound.")]
-
-    def __post_init__(self) -> None:
-        check_each_once(self.null_edits, "null_edits")
-        check_each_once(self.seeds, "seeds")
 
 
 class Model(Closed):

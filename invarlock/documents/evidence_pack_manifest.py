@@ -29,8 +29,8 @@ class Subject(Open):
     digest: Annotated[Digest, about("sha256: and the digest of the file's bytes")]
 
 
-class ConfigSource(Open):
-    """The source repository."""
+class Reference(Open):
+    """A file of the pack, where there is one."""
 
     name: Annotated[Text | UnsetType, about("what the file is")] = UNSET
     path: Annotated[
@@ -40,6 +40,11 @@ class ConfigSource(Open):
     digest: Annotated[Digest | UnsetType, about("sha256: and the digest of the file's bytes")] = (
         UNSET
     )
+
+
+class ConfigSource(Reference):
+    """The source repository."""
+
     uri: Annotated[str | UnsetType, about("address")] = UNSET
     commit: Annotated[str | UnsetType, about("commit")] = UNSET
     branch: Annotated[str | UnsetType, about("branch")] = UNSET
@@ -56,30 +61,14 @@ class Invocation(Open):
     ] = UNSET
 
 
-class Environment(Open):
+class Environment(Reference):
     """Where the run was made."""
 
-    name: Annotated[Text | UnsetType, about("what the file is")] = UNSET
-    path: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=1024)] | UnsetType,
-        about("path relative to the pack's root"),
-    ] = UNSET
-    digest: Annotated[Digest | UnsetType, about("sha256: and the digest of the file's bytes")] = (
-        UNSET
-    )
 
-
-class Material(Open):
+class Material(Reference):
     """One packed input."""
 
     name: Annotated[str, matches(r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), about("name given at build")]
-    path: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=1024)] | UnsetType,
-        about("path relative to the pack's root"),
-    ] = UNSET
-    digest: Annotated[Digest | UnsetType, about("sha256: and the digest of the file's bytes")] = (
-        UNSET
-    )
 
 
 class Model(Open):

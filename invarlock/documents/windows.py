@@ -12,6 +12,7 @@ from invarlock.documents.fields import (
     Count,
     Excluded,
     File,
+    Named,
     Positive,
     Sha256,
     Text,
@@ -25,17 +26,9 @@ TITLE = "Evaluation windows"
 WindowId = Annotated[str, matches("^[0-9a-f]{16}$")]
 
 
-class Source(Closed):
+class Source(Named):
     """The text, as pinned."""
 
-    kind: Annotated[Literal["package", "local", "hub"], about("Kind of source.")]
-    name: Annotated[
-        Text,
-        about(
-            "Name of the package, of the local folder or file (last part of its path), or "
-            "OWNER/NAME on the hub."
-        ),
-    ]
     version: Annotated[str | None, about("Version of the package.")]
     revision: Annotated[
         Commit | None,

@@ -221,7 +221,7 @@ else:
     )
 
 
-class EvaluationWindowsPreview(Open):
+class WindowEvidence(Open):
     """The warm-up or the scored windows: parallel lists, one entry a window."""
 
     window_ids: Annotated[
@@ -247,30 +247,9 @@ class EvaluationWindowsPreview(Open):
     baseline_correct: Annotated[list[Any] | UnsetType, about("the baseline's answers")] = UNSET
 
 
-class Final(Open):
-    """The warm-up or the scored windows: parallel lists, one entry a window."""
+class ScoredWindows(WindowEvidence):
+    """The scored windows, with the shift of the predicted distribution."""
 
-    window_ids: Annotated[
-        list[Any] | UnsetType, about("content digests of the windows (strings)")
-    ] = UNSET
-    clusters: Annotated[list[Any] | UnsetType, about("the document of each window (strings)")] = (
-        UNSET
-    )
-    token_counts: Annotated[list[Any] | UnsetType, about("predicted tokens (integers)")] = UNSET
-    logloss: Annotated[
-        list[Any] | UnsetType, about("mean negative log-likelihood, nats a token (numbers)")
-    ] = UNSET
-    nll_sum: Annotated[
-        list[Any] | UnsetType, about("the subject's summed negative log-likelihood, nats (numbers)")
-    ] = UNSET
-    baseline_nll_sum: Annotated[
-        list[Any] | UnsetType, about("the baseline's, on the same windows, nats (numbers)")
-    ] = UNSET
-    correct: Annotated[
-        list[Any] | UnsetType,
-        about("whether each example was answered right (booleans); accuracy only"),
-    ] = UNSET
-    baseline_correct: Annotated[list[Any] | UnsetType, about("the baseline's answers")] = UNSET
     top1_agreement: Annotated[
         list[Any] | UnsetType,
         about("predicted tokens whose most likely token is the baseline's (integers)"),
@@ -286,8 +265,8 @@ class Final(Open):
 class EvaluationWindows(Open):
     """Per-window evidence of both runs."""
 
-    preview: EvaluationWindowsPreview | UnsetType = UNSET
-    final: Final | UnsetType = UNSET
+    preview: WindowEvidence | UnsetType = UNSET
+    final: ScoredWindows | UnsetType = UNSET
 
 
 class EvaluationRealism(Closed):

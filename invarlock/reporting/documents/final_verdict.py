@@ -12,6 +12,7 @@ from invarlock.documents.fields import (
     Outcome,
     Positive,
     Sha256,
+    Share,
     Status,
     Strictness,
     about,
@@ -90,14 +91,10 @@ class Counts(Closed):
     ]
 
 
-class Rate(Closed):
-    """K of n with an exact interval."""
+class Rate(Share):
+    """How many of all were detected, with an exact interval."""
 
-    detected: Annotated[Count, about("k")]
-    total: Annotated[Count, about("n")]
-    lower: Annotated[float | None, about("lower bound; null when n is 0")]
-    upper: Annotated[float | None, about("upper bound; null when n is 0")]
-    level: Annotated[float, about("confidence level")]
+    detected: Annotated[Count, about("how many")]
 
 
 if TYPE_CHECKING:

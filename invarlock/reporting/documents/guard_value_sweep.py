@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
-from invarlock.documents.fields import Alarm, Closed, Count, Positive, about
+from invarlock.documents.fields import Alarm, Closed, Count, Positive, Share, about
 from invarlock.reporting.documents.guards import each
 
 TITLE = "What each guard says about the guards' probes"
@@ -75,14 +75,10 @@ class Row(Closed):
     ve_probe: Annotated[VeProbe | None, about("the variance guard's decision; null: not evaluated")]
 
 
-class Found(Closed):
+class Found(Share):
     """Probes aimed at it, negative controls left out, that it found, in every run."""
 
-    found: Annotated[Count, about("found")]
-    total: Annotated[Count, about("pairs of model and scenario")]
-    lower: Annotated[float | None, about("lower bound; null: total is 0")]
-    upper: Annotated[float | None, about("upper bound")]
-    level: Annotated[float, about("confidence level")]
+    found: Annotated[Count, about("pairs of model and scenario")]
 
 
 class Worth(Closed):
