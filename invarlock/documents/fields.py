@@ -144,6 +144,14 @@ class Needed(Open):
     need: Annotated[float, about("how much there has to be (alpha: at most)")]
 
 
+class EvidenceNeeded(Closed):
+    """Evidence of one kind."""
+
+    what: Annotated[str, about("what of")]
+    have: Annotated[float, about("how much there is")]
+    need: Annotated[float, about("how much there has to be (alpha: at most)")]
+
+
 class Share(Closed):
     """How many of all, with an exact interval."""
 

@@ -1,5 +1,6 @@
 """``reports/final_verdict.json``."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType
@@ -9,6 +10,7 @@ from invarlock.documents.fields import (
     Category,
     Closed,
     Count,
+    EvidenceNeeded,
     Outcome,
     Positive,
     Sha256,
@@ -99,7 +101,7 @@ class Rate(Share):
 
 if TYPE_CHECKING:
     Detection: TypeAlias = Closed
-    GuardFlags: TypeAlias = Closed
+    GuardFlags: TypeAlias = Mapping[str, bool]
 else:
     Detection = each(
         "Detection",
@@ -118,15 +120,30 @@ class Vocabulary(Closed):
     size: Annotated[Count | None, about("token ids there are; null: not stated by the model")]
 
 
-class EvidenceNeeded(Closed):
-    """Evidence of one kind."""
+class Stated(Closed, kw_only=True):
+    """What the report of an evaluation gives, whatever its scenario asks for."""
 
-    what: Annotated[str, about("what of")]
-    have: Annotated[float, about("how much there is")]
-    need: Annotated[float, about("how much there has to be (alpha: at most)")]
+    invariants_status: Annotated[str | None, about("status of the invariants guard")]
+    guard_flags: GuardFlags
+    spectral_caps_applied: Annotated[int | None, about("capped modules; null: not evaluated")]
+    metric: Annotated[
+        str | None, about("ppl_causal, ppl_mlm, ppl_seq2seq or accuracy; null: not measured")
+    ]
+    ratio_vs_baseline: Annotated[
+        float | None,
+        about(
+            "ratio of perplexities, or difference of accuracies in percentage points; null:"
+            " not measured"
+        ),
+    ]
+    display_ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | None,
+        about("interval of ratio_vs_baseline"),
+    ]
+    decision: Annotated[str | None, about("pass, fail or inconclusive")]
 
 
-class Record(Closed, kw_only=True):
+class Record(Stated, kw_only=True):
     """One evaluation."""
 
     model: Annotated[str, about("the model id")]
@@ -155,7 +172,7 @@ class Record(Closed, kw_only=True):
     ] = UNSET
     finding: Annotated[str | UnsetType | None, about("the worst finding of the invariants")] = UNSET
     evidence_needed: Annotated[
-        list[EvidenceNeeded] | UnsetType, about("what an inconclusive evaluation lacks")
+        Sequence[EvidenceNeeded] | UnsetType, about("what an inconclusive evaluation lacks")
     ] = UNSET
     detectors_hit: Annotated[bool, about("whether the detectors are satisfied by a measurement")]
     detectors: Annotated[list[str], about("detectors of detectors_any_of that were true")]
@@ -166,30 +183,12 @@ class Record(Closed, kw_only=True):
     primary_guard_required: Annotated[bool, about("whether the primary guard had to fire")]
     primary_guard_hit: Annotated[bool, about("whether it did")]
     any_core_guard_flag: Annotated[bool, about("whether any core guard fired")]
-    invariants_status: Annotated[str | None, about("status of the invariants guard")]
-    guard_flags: GuardFlags
-    spectral_caps_applied: Annotated[int | None, about("capped modules; null: not evaluated")]
-    metric: Annotated[
-        str | None, about("ppl_causal, ppl_mlm, ppl_seq2seq or accuracy; null: not measured")
-    ]
-    ratio_vs_baseline: Annotated[
-        float | None,
-        about(
-            "ratio of perplexities, or difference of accuracies in percentage points; null:"
-            " not measured"
-        ),
-    ]
-    display_ci: Annotated[
-        Annotated[list[float], Meta(min_length=2, max_length=2)] | None,
-        about("interval of ratio_vs_baseline"),
-    ]
     baseline_sha256: Annotated[
         str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome")
     ] = UNSET
     subject_sha256: Annotated[
         str | UnsetType | None, about("digest of the subject checkpoint, of the outcome")
     ] = UNSET
-    decision: Annotated[str | None, about("pass, fail or inconclusive")]
     as_expected: Annotated[bool, about("whether the evaluation showed what its scenario asks for")]
     undecided: Annotated[
         bool | UnsetType,
