@@ -188,16 +188,16 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
     tier = f"tier {policy.tier}"
     explore = "or explore with tier: none, which has no floors"
     bootstrap = values["bootstrap"]
-    if bootstrap["replicates"] < policy.min_replicates:
+    if bootstrap["replicates"] < policy.coverage.replicates:
         yield ConfigError(
             f"bootstrap.replicates is below the floor of {tier}: nothing could pass", where=CONFIG,
-            expected=f"at least {policy.min_replicates}", found=str(bootstrap["replicates"]),
-            hint=f"bootstrap={{replicates: {policy.min_replicates}}}, {explore}",
+            expected=f"at least {policy.coverage.replicates}", found=str(bootstrap["replicates"]),
+            hint=f"bootstrap={{replicates: {policy.coverage.replicates}}}, {explore}",
         )  # fmt: skip
-    if bootstrap["alpha"] > policy.max_alpha:
+    if bootstrap["alpha"] > policy.coverage.alpha:
         yield ConfigError(
             f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
-            expected=f"at most {policy.max_alpha}", found=str(bootstrap["alpha"]),
+            expected=f"at most {policy.coverage.alpha}", found=str(bootstrap["alpha"]),
         )  # fmt: skip
     asked = ASKED.get(parse_text_source(settings.text).metric)
     for model in settings.models:

@@ -131,7 +131,7 @@ class Accuracy(Metric):
         return "accuracy", policy.accuracy_delta_pp_width_max
 
     def shortage(self, arms: tuple[int, int], length: int, policy: Policy) -> Shortage | None:
-        least = policy.min_preview, max(policy.min_final, policy.accuracy.min_examples)
+        least = policy.coverage.preview, max(policy.coverage.final, policy.accuracy.min_examples)
         if arms[0] >= least[0] and arms[1] >= least[1]:
             return None
         return Shortage(
