@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from invarlock.differences import is_number
 from invarlock.errors import ConfigError
 from invarlock.files import digest_json
 
@@ -338,19 +339,15 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
             " distribution.kl_mean_max or distribution.flip_fraction_max",
         )
     target, bound, measure = places[group]
-    if not (_is_number(value) and _within(measure(value), bounds[bound])):
+    if not (is_number(value) and _within(measure(value), bounds[bound])):
         raise _refused(override, tier, bound + " from {min} to {max}".format(**bounds[bound]))
     target[name] = float(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _within(value: Any, bound: Mapping[str, float]) -> bool:
     """Whether it is a number within the bound; the slack is for the rounding of a logarithm."""
     low, high = bound["min"] * (1 - 1e-9), bound["max"] * (1 + 1e-9)
-    return _is_number(value) and low <= value <= high
+    return is_number(value) and low <= value <= high
 
 
 def _refused(override: Override, tier: str, expected: str) -> ConfigError:

@@ -21,14 +21,13 @@ from invarlock.models import Model
 from invarlock.policy import load_policy
 from invarlock.reporting.assurance import require_strict_settings
 from invarlock.roles import ARCHITECTURES, layer_of, model_type_of
-from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.scenarios import CUSTOM_SPEC, NOOP
 from invarlock.sources.local_model import check_folder
 from invarlock.sources.pins import Allow
 from invarlock.sources.spec import parse_model_source, parse_text_source
 from invarlock.sources.text import look_at_local_text
 
 CONFIG = "config/config.yaml"
-NOOP_SPEC = "noop"
 
 
 def refusals(settings: Settings, container: bool, judged: bool) -> list[InvarlockError]:
@@ -112,7 +111,7 @@ def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]
     needing = [
         s.id
         for s in settings.scenarios
-        if s.is_error or (s.is_edit and s.edit_spec not in (CUSTOM_SPEC, NOOP_SPEC))
+        if s.is_error or (s.is_edit and s.edit_spec not in (CUSTOM_SPEC, NOOP))
     ]
     rest = [s.id for s in settings.scenarios if s.id not in needing]
     if needing:

@@ -17,11 +17,10 @@ import pandas as pd
 
 from invarlock.errors import ConfigError
 from invarlock.files import write_bytes
-from invarlock.pages.reading import Report, block
+from invarlock.pages.reading import BASELINE, Report, block
 from invarlock.verdict.records import Evaluation, stated_by
 
 Row = dict[str, Any]
-BASELINE = "baseline_"
 
 
 @dataclass(frozen=True)
