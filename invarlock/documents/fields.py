@@ -82,6 +82,22 @@ class Source(Named):
     version: Annotated[Text | UnsetType, about("Version of the package.")] = UNSET
 
 
+class Pinned(Closed, kw_only=True):
+    """Something whose source is pinned."""
+
+    source: Source
+    revision: Annotated[
+        Commit | None,
+        about(
+            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
+            "local files."
+        ),
+    ]
+    license: Annotated[
+        str | None, about("Licence as its source states it; null where it states none.")
+    ]
+
+
 class File(Closed):
     """Size and digest of the file of that name."""
 

@@ -9,9 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from invarlock.documents.fields import (
     EACH_ONCE,
     Closed,
-    Commit,
     File,
-    Source,
+    Pinned,
     Text,
     about,
     check_each_once,
@@ -22,20 +21,9 @@ from invarlock.errors import InputError
 TITLE = "Pinned models and texts"
 
 
-class Pin(Closed, kw_only=True):
+class Pin(Pinned, kw_only=True):
     """What a model or a text was pinned to."""
 
-    source: Source
-    revision: Annotated[
-        Commit | None,
-        about(
-            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
-            "local files."
-        ),
-    ]
-    license: Annotated[
-        str | None, about("Licence as its source states it; null where it states none.")
-    ]
     files: Annotated[
         dict[str, File],
         Meta(min_length=1),
