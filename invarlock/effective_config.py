@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
+from invarlock.differences import short
 from invarlock.errors import InputError
 from invarlock.files import canonical_json
 
@@ -81,7 +82,6 @@ SECOND_NAMES = (
     ("rope_theta", "rotary_emb_base"),
     ("partial_rotary_factor", "rotary_pct"),
 )
-SHOWN = 60  # characters of a value in a message
 
 
 class Weight(Enum):
@@ -280,13 +280,8 @@ def _difference(name: str, weight: Weight, b: Any, s: Any, inside: str = "") -> 
     if isinstance(b, Mapping) and isinstance(s, Mapping):
         keys = sorted(k for k in {*b, *s} if b.get(k) != s.get(k))
         b, s = ({k: side[k] for k in keys if k in side} for side in (b, s))
-    message = f"config.json: {inside}{name} was {_shown(b)}, is {_shown(s)}"
+    message = f"config.json: {inside}{name} was {short(b)}, is {short(s)}"
     return SettingDifference(name, weight, message)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def _contradicted(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
@@ -306,7 +301,7 @@ def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:
     for one, other in (*pairs, ("dtype", "torch_dtype")):
         b, s = config.get(one), config.get(other)
         if b is not None and s is not None and _plain(one, b) != _plain(other, s):
-            found.append((one, f"{inside}{one} is {_shown(b)}, {inside}{other} {_shown(s)}"))
+            found.append((one, f"{inside}{one} is {short(b)}, {inside}{other} {short(s)}"))
     kinds = config.get("layer_types")
     windows = isinstance(kinds, list) and "sliding_attention" in kinds
     if windows and config.get("use_sliding_window") is False:
@@ -340,7 +335,7 @@ def _contradicting_rotations(config: Fields, inside: str) -> Iterator[tuple[str,
         return
     other = _rotation(old if isinstance(old, Mapping) else {})
     if _rotation(whole) != other:
-        text = f"{_shown(old)}, {inside}rope_parameters {_shown(dict(whole))}"
+        text = f"{short(old)}, {inside}rope_parameters {short(dict(whole))}"
         yield "rope_scaling", f"{inside}rope_scaling is {text}"
 
 

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from invarlock.differences import is_number
 from invarlock.errors import ConfigError
 from invarlock.files import digest_json
 
@@ -26,18 +29,32 @@ class Override:
     source: str  # "preset:<first 12 hex of its sha256>" or "config"
 
 
-@dataclass(frozen=True)
-class Degeneracy:
+class Section(msgspec.Struct, forbid_unknown_fields=True):
+    """A part of a tier's row; decoding checks that the table holds these values and no others."""
+
+
+class Ratios(Section):
     """Subject/baseline ratios below which a weight matrix counts as (nearly) collapsed."""
 
-    stable_rank_warn: float
-    stable_rank_fatal: float
-    norm_warn: float
-    norm_fatal: float
+    warn_ratio: float
+    fatal_ratio: float
 
 
-@dataclass(frozen=True)
-class RowPolicy:
+class Degeneracy(Section):
+    """Of which values of a matrix."""
+
+    stable_rank: Ratios
+    norm_collapse: Ratios
+
+
+class MultipleTesting(Section):
+    """How candidates of all modules are selected together."""
+
+    method: str
+    alpha: float
+
+
+class RowPolicy(Section):
     """When a row of an embedding, head or position table is a finding; relative changes."""
 
     factor: float  # times the table's median change, kept within the two limits
@@ -47,16 +64,15 @@ class RowPolicy:
     nearer: float  # at most this share of the distance to its own
 
 
-@dataclass(frozen=True)
-class SpectralPolicy:
+class SpectralPolicy(Section, kw_only=True):
     """Thresholds of the spectral guard (method: ``docs/method.md``)."""
 
     deadband: float
     max_caps: int
-    family_caps: Mapping[str, float]
-    tau_by_family: Mapping[str, float]  # from a preset; empty without one
-    method: str
-    alpha: float
+    family_caps: dict[str, float]
+    # from a preset; empty without one
+    tau_by_family: dict[str, float] = msgspec.field(name="tau")
+    multiple_testing: MultipleTesting
     degeneracy: Degeneracy
     rows: RowPolicy
 
@@ -70,8 +86,7 @@ class SpectralPolicy:
         return self.tau_by_family.get(family, default)
 
 
-@dataclass(frozen=True)
-class TailPolicy:
+class TailPolicy(Section):
     """Thresholds of the tail of per-window differences (nats per token)."""
 
     mode: str  # warn or fail
@@ -82,8 +97,7 @@ class TailPolicy:
     mass_max: float
 
 
-@dataclass(frozen=True)
-class AccuracyPolicy:
+class AccuracyPolicy(Section):
     """Thresholds of an accuracy metric, differences in percentage points."""
 
     delta_min_pp: float
@@ -92,20 +106,18 @@ class AccuracyPolicy:
     drift_max_pp: float  # of the difference between the arms, either way; presets leave it alone
 
 
-@dataclass(frozen=True)
-class RmtPolicy:
+class RmtPolicy(Section):
     """Allowed relative growth of the activation edge risk."""
 
     epsilon_default: float
-    epsilon_by_family: Mapping[str, float]  # from a preset; empty without one
+    epsilon_by_family: dict[str, float]  # from a preset; empty without one
 
     def epsilon(self, family: str) -> float:
         """The allowance of ``family``."""
         return self.epsilon_by_family.get(family, self.epsilon_default)
 
 
-@dataclass(frozen=True)
-class VariancePolicy:
+class VariancePolicy(Section):
     """Thresholds of the variance guard; gains in nats per token, ``alpha`` one-sided."""
 
     deadband: float
@@ -114,63 +126,75 @@ class VariancePolicy:
     alpha: float
 
 
-@dataclass(frozen=True)
-class MoePolicy:
+class MoePolicy(Section):
     """Thresholds of router statistics."""
 
     entropy_drop_max: float  # relative
     new_dead_experts_max: int
 
 
-@dataclass(frozen=True)
-class DistributionPolicy:
+class DistributionPolicy(Section):
     """Limits on the shift of the predicted distribution; None (tier none): not gated."""
 
     kl_mean_max: float | None  # nats per token
     flip_fraction_max: float | None
 
 
-@dataclass(frozen=True)
-class OverheadPolicy:
+class OverheadPolicy(Section):
     """Limits on what the guards change and cost, relative to the bare evaluation."""
 
     threshold: float
     work_max: float
 
 
-@dataclass(frozen=True)
-class ConfidencePolicy:
+class ConfidencePolicy(Section):
     """Interval widths up to which the confidence label is High."""
 
     ppl_ratio_width_max: float
     accuracy_delta_pp_width_max: float
 
 
-@dataclass(frozen=True)
-class PresetPolicy:
+class PresetPolicy(Section):
     """How a preset bounds what null edits do (``docs/method.md``)."""
 
     false_alarm: float  # of a family, over all its modules
     confidence: float
 
 
-@dataclass(frozen=True)
-class Policy:
+class RatioPolicy(Section):
+    """Limits on the ratio of perplexities."""
+
+    ratio_limit_base: float
+    min_tokens: int
+    hysteresis_ratio: float
+
+
+class CoveragePolicy(Section):
+    """Floors on windows and replicates, and the largest two-sided error of the interval."""
+
+    preview: int
+    final: int
+    replicates: int
+    alpha: float
+
+
+class DriftPolicy(Section):
+    """Band of the drift from warm-up to scored windows, relative to the baseline's."""
+
+    min: float
+    max: float
+
+
+class Policy(Section, kw_only=True, dict=True):
     """Everything that decides, for one tier with its overrides."""
 
     tier: str
     enforce_guards: bool  # False: guards are measured and recorded but decide nothing
-    ratio_limit: float
-    hysteresis: float
-    min_tokens: int
-    min_preview: int
-    min_final: int
-    min_replicates: int
-    max_alpha: float  # two-sided error of the interval
-    drift_min: float
-    drift_max: float
+    pm_ratio: RatioPolicy
+    coverage: CoveragePolicy
+    drift: DriftPolicy
     accuracy: AccuracyPolicy
-    tail: TailPolicy
+    tail: TailPolicy = msgspec.field(name="pm_tail")
     spectral: SpectralPolicy
     rmt: RmtPolicy
     variance: VariancePolicy
@@ -179,8 +203,8 @@ class Policy:
     overhead: OverheadPolicy
     confidence: ConfidencePolicy
     preset: PresetPolicy
-    overrides: tuple[Override, ...]
-    resolved: Mapping[str, Any]  # the tier's row with the overrides applied
+    overrides: tuple[Override, ...] = ()
+    resolved: dict[str, Any]  # the tier's row with the overrides applied
 
     @functools.cached_property
     def digest(self) -> str:
@@ -264,7 +288,9 @@ def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
         raise ConfigError("a threshold is overridden twice", expected="one override a path")
     for override in overrides:
         _apply(override, row, bounds, tier)
-    return _policy(tier, row, overrides)
+    policy = msgspec.convert({**row, "tier": tier, "resolved": row}, Policy)
+    policy.overrides = overrides
+    return policy
 
 
 def bounds_of(tier: str) -> dict[str, tuple[float, float]]:
@@ -313,19 +339,15 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
             " distribution.kl_mean_max or distribution.flip_fraction_max",
         )
     target, bound, measure = places[group]
-    if not (_is_number(value) and _within(measure(value), bounds[bound])):
+    if not (is_number(value) and _within(measure(value), bounds[bound])):
         raise _refused(override, tier, bound + " from {min} to {max}".format(**bounds[bound]))
     target[name] = float(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _within(value: Any, bound: Mapping[str, float]) -> bool:
     """Whether it is a number within the bound; the slack is for the rounding of a logarithm."""
     low, high = bound["min"] * (1 - 1e-9), bound["max"] * (1 + 1e-9)
-    return _is_number(value) and low <= value <= high
+    return is_number(value) and low <= value <= high
 
 
 def _refused(override: Override, tier: str, expected: str) -> ConfigError:
@@ -339,57 +361,9 @@ def _refused(override: Override, tier: str, expected: str) -> ConfigError:
 def _value_at(policy: Policy, path: str) -> float | str | None:
     """The value a policy has at the path of an override."""
     group, _, name = path.rpartition(".")
-    if group == "distribution":
-        limit: float | None = getattr(policy.distribution, name)
-        return limit
     if group == "spectral.tau":
         return policy.spectral.tau(name)
     if group == "rmt.epsilon":
         return policy.rmt.epsilon(name)
-    if group == "drift":
-        return policy.drift_min if name == "min" else policy.drift_max
-    return policy.tail.mode
-
-
-def _policy(tier: str, row: dict[str, Any], overrides: tuple[Override, ...]) -> Policy:
-    pm, floors, drift, spectral = row["pm_ratio"], row["coverage"], row["drift"], row["spectral"]
-    limits = spectral["degeneracy"]
-    return Policy(
-        tier=tier,
-        enforce_guards=row["enforce_guards"],
-        ratio_limit=pm["ratio_limit_base"],
-        hysteresis=pm["hysteresis_ratio"],
-        min_tokens=pm["min_tokens"],
-        min_preview=floors["preview"],
-        min_final=floors["final"],
-        min_replicates=floors["replicates"],
-        max_alpha=floors["alpha"],
-        drift_min=drift["min"],
-        drift_max=drift["max"],
-        accuracy=AccuracyPolicy(**row["accuracy"]),
-        tail=TailPolicy(**row["pm_tail"]),
-        spectral=SpectralPolicy(
-            deadband=spectral["deadband"],
-            max_caps=spectral["max_caps"],
-            family_caps=spectral["family_caps"],
-            tau_by_family=spectral["tau"],
-            method=spectral["multiple_testing"]["method"],
-            alpha=spectral["multiple_testing"]["alpha"],
-            degeneracy=Degeneracy(
-                stable_rank_warn=limits["stable_rank"]["warn_ratio"],
-                stable_rank_fatal=limits["stable_rank"]["fatal_ratio"],
-                norm_warn=limits["norm_collapse"]["warn_ratio"],
-                norm_fatal=limits["norm_collapse"]["fatal_ratio"],
-            ),
-            rows=RowPolicy(**spectral["rows"]),
-        ),
-        rmt=RmtPolicy(**row["rmt"]),
-        variance=VariancePolicy(**row["variance"]),
-        moe=MoePolicy(**row["moe"]),
-        distribution=DistributionPolicy(**row["distribution"]),
-        overhead=OverheadPolicy(**row["overhead"]),
-        confidence=ConfidencePolicy(**row["confidence"]),
-        preset=PresetPolicy(**row["preset"]),
-        overrides=overrides,
-        resolved=row,
-    )
+    value: float | str | None = getattr(getattr(policy, group), name)
+    return value

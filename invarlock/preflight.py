@@ -21,14 +21,13 @@ from invarlock.models import Model
 from invarlock.policy import load_policy
 from invarlock.reporting.assurance import require_strict_settings
 from invarlock.roles import ARCHITECTURES, layer_of, model_type_of
-from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.scenarios import CUSTOM_SPEC, NOOP
 from invarlock.sources.local_model import check_folder
 from invarlock.sources.pins import Allow
 from invarlock.sources.spec import parse_model_source, parse_text_source
 from invarlock.sources.text import look_at_local_text
 
 CONFIG = "config/config.yaml"
-NOOP_SPEC = "noop"
 
 
 def refusals(settings: Settings, container: bool, judged: bool) -> list[InvarlockError]:
@@ -112,7 +111,7 @@ def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]
     needing = [
         s.id
         for s in settings.scenarios
-        if s.is_error or (s.is_edit and s.edit_spec not in (CUSTOM_SPEC, NOOP_SPEC))
+        if s.is_error or (s.is_edit and s.edit_spec not in (CUSTOM_SPEC, NOOP))
     ]
     rest = [s.id for s in settings.scenarios if s.id not in needing]
     if needing:
@@ -188,16 +187,16 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
     tier = f"tier {policy.tier}"
     explore = "or explore with tier: none, which has no floors"
     bootstrap = values["bootstrap"]
-    if bootstrap["replicates"] < policy.min_replicates:
+    if bootstrap["replicates"] < policy.coverage.replicates:
         yield ConfigError(
             f"bootstrap.replicates is below the floor of {tier}: nothing could pass", where=CONFIG,
-            expected=f"at least {policy.min_replicates}", found=str(bootstrap["replicates"]),
-            hint=f"bootstrap={{replicates: {policy.min_replicates}}}, {explore}",
+            expected=f"at least {policy.coverage.replicates}", found=str(bootstrap["replicates"]),
+            hint=f"bootstrap={{replicates: {policy.coverage.replicates}}}, {explore}",
         )  # fmt: skip
-    if bootstrap["alpha"] > policy.max_alpha:
+    if bootstrap["alpha"] > policy.coverage.alpha:
         yield ConfigError(
             f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
-            expected=f"at most {policy.max_alpha}", found=str(bootstrap["alpha"]),
+            expected=f"at most {policy.coverage.alpha}", found=str(bootstrap["alpha"]),
         )  # fmt: skip
     asked = ASKED.get(parse_text_source(settings.text).metric)
     for model in settings.models:

@@ -223,7 +223,7 @@ def _build(
     overrides = [Override(o["path"], o["value"], "preset") for r in rows for o in r["overrides"]]
     policy = resolve_policy(tier, overrides)
     widest = max(null["drift"]["edits"].values(), key=lambda sample: float(sample["sd"]))
-    band = {"min": policy.drift_min, "max": policy.drift_max}
+    band = {"min": policy.drift.min, "max": policy.drift.max}
     families = sorted({*null["spectral"], *null["rmt"]})
     return {
         "schema": PRESET_SCHEMA,
@@ -282,7 +282,7 @@ def _family_row(
 
 def _drift_row(numbers: Mapping[str, Any], own: Policy, bounds: tuple[float, float]) -> Document:
     found = {edit: drift_bound(sample, own.preset) for edit, sample in numbers["edits"].items()}
-    row = _row(found, own.drift_max - 1, bounds)
+    row = _row(found, own.drift.max - 1, bounds)
     band = {"drift.min": 1 - row["value"], "drift.max": 1 + row["value"]}
     return _with_overrides("drift", None, row, band)
 

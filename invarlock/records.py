@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from invarlock.errors import InputError
+
+if TYPE_CHECKING:
+    from invarlock.documents.windows import Record
 
 TEXT = "text"  # kind of windows that are cut from documents; any other is a metric's own
 Encode = Callable[[str], Sequence[int]]
@@ -30,32 +33,6 @@ class LabelledRecord:
     record: str
     cluster: str
     where: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """A record as tokens; ``window_id`` is a digest of its tokens and label."""
-
-    window_id: str
-    cluster: str
-    record: str
-    prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-    label: int
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest sequence."""
-        return len(self.prompt) + max(map(len, self.answers))
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Every token of the record, prompt first."""
-        return sum(self.answers, self.prompt)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record's entry in ``windows.json``."""
-        return {**vars(self), "prompt": list(self.prompt), "answers": [*map(list, self.answers)]}
 
 
 def parse_record(value: object, where: str, number: int) -> LabelledRecord:
@@ -123,6 +100,8 @@ def encode_record(labelled: LabelledRecord, encode: Encode, longest: int) -> Rec
         InputError: a prompt or answer without a token, choices of equal tokens, or a sequence of
             more than ``longest`` tokens.
     """
+    from invarlock.documents.windows import Record  # the verifier, which has none, saves its time
+
     prompt = tuple(encode(labelled.prompt))
     answers = tuple(tuple(encode(text)) for text in labelled.answers)
     if not prompt or not all(answers):
@@ -148,15 +127,13 @@ def encode_record(labelled: LabelledRecord, encode: Encode, longest: int) -> Rec
     return found
 
 
-def read_record(row: Mapping[str, Any], where: str) -> Record:
-    """A record's entry of ``windows.json``, checked against its id.
+def check_record(record: Record, where: str) -> None:
+    """Refuse a record of ``windows.json`` that contradicts itself.
 
     Raises:
         InputError: the id is not that of the tokens, or the label names no answer.
     """
-    prompt, answers = tuple(row["prompt"]), tuple(map(tuple, row["answers"]))
-    if row["label"] >= len(answers):
+    if record.label >= len(record.answers):
         raise InputError("the label names no answer", where=where)
-    if record_id(prompt, answers, row["label"]) != row["window_id"]:
+    if record_id(record.prompt, record.answers, record.label) != record.window_id:
         raise InputError("the window_id does not fit the tokens", where=where)
-    return Record(**{**row, "prompt": prompt, "answers": answers})

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from invarlock.documents.fields import Category, Strictness
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 
@@ -34,8 +35,8 @@ class Scenario:
 
     id: str
     suites: tuple[str, ...]
-    category: str
-    strictness: str
+    category: Category
+    strictness: Strictness
     intent: str
     primary_guard: str
     kind: str

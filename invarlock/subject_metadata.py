@@ -15,7 +15,6 @@ from invarlock.tuned import MARK, ORDER
 
 EDIT_SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 ERROR_SCHEMA = "invarlock/error-metadata-v1"
-CUSTOM = "custom"  # the edit type of a subject that the user brought: nothing knows its edit
 VALIDATION = "validation_subject_checkpoint"
 DEPLOYABLE = "deployable_optimized_subject"
 FAULT = "fault_injection_fixture"

@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.counts import counted
+from invarlock.documents.windows import Record, Window, WindowSet
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
-from invarlock.records import TEXT, Encode, LabelledRecord, Record, encode_record, read_record
+from invarlock.records import TEXT, Encode, LabelledRecord, check_record, encode_record
 from invarlock.tokenizer_meaning import read_tokenizer
 
 SCHEMA = "invarlock/windows-v1"
@@ -54,42 +57,6 @@ class WindowPlan:
                     expected=f"at least {low}",
                     found=str(getattr(self, key)),
                 )
-
-
-@dataclass(frozen=True)
-class Window:
-    """One window: ``window_id`` is a digest of its tokens, ``cluster`` names its document."""
-
-    window_id: str
-    cluster: str
-    tokens: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The window's entry in ``windows.json``."""
-        return {**vars(self), "tokens": list(self.tokens)}
-
-
-@dataclass(frozen=True)
-class WindowSet:
-    """The content of ``windows.json``."""
-
-    seq_len: int
-    seed: int
-    tokenizer_sha256: str
-    n_documents: int
-    source: Mapping[str, Any]
-    preview: tuple[Window, ...] | tuple[Record, ...]
-    final: tuple[Window, ...] | tuple[Record, ...]
-    kind: str = TEXT  # or the ``windows`` of a metric that has its own
-
-    @property
-    def stride(self) -> int:
-        """Windows do not overlap: the stride is the length."""
-        return self.seq_len
-
-    def token_ids(self) -> set[int]:
-        """The different token ids of all windows: the part of a vocabulary that is measured."""
-        return {token for window in (*self.preview, *self.final) for token in window.tokens}
 
 
 def window_id(tokens: Sequence[int]) -> str:
@@ -284,8 +251,7 @@ def _document(
         "seed": plan.seed,
         "tokenizer_sha256": tokenizer_digest(folder),
         "counts": {"preview": len(preview), "final": len(final)},
-        "preview": [window.to_json() for window in preview],
-        "final": [window.to_json() for window in final],
+        **msgspec.json.decode(msgspec.json.encode({"preview": preview, "final": final})),
         **head,
     }
 
@@ -332,44 +298,32 @@ def read_windows(path: Path, tokenizer_sha256: str | None = None) -> WindowSet:
     """
     document = read_json_object(path)
     contracts.validate(document, "windows", str(path))
-    if tokenizer_sha256 is not None and document["tokenizer_sha256"] != tokenizer_sha256:
+    found: WindowSet = msgspec.convert(document, WindowSet)
+    if tokenizer_sha256 not in (None, found.tokenizer_sha256):
         raise InputError(
             "the windows were made with another tokenizer than the checkpoint's",
             where=str(path),
             expected=f"tokenizer {tokenizer_sha256}",
-            found=str(document["tokenizer_sha256"]),
+            found=found.tokenizer_sha256,
             hint="make the windows again from the baseline's folder",
         )
-    arms = {arm: _windows(document, arm, str(path)) for arm in ("preview", "final")}
-    identities = [window.window_id for arm in arms.values() for window in arm]
+    _check_arm("preview", found.preview, found.counts.preview, found.seq_len, str(path))
+    _check_arm("final", found.final, found.counts.final, found.seq_len, str(path))
+    identities = [window.window_id for window in (*found.preview, *found.final)]
     if len(set(identities)) != len(identities):
         raise InputError("a window is given twice", where=str(path))
-    return WindowSet(
-        seq_len=document["seq_len"],
-        seed=document["seed"],
-        tokenizer_sha256=document["tokenizer_sha256"],
-        n_documents=document["n_documents"],
-        source=document["source"],
-        preview=arms["preview"],
-        final=arms["final"],
-        kind=document["kind"],
-    )
+    return found
 
 
-def _windows(
-    document: Mapping[str, Any], arm: str, where: str
-) -> tuple[Window, ...] | tuple[Record, ...]:
-    rows = document[arm]
-    if len(rows) != document["counts"][arm]:
+def _check_arm(
+    arm: str, rows: Sequence[Window | Record], count: int, seq_len: int, where: str
+) -> None:
+    if len(rows) != count:
         raise InputError(f"/{arm} does not hold the windows /counts/{arm} says", where=where)
-    if "prompt" in rows[0]:  # labelled: the contract lets a kind have but one form
-        return tuple(read_record(row, f"{where}: /{arm}/{n}") for n, row in enumerate(rows))
-    found: list[Window] = []
     for number, row in enumerate(rows):
-        tokens = tuple(row["tokens"])
-        if len(tokens) != document["seq_len"]:
+        if isinstance(row, Record):
+            check_record(row, f"{where}: /{arm}/{number}")
+        elif len(row.tokens) != seq_len:
             raise InputError(f"/{arm}/{number}/tokens is not seq_len long", where=where)
-        if window_id(tokens) != row["window_id"]:
+        elif window_id(row.tokens) != row.window_id:
             raise InputError(f"/{arm}/{number}/window_id does not fit its tokens", where=where)
-        found.append(Window(row["window_id"], row["cluster"], tokens))
-    return tuple(found)

@@ -125,7 +125,7 @@ def test_an_accepted_difference_passes_and_is_recorded() -> None:
     scenario = next(s for s in factory.catalogue().scenarios if s.id == "quant_8bit_clean")
     evaluation = factory.make_evaluation(scenario, report)
     record = make_record(scenario, evaluation, None)
-    assert record.accepted == ("chat_template",)
+    assert record.accepted == ["chat_template"]
     manifest = factory.manifest(ids=[scenario.id])
     verdict = compile_verdict(manifest, [evaluation], [evaluation.key])
     validate(json.loads(json.dumps(verdict)), "final-verdict", "test")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from scipy.stats import binomtest
 
 from invarlock.errors import InputError
@@ -143,7 +144,9 @@ def test_decision_is_three_way(lost, gained, n, decision):
 
 def test_hysteresis_is_reported_when_it_decided():
     """A lower bound between the limit and the limit less hysteresis passes and says so."""
-    policy = replace(POLICY, accuracy=replace(POLICY.accuracy, hysteresis_delta_pp=90.0))
+    policy = structs.replace(
+        POLICY, accuracy=structs.replace(POLICY.accuracy, hysteresis_delta_pp=90.0)
+    )
     result = compare_accuracy(examples(), examples(lost=20), policy, SETTINGS)
     assert result.decision == "pass"
     assert result.hysteresis_applied

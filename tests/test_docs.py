@@ -218,10 +218,10 @@ def test_threshold_table_is_the_tier_table() -> None:
     bounds = [bounds_of(p.tier) for p in policies]
     names = {"bh": "BH", "bonferroni": "Bonferroni"}
     rows = [
-        [f"{p.ratio_limit:.2f}" for p in policies],
-        [f"{p.min_tokens:,}" for p in policies],
-        [f"{p.min_final} / {p.min_replicates}" for p in policies],
-        [f"{p.drift_min} - {p.drift_max}" for p in policies],
+        [f"{p.pm_ratio.ratio_limit_base:.2f}" for p in policies],
+        [f"{p.pm_ratio.min_tokens:,}" for p in policies],
+        [f"{p.coverage.final} / {p.coverage.replicates}" for p in policies],
+        [f"{p.drift.min} - {p.drift.max}" for p in policies],
         [f"{p.spectral.deadband:.2f} / {p.spectral.max_caps}" for p in policies],
         [" / ".join(str(p.spectral.kappa(f)) for f in ("ffn", "attn", "embed", "other"))
          for p in policies],
@@ -232,10 +232,12 @@ def test_threshold_table_is_the_tier_table() -> None:
         [f"{p.moe.entropy_drop_max:.2f} / {p.moe.new_dead_experts_max}" for p in policies],
         *([f"{b[name][0]:.2f} - {b[name][1]:.2f}" for b in bounds]
           for name in bounds[0] if not name.startswith("distribution.")),
-        [f"{names[p.spectral.method]} {p.spectral.alpha:.8f}".rstrip("0") for p in policies],
-        [f"{(d := p.spectral.degeneracy).stable_rank_warn} / {d.stable_rank_fatal}"
+        [f"{names[(m := p.spectral.multiple_testing).method]} {m.alpha:.8f}".rstrip("0")
          for p in policies],
-        [f"{(d := p.spectral.degeneracy).norm_warn} / {d.norm_fatal:.2f}" for p in policies],
+        [f"{(d := p.spectral.degeneracy.stable_rank).warn_ratio} / {d.fatal_ratio}"
+         for p in policies],
+        [f"{(d := p.spectral.degeneracy.norm_collapse).warn_ratio} / {d.fatal_ratio:.2f}"
+         for p in policies],
         [f"{(r := p.spectral.rows).factor}, {r.limit_min:.2f} - {r.limit_max:.2f} / {r.moved_min},"
          f" {r.nearer:.2f}" for p in policies],
     ]  # fmt: skip

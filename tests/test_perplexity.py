@@ -122,9 +122,9 @@ def test_hysteresis_is_reported_when_it_decided():
 def test_tiers_are_the_published_ones():
     """The constants that reports are judged by."""
     assert tier_names() == ["balanced", "conservative", "aggressive", "none"]
-    limits = [load_policy(t).ratio_limit for t in tier_names()]
+    limits = [load_policy(t).pm_ratio.ratio_limit_base for t in tier_names()]
     assert limits == [1.10, 1.05, 1.20, 1.10]
-    floors = [load_policy(t).min_tokens for t in tier_names()]
+    floors = [load_policy(t).pm_ratio.min_tokens for t in tier_names()]
     assert floors == [50000, 20000, 50000, 0]
 
 

@@ -48,14 +48,15 @@ def test_published_constants():
     assert {p.confidence.accuracy_delta_pp_width_max for p in policies} == {1.0}
     assert [p.distribution.kl_mean_max for p in policies] == [0.122, 0.2383, 0.4558]
     for policy in policies:  # derived from the limit on the metric
-        assert policy.distribution.kl_mean_max == round(2.5 * math.log(policy.ratio_limit), 4)
+        limit = policy.pm_ratio.ratio_limit_base
+        assert policy.distribution.kl_mean_max == round(2.5 * math.log(limit), 4)
 
 
 def test_tiers_are_ordered():
     """A stricter tier is nowhere looser in what a subject may change."""
     for a, b in (("conservative", "balanced"), ("balanced", "aggressive")):
         strict, loose = load_policy(a), load_policy(b)
-        assert strict.ratio_limit < loose.ratio_limit
+        assert strict.pm_ratio.ratio_limit_base < loose.pm_ratio.ratio_limit_base
         assert strict.spectral.deadband < loose.spectral.deadband
         assert strict.rmt.epsilon_default < loose.rmt.epsilon_default
         assert strict.moe.entropy_drop_max <= loose.moe.entropy_drop_max
@@ -68,10 +69,11 @@ def test_tier_none_is_for_exploring():
     none, balanced = load_policy("none"), load_policy("balanced")
     assert not none.enforce_guards
     assert balanced.enforce_guards
-    floors = (none.min_tokens, none.min_preview, none.min_final, none.min_replicates)
+    least = none.coverage
+    floors = (none.pm_ratio.min_tokens, least.preview, least.final, least.replicates)
     assert floors == (0, 0, 0, 0)
     assert none.accuracy.min_examples == 0
-    assert (none.ratio_limit, none.hysteresis) == (1.10, 0.002)
+    assert (none.pm_ratio.ratio_limit_base, none.pm_ratio.hysteresis_ratio) == (1.10, 0.002)
     assert (none.spectral, none.rmt, none.variance) == (
         balanced.spectral,
         balanced.rmt,
@@ -91,7 +93,7 @@ def test_a_tiers_own_values_lie_within_its_bounds(tier: str) -> None:
     own = {
         "spectral.threshold": policy.spectral.deadband,
         "rmt.epsilon": policy.rmt.epsilon_default,
-        "drift.half_width": policy.drift_max - 1,
+        "drift.half_width": policy.drift.max - 1,
     }
     if tier != "none":
         own["distribution.kl_mean_max"] = policy.distribution.kl_mean_max
@@ -128,7 +130,7 @@ def test_overrides_change_the_policy_and_its_digest():
     )
     assert policy.spectral.tau("attn") == own.spectral.tau("attn")
     assert (policy.rmt.epsilon("attn"), policy.rmt.epsilon("ffn")) == (LOW, own.rmt.epsilon("ffn"))
-    assert (policy.drift_min, policy.drift_max, policy.tail.mode) == (0.98, 1.02, "fail")
+    assert (policy.drift.min, policy.drift.max, policy.tail.mode) == (0.98, 1.02, "fail")
     assert policy.resolved["rmt"]["epsilon_by_family"] == {"attn": LOW}
     assert policy.resolved["pm_tail"]["mode"] == "fail"
     digests = {resolve_policy("balanced", overrides[:n]).digest for n in range(6)}

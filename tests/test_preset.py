@@ -198,7 +198,7 @@ def test_a_preset_tightens_and_loosens(share: float, direction: str) -> None:
     given = stats(
         sigma=noise(tier.spectral.deadband, "spectral", "attn"),
         edge=noise(tier.rmt.epsilon_default, "rmt", "attn"),
-        drift=noise(tier.drift_max - 1, "drift"),
+        drift=noise(tier.drift.max - 1, "drift"),
     )
     document = derive(given, "balanced", "x")
     for which in (("spectral", "attn"), ("rmt", "attn"), ("drift",)):
@@ -209,8 +209,8 @@ def test_a_preset_tightens_and_loosens(share: float, direction: str) -> None:
     mine, wider = preset.policy(), direction == "loosened"
     assert (mine.rmt.epsilon("attn") > tier.rmt.epsilon("attn")) is wider
     assert (mine.spectral.tau("attn") > tier.spectral.tau("attn")) is wider
-    assert (mine.drift_max > tier.drift_max) is wider
-    assert (mine.drift_min < tier.drift_min) is wider
+    assert (mine.drift.max > tier.drift.max) is wider
+    assert (mine.drift.min < tier.drift.min) is wider
     assert {o.source for o in mine.overrides} == {f"preset:{preset.sha256[:12]}"}
 
 

@@ -66,7 +66,7 @@ def test_the_shipped_suites_are_refused_nothing() -> None:
 def test_the_numbers_that_would_do_do(tier: str, windows: dict[str, int]) -> None:
     """What the line names passes, and the tier without floors passes all."""
     given = {**windows, "seed": 43}
-    bootstrap = {"replicates": load_policy(tier).min_replicates, "alpha": 0.05}
+    bootstrap = {"replicates": load_policy(tier).coverage.replicates, "alpha": 0.05}
     (line,) = lines(tier=tier, windows=given, bootstrap=bootstrap)
     assert "nothing could pass" in line
     assert "tier: none" in line

@@ -52,10 +52,13 @@ BROAD = {
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}
 # Imported only by what measures or runs the workflow.
-HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets", "pyarrow")
+HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets", "pyarrow",
+         "jsonschema")  # fmt: skip
 # A guard is one module: the verifier reads its judgement, a run calls its probe; so is a format.
 # Only functions that a run calls import these: ``test_light_commands_import_nothing_heavy``.
-WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints", "invarlock.formats.kinds.")
+# So does jsonschema's, for the words of an error.
+WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints", "invarlock.formats.kinds.",
+               "invarlock.schemas")  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -1,12 +1,12 @@
 """The tail of the per-window differences: quantiles, their bounds, and what they decide."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from scipy.stats import binom
 
 from invarlock.metrics.perplexity import Arm

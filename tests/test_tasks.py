@@ -8,6 +8,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +17,16 @@ from checkpoint_factory import VOCABULARY, make_bert, make_llama, make_t5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invarlock.documents.windows import Record, Window
 from invarlock.errors import ConfigError, InputError
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.kinds.accuracy import Answered, continuation, right_answer
 from invarlock.metrics.kinds.ppl_mlm import Masking, draws, masked
-from invarlock.records import Record, encode_record, parse_record, record_id
+from invarlock.records import encode_record, parse_record, record_id
 from invarlock.run.forward import Keep, batches, logits_function, merge, run_batch
 from invarlock.run.loading import Target, load_model
 from invarlock.run.tasks import Task, task_for
-from invarlock.windows import Window, WindowSet, window_id
+from invarlock.windows import window_id
 
 CPU32 = Target("cpu", "float32")
 MASKING = Masking(4, frozenset(range(5)), np.arange(5, VOCABULARY))
@@ -43,9 +45,9 @@ def some_windows(count: int, seed: int = 0, length: int = 40) -> list[Window]:
     return [window(rng, length) for _ in range(count)]
 
 
-def content(items, kind: str = "text", seed: int = 43) -> WindowSet:
-    """A window set of these windows or records in both arms."""
-    return WindowSet(40, seed, "0" * 64, 1, {}, tuple(items), tuple(items), kind)
+def content(kind: str = "text", seed: int = 43) -> SimpleNamespace:
+    """What a task asks of windows."""
+    return SimpleNamespace(kind=kind, seed=seed)
 
 
 def run(model, examples, budget: int = 200):
@@ -63,10 +65,11 @@ def test_masks_do_not_depend_on_the_other_windows() -> None:
     """Any order and any subset of the windows gives each the same labels."""
     windows = some_windows(12)
     task = Task(METRICS["ppl_mlm"], partial(masked, MASKING, 7))
-    once = dict(zip(windows, task.examples(windows), strict=True))
+    names = [w.window_id for w in windows]
+    once = dict(zip(names, task.examples(windows), strict=True))
     np.random.seed(1)  # a global generator plays no part
     for other in (windows[::-1], windows[3:5], windows[:1]):
-        assert task.examples(other) == [once[w] for w in other]
+        assert task.examples(other) == [once[w.window_id] for w in other]
 
 
 def test_seed_and_content_decide_the_masks() -> None:
@@ -122,7 +125,7 @@ def test_masked_losses_are_the_models_own(tmp_path: Path) -> None:
     """The summed loss of a window is the library's mean loss with labels, times their number."""
     folder = make_bert(tmp_path / "bert")
     windows = some_windows(7)
-    task = task_for(folder, content(windows))
+    task = task_for(folder, content())
     assert (task.metric.name, task.metric.adapter) == ("ppl_mlm", "hf_mlm")
     loaded = load_model(folder, CPU32, task.metric.adapter)
     assert (loaded.missing, loaded.unexpected) == ([], [])  # pooler and sentence head are not meant
@@ -143,7 +146,7 @@ def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace("[MASK]", "[MUSK]"))
     with pytest.raises(InputError, match="no mask token"):
-        task_for(folder, content(some_windows(1)))
+        task_for(folder, content())
 
 
 # --- sequence to sequence ----------------------------------------------------------------------
@@ -153,7 +156,7 @@ def test_sequence_to_sequence_losses_are_the_models_own(tmp_path: Path) -> None:
     """The second half is predicted from the first; the decoder's shift is the model's."""
     folder = make_t5(tmp_path / "t5")
     windows = [*some_windows(4), *some_windows(3, seed=1, length=31)]
-    task = task_for(folder, content(windows))
+    task = task_for(folder, content())
     assert (task.metric.name, task.metric.adapter) == ("ppl_seq2seq", "hf_seq2seq")
     loaded = load_model(folder, CPU32, task.metric.adapter)
     assert (loaded.missing, loaded.unexpected) == ([], [])
@@ -174,14 +177,14 @@ def test_a_model_without_a_start_token_is_refused(tmp_path: Path) -> None:
     document.pop("decoder_start_token_id")
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match="decoder_start_token_id"):
-        task_for(folder, content(some_windows(1)))
+        task_for(folder, content())
 
 
 @pytest.mark.parametrize("metric", MAKERS)
 def test_logits_are_made_only_where_they_count(metric: str, tmp_path: Path) -> None:
     """The head of each kind of model gives its logits, so that it is run in chunks."""
     folder = MAKERS[metric](tmp_path / "m")
-    task = task_for(folder, content(some_windows(1)))
+    task = task_for(folder, content())
     assert task.metric.name == metric
     model = load_model(folder, CPU32, task.metric.adapter).model
     example = task.examples(some_windows(1))[0]
@@ -284,7 +287,7 @@ def test_an_answer_is_predicted_from_its_prompt() -> None:
 def test_records_need_a_causal_model(maker, tmp_path: Path) -> None:
     """Other models do not continue a prompt."""
     with pytest.raises(ConfigError, match="need a causal"):
-        task_for(maker(tmp_path / "m"), content([record([1], [[2]])], "records"))
+        task_for(maker(tmp_path / "m"), content("records"))
 
 
 @pytest.mark.parametrize(

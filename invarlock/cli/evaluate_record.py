@@ -27,6 +27,7 @@ from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
 from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.verdict.timings import GUARD_PHASES
 
 if TYPE_CHECKING:
     from invarlock.cli.job import Job
@@ -99,10 +100,6 @@ def _context(job: Job, result: Result) -> dict[str, Any]:
         "memory_mb": dict(result.memory_mb),
         "guard_overhead": guard_overhead(result.timings, result.memory_mb),
     }
-
-
-# bare_batch: the calibration windows once more, without hooks
-GUARD_PHASES = ("invariants", "spectral", "rmt", "variance", "bare_batch")
 
 
 def guard_overhead(

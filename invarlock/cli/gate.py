@@ -22,7 +22,7 @@ from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ContractError, InputError
 from invarlock.evidence import Code, escape
-from invarlock.evidence.report_verify import REPORT_NAME
+from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import read_bytes, read_json_object, write_bytes
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 

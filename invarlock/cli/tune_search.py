@@ -19,6 +19,7 @@ from invarlock.cli.evaluate_record import EVALUATION_NAME
 from invarlock.cli.evaluate_worker import measure_and_judge
 from invarlock.cli.job import Job
 from invarlock.cli.options import shared
+from invarlock.documents.windows import WindowSet
 from invarlock.edits.kind import EditSpec, TrainedEdit
 from invarlock.edits.specs import candidates, parse_edit_spec
 from invarlock.errors import ConfigError
@@ -28,7 +29,7 @@ from invarlock.pages.reading import Report, block
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.run.container import detect
 from invarlock.tuned import SELECTED, SKIPPED
-from invarlock.windows import WindowSet, read_windows, set_of_ids
+from invarlock.windows import read_windows, set_of_ids
 
 if TYPE_CHECKING:
     from invarlock.cli.tune import TuneOptions

@@ -13,7 +13,6 @@ from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import escape
 from invarlock.evidence.report_verify import (
-    REPORT_NAME,
     ReportOptions,
     ReportResult,
     envelope,
@@ -21,6 +20,7 @@ from invarlock.evidence.report_verify import (
     unloaded,
     verify_report,
 )
+from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import read_bytes, read_json_object, write_json
 from invarlock.metrics.kinds import metric_named
 from invarlock.policy import PROFILES

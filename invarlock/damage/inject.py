@@ -10,8 +10,7 @@ from invarlock.contracts import validate
 from invarlock.damage.kind import Damage
 from invarlock.edits.blocks import one_thread
 from invarlock.edits.stream import CheckpointChange, Subject, write_subject
-
-SCHEMA = "invarlock/error-metadata-v1"
+from invarlock.subject_metadata import ERROR_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def error_metadata(baseline: Checkpoint, injected: Injected) -> dict[str, object
     changed = changed or subject.written
     targets = {*changed, *change.dropped, *change.cut, *subject.files}
     document: dict[str, object] = {
-        "schema": SCHEMA,
+        "schema": ERROR_SCHEMA,
         "artifact_class": "fault_injection_fixture",
         **injected.damage.describe(),
         "injected": True,

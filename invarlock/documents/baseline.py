@@ -6,12 +6,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from invarlock.documents.fields import (
     Closed,
-    Commit,
     Count,
     File,
+    Pinned,
     Positive,
     Sha256,
-    Source,
     Text,
     about,
     matches,
@@ -41,7 +40,7 @@ class Tensor(Closed):
     sha256: Annotated[Sha256, about("SHA-256 of the tensor's raw bytes.")]
 
 
-class Baseline(Closed, kw_only=True):
+class Baseline(Pinned, kw_only=True):
     """The placed baseline folder of one model (baseline.json)."""
 
     schema: Annotated[Literal["invarlock/baseline-v1"], about("Name and version of this format.")]
@@ -51,21 +50,6 @@ class Baseline(Closed, kw_only=True):
         Meta(min_length=1),
         matches(r"^[a-z0-9_-][a-z0-9._-]*$"),
         about("Folder name made from the id."),
-    ]
-    source: Annotated[
-        Source,
-        about("Where it comes from; never a path of the machine that pinned it."),
-    ]
-    revision: Annotated[
-        Commit | None,
-        about(
-            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
-            "local files."
-        ),
-    ]
-    license: Annotated[
-        str | None,
-        about("Licence as its source states it; null where it states none."),
     ]
     files: Annotated[
         dict[str, File],
@@ -82,8 +66,7 @@ class Baseline(Closed, kw_only=True):
     total_bytes: Annotated[Positive, about("Bytes of all files.")]
     weight_bytes: Annotated[Count, about("Bytes of all tensors.")]
     n_parameters: Annotated[
-        Count,
-        about("Stored elements; a tied matrix that is stored once counts once."),
+        Count, about("Stored elements; a tied matrix that is stored once counts once.")
     ]
     checkpoint_sha256: Annotated[
         Sha256,

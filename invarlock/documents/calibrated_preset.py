@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from invarlock.documents.fields import (
-    EACH_ONCE,
     AboveZero,
+    Calibration,
     Closed,
     Count,
     FamilyName,
@@ -16,54 +16,30 @@ from invarlock.documents.fields import (
     Sha256,
     Text,
     about,
-    check_each_once,
 )
 
 TITLE = "calibrated_preset_<model>.json"
 
 
-class CalibrationMeta(Closed):
+class CalibrationMeta(Calibration):
     """Where the preset comes from."""
 
     model_name: Annotated[Text, about("The model.")]
-    checkpoint_sha256: Annotated[Sha256, about("Digest of the baseline checkpoint it holds for.")]
     tier: Annotated[str, about("The tier whose thresholds it changes.")]
-    dtype: Annotated[str, about("Arithmetic of the runs.")]
-    device: Annotated[str, about("Device of the runs.")]
-    null_edits: Annotated[
-        list[Text],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Null edits: noop is the baseline in other batches, the others are edit specs."),
-    ]
-    seeds: Annotated[
-        list[Count],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Seeds of the calibration windows."),
-    ]
     num_runs: Annotated[Positive, about("Runs compared with the baseline.")]
     calibration_stats_sha256: Annotated[
-        Sha256,
-        about("Digest of the canonical JSON of calibration_stats.json."),
+        Sha256, about("Digest of the canonical JSON of calibration_stats.json.")
     ]
     drift_mean: Annotated[AboveZero, about("Mean drift of the null edit that drifts most.")]
     drift_std: Annotated[NotNegative, about("Its standard deviation, of the logarithm.")]
     drift_band_compatible: Annotated[
-        bool,
-        about("Whether the bound of the drift is within the tier's widest band."),
+        bool, about("Whether the bound of the drift is within the tier's widest band.")
     ]
     suggested_drift_band: Annotated[
-        list[AboveZero],
-        Meta(min_length=2, max_length=2),
-        about("Lower and upper end."),
+        list[AboveZero], Meta(min_length=2, max_length=2), about("Lower and upper end.")
     ]
     false_alarm: Annotated[AboveZero, about("Share of harmless edits that may exceed a threshold.")]
     confidence: Annotated[AboveZero, about("Of the tolerance bound.")]
-
-    def __post_init__(self) -> None:
-        check_each_once(self.null_edits, "null_edits")
-        check_each_once(self.seeds, "seeds")
 
 
 class Model(Closed):
@@ -96,8 +72,7 @@ class Spectral(Closed):
 
     family_caps: Annotated[dict[FamilyName, FamilyCap], about("By family.")]
     tau_by_family: Annotated[
-        dict[FamilyName, AboveZero],
-        about("Unit of z by family, in |ln(sigma_s / sigma_b)|."),
+        dict[FamilyName, AboveZero], about("Unit of z by family, in |ln(sigma_s / sigma_b)|.")
     ]
     deadband: Annotated[AboveZero, about("The tier's.")]
     max_caps: Annotated[Count, about("The tier's.")]
@@ -107,8 +82,7 @@ class Rmt(Closed):
     """RMT guard."""
 
     epsilon_by_family: Annotated[
-        dict[FamilyName, AboveZero],
-        about("Allowed relative growth of the edge risk."),
+        dict[FamilyName, AboveZero], about("Allowed relative growth of the edge risk.")
     ]
 
 
@@ -151,12 +125,10 @@ class NullStatistics(Closed):
     """What the derivation starts from."""
 
     spectral: Annotated[
-        dict[FamilyName, NullStatisticsSpectral],
-        about("ln of the ratio of sigma_max, by family."),
+        dict[FamilyName, NullStatisticsSpectral], about("ln of the ratio of sigma_max, by family.")
     ]
     rmt: Annotated[
-        dict[FamilyName, NullStatisticsSpectral],
-        about("ln of the ratio of edge risks, by family."),
+        dict[FamilyName, NullStatisticsSpectral], about("ln of the ratio of edge risks, by family.")
     ]
     drift: NullStatisticsSpectral
 
@@ -166,8 +138,7 @@ class Override(Closed):
 
     path: Annotated[str, about("Path in the policy.")]
     value: Annotated[
-        AboveZero,
-        about("In the unit of that path: tau, epsilon, or an end of the drift band."),
+        AboveZero, about("In the unit of that path: tau, epsilon, or an end of the drift band.")
     ]
 
 
@@ -190,8 +161,7 @@ class Derivation(Closed):
         about("Which limit of the tier took the place of the bound."),
     ]
     direction: Annotated[
-        Literal["tightened", "loosened", "unchanged"],
-        about("Against the tier's own value."),
+        Literal["tightened", "loosened", "unchanged"], about("Against the tier's own value.")
     ]
     overrides: Annotated[list[Override], about("What it sets in the policy.")]
 
@@ -200,8 +170,7 @@ class CalibratedPreset(Closed):
     """The preset of one model."""
 
     schema: Annotated[
-        Literal["invarlock/calibrated-preset-v1"],
-        about("Name and version of this format."),
+        Literal["invarlock/calibrated-preset-v1"], about("Name and version of this format.")
     ]
     calibration_meta: CalibrationMeta = field(name="_calibration_meta")
     model: Model

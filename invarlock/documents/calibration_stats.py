@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from invarlock.documents.fields import (
-    EACH_ONCE,
+    Calibration,
     Closed,
     Count,
     FamilyName,
@@ -13,7 +13,6 @@ from invarlock.documents.fields import (
     Sha256,
     Text,
     about,
-    check_each_once,
 )
 
 TITLE = "calibration_stats.json"
@@ -39,35 +38,15 @@ class Run(Closed):
     ]
 
 
-class CalibrationStats(Closed):
+class CalibrationStats(Calibration):
     """What null edits change in the measurements of a baseline, by run and family."""
 
     schema: Annotated[
-        Literal["invarlock/calibration-stats-v1"],
-        about("Name and version of this format."),
+        Literal["invarlock/calibration-stats-v1"], about("Name and version of this format.")
     ]
     model_id: Annotated[Text, about("The model.")]
-    checkpoint_sha256: Annotated[Sha256, about("Digest of the baseline checkpoint.")]
-    dtype: Annotated[str, about("Arithmetic of the runs.")]
-    device: Annotated[str, about("Device of the runs.")]
     dataset: Annotated[Geometry, about("The calibration windows.")]
-    null_edits: Annotated[
-        list[Text],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Null edits: noop is the baseline in other batches, the others are edit specs."),
-    ]
-    seeds: Annotated[
-        list[Count],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Seeds of the calibration windows."),
-    ]
     runs: Annotated[list[Run], Meta(min_length=1), about("One entry an edit and seed.")]
-
-    def __post_init__(self) -> None:
-        check_each_once(self.null_edits, "null_edits")
-        check_each_once(self.seeds, "seeds")
 
 
 DOCUMENT = CalibrationStats

@@ -14,10 +14,10 @@ class Clean(Closed):
 
     scenarios: Annotated[Count, about("distinct scenarios")]
     reports: Annotated[Count, about("evaluations")]
-    primary_metric_fail: Annotated[Count, about("evaluations whose primary metric spoke")]
+    primary_metric_fail: Annotated[Count, about("evaluations whose primary metric fired")]
     invariants_fail: Annotated[Count, about("invariants fail or error")]
     invariants_warn: Annotated[Count, about("invariants warn")]
-    any_flag: Annotated[Count, about("evaluations in which any core guard spoke")]
+    any_flag: Annotated[Count, about("evaluations in which any core guard fired")]
 
 
 class CategorySummary(Closed):

@@ -39,27 +39,22 @@ class DeterminismRepeats(Closed):
     model_id: Annotated[str, about("the model")]
     edit_name: Annotated[str, about("id of the scenario that was repeated")]
     cert_hashes_match: Annotated[
-        bool | None,
-        about("whether all reports have the same bytes; null: fewer than two"),
+        bool | None, about("whether all reports have the same bytes; null: fewer than two")
     ]
     cert_hashes: Annotated[
-        list[Sha256],
-        about("digest of each report, in the order of the repeats"),
+        list[Sha256], about("digest of each report, in the order of the repeats")
     ]
     primary_metric_ratio: PrimaryMetricRatio
     measurements_identical: Annotated[
-        bool | None,
-        about("whether every measured field is the same; null: fewer than two"),
+        bool | None, about("whether every measured field is the same; null: fewer than two")
     ]
     differing: Annotated[list[str], about("fields that differ")]
     fields: Annotated[
-        dict[str, Field],
-        about("JSON pointer (* for every item of a list) -> comparison"),
+        dict[str, Field], about("JSON pointer (* for every item of a list) -> comparison")
     ]
     errors: Annotated[list[str], about("repeats that measured nothing")]
     generated_at: Annotated[
-        str | UnsetType,
-        about("time, only when SOURCE_DATE_EPOCH fixes it"),
+        str | UnsetType, about("time, only when SOURCE_DATE_EPOCH fixes it")
     ] = UNSET
 
 

@@ -14,8 +14,7 @@ class Need(Closed):
 
     model: Annotated[Text, about("Folder name of the model.")]
     what: Annotated[
-        Literal["download", "baseline", "null edit", "edited checkpoint"],
-        about("What is written."),
+        Literal["download", "baseline", "null edit", "edited checkpoint"], about("What is written.")
     ]
     bytes: Annotated[Count, about("Bytes of one.")]
     count: Annotated[Positive, about("How many are to be written.")]
@@ -46,8 +45,7 @@ class DiskPlan(Closed):
     free_bytes: Annotated[Count, about("Bytes that were free at the start.")]
     min_free_bytes: Annotated[Count, about("Bytes that must stay free (min_free_disk_gb).")]
     keep_subjects: Annotated[
-        bool,
-        about("Whether edited checkpoints are kept after their evaluations."),
+        bool, about("Whether edited checkpoints are kept after their evaluations.")
     ]
 
 

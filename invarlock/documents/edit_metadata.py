@@ -22,8 +22,7 @@ class Custom(Closed):
     """The edit's own parameters, by name."""
 
     label: Annotated[
-        str | UnsetType,
-        about("What was done to a subject that the user brings (custom)."),
+        str | UnsetType, about("What was done to a subject that the user brings (custom).")
     ] = UNSET
 
 
@@ -51,17 +50,14 @@ class Details(Closed):
     """What the edit did to the target tensors together, to six significant digits."""
 
     relative_error: Annotated[
-        NotNegative | UnsetType,
-        about("Frobenius norm of the change over that of the original."),
+        NotNegative | UnsetType, about("Frobenius norm of the change over that of the original.")
     ] = UNSET
     target_sparsity: Annotated[float | UnsetType, about("Sparsity asked for.")] = UNSET
     actual_sparsity: Annotated[
-        float | UnsetType,
-        about("Entries set to zero over edited_params (floor per matrix)."),
+        float | UnsetType, about("Entries set to zero over edited_params (floor per matrix).")
     ] = UNSET
     avg_energy_retained: Annotated[
-        float | UnsetType,
-        about("One minus the squared relative error (lowrank_svd)."),
+        float | UnsetType, about("One minus the squared relative error (lowrank_svd).")
     ] = UNSET
 
 
@@ -77,10 +73,9 @@ class Windows(Closed):
 
     sha256: Annotated[Sha256, about("SHA-256 of the windows file.")]
     seed: Annotated[int, about("Seed of the choice of windows.")]
-    windows: Annotated[Positive, about("Number of windows, both arms.")]
+    windows: Annotated[Positive, about("Number of windows, warm-up and scored together.")]
     ids_sha256: Annotated[
-        Sha256,
-        about("SHA-256 of the canonical JSON list of their sorted window_id values."),
+        Sha256, about("SHA-256 of the canonical JSON list of their sorted window_id values.")
     ]
 
 
@@ -124,8 +119,7 @@ class Training(Closed):
     ]
     threads: Annotated[Positive, about("CPU threads.")]
     deterministic_algorithms: Annotated[
-        bool,
-        about("Whether torch was held to deterministic algorithms."),
+        bool, about("Whether torch was held to deterministic algorithms.")
     ]
 
 
@@ -140,50 +134,36 @@ class EditMetadata(Closed):
         Literal["validation_subject_checkpoint"],
         about("What the checkpoint is for; ours are made to be measured, not deployed."),
     ]
-    edit_type: Annotated[
-        EditType,
-        about("The edit, or custom for a checkpoint made elsewhere."),
-    ]
+    edit_type: Annotated[EditType, about("The edit, or custom for a checkpoint made elsewhere.")]
     edit_semantics: Annotated[
         Literal["external_subject_validation_edit"],
         about("Whether the edit is simulated in the weights or packed by a deployment backend."),
     ]
     deployable_as_hf_checkpoint: Annotated[
-        bool,
-        about("Whether the folder loads as an ordinary Hugging Face checkpoint."),
+        bool, about("Whether the folder loads as an ordinary Hugging Face checkpoint.")
     ]
     optimized_deployment_backend: Annotated[
-        Literal[False],
-        about("Whether an optimized backend holds the weights."),
+        Literal[False], about("Whether an optimized backend holds the weights.")
     ]
     backend: Annotated[None, about("Name of that backend; null without one.")]
-    storage_format: Annotated[
-        StorageFormat,
-        about("How the edited values are stored."),
-    ]
+    storage_format: Annotated[StorageFormat, about("How the edited values are stored.")]
     actual_storage_format: Annotated[
-        StorageFormat,
-        about("The storage format that was really written."),
+        StorageFormat, about("The storage format that was really written.")
     ]
     packed_quantized_storage: Annotated[
-        Literal[False],
-        about("Whether weights are stored as packed low-bit integers."),
+        Literal[False], about("Whether weights are stored as packed low-bit integers.")
     ]
     runtime_memory_reduction: Annotated[
-        Literal[False],
-        about("Whether a reduction of memory at run time was observed."),
+        Literal[False], about("Whether a reduction of memory at run time was observed.")
     ]
     runtime_memory_reduction_expected: Annotated[
-        Literal[False],
-        about("Whether the edit is expected to reduce memory at run time."),
+        Literal[False], about("Whether the edit is expected to reduce memory at run time.")
     ]
     run_directory_contains_edit_artifacts: Annotated[
-        bool,
-        about("Whether the run folder, unlike the pack, held the edited weights."),
+        bool, about("Whether the run folder, unlike the pack, held the edited weights.")
     ]
     scope: Annotated[
-        str,
-        about("Roles and layers that the edit means, as written in its spec; none for noop."),
+        str, about("Roles and layers that the edit means, as written in its spec; none for noop.")
     ]
     parameters: Parameters
     seed: Annotated[int, about("Seed of the edit's draws; recorded for edits without draws too.")]
@@ -198,8 +178,7 @@ class EditMetadata(Closed):
         about("Targets whose bytes the edit left as they were, such as all-zero matrices."),
     ]
     baseline_checkpoint_sha256: Annotated[
-        Sha256,
-        about("Content digest of the baseline: configuration, tensors and tokenizer."),
+        Sha256, about("Content digest of the baseline: configuration, tensors and tokenizer.")
     ]
     subject_checkpoint_sha256: Annotated[Sha256, about("The same digest of the edited checkpoint.")]
     training: Training | UnsetType = UNSET

@@ -14,20 +14,15 @@ class ErrorMetadata(Closed):
     """How a deliberately damaged checkpoint was made from its baseline."""
 
     schema: Annotated[
-        Literal["invarlock/error-metadata-v1"],
-        about("Name and version of this format."),
+        Literal["invarlock/error-metadata-v1"], about("Name and version of this format.")
     ]
     artifact_class: Annotated[
         Literal["fault_injection_fixture"],
         about("What the checkpoint is for: a control that a guard must catch."),
     ]
-    error_type: Annotated[
-        DamageType,
-        about("The damage."),
-    ]
+    error_type: Annotated[DamageType, about("The damage.")]
     injected: Annotated[
-        Literal[True],
-        about("Always true: an injector that changes nothing fails instead."),
+        Literal[True], about("Always true: an injector that changes nothing fails instead.")
     ]
     targets: Annotated[
         list[str],
@@ -42,12 +37,10 @@ class ErrorMetadata(Closed):
         about("Every parameter of the injector with the value it used."),
     ]
     seed: Annotated[
-        int,
-        about("Seed of the injector's draws; recorded for injectors without draws too."),
+        int, about("Seed of the injector's draws; recorded for injectors without draws too.")
     ]
     changed_tensors: Annotated[
-        dict[str, Sha256],
-        about("SHA-256 of the bytes of every changed or added tensor, by name."),
+        dict[str, Sha256], about("SHA-256 of the bytes of every changed or added tensor, by name.")
     ]
     changed_files: Annotated[
         dict[str, Sha256],
@@ -57,16 +50,13 @@ class ErrorMetadata(Closed):
         ),
     ]
     dropped_tensors: Annotated[
-        list[str],
-        about("Tensors of the baseline that the damaged checkpoint lacks."),
+        list[str], about("Tensors of the baseline that the damaged checkpoint lacks.")
     ]
     changed_config_keys: Annotated[
-        list[str],
-        about("Top-level keys of config.json that differ from the baseline's."),
+        list[str], about("Top-level keys of config.json that differ from the baseline's.")
     ]
     baseline_checkpoint_sha256: Annotated[
-        Sha256,
-        about("Content digest of the baseline: configuration, tensors and tokenizer."),
+        Sha256, about("Content digest of the baseline: configuration, tensors and tokenizer.")
     ]
     subject_checkpoint_sha256: Annotated[
         Sha256,

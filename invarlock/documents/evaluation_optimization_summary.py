@@ -21,8 +21,7 @@ class TimingTotalsSeconds(Closed):
     baseline: Annotated[NotNegative, about("runs of the baselines")]
     subject: Annotated[NotNegative, about("measuring the subjects")]
     evaluation_report: Annotated[
-        NotNegative,
-        about("the rest of the evaluation jobs: start, comparing, writing"),
+        NotNegative, about("the rest of the evaluation jobs: start, comparing, writing")
     ]
     total: Annotated[NotNegative, about("sum of these")]
 
@@ -53,15 +52,13 @@ class EvaluationOptimizationSummary(Closed):
     controls: Controls
     evaluation_reports_timed: Annotated[Count, about("evaluations whose benchmark file is there")]
     baseline_report_reuse_count: Annotated[
-        Count,
-        about("evaluations that used a run of the baseline made before"),
+        Count, about("evaluations that used a run of the baseline made before")
     ]
     deferred_rendering_count: Annotated[Count, about("reports whose pages were made together")]
     grouped_evaluation_tasks: Annotated[Count, about("always 0")]
     grouped_evaluation_entries: Annotated[Count, about("always 0")]
     avoided_cli_process_invocations: Annotated[
-        Count,
-        about("processes that rendering together saved"),
+        Count, about("processes that rendering together saved")
     ]
     timing_totals_seconds: TimingTotalsSeconds
     run_timing_totals_seconds: RunTimingTotalsSeconds

@@ -24,25 +24,27 @@ class Subject(Open):
 
     name: Annotated[Text, about("what the file is")]
     path: Annotated[
-        str,
-        Meta(min_length=1, max_length=1024),
-        about("path relative to the pack's root"),
+        str, Meta(min_length=1, max_length=1024), about("path relative to the pack's root")
     ]
     digest: Annotated[Digest, about("sha256: and the digest of the file's bytes")]
 
 
-class ConfigSource(Open):
-    """The source repository."""
+class Reference(Open):
+    """A file of the pack, where there is one."""
 
     name: Annotated[Text | UnsetType, about("what the file is")] = UNSET
     path: Annotated[
         Annotated[str, Meta(min_length=1, max_length=1024)] | UnsetType,
         about("path relative to the pack's root"),
     ] = UNSET
-    digest: Annotated[
-        Digest | UnsetType,
-        about("sha256: and the digest of the file's bytes"),
-    ] = UNSET
+    digest: Annotated[Digest | UnsetType, about("sha256: and the digest of the file's bytes")] = (
+        UNSET
+    )
+
+
+class ConfigSource(Reference):
+    """The source repository."""
+
     uri: Annotated[str | UnsetType, about("address")] = UNSET
     commit: Annotated[str | UnsetType, about("commit")] = UNSET
     branch: Annotated[str | UnsetType, about("branch")] = UNSET
@@ -55,37 +57,18 @@ class Invocation(Open):
 
     config_source: ConfigSource | UnsetType = UNSET
     parameters: Annotated[
-        dict[str, Any] | UnsetType,
-        about("suite, scenario ids and other parameters of the run"),
+        dict[str, Any] | UnsetType, about("suite, scenario ids and other parameters of the run")
     ] = UNSET
 
 
-class Environment(Open):
+class Environment(Reference):
     """Where the run was made."""
 
-    name: Annotated[Text | UnsetType, about("what the file is")] = UNSET
-    path: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=1024)] | UnsetType,
-        about("path relative to the pack's root"),
-    ] = UNSET
-    digest: Annotated[
-        Digest | UnsetType,
-        about("sha256: and the digest of the file's bytes"),
-    ] = UNSET
 
-
-class Material(Open):
+class Material(Reference):
     """One packed input."""
 
     name: Annotated[str, matches(r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), about("name given at build")]
-    path: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=1024)] | UnsetType,
-        about("path relative to the pack's root"),
-    ] = UNSET
-    digest: Annotated[
-        Digest | UnsetType,
-        about("sha256: and the digest of the file's bytes"),
-    ] = UNSET
 
 
 class Model(Open):
@@ -99,14 +82,12 @@ class Verification(Open):
     """What the builder verified."""
 
     clean_reports: Annotated[Count | UnsetType, about("reports that are expected to pass")] = UNSET
-    error_injection_reports: Annotated[
-        Count | UnsetType,
-        about("reports of deliberate damage"),
-    ] = UNSET
-    failed_reports: Annotated[
-        Count | UnsetType,
-        about("reports expected to pass that did not"),
-    ] = UNSET
+    error_injection_reports: Annotated[Count | UnsetType, about("reports of deliberate damage")] = (
+        UNSET
+    )
+    failed_reports: Annotated[Count | UnsetType, about("reports expected to pass that did not")] = (
+        UNSET
+    )
     policy_profile: Annotated[Text | UnsetType, about("verification profile")] = UNSET
     report_assurance: Annotated[Text | UnsetType, about("report assurance")] = UNSET
 
@@ -119,8 +100,7 @@ class EvidencePackManifest(Open):
     format: Annotated[Literal["evidence-pack-v1"], about("layout version")]
     checksums_sha256: Annotated[Literal["checksums.sha256"], about("name of the checksum file")]
     checksums_sha256_digest: Annotated[
-        Sha256,
-        about("lower-case SHA-256 of the raw bytes of checksums.sha256"),
+        Sha256, about("lower-case SHA-256 of the raw bytes of checksums.sha256")
     ]
     generated_at: Annotated[
         Annotated[str, Meta(min_length=20)] | UnsetType,
@@ -134,12 +114,10 @@ class EvidencePackManifest(Open):
         ),
     ] = UNSET
     run_dir: Annotated[
-        Text | UnsetType,
-        about("run folder (published packs; ours name no folder of a machine)"),
+        Text | UnsetType, about("run folder (published packs; ours name no folder of a machine)")
     ] = UNSET
     invarlock_version: Annotated[
-        str | UnsetType,
-        about("version of the program that built the pack"),
+        str | UnsetType, about("version of the program that built the pack")
     ] = UNSET
     network_mode: Annotated[
         Literal["offline", "online"] | UnsetType,
@@ -150,29 +128,24 @@ class EvidencePackManifest(Open):
         about("computed by the builder, recomputed by the verifier, never given"),
     ] = UNSET
     repeats: Annotated[
-        Count | UnsetType,
-        about("determinism repeats that the pack holds the comparison of"),
+        Count | UnsetType, about("determinism repeats that the pack holds the comparison of")
     ] = UNSET
     determinism_repeats: Annotated[
-        dict[str, Any] | list[Any] | UnsetType | None,
-        about("summary of the determinism repeats"),
+        dict[str, Any] | list[Any] | UnsetType | None, about("summary of the determinism repeats")
     ] = UNSET
     builder: Builder | UnsetType = UNSET
     subject: Subject | UnsetType = UNSET
     invocation: Invocation | UnsetType = UNSET
     environment: Environment | UnsetType = UNSET
-    materials: Annotated[
-        list[Material] | UnsetType,
-        about("further inputs that are packed"),
-    ] = UNSET
+    materials: Annotated[list[Material] | UnsetType, about("further inputs that are packed")] = (
+        UNSET
+    )
     models: Annotated[list[Model] | UnsetType, about("the baseline models")] = UNSET
-    model_list: Annotated[
-        list[str] | UnsetType,
-        about("ids of the baseline models, by name"),
-    ] = UNSET
+    model_list: Annotated[list[str] | UnsetType, about("ids of the baseline models, by name")] = (
+        UNSET
+    )
     model_licenses: Annotated[
-        dict[str, Any] | UnsetType,
-        about("licence by model id, where its source states one"),
+        dict[str, Any] | UnsetType, about("licence by model id, where its source states one")
     ] = UNSET
     artifacts: Annotated[
         list[Text] | UnsetType,

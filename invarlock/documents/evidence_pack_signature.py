@@ -35,8 +35,7 @@ class EvidencePackSignature(Open):
     public_key: PublicKey
     signature: Signature
     signing_key_fingerprint: Annotated[
-        Digest,
-        about("sha256: and SHA-256 over the 32 raw public-key bytes"),
+        Digest, about("sha256: and SHA-256 over the 32 raw public-key bytes")
     ]
 
 

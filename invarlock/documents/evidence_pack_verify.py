@@ -24,8 +24,7 @@ class Verdict(Closed):
 
     recorded: Annotated[str | None, about("as recorded")]
     recomputed: Annotated[
-        str | None,
-        about("as recomputed from the reports, null when they do not suffice"),
+        str | None, about("as recomputed from the reports, null when they do not suffice")
     ]
     outcome: Annotated[
         str | UnsetType | None,
@@ -37,8 +36,7 @@ class EvidencePackVerify(Closed, kw_only=True):
     """Every step of the verification with every finding; written with --json and --json-out."""
 
     format_version: Annotated[
-        Literal["evidence-pack-verify-v1", "proof-pack-verify-v1"],
-        about("layout version"),
+        Literal["evidence-pack-verify-v1", "proof-pack-verify-v1"], about("layout version")
     ]
     pack: Annotated[str, about("the pack as named on the command line, escaped")]
     ok: Annotated[bool, about("the pack verified")]
@@ -71,8 +69,7 @@ class EvidencePackVerify(Closed, kw_only=True):
     replayed: Annotated[list[str], about("what was recomputed from recorded evidence")]
     believed: Annotated[list[str], about("what was only believed")]
     verify: Annotated[
-        dict[str, Any] | UnsetType,
-        about("the verify-v1 envelope of the reports"),
+        dict[str, Any] | UnsetType, about("the verify-v1 envelope of the reports")
     ] = UNSET
 
 

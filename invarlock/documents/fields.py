@@ -63,8 +63,8 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 Status = Literal["reported", "rejected_by_invariants", "crashed", "out_of_memory", "timeout"]
 
 
-class Source(Closed):
-    """Where it comes from; never a path of the machine that pinned it."""
+class Named(Closed):
+    """A source by its name; never a path of the machine that pinned it."""
 
     kind: Annotated[Literal["package", "local", "hub"], about("Kind of source.")]
     name: Annotated[
@@ -74,7 +74,28 @@ class Source(Closed):
             "OWNER/NAME on the hub."
         ),
     ]
+
+
+class Source(Named):
+    """Where it comes from; never a path of the machine that pinned it."""
+
     version: Annotated[Text | UnsetType, about("Version of the package.")] = UNSET
+
+
+class Pinned(Closed, kw_only=True):
+    """Something whose source is pinned."""
+
+    source: Source
+    revision: Annotated[
+        Commit | None,
+        about(
+            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
+            "local files."
+        ),
+    ]
+    license: Annotated[
+        str | None, about("Licence as its source states it; null where it states none.")
+    ]
 
 
 class File(Closed):
@@ -91,8 +112,29 @@ class Geometry(Closed):
     split: Annotated[str | None, about("Split of a hub data set.")]
     seq_len: Annotated[int, Meta(ge=2), about("Tokens of a window.")]
     stride: Annotated[int, Meta(ge=2), about("Tokens from one window to the next.")]
-    preview_n: Annotated[Positive, about("Windows of the preview arm, each seed.")]
-    final_n: Annotated[Positive, about("Windows of the final arm, each seed.")]
+    preview_n: Annotated[Positive, about("Warm-up windows, each seed.")]
+    final_n: Annotated[Positive, about("Scored windows, each seed.")]
+
+
+class Calibration(Closed):
+    """What null edits were made and measured of a baseline."""
+
+    checkpoint_sha256: Annotated[Sha256, about("Digest of the baseline checkpoint.")]
+    dtype: Annotated[str, about("Arithmetic of the runs.")]
+    device: Annotated[str, about("Device of the runs.")]
+    null_edits: Annotated[
+        list[Text],
+        Meta(min_length=1),
+        EACH_ONCE,
+        about("Null edits: noop is the baseline in other batches, the others are edit specs."),
+    ]
+    seeds: Annotated[
+        list[Count], Meta(min_length=1), EACH_ONCE, about("Seeds of the calibration windows.")
+    ]
+
+    def __post_init__(self) -> None:
+        check_each_once(self.null_edits, "null_edits")
+        check_each_once(self.seeds, "seeds")
 
 
 class Excluded(Closed):
@@ -118,21 +160,34 @@ class Needed(Open):
     need: Annotated[float, about("how much there has to be (alpha: at most)")]
 
 
-class Alarm(Closed):
-    """How many of all were flagged, with an exact interval."""
+class EvidenceNeeded(Closed):
+    """Evidence of one kind."""
 
-    flagged: Annotated[Count, about("how many")]
+    what: Annotated[str, about("what of")]
+    have: Annotated[float, about("how much there is")]
+    need: Annotated[float, about("how much there has to be (alpha: at most)")]
+
+
+class Share(Closed):
+    """How many of all, with an exact interval."""
+
     total: Annotated[Count, about("of how many")]
     lower: Annotated[float | None, about("lower bound; null when total is 0")]
     upper: Annotated[float | None, about("upper bound; null when total is 0")]
     level: Annotated[float, about("confidence level")]
 
 
+class Alarm(Share):
+    """How many of all were flagged, with an exact interval."""
+
+    flagged: Annotated[Count, about("how many")]
+
+
 class Counted(Closed):
     """One signal."""
 
-    flagged: Annotated[Count, about("evaluations in which it spoke")]
-    unique: Annotated[Count, about("evaluations in which no other one spoke")]
+    flagged: Annotated[Count, about("evaluations in which it fired")]
+    unique: Annotated[Count, about("evaluations in which no other one fired")]
 
 
 class Binding(Closed):

@@ -31,8 +31,7 @@ class Image(Closed):
         about("name without any path, pinned: NAME@sha256:..."),
     ]
     digest: Annotated[
-        Digest,
-        about("digest of the image: of the bytes of a .sif file, or the registry's"),
+        Digest, about("digest of the image: of the bytes of a .sif file, or the registry's")
     ]
     label: Label
 

@@ -9,9 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from invarlock.documents.fields import (
     EACH_ONCE,
     Closed,
-    Commit,
     File,
-    Source,
+    Pinned,
     Text,
     about,
     check_each_once,
@@ -22,20 +21,9 @@ from invarlock.errors import InputError
 TITLE = "Pinned models and texts"
 
 
-class Pin(Closed, kw_only=True):
+class Pin(Pinned, kw_only=True):
     """What a model or a text was pinned to."""
 
-    source: Source
-    revision: Annotated[
-        Commit | None,
-        about(
-            "Commit of the hub repository, 40 hexadecimal digits; null for packages and "
-            "local files."
-        ),
-    ]
-    license: Annotated[
-        str | None, about("Licence as its source states it; null where it states none.")
-    ]
     files: Annotated[
         dict[str, File],
         Meta(min_length=1),
@@ -76,8 +64,7 @@ class PinnedModel(Pin, kw_only=True):
         ),
     ]
     remote_code: Annotated[
-        bool,
-        about("Whether the model brings Python code of its own; only with allow_remote_code."),
+        bool, about("Whether the model brings Python code of its own; only with allow_remote_code.")
     ]
 
 
@@ -94,8 +81,7 @@ class ModelRevisions(Closed, kw_only=True):
     """
 
     schema: Annotated[
-        Literal["invarlock/model-revisions-v1"],
-        about("Name and version of this format."),
+        Literal["invarlock/model-revisions-v1"], about("Name and version of this format.")
     ]
     generated_at: Annotated[
         Annotated[str, matches(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
@@ -104,10 +90,7 @@ class ModelRevisions(Closed, kw_only=True):
     ] = UNSET
     suite: Annotated[Text, about("Name of the suite.")]
     model_list: Annotated[
-        list[Text],
-        Meta(min_length=1),
-        EACH_ONCE,
-        about("Model ids in the order of the suite."),
+        list[Text], Meta(min_length=1), EACH_ONCE, about("Model ids in the order of the suite.")
     ]
     models: Annotated[dict[str, PinnedModel], Meta(min_length=1), about("The pinned models by id.")]
     datasets: Annotated[

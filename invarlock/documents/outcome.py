@@ -31,13 +31,11 @@ class Outcome(Closed, kw_only=True):
     ]
     windows_sha256: Annotated[Sha256 | None, about("digest of windows.json")]
     subject_sha256: Annotated[
-        Sha256 | None,
-        about("digest of the subject checkpoint; null when it could not be read"),
+        Sha256 | None, about("digest of the subject checkpoint; null when it could not be read")
     ]
     baseline_sha256: Annotated[Sha256 | None, about("digest of the baseline checkpoint")]
     preset_sha256: Annotated[
-        Sha256 | None,
-        about("digest of the preset; null: the tier's own constants"),
+        Sha256 | None, about("digest of the preset; null: the tier's own constants")
     ]
     attempt: Annotated[
         Positive,
@@ -47,8 +45,7 @@ class Outcome(Closed, kw_only=True):
         ),
     ]
     token_budget: Annotated[
-        Positive | UnsetType,
-        about("tokens per batch of this attempt: all that a retry changes"),
+        Positive | UnsetType, about("tokens per batch of this attempt: all that a retry changes")
     ] = UNSET
     error: Annotated[str | None, about("one line of cause when nothing was measured")]
 

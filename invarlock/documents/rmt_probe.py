@@ -12,8 +12,7 @@ class RmtProbe(Closed):
 
     schema: Annotated[Literal["invarlock/rmt-probe-v1"], about("format of this file")]
     probe: Annotated[
-        Literal["rmt_cross_model_v1"],
-        about("kind of probe: the subject against the baseline"),
+        Literal["rmt_cross_model_v1"], about("kind of probe: the subject against the baseline")
     ]
     passed: Annotated[bool, about("the guard passed")]
     action: Annotated[Literal["allow", "monitor", "block"], about("decision of the guard")]

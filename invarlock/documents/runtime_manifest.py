@@ -31,8 +31,7 @@ class Config(Closed):
         ),
     ]
     source: Annotated[
-        Literal["file", "inline", "missing"],
-        about("where the configuration came from"),
+        Literal["file", "inline", "missing"], about("where the configuration came from")
     ]
 
 
@@ -50,13 +49,11 @@ class Runtime(Closed):
 class Context(Open):
     """Free-form: command, profile, tier, timings."""
 
-    timings_seconds: Annotated[
-        dict[str, Any] | UnsetType,
-        about("wall seconds of each phase"),
-    ] = UNSET
+    timings_seconds: Annotated[dict[str, Any] | UnsetType, about("wall seconds of each phase")] = (
+        UNSET
+    )
     memory_mb: Annotated[
-        dict[str, Any] | UnsetType,
-        about("peak resident memory without and with guards, MB"),
+        dict[str, Any] | UnsetType, about("peak resident memory without and with guards, MB")
     ] = UNSET
     guard_overhead: Annotated[
         dict[str, Any] | UnsetType | None,
@@ -74,8 +71,7 @@ class RuntimeManifest(Closed):
 
     manifest_version: Annotated[Literal[1], about("layout version")]
     verifier_contract_version: Annotated[
-        Literal["runtime-manifest-v1"],
-        about("contract the verifier applies"),
+        Literal["runtime-manifest-v1"], about("contract the verifier applies")
     ]
     generated_at_utc: Annotated[
         str,

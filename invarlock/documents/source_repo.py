@@ -19,12 +19,10 @@ class SourceRepo(Closed):
     ]
     branch: Annotated[str | None, about("branch; null: none")]
     describe: Annotated[
-        str | None,
-        about("nearest tag and distance, or the short commit; null: not a git checkout"),
+        str | None, about("nearest tag and distance, or the short commit; null: not a git checkout")
     ]
     dirty: Annotated[
-        bool | None,
-        about("a tracked file differs from the commit; null: not a git checkout"),
+        bool | None, about("a tracked file differs from the commit; null: not a git checkout")
     ]
 
 

@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType, defstruct, field
 
-from invarlock.documents.fields import (
-    Closed,
-    Excluded,
-    Positive,
-    Sha256,
-    Text,
-    about,
-)
+from invarlock.documents.fields import Closed, Excluded, Positive, Sha256, Text, about
 from invarlock.documents.kinds import TUNABLE, Scope, parameter_type
 
 TITLE = "Tuned parameters of clean edits"
@@ -38,11 +31,10 @@ class Selection(Closed):
     seed: Annotated[int, about("seed of their choice")]
     windows_sha256: Annotated[Sha256, about("digest of the file windows.json")]
     ids_sha256: Annotated[
-        Sha256,
-        about("SHA-256 of the canonical JSON list of their sorted window_id values"),
+        Sha256, about("SHA-256 of the canonical JSON list of their sorted window_id values")
     ]
-    preview: Annotated[Positive, about("windows of the preview arm")]
-    final: Annotated[Positive, about("windows of the final arm")]
+    preview: Annotated[Positive, about("warm-up windows")]
+    final: Annotated[Positive, about("scored windows")]
 
 
 class Candidate(Closed):
@@ -58,8 +50,7 @@ class Candidate(Closed):
         about("not_applicable: the edit does not fit the model"),
     ]
     subject_sha256: Annotated[
-        Sha256 | None,
-        about("digest of the edited checkpoint; null where it was not made"),
+        Sha256 | None, about("digest of the edited checkpoint; null where it was not made")
     ]
     ratio: Annotated[
         float | None,
@@ -74,10 +65,9 @@ class Candidate(Closed):
         about("of the metric; null where it was not measured"),
     ]
     reasons: Annotated[
-        list[Text],
-        about("why it did not pass: the words of the verdict, or why it was not made"),
+        list[Text], about("why it did not pass: the words of the verdict, or why it was not made")
     ]
-    guards: Annotated[list[Text], about("guards that spoke")]
+    guards: Annotated[list[Text], about("guards that fired")]
 
 
 class Search(Closed):
@@ -86,8 +76,7 @@ class Search(Closed):
     model_id: Annotated[Text, about("name of the baseline in the run")]
     baseline_sha256: Annotated[Sha256, about("digest of the baseline checkpoint")]
     preset_sha256: Annotated[
-        Sha256 | None,
-        about("digest of the preset's content; null: the tier's own values"),
+        Sha256 | None, about("digest of the preset's content; null: the tier's own values")
     ]
     tier: Annotated[Text, about("tier of the policy")]
     policy_digest: Annotated[Text, about("digest of the thresholds in force")]

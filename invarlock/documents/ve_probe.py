@@ -12,16 +12,14 @@ class VeProbe(Closed):
 
     schema: Annotated[Literal["invarlock/ve-probe-v1"], about("format of this file")]
     probe: Annotated[
-        Literal["ve_cross_model_v1"],
-        about("kind of probe: the subject against the baseline"),
+        Literal["ve_cross_model_v1"], about("kind of probe: the subject against the baseline")
     ]
     signal: Annotated[bool, about("scales were proposed and the predictive gate passed")]
     signal_reasons: Annotated[list[Any], about("why there is a signal; empty without one")]
     would_enable: Annotated[bool, about("the same as signal, by its published second name")]
     gate_reason: Annotated[str, about("how the predictive gate ended")]
     proposed_scales: Annotated[
-        dict[str, Any],
-        about("scale that would restore a module's output variance, by module"),
+        dict[str, Any], about("scale that would restore a module's output variance, by module")
     ]
     predictive_gate: Annotated[dict[str, Any], about("the trial of the scales on held-out windows")]
     ab_test: Annotated[

@@ -13,12 +13,10 @@ class VerificationSummary(Closed):
     clean_reports: Annotated[Count, about("clean and custom reports that pass")]
     error_injection_reports: Annotated[Count, about("reports of deliberate damage")]
     expected_failure_reports: Annotated[
-        Count,
-        about("reports that had to fail or to be detected, and were"),
+        Count, about("reports that had to fail or to be detected, and were")
     ]
     failed_reports: Annotated[
-        Count,
-        about("evaluations that did not show what their scenario asks for"),
+        Count, about("evaluations that did not show what their scenario asks for")
     ]
     policy_profile: Annotated[
         str | None,

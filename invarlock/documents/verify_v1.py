@@ -56,8 +56,7 @@ class Issue(Closed):
     """One issue."""
 
     code: Annotated[
-        str,
-        about("manifest_missing, manifest_invalid, execution_mode_invalid or verifier_failed"),
+        str, about("manifest_missing, manifest_invalid, execution_mode_invalid or verifier_failed")
     ]
     message: Annotated[str, about("what")]
     details: Annotated[dict[str, Any], about("further facts")]
@@ -115,16 +114,13 @@ class Result(Closed, kw_only=True):
         about("recorded interval of the ratio"),
     ]
     recompute: Annotated[
-        Recompute | None,
-        about("recomputation of the point from the recorded windows"),
+        Recompute | None, about("recomputation of the point from the recorded windows")
     ]
     replayed: Annotated[
-        bool,
-        about("ratio, interval, guards and flags were recomputed from the recorded evidence"),
+        bool, about("ratio, interval, guards and flags were recomputed from the recorded evidence")
     ]
     believed: Annotated[
-        list[str],
-        about("what could not be recomputed because its evidence is not in the report"),
+        list[str], about("what could not be recomputed because its evidence is not in the report")
     ]
     guard_warnings_present: Annotated[bool, about("the report holds guard warnings")]
     warning_count: Annotated[Count, about("their number")]

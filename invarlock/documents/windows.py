@@ -12,6 +12,7 @@ from invarlock.documents.fields import (
     Count,
     Excluded,
     File,
+    Named,
     Positive,
     Sha256,
     Text,
@@ -25,17 +26,9 @@ TITLE = "Evaluation windows"
 WindowId = Annotated[str, matches("^[0-9a-f]{16}$")]
 
 
-class Source(Closed):
+class Source(Named):
     """The text, as pinned."""
 
-    kind: Annotated[Literal["package", "local", "hub"], about("Kind of source.")]
-    name: Annotated[
-        Text,
-        about(
-            "Name of the package, of the local folder or file (last part of its path), or "
-            "OWNER/NAME on the hub."
-        ),
-    ]
     version: Annotated[str | None, about("Version of the package.")]
     revision: Annotated[
         Commit | None,
@@ -52,10 +45,10 @@ class Source(Closed):
 
 
 class Counts(Closed):
-    """Number of windows, or records, of each arm."""
+    """How many windows, or records, there are."""
 
-    preview: Annotated[Positive, about("Windows of the preview arm.")]
-    final: Annotated[Positive, about("Windows of the final arm.")]
+    preview: Annotated[Positive, about("Warm-up windows.")]
+    final: Annotated[Positive, about("Scored windows.")]
 
 
 class Window(Closed):
@@ -71,7 +64,7 @@ class Window(Closed):
         about("The document the window was cut from: doc- and its number in the text."),
     ]
     tokens: Annotated[
-        list[TokenId], Meta(min_length=2), about("Token ids, exactly seq_len of them.")
+        tuple[TokenId, ...], Meta(min_length=2), about("Token ids, exactly seq_len of them.")
     ]
 
 
@@ -90,9 +83,9 @@ class Record(Closed):
         about("What the record shares with others: its field cluster, else record- and its id."),
     ]
     record: Annotated[str, about("Its field id, else the number of its line.")]
-    prompt: Annotated[list[TokenId], Meta(min_length=1), about("Token ids of the prompt.")]
+    prompt: Annotated[tuple[TokenId, ...], Meta(min_length=1), about("Token ids of the prompt.")]
     answers: Annotated[
-        list[Annotated[list[TokenId], Meta(min_length=1)]],
+        tuple[Annotated[tuple[TokenId, ...], Meta(min_length=1)], ...],
         Meta(min_length=1),
         about(
             "Token ids that may follow the prompt: one answer to be matched exactly, or the "
@@ -100,6 +93,16 @@ class Record(Closed):
         ),
     ]
     label: Annotated[Count, about("Index of the right answer.")]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Every token of the record, prompt first."""
+        return sum(self.answers, self.prompt)
 
 
 class Windows(Closed, kw_only=True, tag_field="kind"):
@@ -115,8 +118,7 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
     seed: Annotated[int, about("Seed of the choice of documents and windows.")]
     source: Source
     tokenizer_sha256: Annotated[
-        Sha256,
-        about("SHA-256 of the canonical JSON content of tokenizer.json."),
+        Sha256, about("SHA-256 of the canonical JSON content of tokenizer.json.")
     ]
     counts: Counts
     n_documents: Annotated[
@@ -134,6 +136,11 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
         ),
     ] = UNSET
 
+    @property
+    def kind(self) -> str:
+        """``text``, or the ``windows`` of a metric that has its own."""
+        return str(self.__struct_config__.tag)
+
 
 class TextWindows(Windows, kw_only=True):
     """Windows of a text."""
@@ -141,12 +148,12 @@ class TextWindows(Windows, kw_only=True):
     preview: Annotated[
         list[Window],
         Meta(min_length=1),
-        about("Windows of the preview arm, in the order they were taken."),
+        about("Warm-up windows, in the order they were taken."),
     ]
     final: Annotated[
         list[Window],
         Meta(min_length=1),
-        about("Windows of the final arm, in the order they were taken."),
+        about("Scored windows, in the order they were taken."),
     ]
 
 
@@ -156,12 +163,12 @@ class RecordWindows(Windows, kw_only=True):
     preview: Annotated[
         list[Record],
         Meta(min_length=1),
-        about("Records of the preview arm, in the order they were taken."),
+        about("Warm-up records, in the order they were taken."),
     ]
     final: Annotated[
         list[Record],
         Meta(min_length=1),
-        about("Records of the final arm, in the order they were taken."),
+        about("Scored records, in the order they were taken."),
     ]
 
 
@@ -172,6 +179,8 @@ def _kind(name: str, labelled: bool) -> Any:
 
 
 if TYPE_CHECKING:
-    DOCUMENT: TypeAlias = TextWindows | RecordWindows
+    WindowSet: TypeAlias = TextWindows | RecordWindows
 else:
-    DOCUMENT = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
+    WindowSet = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
+
+DOCUMENT = WindowSet

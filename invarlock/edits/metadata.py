@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
+from invarlock.documents.kinds import CUSTOM
 from invarlock.edits.apply import Edited, Trained
-
-SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
-CUSTOM = "custom"  # edit type of a subject that the user brings
+from invarlock.subject_metadata import EDIT_SCHEMA, VALIDATION
 
 
 def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
@@ -68,8 +67,8 @@ def _document(
 ) -> dict[str, object]:
     """What every subject's metadata says, with what is ``own`` to one; checked."""
     document: dict[str, object] = {
-        "schema": SCHEMA,
-        "artifact_class": "validation_subject_checkpoint",
+        "schema": EDIT_SCHEMA,
+        "artifact_class": VALIDATION,
         "edit_semantics": "external_subject_validation_edit",
         "deployable_as_hf_checkpoint": True,
         "optimized_deployment_backend": False,

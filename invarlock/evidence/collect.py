@@ -19,8 +19,7 @@ from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
 from invarlock.evidence.layout import EDIT_METADATA, ERROR_METADATA, OUTCOME_NAME, group_of
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
-from invarlock.evidence.report_verify import REPORT_NAME
-from invarlock.evidence.tree import MAX_PARSED_FILE, read_source
+from invarlock.evidence.tree import MAX_PARSED_FILE, REPORT_NAME, read_source
 from invarlock.files import parse_json
 from invarlock.reporting.probes import FILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invarlock.contracts import check, violations
 from invarlock.differences import Difference, differences
+from invarlock.documents.kinds import CUSTOM
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import UNREADABLE, dig, first_text, number
@@ -63,7 +64,6 @@ from invarlock.metrics import ARMS
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.scenarios import NOOP
 from invarlock.subject_metadata import (
-    CUSTOM,
     DEPLOYABLE,
     EVIDENCE_ONLY,
     FAULT,

@@ -358,7 +358,7 @@ class Calibration(Open):
 
     windows: Annotated[Count | UnsetType, about("how many")] = UNSET
     tokens: Annotated[Count | UnsetType, about("rows of the activation matrices")] = UNSET
-    window_ids: Annotated[list[Any] | UnsetType, about("their ids, of the preview arm")] = UNSET
+    window_ids: Annotated[list[Any] | UnsetType, about("their ids, all warm-up windows")] = UNSET
 
 
 class RmtBlock(Measured):

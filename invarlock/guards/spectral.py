@@ -136,7 +136,9 @@ def judge(
     changes = [log_ratio(s.stats.sigma_max, b.stats.sigma_max) for b, s in pairs]
     kappas = [policy.kappa(s.family) for _, s in pairs]
     z = [r / policy.tau(s.family) for r, (_, s) in zip(changes, pairs, strict=True)]
-    survives = selected([math.erfc(abs(v) / math.sqrt(2)) for v in z], policy.method, policy.alpha)
+    testing = policy.multiple_testing
+    p_values = [math.erfc(abs(v) / math.sqrt(2)) for v in z]
+    survives = selected(p_values, testing.method, testing.alpha)
     capped = [i for i, v in enumerate(z) if abs(v) > kappas[i] and survives[i]]
     violations = [
         {
@@ -170,8 +172,8 @@ def judge(
         "family_caps": family_caps(policy),
         "family_z_summary": _family_summary(pairs, z, kappas, capped),
         "multiple_testing": {
-            "method": policy.method,
-            "alpha": policy.alpha,
+            "method": testing.method,
+            "alpha": testing.alpha,
             "m": len(pairs),
         },
         "deadband": policy.deadband,
@@ -187,25 +189,26 @@ def _degeneracy(b: Module, s: Module, policy: SpectralPolicy) -> list[dict[str, 
     """Stable rank and norms of one module against the baseline's, warn or fatal."""
     limits = policy.degeneracy
     checks = [
-        ("stable_rank", limits.stable_rank_warn, limits.stable_rank_fatal),
-        ("row_min", limits.norm_warn, limits.norm_fatal),
-        ("column_min", limits.norm_warn, limits.norm_fatal),
+        ("stable_rank", limits.stable_rank),
+        ("row_min", limits.norm_collapse),
+        ("column_min", limits.norm_collapse),
     ]
     found: list[dict[str, Any]] = []
-    for field, warn, fatal in checks:
+    for field, limit in checks:
         base, now = getattr(b.stats, field), getattr(s.stats, field)
         if base <= 0:  # the baseline itself is degenerate here: nothing to fall from
             continue
         ratio = now / base
-        if ratio < warn:
+        if ratio < limit.warn_ratio:
+            fatal = ratio < limit.fatal_ratio
             found.append(
                 {
                     "type": "degenerate_" + field,
                     "module": s.name,
                     "family": s.family,
                     "ratio": round(ratio, 9),
-                    "threshold": fatal if ratio < fatal else warn,
-                    "severity": "fatal" if ratio < fatal else "warning",
+                    "threshold": limit.fatal_ratio if fatal else limit.warn_ratio,
+                    "severity": "fatal" if fatal else "warning",
                 }
             )
     return found

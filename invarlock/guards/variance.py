@@ -294,7 +294,7 @@ class VarianceBlock(Measured):
     ] = UNSET
     signal: Annotated[
         bool | UnsetType,
-        about("a scale is proposed and the predictive gate passed: the guard has spoken"),
+        about("a scale is proposed and the predictive gate passed: the guard fires"),
     ] = UNSET
     deadband: Annotated[float | UnsetType, about("scale - 1 that counts as none")] = UNSET
     proposed_scales: Annotated[

@@ -139,8 +139,8 @@ def compare_accuracy(
         n_final=n,
         drift_pp=drift,
         drift_ok=abs(drift) <= policy.accuracy.drift_max_pp,
-        coverage_ok=bootstrap.replicates >= policy.min_replicates
-        and bootstrap.alpha <= policy.max_alpha,
+        coverage_ok=bootstrap.replicates >= policy.coverage.replicates
+        and bootstrap.alpha <= policy.coverage.alpha,
         examples_ok=n >= policy.accuracy.min_examples,
     )
 

@@ -96,7 +96,7 @@ def compare(preview: Arm, final: Arm, policy: Policy, bootstrap: Bootstrap) -> P
         alpha=bootstrap.alpha,
         seed=bootstrap.seed + BOOTSTRAP_SEED_OFFSET,
     )
-    limit = math.log(policy.ratio_limit + policy.hysteresis)
+    limit = math.log(policy.pm_ratio.ratio_limit_base + policy.pm_ratio.hysteresis_ratio)
     decision = decide(delta, interval, limit)
     ppl = [arm.perplexity(nll) for arm in (preview, final) for nll in _losses(arm)]
     drift = _drift(preview, final)
@@ -113,14 +113,14 @@ def compare(preview: Arm, final: Arm, policy: Policy, bootstrap: Bootstrap) -> P
         else None,
         hysteresis_applied=decision == "pass"
         and interval is not None
-        and interval.high > math.log(policy.ratio_limit),
+        and interval.high > math.log(policy.pm_ratio.ratio_limit_base),
         drift=drift,
-        drift_ok=policy.drift_min <= drift <= policy.drift_max,
-        coverage_ok=len(preview.window_ids) >= policy.min_preview
-        and len(final.window_ids) >= policy.min_final
-        and bootstrap.replicates >= policy.min_replicates
-        and bootstrap.alpha <= policy.max_alpha,
-        tokens_ok=preview.tokens + final.tokens >= policy.min_tokens,
+        drift_ok=policy.drift.min <= drift <= policy.drift.max,
+        coverage_ok=len(preview.window_ids) >= policy.coverage.preview
+        and len(final.window_ids) >= policy.coverage.final
+        and bootstrap.replicates >= policy.coverage.replicates
+        and bootstrap.alpha <= policy.coverage.alpha,
+        tokens_ok=preview.tokens + final.tokens >= policy.pm_ratio.min_tokens,
     )
 
 

@@ -24,10 +24,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict
 
 from invarlock.metrics.bootstrap import Floats, cluster_sums, delta_method_error
 from invarlock.metrics.perplexity import Arm, finite

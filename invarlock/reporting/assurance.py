@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import to_builtins
+
 from invarlock.errors import ConfigError
 from invarlock.guards import CHAIN
 from invarlock.policy import Policy
@@ -77,7 +79,7 @@ def assurance_block(
         "runtime_provenance_verification_status": "pending",
         "report_local_verdict": local,
         "outcome": outcome(report),
-        "evidence_needed": [need._asdict() for need in needed(report)],
+        "evidence_needed": to_builtins(needed(report)),
         "verdict": "pending_verifier" if strict and local == "pass" else local,
         "verified_assurance_verdict": "pending" if local == "pass" else "fail",
         "blocking_reasons": reasons if strict else [],

@@ -170,9 +170,9 @@ def policy_digest(policy: Policy) -> Document:
 def coverage(used: Mapping[str, int], replicates: int, policy: Policy) -> Document:
     """Windows of both arms and bootstrap replicates against what the policy asks for."""
     rows = {
-        "preview": (used["preview"], policy.min_preview),
-        "final": (used["final"], policy.min_final),
-        "replicates": (replicates, policy.min_replicates),
+        "preview": (used["preview"], policy.coverage.preview),
+        "final": (used["final"], policy.coverage.final),
+        "replicates": (replicates, policy.coverage.replicates),
     }
     return {"tier": policy.tier} | {
         name: {"used": have, "required": floor, "ok": have >= floor}

@@ -9,12 +9,15 @@ had not the memory or the time to run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final
 
+from invarlock.documents.fields import EvidenceNeeded, Outcome
 from invarlock.pages.reading import NOT_TRIED, Report, block
 from invarlock.reporting import signals
 
-PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+PASS: Final = "pass"
+FAIL: Final = "fail"
+INCONCLUSIVE: Final = "inconclusive"
 WORDS = {
     "tokens": "tokens",
     "preview_windows": "preview windows",
@@ -28,12 +31,8 @@ WORDS = {
 }
 
 
-class EvidenceNeed(NamedTuple):
-    """Evidence that a decision lacks: what of, how much there is, how much there has to be."""
-
-    what: str  # of WORDS
-    have: float
-    need: float
+class EvidenceNeed(EvidenceNeeded):
+    """Evidence that a decision lacks, in words."""
 
     def __str__(self) -> str:
         words = WORDS.get(self.what, self.what)
@@ -43,7 +42,7 @@ class EvidenceNeed(NamedTuple):
         return f"{self.have:,.0f} of {about}{self.need:,.0f} {words}"
 
 
-def outcome_of(reasons: Iterable[str]) -> str:
+def outcome_of(reasons: Iterable[str]) -> Outcome:
     """The outcome, from all reasons not to pass (``signals.pass_reasons``)."""
     found = list(reasons)
     if not found:
@@ -51,7 +50,7 @@ def outcome_of(reasons: Iterable[str]) -> str:
     return INCONCLUSIVE if all(map(signals.lacks_evidence, found)) else FAIL
 
 
-def outcome(report: Report) -> str:
+def outcome(report: Report) -> Outcome:
     """``pass``, ``fail`` or ``inconclusive``."""
     return outcome_of(signals.pass_reasons(report))
 

@@ -46,10 +46,10 @@ def _needed(
     """
     used, final = evidence.bootstrap, evidence.final
     assert final is not None  # judged
-    replicates = Floor("replicates", used.replicates, policy.min_replicates)
+    replicates = Floor("replicates", used.replicates, policy.coverage.replicates)
     lacking = [floor for floor in (*floors, replicates) if floor.have < floor.need]
-    if used.alpha > policy.max_alpha:
-        lacking.append(Floor("alpha", used.alpha, policy.max_alpha))
+    if used.alpha > policy.coverage.alpha:
+        lacking.append(Floor("alpha", used.alpha, policy.coverage.alpha))
     if "ci" not in block:  # of one document nothing is known of how documents differ
         lacking.append(Floor("documents", len(set(final.clusters)), MIN_CLUSTERS))
     if "windows_needed" in block:

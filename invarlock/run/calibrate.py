@@ -133,8 +133,8 @@ def _dataset(windows: Sequence[RunWindows]) -> Document:
     contents = [w.content for w in windows]
     heads = [
         {
-            "provider": f"{c.source['kind']}:{c.source['name']}",
-            "split": c.source.get("split"),
+            "provider": f"{c.source.kind}:{c.source.name}",
+            "split": c.source.split,
             "seq_len": c.seq_len,
             "stride": c.stride,
             "preview_n": len(c.preview),

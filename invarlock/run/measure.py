@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invarlock.checkpoints import Checkpoint
+from invarlock.documents.windows import Record, Window, WindowSet
 from invarlock.files import sha256_file
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
@@ -27,7 +28,6 @@ from invarlock.guards.invariants import check_loaded
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
 from invarlock.policy import Policy
-from invarlock.records import Record
 from invarlock.run.forward import (
     ArmResult,
     Keep,
@@ -40,7 +40,7 @@ from invarlock.run.forward import (
 from invarlock.run.loading import Loaded, Target, device_name, load_model
 from invarlock.run.packed_weights import packed_weights
 from invarlock.run.tasks import Task, commonest_shape, task_for
-from invarlock.windows import Window, WindowSet, read_windows
+from invarlock.windows import read_windows
 
 if TYPE_CHECKING:
     import torch

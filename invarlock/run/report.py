@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -91,14 +92,14 @@ def run_report(
         },
         "data": {
             "windows_sha256": windows.sha256,
-            "source": dict(content.source),
+            "source": msgspec.to_builtins(content.source),
             "kind": content.kind,
             "seq_len": content.seq_len,
             "stride": content.stride,
             "seed": content.seed,
             "n_documents": content.n_documents,
             "vocabulary": {
-                "used": len(content.token_ids()),
+                "used": len({token for tokens in windows.token_ids() for token in tokens}),
                 "size": checkpoint.config.get("vocab_size"),
             },
             **{f"{arm}_n": len(windows.arm(arm)) for arm in ARMS},

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock.documents.windows import Record, Window, WindowSet
 from invarlock.files import read_json_object
 from invarlock.metrics.kind import Example, Metric, ToExample
 from invarlock.metrics.kinds import metric_for, metric_of
-from invarlock.records import Record
-from invarlock.windows import Window, WindowSet
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.documents.windows import WindowSet
 from invarlock.edits.apply import Trained, targets_of
 from invarlock.edits.blocks import finite_norm, row_blocks
 from invarlock.edits.kind import Trainable, TrainedEdit
@@ -38,7 +39,7 @@ from invarlock.run.loading import Loaded, Target, load_model, resolve_target
 from invarlock.run.spread import layers_of
 from invarlock.run.tasks import task_for
 from invarlock.shards import DTYPES
-from invarlock.windows import WindowSet, read_windows, set_of_ids
+from invarlock.windows import read_windows, set_of_ids
 
 BATCH_WINDOWS = 4  # of one step
 BETAS, EPSILON = (0.9, 0.999), 1e-8

@@ -129,7 +129,7 @@ def _row(
         "primary_metric": {
             "kind": record.metric,
             "ratio_vs_baseline": record.ratio_vs_baseline,
-            "display_ci": list(record.display_ci) if record.display_ci else None,
+            "display_ci": record.display_ci,
             "limit": metric.get("limit"),
             "decision": record.decision,
             "alone_passes": _metric_passes(record),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from msgspec import UNSET
+from msgspec.structs import asdict, replace
 
 from invarlock.errors import InputError
 from invarlock.files import read_json_object, slug
@@ -16,7 +18,14 @@ from invarlock.guards.spectral import caps_applied
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.reading import NOT_TRIED, REJECTED, Report, block
 from invarlock.reporting import signals
-from invarlock.reporting.outcome import INCONCLUSIVE, need, needed, outcome_of, too_little
+from invarlock.reporting.documents.final_verdict import Record, Stated
+from invarlock.reporting.outcome import (
+    INCONCLUSIVE,
+    EvidenceNeed,
+    needed,
+    outcome_of,
+    too_little,
+)
 from invarlock.scenarios import Scenario
 from invarlock.verdict.detectors import read_all
 
@@ -99,75 +108,26 @@ def load_evaluation(folder: Path) -> Evaluation:
     )
 
 
-@dataclass(frozen=True)
-class Stated:
-    """The members of a record that its report gives, whatever the scenario asks for."""
-
-    invariants_status: str | None
-    guard_flags: Mapping[str, bool]
-    spectral_caps_applied: int | None
-    metric: str | None
-    ratio_vs_baseline: float | None
-    display_ci: tuple[float, float] | None
-    decision: str | None
-
-    @staticmethod
-    def of(report: Report | None) -> Stated:
-        """What a report states; of None, that nothing was measured and no guard fired."""
-        metric = block(report or {}, "primary_metric")
-        decision = metric.get("decision")
-        return Stated(
-            invariants_status=status_in(report or {}),
-            guard_flags=signals.guard_flags(report),
-            spectral_caps_applied=caps_applied(report or {}),
-            metric=metric.get("kind"),
-            ratio_vs_baseline=_number(metric.get("ratio_vs_baseline")),
-            display_ci=_interval(metric.get("display_ci")),
-            decision=decision if isinstance(decision, str) else None,
-        )
+def stated_by(report: Report | None) -> Stated:
+    """What a report states; of None, that nothing was measured and no guard fired."""
+    metric = block(report or {}, "primary_metric")
+    decision = metric.get("decision")
+    return Stated(
+        invariants_status=status_in(report or {}),
+        guard_flags=signals.guard_flags(report),
+        spectral_caps_applied=caps_applied(report or {}),
+        metric=metric.get("kind"),
+        ratio_vs_baseline=_number(metric.get("ratio_vs_baseline")),
+        display_ci=_interval(metric.get("display_ci")),
+        decision=decision if isinstance(decision, str) else None,
+    )
 
 
-@dataclass(frozen=True)
-class VerdictRecord:
-    """A judged evaluation; the fields are those of ``records[]`` in ``final_verdict.json``."""
+class VerdictRecord(Record, kw_only=True):
+    """A judged evaluation, with members that verdicts of older versions do not have."""
 
-    model: str
-    category: str
-    name: str
-    strictness: str
-    intent: str
-    primary_guard: str
-    failure_class: str
-    run_num: int
-    family: str | None
-    status: str
-    injected: bool | None
-    passed: bool
-    outcome: str  # of the evaluation: pass, fail or inconclusive
-    reasons: tuple[str, ...]
-    finding: str | None  # the worst of the invariants
-    evidence_needed: tuple[Mapping[str, Any], ...]  # what an inconclusive one lacks
-    detectors_hit: bool
-    detectors: tuple[str, ...]
-    detectors_all_of: tuple[str, ...]
-    detectors_missed: tuple[str, ...]
-    primary_guard_required: bool
-    primary_guard_hit: bool
-    any_core_guard_flag: bool
-    invariants_status: str | None
-    guard_flags: Mapping[str, bool]
-    spectral_caps_applied: int | None
-    metric: str | None
-    ratio_vs_baseline: float | None
-    display_ci: tuple[float, float] | None
-    decision: str | None
-    baseline_sha256: str | None
-    subject_sha256: str | None
-    as_expected: bool
-    undecided: bool  # not as expected, and more evidence could still show it
-    why: str
-    path: str
-    accepted: tuple[str, ...] = ()  # by the user, by name
+    evidence_needed: Sequence[EvidenceNeed]
+    undecided: bool
 
     @property
     def measured(self) -> bool:
@@ -179,19 +139,11 @@ class VerdictRecord:
         """The core guards that fired, in their order."""
         return tuple(g for g in signals.CORE_GUARDS if self.guard_flags[g])
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-            if value or key != "accepted"
-        }
-
 
 def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None) -> VerdictRecord:
     """Judge one evaluation by its scenario; ``noop`` is the no-op's report of the same model."""
     report = evaluation.report if evaluation.measured else None
-    status = str(evaluation.outcome.get("status"))
+    status = evaluation.outcome["status"]
     injected = evaluation.outcome.get("injected")
     if report is not None and unedited(report):
         injected = False  # whatever the injector says: that nothing was done is no detection
@@ -205,7 +157,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         and all(r.hit for r in readings_all)
         and (injected is True or not scenario.is_error)
     )
-    stated = Stated.of(report)
+    stated = stated_by(report)
     flags, ratio = stated.guard_flags, stated.ratio_vs_baseline
     exact = None if ratio is None else metric_named(stated.metric).as_ratio(ratio)
     if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
@@ -224,27 +176,27 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         injected=injected if isinstance(injected, bool) else None,
         passed=not reasons,
         outcome=outcome_of(reasons),
-        reasons=tuple(reasons),
+        reasons=reasons,
         finding=_worst_finding(report),
-        evidence_needed=tuple(need._asdict() for need in needed(report or {})),
+        evidence_needed=needed(report or {}),
         detectors_hit=satisfied,
-        detectors=tuple(r.label for r in readings_any if r.hit),
-        detectors_all_of=tuple(r.label for r in readings_all if r.hit),
-        detectors_missed=tuple(str(r) for r in listed if not r.hit),
+        detectors=[r.label for r in readings_any if r.hit],
+        detectors_all_of=[r.label for r in readings_all if r.hit],
+        detectors_missed=[str(r) for r in listed if not r.hit],
         primary_guard_required=scenario.primary_guard_required,
         primary_guard_hit=flags[scenario.primary_guard],
         any_core_guard_flag=any(flags[g] for g in signals.CORE_GUARDS),
-        **vars(stated),
+        **asdict(stated),
         baseline_sha256=evaluation.outcome.get("baseline_sha256"),
         subject_sha256=evaluation.outcome.get("subject_sha256"),
         as_expected=False,
         undecided=False,
         why="",
         path=canonical_path(*evaluation.key),
-        accepted=tuple(accepted_names(report or {})),
+        accepted=accepted_names(report or {}) or UNSET,
     )
     shortfalls = _shortfalls(scenario, base, listed)
-    return dataclasses.replace(
+    return replace(
         base,
         as_expected=not shortfalls,
         undecided=bool(shortfalls) and all(found.open for found in shortfalls),
@@ -334,8 +286,7 @@ def _shortfalls(
 def _why(record: VerdictRecord) -> str:
     """The reasons of a report that does not pass; a rejection with the finding behind it."""
     if record.outcome == INCONCLUSIVE:
-        needs = [need(row) for row in record.evidence_needed]
-        return f"{INCONCLUSIVE}, {too_little(needs, record.reasons)}"
+        return f"{INCONCLUSIVE}, {too_little(record.evidence_needed, record.reasons)}"
     named = [
         f"{reason} ({record.finding})" if reason in OF_INVARIANTS and record.finding else reason
         for reason in record.reasons
@@ -356,11 +307,11 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _interval(value: object) -> tuple[float, float] | None:
+def _interval(value: object) -> list[float] | None:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         return None
     low, high = _number(value[0]), _number(value[1])
-    return (low, high) if low is not None and high is not None else None
+    return [low, high] if low is not None and high is not None else None
 
 
 def consistency_problems(evaluation: Evaluation) -> list[str]:

@@ -17,11 +17,10 @@ import pandas as pd
 
 from invarlock.errors import ConfigError
 from invarlock.files import write_bytes
-from invarlock.pages.reading import Report, block
-from invarlock.verdict.records import Evaluation, Stated
+from invarlock.pages.reading import BASELINE, Report, block
+from invarlock.verdict.records import Evaluation, stated_by
 
 Row = dict[str, Any]
-BASELINE = "baseline_"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _keys(evaluation: Evaluation) -> Row:
 
 def _evaluation(evaluation: Evaluation) -> Row:
     report = evaluation.report or {}
-    metric, stated = block(report, "primary_metric"), Stated.of(evaluation.report)
+    metric, stated = block(report, "primary_metric"), stated_by(evaluation.report)
     low, high = stated.display_ci or (None, None)
     copied = ("unit", "preview", "final", "limit")
     row = {

@@ -17,6 +17,7 @@ from invarlock.files import read_json_object
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 SCHEMA = "invarlock/evidence-pack-evaluation-optimization-summary-v1"
+# bare_batch: the calibration windows once more, without hooks
 GUARD_PHASES = ("invariants", "spectral", "rmt", "variance", "bare_batch")
 # Phases of the published harness that are no steps of their own here.
 NOT_SEPARATE = ("load_dataset", "prepare", "prepare_guards")

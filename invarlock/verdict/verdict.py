@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from msgspec import to_builtins
+
 from invarlock.errors import InputError
 from invarlock.files import digest_json
 from invarlock.guards import GUARDS
@@ -116,7 +118,7 @@ def compile_verdict(
         "guard_signal_summary": summaries.guard_signal_summary(records),
         "guard_intervention_summary": summaries.guard_intervention_summary(records),
         "scenario_signal_summary": summaries.scenario_signal_summary(scenarios, records),
-        "records": [r.as_dict() for r in records],
+        "records": to_builtins(list(records)),
         "missing": {"by_model": _missing_by_model(case)},
         "requirements": requirements,
         "failed_requirements": failed,

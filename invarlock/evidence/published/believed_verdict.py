@@ -9,8 +9,9 @@ Verdicts of published versions name model and scenario in their own way, and no 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, NamedTuple
+
+from msgspec.structs import asdict
 
 from invarlock.errors import InputError
 from invarlock.evidence import escape
@@ -19,12 +20,13 @@ from invarlock.evidence.layout import ReportPlace, places
 from invarlock.evidence.tree import MAX_REPORTS, Tree
 from invarlock.files import digest_json
 from invarlock.reporting import signals
-from invarlock.verdict.records import MEASURED, NOT_EXACT, Stated
+from invarlock.reporting.documents.final_verdict import Stated
+from invarlock.verdict.records import MEASURED, NOT_EXACT, stated_by
 from invarlock.verdict.verdict import VERDICT_SCHEMA
 
 SHOWN = 3  # evaluations that are named
 # What a record of ours repeats of its report.
-RECORDED = ("model", "name", "reasons", *(field.name for field in fields(Stated)))
+RECORDED = ("model", "name", "reasons", *Stated.__struct_fields__)
 # A digest of a record, and where a report holds the same.
 DIGESTS = {
     "baseline_sha256": "baseline_ref/checkpoint_sha256",
@@ -139,7 +141,7 @@ def _said(beside: _Beside) -> Document:
     """What the record of a report has to say."""
     report = beside.report
     digests = {name: dig(report, *pointer.split("/")) for name, pointer in DIGESTS.items()}
-    found = vars(Stated.of(report)) | digests | {"reasons": signals.pass_reasons(report)}
+    found = asdict(stated_by(report)) | digests | {"reasons": signals.pass_reasons(report)}
     return {"model": next(iter(beside.models), None), "name": beside.scenario, **found}
 
 

@@ -29,14 +29,13 @@ from invarlock.evidence.layout import check_json
 from invarlock.evidence.published import gpg
 from invarlock.evidence.published.report_checks import report_passes
 from invarlock.evidence.report_verify import (
-    REPORT_NAME,
     ReportOptions,
     ReportResult,
     envelope,
     verify_report,
 )
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
-from invarlock.evidence.tree import Tree
+from invarlock.evidence.tree import REPORT_NAME, Tree
 from invarlock.evidence.verify import (
     check_listed,
     check_references,

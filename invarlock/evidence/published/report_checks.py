@@ -209,17 +209,17 @@ def _limit(report: Report) -> str:
     except ConfigError:
         tier = load_policy("balanced")
 
-    def limit(group: str, name: str, default: float) -> float:
+    def limit(group: str, name: str) -> float:
         stated = number(dig(report, "resolved_policy", "metrics", group, name))
-        return default if stated is None else stated
+        return float(getattr(getattr(tier, group), name)) if stated is None else stated
 
     if _family(report["primary_metric"]["kind"]) == "ppl":
-        most = limit("pm_ratio", "ratio_limit_base", tier.ratio_limit)
-        most += limit("pm_ratio", "hysteresis_ratio", tier.hysteresis)
+        most = limit("pm_ratio", "ratio_limit_base")
+        most += limit("pm_ratio", "hysteresis_ratio")
         beyond = not value <= most
     else:
-        most = limit("accuracy", "delta_min_pp", tier.accuracy.delta_min_pp)
-        most -= limit("accuracy", "hysteresis_delta_pp", tier.accuracy.hysteresis_delta_pp)
+        most = limit("accuracy", "delta_min_pp")
+        most -= limit("accuracy", "hysteresis_delta_pp")
         beyond = not value >= most
     return f"/primary_metric/ratio_vs_baseline is {value}; the limit is {most}" if beyond else ""
 

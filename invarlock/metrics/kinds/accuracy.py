@@ -36,8 +36,8 @@ from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import fixed, number, pair
 
 if TYPE_CHECKING:
+    from invarlock.documents.windows import Record
     from invarlock.policy import ConfidencePolicy, Policy
-    from invarlock.records import Record
 
 
 class Accuracy(Metric):
@@ -131,7 +131,7 @@ class Accuracy(Metric):
         return "accuracy", policy.accuracy_delta_pp_width_max
 
     def shortage(self, arms: tuple[int, int], length: int, policy: Policy) -> Shortage | None:
-        least = policy.min_preview, max(policy.min_final, policy.accuracy.min_examples)
+        least = policy.coverage.preview, max(policy.coverage.final, policy.accuracy.min_examples)
         if arms[0] >= least[0] and arms[1] >= least[1]:
             return None
         return Shortage(

@@ -60,9 +60,9 @@ class Perplexity(Metric):
             drift_ok=result.drift_ok,
             hysteresis_applied=result.hysteresis_applied,
             floors=(
-                Floor(self.floor, preview.tokens + final.tokens, policy.min_tokens),
-                Floor("preview_windows", len(preview.window_ids), policy.min_preview),
-                Floor("final_windows", len(final.window_ids), policy.min_final),
+                Floor(self.floor, preview.tokens + final.tokens, policy.pm_ratio.min_tokens),
+                Floor("preview_windows", len(preview.window_ids), policy.coverage.preview),
+                Floor("final_windows", len(final.window_ids), policy.coverage.final),
             ),
         )
 
@@ -71,7 +71,7 @@ class Perplexity(Metric):
         return {name: arm.perplexity(arm.baseline_nll) for name, arm in arms.items() if arm}
 
     def hysteresis(self, policy: Policy) -> dict[str, float]:
-        return {"ppl": policy.hysteresis}
+        return {"ppl": policy.pm_ratio.hysteresis_ratio}
 
     def width_limit(self, policy: ConfidencePolicy) -> tuple[str, float]:
         return "ppl_ratio", policy.ppl_ratio_width_max
@@ -80,14 +80,14 @@ class Perplexity(Metric):
         preview, final = arms
         each = self.predicted(length)
         tokens = each * (preview + final)
-        floors = policy.min_preview, policy.min_final
-        if preview >= floors[0] and final >= floors[1] and tokens >= policy.min_tokens:
+        floors = policy.coverage.preview, policy.coverage.final
+        if preview >= floors[0] and final >= floors[1] and tokens >= policy.pm_ratio.min_tokens:
             return None
-        arm = math.ceil(policy.min_tokens / max(each, 1) / 2)  # both arms alike
+        arm = math.ceil(policy.pm_ratio.min_tokens / max(each, 1) / 2)  # both arms alike
         enough = max(floors[0], preview, arm), max(floors[1], final, arm)
         return Shortage(
             expected=f"{floors[0]} preview and {floors[1]} final windows,"
-            f" {policy.min_tokens} predicted tokens",
+            f" {policy.pm_ratio.min_tokens} predicted tokens",
             found=f"{preview} and {final} of {length}: {math.floor(tokens)}",
             windows=f"{{seq_len: {length}, preview: {enough[0]}, final: {enough[1]}}}",
         )
@@ -129,10 +129,10 @@ def _block(result: PerplexityResult, policy: Policy) -> Block:
         "ratio_vs_baseline": _exp(result.delta),
         "delta_nats": result.delta,
         "decision": result.decision,
-        "limit": policy.ratio_limit + policy.hysteresis,
-        "drift": drift_block(result.drift, raw, (policy.drift_min, policy.drift_max)),
+        "limit": policy.pm_ratio.ratio_limit_base + policy.pm_ratio.hysteresis_ratio,
+        "drift": drift_block(result.drift, raw, (policy.drift.min, policy.drift.max)),
         # the same limits on what published verifiers look at, the subject's own drift
-        "drift_band": {"min": policy.drift_min * own, "max": policy.drift_max * own},
+        "drift_band": {"min": policy.drift.min * own, "max": policy.drift.max * own},
         "coverage_ok": result.coverage_ok,
         "tokens_ok": result.tokens_ok,
         **interval_block(result.interval, result.windows_needed, _exp),

@@ -24,7 +24,7 @@ from invarlock.metrics.kind import Block, Example, ToExample
 from invarlock.metrics.kinds.perplexity import Perplexity
 
 if TYPE_CHECKING:
-    from invarlock.windows import Window
+    from invarlock.documents.windows import Window
 
 MASKED = 0.15  # probability of a position to be predicted
 REPLACED, RANDOM = 0.8, 0.1  # of those: by the mask token, by any token; the rest stays

@@ -12,7 +12,7 @@ from invarlock.metrics.kind import Example, ToExample
 from invarlock.metrics.kinds.perplexity import Perplexity
 
 if TYPE_CHECKING:
-    from invarlock.windows import Window
+    from invarlock.documents.windows import Window
 
 
 class PplSeq2Seq(Perplexity):

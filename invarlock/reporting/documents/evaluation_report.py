@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType, defstruct
 
-from invarlock.documents.fields import (
-    Closed,
-    Count,
-    Digest,
-    Needed,
-    Open,
-    Outcome,
-    Positive,
-    about,
-)
+from invarlock.documents.fields import Closed, Count, Digest, Needed, Open, Outcome, Positive, about
 from invarlock.guards import GUARDS
 from invarlock.metrics.kinds import METRICS
 
@@ -41,7 +32,7 @@ class Plugins(Open):
 
 
 class Preview(Open):
-    """Coverage of one arm."""
+    """Coverage of the warm-up or the scored windows, or of the replicates."""
 
     used: Annotated[Count | UnsetType, about("windows used")] = UNSET
     required: Annotated[Count | UnsetType, about("floor of the tier")] = UNSET
@@ -60,17 +51,14 @@ class Stats(Open):
     """Pairing and coverage."""
 
     paired_windows: Annotated[Count | UnsetType, about("windows present in both runs")] = UNSET
-    window_match_fraction: Annotated[
-        float | UnsetType,
-        about("share of windows that match"),
-    ] = UNSET
+    window_match_fraction: Annotated[float | UnsetType, about("share of windows that match")] = (
+        UNSET
+    )
     window_overlap_fraction: Annotated[
-        float | UnsetType,
-        about("share of windows in both arms"),
+        float | UnsetType, about("share of windows among both the warm-up and the scored ones")
     ] = UNSET
     window_pairing_reason: Annotated[
-        str | UnsetType | None,
-        about("why pairing failed, null when it did not"),
+        str | UnsetType | None, about("why pairing failed, null when it did not")
     ] = UNSET
     coverage: Coverage | UnsetType = UNSET
     clusters: Annotated[Any | UnsetType, about("documents")] = UNSET
@@ -80,17 +68,17 @@ class Stats(Open):
 class Windows(Open, kw_only=True):
     """Counts and pairing."""
 
-    preview: Annotated[Count, about("windows of the preview arm")]
-    final: Annotated[Count, about("windows of the final arm")]
+    preview: Annotated[Count, about("warm-up windows")]
+    final: Annotated[Count, about("scored windows")]
     seed: Annotated[int | UnsetType | None, about("seed of the selection")] = UNSET
     stats: Stats
 
 
 class Hash(Open):
-    """Digests of the arms."""
+    """Digests of the windows."""
 
-    preview: Annotated[str | UnsetType, about("digest of the preview arm")] = UNSET
-    final: Annotated[str | UnsetType, about("digest of the final arm")] = UNSET
+    preview: Annotated[str | UnsetType, about("digest of the warm-up windows")] = UNSET
+    final: Annotated[str | UnsetType, about("digest of the scored windows")] = UNSET
     dataset: Annotated[str | UnsetType | None, about("digest of the data set")] = UNSET
     preview_tokens: Annotated[int | str | UnsetType | None, about("tokens")] = UNSET
     final_tokens: Annotated[int | str | UnsetType | None, about("tokens")] = UNSET
@@ -115,7 +103,7 @@ class Dataset(Open, kw_only=True):
 
 
 class Vocabulary(Open):
-    """How much of the model's vocabulary the windows of both arms use."""
+    """How much of the model's vocabulary the warm-up and scored windows use."""
 
     used: Annotated[Count | UnsetType, about("different token ids")] = UNSET
     size: Annotated[
@@ -127,27 +115,22 @@ class Vocabulary(Open):
 class PrimaryMetric(Open):
     """The primary metric against the baseline."""
 
-    kind: Annotated[
-        MetricKind,
-        about("kind of metric"),
-    ]
+    kind: Annotated[MetricKind, about("kind of metric")]
     unit: Annotated[str | UnsetType, about("unit")] = UNSET
     direction: Annotated[str | UnsetType, about("whether lower or higher is better")] = UNSET
     aggregation_scope: Annotated[str | UnsetType, about("token, window or record")] = UNSET
     gating_basis: Annotated[str | UnsetType, about("which bound decides")] = UNSET
     paired: Annotated[bool | UnsetType, about("differences are paired by window")] = UNSET
     estimated: Annotated[bool | UnsetType, about("estimated rather than measured")] = UNSET
-    preview: Annotated[float | UnsetType, about("value on the preview arm")] = UNSET
-    final: Annotated[float | UnsetType, about("value on the final arm")] = UNSET
+    preview: Annotated[float | UnsetType, about("value on the warm-up windows")] = UNSET
+    final: Annotated[float | UnsetType, about("value on the scored windows")] = UNSET
     ratio_vs_baseline: Annotated[
-        float | UnsetType,
-        about("subject over baseline, or the difference in percentage points"),
+        float | UnsetType, about("subject over baseline, or the difference in percentage points")
     ] = UNSET
     reps: Annotated[float | UnsetType, about("bootstrap replicates")] = UNSET
     ci_level: Annotated[float | UnsetType, about("nominal level of the interval")] = UNSET
     counts_source: Annotated[
-        Literal["measured", "pseudo_config"] | UnsetType,
-        about("where counts come from"),
+        Literal["measured", "pseudo_config"] | UnsetType, about("where counts come from")
     ] = UNSET
     ci: Annotated[
         Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
@@ -160,17 +143,14 @@ class PrimaryMetric(Open):
     decision: Annotated[str | UnsetType, about("pass, fail or inconclusive")] = UNSET
     invalid: Annotated[bool | UnsetType, about("no usable value")] = UNSET
     degraded: Annotated[
-        bool | UnsetType,
-        about("measured under reduced conditions or not at all"),
+        bool | UnsetType, about("measured under reduced conditions or not at all")
     ] = UNSET
     degraded_reason: Annotated[str | UnsetType | None, about("why")] = UNSET
     analysis_point_final: Annotated[
-        float | UnsetType,
-        about("mean log loss of the final arm, nats a token"),
+        float | UnsetType, about("mean log loss of the scored windows, nats a token")
     ] = UNSET
     analysis_point_preview: Annotated[
-        float | UnsetType,
-        about("mean log loss of the preview arm, nats a token"),
+        float | UnsetType, about("mean log loss of the warm-up windows, nats a token")
     ] = UNSET
     drift_band: Annotated[
         dict[str, Any] | list[Any] | UnsetType,
@@ -186,14 +166,12 @@ class PrimaryMetric(Open):
         ),
     ] = UNSET
     limit: Annotated[
-        float | UnsetType,
-        about("limit on the ratio, or on the difference in percentage points"),
+        float | UnsetType, about("limit on the ratio, or on the difference in percentage points")
     ] = UNSET
     mcnemar_p: Annotated[
-        float | UnsetType | None,
-        about("McNemar's test of the answers that changed; accuracy only"),
+        float | UnsetType | None, about("McNemar's test of the answers that changed; accuracy only")
     ] = UNSET
-    n_final: Annotated[Count | UnsetType, about("examples of the final arm; accuracy only")] = UNSET
+    n_final: Annotated[Count | UnsetType, about("scored examples; accuracy only")] = UNSET
     evidence_needed: Annotated[
         list[Needed] | UnsetType,
         about(
@@ -207,25 +185,21 @@ class OtherFlags(Closed):
     """Flags that are no guard's."""
 
     guard_warning_policy_acceptable: Annotated[
-        bool | UnsetType,
-        about("the warning policy accepts the guard warnings"),
+        bool | UnsetType, about("the warning policy accepts the guard warnings")
     ] = UNSET
     guard_warnings_present: Annotated[bool | UnsetType, about("there are guard warnings")] = UNSET
     hysteresis_applied: Annotated[
-        bool | UnsetType,
-        about("the primary metric passes only thanks to the hysteresis"),
+        bool | UnsetType, about("the primary metric passes only thanks to the hysteresis")
     ] = UNSET
     preview_final_drift_acceptable: Annotated[
         bool | UnsetType,
-        about("drift between the arms, relative to the baseline, is in its band"),
+        about("drift, warm-up to scored windows, against the baseline's is in band"),
     ] = UNSET
     primary_metric_acceptable: Annotated[
-        bool | UnsetType,
-        about("the primary metric is within its limit"),
+        bool | UnsetType, about("the primary metric is within its limit")
     ] = UNSET
     primary_metric_tail_acceptable: Annotated[
-        bool | UnsetType,
-        about("the tail of the per-window differences is within its limit"),
+        bool | UnsetType, about("the tail of the per-window differences is within its limit")
     ] = UNSET
 
 
@@ -247,29 +221,24 @@ else:
     )
 
 
-class EvaluationWindowsPreview(Open):
-    """One arm: parallel lists, one entry a window."""
+class WindowEvidence(Open):
+    """The warm-up or the scored windows: parallel lists, one entry a window."""
 
     window_ids: Annotated[
-        list[Any] | UnsetType,
-        about("content digests of the windows (strings)"),
+        list[Any] | UnsetType, about("content digests of the windows (strings)")
     ] = UNSET
-    clusters: Annotated[
-        list[Any] | UnsetType,
-        about("the document of each window (strings)"),
-    ] = UNSET
+    clusters: Annotated[list[Any] | UnsetType, about("the document of each window (strings)")] = (
+        UNSET
+    )
     token_counts: Annotated[list[Any] | UnsetType, about("predicted tokens (integers)")] = UNSET
     logloss: Annotated[
-        list[Any] | UnsetType,
-        about("mean negative log-likelihood, nats a token (numbers)"),
+        list[Any] | UnsetType, about("mean negative log-likelihood, nats a token (numbers)")
     ] = UNSET
     nll_sum: Annotated[
-        list[Any] | UnsetType,
-        about("the subject's summed negative log-likelihood, nats (numbers)"),
+        list[Any] | UnsetType, about("the subject's summed negative log-likelihood, nats (numbers)")
     ] = UNSET
     baseline_nll_sum: Annotated[
-        list[Any] | UnsetType,
-        about("the baseline's, on the same windows, nats (numbers)"),
+        list[Any] | UnsetType, about("the baseline's, on the same windows, nats (numbers)")
     ] = UNSET
     correct: Annotated[
         list[Any] | UnsetType,
@@ -278,67 +247,35 @@ class EvaluationWindowsPreview(Open):
     baseline_correct: Annotated[list[Any] | UnsetType, about("the baseline's answers")] = UNSET
 
 
-class Final(Open):
-    """One arm: parallel lists, one entry a window."""
+class ScoredWindows(WindowEvidence):
+    """The scored windows, with the shift of the predicted distribution."""
 
-    window_ids: Annotated[
-        list[Any] | UnsetType,
-        about("content digests of the windows (strings)"),
-    ] = UNSET
-    clusters: Annotated[
-        list[Any] | UnsetType,
-        about("the document of each window (strings)"),
-    ] = UNSET
-    token_counts: Annotated[list[Any] | UnsetType, about("predicted tokens (integers)")] = UNSET
-    logloss: Annotated[
-        list[Any] | UnsetType,
-        about("mean negative log-likelihood, nats a token (numbers)"),
-    ] = UNSET
-    nll_sum: Annotated[
-        list[Any] | UnsetType,
-        about("the subject's summed negative log-likelihood, nats (numbers)"),
-    ] = UNSET
-    baseline_nll_sum: Annotated[
-        list[Any] | UnsetType,
-        about("the baseline's, on the same windows, nats (numbers)"),
-    ] = UNSET
-    correct: Annotated[
-        list[Any] | UnsetType,
-        about("whether each example was answered right (booleans); accuracy only"),
-    ] = UNSET
-    baseline_correct: Annotated[list[Any] | UnsetType, about("the baseline's answers")] = UNSET
     top1_agreement: Annotated[
         list[Any] | UnsetType,
         about("predicted tokens whose most likely token is the baseline's (integers)"),
     ] = UNSET
     kl_sum: Annotated[
-        list[Any] | UnsetType,
-        about("summed divergence from the baseline, nats (numbers)"),
+        list[Any] | UnsetType, about("summed divergence from the baseline, nats (numbers)")
     ] = UNSET
     probability_change_sum: Annotated[
-        list[Any] | UnsetType,
-        about("summed change of the correct token's probability (numbers)"),
+        list[Any] | UnsetType, about("summed change of the correct token's probability (numbers)")
     ] = UNSET
 
 
 class EvaluationWindows(Open):
     """Per-window evidence of both runs."""
 
-    preview: EvaluationWindowsPreview | UnsetType = UNSET
-    final: Final | UnsetType = UNSET
+    preview: WindowEvidence | UnsetType = UNSET
+    final: ScoredWindows | UnsetType = UNSET
 
 
 class EvaluationRealism(Closed):
     """How realistic the metric is."""
 
-    mode: Annotated[
-        Mode | UnsetType,
-        about("how outputs were obtained"),
-    ] = UNSET
-    prompt_template_hash: Annotated[
-        Digest | UnsetType,
-        about("digest of the prompt template"),
-    ] = UNSET
+    mode: Annotated[Mode | UnsetType, about("how outputs were obtained")] = UNSET
+    prompt_template_hash: Annotated[Digest | UnsetType, about("digest of the prompt template")] = (
+        UNSET
+    )
     decoding_config: Annotated[dict[str, Any] | UnsetType, about("decoding")] = UNSET
     max_tokens: Annotated[int | UnsetType, about("tokens")] = UNSET
     truncation_policy: Annotated[str | UnsetType, about("truncation")] = UNSET
@@ -351,8 +288,7 @@ class Warning(Open):
     """One warning."""
 
     policy_gate: Annotated[
-        str | UnsetType,
-        about("fail where the guard does not pass because of it, else pass"),
+        str | UnsetType, about("fail where the guard does not pass because of it, else pass")
     ] = UNSET
 
 
@@ -362,8 +298,7 @@ class GuardWarnings(Open):
     warning_count: Annotated[Count | UnsetType, about("number of warnings")] = UNSET
     present: Annotated[bool | UnsetType, about("there are any")] = UNSET
     warnings: Annotated[
-        list[Warning] | UnsetType,
-        about("guard, kind, message, and the module where there is one"),
+        list[Warning] | UnsetType, about("guard, kind, message, and the module where there is one")
     ] = UNSET
 
 
@@ -377,10 +312,9 @@ class PrimaryMetricTail(Open):
     reason: Annotated[str | UnsetType, about("reason")] = UNSET
     policy: Annotated[dict[str, Any] | UnsetType, about("limits")] = UNSET
     stats: Annotated[dict[str, Any] | UnsetType, about("quantiles")] = UNSET
-    violations: Annotated[
-        list[Any] | UnsetType,
-        about("what is shown to be above its maximum"),
-    ] = UNSET
+    violations: Annotated[list[Any] | UnsetType, about("what is shown to be above its maximum")] = (
+        UNSET
+    )
     source: Annotated[str | UnsetType, about("the windows it is taken from")] = UNSET
 
 
@@ -404,8 +338,7 @@ class PolicyProvenance(Open):
     ] = UNSET
     policy_digest: Annotated[str | UnsetType, about("digest of all that decides")] = UNSET
     preset_sha256: Annotated[
-        str | UnsetType | None,
-        about("digest of the preset; null: none was used"),
+        str | UnsetType | None, about("digest of the preset; null: none was used")
     ] = UNSET
 
 
@@ -415,17 +348,14 @@ class Context(Open):
     profile: Annotated[str | UnsetType, about("what report verification demands")] = UNSET
     gates: Annotated[list[Any] | UnsetType, about("the flags that decide")] = UNSET
     guard_chain_observed: Annotated[
-        list[Any] | UnsetType,
-        about("guards in the order they ran"),
+        list[Any] | UnsetType, about("guards in the order they ran")
     ] = UNSET
     execution_log: Annotated[
-        list[Any] | UnsetType,
-        about("guard, phase and digest of its result, in the order they ran"),
+        list[Any] | UnsetType, about("guard, phase and digest of its result, in the order they ran")
     ] = UNSET
     bootstrap: Annotated[dict[str, Any] | UnsetType, about("replicates, alpha and seed")] = UNSET
     accept: Annotated[
-        list[str] | UnsetType,
-        about("names of findings that the user accepts; absent: none"),
+        list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
 
 
@@ -434,8 +364,7 @@ class Assurance(Open):
 
     mode: Annotated[str | UnsetType, about("off or strict")] = UNSET
     report_local_verdict: Annotated[
-        str | UnsetType,
-        about("what the report alone gives: pass or fail"),
+        str | UnsetType, about("what the report alone gives: pass or fail")
     ] = UNSET
     outcome: Annotated[
         Outcome | UnsetType,
@@ -449,18 +378,16 @@ class Assurance(Open):
         about("what an inconclusive report lacks; empty for any other outcome"),
     ] = UNSET
     verdict: Annotated[
-        str | UnsetType,
-        about("pass, fail, or pending_verifier for a strict claim"),
+        str | UnsetType, about("pass, fail, or pending_verifier for a strict claim")
     ] = UNSET
     canonical_guard_chain_enforced: Annotated[
-        bool | UnsetType,
-        about("every guard ran, in order"),
+        bool | UnsetType, about("every guard ran, in order")
     ] = UNSET
     blocking_reasons: Annotated[list[Any] | UnsetType, about("why a strict claim fails")] = UNSET
 
 
 class Distribution(Open):
-    """Shift of the predicted distribution on the final arm."""
+    """Shift of the predicted distribution on the scored windows."""
 
     evaluated: Annotated[bool | UnsetType, about("measured, and finite")] = UNSET
     reason: Annotated[str | UnsetType, about("why not")] = UNSET
@@ -493,16 +420,13 @@ class Telemetry(Open):
     dtype: Annotated[str | UnsetType | None, about("arithmetic")] = UNSET
     loss_type: Annotated[str | UnsetType, about("causal, mlm, seq2seq or classification")] = UNSET
     preview_total_tokens: Annotated[
-        Count | UnsetType,
-        about("predicted tokens of the preview arm"),
+        Count | UnsetType, about("predicted tokens of the warm-up windows")
     ] = UNSET
     final_total_tokens: Annotated[
-        Count | UnsetType,
-        about("predicted tokens of the final arm"),
+        Count | UnsetType, about("predicted tokens of the scored windows")
     ] = UNSET
     masked_tokens_total: Annotated[
-        Count | UnsetType,
-        about("masked tokens of both arms; masked models only"),
+        Count | UnsetType, about("masked tokens of all windows; masked models only")
     ] = UNSET
     summary_line: Annotated[str | UnsetType, about("all of it in one line")] = UNSET
 
@@ -511,8 +435,7 @@ class Metrics(Open):
     """Counts behind an accuracy."""
 
     classification: Annotated[
-        dict[str, Any] | UnsetType,
-        about("right answers and examples, by arm"),
+        dict[str, Any] | UnsetType, about("right answers and examples, warm-up and scored apart")
     ] = UNSET
 
 
@@ -540,8 +463,7 @@ class Report(Open, kw_only=True):
     primary_metric_tail: PrimaryMetricTail | UnsetType = UNSET
     confidence: Confidence | UnsetType = UNSET
     policy_digest: Annotated[
-        str | dict[str, Any] | UnsetType,
-        about("digest of the policy, or an object of digests"),
+        str | dict[str, Any] | UnsetType, about("digest of the policy, or an object of digests")
     ] = UNSET
     resolved_policy: Annotated[dict[str, Any] | UnsetType, about("limits in force")] = UNSET
     policy_provenance: PolicyProvenance | UnsetType = UNSET

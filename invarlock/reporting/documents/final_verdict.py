@@ -1,5 +1,6 @@
 """``reports/final_verdict.json``."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType
@@ -9,9 +10,11 @@ from invarlock.documents.fields import (
     Category,
     Closed,
     Count,
+    EvidenceNeeded,
     Outcome,
     Positive,
     Sha256,
+    Share,
     Status,
     Strictness,
     about,
@@ -38,12 +41,10 @@ class Criteria(Closed):
     stress_required_fail: Annotated[bool, about("every must_fail evaluation fails")]
     error_injection_detected: Annotated[bool, about("every damage is detected")]
     informational_stress_min_signal_fraction: Annotated[
-        float,
-        about("smallest share of informational stress evaluations with a signal"),
+        float, about("smallest share of informational stress evaluations with a signal")
     ]
     primary_guard_signal_required: Annotated[
-        bool,
-        about("where the scenario says so, the primary guard speaks"),
+        bool, about("where the scenario says so, the primary guard fires")
     ]
 
 
@@ -60,8 +61,7 @@ class Counts(Closed):
     stress_total: Annotated[Count, about("must_fail stress evaluations")]
     stress_fail: Annotated[Count, about("of these failed as they must")]
     catastrophic_required_total: Annotated[
-        Count,
-        about("evaluations in which the primary metric has to fail, expected"),
+        Count, about("evaluations in which the primary metric has to fail, expected")
     ]
     catastrophic_required_present: Annotated[Count, about("of these present")]
     catastrophic_required_fail: Annotated[Count, about("of these failed by the primary metric")]
@@ -72,44 +72,36 @@ class Counts(Closed):
     informational_stress_signaled: Annotated[
         Count,
         about(
-            "of these whose detectors were satisfied, whatever else spoke; at least half have to be"
+            "of these whose detectors were satisfied, whatever else fired; at least half have to be"
         ),
     ]
     primary_guard_required_scenarios: Annotated[
-        Count,
-        about("scenarios whose primary guard has to speak"),
+        Count, about("scenarios whose primary guard has to fire")
     ]
     primary_guard_required_records: Annotated[Count, about("evaluations of these")]
-    primary_guard_required_hits: Annotated[Count, about("of these in which it spoke")]
+    primary_guard_required_hits: Annotated[Count, about("of these in which it fired")]
     primary_guard_required_scenarios_hit: Annotated[
-        Count,
-        about("scenarios in which it spoke in every evaluation"),
+        Count, about("scenarios in which it fired in every evaluation")
     ]
     clean_reports: Annotated[Count, about("clean and custom evaluations that passed")]
     error_injection_reports: Annotated[Count, about("evaluations of damage")]
     expected_failure_reports: Annotated[
-        Count,
-        about("evaluations that had to fail or be detected, and were"),
+        Count, about("evaluations that had to fail or be detected, and were")
     ]
     failed_reports: Annotated[
-        Count,
-        about("evaluations that did not show what their scenario asks for"),
+        Count, about("evaluations that did not show what their scenario asks for")
     ]
 
 
-class Rate(Closed):
-    """K of n with an exact interval."""
+class Rate(Share):
+    """How many of all were detected, with an exact interval."""
 
-    detected: Annotated[Count, about("k")]
-    total: Annotated[Count, about("n")]
-    lower: Annotated[float | None, about("lower bound; null when n is 0")]
-    upper: Annotated[float | None, about("upper bound; null when n is 0")]
-    level: Annotated[float, about("confidence level")]
+    detected: Annotated[Count, about("how many")]
 
 
 if TYPE_CHECKING:
     Detection: TypeAlias = Closed
-    GuardFlags: TypeAlias = Closed
+    GuardFlags: TypeAlias = Mapping[str, bool]
 else:
     Detection = each(
         "Detection",
@@ -117,7 +109,7 @@ else:
         "Per guard: scenarios aimed at it that it caught, one count per model and scenario.",
     )
     GuardFlags = each(
-        "GuardFlags", Annotated[bool, about("spoke")], "Who spoke.", tuple(guard_flags(None))
+        "GuardFlags", Annotated[bool, about("fired")], "Who fired.", tuple(guard_flags(None))
     )
 
 
@@ -128,15 +120,30 @@ class Vocabulary(Closed):
     size: Annotated[Count | None, about("token ids there are; null: not stated by the model")]
 
 
-class EvidenceNeeded(Closed):
-    """Evidence of one kind."""
+class Stated(Closed, kw_only=True):
+    """What the report of an evaluation gives, whatever its scenario asks for."""
 
-    what: Annotated[str, about("what of")]
-    have: Annotated[float, about("how much there is")]
-    need: Annotated[float, about("how much there has to be (alpha: at most)")]
+    invariants_status: Annotated[str | None, about("status of the invariants guard")]
+    guard_flags: GuardFlags
+    spectral_caps_applied: Annotated[int | None, about("capped modules; null: not evaluated")]
+    metric: Annotated[
+        str | None, about("ppl_causal, ppl_mlm, ppl_seq2seq or accuracy; null: not measured")
+    ]
+    ratio_vs_baseline: Annotated[
+        float | None,
+        about(
+            "ratio of perplexities, or difference of accuracies in percentage points; null:"
+            " not measured"
+        ),
+    ]
+    display_ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | None,
+        about("interval of ratio_vs_baseline"),
+    ]
+    decision: Annotated[str | None, about("pass, fail or inconclusive")]
 
 
-class Record(Closed, kw_only=True):
+class Record(Stated, kw_only=True):
     """One evaluation."""
 
     model: Annotated[str, about("the model id")]
@@ -144,10 +151,7 @@ class Record(Closed, kw_only=True):
     name: Annotated[str, about("the scenario")]
     strictness: Annotated[Strictness, about("what it had to show")]
     intent: Annotated[str, about("why it is there")]
-    primary_guard: Annotated[
-        PrimaryGuard,
-        about("the guard it is aimed at"),
-    ]
+    primary_guard: Annotated[PrimaryGuard, about("the guard it is aimed at")]
     failure_class: Annotated[str, about("what was done")]
     run_num: Annotated[Positive, about("number of the run")]
     family: Annotated[str | None, about("edit or error type")]
@@ -168,46 +172,23 @@ class Record(Closed, kw_only=True):
     ] = UNSET
     finding: Annotated[str | UnsetType | None, about("the worst finding of the invariants")] = UNSET
     evidence_needed: Annotated[
-        list[EvidenceNeeded] | UnsetType,
-        about("what an inconclusive evaluation lacks"),
+        Sequence[EvidenceNeeded] | UnsetType, about("what an inconclusive evaluation lacks")
     ] = UNSET
     detectors_hit: Annotated[bool, about("whether the detectors are satisfied by a measurement")]
     detectors: Annotated[list[str], about("detectors of detectors_any_of that were true")]
     detectors_all_of: Annotated[list[str], about("detectors of detectors_all_of that were true")]
     detectors_missed: Annotated[
-        list[str],
-        about("detectors that were not true, with the reason where there is one"),
+        list[str], about("detectors that were not true, with the reason where there is one")
     ]
-    primary_guard_required: Annotated[bool, about("whether the primary guard had to speak")]
+    primary_guard_required: Annotated[bool, about("whether the primary guard had to fire")]
     primary_guard_hit: Annotated[bool, about("whether it did")]
-    any_core_guard_flag: Annotated[bool, about("whether any core guard spoke")]
-    invariants_status: Annotated[str | None, about("status of the invariants guard")]
-    guard_flags: GuardFlags
-    spectral_caps_applied: Annotated[int | None, about("capped modules; null: not evaluated")]
-    metric: Annotated[
-        str | None,
-        about("ppl_causal, ppl_mlm, ppl_seq2seq or accuracy; null: not measured"),
-    ]
-    ratio_vs_baseline: Annotated[
-        float | None,
-        about(
-            "ratio of perplexities, or difference of accuracies in percentage points; null:"
-            " not measured"
-        ),
-    ]
-    display_ci: Annotated[
-        Annotated[list[float], Meta(min_length=2, max_length=2)] | None,
-        about("interval of ratio_vs_baseline"),
-    ]
+    any_core_guard_flag: Annotated[bool, about("whether any core guard fired")]
     baseline_sha256: Annotated[
-        str | UnsetType | None,
-        about("digest of the baseline checkpoint, of the outcome"),
+        str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome")
     ] = UNSET
     subject_sha256: Annotated[
-        str | UnsetType | None,
-        about("digest of the subject checkpoint, of the outcome"),
+        str | UnsetType | None, about("digest of the subject checkpoint, of the outcome")
     ] = UNSET
-    decision: Annotated[str | None, about("pass, fail or inconclusive")]
     as_expected: Annotated[bool, about("whether the evaluation showed what its scenario asks for")]
     undecided: Annotated[
         bool | UnsetType,
@@ -252,7 +233,7 @@ class FinalVerdict(Closed, kw_only=True):
     false_alarms: Annotated[
         Alarm,
         about(
-            "clean scenarios in which any guard spoke or that did not pass, one count per "
+            "clean scenarios in which any guard fired or that did not pass, one count per "
             "model and scenario"
         ),
     ]
@@ -267,8 +248,7 @@ class FinalVerdict(Closed, kw_only=True):
     category_summary: Annotated[dict[str, Any], about("see the contract category-summary")]
     guard_signal_summary: Annotated[dict[str, Any], about("see the contract guard-signal-summary")]
     guard_intervention_summary: Annotated[
-        dict[str, Any],
-        about("see the contract guard-intervention-summary"),
+        dict[str, Any], about("see the contract guard-intervention-summary")
     ]
     scenario_signal_summary: Annotated[list[Any], about("see the contract scenario-signal-summary")]
     records: Annotated[list[Record], about("one per evaluation: by model, manifest order, run")]

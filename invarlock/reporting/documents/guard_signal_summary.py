@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from invarlock.documents.fields import Closed, Count, Counted, about
 from invarlock.reporting.documents.guards import each
 
-TITLE = "Which guard spoke how often"
+TITLE = "Which guard fired how often"
 
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ else:
 
 
 class GuardSignalSummary(Closed):
-    """Which guard spoke how often."""
+    """Which guard fired how often."""
 
     records_total: Annotated[Count, about("evaluations")]
     signals: Signals

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
-from invarlock.documents.fields import Alarm, Closed, Count, Positive, about
+from invarlock.documents.fields import Alarm, Closed, Count, Positive, Share, about
 from invarlock.reporting.documents.guards import each
 
 TITLE = "What each guard says about the guards' probes"
@@ -24,8 +24,8 @@ class PrimaryMetric(Closed):
 class Reading(Closed):
     """One guard."""
 
-    spoke: Annotated[bool, about("it spoke")]
-    new: Annotated[bool, about("it spoke, and was silent about the no-op")]
+    spoke: Annotated[bool, about("it fired")]
+    new: Annotated[bool, about("it fired, and did not fire for the no-op")]
     statistic: Annotated[str | None, about("what value is; null: not evaluated")]
     value: Annotated[float | None, about("its value")]
     threshold: Annotated[float | None, about("what it is held against")]
@@ -69,21 +69,16 @@ class Row(Closed):
     guards: Guards
     unique: Annotated[str | None, about("the only guard with something new; null: none or several")]
     compared_with_noop: Annotated[
-        bool,
-        about("whether the model has a no-op report; without one, new is spoke"),
+        bool, about("whether the model has a no-op report; without one, new says the same as spoke")
     ]
     rmt_probe: Annotated[RmtProbe | None, about("the rmt guard's decision; null: not evaluated")]
     ve_probe: Annotated[VeProbe | None, about("the variance guard's decision; null: not evaluated")]
 
 
-class Found(Closed):
+class Found(Share):
     """Probes aimed at it, negative controls left out, that it found, in every run."""
 
-    found: Annotated[Count, about("found")]
-    total: Annotated[Count, about("pairs of model and scenario")]
-    lower: Annotated[float | None, about("lower bound; null: total is 0")]
-    upper: Annotated[float | None, about("upper bound")]
-    level: Annotated[float, about("confidence level")]
+    found: Annotated[Count, about("pairs of model and scenario")]
 
 
 class Worth(Closed):
@@ -92,14 +87,13 @@ class Worth(Closed):
     found: Found
     found_alone: Annotated[Count, about("of these, what no other guard found")]
     metric_alone_passes: Annotated[
-        Count,
-        about("of the probes aimed at it, what the metric alone would have let pass"),
+        Count, about("of the probes aimed at it, what the metric alone would have let pass")
     ]
     negative_controls: Annotated[
         Alarm,
         about(
             "clean edits and changes too small for any guard (intent negative_control) that"
-            " it spoke on, in any run"
+            " it fired on, in any run"
         ),
     ]
 

@@ -55,10 +55,7 @@ class Error(Closed, tag_field="kind", tag="error"):
 class ValidationFlag(Closed, tag_field="kind", tag="validation_flag"):
     """True when the flag is present, was evaluated and is equal."""
 
-    flag: Annotated[
-        GateFlag,
-        about("a key of the report's validation block"),
-    ]
+    flag: Annotated[GateFlag, about("a key of the report's validation block")]
     expected: Annotated[bool, about("the value that counts as a hit")]
 
 
@@ -70,19 +67,14 @@ class PrimaryMetric(Closed, tag_field="kind", tag="primary_metric"):
 
 
 class GuardSignal(Closed, tag_field="kind", tag="guard_signal_baseline_relative"):
-    """True when the guard spoke and did not for the no-op."""
+    """True when the guard fired and did not fire for the no-op."""
 
-    guard: Annotated[
-        PrimaryGuard,
-        about("the guard"),
-    ]
+    guard: Annotated[PrimaryGuard, about("the guard")]
     min_new_modules: Annotated[
-        Count | UnsetType,
-        about("at least this many capped modules that the no-op did not cap"),
+        Count | UnsetType, about("at least this many capped modules that the no-op did not cap")
     ] = UNSET
     min_delta_count: Annotated[
-        Count | UnsetType,
-        about("at least this many more caps than the no-op"),
+        Count | UnsetType, about("at least this many more caps than the no-op")
     ] = UNSET
 
 
@@ -103,19 +95,14 @@ class Requirements(Closed, kw_only=True):
     """What has to hold besides the strictness."""
 
     catastrophic_required: Annotated[bool, about("the primary metric itself has to fail")]
-    primary_guard_required: Annotated[bool, about("the primary guard itself has to speak")]
+    primary_guard_required: Annotated[bool, about("the primary guard itself has to fire")]
     exact_ratio: Annotated[
-        float | UnsetType,
-        about("ratio_vs_baseline has to be exactly this number"),
+        float | UnsetType, about("ratio_vs_baseline has to be exactly this number")
     ] = UNSET
     detectors_any_of: Annotated[
-        list[Detector],
-        about("at least one has to be true (if any is listed)"),
+        list[Detector], about("at least one has to be true (if any is listed)")
     ]
-    detectors_all_of: Annotated[
-        list[Detector],
-        about("each has to be true"),
-    ]
+    detectors_all_of: Annotated[list[Detector], about("each has to be true")]
     notes: Annotated[str, about("a sentence for people")]
 
 
@@ -162,10 +149,7 @@ class Scenario(Closed, kw_only=True):
         ],
         about("why the scenario is there"),
     ]
-    primary_guard: Annotated[
-        PrimaryGuard,
-        about("the guard or metric it is aimed at"),
-    ]
+    primary_guard: Annotated[PrimaryGuard, about("the guard or metric it is aimed at")]
     generation: Annotated[Edit | Error, about("how the subject is made")]
     requirements: Requirements
     artifact_class: Annotated[
@@ -177,16 +161,13 @@ class Scenario(Closed, kw_only=True):
     ]
     deployable_as_hf_checkpoint: Annotated[bool, about("whether transformers can load the subject")]
     optimized_deployment_backend: Annotated[
-        bool,
-        about("whether the subject is in an optimized backend's own format"),
+        bool, about("whether the subject is in an optimized backend's own format")
     ]
     contains_model_weights_in_pack: Annotated[
-        bool,
-        about("whether the pack carries the subject's weights"),
+        bool, about("whether the pack carries the subject's weights")
     ]
     run_directory_contains_edit_artifacts: Annotated[
-        bool,
-        about("whether the run folder holds the subject while it is needed"),
+        bool, about("whether the run folder holds the subject while it is needed")
     ]
     runnable: Annotated[bool, about("whether this version can make the subject")]
 
