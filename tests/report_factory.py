@@ -5,6 +5,7 @@ The run reports are invented; the evaluation reports are built from them by the 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -322,6 +323,42 @@ def make_accepting(names: Sequence[str]) -> Document:
     settings = {"profile": "dev", "shift": token_shift(0.001), "accepted": tuple(names)}
     comparison = Comparison(BASELINE, subject, BOOTSTRAP, **settings)
     return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+def make_full() -> Document:
+    """A report with every block of a dense model, by the thresholds of a preset."""
+    tau = math.log1p(0.03) / load_policy("balanced").spectral.kappa("attn")
+    thresholds = {"rmt.epsilon.ffn": 0.15, "spectral.tau.attn": tau}
+    moved: Document = {"spread": {DOWN: 0.81}, "gain": 0.02, "edge": {DOWN: 1.1}}
+    asked = {"overrides": preset_overrides(thresholds), "preset_sha256": PRESET}
+    return make_report("full", 1.004, **moved, **asked)
+
+
+def make_mixture() -> Document:
+    """The report of a mixture of experts."""
+    routers = {
+        "name": ["model.layers.0.mlp.gate"],
+        "layer": [0],
+        "tokens": [1000],
+        "entropy": [1.2],
+        "dead": [[]],
+        "utilization": [[0.5, 0.25, 0.25]],
+        "top_k": 2,
+    }
+    runs = [run | {"routers": routers} for run in (BASELINE, run_report("mixture", 0.004))]
+    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+def make_accuracy() -> Document:
+    """The report of labelled examples: 180 of each arm, of which the subject loses one."""
+    runs = [copy.deepcopy(BASELINE), run_report("accuracy", 0.004)]
+    for number, run in enumerate(runs):
+        run["meta"] |= {"metric": "accuracy"}
+        for rows_of in run["evaluation_windows"].values():
+            rows_of["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
+    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    return plain(evaluation_report(comparison, load_policy("none")))
 
 
 def make_unevaluated() -> Document:
