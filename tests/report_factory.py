@@ -10,9 +10,12 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -129,8 +132,13 @@ def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
     return [a for a in run if variance.is_target(a, TAP)]
 
 
-CALIBRATION = [(2 * k + 1) * WINDOWS // 16 for k in range(8)]  # rows of the preview arm
-HELD_OUT = [row for row in range(WINDOWS) if row not in CALIBRATION][3::7][:24]
+def rows_of_preview(windows: int) -> tuple[list[int], list[int]]:
+    """The rows of the preview arm that guards are calibrated on, and those of a trial."""
+    calibration = [(2 * k + 1) * windows // 16 for k in range(8)]
+    return calibration, [row for row in range(windows) if row not in calibration][3::7][:24]
+
+
+CALIBRATION, HELD_OUT = rows_of_preview(WINDOWS)
 
 
 def trial(seen: Sequence[rmt.Activation], preview: Document, gain: float) -> Document | None:
@@ -255,6 +263,19 @@ def token_shift(shift: float) -> TokenShift:
 
 
 BASELINE = run_report("baseline")
+
+
+@contextmanager
+def sized(windows: int = WINDOWS, layers: int = LAYERS) -> Iterator[None]:
+    """Runs of so many windows an arm and layers, for as long as the context lasts."""
+    calibration, held_out = rows_of_preview(windows)
+    here = sys.modules[__name__]
+    size = {"WINDOWS": windows, "LAYERS": layers}
+    with mock.patch.multiple(here, **size, CALIBRATION=calibration, HELD_OUT=held_out, BASELINE={}):
+        globals()["BASELINE"] = run_report("baseline")
+        yield
+
+
 BOOTSTRAP = Bootstrap(replicates=1200, alpha=0.05, seed=7)
 FATAL = {
     "type": "non_finite_tensor",
@@ -273,15 +294,17 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     """An evaluation report; ``ratio`` = perplexity of the subject over the baseline's.
 
     ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``subject``
-    (a change of the run report) and those of :func:`run_report`.
+    (a change of the run report), ``routers`` (of both runs) and those of :func:`run_report`.
     """
     asked = {key: how.pop(key) for key in ("profile", "assurance", "preset_sha256") if key in how}
     policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
     change = how.pop("subject", lambda run: None)
-    subject = run_report(name, math.log(ratio), **how)
+    routers = [{"routers": found} for found in how.pop("routers", ())] or [{}, {}]
+    subject = run_report(name, math.log(ratio), **how) | routers[1]
     change(subject)
     shift = token_shift(math.log(ratio))
-    settings = {"baseline": BASELINE, "bootstrap": BOOTSTRAP, "profile": "dev", "shift": shift}
+    baseline = BASELINE | routers[0]
+    settings = {"baseline": baseline, "bootstrap": BOOTSTRAP, "profile": "dev", "shift": shift}
     return plain(evaluation_report(Comparison(subject=subject, **(settings | asked)), policy))
 
 
@@ -345,9 +368,7 @@ def make_mixture() -> Document:
         "utilization": [[0.5, 0.25, 0.25]],
         "top_k": 2,
     }
-    runs = [run | {"routers": routers} for run in (BASELINE, run_report("mixture", 0.004))]
-    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
-    return plain(evaluation_report(comparison, load_policy("balanced")))
+    return make_report("mixture", 1.004, routers=(routers, routers))
 
 
 def make_accuracy() -> Document:

@@ -17,7 +17,7 @@ import pack_factory as packs
 import pytest
 import report_factory as factory
 from conftest import GOLDEN, Golden
-from page_factory import make_accuracy_report, make_page_report, with_mixture
+from page_factory import make_mixture_report
 
 from invarlock.cli import COMMANDS, main, parser_of
 from invarlock.evidence.readme import Summary, render
@@ -30,7 +30,7 @@ from invarlock.verdict.verdict import compile_verdict
 
 REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "noop": lambda: factory.make_report("noop_clean"),
-    "every_block": lambda: with_mixture(make_page_report(layers=2)),
+    "every_block": lambda: make_mixture_report(layers=2),
     "failed_metric": lambda: factory.make_report("prune_50pct_stress", 1.6),
     "failed_guard": lambda: factory.make_report(
         "rank1_projection",
@@ -46,7 +46,7 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "crashed": factory.make_crashed,
     "inconclusive": lambda: factory.make_report("custom", 1.1005),
     "accepted": lambda: factory.make_accepting(("chat_template", "generation_config")),
-    "accuracy": make_accuracy_report,
+    "accuracy": factory.make_accuracy,
     "not_evaluated": factory.make_unevaluated,
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,18 +32,10 @@ Document = dict[str, Any]
 
 
 @pytest.fixture
-def windows(monkeypatch: pytest.MonkeyPatch) -> Any:
+def windows() -> Iterator[Callable[[int], None]]:
     """A function that makes the factory's runs as short as it is told."""
-
-    def only(count: int) -> None:
-        monkeypatch.setattr(factory, "WINDOWS", count)
-        rows = [(2 * k + 1) * count // 16 for k in range(8)]
-        monkeypatch.setattr(factory, "CALIBRATION", rows)
-        held = [row for row in range(count) if row not in rows][3::7][:24]
-        monkeypatch.setattr(factory, "HELD_OUT", held)
-        monkeypatch.setattr(factory, "BASELINE", factory.run_report("baseline"))
-
-    return only
+    with ExitStack() as stack:
+        yield lambda count: stack.enter_context(factory.sized(count))
 
 
 def gate(document: Document, folder: Path, *options: str) -> int:
