@@ -213,23 +213,16 @@ def text_of(verdict: Document) -> str:
     return render_verdict(verdict)
 
 
-def test_a_suite_is_inconclusive_where_only_evidence_is_lacking(tmp_path, capsys) -> None:
-    """The first line says so, the published member says FAIL, and the gate answers 8."""
+def test_a_suite_is_inconclusive_where_only_evidence_is_lacking(tmp_path) -> None:
+    """The published member says FAIL; nothing failed in JUnit's words. For the text: golden."""
     verdict = judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.1005)))
     assert (verdict["verdict"], verdict["outcome"]) == ("FAIL", "inconclusive")
     record = next(r for r in verdict["records"] if r["name"] == "quant_8bit_clean")
     assert (record["outcome"], record["undecided"]) == ("inconclusive", True)
     assert verdict["false_alarms"]["flagged"] == 0  # nothing was alarmed
     assert verdict["false_alarms"]["total"] == judge(SMOKE)["false_alarms"]["total"] - 1
-    text = text_of(verdict)
-    assert text.startswith("VERDICT: INCONCLUSIVE\n")
-    assert "final windows to decide" in " ".join(text.split())
-    assert "NOT OK" not in text
     junit = tmp_path / "junit.xml"
     assert gate(verdict, tmp_path, "--junit", str(junit)) == 8
-    line = capsys.readouterr().out
-    assert line.startswith("INCONCLUSIVE: ")
-    assert "quant_8bit_clean: did not pass: inconclusive, too little evidence" in line
     root = ElementTree.fromstring(junit.read_text())
     assert root.get("failures") == "0"
     assert root.get("errors") == "2"  # the evaluation, and the requirement it leaves open
@@ -297,13 +290,11 @@ def test_an_older_verdict_has_no_outcome(tmp_path) -> None:
 
 
 def test_a_pack_of_an_inconclusive_verdict(tmp_path, capsys) -> None:
-    """It is built, says so in its first line, verifies, and the gate answers 8 for it."""
+    """It is built and verifies; its published word is FAIL. The rest is in tests/golden."""
     suite = packs.write_suite(tmp_path / "out", packs.IDS, packs.open_clean)
     pack = tmp_path / "pack"
     assert packs.build(suite, pack, key=packs.new_key(tmp_path / "key.pem")) == 0
     assert "verdict INCONCLUSIVE" in capsys.readouterr().out
-    assert (pack / "README.md").read_text().startswith("# Evidence pack: INCONCLUSIVE")
-    assert (pack / "results/final_verdict.txt").read_text().startswith("VERDICT: INCONCLUSIVE\n")
     assert packs.verify(pack, "--strict", "--replay", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == {
@@ -311,9 +302,6 @@ def test_a_pack_of_an_inconclusive_verdict(tmp_path, capsys) -> None:
         "recomputed": "FAIL",
         "outcome": "inconclusive",
     }
-    assert cli(["gate", str(pack)]) == 8
-    assert cli(["gate", str(suite)]) == 8
-    assert capsys.readouterr().out.count("INCONCLUSIVE: 4 of 5 evaluations as expected") == 2
 
 
 @pytest.mark.parametrize("written", ["FAIL", "INCONCLUSIVE"])

@@ -125,14 +125,3 @@ def test_guard_warnings_are_listed() -> None:
     total = HARM["guard_warnings"]["warning_count"]
     assert section.tables[0].caption == f"Warnings (20 of {total})"
     assert len(section.tables[0].rows) == 20
-
-
-@pytest.mark.parametrize("name", ["rejected", "crashed"])
-def test_a_subject_that_was_not_run_has_a_page(name: str) -> None:
-    """Nothing is passed that was not measured, and nothing of it is drawn."""
-    report = REPORTS[name]
-    status = {c.name: c.status for c in all_checks(report)}
-    assert "pass" not in status.values()
-    assert status["Spectral (weights)"] == "not measured"
-    assert status["Invariants"] == ("fail" if name == "rejected" else "not measured")
-    assert "<svg" not in render_report_html(report)
