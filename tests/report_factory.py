@@ -469,6 +469,11 @@ def catalogue() -> Catalogue:
     return load_catalogue(CATALOGUE)
 
 
+def scenario(name: str, suite: str = "smoke") -> Scenario:
+    """A scenario of the shipped catalogue as a suite has it."""
+    return catalogue().select(suite, [name])[0]
+
+
 def manifest(suite: str = "smoke", ids: Sequence[str] = ()) -> Document:
     """The effective manifest of a suite."""
     return effective_manifest(catalogue(), suite, ids)
@@ -478,6 +483,14 @@ def good_suite(suite: str = "smoke", ids: Sequence[str] = (), **asked: Any) -> l
     """One evaluation per scenario, each showing what it has to; ``asked``: see expected_report."""
     chosen = catalogue().select(suite, ids)
     return [make_evaluation(s, expected_report(s, **asked)) for s in chosen]
+
+
+def replace(
+    evaluations: list[Evaluation], name: str, report: Document | None, **outcome: Any
+) -> None:
+    """Put another report, or none, in the place of a scenario's evaluation."""
+    changed = make_evaluation(scenario(name), report, **outcome)
+    evaluations[:] = [changed if e.scenario == name else e for e in evaluations]
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:

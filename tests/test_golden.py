@@ -102,32 +102,26 @@ def harmful_clean(evaluations: list[Evaluation]) -> None:
     del evaluations[2]
 
 
-def replaced(evaluations: list[Evaluation], index: int, report: dict[str, Any] | None) -> None:
-    """Another report, or none, of the evaluation at a place."""
-    (scenario,) = factory.catalogue().select("smoke", [evaluations[index].scenario])
-    evaluations[index] = factory.make_evaluation(scenario, report)
-
-
 def unnoticed(evaluations: list[Evaluation]) -> None:
     """Damage that no guard sees."""
-    replaced(evaluations, 3, factory.make_report("nan_injection"))
+    factory.replace(evaluations, "nan_injection", factory.make_report("nan_injection"))
 
 
 def too_strong(evaluations: list[Evaluation]) -> None:
     """A probe that its guard sees, and the metric refuses too."""
     loud = {factory.DOWN + ".weight": 1.5}
-    replaced(evaluations, 5, factory.make_report(SUITE[5], 1.5, scale=loud))
+    factory.replace(evaluations, SUITE[5], factory.make_report(SUITE[5], 1.5, scale=loud))
 
 
 def accepted(evaluations: list[Evaluation]) -> None:
     """The difference of a clean edit was accepted by name."""
-    replaced(evaluations, 1, factory.make_accepting(("chat_template",)))
+    factory.replace(evaluations, "quant_8bit_clean", factory.make_accepting(("chat_template",)))
 
 
 def crashed(evaluations: list[Evaluation]) -> None:
     """Nothing was measured."""
-    for index in range(len(evaluations)):
-        replaced(evaluations, index, None)
+    for name in SUITE:
+        factory.replace(evaluations, name, None)
 
 
 SUITE = (*packs.IDS, "spectral_moderate_scale")
