@@ -181,7 +181,7 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
         if found != expected:
             both = expected.splitlines(), found.splitlines()
             diff = difflib.unified_diff(*both, f"tests/golden/{name}", "now", lineterm="")
-            renew = "pytest tests/test_golden.py --update-golden"
+            renew = f"pytest {request.node.nodeid} --update-golden"
             pytest.fail("\n".join([*diff, f"if it should be so: {renew}"]), pytrace=False)
 
     return check

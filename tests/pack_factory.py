@@ -96,31 +96,21 @@ def write_suite(
 
 def harmless_stress(evaluations: list[Evaluation]) -> None:
     """Swap the stress edit for one that changes nothing."""
-    for index, evaluation in enumerate(evaluations):
-        if evaluation.scenario == "prune_50pct_stress":
-            scenario = factory.catalogue().select("smoke", [evaluation.scenario])[0]
-            report = factory.make_report(evaluation.scenario, 1.001)
-            evaluations[index] = factory.make_evaluation(scenario, report)
+    name = "prune_50pct_stress"
+    factory.replace(evaluations, name, factory.make_report(name, 1.001))
 
 
 def failed_clean(evaluations: list[Evaluation]) -> None:
     """Let a clean edit be bad, and another crash."""
-    for index, evaluation in enumerate(evaluations):
-        scenario = factory.catalogue().select("smoke", [evaluation.scenario])[0]
-        if evaluation.scenario == "quant_8bit_clean":
-            report = factory.make_report(evaluation.scenario, 1.5)
-            evaluations[index] = factory.make_evaluation(scenario, report)
-        if evaluation.scenario == "rank1_projection":
-            evaluations[index] = factory.make_evaluation(scenario, None)
+    name = "quant_8bit_clean"
+    factory.replace(evaluations, name, factory.make_report(name, 1.5))
+    factory.replace(evaluations, "rank1_projection", None)
 
 
 def open_clean(evaluations: list[Evaluation]) -> None:
     """Let nothing be decided about a clean edit."""
-    for index, evaluation in enumerate(evaluations):
-        if evaluation.scenario == "quant_8bit_clean":
-            scenario = factory.catalogue().select("smoke", [evaluation.scenario])[0]
-            report = factory.make_report(evaluation.scenario, 1.1005)
-            evaluations[index] = factory.make_evaluation(scenario, report)
+    name = "quant_8bit_clean"
+    factory.replace(evaluations, name, factory.make_report(name, 1.1005))
 
 
 def build(out: Path, pack: Path, *options: str, key: Path | None = None) -> int:

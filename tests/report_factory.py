@@ -5,13 +5,17 @@ The run reports are invented; the evaluation reports are built from them by the 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -128,8 +132,13 @@ def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
     return [a for a in run if variance.is_target(a, TAP)]
 
 
-CALIBRATION = [(2 * k + 1) * WINDOWS // 16 for k in range(8)]  # rows of the preview arm
-HELD_OUT = [row for row in range(WINDOWS) if row not in CALIBRATION][3::7][:24]
+def rows_of_preview(windows: int) -> tuple[list[int], list[int]]:
+    """The rows of the preview arm that guards are calibrated on, and those of a trial."""
+    calibration = [(2 * k + 1) * windows // 16 for k in range(8)]
+    return calibration, [row for row in range(windows) if row not in calibration][3::7][:24]
+
+
+CALIBRATION, HELD_OUT = rows_of_preview(WINDOWS)
 
 
 def trial(seen: Sequence[rmt.Activation], preview: Document, gain: float) -> Document | None:
@@ -254,6 +263,19 @@ def token_shift(shift: float) -> TokenShift:
 
 
 BASELINE = run_report("baseline")
+
+
+@contextmanager
+def sized(windows: int = WINDOWS, layers: int = LAYERS) -> Iterator[None]:
+    """Runs of so many windows an arm and layers, for as long as the context lasts."""
+    calibration, held_out = rows_of_preview(windows)
+    here = sys.modules[__name__]
+    size = {"WINDOWS": windows, "LAYERS": layers}
+    with mock.patch.multiple(here, **size, CALIBRATION=calibration, HELD_OUT=held_out, BASELINE={}):
+        globals()["BASELINE"] = run_report("baseline")
+        yield
+
+
 BOOTSTRAP = Bootstrap(replicates=1200, alpha=0.05, seed=7)
 FATAL = {
     "type": "non_finite_tensor",
@@ -272,15 +294,17 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     """An evaluation report; ``ratio`` = perplexity of the subject over the baseline's.
 
     ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``subject``
-    (a change of the run report) and those of :func:`run_report`.
+    (a change of the run report), ``routers`` (of both runs) and those of :func:`run_report`.
     """
     asked = {key: how.pop(key) for key in ("profile", "assurance", "preset_sha256") if key in how}
     policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
     change = how.pop("subject", lambda run: None)
-    subject = run_report(name, math.log(ratio), **how)
+    routers = [{"routers": found} for found in how.pop("routers", ())] or [{}, {}]
+    subject = run_report(name, math.log(ratio), **how) | routers[1]
     change(subject)
     shift = token_shift(math.log(ratio))
-    settings = {"baseline": BASELINE, "bootstrap": BOOTSTRAP, "profile": "dev", "shift": shift}
+    baseline = BASELINE | routers[0]
+    settings = {"baseline": baseline, "bootstrap": BOOTSTRAP, "profile": "dev", "shift": shift}
     return plain(evaluation_report(Comparison(subject=subject, **(settings | asked)), policy))
 
 
@@ -322,6 +346,40 @@ def make_accepting(names: Sequence[str]) -> Document:
     settings = {"profile": "dev", "shift": token_shift(0.001), "accepted": tuple(names)}
     comparison = Comparison(BASELINE, subject, BOOTSTRAP, **settings)
     return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+def make_full() -> Document:
+    """A report with every block of a dense model, by the thresholds of a preset."""
+    tau = math.log1p(0.03) / load_policy("balanced").spectral.kappa("attn")
+    thresholds = {"rmt.epsilon.ffn": 0.15, "spectral.tau.attn": tau}
+    moved: Document = {"spread": {DOWN: 0.81}, "gain": 0.02, "edge": {DOWN: 1.1}}
+    asked = {"overrides": preset_overrides(thresholds), "preset_sha256": PRESET}
+    return make_report("full", 1.004, **moved, **asked)
+
+
+def make_mixture() -> Document:
+    """The report of a mixture of experts."""
+    routers = {
+        "name": ["model.layers.0.mlp.gate"],
+        "layer": [0],
+        "tokens": [1000],
+        "entropy": [1.2],
+        "dead": [[]],
+        "utilization": [[0.5, 0.25, 0.25]],
+        "top_k": 2,
+    }
+    return make_report("mixture", 1.004, routers=(routers, routers))
+
+
+def make_accuracy() -> Document:
+    """The report of labelled examples: 180 of each arm, of which the subject loses one."""
+    runs = [copy.deepcopy(BASELINE), run_report("accuracy", 0.004)]
+    for number, run in enumerate(runs):
+        run["meta"] |= {"metric": "accuracy"}
+        for rows_of in run["evaluation_windows"].values():
+            rows_of["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
+    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    return plain(evaluation_report(comparison, load_policy("none")))
 
 
 def make_unevaluated() -> Document:
@@ -411,6 +469,11 @@ def catalogue() -> Catalogue:
     return load_catalogue(CATALOGUE)
 
 
+def scenario(name: str, suite: str = "smoke") -> Scenario:
+    """A scenario of the shipped catalogue as a suite has it."""
+    return catalogue().select(suite, [name])[0]
+
+
 def manifest(suite: str = "smoke", ids: Sequence[str] = ()) -> Document:
     """The effective manifest of a suite."""
     return effective_manifest(catalogue(), suite, ids)
@@ -420,6 +483,14 @@ def good_suite(suite: str = "smoke", ids: Sequence[str] = (), **asked: Any) -> l
     """One evaluation per scenario, each showing what it has to; ``asked``: see expected_report."""
     chosen = catalogue().select(suite, ids)
     return [make_evaluation(s, expected_report(s, **asked)) for s in chosen]
+
+
+def replace(
+    evaluations: list[Evaluation], name: str, report: Document | None, **outcome: Any
+) -> None:
+    """Put another report, or none, in the place of a scenario's evaluation."""
+    changed = make_evaluation(scenario(name), report, **outcome)
+    evaluations[:] = [changed if e.scenario == name else e for e in evaluations]
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:

@@ -105,16 +105,6 @@ def test_a_report_of_equal_weights_does_not_pass_whatever_its_findings_say() -> 
     assert any("/invariants" in line for line in replay(hidden))
 
 
-@pytest.mark.parametrize("side", ["baseline", "subject"])
-@pytest.mark.parametrize("part", ["weights_sha256", "config_sha256", "files", "tokenizer_sha256"])
-def test_no_part_of_a_checkpoint_can_be_changed_unnoticed(side: str, part: str) -> None:
-    """The digest that outcome, pins and metadata repeat is that of the listed parts."""
-    report = factory.make_report()
-    assert replay(report) == []
-    report["provenance"][side]["checkpoint"][part] = {} if part == "files" else "0" * 64
-    assert any(f"/provenance/{side}" in line for line in replay(report))
-
-
 def test_an_accepted_difference_passes_and_is_recorded() -> None:
     """It is in the report, and in the record of the verdict."""
     report = factory.make_accepting(("chat_template",))
@@ -122,7 +112,7 @@ def test_an_accepted_difference_passes_and_is_recorded() -> None:
     assert report["context"]["accept"] == ["chat_template"]
     assert report["invariants"]["accepted"] == ["chat_template"]
     assert replay(report) == []
-    scenario = next(s for s in factory.catalogue().scenarios if s.id == "quant_8bit_clean")
+    scenario = factory.scenario("quant_8bit_clean")
     evaluation = factory.make_evaluation(scenario, report)
     record = make_record(scenario, evaluation, None)
     assert record.accepted == ["chat_template"]
@@ -246,7 +236,7 @@ def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path, c
 def test_damage_that_was_never_done_is_no_detection() -> None:
     """A control has to be caught by what it does, and not by doing nothing."""
     report = relabelled("layer_swap")
-    scenario = next(s for s in factory.catalogue().scenarios if s.id == "layer_swap")
+    scenario = factory.scenario("layer_swap", "full")
     record = make_record(scenario, factory.make_evaluation(scenario, report), None)
     assert (record.injected, record.as_expected) == (False, False)
 

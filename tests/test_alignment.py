@@ -36,6 +36,18 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("untied") / "baseline", tied=False)
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT."""
+    return make_bert(tmp_path_factory.mktemp("bert") / "baseline")
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny T5."""
+    return make_t5(tmp_path_factory.mktemp("t5") / "baseline")
+
+
 def changed(
     source: Path, folder: Path, change: Callable[[Tensors], Any] | None = None, **config: Any
 ) -> Path:
@@ -101,25 +113,89 @@ def test_every_architecture_saved_again_is_the_same(name: str, tmp_path: Path) -
         assert not [n for n in set(one) - set(other) if not n.endswith("attn.bias")]
 
 
-def test_a_head_stored_beside_a_tied_embedding_is_a_note(tied: Path, tmp_path: Path) -> None:
+def two_heads(tensors: Tensors) -> None:
+    """A head that differs from the embedding by one element."""
+    tensors[HEAD] = tensors[EMBED].clone()
+    tensors[HEAD][7, 3] += 1
+
+
+def renamed(change: Callable[[str], str]) -> Callable[[Tensors], Any]:
+    """Every tensor under another name."""
+
+    def rename(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[change(name)] = tensors.pop(name)
+
+    return rename
+
+
+# Model, change, fields of config.json, what is found.
+NOTES: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], set[str]]] = {
+    "a head stored beside a tied embedding": (
+        "tied", lambda t: t.update({HEAD: t[EMBED]}), {}, {"stored_twice", "weight_tying"}),
+    "an untied head equal to the embedding": (
+        "tied", lambda t: t.update({HEAD: t[EMBED]}), {"tie_word_embeddings": False},
+        {"stored_twice", "weight_tying"}),
+    "frequencies of the rotation, which loaders make anew": (
+        "tied", lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+        {}, {"buffers_differ"}),
+    "saved as the base model, or from inside a wrapper": (
+        "tied", renamed(lambda name: name.removeprefix("model.")), {}, {"tensors_renamed"}),
+    "BERT's first names of scale and shift": (
+        "bert", renamed(lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta")), {}, {"tensors_renamed"}),
+    "a shared table that older releases of T5 hold three times": (
+        "t5", lambda t: t.update(dict.fromkeys(
+            ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), t["shared.weight"])),
+        {}, {"stored_twice"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_other_spellings_are_a_note(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
     """Either way round; the spectral guard compares the same matrices."""
-    other = changed(tied, tmp_path / "s", lambda t: t.update({HEAD: t[EMBED]}))
-    for before, after in ((tied, other), (other, tied)):
-        assert severities(before, after) == {"stored_twice": "warning", "weight_tying": "warning"}
+    model, change, config, found = NOTES[name]
+    base = request.getfixturevalue(model)
+    other = changed(base, tmp_path / "s", change, **config)
+    for before, after in ((base, other), (other, base)):
+        assert severities(before, after) == dict.fromkeys(found, "warning")
         one, two = statistics(before, after)
         assert one == two
-    assert tying_state(Checkpoint.open(other)) == "tied_stored"
 
 
-def test_an_untied_head_equal_to_the_embedding_is_a_note(tied: Path, tmp_path: Path) -> None:
-    """Either way round."""
-    other = changed(
-        tied, tmp_path / "s", lambda t: t.update({HEAD: t[EMBED]}), tie_word_embeddings=False
-    )
-    for before, after in ((tied, other), (other, tied)):
-        assert severities(before, after) == {"stored_twice": "warning", "weight_tying": "warning"}
-        one, two = statistics(before, after)
-        assert one == two
+# The same; a tensor that is missing would be drawn at random.
+FATAL: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], set[str]]] = {
+    "one element parts head and embedding": (
+        "tied", two_heads, {"tie_word_embeddings": False}, {"weight_tying", "extra_tensors"}),
+    "a tied head that is not the old one": (
+        "untied", lambda t: t.pop(HEAD), {"tie_word_embeddings": True},
+        {"weight_tying", "missing_tensors"}),
+    "one row less than the tokenizer has ids": (
+        "tied", lambda t: t.update({EMBED: t[EMBED][:-1]}), {"vocab_size": 319},
+        {"vocabulary_changed"}),
+    "rows that the configuration does not count": (
+        "tied", padded(8), {}, {"vocabulary_rows"}),
+    "a narrower table": (
+        "tied", lambda t: t.update({EMBED: t[EMBED][:, :8]}), {}, {"shape_changed"}),
+    "one tensor under another name": (
+        "tied", renamed(lambda name: name.replace("model.norm", "model.final")), {},
+        {"missing_tensors", "extra_tensors"}),
+    **{f"a wrapper {prefix} in front of all names": (
+        "tied", renamed(lambda name, prefix=prefix: prefix + name), {},  # type: ignore[misc]
+        {"missing_tensors", "extra_tensors"})
+       for prefix in ("module.", "_orig_mod.", "base_model.")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FATAL)
+def test_other_tensors_are_fatal(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
+    """What a loader would read as another model, or not at all."""
+    model, change, config, found = FATAL[name]
+    base = request.getfixturevalue(model)
+    told = severities(base, changed(base, tmp_path / "s", change, **config))
+    assert {kind for kind, severity in told.items() if severity == "fatal"} == found
 
 
 def test_another_head_beside_a_tied_embedding_is_a_contradiction(
@@ -131,23 +207,6 @@ def test_another_head_beside_a_tied_embedding_is_a_contradiction(
     said = next(f for f in failures(tied, other) if f["type"] == "weight_tying")
     assert "two loaders would read two models" in said["message"]
     assert tying_state(Checkpoint.open(other)) == "contradictory"
-
-
-def test_one_differing_element_parts_head_and_embedding(tied: Path, tmp_path: Path) -> None:
-    """Equal means every byte."""
-
-    def part(tensors: Tensors) -> None:
-        tensors[HEAD] = tensors[EMBED].clone()
-        tensors[HEAD][7, 3] += 1
-
-    other = changed(tied, tmp_path / "s", part, tie_word_embeddings=False)
-    assert severities(tied, other)["weight_tying"] == "fatal"
-
-
-def test_a_tied_head_that_is_not_the_old_one_is_fatal(untied: Path, tmp_path: Path) -> None:
-    """Two matrices became one."""
-    other = changed(untied, tmp_path / "s", lambda t: t.pop(HEAD), tie_word_embeddings=True)
-    assert severities(untied, other)["weight_tying"] == "fatal"
 
 
 def test_an_untied_model_without_its_head_misses_a_tensor(untied: Path, tmp_path: Path) -> None:
@@ -171,104 +230,6 @@ def test_rows_that_pad_the_vocabulary_are_a_note(
     # zero rows must not look like a matrix that lost rows
     view = align(Checkpoint.open(base), Checkpoint.open(other)).subject
     assert weight_modules(view, "cpu") == weight_modules(Checkpoint.open(base), "cpu")
-
-
-def test_rows_of_tokens_cannot_be_taken_away(tied: Path, tmp_path: Path) -> None:
-    """One row less than the tokenizer has ids."""
-    other = changed(
-        tied, tmp_path / "s", lambda t: t.update({EMBED: t[EMBED][:-1]}), vocab_size=319
-    )
-    assert severities(tied, other) == {"vocabulary_changed": "fatal"}
-    assert "ids up to 319" in failures(tied, other)[0]["message"]
-
-
-def test_rows_that_the_configuration_does_not_count_are_fatal(tied: Path, tmp_path: Path) -> None:
-    """Loaders refuse them."""
-    other = changed(tied, tmp_path / "s", padded(8))
-    assert severities(tied, other) == {"vocabulary_rows": "fatal"}
-
-
-def test_a_narrower_table_is_another_shape(tied: Path, tmp_path: Path) -> None:
-    """Rows may differ in number, not in length."""
-    other = changed(tied, tmp_path / "s", lambda t: t.update({EMBED: t[EMBED][:, :8]}))
-    assert severities(tied, other)["shape_changed"] == "fatal"
-
-
-def test_tables_of_an_encoder_and_decoder_are_stored_once_or_several_times(tmp_path: Path) -> None:
-    """Older releases of T5 hold the shared table three times."""
-    base = make_t5(tmp_path / "a")
-    names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    tensors = load_file(base / "model.safetensors")
-    table = tensors["shared.weight"]
-
-    def store(stored: Tensors) -> None:
-        stored.update(dict.fromkeys(names, table))
-
-    other = changed(base, tmp_path / "b", store)
-    for before, after in ((base, other), (other, base)):
-        assert severities(before, after) == {"stored_twice": "warning"}
-        one, two = statistics(before, after)
-        assert one == two
-
-
-def test_buffers_that_loaders_make_anew_are_a_note(tied: Path, tmp_path: Path) -> None:
-    """Older tools store the frequencies of the rotation."""
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    other = changed(tied, tmp_path / "s", lambda t: t.update({name: torch.ones(4)}))
-    for before, after in ((tied, other), (other, tied)):
-        assert severities(before, after) == {"buffers_differ": "warning"}
-
-
-def test_a_prefix_of_all_names_is_a_spelling(tied: Path, tmp_path: Path) -> None:
-    """Saved as the base model, or from inside a wrapper."""
-
-    def strip(tensors: Tensors) -> None:
-        for name in list(tensors):
-            tensors[name.removeprefix("model.")] = tensors.pop(name)
-
-    other = changed(tied, tmp_path / "s", strip)
-    for before, after in ((tied, other), (other, tied)):
-        assert severities(before, after) == {"tensors_renamed": "warning"}
-        one, two = statistics(before, after)
-        assert one == two
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model."])
-def test_a_wrapper_in_front_of_all_names_is_no_spelling(
-    tied: Path, tmp_path: Path, prefix: str
-) -> None:
-    """Loaders would not find one tensor, and draw all at random."""
-
-    def wrap(tensors: Tensors) -> None:
-        for name in list(tensors):
-            tensors[prefix + name] = tensors.pop(name)
-
-    found = severities(tied, changed(tied, tmp_path / "s", wrap))
-    assert found["missing_tensors"] == found["extra_tensors"] == "fatal"
-
-
-def test_older_names_of_a_norm_are_a_spelling(tmp_path: Path) -> None:
-    """BERT's first checkpoints call scale and shift gamma and beta."""
-    base = make_bert(tmp_path / "a")
-
-    def rename(tensors: Tensors) -> None:
-        for name in list(tensors):
-            older = name.replace("LayerNorm.weight", "LayerNorm.gamma")
-            tensors[older.replace("LayerNorm.bias", "LayerNorm.beta")] = tensors.pop(name)
-
-    other = changed(base, tmp_path / "s", rename)
-    for before, after in ((base, other), (other, base)):
-        assert severities(before, after) == {"tensors_renamed": "warning"}
-
-
-def test_one_tensor_under_another_name_is_missing(tied: Path, tmp_path: Path) -> None:
-    """A name that is not a spelling of the old one."""
-
-    def rename(tensors: Tensors) -> None:
-        tensors["model.final.weight"] = tensors.pop("model.norm.weight")
-
-    other = changed(tied, tmp_path / "s", rename)
-    assert severities(tied, other) == {"missing_tensors": "fatal", "extra_tensors": "fatal"}
 
 
 def test_a_view_reads_the_bytes_of_the_file(tied: Path, tmp_path: Path) -> None:

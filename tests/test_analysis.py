@@ -16,6 +16,8 @@ from report_factory import (
     make_evaluation,
     make_report,
     probed_report,
+    replace,
+    scenario,
     write_evaluation,
 )
 
@@ -23,7 +25,6 @@ from invarlock.cli import main
 from invarlock.contracts import violations
 from invarlock.errors import ConfigError
 from invarlock.files import slug, write_json
-from invarlock.scenarios import Scenario
 from invarlock.verdict.guard_value import guard_value
 from invarlock.verdict.records import Evaluation
 from invarlock.verdict.timings import timings_document
@@ -33,11 +34,6 @@ PROBES = ("rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew")
 CLEAN = ("noop_clean", "quant_8bit_clean")
 SWEEP = "guard_value_all_guard_probe_sweep.json"
 Document = dict[str, Any]
-
-
-def scenario(name: str) -> Scenario:
-    """A scenario of suite smoke."""
-    return catalogue().select("smoke", [name])[0]
 
 
 def sweep(evaluations: list[Evaluation]) -> Document:
@@ -56,8 +52,9 @@ def good() -> list[Evaluation]:
 
 def replaced(name: str, report: Document | None, **outcome: Any) -> list[Evaluation]:
     """The same with the evaluation of one scenario replaced."""
-    other = make_evaluation(scenario(name), report, **outcome)
-    return [other if e.scenario == name else e for e in good()]
+    evaluations = good()
+    replace(evaluations, name, report, **outcome)
+    return evaluations
 
 
 # --- worth of the guards ----------------------------------------------------------------------

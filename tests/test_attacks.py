@@ -226,26 +226,6 @@ def test_a_file_that_changes_while_it_is_read(
         assert outcome.steps[:1] in ((), ("tree",), ("checksums",), ("references",))
 
 
-OPENED = """
-import sys
-from invarlock.cli import main
-sys.addaudithook(lambda event, words: event == "open" and print(words[0], file=sys.stderr))
-main(sys.argv[1:])
-"""
-
-
-def test_each_file_is_opened_once(signed: Path) -> None:
-    """What is parsed is what was hashed: nothing of the pack is opened a second time."""
-    words = ["advanced", "evidence-pack", "verify", str(signed)]
-    done = subprocess.run(
-        [sys.executable, "-c", OPENED, *words], check=True, capture_output=True, text=True
-    )
-    opened = [os.path.basename(line) for line in done.stderr.splitlines()]
-    for name in ("README.md", "manifest.json", "checksums.sha256", "final_verdict.json"):
-        assert opened.count(name) == 1
-    assert opened.count("evaluation.report.json") == len(packs.IDS)
-
-
 def test_the_result_never_replaces_a_link_of_the_pack(
     signed: Path, key: Path, verifier: Verifier
 ) -> None:

@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from page_factory import EPSILON, KAPPA, TAU, make_page_report, with_mixture
+from page_factory import make_mixture_report, make_page_report
 from report_factory import make_report
 
 from invarlock.guards import BY_NAME, variance
@@ -95,10 +95,12 @@ def test_modules_and_their_limits(guard: str) -> None:
     """One mark a module; those beyond the limit of their own family, and no others, say so."""
     statistic = {"spectral": "sigma_max", "rmt": "edge"}[guard]
     section = BY_NAME[guard].section
-    limit = {f: math.exp(KAPPA[f] * TAU[f]) for f in TAU}
+    caps = HARM["spectral"]["family_caps"]
+    limit = {f: math.exp(cap["kappa"] * cap["tau"]) for f, cap in caps.items()}
     if guard == "rmt":
-        limit = {f: 1 + e for f, e in EPSILON.items()}
+        limit = {f: 1 + e for f, e in HARM["rmt"]["epsilon_by_family"].items()}
     table = HARM[guard]["modules"]
+    limit = {f: limit[f] for f in set(table["family"])}
     ratios = [
         (family, mine / base)
         for family, mine, base in zip(
@@ -110,12 +112,12 @@ def test_modules_and_their_limits(guard: str) -> None:
     ]
     (plot,) = section(HARM).plots
     assert len(paths(plot, "beyond")) == len(beyond)
-    assert len(paths(plot, "within")) - 4 == len(ratios) - len(beyond)  # 4 are in the legend
+    assert len(paths(plot, "within")) - len(limit) == len(ratios) - len(beyond)  # legend
     assert f"{len(beyond)} beyond" in plot.description
     for family in limit:
         assert f"limit {ratio_label(math.log(limit[family]))}" in texts(plot, "level")
     families = [s for s in plot.shapes if s.style == "beyond" and s.name]
-    assert 0 < len(families) <= 4 * NAMED
+    assert 0 < len(families) <= len(limit) * NAMED
 
 
 def test_one_capped_module() -> None:
@@ -170,9 +172,9 @@ def test_variance_deadband() -> None:
 
 def test_routers() -> None:
     """A router that fell by more than a tenth lies beyond the limit of 0.9."""
-    (plot,) = BY_NAME["moe"].section(with_mixture(make_page_report(layers=2))).plots
+    (plot,) = BY_NAME["moe"].section(make_mixture_report(layers=2)).plots
     assert texts(plot, "level") == ["limit 0.9"]
-    assert [s.name for s in plot.shapes if s.style == "beyond"] == ["model.layers.0.mlp.gate: 0.6"]
+    assert [s.name for s in plot.shapes if s.style == "beyond"] == ["model.layers.00.mlp.gate: 0.6"]
 
 
 def test_histograms() -> None:
@@ -186,7 +188,7 @@ def test_histograms() -> None:
     mean, high = (float(x) for x, _ in starts(kl, "mean"))
     assert mean < float(starts(kl, "limit")[0][0])
     assert mean < high
-    assert "differs at 2.5 %" in change.description
+    assert "differs at 0.17 %" in change.description
     # the change is symmetric about 0, which lies in the middle of the picture
     middle = starts(change, "mean")[1][0]
     assert middle == pytest.approx((LEFT + RIGHT) / 2, abs=10)

@@ -215,35 +215,24 @@ def test_nothing_passes_for_a_subject_that_was_not_run():
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "how"),
+    ("thresholds", "how", "passes"),
     [
-        ({"rmt.epsilon.ffn": 0.15}, {"edge": {DOWN: 1.18}}),
-        ({"drift.max": 1.02}, {"subject": lambda run: _worse(run, "final", 0.03)}),
+        ({"rmt.epsilon.ffn": 0.15}, {"edge": {DOWN: 1.18}}, False),
+        ({"drift.max": 1.02}, {"subject": lambda run: _worse(run, "final", 0.03)}, False),
+        ({"rmt.epsilon.ffn": 0.4}, {"edge": {DOWN: 1.3}}, True),
+        ({"drift.max": 1.10}, {"subject": lambda run: _worse(run, "final", 0.06)}, True),
     ],
-    ids=["rmt", "drift"],
+    ids=["rmt tighter", "drift tighter", "rmt looser", "drift looser"],
 )
-def test_tightening_makes_a_harmless_report_fail(thresholds, how):
-    """What the tier lets pass, a preset that knows the model better does not."""
+def test_a_preset_moves_thresholds_both_ways(thresholds, how, passes):
+    """What the tier lets pass, a preset that knows the model better does not, or the other way
+    round, within what the tier admits."""
     asked = {"overrides": preset_overrides(thresholds), "preset_sha256": PRESET}
-    assert pass_reasons(make_report("harmless", 1.001, **how)) == []
-    assert len(refused(make_report("harmless", 1.001, **how, **asked))) == 1
-
-
-@pytest.mark.parametrize(
-    ("thresholds", "how"),
-    [
-        ({"rmt.epsilon.ffn": 0.4}, {"edge": {DOWN: 1.3}}),
-        ({"drift.max": 1.10}, {"subject": lambda run: _worse(run, "final", 0.06)}),
-    ],
-    ids=["rmt", "drift"],
-)
-def test_loosening_makes_a_report_pass(thresholds, how):
-    """And the other way round, within what the tier admits."""
-    asked = {"overrides": preset_overrides(thresholds), "preset_sha256": PRESET}
-    assert len(refused(make_report("moved", 1.001, **how))) == 1
-    report = make_report("moved", 1.001, **how, **asked)
-    assert pass_reasons(report) == []
-    assert report["policy_provenance"]["overrides"][0]["tier_value"] != thresholds.popitem()[1]
+    own, moved = make_report("moved", 1.001, **how), make_report("moved", 1.001, **how, **asked)
+    assert len(refused(moved if not passes else own)) == 1
+    assert pass_reasons(own if not passes else moved) == []
+    (record,) = moved["policy_provenance"]["overrides"]
+    assert record["tier_value"] != thresholds.popitem()[1]
 
 
 @pytest.mark.parametrize(("threshold", "caps"), [(0.02, 1), (0.20, 0)])

@@ -19,8 +19,7 @@ import pytest
 import torch
 from checkpoint_factory import make_bert, make_llama, make_mixture, make_t5
 from measuring_factory import ARM, SEQ_LEN, World, change, documents, read
-from report_factory import make_evaluation
-from test_verdict import scenario
+from report_factory import make_evaluation, scenario
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.cli import main

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,12 +12,11 @@ from xml.etree import ElementTree
 import pack_factory as packs
 import pytest
 import report_factory as factory
-from report_factory import DOWN, make_crashed, make_evaluation, make_report
-from test_verdict import SMOKE, judge, scenario, with_other
+from report_factory import DOWN, make_crashed, make_evaluation, make_report, scenario
+from test_verdict import SMOKE, judge, with_other
 
 from invarlock import contracts
 from invarlock.cli import main as cli
-from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.files import canonical_json
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import signals
@@ -30,18 +30,10 @@ Document = dict[str, Any]
 
 
 @pytest.fixture
-def windows(monkeypatch: pytest.MonkeyPatch) -> Any:
+def windows() -> Iterator[Callable[[int], None]]:
     """A function that makes the factory's runs as short as it is told."""
-
-    def only(count: int) -> None:
-        monkeypatch.setattr(factory, "WINDOWS", count)
-        rows = [(2 * k + 1) * count // 16 for k in range(8)]
-        monkeypatch.setattr(factory, "CALIBRATION", rows)
-        held = [row for row in range(count) if row not in rows][3::7][:24]
-        monkeypatch.setattr(factory, "HELD_OUT", held)
-        monkeypatch.setattr(factory, "BASELINE", factory.run_report("baseline"))
-
-    return only
+    with ExitStack() as stack:
+        yield lambda count: stack.enter_context(factory.sized(count))
 
 
 def gate(document: Document, folder: Path, *options: str) -> int:
@@ -182,26 +174,6 @@ def test_losses_that_are_not_finite_are_bad() -> None:
     assert signals.pass_reasons(report)[0] == "primary_metric_degraded"
 
 
-def test_a_forged_outcome_does_not_verify() -> None:
-    """The outcome and what is needed follow from the evidence, or the report is refused."""
-    options = ReportOptions(provenance="host", assurance="off")
-    good = make_report("custom", 1.004)
-    bad = make_report("custom", 1.6)
-    for report, changes in (
-        (good, {"outcome": "inconclusive"}),
-        (bad, {"outcome": "inconclusive"}),
-        (bad, {"evidence_needed": [{"what": "tokens", "have": 1, "need": 2}]}),
-    ):
-        forged = copy.deepcopy(report)
-        forged["assurance"] |= changes
-        result = verify_report(canonical_json(forged), None, "r", options)
-        assert any("/assurance/" in f.message for f in result.findings)
-    emptied = copy.deepcopy(make_report("custom", 1.1005))
-    del emptied["primary_metric"]["evidence_needed"]
-    result = verify_report(canonical_json(emptied), None, "r", options)
-    assert any("/primary_metric/evidence_needed" in f.message for f in result.findings)
-
-
 def test_no_reason_is_both() -> None:
     """Every reason either names something bad or evidence that is lacking."""
     assert outcome_of([]) == "pass"
@@ -219,23 +191,16 @@ def text_of(verdict: Document) -> str:
     return render_verdict(verdict)
 
 
-def test_a_suite_is_inconclusive_where_only_evidence_is_lacking(tmp_path, capsys) -> None:
-    """The first line says so, the published member says FAIL, and the gate answers 8."""
+def test_a_suite_is_inconclusive_where_only_evidence_is_lacking(tmp_path) -> None:
+    """The published member says FAIL; nothing failed in JUnit's words. For the text: golden."""
     verdict = judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.1005)))
     assert (verdict["verdict"], verdict["outcome"]) == ("FAIL", "inconclusive")
     record = next(r for r in verdict["records"] if r["name"] == "quant_8bit_clean")
     assert (record["outcome"], record["undecided"]) == ("inconclusive", True)
     assert verdict["false_alarms"]["flagged"] == 0  # nothing was alarmed
     assert verdict["false_alarms"]["total"] == judge(SMOKE)["false_alarms"]["total"] - 1
-    text = text_of(verdict)
-    assert text.startswith("VERDICT: INCONCLUSIVE\n")
-    assert "final windows to decide" in " ".join(text.split())
-    assert "NOT OK" not in text
     junit = tmp_path / "junit.xml"
     assert gate(verdict, tmp_path, "--junit", str(junit)) == 8
-    line = capsys.readouterr().out
-    assert line.startswith("INCONCLUSIVE: ")
-    assert "quant_8bit_clean: did not pass: inconclusive, too little evidence" in line
     root = ElementTree.fromstring(junit.read_text())
     assert root.get("failures") == "0"
     assert root.get("errors") == "2"  # the evaluation, and the requirement it leaves open
@@ -303,13 +268,11 @@ def test_an_older_verdict_has_no_outcome(tmp_path) -> None:
 
 
 def test_a_pack_of_an_inconclusive_verdict(tmp_path, capsys) -> None:
-    """It is built, says so in its first line, verifies, and the gate answers 8 for it."""
+    """It is built and verifies; its published word is FAIL. The rest is in tests/golden."""
     suite = packs.write_suite(tmp_path / "out", packs.IDS, packs.open_clean)
     pack = tmp_path / "pack"
     assert packs.build(suite, pack, key=packs.new_key(tmp_path / "key.pem")) == 0
     assert "verdict INCONCLUSIVE" in capsys.readouterr().out
-    assert (pack / "README.md").read_text().startswith("# Evidence pack: INCONCLUSIVE")
-    assert (pack / "results/final_verdict.txt").read_text().startswith("VERDICT: INCONCLUSIVE\n")
     assert packs.verify(pack, "--strict", "--replay", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == {
@@ -317,9 +280,6 @@ def test_a_pack_of_an_inconclusive_verdict(tmp_path, capsys) -> None:
         "recomputed": "FAIL",
         "outcome": "inconclusive",
     }
-    assert cli(["gate", str(pack)]) == 8
-    assert cli(["gate", str(suite)]) == 8
-    assert capsys.readouterr().out.count("INCONCLUSIVE: 4 of 5 evaluations as expected") == 2
 
 
 @pytest.mark.parametrize("written", ["FAIL", "INCONCLUSIVE"])

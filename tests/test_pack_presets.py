@@ -31,7 +31,7 @@ def judged_by(stated: dict[str, str]) -> Callable[[list[Evaluation]], None]:
     def change(evaluations: list[Evaluation]) -> None:
         for index, evaluation in enumerate(evaluations):
             name = evaluation.scenario
-            scenario = factory.catalogue().select("smoke", [name])[0]
+            scenario = factory.scenario(name)
             preset = {"none": None, "other": OTHER}.get(stated.get(name, ""), PRESET)
             how: Document = {}
             if preset is not None:
@@ -117,11 +117,8 @@ def test_reports_without_a_preset_share_their_policy(
     """Two tiers in one pack: both reports are true, and they do not belong together."""
 
     def change(evaluations: list[Evaluation]) -> None:
-        for index, evaluation in enumerate(evaluations):
-            if evaluation.scenario == "quant_8bit_clean":
-                scenario = factory.catalogue().select("smoke", [evaluation.scenario])[0]
-                report = factory.make_report(evaluation.scenario, 1.004, tier="aggressive")
-                evaluations[index] = factory.make_evaluation(scenario, report)
+        name = "quant_8bit_clean"
+        factory.replace(evaluations, name, factory.make_report(name, 1.004, tier="aggressive"))
 
     out = packs.write_suite(tmp_path / "out", tuple(RATIOS), change)
     assert packs.build(out, tmp_path / "pack", key=packs.new_key(tmp_path / "pack.pem")) != 0

@@ -20,6 +20,7 @@ from report_factory import (
     make_rejected,
     make_report,
     plain,
+    scenario,
     write_evaluation,
 )
 from report_factory import make_evaluation as evaluation_of
@@ -29,7 +30,6 @@ from invarlock.cli import main
 from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.files import sha256_file
-from invarlock.scenarios import Scenario
 from invarlock.verdict.repeats import (
     Repeat,
     compare,
@@ -41,11 +41,6 @@ from invarlock.verdict.repeats import (
 
 EDIT = "quant_8bit_clean"
 Document = dict[str, Any]
-
-
-def scenario(name: str) -> Scenario:
-    """A scenario of suite smoke."""
-    return catalogue().select("smoke", [name])[0]
 
 
 def repeat(k: int, report: Document | None, digest: str = "a" * 64, **outcome: Any) -> Repeat:

@@ -1,4 +1,7 @@
-"""Replay: a true report has no contradictions, and one changed number gives at least one."""
+"""Replay: true reports have no contradictions, and what no single leaf shows is found too.
+
+That every leaf counts is shown by ``test_leaves.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,45 @@ import math
 from collections.abc import Iterator
 
 import pytest
+import report_factory as factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_factory import make_crashed, make_rejected, make_report
+from report_factory import DOWN, PRESET, make_crashed, make_rejected, make_report, plain
 
+from invarlock.cli.evaluate_record import summary_line
+from invarlock.errors import InputError
+from invarlock.evidence.consistency import _rows_left_out
+from invarlock.evidence.report_verify import ReportOptions, verify_report
+from invarlock.files import canonical_json, write_json
+from invarlock.policy import load_policy
+from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.replay import replay
+from invarlock.reporting.runs import Comparison, pairing
 
-DOWN = "model.layers.1.mlp.down_proj.weight"
+WEIGHT = DOWN + ".weight"
+FULL = factory.make_full()
 CLEAN = make_report("quant_8bit_clean", 1.004)
-CAPPED = make_report("one_cap", 1.004, scale={DOWN: 1.5})
-COLLAPSED = make_report("rank1_projection", 1.09, rank={DOWN: 0.05}, scale={DOWN: 0.6})
-DAMAGED = make_report("quant_4bit_stress", 1.6)
-WIDE = make_report("wide", 1.10)
+CAPPED = make_report("one_cap", 1.004, scale={WEIGHT: 1.5})
+COLLAPSED = make_report("rank1_projection", 1.09, rank={WEIGHT: 0.05}, scale={WEIGHT: 0.6})
+EXCHANGED = make_report("exchanged", 1.004, rows=32)
+TRUE = {
+    "no-op": make_report(),
+    "clean": CLEAN,
+    "capped": CAPPED,
+    "collapsed": COLLAPSED,
+    "damaged": make_report("quant_4bit_stress", 1.6),
+    "borderline": make_report("wide", 1.10),
+    "exchanged rows": EXCHANGED,
+    "rejected": make_rejected(),
+    "crashed": make_crashed(),
+    "timeout": make_crashed(cause="timeout"),
+    "every block": FULL,
+    "mixture": factory.make_mixture(),
+    "accuracy": factory.make_accuracy(),
+    "none": make_report(tier="none"),
+    "conservative": make_report(tier="conservative"),
+    "strict": make_report(assurance="strict", profile="ci"),
+}
 
 
 def at(document, pointer):
@@ -43,24 +73,16 @@ def slightly(value):
     return value * (1 + 1e-7)
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        make_report(),
-        CLEAN,
-        CAPPED,
-        COLLAPSED,
-        DAMAGED,
-        WIDE,
-        make_rejected(),
-        make_crashed(),
-        make_crashed(cause="timeout"),
-    ],
-    ids=lambda r: r["edit"]["scenario"],
-)
-def test_a_true_report_has_no_contradictions(report):
-    """No-op, clean, capped, collapsed, damaged, borderline, rejected and crashed."""
-    assert replay(report) == []
+def verified(report):
+    """The messages of the whole verification of a report, without a runtime manifest."""
+    options = ReportOptions(require_replay=True)
+    return [f.message for f in verify_report(canonical_json(report), None, "r", options).findings]
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_a_true_report_has_no_contradictions(name):
+    """Every kind of report as it is written."""
+    assert replay(TRUE[name]) == []
 
 
 def test_a_report_written_again_is_still_true():
@@ -68,56 +90,19 @@ def test_a_report_written_again_is_still_true():
     assert replay(json.loads(json.dumps(CLEAN, indent=1, sort_keys=True))) == []
 
 
-METRIC = [
-    ("/primary_metric/ratio_vs_baseline", slightly),
-    ("/primary_metric/ci/0", lambda v: v + 1e-6),
-    ("/primary_metric/ci/1", lambda v: v + 1e-6),
-    ("/primary_metric/display_ci/1", slightly),
-    ("/primary_metric/drift/raw", slightly),
-    ("/primary_metric/preview", slightly),
-    ("/primary_metric/final", slightly),
-    ("/primary_metric/analysis_point_final", slightly),
-    ("/primary_metric/standard_error", lambda v: v + 1e-6),
-    ("/baseline_ref/primary_metric/final", slightly),
-]
+def test_the_tolerance_is_the_callers():
+    """What a wide tolerance allows, the default does not: it names the place."""
+    document = altered(CLEAN, "/primary_metric/ratio_vs_baseline", slightly)
+    assert replay(document, tolerance=1e-6) == []
+    assert [line.split(" is ")[0] for line in replay(document)] == [
+        "/primary_metric/ratio_vs_baseline"
+    ]
 
 
-@pytest.mark.parametrize(("pointer", "change"), METRIC, ids=[p for p, _ in METRIC])
-def test_one_changed_conclusion_is_named(pointer, change):
-    """A stated number or decision that the evidence does not give, by its own pointer."""
-    found = replay(altered(CLEAN, pointer, change))
-    assert any(line.startswith(f"{pointer} is ") for line in found), found
-
-
-EVIDENCE = [
-    ("/evaluation_windows/final/nll_sum/7", slightly, "/primary_metric/ratio_vs_baseline"),
-    ("/evaluation_windows/final/baseline_nll_sum/7", slightly, "/primary_metric/ratio_vs_baseline"),
-    ("/evaluation_windows/preview/nll_sum/7", lambda v: v + 0.01, "/primary_metric/drift/ratio"),
-    ("/evaluation_windows/final/token_counts/7", 143, "/primary_metric/ratio_vs_baseline"),
-    ("/evaluation_windows/final/clusters/7", "doc-59", "/primary_metric/ci"),
-    ("/spectral/modules/sigma_max/3", lambda v: v * 1.01, "/spectral/summary/max_abs_log_ratio"),
-    ("/spectral/modules/baseline_sigma_max/3", lambda v: v * 2, "/spectral/caps_applied"),
-    ("/spectral/modules/stable_rank/3", lambda v: v / 100, "/spectral/passed"),
-    ("/spectral/modules/family/1", "attn", "/spectral/family_z_summary"),
-    ("/context/bootstrap/seed", 8, "/primary_metric/ci"),
-    ("/context/bootstrap/alpha", 0.1, "/primary_metric/ci"),
-    ("/context/bootstrap/replicates", 1300, "/primary_metric/reps"),
-    ("/auto/tier", "conservative", "/primary_metric/limit"),
-    ("/auto/tier", "aggressive", "/primary_metric/limit"),
-    ("/invariants/failures", [{"type": "x", "severity": "fatal", "message": ""}], "/validation"),
-    ("/invariants/evaluated", False, "/invariants"),
-    ("/spectral/evaluated", False, "/guards"),
-    ("/evaluation_windows/final/nll_sum/7", None, "/primary_metric/degraded"),
-]
-
-
-@pytest.mark.parametrize(
-    ("pointer", "change", "named"), EVIDENCE, ids=[f"{p}->{n}" for p, _, n in EVIDENCE]
-)
-def test_one_changed_measurement_contradicts_a_conclusion(pointer, change, named):
+def test_one_changed_measurement_contradicts_a_conclusion():
     """Evidence that was changed after the decision no longer gives it."""
-    found = replay(altered(CLEAN, pointer, change))
-    assert any(line.startswith(named) for line in found), found
+    found = replay(altered(CLEAN, "/evaluation_windows/final/nll_sum/7", slightly))
+    assert any(line.startswith("/primary_metric/ratio_vs_baseline") for line in found), found
 
 
 @pytest.mark.parametrize("arm", ["preview", "final"])
@@ -139,28 +124,11 @@ def test_impossible_windows_are_refused(arm, change):
     assert any(line.startswith("/evaluation_windows") for line in replay(document))
 
 
-def test_a_flag_without_evidence_is_named():
-    """A flag that this version cannot know is not believed, even if no gate asks for it."""
-    found = replay(altered(CLEAN, "/validation", lambda v: {**v, "moe_identity_ok": True}))
-    assert any("moe_identity_ok" in line for line in found)
-
-
 def test_a_missing_flag_is_named():
     """A flag that is left out is not one that holds."""
     document = copy.deepcopy(CLEAN)
     del document["validation"]["spectral_stable"]
     assert any(line.startswith("/validation/spectral_stable") for line in replay(document))
-
-
-def test_an_unknown_tier_is_refused():
-    """Thresholds that do not exist judge nothing."""
-    assert replay(altered(CLEAN, "/auto/tier", "lenient")) != []
-
-
-def test_another_estimator_is_refused():
-    """Statistics of another definition are not comparable."""
-    found = replay(altered(CLEAN, "/spectral/measurement_contract/estimator/type", "power"))
-    assert any(line.startswith("/spectral/measurement_contract") for line in found)
 
 
 def test_a_whitewashed_collapse_is_found():
@@ -172,23 +140,172 @@ def test_a_whitewashed_collapse_is_found():
     assert len(replay(document)) >= 6
 
 
-def test_a_rejection_cannot_be_turned_into_a_pass():
-    """No evidence, no flag."""
-    found = replay(altered(make_rejected(), "/validation/primary_metric_acceptable", True))
-    assert any(line.startswith("/validation/primary_metric_acceptable") for line in found)
+def test_exchanged_rows_are_told():
+    """A finding, a warning that names tokens, a gate that does not hold."""
+    assert EXCHANGED["validation"]["spectral_stable"] is False
+    [warning] = EXCHANGED["guard_warnings"]["warnings"]
+    assert (warning["kind"], warning["policy_gate"]) == ("token_rows", "fail")
+    assert "32 of 320 token rows" in warning["message"]
+    assert "40 ' t0' (now closest to 41 ' t')" in warning["message"]
 
 
-def test_true_is_not_one():
-    """A flag has to be a boolean."""
-    found = replay(altered(CLEAN, "/validation/spectral_stable", 1))
-    assert any(line.startswith("/validation/spectral_stable") for line in found)
+def test_the_rows_of_an_embedding_cannot_be_left_out():
+    """The baseline's description says how many there are."""
+    report = altered(EXCHANGED, "/spectral/modules/family/0", "embed")
+    name = report["spectral"]["modules"]["name"][0]
+    report["spectral"]["row_tables"][0]["name"] = name
+    told = {size: list(_rows_left_out(report, {name: [size, 16]})) for size in (12, 320, 384)}
+    assert (told[12], told[320], len(told[384])) == ([], [], 1)
+    report["spectral"]["row_tables"][0]["baseline_only"] = 64
+    assert list(_rows_left_out(report, {name: [384, 16]})) == []
+    report["spectral"]["row_tables"] = []
+    assert len(list(_rows_left_out(report, {name: [384, 16]}))) == 1
 
 
-def test_the_tolerance_is_the_callers():
-    """What a wide tolerance allows, the default does not."""
-    document = altered(CLEAN, "/primary_metric/ratio_vs_baseline", slightly)
-    assert replay(document, tolerance=1e-6) == []
-    assert replay(document) != []
+LOOSER = [
+    ("rmt.epsilon.ffn", 0.9),
+    ("spectral.tau.attn", 1.0),
+    ("drift.max", 1.5),
+    ("tail.mode", "off"),
+    ("pm_ratio.ratio_limit_base", 3.0),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), LOOSER, ids=[p for p, _ in LOOSER])
+def test_a_threshold_looser_than_its_tier_admits_is_refused(path, value):
+    """The verifier resolves overrides by its own table."""
+    record = {"path": path, "value": value, "tier_value": 0, "source": f"preset:{PRESET[:12]}"}
+    report = altered(FULL, "/policy_provenance/overrides", [record])
+    assert any(path in line for line in verified(report))
+
+
+def test_a_trial_cannot_be_hidden_together_with_its_consequences():
+    """Scales are proposed, so there has to be a trial, whatever the gate says."""
+
+    def hide(run):
+        run["guards"][3]["trial"] = None
+        run["work"]["trial_tokens"] = 0
+
+    hidden = make_report("full", 1.004, spread={DOWN: 0.81}, gain=0.02, subject=hide)
+    assert replay(hidden) == ["/variance/trial is missing, although scales are proposed"]
+
+
+def test_routers_without_their_block_are_found():
+    """A report that leaves its routers out is not that of a dense model."""
+    report = factory.make_mixture()
+    assert report["context"]["gates"][-1] == "moe_identity_ok"
+    report["spectral"]["modules"]["family"][0] = "router"
+    del report["moe"]
+    assert any(line.startswith("/moe is missing") for line in replay(report))
+
+
+HUGE = [
+    ([1e308] * 180, [1] * 180),
+    ([1e308, -1e308] * 90, [1] * 180),
+    ([1e308] * 180, [10**9] * 180),
+    ([800.0] * 180, [144] * 180),
+]
+
+
+@pytest.mark.parametrize(("losses", "counts"), HUGE, ids=["sum", "cancel", "product", "exp"])
+def test_losses_beyond_a_double_are_findings(losses, counts):
+    """Sums that overflow are no traceback and no agreement."""
+    report = altered(FULL, "/evaluation_windows/final/logloss", losses)
+    report["evaluation_windows"]["final"]["token_counts"] = counts
+    result = verify_report(canonical_json(report), None, "r", ReportOptions())
+    assert result.recompute is not None
+    assert (result.recompute["ok"], result.recompute["reason"]) == (False, "mismatch")
+    assert "E602" in {f.code for f in result.findings if "manifest" not in f.message}
+
+
+@pytest.mark.parametrize("windows", [181, 20_000])
+def test_a_trial_of_more_windows_than_there_are_is_not_bootstrapped(windows, monkeypatch):
+    """It is refused before anything is drawn, whichever column is long."""
+    from invarlock.reporting import replay
+
+    monkeypatch.setattr(replay, "evaluation_report", lambda *_: pytest.fail("was judged"))
+    for column in ("window_ids", "scaled_nll"):
+        report = copy.deepcopy(FULL)
+        rows = report["variance"]["trial"][column]
+        report["variance"]["trial"][column] = (rows * windows)[:windows]
+        assert any(f"of {windows} windows" in line for line in verified(report))
+
+
+def test_what_cannot_be_recomputed_is_named():
+    """A report alone shows neither its preset nor the files that the invariants saw."""
+    data = canonical_json(FULL)
+    believed = verify_report(data, None, "r", ReportOptions()).believed
+    for word in ("preset", "invariants", "probes", "quantiles"):
+        assert sum(word in claim for claim in believed) == 1
+    plainer = verify_report(canonical_json(make_report()), None, "r", ReportOptions()).believed
+    assert not any("preset" in claim for claim in plainer)
+
+
+# --- pairing, before there is a report ---------------------------------------------------------
+
+
+def compared(change):
+    """A comparison whose subject's windows were changed."""
+    subject = copy.deepcopy(factory.run_report("other", 0.004))
+    change(subject["evaluation_windows"]["final"])
+    return Comparison(
+        factory.BASELINE, subject, factory.BOOTSTRAP, "dev", shift=factory.token_shift(0.004)
+    )
+
+
+OTHER = [
+    (lambda rows: rows["window_ids"].reverse(), "windows"),
+    (lambda rows: rows["window_ids"].pop(), "windows"),
+    (lambda rows: rows["token_counts"].__setitem__(0, 3), "tokens"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), OTHER, ids=["order", "fewer", "tokens"])
+def test_runs_on_other_windows_are_not_compared(change, what):
+    """One line, and no report."""
+    with pytest.raises(InputError, match=f"the same {what}") as caught:
+        evaluation_report(compared(change), load_policy("balanced"))
+    assert "\n" not in str(caught.value)
+
+
+def test_shares_of_windows_are_counted():
+    """One window of 360 differs; one is in both arms."""
+    report = plain(evaluation_report(compared(lambda rows: None), load_policy("balanced")))
+    stats = report["dataset"]["windows"]["stats"]
+    assert (stats["window_match_fraction"], stats["window_overlap_fraction"]) == (1.0, 0.0)
+    other = factory.BASELINE["evaluation_windows"]["preview"]["window_ids"][0]
+    changed = compared(lambda rows: rows["window_ids"].__setitem__(0, other))
+    assert pairing(changed) == (359 / 360, 1 / 360)
+
+
+def test_a_violation_that_blocks_is_marked():
+    """An output over its limit fails the RMT guard; one capped weight does not fail its own."""
+    blocked = make_report("edge", 1.004, edge={DOWN: 3.0})["guard_warnings"]["warnings"]
+    capped = make_report("cap", 1.004, scale={DOWN + ".weight": 1.5})["guard_warnings"]["warnings"]
+    assert [(w["guard"], w["policy_gate"]) for w in blocked] == [("rmt", "fail")]
+    assert blocked[0]["message"].endswith("the guard does not pass")
+    assert [(w["guard"], w["policy_gate"]) for w in capped] == [("spectral", "pass")]
+
+
+POINTS = [
+    (lambda: make_report("clean", 1.004), "ratio 1.0040 [1.00"),
+    (factory.make_accuracy, "accuracy -0.56 points [-"),
+    (
+        lambda: altered(factory.make_accuracy(), "/primary_metric/display_ci", None),
+        "points without interval",
+    ),
+    (make_rejected, "not measured (rejected_by_invariants)"),
+]
+
+
+@pytest.mark.parametrize(("report", "words"), POINTS, ids=["ratio", "accuracy", "none", "rejected"])
+def test_the_line_for_the_person_who_asked(report, words, tmp_path):
+    """The metric in its own unit, and no interval that is not a number."""
+    write_json(tmp_path / "evaluation.report.json", report())
+    write_json(tmp_path / "outcome.json", {"scenario": "s", "status": "reported"})
+    line = summary_line(tmp_path)
+    assert words in line
+    assert "nan" not in line
 
 
 # --- garbage --------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import leaves
 import pytest
 import report_factory as factory
 from pack_factory import Document
 
-from invarlock.contracts import violations
 from invarlock.evidence import parity
 from invarlock.evidence.published import assurance, provenance, report_checks
 from invarlock.evidence.report_verify import ReportOptions, ReportResult, verify_report
@@ -173,18 +173,6 @@ MATRIX: dict[str, tuple[str, Change, str]] = {
     "18 contract": ("ci", at("spectral/measurement_contract_match", False), "E602"),
     "18 hash": ("ci", at("spectral/measurement_contract_hash", "0" * 16), "E602"),
     "18 missing": ("ci", at("resolved_policy/spectral/measurement_contract", {}), "E602"),
-    "24 point": ("dev", at("primary_metric/analysis_point_final", 3.0), "E602"),
-    "24 ids": ("dev", lambda r: r["evaluation_windows"]["final"]["window_ids"].pop(), "E602"),
-    "limits": ("dev", at("resolved_policy/metrics/drift/max", 2.0), "E602"),
-    "digest of ids": ("dev", at("provenance/provider_digest/ids_sha256", "0"), "E602"),
-    "guard result": ("dev", at("guards/0/decision", "monitor"), "E602"),
-    "loss of the preview": (
-        "dev",
-        lambda r: r["evaluation_windows"]["preview"]["logloss"].reverse(),
-        "E602",
-    ),
-    "clusters": ("dev", at("dataset/windows/stats/clusters", 1), "E602"),
-    "a gate less": ("dev", at("context/gates", ["invariants_pass"]), "E602"),
     "a flag": ("dev", at("validation/spectral_stable", False), "E602"),
 }
 
@@ -206,29 +194,6 @@ def test_what_is_no_report_is_malformed(text: bytes) -> None:
     """Not strict JSON, or not the schema: exit 2."""
     result = verify_report(text, None, "r", ReportOptions())
     assert (result.exit_code("dev"), codes(result)) == (2, {"E601"})
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        at("schema_version", "v2"),
-        at("run_id", ""),
-        at("primary_metric/kind", "vibes"),
-        at("primary_metric/final", "1"),
-        at("primary_metric/ci", [0.0]),
-        at("dataset/windows/preview", -1),
-        at("validation/all_good", True),
-        at("validation/invariants_pass", "yes"),
-        lambda r: r.pop("meta"),
-    ],
-)
-def test_the_schema_of_v1_is_enforced(change: Change) -> None:
-    """The published constraints; further members are allowed where v1 is open."""
-    copy = factory.plain(CLEAN)
-    copy["something_new"] = {"fine": True}
-    assert violations(copy, "evaluation-report") == []
-    change(copy)
-    assert len(violations(copy, "evaluation-report")) == 1
 
 
 V1 = {
@@ -259,6 +224,7 @@ V1 = {
     },
     "artifacts": {},
     "plugins": {},
+    "something_new": {"fine": True},
 }
 INCOMPLETE: dict[str, Change] = {
     **{
@@ -275,7 +241,7 @@ INCOMPLETE: dict[str, Change] = {
 
 @pytest.mark.parametrize("how", INCOMPLETE)
 def test_what_the_page_of_v1_requires(how: str) -> None:
-    """The published example verifies; without what it has to hold it is malformed (exit 2)."""
+    """The published example with a member more verifies; without what it has to hold: exit 2."""
     whole = verify_report(canonical_json(V1), None, "r", ReportOptions(provenance="host"))
     assert whole.findings == []
     copy = factory.plain(V1)
@@ -320,15 +286,6 @@ def test_parity_with_a_published_report() -> None:
 RUN = factory.BASELINE | {"schema": parity.RUN_SCHEMA}
 
 
-def leaves(value: object, path: str = "") -> list[str]:
-    """The place of every leaf; of a column its first entry."""
-    if isinstance(value, dict):
-        return [p for k, v in value.items() for p in leaves(v, f"{path}/{k}" if path else k)]
-    if isinstance(value, list) and value:
-        return leaves(value[0], f"{path}/0")
-    return [path]
-
-
 # What an evaluation report does not repeat of its baseline's run.
 OWN = ("meta/device", "meta/dtype", "meta/seed", "meta/determinism", "meta/invarlock_version",
        "edit", "work", "guards", "schema", "logloss")  # fmt: skip
@@ -343,18 +300,15 @@ def test_the_run_of_the_baseline_is_compared_leaf_by_leaf() -> None:
             ReportOptions(provenance="host", truth_only=True), factory.plain(RUN),
         ).ok  # fmt: skip
     changed = 0
-    for path in leaves(RUN):
-        if any(part in path for part in OWN):
-            continue
-        other = factory.plain(RUN)
-        value: object = other
-        for part in path.split("/"):
-            value = value[int(part) if part.isdigit() else part]  # type: ignore[index]
-        at(path, "other" if isinstance(value, str) or value is None else value + 1)(other)  # type: ignore[operator]
-        found = parity.check(CLEAN, other)
-        assert {f.code for f in found} <= {"E002", "E006"}, path
-        assert found, path
-        changed += 1
+    run = factory.plain(RUN)
+    for place in leaves.leaves(run):
+        path = leaves.pointer(place)
+        if not any(part in path for part in OWN):
+            with leaves.changed(run, place):
+                found = parity.check(CLEAN, run)
+            assert {f.code for f in found} <= {"E002", "E006"}, path
+            assert found, path
+            changed += 1
     assert changed > 15
 
 

@@ -12,30 +12,25 @@ from typing import Any
 import pytest
 from report_factory import (
     MODEL,
-    catalogue,
     good_suite,
     make_evaluation,
     make_rejected,
     make_report,
     manifest,
+    replace,
+    scenario,
     write_evaluation,
 )
 
 from invarlock.cli import main
 from invarlock.contracts import validate
 from invarlock.errors import InputError
-from invarlock.scenarios import Scenario
 from invarlock.verdict.records import Evaluation, load_evaluation
 from invarlock.verdict.verdict import compile_verdict
 
 SMOKE = good_suite()
 EXPECTED = [e.key for e in SMOKE]
 TINY = ["noop_clean", "nan_injection"]
-
-
-def scenario(name: str, suite: str = "smoke") -> Scenario:
-    """A scenario of the catalogue."""
-    return catalogue().select(suite, [name])[0]
 
 
 def judge(
@@ -47,8 +42,9 @@ def judge(
 
 def with_other(name: str, report: dict[str, Any] | None, **outcome: Any) -> list[Evaluation]:
     """Suite smoke with the evaluation of one scenario replaced."""
-    changed = make_evaluation(scenario(name), report, **outcome)
-    return [changed if e.scenario == name else e for e in SMOKE]
+    evaluations = [*SMOKE]
+    replace(evaluations, name, report, **outcome)
+    return evaluations
 
 
 def failed(verdict: dict[str, Any]) -> set[str]:
@@ -75,30 +71,28 @@ def test_harmless_injection_fails_the_suite(name: str) -> None:
     assert required <= failed(verdict)
 
 
-@pytest.mark.parametrize("name", ["quant_4bit_stress", "prune_50pct_stress", "svd_stress"])
-def test_harmless_stress_fails_the_suite(name: str) -> None:
-    """A stress edit that passes turns PASS into FAIL."""
-    assert "stress_required_fail" in failed(judge(with_other(name, make_report(name, 1.01))))
+# The report's ratio, the requirements that do not hold, and the false alarms.
+UNMET = {
+    "a stress edit that passes": ("quant_4bit_stress", 1.01, {"stress_required_fail"}, 0),
+    "another one": ("prune_50pct_stress", 1.01, {"stress_required_fail"}, 0),
+    "one of another kind": ("svd_stress", 1.01, {"stress_required_fail"}, 0),
+    "a clean edit that does not pass": ("quant_8bit_clean", 1.3, {"clean_all_pass"}, 1),
+    "a clean edit not shown to be harmless": ("quant_8bit_clean", 1.1005, {"clean_all_pass"}, 0),
+    "a no-op that is not exact": ("noop_clean", 1.0 + 1e-9, {"clean_all_pass"}, 1),
+}
 
 
-def test_harmful_clean_edit_fails_the_suite() -> None:
-    """A clean edit that does not pass is a false alarm and turns PASS into FAIL."""
-    verdict = judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.3)))
-    assert failed(verdict) == {"clean_all_pass"}
-    assert verdict["false_alarms"]["flagged"] == 1
-
-
-def test_inconclusive_clean_edit_fails_the_suite() -> None:
-    """A clean edit that could not be shown to be harmless does not pass."""
-    verdict = judge(with_other("quant_8bit_clean", make_report("quant_8bit_clean", 1.1005)))
-    assert failed(verdict) == {"clean_all_pass"}
-
-
-def test_noop_must_be_exact() -> None:
-    """A no-op whose ratio is not exactly 1 turns PASS into FAIL."""
-    verdict = judge(with_other("noop_clean", make_report("noop_clean", 1.0 + 1e-9)))
-    assert failed(verdict) == {"clean_all_pass"}
-    assert "ratio_not_exact" in verdict["records"][0]["reasons"]
+@pytest.mark.parametrize("case", UNMET)
+def test_an_edit_that_shows_something_else_fails_the_suite(case: str) -> None:
+    """One report turns PASS into FAIL; what is only undecided is no false alarm."""
+    name, ratio, required, alarms = UNMET[case]
+    verdict = judge(with_other(name, make_report(name, ratio)))
+    assert required <= failed(verdict)
+    if scenario(name).category == "clean":
+        assert failed(verdict) == required
+    assert verdict["false_alarms"]["flagged"] == alarms
+    record = next(r for r in verdict["records"] if r["name"] == name)
+    assert ("ratio_not_exact" in record["reasons"]) == (name == "noop_clean")
 
 
 def test_missing_evaluation_fails() -> None:

@@ -16,8 +16,9 @@ from report_factory import (
     make_report,
     manifest,
     probed_report,
+    scenario,
 )
-from test_verdict import SMOKE, judge, scenario, with_other
+from test_verdict import SMOKE, judge, with_other
 
 from invarlock.verdict.records import Evaluation
 from invarlock.verdict.text import render_verdict, word_of
