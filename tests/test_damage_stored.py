@@ -98,22 +98,12 @@ def test_a_bit_flipped_twice_is_the_baseline(llama: Path, tmp_path: Path) -> Non
     assert files(tmp_path / "twice") == files(llama)
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (make_gpt2, "transformer.h.1.mlp.c_proj.weight"),
-        (make_mixtral, "model.layers.1.mlp.experts.down_proj"),
-    ],
-)
-def test_one_element_of_other_architectures(
-    tmp_path: Path, make: Callable[[Path], Path], name: str
-) -> None:
+@pytest.mark.parametrize("make", [make_gpt2, make_mixtral])
+def test_one_element_of_other_architectures(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     """The feed-forward output of the middle layer; of stacked experts the first one's."""
     base = make(tmp_path / "base")
-    done = injected(base, tmp_path / "out", "bit_flip")
-    assert len(done.subject.differing) == 1
-    name = done.subject.differing[0]
-    assert name.endswith(("c_proj.weight", "down_proj", "w2.weight"))
+    (name,) = injected(base, tmp_path / "out", "bit_flip").subject.differing
+    assert name.endswith(("c_proj.weight", "down_proj"))
     unequal = (weights(base)[name] != weights(tmp_path / "out")[name]).nonzero().tolist()
     assert unequal == [[0] * weights(base)[name].dim()]
 
