@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -63,6 +63,12 @@ def write_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, by the safetensors library."""
+    shards = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -19,6 +19,7 @@ import pack_factory as packs
 import pytest
 
 if TYPE_CHECKING:
+    from measuring_factory import World
     from proof_pack_factory import Keyring
 
 TINY_CONFIG = {
@@ -63,6 +64,28 @@ def tiny_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     write_tiny_folder(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A tiny measured baseline with its windows; only what has another name may be added to it."""
+    from measuring_factory import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A working folder with links to everything the workflow needs."""
+    from repository_copy import link_repository
+
+    return link_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings name the catalogue relative to the repository."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
 
 
 def write_tiny_folder(folder: Path, seed: int = 0) -> None:
@@ -230,9 +253,9 @@ def environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="module")
-def in_this_process() -> Iterator[None]:
-    """Measure here: the libraries are loaded already, which takes longer than small models."""
+@contextmanager
+def measuring_here() -> Iterator[None]:
+    """Evaluate in this process: the libraries, which take longer than small models, are loaded."""
     from invarlock.cli import evaluate, evaluate_worker
 
     def supervise(job: evaluate.Job, *_: object) -> tuple[int, str]:
@@ -242,6 +265,13 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("invarlock.run.determinism.set_environment", lambda *_: None)
         patch.setattr(evaluate, "_supervise", supervise)
+        yield
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Evaluate in this process, in all of a module."""
+    with measuring_here():
         yield
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +29,30 @@ def link_repository(folder: Path) -> Path:
 def quiet_environment() -> dict[str, str]:
     """The environment without any variable that changes the configuration."""
     return {k: v for k, v in os.environ.items() if not k.startswith(SPEAKING)}
+
+
+def invarlock(*words: object, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """A command of the package in a process of its own."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "invarlock", *map(str, words)],
+        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def snakemake(
+    folder: Path,
+    *words: str,
+    config: Sequence[str] = (),
+    timeout: float | None = 400,
+    **spoken: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run snakemake in ``folder``; of the variables we read, only ``spoken`` ones are set."""
+    said = ["--config", *config] if config else []
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *words, *said],
+        cwd=folder, env=quiet_environment() | spoken, capture_output=True, text=True,
+        check=False, timeout=timeout,
+    )  # fmt: skip
 
 
 def engine_of_a_version(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architecture_factory import ARCHITECTURES, LAYERS, Architecture, make_architecture
+from checkpoint_factory import weights
 from measuring_factory import SETTINGS, read, write_tiny_windows
 from safetensors.torch import load_file
 
@@ -147,12 +148,6 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return found
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors, by the safetensors library."""
-    shards = sorted(folder.glob("*.safetensors"))
-    return {k: v for shard in shards for k, v in load_file(shard).items()}
-
-
 def changed(before: Path, after: Path) -> set[str]:
     """Names of tensors whose bytes differ, or that only one of the folders has."""
     a, b = weights(before), weights(after)
@@ -204,7 +199,7 @@ def test_no_edit_and_no_injection_is_left_out() -> None:
 def test_an_edit_changes_what_its_scope_means(
     case: Case, in_this_process: None, tmp_path: Path, edit_type: str
 ) -> None:
-    """Exactly the matrices stated, one by one counted in the coverage; the rest bit-identical."""
+    """Exactly the matrices stated, with their coverage; the rest bit-identical; true digests."""
     sizes = {name: tensor.numel() for name, tensor in weights(case.folder).items()}
     form = EDIT_SPECS[edit_type]
     for number, (scope, (parts, layer)) in enumerate(SCOPES.items()):
@@ -223,6 +218,12 @@ def test_an_edit_changes_what_its_scope_means(
             "total_params": sum(sizes.values()),
             "coverage_ratio": edited / sum(sizes.values()),
         }, scope
+        assert contracts.violations(metadata, "edit-metadata") == []
+        before, after = Checkpoint.open(case.folder), Checkpoint.open(out)
+        assert metadata["baseline_checkpoint_sha256"] == before.digest()
+        assert metadata["subject_checkpoint_sha256"] == after.digest()
+        for name, digest in metadata["edited_tensors"].items():
+            assert after.tensor_digest(name) == digest, name
 
 
 def test_an_edited_embedding_is_the_head_where_they_are_tied(case: Case, tmp_path: Path) -> None:
@@ -248,10 +249,14 @@ def test_an_edited_embedding_is_the_head_where_they_are_tied(case: Case, tmp_pat
 
 @pytest.mark.parametrize("error_type", HIT)
 def test_an_injection_hits_what_was_stated(case: Case, tmp_path: Path, error_type: str) -> None:
-    """The published parameters find their targets in every architecture, and say which."""
+    """The published parameters find their targets in every architecture; the metadata is true."""
     out = tmp_path / "out"
     words = ["inject", "--baseline", str(case.folder), "--error-type", error_type]
     metadata = metadata_of(words, out)
+    assert contracts.violations(metadata, "error-metadata") == []
+    settings = [json.loads((folder / "config.json").read_text()) for folder in (case.folder, out)]
+    differing = {k for k in settings[1] if settings[0].get(k) != settings[1][k]}
+    assert set(metadata["changed_config_keys"]) == differing
     targets, expected = set(metadata["targets"]), HIT[error_type](case)
     if error_type == "ve_mlp_scale_skew":
         assert len(targets) == 1
@@ -267,6 +272,8 @@ def test_an_injection_hits_what_was_stated(case: Case, tmp_path: Path, error_typ
         assert {p.name for p in case.folder.iterdir()} - same == expected
     else:
         assert changed(case.folder, out) == targets
+    if error_type != "truncated_shard":
+        assert metadata["subject_checkpoint_sha256"] == Checkpoint.open(out).digest()
 
 
 # --- guards ---------------------------------------------------------------------------------

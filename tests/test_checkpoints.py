@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from invarlock.checkpoints import Checkpoint, read_header, tokenizer_digest
 from invarlock.errors import InputError
 from invarlock.files import sha256_bytes
+from invarlock.guards.invariants import open_subject
+from invarlock.model_folder import open_model
 from invarlock.shards import ShardEntry, write_shard
 
 
@@ -123,46 +128,14 @@ def test_opening_needs_no_torch(sharded: Path) -> None:
     assert done.stdout.strip() == Checkpoint.open(sharded).digest()
 
 
-# --- damaged shards ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep", [0, 5, 200, -1], ids=["empty", "length", "header", "data"])
-def test_truncated_shard_names_file_size_and_expected_size(single: Path, keep: int) -> None:
-    """A shard cut anywhere is refused with its name and both sizes."""
-    path = single / "model.safetensors"
-    data = path.read_bytes()
-    path.write_bytes(data[:keep])
-    with pytest.raises(InputError) as caught:
-        Checkpoint.open(single)
-    line = str(caught.value)
-    assert "model.safetensors" in line
-    assert "truncated" in line
-    assert "\n" not in line
-    assert f"found {len(data[:keep])} bytes" in line
-    if keep == -1:
-        assert f"expected {len(data)} bytes" in line
-
-
-def test_appended_bytes_are_refused(single: Path) -> None:
-    """A shard longer than its header says is refused."""
-    with open(single / "model.safetensors", "ab") as handle:
-        handle.write(b"x")
-    with pytest.raises(InputError, match="longer than its header says"):
-        Checkpoint.open(single)
-
-
-def test_garbage_is_not_a_shard(tmp_path: Path) -> None:
-    """Text in place of a header length is refused without reading on."""
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(b"<!DOCTYPE html>" * 40)
-    with pytest.raises(InputError, match="impossible header length"):
-        read_header(path)
+# --- damaged headers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         (b"{nonsense", "not JSON"),
+        (None, "impossible header length"),  # a web page in place of a shard
         (b'{"a": 1, "a": 2}', "duplicate key"),
         (b"[" * 100, "nested deeper"),
         (["a"], "not a JSON object"),
@@ -181,6 +154,8 @@ def test_garbage_is_not_a_shard(tmp_path: Path) -> None:
 def test_bad_headers_are_named(tmp_path: Path, header: object, message: str) -> None:
     """Each way in which a header can lie has its line, with the file's name."""
     path = write_raw(tmp_path / "bad.safetensors", header, b"1234")
+    if header is None:
+        path.write_bytes(b"<!DOCTYPE html>" * 40)
     with pytest.raises(InputError, match=message) as caught:
         read_header(path)
     assert "bad.safetensors" in str(caught.value)
@@ -208,97 +183,94 @@ def test_corrupted_headers_never_crash(
 
 # --- damaged folders -----------------------------------------------------------------------
 
-
-def test_pickle_only_folder_is_refused_in_one_line(single: Path) -> None:
-    """A .bin-only folder names the pickle and says what to do."""
-    (single / "model.safetensors").rename(single / "pytorch_model.bin")
-    with pytest.raises(InputError) as caught:
-        Checkpoint.open(single)
-    line = str(caught.value)
-    assert "pytorch_model.bin" in line
-    assert "convert the checkpoint to safetensors" in line
+Change = Callable[[Path], object]
+FIRST, LAST = (f"model-0000{n}-of-00003.safetensors" for n in (1, 3))
+INDEX = "model.safetensors.index.json"
 
 
-@pytest.mark.parametrize(
-    ("remove", "message"),
-    [
-        ("config.json", "no config.json"),
-        ("model.safetensors", "no weights"),
-    ],
-)
-def test_missing_parts_are_named(single: Path, remove: str, message: str) -> None:
-    """A folder without configuration or weights says which."""
-    (single / remove).unlink()
-    with pytest.raises(InputError, match=message):
-        Checkpoint.open(single)
+def rewrite(name: str, change: Callable[[bytes], bytes]) -> Change:
+    """Other bytes in a file."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def test_missing_folder_is_named(tmp_path: Path) -> None:
-    """A folder that is not there is an input error, not a traceback."""
-    with pytest.raises(InputError, match="no such checkpoint folder"):
-        Checkpoint.open(tmp_path / "nowhere")
+def index(change: Callable[[dict[str, str]], object]) -> Change:
+    """Another weight map."""
+
+    def changed(folder: Path) -> None:
+        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        change(weight_map)
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+    return changed
 
 
-@pytest.fixture
-def indexed(tmp_path: Path) -> tuple[Path, dict[str, str], Path]:
-    """A two-shard folder with its weight map and index path."""
-    folder = make_llama(tmp_path / "model", layers=1, hidden=8, shards=2)
-    index = folder / "model.safetensors.index.json"
-    return folder, json.loads(index.read_text())["weight_map"], index
+def _in_two_shards(folder: Path) -> None:
+    extra = load_file(folder / LAST) | {"model.embed_tokens.weight": torch.zeros(1)}
+    save_file(extra, folder / LAST)
 
 
-@pytest.mark.parametrize("case", ["lost", "moved", "unlisted", "path", "empty"])
-def test_index_disagreements_are_refused(
-    indexed: tuple[Path, dict[str, str], Path], case: str
-) -> None:
-    """An index that does not describe the shards exactly is refused."""
-    folder, weights, index = indexed
-    first = min(weights.values())
-    norm = "model.norm.weight"
-    if case == "unlisted":
-        del weights[norm]
-    elif case == "empty":
-        weights = {}
-    else:
-        name = "model.extra.weight" if case == "lost" else norm
-        weights = {**weights, name: {"lost": first, "moved": first, "path": "../x"}[case]}
-    index.write_text(json.dumps({"weight_map": weights}))
-    messages = {
-        "lost": "where the index puts it",
-        "moved": "where the index puts it",
-        "unlisted": "not in the index",
-        "path": "not a file name",
-        "empty": "missing or empty",
-    }
-    with pytest.raises(InputError, match=messages[case]):
-        Checkpoint.open(folder)
+# what was done to a folder of three shards -> (how, a part of the line)
+BROKEN: dict[str, tuple[Change, str]] = {
+    "empty": (rewrite(LAST, lambda b: b""), "inside its header length.*found 0 bytes"),
+    "shorter than its length": (
+        rewrite(LAST, lambda b: b[:5]), "inside its header length.*found 5 bytes",
+    ),
+    "shorter than its header": (
+        rewrite(LAST, lambda b: b[:60]), "truncated inside its header.*found 60 bytes",
+    ),
+    "offsets beyond the end": (
+        rewrite(LAST, lambda b: b[:-1]),
+        r"the shard is truncated; expected [0-9,]+ bytes.*found [0-9,]+ bytes",
+    ),
+    "longer than its header": (rewrite(LAST, lambda b: b + b"\0"), "longer than its header says"),
+    "impossible header": (
+        rewrite(LAST, lambda b: b"\xff" * 8 + b[8:]), "impossible header length",
+    ),
+    "header is no JSON": (rewrite(LAST, lambda b: b[:8] + b"#" + b[9:]), "not JSON"),
+    "missing shard": (
+        lambda folder: (folder / LAST).unlink(), f"{LAST} is named by the index but missing",
+    ),
+    "tensor in two shards": (_in_two_shards, f"in two shards: {FIRST} and {LAST}"),
+    "two sets of weights": (
+        lambda folder: shutil.copy(folder / FIRST, folder / "model.safetensors"),
+        "two sets of weights",
+    ),
+    "broken index": (rewrite(INDEX, lambda b: b[:-40]), "not JSON"),
+    "index of a tensor that is not there": (
+        index(lambda names: names.update({"model.extra.weight": FIRST})),
+        "where the index puts it",
+    ),
+    "index of a tensor in another shard": (
+        index(lambda names: names.update({"model.norm.weight": FIRST})),
+        "where the index puts it",
+    ),
+    "index without a tensor": (
+        index(lambda names: names.pop("model.norm.weight")), "not in the index",
+    ),
+    "index of a path": (
+        index(lambda names: names.update({"model.norm.weight": "../x"})), "not a file name",
+    ),
+    "empty index": (index(lambda names: names.clear()), "missing or empty"),
+    "broken configuration": (rewrite("config.json", lambda b: b[:-2]), "not JSON"),
+    "broken tokenizer": (rewrite("tokenizer.json", lambda b: b[:-9]), "not JSON"),
+}  # fmt: skip
 
 
-def test_missing_shard_is_named(indexed: tuple[Path, dict[str, str], Path]) -> None:
-    """A shard that the index names and the folder lacks is named."""
-    folder, weights, _ = indexed
-    shard = max(weights.values())
-    (folder / shard).unlink()
-    with pytest.raises(InputError, match=f"{shard} is named by the index but missing"):
-        Checkpoint.open(folder)
-
-
-def test_two_sets_of_weights_are_refused(indexed: tuple[Path, dict[str, str], Path]) -> None:
-    """A single file beside indexed shards is ambiguous."""
-    folder, weights, _ = indexed
-    (folder / "model.safetensors").write_bytes((folder / min(weights.values())).read_bytes())
-    with pytest.raises(InputError, match="two sets of weights"):
-        Checkpoint.open(folder)
-
-
-def test_tensor_in_two_shards_is_refused(indexed: tuple[Path, dict[str, str], Path]) -> None:
-    """A tensor that two shards hold is named with both."""
-    folder, weights, _ = indexed
-    first, second = sorted(set(weights.values()))
-    extra = load_file(folder / second) | {"model.embed_tokens.weight": torch.zeros(1)}
-    save_file(extra, folder / second)
-    with pytest.raises(InputError, match=f"in two shards: {first} and {second}"):
-        Checkpoint.open(folder)
+@pytest.mark.parametrize("damage", BROKEN)
+def test_every_damaged_folder_is_one_line(sharded: Path, tmp_path: Path, damage: str) -> None:
+    """Refused where somebody names it; of a subject it is one fatal finding, without its path."""
+    folder = shutil.copytree(sharded, tmp_path / "subject")
+    change, expected = BROKEN[damage]
+    change(folder)
+    opened, (finding,) = open_subject(folder)
+    assert opened is None
+    assert (finding["type"], finding["severity"]) == ("unreadable_checkpoint", "fatal")
+    assert re.search(expected, finding["message"])
+    assert str(tmp_path) not in finding["message"]
+    assert "\n" not in finding["message"]
+    if damage != "broken tokenizer":  # which only what reads texts opens
+        with pytest.raises(InputError, match=expected):
+            open_model(folder)
 
 
 # --- writing -------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from measuring_factory import make_world, read
-from repository_copy import ROOT, engine_of_a_version, link_repository, quiet_environment
+from measuring_factory import read
+from repository_copy import ROOT, engine_of_a_version, quiet_environment, snakemake
 
 from invarlock.cli import main
 from invarlock.code_digest import package_digest
@@ -151,12 +151,6 @@ def test_variables_alone_change_nothing(inside: Inside, monkeypatch: pytest.Monk
 # --- evaluate records it ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory):
-    """A tiny model with its windows and the baseline's run."""
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
 def test_an_image_named_on_the_host_is_not_believed(world, inside, tmp_path, monkeypatch, capfd):
     """Record, variables and all: host-bypass with one warning; allowances and settings as given."""
     for name, value in CLAIMS.items():
@@ -275,23 +269,12 @@ def test_an_image_of_other_code_or_bytes_is_refused(inside: Inside, tmp_path: Pa
 # --- the workflow -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with links to everything the workflow needs."""
-    return link_repository(tmp_path_factory.mktemp("workflow") / "repository")
-
-
 def plan(repository: Path, *config: str) -> subprocess.CompletedProcess[str]:
     """A dry run with the container profile; Snakemake asks an engine for its version, no more."""
-    engine = engine_of_a_version(repository)
-    command = [sys.executable, "-m", "snakemake", "-n", "--profile", "profiles/container"]
-    command += ["--quiet", "progress", "--config"]
-    programs = {"PATH": f"{engine.parent}:{os.environ['PATH']}"}
-    return subprocess.run(
-        [*command, "suite=smoke", "scenarios=noop_clean", *config],
-        cwd=repository, env=quiet_environment() | programs,
-        capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
+    path = f"{engine_of_a_version(repository).parent}:{os.environ['PATH']}"
+    words = ("-n", "--profile", "profiles/container", "--quiet", "progress")
+    config = ("suite=smoke", "scenarios=noop_clean", *config)
+    return snakemake(repository, *words, config=config, PATH=path)
 
 
 def test_a_tag_stops_the_workflow_before_any_job(repository: Path) -> None:

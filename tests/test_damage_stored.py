@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_factory import VOCABULARY, make_folder, make_gpt2, make_llama, make_mixtral
-from measuring_factory import World, make_world, read
+from checkpoint_factory import VOCABULARY, make_gpt2, make_llama, make_mixtral, weights
+from measuring_factory import World, read
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram, WordPiece
@@ -19,9 +19,8 @@ from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.cli import main
 from invarlock.contracts import validate
 from invarlock.damage.inject import Injected, error_metadata, inject
-from invarlock.damage.kinds import DAMAGES
 from invarlock.damage.specs import parse_damage
-from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.errors import ConfigError, InputError
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.guards.invariants import check_checkpoint
 from invarlock.reporting.replay import replay
@@ -62,11 +61,6 @@ def changed_files(before: Path, after: Path) -> set[str]:
     return {name for name in old if old[name] != new[name]}
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors, by the safetensors library."""
-    return {k: v for s in sorted(folder.glob("*.safetensors")) for k, v in load_file(s).items()}
-
-
 # --- bit_flip ------------------------------------------------------------------------------
 
 
@@ -104,22 +98,12 @@ def test_a_bit_flipped_twice_is_the_baseline(llama: Path, tmp_path: Path) -> Non
     assert files(tmp_path / "twice") == files(llama)
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (make_gpt2, "transformer.h.1.mlp.c_proj.weight"),
-        (make_mixtral, "model.layers.1.mlp.experts.down_proj"),
-    ],
-)
-def test_one_element_of_other_architectures(
-    tmp_path: Path, make: Callable[[Path], Path], name: str
-) -> None:
+@pytest.mark.parametrize("make", [make_gpt2, make_mixtral])
+def test_one_element_of_other_architectures(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     """The feed-forward output of the middle layer; of stacked experts the first one's."""
     base = make(tmp_path / "base")
-    done = injected(base, tmp_path / "out", "bit_flip")
-    assert len(done.subject.differing) == 1
-    name = done.subject.differing[0]
-    assert name.endswith(("c_proj.weight", "down_proj", "w2.weight"))
+    (name,) = injected(base, tmp_path / "out", "bit_flip").subject.differing
+    assert name.endswith(("c_proj.weight", "down_proj"))
     unequal = (weights(base)[name] != weights(tmp_path / "out")[name]).nonzero().tolist()
     assert unequal == [[0] * weights(base)[name].dim()]
 
@@ -275,12 +259,6 @@ def test_a_donor_gives_its_own_tensors(llama: Path, tmp_path: Path) -> None:
 # --- truncated_shard -----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The measured baseline."""
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
 def entry(error_type: str) -> str:
     """A catalogue entry for an injection that the invariants must find."""
     detectors = [{"kind": "invariants_status", "allowed": ["fail", "error"]}]
@@ -291,7 +269,7 @@ def entry(error_type: str) -> str:
 
 @pytest.mark.parametrize("error_type", ["truncated_shard", "tokenizer_swap"])
 def test_an_evaluation_rejects_it_with_a_report_that_replays(
-    world: World, tmp_path: Path, error_type: str
+    world: World, in_this_process: None, tmp_path: Path, error_type: str
 ) -> None:
     """Injected, evaluated and verified by the commands: detected, by the invariants, not run."""
     metadata, out = tmp_path / "error_metadata.json", tmp_path / "out"
@@ -343,35 +321,6 @@ def test_the_truncated_files_are_named_by_what_is_in_them(llama: Path, tmp_path:
     assert len(digests) == 3
 
 
-# --- nothing to hit ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("error_type", "parameters", "message"),
-    [
-        ("bit_flip", {"bit": 3}, "no exponent bit.*expected 7 to 14"),
-        ("bit_flip", {"bit": 15}, "no exponent bit"),
-        ("bit_flip", {"row": 16}, "no row 16.*expected 0 to 15"),
-        ("bit_flip", {"layer": 4}, "no layer 4"),
-        ("layer_swap", {"layer": 1, "other": 1}, "no layers 1 and 1"),
-        ("layer_swap", {"other": 7}, "no layers 2 and 7"),
-        ("tokenizer_swap", {"first": 0}, "id 0 cannot be exchanged"),  # an added token
-        ("tokenizer_swap", {"first": 9, "second": 9}, "no two ids"),
-        ("tokenizer_swap", {"first": VOCABULARY}, "cannot be exchanged"),
-        ("stale_shard", {"shard": "model.safetensors"}, "no shard model.safetensors"),
-        ("truncated_shard", {"missing_bytes": 10**7}, "cannot be missing"),
-        ("truncated_shard", {"shard": "config.json"}, "no shard config.json"),
-    ],
-)
-def test_what_is_not_there_cannot_be_hit(
-    llama: Path, tmp_path: Path, error_type: str, parameters: dict[str, object], message: str
-) -> None:
-    """One line, and nothing is written."""
-    with pytest.raises(ConfigError, match=message):
-        injected(llama, tmp_path / "out", error_type, **parameters)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_same_revision_is_not_stale(llama: Path, tmp_path: Path) -> None:
     """A donor with the baseline's own bytes damages nothing, and the injection fails."""
     with pytest.raises(ConfigError, match="byte-identical"):
@@ -379,17 +328,3 @@ def test_the_same_revision_is_not_stale(llama: Path, tmp_path: Path) -> None:
     other = make_llama(tmp_path / "wide", layers=4, hidden=32)
     with pytest.raises(InputError, match="of another shape"):
         injected(llama, tmp_path / "out", "stale_shard", donor=str(other))
-
-
-@pytest.mark.parametrize("error_type", DAMAGES)
-def test_a_checkpoint_without_its_target_fails_every_injector(
-    tmp_path: Path, error_type: str
-) -> None:
-    """Of a model with one tensor, a short vector, nothing can be damaged: an error, no folder."""
-    config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 9}
-    base = make_folder(tmp_path / "base", config, {"model.norm.weight": torch.ones(4)})
-    with pytest.raises(InvarlockError) as caught:
-        injected(base, tmp_path / "out", error_type)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["base"]

@@ -12,7 +12,7 @@ from checkpoint_factory import make_llama
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.code_digest import modules_behind
-from invarlock.digests import SETTLED, SWITCH, FileState, Seen
+from invarlock.digests import SWITCH, FileState, Seen
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +23,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of three shards that has rested."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of three shards that has rested for as long as the clock of this disk needs."""
+    monkeypatch.setattr("invarlock.digests.SETTLED", 0.1)
     made = make_llama(tmp_path / "model", shards=3)
-    time.sleep(SETTLED + 0.1)
+    time.sleep(0.2)
     return made
 
 

@@ -362,6 +362,16 @@ def test_loss_is_relative_to_the_original() -> None:
         ("magnitude_prune:1.5:all", "above 0"),
         ("lowrank_svd:0:ffn", "1 or more"),
         ("noop:all", "found 1 parameter$"),
+        ("lora_merge:0:8:attn", "rank is out of range"),
+        ("lora_merge:4:0:attn", "alpha is out of range"),
+        ("lora_merge:4:inf:attn", "alpha is out of range"),
+        ("lora_merge:4:8", "not a complete edit"),
+        ("lora_merge:4:8:head", "'head' is not a scope"),
+        ("fine_tune:0:1:ffn", "learning_rate is out of range"),
+        ("fine_tune:nan:1:ffn", "learning_rate is out of range"),
+        ("fine_tune:0.1:0:ffn", "steps is out of range"),
+        ("fine_tune:0.1:1.5:ffn", "not a number"),
+        ("fine_tune:0.1:100000:ffn", "expected 1 to 1000"),
     ],
 )
 def test_impossible_specs_are_configuration_errors(text: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_factory import make_folder, make_gpt2, make_llama, make_mixtral
-from safetensors.torch import load_file
+from checkpoint_factory import make_folder, make_gpt2, make_llama, make_mixtral, weights
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
-from invarlock.contracts import violations
 from invarlock.edits.apply import apply_edit
 from invarlock.edits.kinds import quant_rtn
 from invarlock.edits.kinds.quant_rtn import round_to_nearest_
@@ -45,44 +42,9 @@ def edit(baseline: Path, spec: str, out: Path) -> int:
     return main([*words, "--metadata", str(out.parent / "edit_metadata.json")])
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors, by the safetensors library."""
-    shards = sorted(folder.glob("*.safetensors"))
-    return {k: v for shard in shards for k, v in load_file(shard).items()}
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes."""
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_only_the_recorded_tensors_change(llama: Path, tmp_path: Path, spec: str) -> None:
-    """Tensors outside the list are bit-identical; those in it differ and have the digests named."""
-    assert edit(llama, spec, tmp_path / "out") == 0
-    metadata = json.loads((tmp_path / "edit_metadata.json").read_text())
-    before, after = weights(llama), weights(tmp_path / "out")
-    changed = {n for n in before if not torch.equal(before[n], after[n])}
-    assert before.keys() == after.keys()
-    assert changed == set(metadata["edited_tensors"]) - set(metadata["unchanged_tensors"])
-    assert bool(changed) == (spec != "noop")
-    subject = Checkpoint.open(tmp_path / "out")
-    for name, digest in metadata["edited_tensors"].items():
-        assert subject.tensor_digest(name) == digest
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_metadata_follows_its_contract(llama: Path, tmp_path: Path, spec: str) -> None:
-    """Valid, with the digests of both folders and the coverage counted again."""
-    edit(llama, spec, tmp_path / "out")
-    metadata = json.loads((tmp_path / "edit_metadata.json").read_text())
-    assert violations(metadata, "edit-metadata") == []
-    assert metadata["baseline_checkpoint_sha256"] == Checkpoint.open(llama).digest()
-    assert metadata["subject_checkpoint_sha256"] == Checkpoint.open(tmp_path / "out").digest()
-    sizes = {n: t.numel() for n, t in weights(llama).items()}
-    coverage = metadata["coverage"]
-    assert coverage["edited_params"] == sum(sizes[n] for n in metadata["edited_tensors"])
-    assert coverage["total_params"] == sum(sizes.values())
 
 
 def test_shards_and_order_are_kept(llama: Path, tmp_path: Path) -> None:
@@ -161,21 +123,6 @@ def test_a_rerun_gives_the_same_bytes(llama: Path, tmp_path: Path, spec: str) ->
 
 
 # --- scopes and architectures --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scope", "names"),
-    [
-        ("attn@layer=0", {f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkvo"}),
-        ("ffn@layers=1", {f"model.layers.0.mlp.{p}_proj.weight" for p in ("gate", "up", "down")}),
-        ("embed", {"model.embed_tokens.weight"}),
-    ],
-)
-def test_scopes_mean_roles(llama: Path, tmp_path: Path, scope: str, names: set[str]) -> None:
-    """A scope covers the named roles and layers, and nothing else."""
-    spec = parse_edit_spec(f"quant_rtn:4:0:{scope}")
-    edited = apply_edit(Checkpoint.open(llama), spec, tmp_path / "out")
-    assert set(edited.subject.written) == names
 
 
 def test_gpt2_is_quantized_per_output(tmp_path: Path) -> None:
@@ -264,34 +211,28 @@ def test_edits_that_do_not_fit_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_architecture_is_said(tmp_path: Path) -> None:
-    """A model without a role table matches nothing, and the line says why."""
-    base = make_folder(tmp_path / "base", {"model_type": "rwkv"}, {"a.weight": torch.ones(2, 2)})
-    with pytest.raises(ConfigError, match="'rwkv' has no role table"):
-        apply_edit(Checkpoint.open(base), parse_edit_spec("quant_rtn:8:0:all"), tmp_path / "out")
+UP, QUERY = "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"
+NAN = torch.ones(4, 4)
+NAN[3, 3] = float("nan")
 
 
-def test_integer_weights_are_refused(tmp_path: Path) -> None:
-    """A checkpoint that is already packed cannot be edited."""
-    name = "model.layers.0.mlp.up_proj.weight"
-    tensors = {name: torch.ones(4, 4, dtype=torch.int8)}
-    base = make_folder(tmp_path / "base", {"model_type": "llama"}, tensors)
-    with pytest.raises(InputError, match=f"{name} cannot be edited.*found I8"):
-        apply_edit(Checkpoint.open(base), parse_edit_spec("quant_rtn:8:0:all"), tmp_path / "out")
-
-
-@pytest.mark.parametrize("spec", SPECS[1:4])
-def test_non_finite_targets_are_named(tmp_path: Path, spec: str) -> None:
-    """NaN in a target stops the edit half-way and leaves nothing."""
-    name = (
-        "model.layers.0.mlp.up_proj.weight"
-        if "ffn" in spec
-        else ("model.layers.0.self_attn.q_proj.weight")
-    )
-    bad = torch.ones(4, 4)
-    bad[3, 3] = float("nan")
-    base = make_folder(tmp_path / "base", {"model_type": "llama"}, {name: bad})
-    with pytest.raises(InputError, match=f"{name}.*NaN or infinity"):
+@pytest.mark.parametrize(
+    ("model_type", "tensors", "spec", "message"),
+    [
+        ("rwkv", {"a.weight": torch.ones(2, 2)}, "quant_rtn:8:0:all", "'rwkv' has no role table"),
+        ("llama", {UP: torch.ones(4, 4, dtype=torch.int8)}, "quant_rtn:8:0:all",
+         f"{UP} cannot be edited.*found I8"),
+        ("llama", {QUERY: NAN}, "quant_rtn:8:0:all", f"{QUERY}.*NaN or infinity"),
+        ("llama", {UP: NAN}, "fp8_quant:e4m3:ffn", f"{UP}.*NaN or infinity"),
+        ("llama", {QUERY: NAN}, "magnitude_prune:0.25:attn", f"{QUERY}.*NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_be_edited_are_named(
+    tmp_path: Path, model_type: str, tensors: dict[str, torch.Tensor], spec: str, message: str
+) -> None:
+    """Of an unknown architecture, packed, or not finite; what was begun is removed."""
+    base = make_folder(tmp_path / "base", {"model_type": model_type}, tensors)
+    with pytest.raises((ConfigError, InputError), match=message):
         apply_edit(Checkpoint.open(base), parse_edit_spec(spec), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 

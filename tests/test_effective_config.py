@@ -112,6 +112,9 @@ def test_what_no_measured_function_reads_is_a_note(
         (PLAIN, {"max_position_embeddings": 16384}, "max_position_embeddings"),
         (PLAIN, {"rope_theta": 20000.0}, "rope_parameters"),
         (PLAIN, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
+        (PLAIN, {"rope_theta": None,  # the same in the newer spelling
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+         "rope_parameters"),
         (LLAMA, {"rope_scaling": None}, "rope_parameters"),
         (PLAIN, {"sliding_window": 4096}, "sliding_window"),  # the class does not declare it
         (PLAIN, {"rms_norm_eps": 1e-6}, "rms_norm_eps"),

@@ -139,3 +139,4 @@ def test_a_baseline_is_checked_before_a_gpu_is_asked_for(
     words = ["run", "--model", str(damaged), "--windows", str(world.windows)]
     with start([*words, "--out", str(tmp_path / "out"), "--device", "auto"]) as running:
         assert running.wait(600) == 3
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from measuring_factory import World, change, make_world, read
+from measuring_factory import World, change, read
 from test_preset import stats
 
 from invarlock.checkpoints import Checkpoint
@@ -16,13 +16,7 @@ from invarlock.preset import derive, read_preset
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import pass_reasons
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A baseline with its windows and its run, and a copy of it as the subject."""
-    found = make_world(tmp_path_factory.mktemp("presets"))
-    shutil.copytree(found.baseline, found.root / "subject")
-    return found
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def scaled(world: World, factor: float) -> Path:
@@ -71,7 +65,7 @@ def test_a_preset_decides_in_both_directions(world, tmp_path, factor, sigma, by_
 def test_the_preset_of_another_baseline_is_refused(world, tmp_path, capfd) -> None:
     """One line, and no outcome that could be taken for a result."""
     other = preset(world, "other.json", sha256="b" * 64)
-    assert world.evaluate(world.root / "subject", tmp_path / "out", "--preset", str(other)) != 0
+    assert world.evaluate(world.baseline, tmp_path / "out", "--preset", str(other)) != 0
     error = capfd.readouterr().err.strip()
     assert "another baseline checkpoint" in error
     assert "\n" not in error
@@ -82,7 +76,7 @@ def test_the_preset_of_another_baseline_is_refused(world, tmp_path, capfd) -> No
 def test_a_preset_that_does_not_fit_costs_no_measurement(world, tmp_path, capfd, more) -> None:
     """Another tier than it was derived for, or no such file."""
     asked = ("--preset", str(preset(world, "mine.json")), *more)
-    assert world.evaluate(world.root / "subject", tmp_path / "out", *asked) != 0
+    assert world.evaluate(world.baseline, tmp_path / "out", *asked) != 0
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "report.json").exists()
 
@@ -94,7 +88,7 @@ def test_a_preset_that_does_not_fit_costs_no_measurement(world, tmp_path, capfd,
 )
 def test_a_strict_claim_on_a_host_is_refused(world, tmp_path, capsys, more) -> None:
     """Before anything is measured, in one line."""
-    words = world.command(world.root / "subject", tmp_path, "--assurance", "strict", *more)
+    words = world.command(world.baseline, tmp_path, "--assurance", "strict", *more)
     assert main(words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "strict assurance" in line
@@ -104,14 +98,14 @@ def test_a_strict_claim_on_a_host_is_refused(world, tmp_path, capsys, more) -> N
 def test_the_telemetry_line_is_printed_on_request(world, tmp_path, capfd, monkeypatch, wanted):
     """With INVARLOCK_TELEMETRY=1, and without it never."""
     monkeypatch.setenv("INVARLOCK_TELEMETRY", "1" if wanted else "0")
-    report = judged(world, world.root / "subject", tmp_path / "out")
+    report = judged(world, world.baseline, tmp_path / "out")
     printed = capfd.readouterr().out.splitlines()
     assert (report["telemetry"]["summary_line"] in printed) is wanted
 
 
 def test_a_tail_mode_is_recorded_as_the_users(world, tmp_path) -> None:
     """--tail-mode fail is an override whose source is the configuration."""
-    report = judged(world, world.root / "subject", tmp_path / "out", "--tail-mode", "fail")
+    report = judged(world, world.baseline, tmp_path / "out", "--tail-mode", "fail")
     assert report["policy_provenance"]["overrides"] == [
         {"path": "tail.mode", "value": "fail", "tier_value": "warn", "source": "config"}
     ]

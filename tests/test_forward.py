@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import torch
 from checkpoint_factory import make_folder, make_gpt2, make_llama, make_mixtral
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.errors import ConfigError, InputError, MeasurementError
+from invarlock.errors import ConfigError, MeasurementError
 from invarlock.guards.invariants import check_loaded
 from invarlock.guards.spectral import weight_modules
 from invarlock.metrics.distribution import TOP_K
@@ -257,16 +256,6 @@ def test_an_unused_tensor_is_a_warning(tmp_path):
     assert (loaded.missing, loaded.unexpected) == ([], ["model.extra.weight"])
     failure = check_loaded(loaded.missing, loaded.unexpected)[0]
     assert (failure["type"], failure["severity"]) == ("unused_tensors", "warning")
-
-
-def test_an_unknown_architecture_is_one_line(tmp_path):
-    """A config.json that transformers does not know is an input error, not a traceback."""
-    folder = make_llama(tmp_path / "m")
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "no_such_type"}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError) as caught:
-        load_model(folder, CPU32)
-    assert "\n" not in str(caught.value)
 
 
 def test_cuda_that_is_not_there_is_a_configuration_error(monkeypatch):

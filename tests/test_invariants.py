@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from checkpoint_factory import make_gpt2, make_llama, make_t5, write_tokenizer
+from checkpoint_factory import make_gpt2, make_llama, make_t5
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
@@ -56,161 +56,75 @@ def message(baseline, subject, kind):
     return next(str(f["message"]) for f in failures if f["type"] == kind)
 
 
-def test_a_copy_has_no_failures(baseline, subject):
-    """A no-op is clean."""
-    assert found(baseline, subject) == []
+def renumber(tensors):
+    """Layer 1 under the number 2: as many as declared, with a gap."""
+    for name in [n for n in tensors if ".layers.1." in n]:
+        tensors[name.replace(".1.", ".2.")] = tensors.pop(name)
 
 
-def test_the_baseline_against_itself_has_no_failures(baseline):
-    """What `invarlock run` asks."""
-    assert found(baseline, baseline) == []
+def without_layer_1(tensors):
+    """The tensors of one layer are lost."""
+    for name in [n for n in tensors if ".1." in n]:
+        del tensors[name]
 
 
-def test_other_values_are_not_the_invariants_business(baseline, subject):
-    """An edit that changes finite values changes no invariant."""
-    edit_tensors(subject, lambda t: t.update({DOWN: t[DOWN] * 2}))
-    assert found(baseline, subject) == []
+def more_rows(tensors):
+    """Rows without a declared token."""
+    tensors[EMBED] = torch.cat([tensors[EMBED], tensors[EMBED][:4]])
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("hidden_act", "gelu"),
-        ("rms_norm_eps", 1e-3),
-        ("num_attention_heads", 4),
-        ("head_dim", 4),
-        ("rope_parameters", {"rope_theta": 5e5, "rope_type": "default"}),
-        ("eos_token_id", 7),
-        ("sliding_window", 8),
-        ("model_type", "mistral"),
-    ],
-)
-def test_a_changed_configuration_is_named(baseline, subject, key, value):
-    """A field that changes what the weights mean is fatal, and said with both values."""
-    edit_config(subject, **{key: value})
-    assert ("config_changed", "fatal") in found(baseline, subject)
-    assert key in message(baseline, subject, "config_changed")
+# what was planted -> (change of the tensors, all findings, a part of the first one's message)
+PLANTED = {
+    "other values": (lambda t: t.update({DOWN: t[DOWN] * 2}), [], ""),
+    "largest finite values": (lambda t: t[DOWN].fill_(torch.finfo(torch.bfloat16).max), [], ""),
+    "a tensor less": (lambda t: t.pop(DOWN), [("missing_tensors", "fatal")], DOWN),
+    "a tensor more": (
+        lambda t: t.update({"model.adapter.weight": torch.ones(2, 2)}),
+        [("extra_tensors", "fatal")],
+        "model.adapter.weight",
+    ),
+    "another shape": (
+        lambda t: t.update({DOWN: t[DOWN][:-1].contiguous()}),
+        [("shape_changed", "fatal")],
+        "[16, 48], is [15, 48]",
+    ),
+    "stored wider": (
+        lambda t: t.update({DOWN: t[DOWN].float()}), [("dtype_changed", "warning")], DOWN
+    ),
+    "a lost layer": (
+        without_layer_1,
+        [("missing_tensors", "fatal"), ("layer_count", "fatal")],
+        "9 tensors are missing: ",
+    ),
+    "a gap between layers": (
+        renumber,
+        [("missing_tensors", "fatal"), ("extra_tensors", "fatal"), ("layer_count", "fatal")],
+        " and 4 more",
+    ),
+    "rows without a token": (more_rows, [("vocabulary_rows", "fatal")], "324 rows"),
+    "NaN in a norm": (
+        lambda t: t["model.norm.weight"].fill_(float("nan")),
+        [("non_finite_tensor", "fatal")],
+        "holds 16 values",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"torch_dtype": "float32"},
-        {"torch_dtype": None, "dtype": "bfloat16"},
-        {"transformers_version": "5.23.0"},
-        {"_name_or_path": "/somewhere/else"},
-        {"use_cache": False},
-    ],
-)
-def test_a_harmless_configuration_is_not_reported(baseline, subject, changes):
-    """What saving a model again rewrites does not change the weights' meaning."""
-    edit_config(subject, **changes)
-    assert found(baseline, subject) == []
-
-
-def test_reordered_configuration_is_not_reported(baseline, subject):
-    """The order of keys and the indentation say nothing."""
-    config = json.loads((subject / "config.json").read_text())
-    (subject / "config.json").write_text(json.dumps(dict(reversed(config.items())), indent=8))
-    assert found(baseline, subject) == []
-
-
-def test_a_checkpoint_saved_again_by_transformers_is_clean(baseline, tmp_path):
-    """Load and save_pretrained, the way most edited checkpoints are made, changes nothing."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(baseline, dtype="auto")
-    folder = tmp_path / "saved"
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(baseline / name, folder / name)
-    assert found(baseline, folder) == []
-
-
-OLD_ROPE = {"rope_theta": 10000.0, "rope_scaling": None}
-NEW_ROPE = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (OLD_ROPE, {**NEW_ROPE, "rope_theta": None}),
-        ({**OLD_ROPE, **NEW_ROPE}, {**NEW_ROPE, "rope_theta": None}),
-        ({"head_dim": None}, {"head_dim": 8}),
-    ],
-)
-def test_another_spelling_of_the_same_configuration_is_clean(tmp_path, before, after):
-    """Releases of transformers differ in how they write what stays the same."""
-    baseline, subject = make_llama(tmp_path / "a"), make_llama(tmp_path / "b")
-    edit_config(baseline, **before)
-    edit_config(subject, **{**before, **after})
-    assert found(baseline, subject) == []
-
-
-def test_another_rotation_in_another_spelling_is_found(tmp_path):
-    """rope_theta 10,000 in the old spelling and 500,000 in the new one are not the same."""
-    baseline, subject = make_llama(tmp_path / "a"), make_llama(tmp_path / "b")
-    edit_config(baseline, **OLD_ROPE)
-    edit_config(subject, rope_parameters={"rope_theta": 500000.0, "rope_type": "default"})
-    assert ("config_changed", "fatal") in found(baseline, subject)
-
-
-def test_a_missing_tensor_is_fatal_and_named(baseline, subject):
-    """One tensor less."""
-    edit_tensors(subject, lambda t: t.pop(DOWN))
-    assert found(baseline, subject) == [("missing_tensors", "fatal")]
-    assert DOWN in message(baseline, subject, "missing_tensors")
-
-
-def test_many_missing_tensors_are_counted(baseline, subject):
-    """The count is complete where the list is cut."""
-    names = [n for n in load_file(subject / "model.safetensors") if ".mlp." in n] + [EMBED]
-    edit_tensors(subject, lambda t: [t.pop(n) for n in names])
-    text = message(baseline, subject, "missing_tensors")
-    assert text.startswith("7 tensors are missing: ")
-    assert text.endswith(" and 2 more")
-
-
-def test_an_extra_tensor_is_fatal(baseline, subject):
-    """One tensor more."""
-    edit_tensors(subject, lambda t: t.update({"model.adapter.weight": torch.ones(2, 2)}))
-    assert found(baseline, subject) == [("extra_tensors", "fatal")]
-
-
-def test_a_changed_shape_is_fatal(baseline, subject):
-    """A matrix with one row less, both shapes said."""
-    edit_tensors(subject, lambda t: t.update({DOWN: t[DOWN][:-1].contiguous()}))
-    assert found(baseline, subject) == [("shape_changed", "fatal")]
-    assert "[16, 48], is [15, 48]" in message(baseline, subject, "shape_changed")
-
-
-def test_a_changed_type_is_a_warning(baseline, subject):
-    """The same values stored wider do not block."""
-    edit_tensors(subject, lambda t: t.update({DOWN: t[DOWN].float()}))
-    assert found(baseline, subject) == [("dtype_changed", "warning")]
-
-
-def test_a_lost_layer_is_counted(baseline, subject):
-    """Tensors of one layer while config.json declares two."""
-    edit_tensors(subject, lambda t: [t.pop(n) for n in list(t) if ".layers.1." in n])
-    assert found(baseline, subject) == [("missing_tensors", "fatal"), ("layer_count", "fatal")]
-
-
-def test_a_gap_between_layers_is_a_wrong_count(baseline, subject):
-    """As many layers as declared, but numbered 0 and 2."""
-
-    def renumber(tensors):
-        for name in [n for n in tensors if ".layers.1." in n]:
-            tensors[name.replace(".1.", ".2.")] = tensors.pop(name)
-
-    edit_tensors(subject, renumber)
-    assert ("layer_count", "fatal") in found(baseline, subject)
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_difference_of_the_tensors_is_named(baseline, subject, case):
+    """Exactly these findings, each said with what differs; an edit of finite values is none."""
+    change, expected, words = PLANTED[case]
+    assert found(baseline, subject) == found(baseline, baseline) == []
+    edit_tensors(subject, change)
+    assert found(baseline, subject) == expected
+    if expected:
+        assert words in message(baseline, subject, expected[0][0])
 
 
 def test_layers_are_counted_in_gpt2(tmp_path):
     """The architecture whose configuration calls them n_layer."""
     baseline, subject = make_gpt2(tmp_path / "a"), make_gpt2(tmp_path / "b")
-    edit_tensors(subject, lambda t: [t.pop(n) for n in list(t) if ".h.1." in n])
+    edit_tensors(subject, without_layer_1)
     assert ("layer_count", "fatal") in found(baseline, subject)
 
 
@@ -222,45 +136,31 @@ def test_layers_are_counted_in_t5(tmp_path):
     assert ("layer_count", "fatal") in found(baseline, subject)
 
 
-def test_another_tokenizer_is_fatal(baseline, subject):
-    """Another tokenizer.json reads the same text as other tokens."""
-    document = json.loads((subject / "tokenizer.json").read_text())
-    document["model"]["merges"] = document["model"]["merges"][:-1]
-    (subject / "tokenizer.json").write_text(json.dumps(document))
-    assert ("tokenizer_changed", "fatal") in found(baseline, subject)
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda path: path.unlink(), "tokenizer_mismatch"),
+        (lambda path: path.write_text(without_a_merge(path)), "tokenizer_changed"),
+    ],
+)
+def test_another_tokenizer_is_fatal(baseline, subject, change, kind):
+    """It reads the same text as other tokens, or none at all."""
+    change(subject / "tokenizer.json")
+    assert (kind, "fatal") in found(baseline, subject)
 
 
-def test_a_tokenizer_that_is_gone_is_fatal(baseline, subject):
-    """No tokenizer is not the baseline's tokenizer."""
-    (subject / "tokenizer.json").unlink()
-    assert found(baseline, subject) == [("tokenizer_mismatch", "fatal")]
-
-
-def test_a_tokenizer_written_otherwise_is_the_same(baseline, subject):
-    """Content decides, not the layout of the file."""
-    document = json.loads((subject / "tokenizer.json").read_text())
-    (subject / "tokenizer.json").write_text(json.dumps(document, indent=3, sort_keys=True))
-    assert found(baseline, subject) == []
-
-
-def test_embedding_rows_must_be_the_vocabulary(baseline, subject):
-    """Rows without a declared token."""
-
-    def more_rows(tensors):
-        tensors[EMBED] = torch.cat([tensors[EMBED], tensors[EMBED][:4]])
-
-    edit_tensors(subject, more_rows)
-    assert found(baseline, subject) == [("vocabulary_rows", "fatal")]
-    assert "324 rows" in message(baseline, subject, "vocabulary_rows")
+def without_a_merge(path):
+    """The text of a tokenizer without its last merge."""
+    document = json.loads(path.read_text())
+    document["model"]["merges"].pop()
+    return json.dumps(document)
 
 
 def test_a_larger_declared_vocabulary_is_seen(baseline, subject):
     """The table kept its rows, the configuration did not keep its number."""
     edit_config(subject, vocab_size=321)
-    assert {kind for kind, _ in found(baseline, subject)} == {
-        "vocabulary_padded",
-        "vocabulary_rows",
-    }
+    kinds = {kind for kind, _ in found(baseline, subject)}
+    assert kinds == {"vocabulary_padded", "vocabulary_rows"}
 
 
 def test_broken_tying_is_fatal(baseline, subject):
@@ -314,28 +214,9 @@ def test_one_value_that_is_not_finite_is_found(baseline, subject, value, dtype):
     )
 
 
-def test_largest_finite_values_are_finite(baseline, subject):
-    """Large is not infinite: that is another guard's question."""
-    edit_tensors(subject, lambda t: t[DOWN].fill_(torch.finfo(torch.bfloat16).max))
-    assert found(baseline, subject) == []
-
-
-def test_nan_in_a_norm_is_found(baseline, subject):
-    """Vectors are looked at, too."""
-    edit_tensors(subject, lambda t: t["model.norm.weight"].fill_(float("nan")))
-    assert found(baseline, subject) == [("non_finite_tensor", "fatal")]
-    assert "holds 16 values" in message(baseline, subject, "non_finite_tensor")
-
-
 def test_the_same_checkpoint_in_shards_is_clean(baseline, tmp_path):
     """How tensors are spread over files is no difference."""
     assert found(baseline, make_llama(tmp_path / "b", shards=3)) == []
-
-
-def test_a_retrained_tokenizer_of_the_same_text_is_clean(baseline, subject):
-    """The digest is of the content."""
-    write_tokenizer(subject)
-    assert found(baseline, subject) == []
 
 
 def test_decision_follows_the_worst_finding():
@@ -349,3 +230,68 @@ def test_decision_follows_the_worst_finding():
         "fatal_violations": 1,
         "warning_violations": 1,
     }
+
+
+# --- config.json: which differences block, which can be accepted, and by which name -------------
+
+GENERATION = {"eos_token_id": [1], "bos_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "generation", "expected"),
+    [
+        ({"eos_token_id": [1]}, None, {}),
+        ({"eos_token_id": [1, 1]}, None, {}),
+        ({"bos_token_id": "null"}, None, {"config_changed": ("warning", None)}),
+        ({"pad_token_id": 1}, None, {"config_changed": ("warning", None)}),
+        ({"eos_token_id": "null"}, GENERATION, {"config_changed": ("warning", None)}),
+        ({"eos_token_id": "null"}, None, {"config_changed": ("fatal", "eos_token_id")}),
+        (
+            {"eos_token_id": "null"},
+            {},
+            {
+                "config_changed": ("fatal", "eos_token_id"),
+                "generation_config_changed": ("warning", None),  # an empty file more
+            },
+        ),
+        ({"eos_token_id": [1, 5]}, None, {"config_changed": ("fatal", "eos_token_id")}),
+        ({"eos_token_id": 5}, GENERATION, {"config_changed": ("fatal", "eos_token_id")}),
+        ({"bos_token_id": 5}, None, {"config_changed": ("fatal", "bos_token_id")}),
+    ],
+)
+def test_token_ids_are_compared_as_ids(baseline, subject, changes, generation, expected):
+    """A list of one is that one; a lost end of text stops no generation, unless told elsewhere."""
+    config = json.loads((subject / "config.json").read_text())
+    config |= {key: None if value == "null" else value for key, value in changes.items()}
+    (subject / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (subject / "generation_config.json").write_text(json.dumps(generation))
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    assert {f["type"]: (f["severity"], f.get("accept")) for f in failures} == expected
+
+
+def test_a_difference_that_leaves_the_comparison_possible_has_a_name(baseline, subject):
+    """By which it can be accepted; one that does not has none."""
+    edit_config(subject, max_position_embeddings=1024, num_attention_heads=4)
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    accepted = {f["message"].split()[1]: f.get("accept") for f in failures}
+    assert accepted["max_position_embeddings"] == "max_position_embeddings"
+    assert accepted["num_attention_heads"] is None
+
+
+def test_a_setting_beyond_the_windows_is_fatal(baseline, subject):
+    """No window is long enough to show it."""
+    rope = {"rope_theta": 10000.0, "rope_type": "default"}
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    edit_config(subject, rope_parameters=rope, rope_scaling=scaling, max_position_embeddings=256)
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    names = {f.get("accept") for f in failures if f["severity"] == "fatal"}
+    assert names == {"max_position_embeddings", "rope_parameters", "rope_scaling"}
+    assert any("two loaders" in f["message"] for f in failures)
+
+
+def test_values_that_no_class_takes_are_one_finding(baseline, subject):
+    """Said before anything is loaded, in the library's words."""
+    edit_config(subject, num_hidden_layers="two")
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    assert ("config_unreadable", "fatal") in [(f["type"], f["severity"]) for f in failures]

@@ -142,7 +142,11 @@ def damage(tensors: Document) -> None:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(
+    request: pytest.FixtureRequest,
+    in_this_process: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Case:
     """From text and checkpoint to two reports; the damaged one is judged by a preset."""
     root = tmp_path_factory.mktemp(request.param)
     found = Case(root, request.param)

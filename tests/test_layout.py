@@ -8,19 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from repository_copy import ROOT
 from settings_factory import settings
 
 from invarlock.errors import ConfigError
 from invarlock.workflow import Layout, any_of, environment, state_of
 
+pytestmark = pytest.mark.usefixtures("in_repository")
+
 SLUG = "huggingfacetb__smollm2-135m-instruct"
 OUT = Path("evidence_pack_runs/smoke")
-
-
-@pytest.fixture(autouse=True)
-def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # the catalogue is named relative to the repository
 
 
 def layout(**given: object) -> Layout:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repository_copy import ROOT, link_repository, quiet_environment
+from repository_copy import ROOT, snakemake
 
 from invarlock.errors import ConfigError
 from invarlock.run.lease import VISIBLE, lease, visible
@@ -234,16 +234,9 @@ def test_a_folder_of_somebody_else_is_refused(
 # --- the workflow -------------------------------------------------------------------------------
 
 
-def test_a_model_that_needs_more_gpus_than_allowed_is_one_line(tmp_path: Path) -> None:
+def test_a_model_that_needs_more_gpus_than_allowed_is_one_line(repository: Path) -> None:
     """Snakemake would run it with fewer GPUs, and say nothing."""
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--profile", "gpu", "--config", "suite=full"],
-        cwd=link_repository(tmp_path / "repository"),
-        env=quiet_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = snakemake(repository, "-n", "--profile", "gpu", config=["suite=full"])
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("invarlock: ")
     assert "needs 2 GPUs; found --resources gpu=1; allow gpu=2" in done.stderr

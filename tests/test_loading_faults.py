@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_tiny_folder
 from measuring_factory import World, entry, read
-from repository_copy import ROOT, quiet_environment
-from test_evaluate import world
+from repository_copy import invarlock
 
 from invarlock.cli.evaluate import how_killed, oom_kills
 from invarlock.errors import ConfigError, InputError
 from invarlock.run.loading import Target, check_loadable, lacks_memory, library, load_model
-
-assert world  # a fixture of this module too
 
 CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown rope": (
@@ -77,10 +72,7 @@ def test_a_subject_that_does_not_load_is_described_as_that(tmp_path: Path) -> No
     path.write_text(json.dumps(json.loads(path.read_text()) | CONFIGS["unknown rope"][0]))
     words = ["edit", "--baseline", str(tmp_path / "base"), "--spec", "custom"]
     words += ["--subject", str(tmp_path / "mine"), "--metadata", str(tmp_path / "m.json")]
-    done = subprocess.run(
-        [sys.executable, "-m", "invarlock", *words],
-        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = invarlock(*words)
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "yarn2" in line
@@ -110,7 +102,8 @@ def test_a_fault_of_loading_is_told_once(
     assert world.evaluate(broken, out, *again, "--record-failure") == 0
     outcome = read(out, "outcome.json")
     assert (outcome["status"], outcome["attempt"]) == ("crashed", 1)  # the one that was made
-    assert "Padding_idx" in outcome["error"]
+    assert "transformers cannot load it: AssertionError: Padding_idx" in outcome["error"]
+    assert str(tmp_path) not in outcome["error"]
 
 
 # --- killed ---------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository_copy import ROOT
 from settings_factory import FILE, settings
 
 from invarlock.cli import COMMANDS, module_of
@@ -27,15 +26,12 @@ from invarlock.cli.run import RunOptions
 from invarlock.cli.scenarios import ScenariosOptions
 from invarlock.cli.tune import TuneOptions
 
+pytestmark = pytest.mark.usefixtures("in_repository")
+
 RECORDS = [m.OPTIONS for m in map(module_of, COMMANDS) if hasattr(m, "OPTIONS")] + [
     record for m in map(module_of, COMMANDS) for record, _, _ in getattr(m, "ACTIONS", {}).values()
 ]
 NEEDED = ["--baseline", "b", "--subject", "s", "--windows", "w", "--out", "o"]
-
-
-@pytest.fixture(autouse=True)
-def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # the catalogue is named relative to the repository
 
 
 def said(record: type, *line: str) -> Any:

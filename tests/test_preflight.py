@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from conftest import mounted, write_tiny_folder
-from repository_copy import ROOT
 from settings_factory import FILE, MISTRAL, SUITES, settings
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
@@ -31,15 +30,11 @@ from invarlock.sources.hub_cache import cache_folder, cached_file
 from invarlock.sources.pins import digest_of, write_revisions
 from invarlock.sources.preflight import FILLING, fill_command, refuse_changed_links, refuse_cold
 
+pytestmark = pytest.mark.usefixtures("in_repository")
+
 SLUG = "mistralai__mistral-7b-v0.1"
 GB = 10**9
 REVISION = "a" * 40
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalogue is named relative to the repository."""
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture

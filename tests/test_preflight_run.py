@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY_CONFIG, mounted, write_tiny_folder
 from hub_world import TEXT, World, open_world
-from repository_copy import link_repository, quiet_environment
+from repository_copy import link_repository, snakemake
 from safetensors.numpy import load_file, save_file
 
 from invarlock.files import temporary_sibling
@@ -25,32 +23,8 @@ SMALL = [
     "bootstrap={replicates: 200, alpha: 0.05}",
     "tier=none",
 ]
+CPU = ("--profile", "profiles/cpu")
 SUBJECTS = ("quant_8bit_clean", "prune_50pct_stress", "nan_injection")
-
-
-def snakemake(
-    repository: Path, *words: str, config: list[str], **spoken: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the workflow; stdout and stderr together in ``stdout``."""
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "snakemake",
-            *words,
-            "--profile",
-            "profiles/cpu",
-            "--config",
-            *config,
-        ],
-        cwd=repository,
-        env=quiet_environment() | spoken,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-        check=False,
-    )
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -63,9 +37,10 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield opened
 
 
-def test_a_cold_start_fails_first_and_the_command_it_names_is_enough(world: World) -> None:
+def test_a_cold_start_fails_first_and_the_command_it_names_is_enough(
+    world: World, repository: Path
+) -> None:
     """A run fails before its first job, ``fetch`` fills, and then no network is needed."""
-    repository = link_repository(world.folder / "repository")
     given = ["suite=smoke", "models=hub:o/m", f"text={TEXT}", "scenarios=noop_clean"]
     given += ["min_free_disk_gb=0", "baseline_storage=snapshot_symlink"]
     config = [*given, *SMALL]
@@ -73,28 +48,30 @@ def test_a_cold_start_fails_first_and_the_command_it_names_is_enough(world: Worl
     spoken["NO_PROXY"] = "127.0.0.1"
     out = repository / "evidence_pack_runs/smoke"
 
-    cold = snakemake(repository, config=config, **spoken)
+    cold = snakemake(repository, *CPU, config=config, **spoken)
     assert cold.returncode == 3
-    line = cold.stdout.splitlines()[-1]
+    line = cold.stderr.splitlines()[-1]
     assert "hub:o/m (not pinned); hub:o/d?config=en&split=validation (not pinned)" in line
     command = line.partition("run: ")[2]
     assert command.startswith("snakemake fetch --config suite=smoke ")
     assert not out.exists()
 
-    filled = snakemake(repository, "fetch", config=[*shlex.split(command)[3:], *SMALL], **spoken)
-    assert filled.returncode == 0, filled.stdout
+    filled = snakemake(
+        repository, "fetch", *CPU, config=[*shlex.split(command)[3:], *SMALL], **spoken
+    )
+    assert filled.returncode == 0, filled.stderr
     assert (out / "o__m/models/baseline/model.safetensors").is_symlink()
     pinned = (out / "state/model_revisions.json").read_bytes()
 
     asked = len(world.asked)
-    warm = snakemake(repository, "-n", config=config, **spoken)
-    assert "warning" not in warm.stdout
-    assert not {"pin_revisions:", "baseline:"} & set(warm.stdout.split())
+    warm = snakemake(repository, "-n", *CPU, config=config, **spoken)
+    assert "warning" not in warm.stderr + warm.stdout
+    assert not {"pin_revisions:", "baseline:"} & set((warm.stderr + warm.stdout).split())
 
     # a pins file of an earlier run, put into its place, is used
     (out / "o__m/baseline.json").unlink()
-    placed = snakemake(repository, "fetch", config=config, **spoken)
-    assert placed.returncode == 0, placed.stdout
+    placed = snakemake(repository, "fetch", *CPU, config=config, **spoken)
+    assert placed.returncode == 0, placed.stderr
     assert (out / "state/model_revisions.json").read_bytes() == pinned
     assert len(world.asked) == asked, "the network was used though it is off"
 
@@ -108,8 +85,8 @@ def test_a_model_of_unknown_size_is_not_refused_on_a_guess(world: World, small_d
     config = ["suite=smoke", "models=hub:o/m", f"text={TEXT}", "net=1", *SMALL]
     config += ["min_free_disk_gb=0", "scenarios=noop_clean"]
     spoken = {"HF_HOME": str(small_disk / "hf"), "HF_ENDPOINT": world.address}
-    done = snakemake(repository, "fetch", config=config, NO_PROXY="127.0.0.1", **spoken)
-    assert done.returncode == 0, done.stdout
+    done = snakemake(repository, "fetch", *CPU, config=config, NO_PROXY="127.0.0.1", **spoken)
+    assert done.returncode == 0, done.stderr
     assert (repository / "evidence_pack_runs/smoke/o__m/windows.json").is_file()
 
 
@@ -155,45 +132,43 @@ def short(small_disk: Path, wide_model: Path, *more: str) -> list[str]:
 
 
 def test_a_disk_that_is_too_small_fails_first(
-    small_disk: Path, wide_model: Path, tmp_path: Path
+    small_disk: Path, wide_model: Path, repository: Path
 ) -> None:
     """The sums, what is free and the way out; a dry run says the same and goes on."""
-    repository = link_repository(tmp_path / "repository")
     kept = short(small_disk, wide_model, "keep_subjects=true", "min_free_disk_gb=0.002")
-    done = snakemake(repository, config=kept)
-    assert done.returncode == 3, done.stdout
-    line = done.stdout.splitlines()[-1]
+    done = snakemake(repository, *CPU, config=kept)
+    assert done.returncode == 3, done.stderr
+    line = done.stderr.splitlines()[-1]
     assert "not enough disk" in line
     assert "edited checkpoint 3 x 0.01 GB" in line
     assert "keep_subjects=false" in line
     assert not (small_disk / "out/logs").exists()
-    dry = snakemake(repository, "-n", config=kept)
-    assert dry.returncode == 0, dry.stdout
-    assert "invarlock: warning: " in dry.stdout
+    dry = snakemake(repository, "-n", *CPU, config=kept)
+    assert dry.returncode == 0, dry.stderr
+    assert "invarlock: warning: " in dry.stderr + dry.stdout
 
 
 def test_subjects_take_turns_on_a_short_disk(
-    small_disk: Path, wide_model: Path, tmp_path: Path
+    small_disk: Path, wide_model: Path, repository: Path
 ) -> None:
     """More subjects than fit: each waits for its place, and all are evaluated.
 
     What a killed writer left keeps nobody from starting: the start removes it, a dry run does not.
     """
-    repository = link_repository(tmp_path / "repository")
     config = short(small_disk, wide_model, "min_free_disk_gb=0.002")
     reports = small_disk / "out/wide/reports"
     mine = temporary_sibling(small_disk / "out/wide/models/other")
     left = Path(re.sub(r"-\d+(\.\w+)$", r"-1\1", str(mine)))  # of a process that began earlier
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(bytes(6_000_000))
-    dry = snakemake(repository, "-n", *outcomes(reports), config=config)
-    assert "not enough disk" not in dry.stdout
+    dry = snakemake(repository, "-n", *outcomes(reports), *CPU, config=config)
+    assert "not enough disk" not in dry.stderr + dry.stdout
     assert left.is_dir()
-    placed = snakemake(repository, "fetch", config=config)
-    assert placed.returncode == 0, placed.stdout
+    placed = snakemake(repository, "fetch", *CPU, config=config)
+    assert placed.returncode == 0, placed.stderr
     assert not left.exists()
-    done = snakemake(repository, *outcomes(reports), "--cores", "3", config=config)
-    assert done.returncode == 0, done.stdout[-6000:]
+    done = snakemake(repository, *outcomes(reports), "--cores", "3", *CPU, config=config)
+    assert done.returncode == 0, done.stderr[-6000:]
     plan = json.loads((small_disk / "out/state/disk.json").read_text())
     assert plan["tight"]
     assert all(Path(path).is_file() for path in outcomes(reports))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoint_factory import make_llama
 from conftest import write_tiny_folder
-from repository_copy import ROOT, link_repository
+from repository_copy import snakemake
 from settings_factory import settings
-from test_preflight_run import snakemake
-from test_workflow import snakemake as plain_snakemake
+from test_preflight_run import CPU
 
 from invarlock.evidence.tree import MAX_JUDGED
 from invarlock.policy import load_policy
 from invarlock.preflight import VALUES, VALUES_OF_MATRIX, doubts, refusals
 from invarlock.superseded import record_asked, set_aside, supersede
+
+pytestmark = pytest.mark.usefixtures("in_repository")
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
@@ -28,12 +28,6 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with a tokenizer."""
     return make_llama(tmp_path_factory.mktemp("llama") / "base")
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalogue is named relative to the repository."""
-    monkeypatch.chdir(ROOT)
 
 
 def lines(judged: bool = True, container: bool = False, **given: Any) -> list[str]:
@@ -207,52 +201,33 @@ def test_answers_are_moved_whole_and_once(tmp_path: Path) -> None:
 # --- the workflow ---------------------------------------------------------------------------------
 
 
-def _break(folder: Path) -> None:
-    (folder / "model.safetensors").write_text(POINTER)
-
-
-def _adapter(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "adapter_config.json").write_text("{}")
-
-
-@pytest.mark.parametrize("change", [_break, _adapter])
-def test_a_bad_subject_ends_a_start_and_a_dry_run(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+def test_a_bad_subject_ends_a_start_and_a_dry_run(repository: Path) -> None:
     """Exit 3 and one line; a start sets the older verdict aside, a dry run touches nothing."""
-    repository = link_repository(tmp_path / "repository")
     for name in ("2023_12", "mine"):
         write_tiny_folder(repository / name)
-    change(repository / "mine")
+    (repository / "mine/model.safetensors").write_text(POINTER)
     out = repository / "out"
     (out / "reports").mkdir(parents=True)
     (out / "reports/final_verdict.json").write_text("{}")
     config = ["suite=byoe", "baseline=2023_12", "subject=mine", "out=out", "tier=none"]
     config += ["windows={seq_len: 64, preview: 20, final: 20}"]
-    dry = snakemake(repository, "-n", config=config)
-    assert dry.returncode == 3, dry.stdout
-    line = dry.stdout.splitlines()[-1]
+    dry = snakemake(repository, "-n", *CPU, config=config)
+    assert dry.returncode == 3, dry.stderr
+    line = dry.stderr.splitlines()[-1]
     assert line.startswith("invarlock: mine")
     assert (out / "reports/final_verdict.json").is_file()
-    done = snakemake(repository, config=config)
+    done = snakemake(repository, *CPU, config=config)
     assert done.returncode == 3
-    assert done.stdout.splitlines()[-1] == line
+    assert done.stderr.splitlines()[-1] == line
     assert not (out / "reports/final_verdict.json").exists()
     assert (out / "superseded/reports/final_verdict.json").is_file()
     assert not (out / "logs").exists()
 
 
-def test_too_few_windows_end_a_dry_run(tmp_path: Path) -> None:
+def test_too_few_windows_end_a_dry_run(repository: Path) -> None:
     """Exit 2; what judges nothing goes on."""
-    repository = link_repository(tmp_path / "repository")
-    words = [
-        "--profile",
-        "profiles/cpu",
-        "--config",
-        "windows={seq_len: 64, preview: 20, final: 20}",
-    ]
-    done = plain_snakemake(repository, "-n", *words)
+    config = ["windows={seq_len: 64, preview: 20, final: 20}"]
+    done = snakemake(repository, "-n", *CPU, config=config)
     assert done.returncode == 2
     assert "windows={seq_len: 64, preview: 397, final: 397}" in done.stderr
-    assert plain_snakemake(repository, "fetch", "-n", *words).returncode == 0
+    assert snakemake(repository, "fetch", "-n", *CPU, config=config).returncode == 0

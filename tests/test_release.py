@@ -5,29 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pack_factory as packs
 import published_factory as published
 import pytest
-from repository_copy import engine_of_a_version, link_repository, quiet_environment
+import yaml
+from repository_copy import ROOT, engine_of_a_version, link_repository, snakemake
+from settings_factory import settings
 
+from invarlock.config import check_release
+from invarlock.errors import ConfigError
 from invarlock.evidence import keys
 
 OUT = "evidence_pack_runs/smoke"
+PROFILE = ("--profile", "profiles/release")
 UNMET = {
     "signing_key": "a signing_key",
     "profile": "profile ci or release, not dev",
     "assurance": "assurance strict",
     "defer_rendering": "defer_rendering true",
 }
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A signing key."""
-    return packs.new_key(tmp_path_factory.mktemp("key") / "key.pem")
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
     return folder
 
 
-def release(
-    folder: Path,
-    key: Path | None,
-    *config: str,
-    options: tuple[str, ...] = ("--profile", "profiles/release"),
-) -> subprocess.CompletedProcess[str]:
+def release(folder: Path, key: Path | None, *options: str) -> subprocess.CompletedProcess[str]:
     """Ask for the target alone: what it rests on is there or is not."""
+    words = ["release", *options, "--cores", "1", "--allowed-rules", "release"]
+    config = ["suite=smoke", "container_image=image.sif"]
+    config += [f"signing_key={key}"] if key else []
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    signing = [f"signing_key={key}"] if key else []
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "release", *options, "--cores", "1",
-         "--allowed-rules", "release", "--config", "suite=smoke", "container_image=image.sif",
-         *signing, *config],
-        cwd=folder, env=quiet_environment() | {"PATH": path},
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+    return snakemake(folder, *words, config=config, PATH=path)
 
 
 def put_pack(folder: Path, suite: Path, key: Path) -> Path:
@@ -70,7 +59,7 @@ def put_pack(folder: Path, suite: Path, key: Path) -> Path:
 
 def test_what_can_be_known_stops_before_the_first_job(folder: Path) -> None:
     """Everything that the shipped settings lack, in one line."""
-    done = release(folder, None, options=())
+    done = release(folder, None)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("invarlock: ")]
     assert "target release needs " in line
@@ -79,19 +68,22 @@ def test_what_can_be_known_stops_before_the_first_job(folder: Path) -> None:
     assert "release --profile profiles/release" in line
 
 
-@pytest.mark.parametrize("setting", ["profile=dev", "assurance=off", "defer_rendering=false"])
-def test_each_setting_is_demanded(folder: Path, key: Path, setting: str) -> None:
-    """One that the command line takes back is named, and no other."""
-    done = release(folder, key, setting)
-    assert done.returncode == 2, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("invarlock: ")]
-    named = [what for what in UNMET.values() if what in line]
-    assert named == [UNMET[setting.partition("=")[0]]]
+@pytest.mark.usefixtures("in_repository")
+@pytest.mark.parametrize("lacking", UNMET)
+def test_each_setting_is_demanded(lacking: str, key: Path) -> None:
+    """One that the command line takes back is named, and no other; the rest is enough."""
+    enough = yaml.safe_load((ROOT / "profiles/release/settings.yaml").read_text())
+    enough |= {"signing_key": str(key)}
+    check_release(settings(**enough), container=True)
+    less = {"require_signature": False, lacking: settings().values[lacking]}
+    with pytest.raises(ConfigError) as caught:
+        check_release(settings(**enough | less), container=True)
+    assert [what for what in UNMET.values() if what in str(caught.value)] == [UNMET[lacking]]
 
 
 def test_the_profile_demands_a_key(folder: Path) -> None:
     """Also for every other target."""
-    done = release(folder, None)
+    done = release(folder, None, *PROFILE)
     assert done.returncode == 2
     assert "require_signature is on and no signing_key is given" in done.stderr
 
@@ -99,7 +91,7 @@ def test_the_profile_demands_a_key(folder: Path) -> None:
 def test_a_strict_signed_pack_that_passes(folder: Path, key: Path, tmp_path: Path) -> None:
     """Reports of the image, the full claim, the verdict PASS."""
     put_pack(folder, published.strict_suite(tmp_path / "strict", packs.IDS), key)
-    done = release(folder, key)
+    done = release(folder, key, *PROFILE)
     assert done.returncode == 0, done.stderr + done.stdout
     log = (folder / OUT / "logs/release.log").read_text()
     assert "PASS: " in log
@@ -109,7 +101,7 @@ def test_a_strict_signed_pack_that_passes(folder: Path, key: Path, tmp_path: Pat
 def test_a_verdict_that_fails(folder: Path, key: Path, tmp_path: Path) -> None:
     """The target fails with the verdict's line; the pack is still there."""
     pack = put_pack(folder, packs.write_suite(tmp_path / "bad", packs.IDS, packs.failed_clean), key)
-    done = release(folder, key)
+    done = release(folder, key, *PROFILE)
     assert done.returncode == 1
     shown = done.stderr + done.stdout
     (line,) = [line for line in shown.splitlines() if line.strip().startswith("FAIL: ")]
@@ -121,6 +113,6 @@ def test_a_verdict_that_fails(folder: Path, key: Path, tmp_path: Path) -> None:
 def test_reports_of_the_host(folder: Path, key: Path, tmp_path: Path) -> None:
     """A PASS whose reports were not made in the image is refused."""
     put_pack(folder, packs.write_suite(tmp_path / "host", packs.IDS), key)
-    done = release(folder, key)
+    done = release(folder, key, *PROFILE)
     assert done.returncode == 1
     assert "container" in done.stderr + done.stdout

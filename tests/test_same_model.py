@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_factory import make_llama
-from measuring_factory import ARM, SEQ_LEN, World, change, make_world, read, write_tiny_windows
+from measuring_factory import ARM, SEQ_LEN, World, change, read, write_tiny_windows
 from report_factory import Document
 
 from invarlock.evidence.report_verify import ReportOptions, verify_report
@@ -18,14 +18,10 @@ from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import pass_reasons
 from invarlock.windows import WindowPlan
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PADDED = 2  # rows: of 320 random ones, more would take a share of every prediction
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A measured baseline whose head is the embedding."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def configure(folder: Path, **fields: object) -> None:

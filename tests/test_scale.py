@@ -6,8 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from repository_copy import ROOT, link_repository
-from test_workflow import SMOLLM2, snakemake
+from repository_copy import ROOT, link_repository, snakemake
+from test_workflow import SMOLLM2
 
 from invarlock.scenarios import load_catalogue
 

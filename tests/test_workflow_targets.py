@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from conftest import write_tiny_folder
-from repository_copy import link_repository
-from test_workflow import SMOLLM2, counts, expected_counts, graph, snakemake
-
-SWEEP = "guard_value_all_guard_probe_sweep.json"
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with links to everything the workflow needs."""
-    return link_repository(tmp_path_factory.mktemp("targets") / "repository")
+from repository_copy import snakemake
+from test_workflow import SMOLLM2, counts, expected_counts, graph
 
 
 def test_repeats_are_measured_and_packed(repository: Path) -> None:
@@ -66,30 +57,17 @@ def test_deferred_rendering_is_one_job(repository: Path) -> None:
     assert counts(graph(repository, page, *config, scenarios))["render_together"] == 1
 
 
-def test_the_sweep_is_made_when_it_is_asked_for(repository: Path) -> None:
-    """The guards' worth is a target of its own, from every evaluation of the selection."""
+def test_the_sweep_is_made_and_packed_when_it_is_asked_for(repository: Path) -> None:
+    """A target of its own, from every evaluation; by its rule or its file, beside the pack, the
+    pack of the same command holds it."""
     sweep = "out/reports/guard_value_all_guard_probe_sweep.json"
-    scenarios = "scenarios=noop_clean,rmt_norm_noise"
-    jobs = counts(
-        graph(repository, sweep, "--profile", "profiles/cpu", "--config", "out=out", scenarios)
-    )
-    assert (jobs["guard_value_sweep"], jobs["evaluate"]) == (1, 2)
-    assert "build_pack" not in jobs
-
-
-@pytest.mark.parametrize("target", ["guard_value_sweep", f"out/reports/{SWEEP}"])
-def test_the_pack_of_the_same_command_holds_the_sweep(repository: Path, target: str) -> None:
-    """By its rule or its file: what is asked for beside the pack is packed by that command."""
-    config = (
-        "--profile",
-        "profiles/cpu",
-        "--config",
-        "out=out",
-        "scenarios=noop_clean,rmt_norm_noise",
-    )
-    jobs = graph(repository, "pack", target, *config)
-    assert counts(jobs)["guard_value_sweep"] == 1
-    (pack,) = (job for job in jobs if job.rule == "build_pack")
-    assert any(word.endswith(SWEEP) for word in pack.words("input"))
-    (pack,) = (job for job in graph(repository, "pack", *config) if job.rule == "build_pack")
-    assert not any(word.endswith(SWEEP) for word in pack.words("input"))
+    config = ("--profile", "profiles/cpu", "--config", "out=out",
+              "scenarios=noop_clean,rmt_norm_noise")  # fmt: skip
+    alone = counts(graph(repository, sweep, *config))
+    assert (alone["guard_value_sweep"], alone["evaluate"]) == (1, 2)
+    assert "build_pack" not in alone
+    for asked in (["guard_value_sweep"], [sweep], []):
+        jobs = graph(repository, "pack", *asked, *config)
+        (pack,) = (job for job in jobs if job.rule == "build_pack")
+        assert counts(jobs).get("guard_value_sweep", 0) == len(asked)
+        assert (sweep in pack.words("input")) is bool(asked)

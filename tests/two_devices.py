@@ -1,9 +1,9 @@
 """Run a spread model on two devices that are not there: places of all tensors, no values.
 
-    python tests/two_devices.py FOLDER [--without-hooks]
+    python tests/two_devices.py [--without-hooks] FOLDER...
 
 Torch's fake tensors know which device they are on and refuse, as a GPU does, to work with one of
-another device. Prints the parameters on each device and the device of the logits as JSON.
+another device. Prints the bytes on each device and the device of the logits, a line of JSON each.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ ADAPTERS = {"bert": "hf_mlm", "t5": "hf_seq2seq"}
 
 def main() -> None:
     """See the module."""
-    config = transformers.AutoConfig.from_pretrained(sys.argv[1])
+    folders = [word for word in sys.argv[1:] if not word.startswith("--")]
     if "--without-hooks" in sys.argv:
         spread._fetch_inputs = lambda *_: None
     _setup_privateuseone_for_python_backend("gpu")  # a device type of which the CPU build has two
+    for folder in folders:
+        print(json.dumps(run(folder)), flush=True)
+
+
+def run(folder: str) -> dict[str, object]:
+    """What a forward pass of the model in ``folder`` would leave where."""
+    config = transformers.AutoConfig.from_pretrained(folder)
     with FakeTensorMode(), torch.inference_mode():
         kind = ADAPTERS.get(config.model_type, "hf_causal")
         model = getattr(transformers, LOADERS[kind]).from_config(config, attn_implementation="sdpa")
@@ -42,7 +49,7 @@ def main() -> None:
         sizes: Counter[str] = Counter()
         for parameter in model.parameters():
             sizes[str(parameter.device)] += parameter.nbytes
-    print(json.dumps({"logits": str(logits.device), "bytes": dict(sizes)}))
+    return {"logits": str(logits.device), "bytes": dict(sizes)}
 
 
 if __name__ == "__main__":
