@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from checkpoint_factory import make_llama
 from measuring_factory import SETTINGS, write_tiny_windows
 from packaging.requirements import Requirement
@@ -68,23 +67,15 @@ def test_each_lock_holds_what_is_asked_for_and_no_more() -> None:
     assert "scipy" in test
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate"])
-def test_a_run_needs_nothing_of_the_tests(command: str, tmp_path: Path) -> None:
-    """Measured, with every package blocked that only tests need."""
+def test_a_run_needs_nothing_of_the_tests(tmp_path: Path) -> None:
+    """Baseline and subject are measured with every package blocked that only tests need."""
     folder, windows = make_llama(tmp_path / "model"), tmp_path / "windows.json"
     write_tiny_windows(folder, windows, WindowPlan(24, 10, 10, 43))
-    words = ["--windows", windows, "--out", tmp_path / "out", *SETTINGS, "--tier", "none"]
-    if command == "run":
-        words = ["--model", folder, *words]
-    else:
-        words = ["--baseline", folder, "--subject", folder, *words]
+    words = ["--baseline", folder, "--subject", folder, "--windows", windows]
+    words += ["--out", tmp_path / "out", *SETTINGS, "--tier", "none"]
     blocked = " ".join(sorted(names("requirements-test.lock")))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, blocked, command, *map(str, words)],
-        cwd=ROOT,
-        env=quiet_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-c", PROGRAM, blocked, "evaluate", *map(str, words)],
+        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from checkpoint_factory import (
     write_tokenizer,
 )
 from measuring_factory import change, write_tiny_windows
+from repository_copy import invarlock
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
@@ -268,11 +267,11 @@ def test_the_order_of_windows_comes_from_the_seed(checkpoint, tmp_path) -> None:
 def test_the_command_trains_and_says_so(checkpoint, tmp_path) -> None:
     """The whole command, twice in processes of their own: what it prints, writes and repeats."""
     folder = checkpoint("llama")
-    words = [sys.executable, "-m", "invarlock", "edit", "--baseline", folder, "--device", "cpu"]
+    words = ["edit", "--baseline", folder, "--device", "cpu"]
     words += ["--spec", "fine_tune:0.0005:3:all", "--windows", folder.parent / "windows.json"]
     for run in "ab":
         out = ["--out", tmp_path / run, "--metadata", tmp_path / f"{run}.json", "--seed", "7"]
-        done = subprocess.run([*words, *out], capture_output=True, text=True, check=False)
+        done = invarlock(*words, *out)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
     assert done.stdout.count("step ") == 3

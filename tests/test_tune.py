@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 from checkpoint_factory import make_llama
 from measuring_factory import SETTINGS, write_tiny_windows
-from repository_copy import ROOT
+from repository_copy import ROOT, invarlock
 
 from invarlock.cli import main, parser_of, tune
 from invarlock.cli.options import parsed
@@ -204,10 +202,7 @@ def test_the_command_keeps_other_entries_and_repeats(
     write_tuned(tmp_path / "old.json", TunedParameters("", models, {"lowrank_svd": kept}, ["why"]))
     out = tmp_path / "out" / "tuned.json"
     more = ("--edits", "quant_rtn", "--update", str(tmp_path / "old.json"))
-    command = [sys.executable, "-m", "invarlock", "advanced", "tune"]
-    done = subprocess.run(
-        [*command, *words(tiny, out, *more)], capture_output=True, text=True, check=False
-    )
+    done = invarlock("advanced", "tune", *words(tiny, out, *more))
     assert done.returncode == 0, done.stderr
     assert "quant_rtn: selected: candidate 1, the first that passes on both" in done.stdout
     assert [path.name for path in out.parent.iterdir()] == ["tuned.json"]
