@@ -23,9 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
 from msgspec import UNSET, UnsetType
-from numpy.typing import NDArray
 
 from invarlock.documents.fields import Count, Decided, about
 from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Run, Runs
@@ -38,7 +36,11 @@ from invarlock.policy import MoePolicy, Policy
 from invarlock.roles import Role, layer_of, role_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+else:
+    from invarlock import numpy_on_use as np
 
 MIN_CHOICES = 10  # of an expert by the baseline's tokens, before its death can be seen
 

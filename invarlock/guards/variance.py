@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Closed, Measured, Open, about
@@ -53,7 +52,10 @@ from invarlock.policy import Policy, VariancePolicy
 from invarlock.roles import architecture_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+else:
+    from invarlock import numpy_on_use as np
 
 HELD_OUT_SHARE = 0.2  # of all windows; from the preview arm, none of them a calibration window
 REPLICATES, SEED = 2000, 211

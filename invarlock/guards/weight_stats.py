@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+else:
+    from invarlock import numpy_on_use as np
 
 TOLERANCE = 1e-3  # residual relative to sigma
 CHECK_EVERY = 4  # steps between looks at the residual

@@ -17,9 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from invarlock.errors import InputError
 from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
 from invarlock.metrics.perplexity import (
@@ -30,10 +27,16 @@ from invarlock.metrics.perplexity import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from invarlock.policy import Policy
 
+    Bools = NDArray[np.bool_]
+else:
+    from invarlock import numpy_on_use as np
+
 MAX_EXACT = 5000  # discordant examples: whole numbers beyond get slow (their square)
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

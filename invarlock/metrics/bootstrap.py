@@ -24,11 +24,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+    Floats = NDArray[np.float64]
+else:
+    from invarlock import numpy_on_use as np
+
 _NORMAL = NormalDist()
 MOST_DRAWS = 1_000_000  # clusters drawn at a time: 8 MB an array
 

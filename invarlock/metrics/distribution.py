@@ -15,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from invarlock.errors import MeasurementError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from invarlock.policy import DistributionPolicy
+else:
+    from invarlock import numpy_on_use as np
 
 TOP_K = 64  # the baseline's most likely tokens kept per position
 # Below this mass float16 log-probabilities cannot tell what is left for the other tokens:

@@ -16,12 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from invarlock.metrics.bootstrap import Floats, Interval, bca_interval, cluster_sums
+from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from invarlock.metrics.bootstrap import Floats
     from invarlock.policy import Policy
+else:
+    from invarlock import numpy_on_use as np
 
 BOOTSTRAP_SEED_OFFSET = 503  # keeps the resampling stream apart from the data seed
 

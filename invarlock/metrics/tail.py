@@ -25,14 +25,20 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from msgspec.structs import asdict
 
-from invarlock.metrics.bootstrap import Floats, cluster_sums, delta_method_error
+from invarlock.metrics.bootstrap import cluster_sums, delta_method_error
 from invarlock.metrics.perplexity import Arm, finite
 from invarlock.policy import TailPolicy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from invarlock.metrics.bootstrap import Floats
+else:
+    from invarlock import numpy_on_use as np
 
 LEVEL = 0.95  # one-sided, of each bound
 NAMED = {"q50": 0.5, "q90": 0.9, "q95": 0.95, "q99": 0.99}

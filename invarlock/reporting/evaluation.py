@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from invarlock import __version__
 from invarlock.files import digest_json
@@ -25,6 +23,11 @@ from invarlock.reporting.assurance import assurance_block
 from invarlock.reporting.judgement import Evidence, Judgement, judge
 from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing
 from invarlock.reporting.telemetry import telemetry_block
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    from invarlock import numpy_on_use as np
 
 Document = dict[str, Any]
 GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from invarlock.differences import differences, equal_text, is_list, is_number
 from invarlock.errors import ContractError, InvarlockError
@@ -29,10 +27,13 @@ from invarlock.policy import Override, Policy, resolve_policy
 from invarlock.reporting.evaluation import ADDED, evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
 
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    from invarlock import numpy_on_use as np
+
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
-# A shift of one token, for the members of its summary.
-ONE_TOKEN = distribution.TokenShift(np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), [1], 1)
 Report = Mapping[str, Any]
 NOT_RUN = "the windows of a subject that was not run"
 PRESET = "that the thresholds are those of the preset it names"
@@ -346,7 +347,9 @@ def _shift(report: Report, policy: Policy) -> Iterator[str]:
         if final["window_ids"] and None not in sums:
             yield "/distribution is left out, although the windows have finite sums"
         return
-    wanted = distribution.summarize(ONE_TOKEN, policy.distribution)
+    # a shift of one token has the members that a summary has
+    one = distribution.TokenShift(np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), [1], 1)
+    wanted = distribution.summarize(one, policy.distribution)
     yield from (f"/distribution{where}: does not follow" for where in _further(block, wanted))
     found = distribution.check(block, final, policy.distribution)
     yield from (f"/distribution{field}: contradicts the windows" for field in found)

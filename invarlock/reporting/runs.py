@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.metrics import ARMS
@@ -17,6 +15,11 @@ from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.policy import Policy
 from invarlock.reporting.judgement import Evidence
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    from invarlock import numpy_on_use as np
 
 Run = Mapping[str, Any]
 

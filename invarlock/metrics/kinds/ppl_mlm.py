@@ -15,16 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.metrics.kind import Block, Example, ToExample
 from invarlock.metrics.kinds.perplexity import Perplexity
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from invarlock.documents.windows import Window
+else:
+    from invarlock import numpy_on_use as np
 
 MASKED = 0.15  # probability of a position to be predicted
 REPLACED, RANDOM = 0.8, 0.1  # of those: by the mask token, by any token; the rest stays
