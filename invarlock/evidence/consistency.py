@@ -19,10 +19,12 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invarlock.contracts import check, violations
 from invarlock.differences import Difference, differences
+from invarlock.documents.fields import is_added
 from invarlock.documents.kinds import CUSTOM
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import escape
@@ -81,8 +83,6 @@ if TYPE_CHECKING:
     from invarlock.preset import Preset
     from invarlock.verdict.records import Evaluation
 
-# Members of records that verdicts of earlier versions do not have.
-ADDED = ("baseline_sha256", "subject_sha256")
 SETTINGS = ("network_mode", "determinism", "repeats")  # in the manifest, and in its parameters
 COUNTS = ("clean_reports", "error_injection_reports", "failed_reports")
 MAX_DIFFERENCES = 20  # listed of one document
@@ -353,6 +353,7 @@ def _compare(
     tree: Tree, recorded: Mapping[str, Mapping[str, Any]], results: Recomputed
 ) -> Iterator[str]:
     """Where the recorded verdict, its summaries and its text depart from the recomputed one."""
+    from invarlock.reporting.documents.final_verdict import FinalVerdict
     from invarlock.verdict.text import first_line
 
     verdict = results.verdict or {}
@@ -367,8 +368,9 @@ def _compare(
                 yield escape(error)
             else:
                 documents.append((path, stored, json.loads(json.dumps(computed))))
+    may_lack = partial(is_added, FinalVerdict)
     for path, stored, computed in documents:
-        found = differences(stored, computed, optional=ADDED)
+        found = differences(stored, computed, may_lack=may_lack)
         yield from (f"{path}: {line}" for line in _lines(found, "the reports give"))
     first = first_line(verdict).encode()
     # only what it claims: the layout of the table is free to change between versions

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
-from invarlock.documents.fields import Closed, Decided, Judged
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Closed, Decided, Judged, Open, about
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
 from invarlock.pages.parts import Check, Section
@@ -264,6 +266,14 @@ class Guard:
     def section(self, report: Report) -> Section:
         """This guard's section of the page."""
         raise NotImplementedError
+
+
+class Warning(Open):
+    """One warning."""
+
+    policy_gate: Annotated[
+        str | UnsetType, about("fail where the guard does not pass because of it, else pass")
+    ] = UNSET
 
 
 def warning(guard: str, kind: str, message: str) -> Block:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Open, about
 from invarlock.metrics.kinds import METRICS
 from invarlock.policy import ConfidencePolicy
 
 MIN_REPLICATES = 200  # with fewer the limits themselves are noise
+
+
+class Confidence(Open):
+    """Confidence label."""
+
+    label: Annotated[Literal["High", "Medium", "Low"], about("label")]
+    basis: Annotated[str, about("what it is based on")]
+    width: Annotated[float | UnsetType, about("width of the interval")] = UNSET
+    threshold: Annotated[float | UnsetType, about("width allowed")] = UNSET
+    unstable: Annotated[bool | UnsetType, about("unstable")] = UNSET
 
 
 @dataclass(frozen=True)

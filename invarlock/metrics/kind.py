@@ -16,8 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+from msgspec import UNSET, Meta, UnsetType
+
+from invarlock.documents.fields import Open, about
 from invarlock.metrics.bootstrap import Interval
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.pages.reading import Report
@@ -73,6 +76,46 @@ class Floor(NamedTuple):
     need: float
 
 
+class Compared(Open):
+    """The members of the primary metric that every kind states."""
+
+    unit: Annotated[str | UnsetType, about("unit")] = UNSET
+    direction: Annotated[str | UnsetType, about("whether lower or higher is better")] = UNSET
+    aggregation_scope: Annotated[str | UnsetType, about("token, window or record")] = UNSET
+    gating_basis: Annotated[str | UnsetType, about("which bound decides")] = UNSET
+    paired: Annotated[bool | UnsetType, about("differences are paired by window")] = UNSET
+    preview: Annotated[float | UnsetType, about("value on the warm-up windows")] = UNSET
+    final: Annotated[float | UnsetType, about("value on the scored windows")] = UNSET
+    ratio_vs_baseline: Annotated[
+        float | UnsetType, about("subject over baseline, or the difference in percentage points")
+    ] = UNSET
+    ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
+        about("interval of the logarithm of the ratio"),
+    ] = UNSET
+    display_ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
+        about("interval of the ratio"),
+    ] = UNSET
+    decision: Annotated[str | UnsetType, about("pass, fail or inconclusive")] = UNSET
+    drift_band: Annotated[
+        dict[str, Any] | list[Any] | UnsetType,
+        about(
+            "the band of drift.ratio as limits on drift.raw, the subject's own final over preview"
+        ),
+    ] = UNSET
+    drift: Annotated[
+        dict[str, Any] | UnsetType,
+        about(
+            "ratio: final over preview of the subject relative to the baseline's, between "
+            "min and max; raw: the subject's alone"
+        ),
+    ] = UNSET
+    limit: Annotated[
+        float | UnsetType, about("limit on the ratio, or on the difference in percentage points")
+    ] = UNSET
+
+
 @dataclass(frozen=True)
 class Judged:
     """What was decided of two runs that were measured."""
@@ -122,6 +165,9 @@ class Metric:
     limits: ClassVar[str]  # row of the tier table
     # How published verifiers recompute the point: ``ppl`` from losses, ``accuracy`` from counts.
     family: ClassVar[str]
+    # Members that only reports of this kind have, by their block: primary_metric, windows (those of
+    # one sample), telemetry or metrics.
+    members: ClassVar[Mapping[str, type[Open]]] = {}
     # --- how people read it
     noun: ClassVar[str]  # what compares both runs: a ratio or a difference
     suffix: ClassVar[str]  # after such a number

@@ -4,19 +4,55 @@ The same function writes a report and re-checks it: ``evaluate`` calls it with w
 the verifier with what the report recorded and the verifier's own tier table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Count, Open, about, extended
 from invarlock.guards import GUARDS
-from invarlock.guards.guard import Guard, Runs, warning
+from invarlock.guards.guard import Guard, Runs, Warning, warning
 from invarlock.metrics.kind import Block, MetricEvidence
 from invarlock.metrics.tail import judge_tail, tail_acceptable
 from invarlock.policy import Policy
 from invarlock.reporting.gates import gates_of
-from invarlock.reporting.primary_metric import ACCEPTABLE, confidence_block, judge_metric
+from invarlock.reporting.primary_metric import (
+    ACCEPTABLE,
+    MetricFlags,
+    confidence_block,
+    judge_metric,
+)
+
+
+@extended(
+    {
+        flag: Annotated[bool | UnsetType, about(text)]
+        for guard in GUARDS
+        for flag, text in guard.flag_texts.items()
+    }
+)
+class Validation(MetricFlags):
+    """The decided flags; of one that was not evaluated, false, its block says evaluated: false."""
+
+    primary_metric_tail_acceptable: Annotated[
+        bool | UnsetType, about("the tail of the per-window differences is within its limit")
+    ] = UNSET
+    # of other programs
+    guard_warning_policy_acceptable: Annotated[
+        bool | UnsetType, about("the warning policy accepts the guard warnings")
+    ] = UNSET
+    guard_warnings_present: Annotated[bool | UnsetType, about("there are guard warnings")] = UNSET
+
+
+class GuardWarnings(Open):
+    """Warnings of the guards."""
+
+    warning_count: Annotated[Count | UnsetType, about("number of warnings")] = UNSET
+    present: Annotated[bool | UnsetType, about("there are any")] = UNSET
+    warnings: Annotated[
+        list[Warning] | UnsetType, about("guard, kind, message, and the module where there is one")
+    ] = UNSET
 
 
 @dataclass(frozen=True)

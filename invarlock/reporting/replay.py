@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from invarlock.differences import differences, equal_text, is_list, is_number
+from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
@@ -24,7 +26,7 @@ from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy
-from invarlock.reporting.evaluation import ADDED, evaluation_report
+from invarlock.reporting.evaluation import EvaluationReport, evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
 
 if TYPE_CHECKING:
@@ -382,5 +384,6 @@ def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[s
     stored, computed = (
         {k: v for k, v in document.items() if k not in same} for document in (report, rebuilt)
     )
-    found = differences(stored, computed, tolerance=tolerance, optional=ADDED)
+    may_lack = partial(is_added, EvaluationReport)
+    found = differences(stored, computed, tolerance=tolerance, may_lack=may_lack)
     yield from (difference.line() for difference in found)

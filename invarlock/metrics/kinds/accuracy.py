@@ -11,8 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import ConfigError
 from invarlock.metrics import ARMS
 from invarlock.metrics.accuracy import AccuracyResult, Examples, compare_accuracy, labelled
@@ -40,6 +43,36 @@ if TYPE_CHECKING:
     from invarlock.policy import ConfidencePolicy, Policy
 
 
+class AccuracyMembers(Open):
+    """The members of a primary metric that are an accuracy's."""
+
+    counts_source: Annotated[
+        Literal["measured", "pseudo_config"] | UnsetType, about("where counts come from")
+    ] = UNSET
+    n_final: Annotated[Count | UnsetType, about("scored examples; accuracy only")] = UNSET
+    mcnemar_p: Annotated[
+        float | UnsetType | None, about("McNemar's test of the answers that changed; accuracy only")
+    ] = UNSET
+
+
+class AccuracyWindows(Open):
+    """What an accuracy records of windows."""
+
+    correct: Annotated[
+        list[Any] | UnsetType,
+        about("whether each example was answered right (booleans); accuracy only"),
+    ] = UNSET
+    baseline_correct: Annotated[list[Any] | UnsetType, about("the baseline's answers")] = UNSET
+
+
+class AccuracyCounts(Open):
+    """Counts behind an accuracy."""
+
+    classification: Annotated[
+        dict[str, Any] | UnsetType, about("right answers and examples, warm-up and scored apart")
+    ] = UNSET
+
+
 class Accuracy(Metric):
     """Share of labelled records answered correctly, in percentage points against the baseline."""
 
@@ -62,6 +95,11 @@ class Accuracy(Metric):
     to_decide: ClassVar[str] = "examples_to_decide"
     limits: ClassVar[str] = "accuracy"
     family: ClassVar[str] = "accuracy"
+    members: ClassVar[Mapping[str, type[Open]]] = {
+        "primary_metric": AccuracyMembers,
+        "windows": AccuracyWindows,
+        "metrics": AccuracyCounts,
+    }
     noun: ClassVar[str] = "difference"
     suffix: ClassVar[str] = " pp"
     short: ClassVar[tuple[str, str, str]] = ("accuracy", "+.2f", " points")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from msgspec import UNSET, Meta, UnsetType
 
 from invarlock.documents.fields import (
+    ADDED,
     Alarm,
     Category,
     Closed,
@@ -184,10 +185,10 @@ class Record(Stated, kw_only=True):
     primary_guard_hit: Annotated[bool, about("whether it did")]
     any_core_guard_flag: Annotated[bool, about("whether any core guard fired")]
     baseline_sha256: Annotated[
-        str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome")
+        str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome"), ADDED
     ] = UNSET
     subject_sha256: Annotated[
-        str | UnsetType | None, about("digest of the subject checkpoint, of the outcome")
+        str | UnsetType | None, about("digest of the subject checkpoint, of the outcome"), ADDED
     ] = UNSET
     as_expected: Annotated[bool, about("whether the evaluation showed what its scenario asks for")]
     undecided: Annotated[
