@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from invarlock.errors import ConfigError
 from invarlock.files import digest_json
 
 TIERS_FILE = Path(__file__).with_name("data") / "tiers.yaml"
+T = TypeVar("T", bound=msgspec.Struct)
 PROFILES = ("dev", "ci", "release")  # what report verification demands
 
 
@@ -95,15 +96,6 @@ class TailPolicy(Section):
     quantile_max: float
     epsilon: float
     mass_max: float
-
-
-class AccuracyPolicy(Section):
-    """Thresholds of an accuracy metric, differences in percentage points."""
-
-    delta_min_pp: float
-    min_examples: int
-    hysteresis_delta_pp: float
-    drift_max_pp: float  # of the difference between the arms, either way; presets leave it alone
 
 
 class RmtPolicy(Section):
@@ -186,14 +178,17 @@ class DriftPolicy(Section):
 
 
 class Policy(Section, kw_only=True, dict=True):
-    """Everything that decides, for one tier with its overrides."""
+    """Everything that decides, for one tier with its overrides.
+
+    A row of the table that is no member here is that of a guard or a kind of metric, which reads it
+    by :meth:`limits`.
+    """
 
     tier: str
     enforce_guards: bool  # False: guards are measured and recorded but decide nothing
     pm_ratio: RatioPolicy
     coverage: CoveragePolicy
     drift: DriftPolicy
-    accuracy: AccuracyPolicy
     tail: TailPolicy = msgspec.field(name="pm_tail")
     spectral: SpectralPolicy
     rmt: RmtPolicy
@@ -206,6 +201,14 @@ class Policy(Section, kw_only=True, dict=True):
     overrides: tuple[Override, ...] = ()
     resolved: dict[str, Any]  # the tier's row with the overrides applied
 
+    def limits(self, name: str, kind: type[T]) -> T:
+        """A row of the table as the struct of the guard or kind of metric that decides by it.
+
+        Raises:
+            ValidationError: the row holds other values than the struct.
+        """
+        return msgspec.convert(self.resolved[name], kind)
+
     @functools.cached_property
     def digest(self) -> str:
         """First 16 hex of SHA-256 over the canonical JSON of all that decides."""
@@ -217,6 +220,9 @@ class Policy(Section, kw_only=True, dict=True):
         """The overrides with the tier's own value beside each, as a report states them."""
         own = load_policy(self.tier)
         return [{**asdict(o), "tier_value": _value_at(own, o.path)} for o in self.overrides]
+
+
+MEMBERS = frozenset(member.encode_name for member in msgspec.structs.fields(Policy))
 
 
 @functools.cache
@@ -288,7 +294,8 @@ def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
         raise ConfigError("a threshold is overridden twice", expected="one override a path")
     for override in overrides:
         _apply(override, row, bounds, tier)
-    policy = msgspec.convert({**row, "tier": tier, "resolved": row}, Policy)
+    own = {key: value for key, value in row.items() if key in MEMBERS}
+    policy = msgspec.convert({**own, "tier": tier, "resolved": row}, Policy)
     policy.overrides = overrides
     return policy
 

@@ -144,9 +144,8 @@ def test_decision_is_three_way(lost, gained, n, decision):
 
 def test_hysteresis_is_reported_when_it_decided():
     """A lower bound between the limit and the limit less hysteresis passes and says so."""
-    policy = structs.replace(
-        POLICY, accuracy=structs.replace(POLICY.accuracy, hysteresis_delta_pp=90.0)
-    )
+    row = POLICY.resolved["accuracy"] | {"hysteresis_delta_pp": 90.0}
+    policy = structs.replace(POLICY, resolved=POLICY.resolved | {"accuracy": row})
     result = compare_accuracy(examples(), examples(lost=20), policy, SETTINGS)
     assert result.decision == "pass"
     assert result.hysteresis_applied

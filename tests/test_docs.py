@@ -15,6 +15,7 @@ import yaml
 from repository_copy import program
 
 from invarlock.cli import COMMANDS, parser_of
+from invarlock.metrics.accuracy import AccuracyPolicy
 from invarlock.policy import bounds_of, load_policy, tier_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,7 +226,7 @@ def test_threshold_table_is_the_tier_table() -> None:
         [f"{p.spectral.deadband:.2f} / {p.spectral.max_caps}" for p in policies],
         [" / ".join(str(p.spectral.kappa(f)) for f in ("ffn", "attn", "embed", "other"))
          for p in policies],
-        [f"{p.accuracy.delta_min_pp} / {p.accuracy.min_examples}" for p in policies],
+        [f"{a.delta_min_pp} / {a.min_examples}" for a in map(AccuracyPolicy.of, policies)],
         [f"{p.tail.quantile_max:.2f} / {p.tail.min_windows}" for p in policies],
         [f"{p.rmt.epsilon_default:.2f}" for p in policies],
         [f"{p.variance.deadband} / {p.variance.min_effect_lognll}" for p in policies],

@@ -18,7 +18,13 @@ from msgspec import UNSET, UnsetType
 from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import ConfigError
 from invarlock.metrics import ARMS
-from invarlock.metrics.accuracy import AccuracyResult, Examples, compare_accuracy, labelled
+from invarlock.metrics.accuracy import (
+    AccuracyPolicy,
+    AccuracyResult,
+    Examples,
+    compare_accuracy,
+    labelled,
+)
 from invarlock.metrics.kind import (
     Block,
     Columns,
@@ -155,7 +161,7 @@ class Accuracy(Metric):
             acceptable=result.acceptable,
             drift_ok=result.drift_ok,
             hysteresis_applied=result.hysteresis_applied,
-            floors=(Floor(self.floor, result.n_final, policy.accuracy.min_examples),),
+            floors=(Floor(self.floor, result.n_final, AccuracyPolicy.of(policy).min_examples),),
         )
 
     def baseline_points(self, evidence: MetricEvidence) -> dict[str, float]:
@@ -163,13 +169,16 @@ class Accuracy(Metric):
         return {arm: float(examples.baseline.mean()) for arm, examples in both}
 
     def hysteresis(self, policy: Policy) -> dict[str, float]:
-        return {"accuracy_delta_pp": policy.accuracy.hysteresis_delta_pp}
+        return {"accuracy_delta_pp": AccuracyPolicy.of(policy).hysteresis_delta_pp}
 
     def width_limit(self, policy: ConfidencePolicy) -> tuple[str, float]:
         return "accuracy", policy.accuracy_delta_pp_width_max
 
     def shortage(self, arms: tuple[int, int], length: int, policy: Policy) -> Shortage | None:
-        least = policy.coverage.preview, max(policy.coverage.final, policy.accuracy.min_examples)
+        least = (
+            policy.coverage.preview,
+            max(policy.coverage.final, AccuracyPolicy.of(policy).min_examples),
+        )
         if arms[0] >= least[0] and arms[1] >= least[1]:
             return None
         return Shortage(
@@ -302,7 +311,7 @@ def _joined(baseline: Columns, subject: Columns) -> Examples:
 
 def _block(result: AccuracyResult, policy: Policy) -> Block:
     raw, drift = result.final - result.preview, result.drift_pp / 100
-    most = policy.accuracy.drift_max_pp / 100
+    most = AccuracyPolicy.of(policy).drift_max_pp / 100
     return {
         "preview": result.preview,
         "final": result.final,
