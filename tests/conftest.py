@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pack_factory as packs
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from measuring_factory import World
     from proof_pack_factory import Keyring
+
+# How long an example takes, or is drawn, says something about the machine and nothing about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
