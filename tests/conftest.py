@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from measuring_factory import World
     from proof_pack_factory import Keyring
 
-# How long an example takes, or is drawn, says something about the machine and nothing about the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# How long an example takes, or drawing it, says something of the machine and nothing of the code.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any")
 
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
