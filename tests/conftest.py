@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pack_factory as packs
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from measuring_factory import World
     from proof_pack_factory import Keyring
+
+# How long an example takes, or drawing it, says something of the machine and nothing of the code.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any")
 
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
