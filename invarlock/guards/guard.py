@@ -130,6 +130,9 @@ class Guard:
     every_model: ClassVar[bool] = True  # False: it has a block only where ``applies``
     core: ClassVar[bool] = False  # one of the published guards that scenarios aim at
     policy_key: ClassVar[str] = ""  # its limits in the tier table; empty: it has none
+    # Reports of the first published versions know nothing of it. One without its block is judged
+    # by the rules of its time, which are those of today without this guard.
+    added: ClassVar[bool] = False
     # What each of its flags means: one that decides, and those that only tell.
     flag_texts: ClassVar[Mapping[str, str]] = {}
     # The detectors that it brings, each a form that a scenario may ask for; see ``detectors``.
@@ -232,7 +235,10 @@ class Guard:
         yield from ()
 
     def fired(self, report: Report) -> dict[str, bool]:
-        """Whether the guard measured something and found it bad, by published name."""
+        """Whether the guard measured something and found it bad, by published name; empty where the
+        report is of a version without the guard."""
+        if self.added and self.name not in report:
+            return {}
         if self.flag:
             return {self.name: refused(report, self.flag, self.name)}
         found = block(report, self.name)
