@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -250,6 +249,8 @@ def leftovers(folder: Path, name: str = "") -> Iterator[Path]:
 
 def remove_leftovers(found: Iterable[Path]) -> None:
     """Remove what :func:`leftovers` found."""
+    import shutil
+
     for left in found:
         with contextlib.suppress(OSError):  # another process may remove it as well
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -345,6 +346,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the target cannot be written.
     """
+    import shutil  # with every compression that it knows, which readers of files do without
+
     stage = temporary_sibling(path)
     try:
         stage.mkdir(parents=True)
@@ -388,6 +391,8 @@ def unwritable(path: Path | str, error: OSError, size: int = 0) -> InputError:
 
 def free_bytes(path: Path) -> int:
     """Free bytes on the file system that holds ``path`` (or its nearest existing parent)."""
+    import shutil
+
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from invarlock.metrics.kinds import METRICS
 from invarlock.policy import ConfidencePolicy
@@ -12,8 +13,7 @@ from invarlock.policy import ConfidencePolicy
 MIN_REPLICATES = 200  # with fewer the limits themselves are noise
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(Struct, frozen=True):
     """What the label depends on."""
 
     kind: str  # of the primary metric

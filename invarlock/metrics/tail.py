@@ -24,9 +24,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from invarlock.metrics.bootstrap import cluster_sums, delta_method_error
@@ -47,8 +47,7 @@ SOURCE = "paired_baseline.final"
 Block = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Tail:
+class Tail(Struct, frozen=True):
     """Per-window differences in ascending order, with what a bound needs."""
 
     values: Floats  # (windows,) nats per token, ascending

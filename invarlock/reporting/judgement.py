@@ -7,8 +7,9 @@ the verifier with what the report recorded and the verifier's own tier table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from invarlock.guards import GUARDS
 from invarlock.guards.guard import Guard, Runs, warning
@@ -19,8 +20,7 @@ from invarlock.reporting.gates import gates_of
 from invarlock.reporting.primary_metric import ACCEPTABLE, confidence_block, judge_metric
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """What was recorded of both runs; everything a decision is made from."""
 
     metric: MetricEvidence
@@ -28,8 +28,7 @@ class Evidence:
     runs: Runs
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """The decided blocks of an evaluation report, by the name they have in it."""
 
     blocks: dict[str, Block]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from msgspec import Struct
 
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
@@ -57,8 +58,7 @@ class PplMlm(Perplexity):
         return {**found, "masked_tokens_total": sum(tokens.values())}
 
 
-@dataclass(frozen=True)
-class Masking:
+class Masking(Struct, frozen=True):
     """What masking needs to know of a tokenizer."""
 
     mask_id: int
