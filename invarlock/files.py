@@ -148,7 +148,13 @@ def _without_strings(data: bytes) -> bytes:
 
 def _refuse_depth(bare: bytes, where: str) -> None:
     """Count brackets outside strings, so that deep input never reaches the recursive parser."""
-    brackets = bare.translate(None, _NOT_BRACKETS)
+    brackets = left = bare.translate(None, _NOT_BRACKETS)
+    # A round takes away what is innermost, at most one level of each kind: counting them one by
+    # one takes as long as decoding, and is left to what is not empty by then.
+    for _ in range(MAX_JSON_DEPTH // 2):
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+        if not left:
+            return
     if any(
         depth > MAX_JSON_DEPTH for depth in itertools.accumulate(map(_STEP.__getitem__, brackets))
     ):
