@@ -6,11 +6,11 @@ import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import asdict
 
 from invarlock.differences import is_number
 from invarlock.errors import ConfigError
@@ -21,8 +21,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 PROFILES = ("dev", "ci", "release")  # what report verification demands
 
 
-@dataclass(frozen=True)
-class Override:
+class Override(msgspec.Struct, frozen=True):
     """One threshold that is not the tier's own, and where it came from."""
 
     path: str  # spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode

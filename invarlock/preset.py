@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from invarlock.contracts import validate
+from invarlock.contracts import check, validate
 from invarlock.errors import ContractError, InputError
 from invarlock.files import digest_json, parse_json, read_bytes
 from invarlock.guards import CHAIN
@@ -30,6 +30,7 @@ from invarlock.policy import (
 
 STATS_SCHEMA = "invarlock/calibration-stats-v1"
 PRESET_SCHEMA = "invarlock/calibrated-preset-v1"
+STATISTICS = "calibration-stats"  # the contract of what a preset is derived from
 NULL_EDITS = ("noop", "quant_rtn:8:0:all")
 MIN_VALUES = 3  # below this the closed form of the tolerance factor has no solution
 DIGITS = 9  # significant digits of a derived number
@@ -195,7 +196,7 @@ def derive(stats: Mapping[str, Any], tier: str, where: str) -> Document:
         ConfigError: no such tier.
         ContractError: the statistics depart from their contract or contradict themselves.
     """
-    validate(stats, "calibration-stats", where)
+    check(stats, STATISTICS, where)
     meta = {
         "model_name": stats["model_id"],
         "checkpoint_sha256": stats["checkpoint_sha256"],
@@ -327,7 +328,7 @@ def preset_of(document: Mapping[str, Any], where: str) -> Preset:
         ContractError: it departs from its contract, or states other thresholds than its
             statistics and the tier table give.
     """
-    validate(document, "calibrated-preset", where)
+    check(document, "calibrated-preset", where)
     recorded = document["_calibration_meta"]
     meta = {key: recorded[key] for key in META}
     try:
@@ -379,12 +380,16 @@ def read_preset(path: Path) -> Preset:
         ConfigError: it names no tier of ours.
     """
     data = read_bytes(path)
-    if path.suffix == ".json":
-        return preset_of(parse_json(data, str(path)), str(path))
+    document = parse_json(data, str(path)) if path.suffix == ".json" else _from_yaml(data, path)
+    validate(document, "calibrated-preset", str(path))
+    return preset_of(document, str(path))
+
+
+def _from_yaml(data: bytes, path: Path) -> Any:
     import yaml
 
     try:
-        return preset_of(yaml.safe_load(data), str(path))
+        return yaml.safe_load(data)
     except yaml.YAMLError as error:
         line = str(error).splitlines()[0]
         raise InputError("not YAML", where=str(path), found=line) from error

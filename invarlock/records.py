@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from invarlock.errors import InputError
 
@@ -23,8 +24,7 @@ TEXT = "text"  # kind of windows that are cut from documents; any other is a met
 Encode = Callable[[str], Sequence[int]]
 
 
-@dataclass(frozen=True)
-class LabelledRecord:
+class LabelledRecord(Struct, frozen=True):
     """A record as text; ``where`` is its file and line."""
 
     prompt: str

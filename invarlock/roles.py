@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
 
 
 class Role(StrEnum):
@@ -81,8 +82,7 @@ _T5: tuple[tuple[Role, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(Struct, frozen=True):
     """What the tensor names and configuration keys of one ``model_type`` mean."""
 
     patterns: tuple[tuple[Role, str], ...]

@@ -18,9 +18,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct, field
 
 from invarlock.contracts import check, violations
 from invarlock.differences import Difference, differences
@@ -178,8 +179,7 @@ def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[
 # --- step 7: verdict, summaries, README, evidence level --------------------------------------
 
 
-@dataclass
-class Recomputed:
+class Recomputed(Struct):
     """The results of a pack; ``verdict`` is None where the pack does not hold what it needs."""
 
     recorded: str | None = None
@@ -325,7 +325,8 @@ def _evaluation(tree: Tree, place: ReportPlace, scenarios: Mapping[str, Entry]) 
     Raises:
         InvarlockError: its outcome does not fit its contract, the scenarios or the folder.
     """
-    from invarlock.verdict.records import MEASURED, Evaluation, canonical_path
+    from invarlock.verdict import MEASURED
+    from invarlock.verdict.records import Evaluation, canonical_path
 
     path = place.folder + OUTCOME_NAME
     outcome = tree.json_object(path)
@@ -384,13 +385,15 @@ def _readme(tree: Tree, results: Recomputed) -> list[str]:
 
     Above an inconclusive verdict it may say FAIL too, which is the published word for it.
     """
-    from invarlock.verdict.text import word_of
-
     verdict = dig(results.verdict, "verdict") or results.recorded
     found = tree.files.get(README)
     if found is None or not found.data or not verdict:
         return []
-    words = {str(verdict)} | ({word_of(results.verdict)} if results.verdict else set())
+    words = {str(verdict)}
+    if results.verdict:
+        from invarlock.verdict.text import word_of
+
+        words.add(word_of(results.verdict))
     line = found.data.split(b"\n", 1)[0].decode("ascii", "replace")
     return [
         f"{README}: its first line says {word}; the verdict is {escape(' or '.join(sorted(words)))}"
@@ -707,8 +710,7 @@ def _done(entry: Entry | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
-@dataclass
-class _Baseline:
+class _Baseline(Struct):
     """What a pack says of one model's baseline, and what its reports hold alike so far."""
 
     model_id: object  # None where nothing in the pack says it

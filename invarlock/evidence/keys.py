@@ -128,12 +128,19 @@ def parse_public_pem(text: str) -> bytes:
 
 
 def verify_signature(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether ``signature`` (64 bytes) is ``public``'s signature of ``message``."""
-    from nacl.exceptions import BadSignatureError
-    from nacl.signing import VerifyKey
+    """Whether ``signature`` (64 bytes) is the signature of ``message`` by ``public`` (32 bytes).
 
+    Raises:
+        ValueError: either has another length.
+    """
+    # what nacl.signing calls, which loads all that one can do with keys besides
+    from nacl.bindings import crypto_sign_BYTES, crypto_sign_open, crypto_sign_PUBLICKEYBYTES
+    from nacl.exceptions import BadSignatureError
+
+    if (len(public), len(signature)) != (crypto_sign_PUBLICKEYBYTES, crypto_sign_BYTES):
+        raise ValueError("a key or a signature of another length")
     try:
-        VerifyKey(public).verify(message, signature)
+        crypto_sign_open(signature + message, public)
     except BadSignatureError:
         return False
     return True

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from invarlock.documents.fields import Closed, Decided, Judged, Open, about
 from invarlock.files import contract_hash
@@ -65,8 +64,7 @@ class Statistic(NamedTuple):
     threshold: float
 
 
-@dataclass(frozen=True)
-class ProbeFile:
+class ProbeFile(Struct, frozen=True):
     """A file of its own with a guard's evidence, written where a scenario's detector reads it."""
 
     file: str
@@ -76,8 +74,7 @@ class ProbeFile:
     write: Callable[[Mapping[str, Any]], Block]  # from the guard's block
 
 
-@dataclass
-class CheckpointRun:
+class CheckpointRun(Struct):
     """A loaded checkpoint in the middle of its run, and what guards leave for one another."""
 
     checkpoint: Checkpoint

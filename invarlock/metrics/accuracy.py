@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from invarlock.documents.fields import Closed
 from invarlock.errors import InputError
 from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
@@ -69,8 +71,7 @@ class Examples:
         return 100.0 * (self.subject.astype(np.float64) - self.baseline.astype(np.float64))
 
 
-@dataclass(frozen=True)
-class AccuracyResult:
+class AccuracyResult(Struct, frozen=True):
     """The primary metric of a comparison and what was decided from it."""
 
     preview: float  # share of correct answers of the subject

@@ -22,11 +22,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
+    from statistics import NormalDist
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -34,12 +36,17 @@ if TYPE_CHECKING:
 else:
     from invarlock import numpy_on_use as np
 
-_NORMAL = NormalDist()
 MOST_DRAWS = 1_000_000  # clusters drawn at a time: 8 MB an array
 
 
-@dataclass(frozen=True)
-class Interval:
+@functools.cache
+def _normal() -> NormalDist:
+    from statistics import NormalDist  # with random and fractions, for intervals only
+
+    return NormalDist()
+
+
+class Interval(Struct, frozen=True):
     """A point estimate with its interval, in the units of the statistic."""
 
     point: float
@@ -136,7 +143,7 @@ def expanded_quantile(p: float, df: float) -> float:
 
     t by its expansion around the normal (Abramowitz and Stegun 26.7.5), good to 1 % from df = 3.
     """
-    z = _NORMAL.inv_cdf(p)
+    z = _normal().inv_cdf(p)
     t = z + (z**3 + z) / (4 * df)
     t += (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
@@ -167,13 +174,13 @@ def bca_interval(
         return Interval(point, point, point, 0.0, n)
     theta = _resampled_ratios(difference, tokens, replicates, seed)
     below = float(np.mean(theta < point)) + 0.5 * float(np.mean(theta == point))
-    z0 = _NORMAL.inv_cdf(min(max(below, 0.5 / replicates), 1 - 0.5 / replicates))
+    z0 = _normal().inv_cdf(min(max(below, 0.5 / replicates), 1 - 0.5 / replicates))
     a = jackknife_acceleration(difference, tokens)
     df = max(effective_clusters(tokens) - 1, 1.0)
 
     def level(p: float) -> float:
         z = z0 + expanded_quantile(p, df)
-        return _NORMAL.cdf(z0 + z / max(1.0 - a * z, 1e-12))
+        return _normal().cdf(z0 + z / max(1.0 - a * z, 1e-12))
 
     low, high = (quantile_of_sorted(theta, level(p)) for p in (alpha / 2, 1 - alpha / 2))
     return Interval(point, low, high, float(theta.std(ddof=1)), n)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Open, about
 from invarlock.metrics.kinds import METRICS
@@ -25,8 +24,7 @@ class Confidence(Open):
     unstable: Annotated[bool | UnsetType, about("unstable")] = UNSET
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(Struct, frozen=True):
     """What the label depends on."""
 
     kind: str  # of the primary metric

@@ -12,10 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import MeasurementError
@@ -71,8 +70,7 @@ class Distribution(Open):
     passed: Annotated[bool | UnsetType, about("within it")] = UNSET
 
 
-@dataclass(frozen=True)
-class TokenShift:
+class TokenShift(Struct, frozen=True):
     """What was measured on every predicted token of an arm, windows one after the other."""
 
     kl: NDArray[np.floating]  # (tokens,) nats

@@ -14,11 +14,10 @@ names none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from invarlock.documents.fields import Open, about
 from invarlock.metrics.bootstrap import Interval
@@ -35,8 +34,7 @@ Columns = Mapping[str, Any]  # what a run recorded of the windows of an arm
 Facts = list[tuple[str, str]]  # rows of a page: what it is, and its value
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(Struct, frozen=True):
     """One window as the model sees it; the last of ``inputs`` has the length of the logits."""
 
     inputs: Mapping[str, Sequence[int]]  # argument of the model -> token ids
@@ -56,8 +54,7 @@ class Example:
 ToExample = Callable[[Any], Example]  # from a window, or from a record where they are labelled
 
 
-@dataclass(frozen=True)
-class MetricEvidence:
+class MetricEvidence(Struct, frozen=True):
     """What both runs recorded for the primary metric."""
 
     kind: Metric
@@ -116,8 +113,7 @@ class Compared(Open):
     ] = UNSET
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """What was decided of two runs that were measured."""
 
     block: Block  # the members of the primary metric that are this kind's own

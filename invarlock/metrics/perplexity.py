@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
 
@@ -29,8 +30,7 @@ else:
 BOOTSTRAP_SEED_OFFSET = 503  # keeps the resampling stream apart from the data seed
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(Struct, frozen=True):
     """What both runs recorded on one arm (``preview`` or ``final``); all sequences (windows,)."""
 
     window_ids: Sequence[str]
@@ -50,8 +50,7 @@ class Arm:
         return math.exp(mean) if mean < 700 else math.inf
 
 
-@dataclass(frozen=True)
-class Bootstrap:
+class Bootstrap(Struct, frozen=True):
     """Settings of the interval."""
 
     replicates: int
@@ -59,8 +58,7 @@ class Bootstrap:
     seed: int
 
 
-@dataclass(frozen=True)
-class PerplexityResult:
+class PerplexityResult(Struct, frozen=True):
     """The primary metric of a comparison and what was decided from it."""
 
     preview: float  # perplexity of the subject

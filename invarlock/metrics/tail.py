@@ -24,10 +24,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict
 
 from invarlock.documents.fields import Open, about
@@ -65,8 +64,7 @@ class PrimaryMetricTail(Open):
     source: Annotated[str | UnsetType, about("the windows it is taken from")] = UNSET
 
 
-@dataclass(frozen=True)
-class Tail:
+class Tail(Struct, frozen=True):
     """Per-window differences in ascending order, with what a bound needs."""
 
     values: Floats  # (windows,) nats per token, ascending

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from invarlock.counts import counted
 from invarlock.pages.panels import Panels, Point, draw_panels
@@ -23,8 +24,7 @@ TICKS = [math.log(ratio) for ratio in _RATIOS]
 Limits = Mapping[str, tuple[float, float]]  # per family, on ln(ratio)
 
 
-@dataclass(frozen=True)
-class ModuleChange:
+class ModuleChange(Struct, frozen=True):
     """A statistic of a module: subject over baseline; no layer: outside the blocks."""
 
     name: str

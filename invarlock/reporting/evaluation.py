@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import asdict
 
 from invarlock import __version__
 from invarlock.documents.fields import Closed, Count, Digest, Open, Positive, about, extended
@@ -290,7 +291,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             baseline["meta"]["run_id"],
             meta["run_id"],
             policy.digest,
-            vars(comparison.bootstrap),
+            asdict(comparison.bootstrap),
             comparison.accepted,
         ),
         "meta": {
@@ -344,7 +345,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
                 }
                 for g in subject["guards"]
             ],
-            "bootstrap": vars(comparison.bootstrap),
+            "bootstrap": asdict(comparison.bootstrap),
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
@@ -437,7 +438,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "window_pairing_reason": None if windows else comparison.reason_not_run,
         "clusters": len(clusters),
         "coverage": coverage(used, comparison.bootstrap.replicates, policy),
-        "bootstrap": {"method": "bca_cluster_ratio", **vars(comparison.bootstrap)},
+        "bootstrap": {"method": "bca_cluster_ratio", **asdict(comparison.bootstrap)},
     }
     return {
         "provider": str(data["source"].get("name", data["source"]["kind"])),

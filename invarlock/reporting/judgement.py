@@ -5,10 +5,9 @@ the verifier with what the report recorded and the verifier's own tier table.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Count, Open, about, extended
 from invarlock.guards import GUARDS
@@ -55,8 +54,7 @@ class GuardWarnings(Open):
     ] = UNSET
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """What was recorded of both runs; everything a decision is made from."""
 
     metric: MetricEvidence
@@ -64,8 +62,7 @@ class Evidence:
     runs: Runs
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """The decided blocks of an evaluation report, by the name they have in it."""
 
     blocks: dict[str, Block]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from invarlock.errors import InputError
 from invarlock.metrics import ARMS
@@ -24,16 +25,14 @@ else:
 Run = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class RecordedShift:
+class RecordedShift(Struct, frozen=True):
     """The shift of the predictions as a report sums it up, without its tokens."""
 
     block: Mapping[str, Any]
     columns: Mapping[str, Any]  # per window of the final arm
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """Everything a report is built from."""
 
     baseline: Run

@@ -28,9 +28,9 @@ from invarlock.reporting.outcome import (
 )
 from invarlock.scenarios import Scenario
 from invarlock.severity import NOTHING_EDITED
+from invarlock.verdict import MEASURED
 from invarlock.verdict.detectors import read_all
 
-MEASURED = ("reported", REJECTED)  # the only outcomes that can count as a detection
 # What a report of unchanged bytes says to the detectors: no guard fired, nothing is capped.
 NOTHING_FOUND: Report = {"spectral": {"caps_applied": 0, "violations": []}}
 OF_INVARIANTS = (REJECTED, "invariants_fail")

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import ConfigError
@@ -260,8 +259,7 @@ class Accuracy(Metric):
         return None  # of answers, and the picture is of losses
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """What a model made of a record: its loss on the right answer and on the other choices."""
 
     right_nll: float  # nats

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import InputError
@@ -72,8 +71,7 @@ class PplMlm(Perplexity):
         return {**found, "masked_tokens_total": sum(tokens.values())}
 
 
-@dataclass(frozen=True)
-class Masking:
+class Masking(Struct, frozen=True):
     """What masking needs to know of a tokenizer."""
 
     mask_id: int
