@@ -12,9 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct
 
 from invarlock.errors import MeasurementError
 
@@ -42,7 +41,8 @@ CHANGE_LEVELS = {"q01": 0.01, "q05": 0.05, "q50": 0.5, "q95": 0.95, "q99": 0.99}
 Block = dict[str, Any]
 
 
-class TokenShift(Struct, frozen=True):
+@dataclass(frozen=True)
+class TokenShift:
     """What was measured on every predicted token of an arm, windows one after the other."""
 
     kl: NDArray[np.floating]  # (tokens,) nats
