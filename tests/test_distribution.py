@@ -3,12 +3,12 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from invarlock.errors import MeasurementError
 from invarlock.metrics.distribution import (

@@ -12,9 +12,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import MeasurementError
@@ -70,7 +71,8 @@ class Distribution(Open):
     passed: Annotated[bool | UnsetType, about("within it")] = UNSET
 
 
-class TokenShift(Struct, frozen=True):
+@dataclass(frozen=True)
+class TokenShift:
     """What was measured on every predicted token of an arm, windows one after the other."""
 
     kl: NDArray[np.floating]  # (tokens,) nats

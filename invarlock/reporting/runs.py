@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct
 
 from invarlock.errors import InputError
 from invarlock.metrics import ARMS
@@ -25,14 +24,16 @@ else:
 Run = Mapping[str, Any]
 
 
-class RecordedShift(Struct, frozen=True):
+@dataclass(frozen=True)
+class RecordedShift:
     """The shift of the predictions as a report sums it up, without its tokens."""
 
     block: Mapping[str, Any]
     columns: Mapping[str, Any]  # per window of the final arm
 
 
-class Comparison(Struct, frozen=True):
+@dataclass(frozen=True)
+class Comparison:
     """Everything a report is built from."""
 
     baseline: Run
