@@ -1,15 +1,18 @@
-"""The confidence label of an accepted comparison: how well its interval pins the result down."""
+"""How well an interval pins the result down: a label, and what the same evidence would pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
+from invarlock.metrics.kind import Block
 from invarlock.metrics.kinds import METRICS
 from invarlock.policy import ConfidencePolicy
 
 MIN_REPLICATES = 200  # with fewer the limits themselves are noise
+POWER = {"pass_50": 0.5, "pass_95": 0.95}  # probabilities of passing
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,18 @@ def confidence(precision: Precision, policy: ConfidencePolicy) -> dict[str, Any]
         "threshold": threshold,
         "unstable": unstable,
     }
+
+
+def power(metric: Block) -> dict[str, float]:
+    """The true values that pass with 50 and 95 %, on as many windows that vary as much.
+
+    In the unit of the point. Empty without an interval, and where nothing differs, because then
+    nothing is known about how differences vary.
+
+    Args:
+        metric: a ``primary_metric`` block.
+    """
+    if not metric.get("standard_error"):
+        return {}
+    kind, normal = METRICS[metric["kind"]], NormalDist()
+    return {name: kind.passing(metric, normal.inv_cdf(p)) for name, p in POWER.items()}

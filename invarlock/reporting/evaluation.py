@@ -48,7 +48,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             baseline["meta"]["run_id"],
             meta["run_id"],
             policy.digest,
-            vars(comparison.bootstrap),
+            comparison.bootstrap.recorded,
             comparison.accepted,
         ),
         "meta": {
@@ -102,7 +102,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
                 }
                 for g in subject["guards"]
             ],
-            "bootstrap": vars(comparison.bootstrap),
+            "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
@@ -195,7 +195,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "window_pairing_reason": None if windows else comparison.reason_not_run,
         "clusters": len(clusters),
         "coverage": coverage(used, comparison.bootstrap.replicates, policy),
-        "bootstrap": {"method": "bca_cluster_ratio", **vars(comparison.bootstrap)},
+        "bootstrap": dict(vars(comparison.bootstrap)),
     }
     return {
         "provider": str(data["source"].get("name", data["source"]["kind"])),

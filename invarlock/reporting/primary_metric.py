@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from invarlock.metrics.confidence import Precision, confidence
+from invarlock.metrics.bootstrap import PLAIN
+from invarlock.metrics.confidence import Precision, confidence, power
 from invarlock.metrics.kind import Block, Floor, MetricEvidence
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
@@ -59,8 +60,12 @@ def _needed(
     return {"evidence_needed": rows} if rows else {}
 
 
-def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
-    """The ``confidence`` block of a judged metric; without a ``width`` where there is none."""
+def confidence_block(metric: Block, acceptable: bool, policy: Policy, method: str) -> Block:
+    """The ``confidence`` block of a judged metric; without a ``width`` where there is none.
+
+    Args:
+        method: of the interval; reports of the plain one state no power.
+    """
     precision = Precision(
         kind=metric["kind"],
         display_ci=metric.get("display_ci"),
@@ -69,6 +74,8 @@ def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
         floor_met=bool(metric.get(f"{METRICS[metric['kind']].floor}_ok")),
     )
     block = confidence(precision, policy.confidence)
+    if method != PLAIN:
+        block |= power(metric)
     return {key: value for key, value in block.items() if value is not None}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from invarlock.errors import ConfigError
 from invarlock.metrics import ARMS
 from invarlock.metrics.accuracy import AccuracyResult, Examples, compare_accuracy, labelled
+from invarlock.metrics.bootstrap import PLAIN
 from invarlock.metrics.kind import (
     Block,
     Columns,
@@ -61,6 +62,8 @@ class Accuracy(Metric):
     floor: ClassVar[str] = "examples"
     to_decide: ClassVar[str] = "examples_to_decide"
     limits: ClassVar[str] = "accuracy"
+    # no example can be further out than one that is lost, so none is added
+    interval: ClassVar[str] = PLAIN
     family: ClassVar[str] = "accuracy"
     noun: ClassVar[str] = "difference"
     suffix: ClassVar[str] = " pp"
@@ -161,6 +164,10 @@ class Accuracy(Metric):
 
     def as_ratio(self, value: float) -> float:
         return 1 + value / 100  # accuracies are compared by their difference
+
+    def passing(self, metric: Block, z: float) -> float:
+        below = metric["delta_pp"] - metric["ci"][0]
+        return float(metric["limit"] + below + z * metric["standard_error"])
 
     # --- words ----------------------------------------------------------------------------------
 

@@ -326,6 +326,14 @@ class Confidence(Open):
     width: Annotated[float | UnsetType, about("width of the interval")] = UNSET
     threshold: Annotated[float | UnsetType, about("width allowed")] = UNSET
     unstable: Annotated[bool | UnsetType, about("unstable")] = UNSET
+    pass_50: Annotated[
+        float | UnsetType,
+        about(
+            "true ratio, or difference in percentage points, that passes the primary metric with "
+            "probability 0.5 on as many windows"
+        ),
+    ] = UNSET
+    pass_95: Annotated[float | UnsetType, about("the same with probability 0.95")] = UNSET
 
 
 class PolicyProvenance(Open):
@@ -353,7 +361,10 @@ class Context(Open):
     execution_log: Annotated[
         list[Any] | UnsetType, about("guard, phase and digest of its result, in the order they ran")
     ] = UNSET
-    bootstrap: Annotated[dict[str, Any] | UnsetType, about("replicates, alpha and seed")] = UNSET
+    bootstrap: Annotated[
+        dict[str, Any] | UnsetType,
+        about("replicates, alpha, seed and method (absent: bca_cluster_ratio)"),
+    ] = UNSET
     accept: Annotated[
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
