@@ -52,7 +52,7 @@ def test_interval_covers_the_truth_on_clustered_unequal_windows(simulation, numb
     low, high = band()
     assert low <= plain.missed <= high
     assert widened.missed <= high
-    assert widened.width < 1.25 * plain.width
+    assert widened.width < 1.4 * plain.width
 
 
 @pytest.mark.parametrize("number", [1, 4])
@@ -73,7 +73,7 @@ def test_a_document_far_out_is_covered(simulation, number):
     )
     assert widened.missed <= band()[1]
     assert max(widened.above, widened.below) <= band(0.03)[1]
-    assert widened.missed <= 0.75 * plain.missed
+    assert widened.missed <= 0.85 * plain.missed
 
 
 def test_a_subject_at_the_limit_seldom_passes(simulation):
