@@ -1,11 +1,11 @@
 """Whether the intervals cover the truth as often as they say, by simulation.
 
-Each scenario draws documents of 1 to 12 windows of 20 to 140 tokens; the difference of a window is
-a document effect plus its own noise, and the truth is known; in some a small share of the
-documents is far out. For the bootstrap interval (nominal 95 %) it prints the kurtosis of the
-documents, the coverage with its binomial standard error, both error rates and the mean width, for
-the lower bound of the tail quantile (nominal at least 95 %) how often it is one. An interval below
-the truth is what passes a subject that is exactly at the limit.
+Each scenario draws documents of 1 to 12 windows of 20 to 140 tokens, or of one full window; the
+difference of a window is a document effect plus its own noise, and the truth is known; in some a
+small share of the documents is far out. For the bootstrap interval (nominal 95 %) it prints the
+kurtosis of the documents, the coverage with its binomial standard error, both error rates and the
+mean width, for the lower bound of the tail quantile (nominal at least 95 %) how often it is one. An
+interval below the truth is what passes a subject that is exactly at the limit.
 
 With reports, the documents of their scored windows are what is drawn from, in the same number.
 
@@ -49,6 +49,7 @@ class Scenario:
     max_windows: int = 12  # of a document, at least 1, uniform
     effect: float = 0.02  # standard deviation of the document effect, nats per token
     noise: float = 0.02  # of a window
+    tokens: tuple[int, int] = (20, 140)  # fewest and most of a window
     skewed: bool = False  # document effects exponential instead of normal
     outlying: float = 0.0  # share of documents that are far out
     far: float = 0.0  # by how much more than TRUTH, nats per token
@@ -67,13 +68,21 @@ SCENARIOS = (
     Scenario("120 documents, 1-12 windows", documents=120),
     Scenario("180 documents, one window each", documents=180, max_windows=1),
 )
-# One document in 180 is worse, or better, than the others by some of their standard deviations
-SINGLE = {"documents": 180, "max_windows": 1, "effect": 0.0, "noise": 0.02}
+# One document in 180 is worse, or better, than the others by some of their standard deviations;
+# full windows, as a run cuts them.
+DEVIATION = 0.02
 HEAVY = tuple(
     Scenario(
-        f"1 in 180 off by {far:+} deviations", outlying=1 / 180, far=far * SINGLE["noise"], **SINGLE
+        f"1 in 180 off by {far:+} deviations",
+        documents=180,
+        max_windows=1,
+        effect=0.0,
+        noise=DEVIATION,
+        tokens=(143, 143),
+        outlying=1 / 180,
+        far=far * DEVIATION,
     )
-    for far in (4, 7.5, 10, 14, -7.5, -14)
+    for far in (0, 4, 7.5, 8.8, 10, 14, -4, -7.5, -8.8, -10, -14)
 )
 
 
@@ -87,7 +96,8 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Arm:
         effects = rng.normal(0.0, scenario.effect, scenario.documents)
     if scenario.outlying:
         effects += scenario.far * (rng.random(scenario.documents) < scenario.outlying)
-    tokens = rng.integers(20, 141, len(index)).astype(np.float64)
+    fewest, most = scenario.tokens
+    tokens = rng.integers(fewest, most + 1, len(index)).astype(np.float64)
     worse = TRUTH + effects[index] + rng.normal(0.0, scenario.noise, len(index))
     return Arm(
         window_ids=[str(i) for i in range(len(index))],
