@@ -23,6 +23,7 @@ from invarlock.files import digest_json
 from invarlock.guards import contract_fields, rmt, rows, spectral, variance
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics.distribution import TokenShift
+from invarlock.metrics.kinds.accuracy import Accuracy
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import Override, load_policy, resolve_policy
 from invarlock.reporting.evaluation import evaluation_report
@@ -293,10 +294,12 @@ def preset_overrides(thresholds: Mapping[str, float]) -> tuple[Override, ...]:
 def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Document:
     """An evaluation report; ``ratio`` = perplexity of the subject over the baseline's.
 
-    ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``subject``
-    (a change of the run report), ``routers`` (of both runs) and those of :func:`run_report`.
+    ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``bootstrap``,
+    ``subject`` (a change of the run report), ``routers`` (of both runs) and those of
+    :func:`run_report`.
     """
-    asked = {key: how.pop(key) for key in ("profile", "assurance", "preset_sha256") if key in how}
+    settable = ("profile", "assurance", "preset_sha256", "bootstrap")
+    asked = {key: how.pop(key) for key in settable if key in how}
     policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
     change = how.pop("subject", lambda run: None)
     routers = [{"routers": found} for found in how.pop("routers", ())] or [{}, {}]
@@ -378,7 +381,8 @@ def make_accuracy() -> Document:
         run["meta"] |= {"metric": "accuracy"}
         for rows_of in run["evaluation_windows"].values():
             rows_of["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
-    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    bootstrap = Bootstrap(**(vars(BOOTSTRAP) | {"method": Accuracy.interval}))
+    comparison = Comparison(*runs, bootstrap, "dev", shift=token_shift(0.004))
     return plain(evaluation_report(comparison, load_policy("none")))
 
 

@@ -778,7 +778,8 @@ def _parts_alike(report: Report) -> dict[str, str]:
         "vocabulary": dig(report, "vocabulary"),
         "text": dig(report, "dataset", "source"),
         "policy": dig(report, "auto", "policy_digest"),
-        "bootstrap": bootstrap and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed")},
+        "bootstrap": bootstrap
+        and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed", "method")},
     }
     windows = report.get("evaluation_windows")
     for arm in ARMS:

@@ -21,13 +21,8 @@ from msgspec import Struct
 
 from invarlock.documents.fields import Closed
 from invarlock.errors import InputError
-from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
-from invarlock.metrics.perplexity import (
-    BOOTSTRAP_SEED_OFFSET,
-    Bootstrap,
-    decide,
-    windows_needed,
-)
+from invarlock.metrics.bootstrap import Interval, cluster_sums
+from invarlock.metrics.perplexity import Bootstrap, decide, windows_needed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,12 +121,7 @@ def compare_accuracy(
     difference = final.difference
     n = len(difference)
     delta = float(difference.mean())
-    interval = bca_interval(
-        *cluster_sums(final.clusters, difference, np.ones(n)),
-        replicates=bootstrap.replicates,
-        alpha=bootstrap.alpha,
-        seed=bootstrap.seed + BOOTSTRAP_SEED_OFFSET,
-    )
+    interval = bootstrap.interval(*cluster_sums(final.clusters, difference, np.ones(n)))
     limits = AccuracyPolicy.of(policy)
     limit = limits.delta_min_pp - limits.hysteresis_delta_pp
     decision = decide(-delta, _mirrored(interval), -limit)

@@ -1,4 +1,4 @@
-"""The confidence label of an accepted comparison: how well its interval pins the result down."""
+"""How well an interval pins the result down: a label, and what the same evidence would pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Open, about
+from invarlock.metrics.bootstrap import normal
+from invarlock.metrics.kind import Block
 from invarlock.metrics.kinds import METRICS
 from invarlock.policy import ConfidencePolicy
 
 MIN_REPLICATES = 200  # with fewer the limits themselves are noise
+POWER = {"pass_50": 0.5, "pass_95": 0.95}  # probabilities of passing
 
 
 class Confidence(Open):
@@ -22,6 +25,14 @@ class Confidence(Open):
     width: Annotated[float | UnsetType, about("width of the interval")] = UNSET
     threshold: Annotated[float | UnsetType, about("width allowed")] = UNSET
     unstable: Annotated[bool | UnsetType, about("unstable")] = UNSET
+    pass_50: Annotated[
+        float | UnsetType,
+        about(
+            "true ratio, or difference in percentage points, that passes the primary metric with "
+            "probability 0.5 on as many windows"
+        ),
+    ] = UNSET
+    pass_95: Annotated[float | UnsetType, about("the same with probability 0.95")] = UNSET
 
 
 class Precision(Struct, frozen=True):
@@ -53,3 +64,18 @@ def confidence(precision: Precision, policy: ConfidencePolicy) -> dict[str, Any]
         "threshold": threshold,
         "unstable": unstable,
     }
+
+
+def power(metric: Block) -> dict[str, float]:
+    """The true values that pass with 50 and 95 %, on as many windows that vary as much.
+
+    In the unit of the point. Empty without an interval, and where nothing differs, because then
+    nothing is known about how differences vary.
+
+    Args:
+        metric: a ``primary_metric`` block.
+    """
+    if not metric.get("standard_error"):
+        return {}
+    kind = METRICS[metric["kind"]]
+    return {name: kind.passing(metric, normal().inv_cdf(p)) for name, p in POWER.items()}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from invarlock.documents.fields import Open, about
-from invarlock.metrics.bootstrap import Interval
+from invarlock.metrics.bootstrap import WIDENED, Interval
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.pages.reading import Report
 from invarlock.pages.wording import fixed
@@ -159,6 +159,7 @@ class Metric:
     floor: ClassVar[str]  # what the tier asks a least number of: tokens or examples
     to_decide: ClassVar[str]  # of ``evidence_needed``: what more of would settle the interval
     limits: ClassVar[str]  # row of the tier table
+    interval: ClassVar[str] = WIDENED  # method of the interval
     # How published verifiers recompute the point: ``ppl`` from losses, ``accuracy`` from counts.
     family: ClassVar[str]
     # Members that only reports of this kind have, by their block: primary_metric, windows (those of
@@ -281,6 +282,18 @@ class Metric:
         """What compares both runs, so that 1 is no difference."""
         return value
 
+    def passing(self, metric: Block, z: float) -> float:
+        """The true value at which the estimate passes with the probability ``Phi(z)``.
+
+        It passes where the bound keeps to the limit, and the distance from the estimate to the
+        bound is taken to be the same in every repetition; what varies is the estimate, normally,
+        by the standard error.
+
+        Args:
+            metric: a primary metric of this kind, with an interval.
+        """
+        raise NotImplementedError
+
     # --- words ----------------------------------------------------------------------------------
 
     def words(self, value: float) -> str:
@@ -334,6 +347,8 @@ def interval_block(
         block["display_ci"] = [shown(interval.low), shown(interval.high)]
         block["standard_error"] = interval.standard_error
         block["clusters"] = interval.n_clusters
+        if interval.kurtosis is not None:
+            block["kurtosis"] = interval.kurtosis
     if needed is not None:
         block["windows_needed"] = needed
     return block

@@ -220,7 +220,10 @@ class Context(Open):
     execution_log: Annotated[
         list[Any] | UnsetType, about("guard, phase and digest of its result, in the order they ran")
     ] = UNSET
-    bootstrap: Annotated[dict[str, Any] | UnsetType, about("replicates, alpha and seed")] = UNSET
+    bootstrap: Annotated[
+        dict[str, Any] | UnsetType,
+        about("replicates, alpha, seed and method (absent: bca_cluster_ratio)"),
+    ] = UNSET
     accept: Annotated[
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
@@ -291,7 +294,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             baseline["meta"]["run_id"],
             meta["run_id"],
             policy.digest,
-            asdict(comparison.bootstrap),
+            comparison.bootstrap.recorded,
             comparison.accepted,
         ),
         "meta": {
@@ -345,7 +348,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
                 }
                 for g in subject["guards"]
             ],
-            "bootstrap": asdict(comparison.bootstrap),
+            "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
@@ -438,7 +441,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "window_pairing_reason": None if windows else comparison.reason_not_run,
         "clusters": len(clusters),
         "coverage": coverage(used, comparison.bootstrap.replicates, policy),
-        "bootstrap": {"method": "bca_cluster_ratio", **asdict(comparison.bootstrap)},
+        "bootstrap": asdict(comparison.bootstrap),
     }
     return {
         "provider": str(data["source"].get("name", data["source"]["kind"])),

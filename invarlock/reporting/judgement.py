@@ -84,7 +84,9 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     blocks = {
         "primary_metric": metric,
         "primary_metric_tail": tail,
-        "confidence": confidence_block(metric, flags[ACCEPTABLE], policy),
+        "confidence": confidence_block(
+            metric, flags[ACCEPTABLE], policy, evidence.metric.bootstrap.method
+        ),
         **{guard.name: block for guard, block in judged.items()},
     }
     flags["primary_metric_tail_acceptable"] = tail_acceptable(tail)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Closed, Needed, about, extended
-from invarlock.metrics.confidence import Precision, confidence
+from invarlock.metrics.bootstrap import PLAIN
+from invarlock.metrics.confidence import Precision, confidence, power
 from invarlock.metrics.kind import Block, Compared, Floor, MetricEvidence
 from invarlock.metrics.kinds import METRICS, members_of
 from invarlock.metrics.perplexity import Bootstrap
@@ -104,8 +105,12 @@ def _needed(
     return {"evidence_needed": rows} if rows else {}
 
 
-def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
-    """The ``confidence`` block of a judged metric; without a ``width`` where there is none."""
+def confidence_block(metric: Block, acceptable: bool, policy: Policy, method: str) -> Block:
+    """The ``confidence`` block of a judged metric; without a ``width`` where there is none.
+
+    Args:
+        method: of the interval; reports of the plain one state no power.
+    """
     precision = Precision(
         kind=metric["kind"],
         display_ci=metric.get("display_ci"),
@@ -114,6 +119,8 @@ def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
         floor_met=bool(metric.get(f"{METRICS[metric['kind']].floor}_ok")),
     )
     block = confidence(precision, policy.confidence)
+    if method != PLAIN:
+        block |= power(metric)
     return {key: value for key, value in block.items() if value is not None}
 
 

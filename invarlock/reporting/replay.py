@@ -174,7 +174,7 @@ def comparison_of(report: Report) -> Comparison:
     return Comparison(
         baseline=baseline,
         subject=subject,
-        bootstrap=Bootstrap(**context["bootstrap"]),
+        bootstrap=Bootstrap.read(context["bootstrap"]),
         profile=context["profile"],
         assurance=context["assurance"]["mode"],
         reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),

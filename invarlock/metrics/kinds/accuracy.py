@@ -24,6 +24,7 @@ from invarlock.metrics.accuracy import (
     compare_accuracy,
     labelled,
 )
+from invarlock.metrics.bootstrap import PLAIN
 from invarlock.metrics.kind import (
     Block,
     Columns,
@@ -99,6 +100,8 @@ class Accuracy(Metric):
     floor: ClassVar[str] = "examples"
     to_decide: ClassVar[str] = "examples_to_decide"
     limits: ClassVar[str] = "accuracy"
+    # no example can be further out than one that is lost, so none is added
+    interval: ClassVar[str] = PLAIN
     family: ClassVar[str] = "accuracy"
     members: ClassVar[Mapping[str, type[Open]]] = {
         "primary_metric": AccuracyMembers,
@@ -207,6 +210,10 @@ class Accuracy(Metric):
 
     def as_ratio(self, value: float) -> float:
         return 1 + value / 100  # accuracies are compared by their difference
+
+    def passing(self, metric: Block, z: float) -> float:
+        below = metric["delta_pp"] - metric["ci"][0]
+        return float(metric["limit"] + below + z * metric["standard_error"])
 
     # --- words ----------------------------------------------------------------------------------
 

@@ -108,6 +108,12 @@ class Perplexity(Metric):
             windows=f"{{seq_len: {length}, preview: {enough[0]}, final: {enough[1]}}}",
         )
 
+    # --- a report -------------------------------------------------------------------------------
+
+    def passing(self, metric: Block, z: float) -> float:
+        above = metric["ci"][1] - metric["delta_nats"]
+        return _exp(math.log(metric["limit"]) - above - z * metric["standard_error"])
+
     # --- words ----------------------------------------------------------------------------------
 
     def threshold(self, limit: float) -> str:
