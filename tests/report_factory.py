@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from msgspec import structs
 
 from invarlock.files import digest_json
 from invarlock.guards import contract_fields, rmt, rows, spectral, variance
@@ -381,7 +382,7 @@ def make_accuracy() -> Document:
         run["meta"] |= {"metric": "accuracy"}
         for rows_of in run["evaluation_windows"].values():
             rows_of["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
-    bootstrap = Bootstrap(**(vars(BOOTSTRAP) | {"method": Accuracy.interval}))
+    bootstrap = structs.replace(BOOTSTRAP, method=Accuracy.interval)
     comparison = Comparison(*runs, bootstrap, "dev", shift=token_shift(0.004))
     return plain(evaluation_report(comparison, load_policy("none")))
 
