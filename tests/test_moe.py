@@ -45,7 +45,7 @@ def mixture(tensors: dict[str, torch.Tensor]) -> Any:
 
 def observe(model: Any, **inputs: torch.Tensor) -> RouterProbe:
     """A probe around one forward pass."""
-    with torch.inference_mode(), RouterProbe().attach(model) as probe:
+    with torch.inference_mode(), RouterProbe().attach(model, model.config.to_dict()) as probe:
         model(**({"input_ids": IDS} | inputs))
     return probe
 
@@ -98,7 +98,7 @@ def test_passes_add_up(tensors: dict[str, torch.Tensor]) -> None:
     """Two halves give what one pass over all gives, and hooks are gone afterwards."""
     model, probe = mixture(tensors), RouterProbe()
     with torch.inference_mode():
-        with probe.attach(model):
+        with probe.attach(model, model.config.to_dict()):
             model(input_ids=IDS[:2])
             model(input_ids=IDS[2:])
         model(input_ids=IDS)
@@ -112,7 +112,7 @@ def test_a_dense_model_has_no_routers() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
-    with RouterProbe().attach(model) as probe:
+    with RouterProbe().attach(model, model.config.to_dict()) as probe:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert (probe.results(), probe.top_k) == ([], 0)
 

@@ -176,7 +176,7 @@ class RouterProbe(Probe):
 
     def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows."""
-        return self.attach(run.model)
+        return self.attach(run.model, run.checkpoint.config)
 
     def record(self, run: CheckpointRun) -> Block | None:
         """The routers as columns; None for a model that is no mixture."""
@@ -184,17 +184,23 @@ class RouterProbe(Probe):
         return {**to_table(routers), "top_k": self.top_k} if routers else None
 
     @contextmanager
-    def attach(self, model: Any) -> Iterator[RouterProbe]:
-        """Watch the forward passes made inside the block; several add up."""
-        config = {"model_type": model.config.model_type}
+    def attach(self, model: Any, config: Mapping[str, Any]) -> Iterator[RouterProbe]:
+        """Watch the forward passes made inside the block; several add up.
+
+        ``config``: of the checkpoint, by which routers are known.
+        """
         routers = [
             (name, module)
             for name, module in model.named_modules()
             if role_of(f"{name}.weight", config) is Role.ROUTER
         ]
-        hooks = [module.register_forward_hook(self._hook(name)) for name, module in routers]
+        self.top_k = experts_per_token(model.config) if routers else 0
+        routers = routers if self.top_k else []
+        hooks = [
+            module.register_forward_hook(self._hook(name, len(module.weight)))
+            for name, module in routers
+        ]
         if routers:
-            self.top_k = int(model.config.num_experts_per_tok)
             body = getattr(model, model.base_model_prefix, model)
             hooks.append(body.register_forward_pre_hook(self._see_mask, with_kwargs=True))
         try:
@@ -220,9 +226,14 @@ class RouterProbe(Probe):
     def _see_mask(self, _module: object, _args: object, kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask")
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str, experts: int) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
-            self._see(name, output[0] if isinstance(output, tuple) else output)
+            # routers return logits alone, or among weights and indices of the chosen
+            parts = output if isinstance(output, tuple | list) else (output,)
+            for part in parts:
+                if getattr(part, "is_floating_point", bool)() and part.shape[-1] == experts:
+                    self._see(name, part)
+                    return
 
         return hook
 
@@ -240,6 +251,24 @@ class RouterProbe(Probe):
         sums.tokens += len(flat)
         sums.entropy += float(entropy.cpu().double().sum())
         sums.choices += np.bincount(chosen.cpu().numpy().ravel(), minlength=flat.shape[-1])
+
+
+# What configurations call the number of experts that a token is sent to.
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts",
+    "moe_k", "top_k",
+)  # fmt: skip
+
+
+def experts_per_token(config: Any) -> int:
+    """The number of experts a token is sent to, as a model's configuration has it; 0 if nowhere."""
+    parts = (config, getattr(config, "text_config", None), getattr(config, "ffn_config", None))
+    for part in parts:
+        for key in EXPERTS_PER_TOKEN:
+            value = getattr(part, key, None)
+            if isinstance(value, int):
+                return value
+    return 0
 
 
 class MoeBlock(Decided):
