@@ -111,7 +111,7 @@ def describe(model: Any) -> Architecture:
     weights = [n for n in norms if n.endswith("weight")]
     return Architecture(
         patterns=patterns,
-        head=_as_stored(model, f"{names[id(head)]}.weight") if id(head) in names else "lm_head.weight",
+        head=_as_stored(model, f"{names.get(id(head), 'lm_head')}.weight"),
         tied_by_default=tied,
         layer_count=_layer_count(model.config),
         ffn_output=_output_name(stored, (Role.FFN, Role.EXPERT)) or _output_name(stored, _BLOCKS),
@@ -202,7 +202,7 @@ def _layer(layer: Any, prefix: str, width: int, seen: set[int]) -> Iterator[_Fou
                 not norm
                 and experts
                 and role is not Role.MIXER
-                and _routes(module, parameter, experts, block)
+                and _routes(module, parameter, experts, block and role is Role.FFN)
             ):
                 mine = Role.ROUTER
             elif not norm and (not leaf or parameter.ndim > 2):
@@ -300,9 +300,9 @@ def _routes(module: Any, parameter: torch.Tensor, experts: int, block: bool) -> 
     """Whether a parameter beside the experts is a matrix with a row for each, or its bias."""
     if _ROUTER.search(type(module).__name__):
         return parameter.shape[0] >= experts and parameter.ndim < 3
-    if not block and parameter.ndim != 2:
-        return False
-    return parameter.shape[0] == experts and parameter.ndim < 3
+    # as many rows as experts is no sign of its own: of eight experts, a key projection may have as
+    # many; so only what stands in the block that holds them
+    return block and parameter.shape[0] == experts and parameter.ndim < 3
 
 
 def _is_norm(module: Any) -> bool:

@@ -105,7 +105,7 @@ def _config_of(model: Model) -> dict[str, Any]:
 
 
 def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]:
-    """Edits by scope and damage by role need a table of the architecture's names, or its modules."""
+    """Edits by scope and damage by role need to know what tensors are for."""
     if kind in ARCHITECTURES or is_in_library(kind):
         return
     needing = [
@@ -116,8 +116,8 @@ def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]
     rest = [s.id for s in settings.scenarios if s.id not in needing]
     if needing:
         yield ConfigError(
-            f"model_type {kind!r} has no role table and is not in transformers; one of them is needed by"
-            f" {', '.join(needing)}",
+            f"model_type {kind!r} has no role table and no model in transformers, and these"
+            f" scenarios need one of them: {', '.join(needing)}",
             where=f"{model.source.removeprefix('local:')}/config.json",
             expected=", ".join(ARCHITECTURES),
             hint=f"leave them out: scenarios={','.join(rest)}" if rest else "",

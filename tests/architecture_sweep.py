@@ -10,9 +10,9 @@ from causal_models import make_causal
 from measuring_factory import SETTINGS, read, write_tiny_windows
 
 from invarlock.cli import main
+from invarlock.pages.reading import evaluated
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags
-from invarlock.pages.reading import evaluated
 from invarlock.windows import WindowPlan
 
 WINDOWS = WindowPlan(24, 9, 4, 43)

@@ -127,15 +127,20 @@ def test_every_finding_is_a_line(llama: Path, tmp_path: Path) -> None:
 
 
 def test_roles_are_asked_for_only_where_they_are_needed(llama: Path, tmp_path: Path) -> None:
-    """An architecture without a table: the scenarios that need one are named, with the rest."""
-    base = shutil.copytree(llama, tmp_path / "phi")
+    """Without table and library: the scenarios that need one are named, with the rest."""
+    base = shutil.copytree(llama, tmp_path / "own")
     path = base / "config.json"
+    known = json.loads(path.read_text())
     new = {"model_type": "phi", "architectures": ["PhiForCausalLM"]}
-    path.write_text(json.dumps(json.loads(path.read_text()) | new))
-    (line,) = byoe(base, base)
+    path.write_text(json.dumps(known | new))
+    assert byoe(base, base) == []
+    new = {"model_type": "nosuch", "architectures": ["NoSuchForCausalLM"]}
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling.NoSuchForCausalLM"}}
+    path.write_text(json.dumps(known | new | code))
+    (line,) = byoe(base, base, allow_remote_code=True)
     assert "scale_explosion" in line
     assert "scenarios=noop_clean,byoe" in line
-    assert byoe(base, base, scenarios=["noop_clean", "byoe"]) == []
+    assert byoe(base, base, allow_remote_code=True, scenarios=["noop_clean", "byoe"]) == []
 
 
 def test_windows_longer_than_the_context(llama: Path) -> None:
