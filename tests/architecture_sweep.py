@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from causal_models import make_causal
@@ -31,7 +32,9 @@ def sweep(model_type: str, work: Path) -> str:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _steps(model: Path, windows: Path, work: Path):
+def _steps(model: Path, windows: Path, work: Path) -> Iterator[str]:
+    """What each step had to say: nothing where it went well."""
+
     def invarlock(step: str, *words: str) -> str:
         return "" if main([step, *words]) == 0 else " ".join((step, *words[-2:]))
 
