@@ -322,6 +322,7 @@ class Layout:
         return self.options(
             WindowsOptions,
             "seed",
+            "add_bos",
             seq_len=self.settings.model(wildcards.model).seq_len,
             preview=preview,
             final=preview if final is None else final,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from causal_models import make_causal
 from measuring_factory import SETTINGS, read, write_tiny_windows
 
+from invarlock.begin_of_text import begin_token
 from invarlock.cli import main
 from invarlock.pages.reading import evaluated
 from invarlock.reporting.replay import replay
@@ -26,7 +28,7 @@ def sweep(model_type: str, work: Path) -> str:
     model, windows = work / "model", work / "windows.json"
     try:
         make_causal(model_type, model)
-        write_tiny_windows(model, windows, WINDOWS)
+        write_tiny_windows(model, windows, replace(WINDOWS, bos=begin_token(model)))
         return next((failed for failed in _steps(model, windows, work) if failed), "")
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -62,6 +64,8 @@ def _steps(model: Path, windows: Path, work: Path) -> Iterator[str]:
         report = read(out)
         if replay(report):
             yield f"the report of {subject} does not replay"
+        if report["dataset"].get("bos_token_id") != begin_token(model):
+            yield f"the report of {subject} does not say what its windows begin with"
         missing = [name for name in CORE_GUARDS if not evaluated(report, name)]
         if missing:
             yield f"guards of {subject} not evaluated: {missing}"

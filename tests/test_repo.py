@@ -30,7 +30,7 @@ LAYERS = (
     ("architecture",),
     ("module_graph",),
     ("roles", "records", "shipped_files", "effective_config", "tokenizer_meaning"),
-    ("checkpoints",),
+    ("checkpoints", "begin_of_text"),
     ("model_folder",),
     ("windows", "sources", "alignment"),
     ("pages",),

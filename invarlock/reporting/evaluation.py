@@ -202,6 +202,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "split": str(data["source"].get("split") or "all"),
         "seq_len": data["seq_len"],
         "stride": data["stride"],
+        **{key: data[key] for key in ("bos_token_id",) if key in data},
         "source": data["source"],
         "windows": {**used, "seed": data["seed"], "stats": stats},
         "hash": {"dataset": data["windows_sha256"], "source": "explicit_token_ids"},

@@ -97,6 +97,9 @@ class Dataset(Open, kw_only=True):
     seq_len: Annotated[Positive, about("tokens a window")]
     split: Annotated[str | UnsetType, about("split")] = UNSET
     stride: Annotated[int | UnsetType | None, about("tokens between windows")] = UNSET
+    bos_token_id: Annotated[
+        Count | UnsetType, about("begin-of-text token at the head of each window; absent: none")
+    ] = UNSET
     windows: Windows
     hash: Hash | UnsetType = UNSET
     tokenizer: Annotated[dict[str, Any] | UnsetType, about("the tokenizer")] = UNSET
