@@ -81,6 +81,7 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     Code that comes with a checkpoint is not run.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -88,13 +89,23 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
         return None
-    values = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
+    values = {k: _floats(v) for k, v in config.items() if k not in ("model_type", "auto_map")}
     try:
         # the meta device as context: whatever the class makes while it is built has no storage
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.for_model(str(kind), **values))
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError):
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError,
+            StrictDataclassError):  # fmt: skip
         return None  # what keeps it from being built is said where the model is loaded
+
+
+def _floats(value: Any) -> Any:
+    """A value of ``config.json`` in which the library's form of infinity and NaN is read."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _floats(inner) for key, inner in value.items()}
+    return [_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
 def describe(model: Any) -> Architecture:
@@ -183,8 +194,9 @@ def _layer(layer: Any, prefix: str, width: int, seen: set[int]) -> Iterator[_Fou
     experts = _expert_count(layer)
     found: list[_Found] = []
 
-    def walk(module: Any, name: str, role: Role | None, block: bool) -> None:
-        """``role``: of the block around it; ``block``: whether experts are near."""
+    def walk(module: Any, name: str, role: Role | None, block: bool, router: bool = False) -> None:
+        """``role``: of the block around it; ``block``: whether experts are near; ``router``:
+        whether it is the matrix of one."""
         from torch.nn import Embedding, ModuleList
 
         norm = _is_norm(module)
@@ -202,7 +214,7 @@ def _layer(layer: Any, prefix: str, width: int, seen: set[int]) -> Iterator[_Fou
                 not norm
                 and experts
                 and role is not Role.MIXER
-                and _routes(module, parameter, experts, block and role is Role.FFN)
+                and (router or _routes(module, parameter, experts, block and role is Role.FFN))
             ):
                 mine = Role.ROUTER
             elif not norm and (not leaf or parameter.ndim > 2):
@@ -224,6 +236,7 @@ def _layer(layer: Any, prefix: str, width: int, seen: set[int]) -> Iterator[_Fou
                 f"{name}{key}.",
                 inner,
                 block or isinstance(child, ModuleList) or bool(experts and inner is Role.FFN),
+                _is_router_matrix(module, child, experts),
             )
 
     walk(layer, prefix, None, False)
@@ -303,6 +316,18 @@ def _routes(module: Any, parameter: torch.Tensor, experts: int, block: bool) -> 
     # as many rows as experts is no sign of its own: of eight experts, a key projection may have as
     # many; so only what stands in the block that holds them
     return block and parameter.shape[0] == experts and parameter.ndim < 3
+
+
+def _is_router_matrix(router: Any, child: Any, experts: int) -> bool:
+    """Whether a router's one linear map is this: with rows for experts that do nothing, too."""
+    from torch.nn import Linear
+
+    return (
+        bool(_ROUTER.search(type(router).__name__))
+        and isinstance(child, Linear)
+        and sum(isinstance(other, Linear) for other in router.modules()) == 1
+        and len(child.weight) >= experts
+    )
 
 
 def _is_norm(module: Any) -> bool:

@@ -56,7 +56,23 @@ LAYERS = re.compile(
     r"|num_hidden_groups)"
 )
 # What a class asks for that its keys do not say, by model type.
-EXTRA: dict[str, dict[str, Any]] = {}
+EXTRA: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "hunyuan_v1_dense": {"head_dim": HEAD},
+    "hunyuan_v1_moe": {"head_dim": HEAD},
+    "jamba": {"mamba_dt_rank": 16, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "ministral": {"head_dim": HEAD},
+    "nemotron": {"num_key_value_heads": KV_HEADS},
+    "reformer": {"is_decoder": True, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16]},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8,
+                         "layer_types": ["mamba", "attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
 
 
 def causal_types() -> dict[str, str]:
@@ -79,8 +95,10 @@ def small_config(model_type: str, layers: int = 2) -> Any:
 
 
 def _small(default: Any, layers: int, extra: Mapping[str, Any]) -> Any:
-    plain = {k: getattr(default, k) for k in default.to_dict() if hasattr(default, k)}
-    subs = {k: v for k, v in plain.items() if hasattr(v, "to_dict")}
+    # what differs from layer to layer (per_layer_config) is asked of a layer only, and is left out
+    subs = {k: v for k, v in vars(default).items() if hasattr(v, "to_dict")}
+    said = [k for k in default.to_dict() if k not in _per_layer(default) and hasattr(default, k)]
+    plain = {k: getattr(default, k) for k in said}
     counts = {v for k, v in plain.items() if LAYERS.fullmatch(k) and isinstance(v, int)}
     changes: dict[str, Any] = {}
     for key, value in plain.items():
@@ -94,6 +112,12 @@ def _small(default: Any, layers: int, extra: Mapping[str, Any]) -> Any:
     changes |= {k: _small(v, layers, {}).to_dict() for k, v in subs.items()}
     changes |= extra
     return type(default)(**changes)
+
+
+def _per_layer(config: Any) -> set[str]:
+    """Keys whose value differs between layers."""
+    own = config.to_dict().get("per_layer_config") or {}
+    return {"per_layer_config", *(key for layer in own.values() for key in layer)}
 
 
 def _sized(key: str, value: Any, counts: set[int], layers: int) -> Any:
@@ -143,5 +167,6 @@ def make_causal(model_type: str, folder: Path, layers: int = 2) -> Path:
     """The folder of a small causal model with a tokenizer; returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(small_model(model_type, layers), folder)
-    write_tokenizer(folder)
+    # a class that others read as a masked model needs the token
+    write_tokenizer(folder, ("<s>", "</s>", *(["[MASK]"] if model_type == "bert" else [])))
     return folder

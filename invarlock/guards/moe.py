@@ -196,10 +196,7 @@ class RouterProbe(Probe):
         ]
         self.top_k = experts_per_token(model.config) if routers else 0
         routers = routers if self.top_k else []
-        hooks = [
-            module.register_forward_hook(self._hook(name, len(module.weight)))
-            for name, module in routers
-        ]
+        hooks = [module.register_forward_hook(self._hook(name)) for name, module in routers]
         if routers:
             body = getattr(model, model.base_model_prefix, model)
             hooks.append(body.register_forward_pre_hook(self._see_mask, with_kwargs=True))
@@ -226,14 +223,11 @@ class RouterProbe(Probe):
     def _see_mask(self, _module: object, _args: object, kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask")
 
-    def _hook(self, name: str, experts: int) -> Any:
-        def hook(_module: object, _inputs: object, output: Any) -> None:
-            # routers return logits alone, or among weights and indices of the chosen
-            parts = output if isinstance(output, tuple | list) else (output,)
-            for part in parts:
-                if getattr(part, "is_floating_point", bool)() and part.shape[-1] == experts:
-                    self._see(name, part)
-                    return
+    def _hook(self, name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            logits = logits_of(module, inputs, output, self.top_k)
+            if logits is not None:
+                self._see(name, logits)
 
         return hook
 
@@ -258,6 +252,28 @@ EXPERTS_PER_TOKEN = (
     "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts",
     "moe_k", "top_k",
 )  # fmt: skip
+
+
+def logits_of(module: Any, inputs: Any, output: Any, top_k: int) -> torch.Tensor | None:
+    """What a router says of every expert, (..., experts); None where it does not return it.
+
+    Routers return logits alone, or among scores and indices of the chosen; scores may be as wide.
+    """
+    rows = len(module.weight)
+    parts = output if isinstance(output, tuple | list) else (output,)
+    floats = [part for part in parts if getattr(part, "is_floating_point", bool)()]
+    wide = [part for part in floats if part.shape[-1] == rows]
+    if len(wide) > 1:
+        from torch.nn.functional import linear
+
+        given = inputs[0].reshape(-1, inputs[0].shape[-1]).to(module.weight.dtype)
+        product = linear(given, module.weight, getattr(module, "bias", None))
+        return min(
+            wide, key=lambda part: float((part.reshape(product.shape) - product).abs().sum())
+        )
+    # of a matrix with further rows, such as for experts that all tokens go to, the logits are fewer
+    narrower = [part for part in floats if top_k < part.shape[-1] < rows]
+    return next(iter([*wide, *narrower]), None)
 
 
 def experts_per_token(config: Any) -> int:
