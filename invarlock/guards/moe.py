@@ -261,7 +261,9 @@ def logits_of(module: Any, inputs: Any, output: Any, top_k: int) -> torch.Tensor
     """
     rows = len(module.weight)
     parts = output if isinstance(output, tuple | list) else (output,)
-    floats = [part for part in parts if getattr(part, "is_floating_point", bool)()]
+    floats: list[torch.Tensor] = [
+        part for part in parts if getattr(part, "is_floating_point", bool)()
+    ]
     wide = [part for part in floats if part.shape[-1] == rows]
     if len(wide) > 1:
         from torch.nn.functional import linear
