@@ -93,8 +93,10 @@ def record_id(prompt: Sequence[int], answers: Sequence[Sequence[int]], label: in
     return hashlib.sha256(struct.pack(f"<{len(numbers)}I", *numbers)).hexdigest()[:16]
 
 
-def encode_record(labelled: LabelledRecord, encode: Encode, longest: int) -> Record:
-    """The record's tokens.
+def encode_record(
+    labelled: LabelledRecord, encode: Encode, longest: int, head: tuple[int, ...] = ()
+) -> Record:
+    """The record's tokens; ``head`` stands before those of the prompt.
 
     Raises:
         InputError: a prompt or answer without a token, choices of equal tokens, or a sequence of
@@ -102,9 +104,10 @@ def encode_record(labelled: LabelledRecord, encode: Encode, longest: int) -> Rec
     """
     from invarlock.documents.windows import Record  # the verifier, which has none, saves its time
 
-    prompt = tuple(encode(labelled.prompt))
+    text = tuple(encode(labelled.prompt))
+    prompt = (*head, *text)
     answers = tuple(tuple(encode(text)) for text in labelled.answers)
-    if not prompt or not all(answers):
+    if not text or not all(answers):
         raise InputError("a prompt or answer without a token", where=labelled.where)
     if len(set(answers)) != len(answers):
         raise InputError("choices that have the same tokens", where=labelled.where)

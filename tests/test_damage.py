@@ -326,7 +326,8 @@ def test_injections_without_sense_target_or_effect_fail(
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [
-        ({"model_type": "rwkv"}, {"a.weight": torch.ones(2, 2)}, "no role table"),
+        ({"model_type": "nosuch"}, {"a.weight": torch.ones(2, 2)},
+         "nothing says what the tensors of model_type 'nosuch' are"),
         ({"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 9},
          {"model.norm.weight": torch.ones(4)}, "^[^\n]*$"),
     ],

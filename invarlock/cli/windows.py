@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
+from invarlock.begin_of_text import ADD_BOS, begin_token
 from invarlock.cli.options import option
 from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import ConfigError
@@ -35,6 +36,12 @@ class WindowsOptions:
     preview: int = option(metavar="N", help="warm-up windows, which the guards are calibrated on")
     final: int = option(metavar="N", help="scored windows, which decide")
     seed: int = option(metavar="N", help="seed of the choice", setting="windows.seed")
+    add_bos: str = option(
+        "auto",
+        choices=ADD_BOS,
+        help="whether each window begins with the model's begin-of-text token",
+        setting="windows.add_bos",
+    )
     exclude: tuple[Path, ...] = option(
         (), metavar="FILE", help="windows.json files whose windows are not chosen"
     )
@@ -48,8 +55,9 @@ OPTIONS = WindowsOptions
 def main(options: WindowsOptions) -> int:
     """Write ``windows.json``."""
     source = parse_text_source(options.text)
-    others = ids_of_others(options.exclude, options.seq_len)
-    plan = WindowPlan(options.seq_len, options.preview, options.final, options.seed, others)
+    bos = begin_token(options.tokenizer, options.add_bos)
+    others = ids_of_others(options.exclude, options.seq_len, bos)
+    plan = WindowPlan(options.seq_len, options.preview, options.final, options.seed, others, bos)
     pins = read_revisions(options.revisions).datasets
     if source.dataset_id not in pins:
         raise ConfigError(

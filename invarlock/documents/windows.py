@@ -113,7 +113,10 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
     stride: Annotated[
         int,
         Meta(ge=2),
-        about("Tokens from one window to the next: equal to seq_len, windows do not overlap."),
+        about(
+            "Tokens of text from one window to the next: seq_len, less one where each begins with "
+            "bos_token_id; windows do not overlap."
+        ),
     ]
     seed: Annotated[int, about("Seed of the choice of documents and windows.")]
     source: Source
@@ -135,6 +138,19 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
             "where there are none."
         ),
     ] = UNSET
+
+    bos_token_id: Annotated[
+        TokenId | UnsetType,
+        about(
+            "Begin-of-text token, the first of every window and of every record's prompt; absent "
+            "where there is none."
+        ),
+    ] = UNSET
+
+    @property
+    def bos(self) -> int | None:
+        """The begin-of-text token at the head of each window; None for none."""
+        return None if self.bos_token_id is UNSET else self.bos_token_id
 
     @property
     def kind(self) -> str:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_WINDOWS = 8  # evenly spaced over the preview arm
 CALIBRATION = ("windows", "tokens", "window_ids")  # what is recorded of them
-HOOKED = (Role.ATTN, Role.FFN, Role.EXPERT, Role.ROUTER, Role.EMBED, Role.NORM)
+HOOKED = (Role.ATTN, Role.MIXER, Role.FFN, Role.EXPERT, Role.ROUTER, Role.EMBED, Role.NORM)
 DEVIATION_FLOOR = 0.01  # of a column, in root mean square deviations of its module
 MAX_TOKENS = 1024  # rows of the matrix: evenly spaced tokens of these windows
 
@@ -252,7 +252,9 @@ class ActivationProbe(Probe):
 
     def _hook(self, name: str, family: str) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
-            values = output[0] if isinstance(output, tuple) else output
+            values = output[0] if isinstance(output, tuple | list) else output
+            if not hasattr(values, "device"):
+                return
             wait_for(values.device)  # else the forward pass so far would count as the probe's
             started = time.perf_counter()
             self._see(name, family, values)
@@ -266,6 +268,8 @@ class ActivationProbe(Probe):
 
         if any(seen.name == name for seen in self.activations):
             return  # a shared module is looked at once
+        if not (isinstance(output, torch.Tensor) and output.is_floating_point() and output.ndim):
+            return  # a router may give the indices of the chosen alone
         flat = output.detach().reshape(-1, output.shape[-1])
         if len(flat) < 2:
             return  # an expert that hardly any token was sent to

@@ -112,6 +112,9 @@ class Dataset(Open, kw_only=True):
     seq_len: Annotated[Positive, about("tokens a window")]
     split: Annotated[str | UnsetType, about("split")] = UNSET
     stride: Annotated[int | UnsetType | None, about("tokens between windows")] = UNSET
+    bos_token_id: Annotated[
+        Count | UnsetType, about("begin-of-text token at the head of each window; absent: none")
+    ] = UNSET
     windows: Windows
     hash: Hash | UnsetType = UNSET
     tokenizer: Annotated[dict[str, Any] | UnsetType, about("the tokenizer")] = UNSET
@@ -448,6 +451,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "split": str(data["source"].get("split") or "all"),
         "seq_len": data["seq_len"],
         "stride": data["stride"],
+        **{key: data[key] for key in ("bos_token_id",) if key in data},
         "source": data["source"],
         "windows": {**used, "seed": data["seed"], "stats": stats},
         "hash": {"dataset": data["windows_sha256"], "source": "explicit_token_ids"},

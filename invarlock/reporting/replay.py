@@ -61,7 +61,7 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
         "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
-        "/meta", "/edit", "/dataset/source", "/dataset/windows/seed",
+        "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/bos_token_id",
         "/provenance/invarlock_version",
     ),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
@@ -153,7 +153,9 @@ def comparison_of(report: Report) -> Comparison:
         "data": {
             "source": data["source"],
             "seq_len": data["seq_len"],
-            "stride": data["seq_len"],  # windows do not overlap
+            # windows do not overlap; a begin-of-text token is none of the text's
+            "stride": data["seq_len"] - ("bos_token_id" in data),
+            **{key: data[key] for key in ("bos_token_id",) if key in data},
             "seed": data["windows"]["seed"],
             "windows_sha256": data["hash"]["dataset"],
             "vocabulary": report["vocabulary"],

@@ -96,6 +96,7 @@ def run_report(
             "kind": content.kind,
             "seq_len": content.seq_len,
             "stride": content.stride,
+            **({} if content.bos is None else {"bos_token_id": content.bos}),
             "seed": content.seed,
             "n_documents": content.n_documents,
             "vocabulary": {

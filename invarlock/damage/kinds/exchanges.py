@@ -13,7 +13,7 @@ from invarlock.damage.kind import Damage, matrices_changed
 from invarlock.damage.targets import layer_count, projection_matrix, required_architecture
 from invarlock.edits.stream import CheckpointChange, NewTensor
 from invarlock.errors import ConfigError, InputError
-from invarlock.roles import layer_of
+from invarlock.roles import is_transposed, layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -163,10 +163,11 @@ class NeuronPairsExchanged(Damage):
     pairs: int = 1
 
     def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
-        transposed = required_architecture(baseline).conv1d
+        required_architecture(baseline)
         changed = {}
         for layer in range(layer_count(baseline)):
-            info = projection_matrix(baseline, "c_fc" if transposed else "up_proj", layer)
+            info = _read_by_neurons(baseline, layer)
+            transposed = is_transposed(info.name, baseline.config)
             rows = info.shape[-1 if transposed else -2]
             if 2 * self.pairs > rows:
                 raise ConfigError(
@@ -184,3 +185,15 @@ class NeuronPairsExchanged(Damage):
         neurons = matrix.T if transposed else matrix
         order = torch.arange(2 * self.pairs).view(-1, 2).flip(1).reshape(-1)
         neurons[: 2 * self.pairs] = neurons[order]
+
+
+def _read_by_neurons(baseline: Checkpoint, layer: int) -> TensorInfo:
+    """The projection of a layer whose rows are what each neuron reads.
+
+    Raises:
+        ConfigError: the layer has none.
+    """
+    try:
+        return projection_matrix(baseline, "up_proj", layer)
+    except ConfigError:
+        return projection_matrix(baseline, "c_fc", layer)
