@@ -105,6 +105,10 @@ def _guards(report: Report, run: Report) -> Iterator[str]:
     for column, values in weights.items():
         if mine[column if column in head else f"baseline_{column}"] != values:
             yield f"/spectral/modules/baseline_{column}"
+    products, mine = guards["spectral"]["operators"], report["spectral"]["operators"]
+    for column, values in products.items():
+        if mine[column if column in (*head, "kind") else f"baseline_{column}"] != values:
+            yield f"/spectral/operators/baseline_{column}"
     seen = guards["rmt"]["modules"]
     for guard, column in (("rmt", "edge"), ("variance", "variance")):
         table = report[guard]["modules"]

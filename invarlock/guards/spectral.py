@@ -1,25 +1,30 @@
-"""Spectral guard: did the largest singular value or the rank of a weight matrix change?
+"""Spectral guard: did the largest singular value or the rank of an operator change?
 
-Per module: ``r = ln(sigma_s / sigma_b)`` and ``z = r / tau`` with the tau of the module's family:
+Judged are products of weights that every parametrization of the same function shares
+(``invarlock.guards.operators``); the statistics of the matrices themselves are description.
+Per operator ``r`` is ``ln(sigma_s / sigma_b)`` of its largest member or of the geometric mean over
+its members, whichever moved further, and ``z = r / tau`` with the tau of the family:
 a preset's, or ``ln(1 + deadband) / kappa``, so that ``|z| > kappa`` says that sigma moved by more
-than the deadband. A cap is applied where ``|z| > kappa`` **and** the module
-survives multiple testing over all modules, ``p = erfc(|z| / sqrt(2))`` (Benjamini-Hochberg:
-JRSS B 57, 1995; or Bonferroni). More than ``max_caps`` caps block. A stable rank or a row or
-column norm that fell below its fatal ratio to the baseline blocks at once, and so does a row of an
+than the deadband. A cap is applied where ``|z| > kappa`` **and** the operator
+survives multiple testing over all operators, ``p = erfc(|z| / sqrt(2))`` (Benjamini-Hochberg:
+JRSS B 57, 1995; or Bonferroni). More than ``max_caps`` caps block. An operator with a member that
+became zero or of rank one blocks at once, and so does one whose stable rank or weakest member fell
+below its fatal ratio to the baseline, and a row of an
 embedding, head or position table that changed far beyond the others (``invarlock.guards.rows``).
+A matrix that belongs to no known operator is judged by its rank alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
 from invarlock.counts import counted
 from invarlock.documents.fields import Closed, Count, Measured, NotNegative, Positive, about
-from invarlock.guards import rows, weight_stats
+from invarlock.guards import operators, rows, weight_stats
 from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.guard import (
     Block,
@@ -32,6 +37,14 @@ from invarlock.guards.guard import (
     place,
     warning,
     worst_family,
+)
+from invarlock.guards.operators import (
+    MATRIX,
+    Module,
+    Operator,
+    OperatorStats,
+    Weights,
+    measure_weights,
 )
 from invarlock.guards.weight_stats import WeightStats, rounded
 from invarlock.pages.changes import largest_changes, module_changes, module_plot
@@ -48,26 +61,16 @@ from invarlock.pages.parts import (
 from invarlock.pages.reading import BASELINE, Report, block, evaluated, objects, refused
 from invarlock.pages.wording import fixed, number, percent
 from invarlock.policy import Policy, SpectralPolicy
-from invarlock.roles import family_of, is_transposed, layer_of
 from invarlock.severity import worst_first
 
-if TYPE_CHECKING:
-    import torch
-
-    from invarlock.checkpoints import Checkpoint
-
-CONTRACT = {**weight_stats.CONTRACT, "rows": rows.CONTRACT}
+CONTRACT = {**weight_stats.CONTRACT, "operators": operators.CONTRACT, "rows": rows.CONTRACT}
 CAPPED = "family_z_cap"  # type of a violation
 HEAD = ("name", "family", "layer")  # columns that say which module a row is of
-
-
-class Module(NamedTuple):
-    """A weight matrix with its family and its statistics."""
-
-    name: str
-    family: str
-    layer: int | None
-    stats: WeightStats
+OPERATOR_HEAD = (*HEAD, "kind")
+# Rank one: all singular values but the largest, squared, are together less than this share of its
+# square, that is 3 % of its length: rounding to bf16 leaves 1e-6 of a matrix, to 8 bits 1e-4.
+RANK_ONE = 1e-3
+RANK_MORE = 10 * RANK_ONE  # the baseline's share has to be above it, to have had more than one
 
 
 def to_table(modules: Sequence[Module]) -> dict[str, list[Any]]:
@@ -91,6 +94,26 @@ def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
     return [
         Module(str(name), str(family), layer, one)
         for name, family, layer, one in zip(*head, stats, strict=True)
+    ]
+
+
+def operators_to_table(products: Sequence[Operator]) -> dict[str, list[Any]]:
+    """Operators as columns, sorted by name."""
+    ordered = sorted(products, key=lambda o: o.name)
+    table: dict[str, list[Any]] = {key: [getattr(o, key) for o in ordered] for key in OPERATOR_HEAD}
+    for field in OperatorStats.fields():
+        table[field] = [rounded(getattr(o.stats, field)) for o in ordered]
+    return table
+
+
+def operators_from_table(table: Mapping[str, Sequence[Any]]) -> list[Operator]:
+    """The inverse of :func:`operators_to_table`."""
+    columns = (map(float, table[field]) for field in OperatorStats.fields())
+    stats = map(OperatorStats._make, zip(*columns, strict=True))
+    head = (table[key] for key in OPERATOR_HEAD)
+    return [
+        Operator(str(name), str(family), layer, str(kind), one)
+        for name, family, layer, kind, one in zip(*head, stats, strict=True)
     ]
 
 
@@ -121,19 +144,21 @@ def selected(p_values: Sequence[float], method: str, alpha: float) -> list[bool]
 
 
 def judge(
-    baseline: Sequence[Module],
-    subject: Sequence[Module],
+    baseline: Sequence[Operator],
+    subject: Sequence[Operator],
     policy: SpectralPolicy,
     row_tables: Sequence[rows.RowTable] = (),
+    modules_checked: int = 0,
 ) -> dict[str, Any]:
-    """Compare the modules of two runs, both lists of the same names, and the rows of tables.
+    """Compare the operators of two runs, both lists of the same names, and the rows of tables.
 
     Returns:
         the decided part of the report's ``spectral`` block.
     """
-    reference = {module.name: module for module in baseline}
-    pairs = [(reference[module.name], module) for module in sorted(subject, key=lambda m: m.name)]
-    changes = [log_ratio(s.stats.sigma_max, b.stats.sigma_max) for b, s in pairs]
+    reference = {operator.name: operator for operator in baseline}
+    every = [(reference[one.name], one) for one in sorted(subject, key=lambda o: o.name)]
+    pairs = [pair for pair in every if pair[1].kind != MATRIX]
+    changes = [change(b.stats, s.stats) for b, s in pairs]
     kappas = [policy.kappa(s.family) for _, s in pairs]
     z = [r / policy.tau(s.family) for r, (_, s) in zip(changes, pairs, strict=True)]
     testing = policy.multiple_testing
@@ -154,7 +179,7 @@ def judge(
         for i in capped
     ]
     row_changes = rows.judge(row_tables, policy.rows)
-    found = [d for b, s in pairs for d in _degeneracy(b, s, policy)] + rows.findings(row_changes)
+    found = [d for b, s in every for d in _degeneracy(b, s, policy)] + rows.findings(row_changes)
     fatal = [d for d in found if d["severity"] == "fatal"]
     exceeded = len(capped) > policy.max_caps
     passed = not fatal and not exceeded
@@ -178,44 +203,65 @@ def judge(
         },
         "deadband": policy.deadband,
         "summary": {
-            "modules_checked": len(pairs),
+            "modules_checked": modules_checked,
+            "operators_checked": len(pairs),
             "max_abs_log_ratio": round(max(map(abs, changes), default=0.0), 9),
             "max_abs_z": round(max(map(abs, z), default=0.0), 6),
         },
     }
 
 
-def _degeneracy(b: Module, s: Module, policy: SpectralPolicy) -> list[dict[str, Any]]:
-    """Stable rank and norms of one module against the baseline's, warn or fatal."""
+def change(baseline: OperatorStats, subject: OperatorStats) -> float:
+    """ln of subject over baseline: of the largest sigma, or of the members' mean if that moved
+    further."""
+    return max(
+        log_ratio(subject.sigma_max, baseline.sigma_max),
+        log_ratio(subject.sigma_mean, baseline.sigma_mean),
+        key=abs,
+    )
+
+
+def _degeneracy(b: Operator, s: Operator, policy: SpectralPolicy) -> list[dict[str, Any]]:
+    """Rank and weakest member of one operator against the baseline's, warn or fatal."""
     limits = policy.degeneracy
-    checks = [
-        ("stable_rank", limits.stable_rank),
-        ("row_min", limits.norm_collapse),
-        ("column_min", limits.norm_collapse),
-    ]
+    before, now = b.stats.stable_rank - 1, s.stats.stable_rank - 1
+    if before > RANK_MORE and now < RANK_ONE:  # also where it is zero, whose stable rank is 0
+        return [
+            _collapsed(s, "degenerate_rank", max(now, 0.0) / before, RANK_ONE / before, "fatal")
+        ]
+    if s.kind == MATRIX:  # its other numbers belong to the parametrization
+        return []
+    checks = [("stable_rank", limits.stable_rank), ("sigma_min", limits.norm_collapse)]
     found: list[dict[str, Any]] = []
     for field, limit in checks:
-        base, now = getattr(b.stats, field), getattr(s.stats, field)
+        base, mine = getattr(b.stats, field), getattr(s.stats, field)
         if base <= 0:  # the baseline itself is degenerate here: nothing to fall from
             continue
-        ratio = now / base
+        ratio = mine / base
         if ratio < limit.warn_ratio:
             fatal = ratio < limit.fatal_ratio
-            found.append(
-                {
-                    "type": "degenerate_" + field,
-                    "module": s.name,
-                    "family": s.family,
-                    "ratio": round(ratio, 9),
-                    "threshold": limit.fatal_ratio if fatal else limit.warn_ratio,
-                    "severity": "fatal" if fatal else "warning",
-                }
+            threshold, severity = (
+                (limit.fatal_ratio, "fatal") if fatal else (limit.warn_ratio, "warning")
             )
+            found.append(_collapsed(s, "degenerate_" + field, ratio, threshold, severity))
     return found
 
 
+def _collapsed(
+    operator: Operator, kind: str, ratio: float, threshold: float, severity: str
+) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "module": operator.name,
+        "family": operator.family,
+        "ratio": round(ratio, 9),
+        "threshold": round(threshold, 9),
+        "severity": severity,
+    }
+
+
 def _family_summary(
-    pairs: Sequence[tuple[Module, Module]],
+    pairs: Sequence[tuple[Operator, Operator]],
     z: Sequence[float],
     kappas: Sequence[float],
     capped: Sequence[int],
@@ -237,50 +283,27 @@ def _family_summary(
 # --- a run -------------------------------------------------------------------------------------
 
 
-def weight_modules(checkpoint: Checkpoint, device: str) -> list[Module]:
-    """Statistics of every 2-D weight, and of every expert of a 3-D one, from the file.
-
-    Read from the checkpoint and not from the loaded model: names are the file's, and values
-    are those that were stored, whatever dtype the model runs in.
-    """
-    modules: list[Module] = []
-    for name in sorted(checkpoint.tensors):
-        info = checkpoint.tensors[name]
-        if len(info.shape) not in (2, 3) or not info.dtype.startswith(("F", "BF")):
-            continue
-        family, layer = family_of(name, checkpoint.config), layer_of(name)
-        weight = checkpoint.load(name).to(device)
-        if is_transposed(name, checkpoint.config):
-            weight = weight.transpose(-1, -2)
-        matrices = [(name, weight)] if weight.dim() == 2 else _experts(name, weight)
-        modules += [Module(label, family, layer, weight_stats.measure(w)) for label, w in matrices]
-    return modules
-
-
-def _experts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    return [(f"{name}[{i}]", matrix) for i, matrix in enumerate(weight)]
-
-
 class WeightProbe(Probe):
     """Statistics of the weights as they were stored, and rows held against the baseline's."""
 
     def __init__(self) -> None:
-        self.modules: list[Module] = []
+        self.weights = Weights([], [])
         self.row_tables: list[rows.RowTable] | None = None  # of a baseline: nothing to compare
 
     def weigh(self, run: CheckpointRun) -> None:
         """Read the files; not the loaded model, whose dtype and names are others."""
-        self.modules = weight_modules(run.checkpoint, run.device)
+        self.weights = measure_weights(run.checkpoint, run.device)
         if run.baseline_checkpoint is not None:
             from invarlock.guards.row_changes import measure_rows
 
             self.row_tables = measure_rows(run.baseline_checkpoint, run.checkpoint, run.device)
 
     def record(self, run: CheckpointRun) -> Block:
-        """Modules as columns, and the rows."""
+        """Modules and operators as columns, and the rows."""
         tables = self.row_tables
         return {
-            "modules": to_table(self.modules),
+            "modules": to_table(self.weights.modules),
+            "operators": operators_to_table(self.weights.operators),
             **({} if tables is None else {"row_tables": rows.to_json(tables)}),
         }
 
@@ -335,7 +358,14 @@ class SpectralBlock(Measured):
     max_caps: Annotated[Count | UnsetType, about("allowed number of caps")] = UNSET
     modules: Annotated[
         Any | UnsetType,
-        about("per-module statistics of both runs as a compact table"),
+        about("per-module statistics of both runs as a compact table; description"),
+    ] = UNSET
+    operators: Annotated[
+        Any | UnsetType,
+        about(
+            "products of weights that every parametrization of the function shares, statistics "
+            "of both runs as a compact table: these are judged"
+        ),
     ] = UNSET
     row_tables: Annotated[
         list[RowTable] | UnsetType,
@@ -413,7 +443,7 @@ class Spectral(Guard):
     policy_key = "spectral"
     contract = CONTRACT
     phase = "weights"
-    believed = ("/spectral/modules",)
+    believed = ("/spectral/modules", "/spectral/operators")
 
     def probe(self) -> Probe:
         """A fresh probe for one run."""
@@ -422,8 +452,14 @@ class Spectral(Guard):
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The weights of both runs, and the subject's rows."""
         tables = rows.from_json(self.recorded(runs.subject)["row_tables"])
-        return judge(self._modules(runs.baseline), self._modules(runs.subject), policy.spectral,
-                     tables)  # fmt: skip
+        return judge(
+            self._operators(runs.baseline), self._operators(runs.subject), policy.spectral,
+            tables, len(self._modules(runs.subject)),
+        )  # fmt: skip
+
+    def _operators(self, run: Run) -> list[Operator]:
+        recorded = self.recorded(run)
+        return operators_from_table(recorded["operators"]) if recorded else []
 
     def _modules(self, run: Run) -> list[Module]:
         recorded = self.recorded(run)
@@ -437,7 +473,11 @@ class Spectral(Guard):
         """The numbers of both runs side by side, for equal sets of weights, and the rows."""
         mine = to_table(self._modules(runs.subject))
         base = to_table(self._modules(runs.baseline))
+        products = operators_to_table(self._operators(runs.subject))
+        before = operators_to_table(self._operators(runs.baseline))
         return {
+            "operators": products
+            | {BASELINE + field: before[field] for field in OperatorStats.fields()},
             "modules": mine | {BASELINE + field: base[field] for field in WeightStats.fields()},
             "row_tables": self.recorded(runs.subject)["row_tables"],
         }
@@ -455,13 +495,23 @@ class Spectral(Guard):
         """The subject's numbers, whose columns have no prefix, and its rows."""
         recorded = report[self.name]
         columns = {key: recorded["modules"][key] for key in (*HEAD, *WeightStats.fields())}
-        yield {"modules": columns, "row_tables": recorded["row_tables"]}
+        theirs = recorded["operators"]
+        operators = {key: theirs[key] for key in (*OPERATOR_HEAD, *OperatorStats.fields())}
+        yield {
+            "modules": columns,
+            "operators": operators,
+            "row_tables": recorded["row_tables"],
+        }
 
     def baseline_record(self, report: Report) -> Block | None:
         """The baseline's numbers, whose columns have the prefix."""
         table = report[self.name]["modules"]
         numbers = {field: table[BASELINE + field] for field in WeightStats.fields()}
-        return {"modules": {key: table[key] for key in HEAD} | numbers}
+        theirs = report[self.name]["operators"]
+        operators = {key: theirs[key] for key in OPERATOR_HEAD} | {
+            field: theirs[BASELINE + field] for field in OperatorStats.fields()
+        }
+        return {"modules": {key: table[key] for key in HEAD} | numbers, "operators": operators}
 
     def impossible(self, report: Report) -> Iterator[str]:
         """Lines about row tables whose numbers contradict each other."""
@@ -516,9 +566,9 @@ class Spectral(Guard):
         )
 
     def section(self, report: Report) -> Section:
-        """The weights: largest singular value and stable rank of each matrix."""
+        """The weights: largest singular value and stable rank of each operator."""
         title, section = "Spectral guard (weights)", block(report, self.name)
-        changes = module_changes(report, self.name, "sigma_max")
+        changes = module_changes(report, self.name, "sigma_max", "operators")
         if not changes:
             return not_evaluated(report, self.name, title)
         caps = _limits(section)
@@ -535,7 +585,7 @@ class Spectral(Guard):
             for name, row in sorted(block(section, "family_z_summary").items())
             if isinstance(row, Mapping)
         )
-        header = ("Family", "Modules", "Largest |z|", "Mean |z|", "Cap (kappa)", "As change")
+        header = ("Family", "Operators", "Largest |z|", "Mean |z|", "Cap (kappa)", "As change")
         moved = [c for c in changes if c.log_ratio != 0.0 or c.stable_rank_ratio not in (None, 1.0)]
         found = objects(section.get("violations"))
         return Section(
@@ -546,13 +596,16 @@ class Spectral(Guard):
                 *map(rows.sentence, row_findings(report)),
             ),
             plots=module_plot(
-                "spectral", "Largest singular value per layer and family", changes, caps
+                "spectral",
+                "Largest singular value of the operators, per layer and family",
+                changes,
+                caps,
             ),
             tables=(
                 Table("Families", (*header, "Capped"), families),
                 *_violations([v for v in found if v.get("type") not in rows.ROW_FINDINGS]),
                 *_row_tables(objects(section.get("row_changes"))),
-                *largest_changes(moved, ("Module", "Family", "Sigma", "Stable rank")),
+                *largest_changes(moved, ("Operator", "Family", "Sigma", "Stable rank")),
             ),
         )
 
