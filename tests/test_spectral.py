@@ -99,6 +99,8 @@ def test_rank_one_is_fatal_whatever_the_stable_rank_was():
     ]
     assert judge(base, changed(base, 3, stable_rank=1.05), POLICY)["decision"] == "allow"
     one = changed(modules(), 3, stable_rank=1.0001)
+    wiped = changed(one, 3, sigma_max=0.0, stable_rank=0.0)
+    assert "degenerate_rank" in {v["type"] for v in judge(one, wiped, POLICY)["violations"]}
     assert judge(one, changed(one, 3, stable_rank=1.0), POLICY)["decision"] == "allow"
 
 

@@ -225,10 +225,11 @@ def _degeneracy(b: Operator, s: Operator, policy: SpectralPolicy) -> list[dict[s
     """Rank and weakest member of one operator against the baseline's, warn or fatal."""
     limits = policy.degeneracy
     before, now = b.stats.stable_rank - 1, s.stats.stable_rank - 1
-    if before > RANK_MORE and now < RANK_ONE:  # also where it is zero, whose stable rank is 0
-        return [
-            _collapsed(s, "degenerate_rank", max(now, 0.0) / before, RANK_ONE / before, "fatal")
-        ]
+    zero = s.stats.sigma_max == 0 < b.stats.sigma_max
+    if zero or (before > RANK_MORE and now < RANK_ONE):
+        least = RANK_ONE / max(before, RANK_MORE)  # a baseline of rank one can still become zero
+        left = 0.0 if zero else max(now, 0.0) / before
+        return [_collapsed(s, "degenerate_rank", left, least, "fatal")]
     if s.kind == MATRIX:  # its other numbers belong to the parametrization
         return []
     checks = [("stable_rank", limits.stable_rank), ("sigma_min", limits.norm_collapse)]
