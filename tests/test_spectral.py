@@ -4,14 +4,14 @@ import math
 
 import pytest
 
+from invarlock.guards import matrices
+from invarlock.guards.caps import log_ratio, selected
 from invarlock.guards.operators import MATRIX, Module, Operator, OperatorStats
 from invarlock.guards.spectral import (
     from_table,
     judge,
-    log_ratio,
     operators_from_table,
     operators_to_table,
-    selected,
     to_table,
 )
 from invarlock.guards.weight_stats import WeightStats
@@ -120,6 +120,24 @@ def test_a_matrix_outside_known_operators_is_judged_by_its_rank_alone():
         block = judge(base, changed(base, 2, **wiped), POLICY)
         assert [v["type"] for v in block["violations"]] == ["degenerate_rank"]
         assert not block["passed"]
+
+
+@pytest.mark.parametrize("field", ["stable_rank", "row_min", "column_min"])
+def test_the_rule_of_reports_without_operators_judges_matrices(field):
+    """What blocked in them goes on blocking: fallen rank or norms, and too many caps."""
+    base = [
+        Module(f"layers.{i}.w", "ffn", i, WeightStats(1.0 + i, 30.0 + i, 9.0, 0.5, 0.6))
+        for i in range(40)
+    ]
+    fallen = {field: getattr(base[0].stats, field) * 0.05}
+    block = matrices.judge(base, changed(base, 0, **fallen), POLICY)
+    assert [(v["type"], v["severity"]) for v in block["violations"]] == [
+        ("degenerate_" + field, "fatal")
+    ]
+    grown = [m._replace(stats=m.stats._replace(sigma_max=2 * m.stats.sigma_max)) for m in base]
+    block = matrices.judge(base, grown, POLICY)
+    assert (block["caps_applied"], block["passed"]) == (40, False)
+    assert block["summary"]["modules_checked"] == 40
 
 
 def test_a_wiped_matrix_is_caught():

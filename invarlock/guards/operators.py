@@ -6,7 +6,7 @@ the basis of a value head, undone in the output projection; a scale and a turn o
 of a query head, undone in its key head; the order of neurons, heads and experts; an orthogonal
 change of the basis of the residual stream, and its scale. With D the diagonal of the norm weights
 in front of a map and c the size of the stream, singular values of these products stay where they
-were (proof: ``docs/decisions/0039-operators.md``):
+were (proof: ``docs/decisions/0041-operators.md``):
 
 * ``qk``: per query head D Wq' Wk D (at rotary distance 0); with a norm on queries and keys, whose
   weights stand in the middle, each factor counts by its direction only;
@@ -32,7 +32,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from invarlock.guards import weight_stats
 from invarlock.guards.weight_stats import WeightStats
@@ -236,7 +236,7 @@ class _Reader:
         if len(names) != 1 or not self.is_matrix(names[0]):
             return 1.0
         weight = self.load(names[0])
-        size = _Rows(weight).measured(None, self._layer_norm)[1] / len(weight)
+        size = _Rows(weight).square(self._layer_norm) / len(weight)
         return math.sqrt(size) or 1.0
 
     # --- the parts of an operator ------------------------------------------------------------
@@ -369,6 +369,7 @@ class _Reader:
                 kind: [n for (s, _, w), n in sorted(single.items()) if (s, w) == (stem, number)]
                 for kind, number in zip(kinds, "132", strict=True)
             }
+            maps: list[Any]
             if (stem, "gate_up") in fused and (stem, "down") in fused:
                 both, down = fused[stem, "gate_up"], fused[stem, "down"]
                 names = {"gate": [both], "up": [both], "down": [down]}
@@ -376,9 +377,7 @@ class _Reader:
                 if maps[1].shape[2] != maps[2].shape[1]:
                     continue  # stored the other way round
             elif len({len(n) for n in names.values()}) == 1 and names["gate"]:
-                import torch
-
-                maps = [torch.stack([parts[n] for n in names[kind]]) for kind in kinds]
+                maps = [[parts[n] for n in names[kind]] for kind in kinds]
             else:
                 continue
             for kind, stats in self._gated(*maps, norm):
@@ -386,12 +385,12 @@ class _Reader:
 
     def _gated(
         self,
-        gate: torch.Tensor | None,
-        up: torch.Tensor,
-        down: torch.Tensor,
+        gate: _Maps | None,
+        up: _Maps,
+        down: _Maps,
         norm: torch.Tensor | None,
     ) -> Iterator[tuple[str, OperatorStats]]:
-        """A feed-forward block; (members, outputs, inputs) each."""
+        """A feed-forward block; a map (outputs, inputs) for each member."""
         activation = self.config.get("hidden_act", self.config.get("activation_function"))
         free = gate is not None or activation == "relu"  # of a positive scale per neuron
         found: dict[str, list[tuple[float, float]]] = {}
@@ -412,6 +411,7 @@ class _Reader:
 
 # names of tensors, what stands before the kind in the operator's name, kind, statistics
 _Made = tuple[Sequence[str], str, str, OperatorStats]
+_Maps: TypeAlias = "Sequence[torch.Tensor] | torch.Tensor"  # of the members
 
 
 class _Rows:
@@ -445,6 +445,15 @@ class _Rows:
             gram = gram - gram.mean(dim=1, keepdim=True)
         largest = float(torch.linalg.eigvalsh(gram)[-1])
         return math.sqrt(max(largest, 0.0)), float(gram.trace())
+
+    def square(self, projected: bool) -> float:
+        """Squared Frobenius norm; ``projected`` as in ``measured``."""
+        mean, total = self._mean(), 0.0
+        for block in self._blocks():
+            away = block.double() - mean
+            away = away - away.mean(dim=1, keepdim=True) if projected else away
+            total += float(away.square().sum())
+        return total
 
     def _mean(self) -> torch.Tensor:
         """The mean row, float64."""

@@ -15,8 +15,9 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import temporary_sibling
+from invarlock.guards.caps import log_ratio
 from invarlock.guards.operators import MATRIX, Operator, measure_weights
-from invarlock.guards.spectral import change, log_ratio
+from invarlock.guards.spectral import change
 from invarlock.guards.weight_stats import rounded
 from invarlock.preset import NULL_EDITS, STATS_SCHEMA
 from invarlock.run.forward import ArmResult
