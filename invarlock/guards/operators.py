@@ -324,13 +324,13 @@ class _Reader:
         if len(k) != len(v) or len(k) % own or heads % (len(k) // own):
             return
         shared = heads // (len(k) // own)  # query heads of a key head
-        factors = [self._read(w, norm).unflatten(0, (-1, own)) for w in (q, k, v)]
+        factors = [(r := self._read(w, norm)).reshape(-1, own, r.shape[1]) for w in (q, k, v)]
         for i, part in enumerate(("q_norm", "k_norm")):
             inner = parts.get(f"{wiring.out.partition('.')[0]}.{part}.weight")
             if inner is not None:  # the norm takes the scale of the head away and puts in its own
                 size = factors[i].norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
                 factors[i] = factors[i] / size * math.sqrt(own) * inner.float()[:, None]
-        outs = self._written(out).unflatten(1, (heads, own)).permute(1, 2, 0)  # heads, own, stream
+        outs = self._written(out).reshape(-1, heads, own).permute(1, 2, 0)  # heads, own, stream
         small = [_triangular(f) for f in (*factors, outs)]
         keys, values = (t.repeat_interleave(shared, dim=0) for t in small[1:3])
         stem = wiring.out.partition(".")[0]
@@ -369,18 +369,20 @@ class _Reader:
                 kind: [n for (s, _, w), n in sorted(single.items()) if (s, w) == (stem, number)]
                 for kind, number in zip(kinds, "132", strict=True)
             }
-            maps: list[Any]
+            gate: _Maps
+            up: _Maps
+            down: _Maps
             if (stem, "gate_up") in fused and (stem, "down") in fused:
-                both, down = fused[stem, "gate_up"], fused[stem, "down"]
-                names = {"gate": [both], "up": [both], "down": [down]}
-                maps = [*parts[both].chunk(2, dim=1), parts[down]]
-                if maps[1].shape[2] != maps[2].shape[1]:
+                both, last = fused[stem, "gate_up"], fused[stem, "down"]
+                names = {"gate": [both], "up": [both], "down": [last]}
+                gate, up, down = *parts[both].chunk(2, dim=1), parts[last]
+                if parts[both].shape[2] != parts[last].shape[1]:
                     continue  # stored the other way round
             elif len({len(n) for n in names.values()}) == 1 and names["gate"]:
-                maps = [[parts[n] for n in names[kind]] for kind in kinds]
+                gate, up, down = ([parts[n] for n in names[kind]] for kind in kinds)
             else:
                 continue
-            for kind, stats in self._gated(*maps, norm):
+            for kind, stats in self._gated(gate, up, down, norm):
                 yield names[kind], stem, kind, stats
 
     def _gated(
@@ -458,7 +460,10 @@ class _Rows:
     def _mean(self) -> torch.Tensor:
         """The mean row, float64."""
         sums = [block.sum(dim=0).double() for block in self._blocks()]
-        return sum(sums[1:], sums[0]) / len(self.weight)
+        total = sums[0]
+        for one in sums[1:]:
+            total = total + one
+        return total / len(self.weight)
 
     def _product(self) -> torch.Tensor:
         """rows' rows without the mean row, (columns, columns) float64."""
@@ -471,14 +476,16 @@ class _Rows:
 
     def _blocks(self) -> Iterator[torch.Tensor]:
         size = max(1, BLOCK_ELEMENTS // self.weight.shape[1])
-        yield from (block.float() for block in self.weight.split(size))
+        for start in range(0, len(self.weight), size):
+            yield self.weight[start : start + size].float()
 
 
 def _triangular(factor: torch.Tensor) -> torch.Tensor:
     """R of the QR decomposition of each factor', (heads, own, stream) to (heads, n, own)."""
     import torch
 
-    return torch.linalg.qr(factor.mT, mode="r").R
+    small: torch.Tensor = torch.linalg.qr(factor.mT, mode="r").R
+    return small
 
 
 def _products(first: torch.Tensor, second: torch.Tensor) -> OperatorStats:

@@ -613,6 +613,8 @@ def _worst_violation(section: Mapping[str, Any]) -> str:
     if fatal:
         worst = min(fatal, key=lambda v: (v.get("ratio", 0.0), str(v.get("module"))))
         kind = str(worst.get("type", "")).removeprefix("degenerate_").replace("_", " ")
+        if kind == "rank":
+            return f"{worst.get('module')} became zero or of rank one"
         return (
             f"{worst.get('module')}: {kind} is {fixed(worst.get('ratio'))} of the baseline's, "
             f"fatal below {fixed(worst.get('threshold'), 2)}"
