@@ -22,6 +22,7 @@ from msgspec import structs
 
 from invarlock.files import digest_json
 from invarlock.guards import contract_fields, rmt, rows, spectral, variance
+from invarlock.guards.operators import Module, Operator, OperatorStats
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics.distribution import TokenShift
 from invarlock.metrics.kinds.accuracy import Accuracy
@@ -64,7 +65,7 @@ def arm(name: str, shift: float, spread: float = 0.01) -> Document:
     }
 
 
-def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[spectral.Module]:
+def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[Module]:
     """Weight statistics of a tiny model; ``scale`` and ``rank`` multiply those of named modules."""
     names = [
         (f"model.layers.{i}.{part}.weight", family, i)
@@ -77,7 +78,7 @@ def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[spect
         )
     ]
     return [
-        spectral.Module(
+        Module(
             name=name,
             family=family,
             layer=layer,
@@ -160,6 +161,15 @@ def trial(seen: Sequence[rmt.Activation], preview: Document, gain: float) -> Doc
     }
 
 
+def operator(module: Module) -> Operator:
+    """A matrix as an operator of its own that its numbers are judged by."""
+    name, family, layer, stats = module
+    sigma = stats.sigma_max
+    return Operator(
+        name, family, layer, "product", OperatorStats(sigma, sigma, sigma, stats.stable_rank)
+    )
+
+
 def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
     """What each guard of a run recorded, in canonical order."""
     looked = {"name": "invariants", "phase": "checkpoint", "failures": [*how.get("failures", ())]}
@@ -174,6 +184,7 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
             "name": "spectral",
             "phase": "weights",
             "modules": spectral.to_table(weights),
+            "operators": spectral.operators_to_table([*map(operator, weights)]),
             "row_tables": rows.to_json([row_table(how.get("rows", 0))]),
         },
         {

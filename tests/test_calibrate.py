@@ -19,8 +19,8 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import canonical_json
+from invarlock.guards.operators import measure_weights
 from invarlock.guards.rmt import Activation
-from invarlock.guards.spectral import weight_modules
 from invarlock.preset import NULL_EDITS, derive, preset_of
 from invarlock.run import calibrate as module
 from invarlock.run import measure
@@ -96,7 +96,7 @@ def one_by_one(mine: Calibration, scratch: Path) -> list[tuple[str, int, Any]]:
             first = run_of(mine, mine.baseline, windows, mine.token_budget)
             second = run_of(mine, subject, windows, mine.token_budget // part, first)
             before, after = (
-                Observed(weight_modules(c, "cpu"), as_observation(run))
+                Observed(measure_weights(c, "cpu").operators, as_observation(run))
                 for c, run in ((mine.baseline, first), (subject, second))
             )
             found.append((edit, windows.content.seed, changes(before, after)))
@@ -131,7 +131,7 @@ def test_weights_are_loaded_and_measured_once(
     """Two sets of weights, two loads; every number is that of runs one by one."""
     mine = plan(baseline, *(WindowPlan(32, 9, 9, seed) for seed in SEEDS))
     calls: list[str] = []
-    for name in ("load_model", "weight_modules"):
+    for name in ("load_model", "measure_weights"):
         original = getattr(module, name)
 
         def counted(*args: Any, name: str = name, original: Any = original) -> Any:
@@ -141,7 +141,7 @@ def test_weights_are_loaded_and_measured_once(
         monkeypatch.setattr(module, name, counted)
         monkeypatch.setattr(measure, name, counted, raising=False)
     stats = calibrate(mine, tmp_path / "null_edit")
-    assert sorted(calls) == ["load_model"] * 2 + ["weight_modules"] * 2
+    assert sorted(calls) == ["load_model"] * 2 + ["measure_weights"] * 2
     heads = ("edit", "seed", "windows_sha256")
     rest = [{k: v for k, v in run.items() if k not in heads} for run in stats["runs"]]
     expected = one_by_one(mine, tmp_path / "subject")

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import report_factory as factory
@@ -21,6 +22,7 @@ from invarlock.errors import InputError
 from invarlock.evidence.consistency import _rows_left_out
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.files import canonical_json, write_json
+from invarlock.guards import matrices
 from invarlock.metrics.bootstrap import PLAIN, WIDENED
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
@@ -136,6 +138,31 @@ def test_the_method_of_an_interval_is_held_to_it(method, found):
     else:
         settings["method"] = method
     assert any(found in line for line in replay(document))
+
+
+PACKS = Path(__file__).parent / "packs"
+KEPT = sorted(PACKS.glob("v1-*/reports/**/evaluation.report.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda p: f"{p.relative_to(PACKS)}")
+def test_a_report_without_operators_is_judged_by_the_rule_of_its_time(path):
+    """Every decision that it states follows from its matrices; its contract says so."""
+    old = json.loads(path.read_text())
+    assert replay(old) == []
+    assert "operators" not in old["spectral"]
+    assert old["resolved_policy"]["spectral"]["measurement_contract"] == matrices.CONTRACT
+
+
+def test_a_report_says_by_which_rule_it_is_judged():
+    """Operators without their contract, or a contract without operators, contradict it."""
+    without = copy.deepcopy(CLEAN)
+    del without["spectral"]["operators"]
+    assert replay(without) != []
+    claimed = copy.deepcopy(CLEAN)
+    claimed["resolved_policy"]["spectral"]["measurement_contract"] = matrices.CONTRACT
+    assert replay(claimed) == ["/spectral/measurement_contract: not the one of this version"]
+    claimed["spectral"]["measurement_contract"] = matrices.CONTRACT
+    assert any("/spectral/operators" in line for line in replay(claimed))
 
 
 def test_the_tolerance_is_the_callers():

@@ -789,13 +789,19 @@ def _parts_alike(report: Report) -> dict[str, str]:
         ]
         if all(isinstance(column, list) and column for column in columns):
             parts[f"{arm} windows and baseline losses"] = columns
-    for guard in ("spectral", "rmt", "variance"):
-        table = dig(report, guard, "modules")
+    for guard, member in (
+        ("spectral", "modules"),
+        ("spectral", "operators"),
+        ("rmt", "modules"),
+        ("variance", "modules"),
+    ):
+        table = dig(report, guard, member)
         if isinstance(table, Mapping) and "baseline_name" not in table:
             columns = [
                 key
                 for key in table
-                if key in ("name", "family", "layer") or key.startswith("baseline_")
+                if key in ("name", "family", "layer", "kind") or key.startswith("baseline_")
             ]
-            parts[f"baseline {guard} statistics"] = [table[key] for key in sorted(columns)]
+            what = "statistics" if member == "modules" else f"{member}' statistics"
+            parts[f"baseline {guard} {what}"] = [table[key] for key in sorted(columns)]
     return {name: digest_json(value) for name, value in parts.items() if value is not None}

@@ -105,6 +105,11 @@ def _guards(report: Report, run: Report) -> Iterator[str]:
     for column, values in weights.items():
         if mine[column if column in head else f"baseline_{column}"] != values:
             yield f"/spectral/modules/baseline_{column}"
+    products = guards["spectral"].get("operators", {})  # of older runs there are none
+    for column, values in products.items():
+        mine = report["spectral"]["operators"]
+        if mine[column if column in (*head, "kind") else f"baseline_{column}"] != values:
+            yield f"/spectral/operators/baseline_{column}"
     seen = guards["rmt"]["modules"]
     for guard, column in (("rmt", "edge"), ("variance", "variance")):
         table = report[guard]["modules"]

@@ -55,6 +55,10 @@ class Runs(Protocol):
     def accepted(self) -> Sequence[str]:
         """Names of findings that the user accepts."""
 
+    @property
+    def contracts(self) -> Mapping[str, Mapping[str, Any]]:
+        """How the guards measured, by their names: today's way, or that of an older report."""
+
 
 class Statistic(NamedTuple):
     """The number that a guard decides by, where it is closest to its limit."""
@@ -136,6 +140,8 @@ class Guard:
     detector_forms: ClassVar[tuple[type[Closed], ...]] = ()
     # --- what it records
     contract: ClassVar[Mapping[str, Any] | None] = None  # how it measures
+    # How it measured before: reports that state one of these are judged by the rule of their time.
+    earlier_contracts: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     phase: ClassVar[str] = ""  # of a run, in the list of its guards
     beside: ClassVar[str] = ""  # the member of a run report that holds it outside that list
     whole: ClassVar[bool] = True  # whether a report repeats all that it recorded
@@ -155,12 +161,16 @@ class Guard:
             return run.get(self.beside) or {}
         return next((guard for guard in run["guards"] if guard["name"] == self.name), {})
 
-    def contract_fields(self) -> Block:
-        """The measurement contract and its hash, as both kinds of report state them."""
-        if self.contract is None:
+    def contract_fields(self, contract: Mapping[str, Any] | None = None) -> Block:
+        """The measurement contract and its hash, as both kinds of report state them.
+
+        Args:
+            contract: one of ``earlier_contracts``; None: today's.
+        """
+        stated = contract or self.contract
+        if stated is None:
             return {}
-        digest = contract_hash(self.contract)
-        return {"measurement_contract": self.contract, "measurement_contract_hash": digest}
+        return {"measurement_contract": stated, "measurement_contract_hash": contract_hash(stated)}
 
     # --- two runs ----------------------------------------------------------------------------
 
@@ -187,9 +197,9 @@ class Guard:
         row: Mapping[str, Any] = policy.resolved[self.policy_key]
         return row
 
-    def stated_limits(self, policy: Policy) -> Block:
-        """This guard's limits as a report states them."""
-        fields = self.contract_fields()
+    def stated_limits(self, policy: Policy, contract: Mapping[str, Any] | None = None) -> Block:
+        """This guard's limits as a report states them; ``contract`` as in ``contract_fields``."""
+        fields = self.contract_fields(contract)
         fields.pop("measurement_contract_hash", None)
         return {**self.limits(policy), **fields}
 
@@ -201,7 +211,7 @@ class Guard:
         """Statistics and measurement contracts, which the block holds beside the decisions."""
         if not self.measured(runs):
             return {}
-        fields = self.contract_fields()
+        fields = self.contract_fields(runs.contracts.get(self.name))
         if fields:
             theirs = self.recorded(runs.baseline).get("measurement_contract_hash")
             fields["baseline_measurement_contract_hash"] = theirs

@@ -34,16 +34,19 @@ class ModuleChange(Struct, frozen=True):
     stable_rank_ratio: float | None = None
 
 
-def module_changes(report: Report, guard: str, statistic: str) -> list[ModuleChange]:
+def module_changes(
+    report: Report, guard: str, statistic: str, table_name: str = "modules"
+) -> list[ModuleChange]:
     """The modules of a guard's table, largest change of the statistic first.
 
     Args:
         guard: the name of its block.
         statistic: the column; ``BASELINE`` + its name holds the reference.
+        table_name: the member of the block that holds the table.
     """
     if not evaluated(report, guard):
         return []
-    table = block(block(report, guard), "modules")
+    table = block(block(report, guard), table_name)
     # The baseline's names stand in a column of their own where its modules are others.
     theirs = BASELINE + "name" if BASELINE + "name" in table else "name"
     before = dict(columns(table, (theirs, BASELINE + statistic)))

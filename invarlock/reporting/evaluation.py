@@ -327,7 +327,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "guards": _chain(subject, decided),
         "evaluation_windows": _windows(comparison),
         "evaluation_realism": _realism(evidence.metric.kind),
-        "resolved_policy": resolved_policy(policy),
+        "resolved_policy": resolved_policy(policy, comparison.contracts),
         "policy_digest": policy_digest(policy),
         "policy_provenance": {
             "tier": policy.tier,
@@ -515,15 +515,19 @@ def numbers_of(columns: Mapping[str, list[float]]) -> Document:
     return {k: [v if math.isfinite(v) else None for v in vs] for k, vs in columns.items()}
 
 
-def resolved_policy(policy: Policy) -> Document:
-    """The thresholds in force as a report states them."""
+def resolved_policy(policy: Policy, contracts: Mapping[str, Mapping[str, Any]]) -> Document:
+    """The thresholds in force as a report states them, and how the guards measured."""
     row = policy.resolved
     of_kinds = {kind.limits for kind in METRICS.values()}
     metrics = {key: row[key] for key in (*of_kinds, "pm_tail", "drift")}
     return {
         "metrics": metrics,
         **{key: row[key] for key in ("coverage", "distribution", "confidence")},
-        **{g.policy_key: g.stated_limits(policy) for g in GUARDS if g.policy_key},
+        **{
+            g.policy_key: g.stated_limits(policy, contracts.get(g.name))
+            for g in GUARDS
+            if g.policy_key
+        },
     }
 
 

@@ -37,6 +37,7 @@ else:
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
+Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
 NOT_RUN = "the windows of a subject that was not run"
 PRESET = "that the thresholds are those of the preset it names"
 
@@ -134,8 +135,8 @@ def comparison_of(report: Report) -> Comparison:
     Raises:
         ContractError: a guard's statistics were measured in another way, or not all of them.
     """
-    context, ran = report["context"], _ran(report)
-    _require_guards(report, ran)
+    context, ran, contracts = report["context"], _ran(report), _contracts(report)
+    _require_guards(report, ran, contracts)
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
     windows = _windows(report) if ran else {"baseline": _none(), "subject": {}}
     reference, data = report["baseline_ref"], report["dataset"]
@@ -161,14 +162,14 @@ def comparison_of(report: Report) -> Comparison:
             "vocabulary": report["vocabulary"],
         },
         "evaluation_windows": windows["baseline"],
-        "guards": _baseline_guards(report) if ran else [],
+        "guards": _baseline_guards(report, contracts) if ran else [],
         **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside},
     }
     subject = {
         "meta": meta,
         "checkpoint": report["provenance"]["subject"]["checkpoint"],
         "edit": report["edit"],
-        "guards": _subject_guards(report, ran),
+        "guards": _subject_guards(report, ran, contracts),
         "evaluation_windows": windows["subject"],
         **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and ran},
     }
@@ -186,6 +187,7 @@ def comparison_of(report: Report) -> Comparison:
         ),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
         accepted=context.get("accept", []),
+        contracts=contracts,
     )
 
 
@@ -193,10 +195,21 @@ def _ran(report: Report) -> bool:
     return bool(report["evaluation_windows"]["final"]["window_ids"])
 
 
-def _require_guards(report: Report, ran: bool) -> None:
+def _contracts(report: Report) -> Contracts:
+    """How the guards measured: as the report states, where that is a way of this version or of one
+    before it. Anything else is found to differ from today's."""
+    found = {}
+    for name, now in CONTRACTS.items():
+        stated = report["resolved_policy"][BY_NAME[name].policy_key].get("measurement_contract")
+        before = BY_NAME[name].earlier_contracts
+        found[name] = next((contract for contract in before if contract == stated), now)
+    return found
+
+
+def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
     measured = [name for name in CONTRACTS if report[name].get("evaluated") is True]
     for name in measured:
-        if report[name]["measurement_contract"] != CONTRACTS[name]:
+        if report[name]["measurement_contract"] != contracts[name]:
             raise ContractError(f"/{name}/measurement_contract: not the one of this version")
     if len(measured) != (len(CONTRACTS) if ran else 0):
         raise ContractError("/guards: a subject that was run has been through every guard")
@@ -227,7 +240,7 @@ def _windows(report: Report) -> dict[str, dict[str, Any]]:
     return {"baseline": base, "subject": mine}
 
 
-def _subject_guards(report: Report, ran: bool) -> list[dict[str, Any]]:
+def _subject_guards(report: Report, ran: bool, contracts: Contracts) -> list[dict[str, Any]]:
     """What the subject's guards recorded, in the order of the log; the digest of what a report
     does not repeat in full only the run can know."""
     records = {
@@ -240,17 +253,18 @@ def _subject_guards(report: Report, ran: bool) -> list[dict[str, Any]]:
         name = entry["guard"]
         record: dict[str, Any] = {"name": name, "phase": entry["phase"]}
         if name in records:
-            record |= next(records[name], {}) | BY_NAME[name].contract_fields()
+            fields = BY_NAME[name].contract_fields(contracts.get(name))
+            record |= next(records[name], {}) | fields
         if name in BY_NAME and not BY_NAME[name].whole:
             record["digest"] = entry["digest"]
         found.append(record)
     return found
 
 
-def _baseline_guards(report: Report) -> list[dict[str, Any]]:
+def _baseline_guards(report: Report, contracts: Contracts) -> list[dict[str, Any]]:
     """What the baseline's guards recorded that a comparison reads."""
     return [
-        {"name": guard.name} | record | guard.contract_fields()
+        {"name": guard.name} | record | guard.contract_fields(contracts.get(guard.name))
         for guard in GUARDS
         if not guard.beside and (record := guard.baseline_record(report)) is not None
     ]
