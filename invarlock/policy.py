@@ -24,7 +24,9 @@ PROFILES = ("dev", "ci", "release")  # what report verification demands
 class Override:
     """One threshold that is not the tier's own, and where it came from."""
 
-    path: str  # spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode
+    # spectral.tau.FAMILY, rmt.epsilon.FAMILY, representation.limit.KIND, drift.min, drift.max or
+    # tail.mode
+    path: str
     value: float | str
     source: str  # "preset:<first 12 hex of its sha256>" or "config"
 
@@ -117,6 +119,17 @@ class RmtPolicy(Section):
         return self.epsilon_by_family.get(family, self.epsilon_default)
 
 
+class RepresentationPolicy(Section):
+    """Largest distance of a block's Gram matrix from the baseline's."""
+
+    limit_default: float
+    limit_by_kind: dict[str, float]  # from a preset; empty without one
+
+    def limit(self, kind: str) -> float:
+        """The limit of a kind of block."""
+        return self.limit_by_kind.get(kind, self.limit_default)
+
+
 class VariancePolicy(Section):
     """Thresholds of the variance guard; gains in nats per token, ``alpha`` one-sided."""
 
@@ -197,6 +210,7 @@ class Policy(Section, kw_only=True, dict=True):
     tail: TailPolicy = msgspec.field(name="pm_tail")
     spectral: SpectralPolicy
     rmt: RmtPolicy
+    representation: RepresentationPolicy
     variance: VariancePolicy
     moe: MoePolicy
     distribution: DistributionPolicy
@@ -330,13 +344,20 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
             lambda tau: math.expm1(min(tau * caps[name], 700.0)),
         ),
         "rmt.epsilon": (row["rmt"]["epsilon_by_family"], "rmt.epsilon", float),
+        "representation.limit": (
+            row["representation"]["limit_by_kind"],
+            "representation.limit",
+            float,
+        ),
         "drift": (row["drift"], "drift.half_width", lambda v: (v - 1) * (-1) ** (name == "min")),
     }
-    if group not in places or name not in (("min", "max") if group == "drift" else caps):
+    names = {"drift": ("min", "max"), "representation.limit": ("attention", "ffn")}
+    if group not in places or name not in names.get(group, caps):
         raise ConfigError(
             f"{path} cannot be overridden",
-            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max, tail.mode,"
-            " distribution.kl_mean_max or distribution.flip_fraction_max",
+            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, representation.limit.KIND,"
+            " drift.min, drift.max, tail.mode, distribution.kl_mean_max or"
+            " distribution.flip_fraction_max",
         )
     target, bound, measure = places[group]
     if not (is_number(value) and _within(measure(value), bounds[bound])):
@@ -365,5 +386,7 @@ def _value_at(policy: Policy, path: str) -> float | str | None:
         return policy.spectral.tau(name)
     if group == "rmt.epsilon":
         return policy.rmt.epsilon(name)
+    if group == "representation.limit":
+        return policy.representation.limit(name)
     value: float | str | None = getattr(getattr(policy, group), name)
     return value

@@ -31,6 +31,12 @@ from invarlock.policy import (
 STATS_SCHEMA = "invarlock/calibration-stats-v1"
 PRESET_SCHEMA = "invarlock/calibrated-preset-v1"
 NULL_EDITS = ("noop", "quant_rtn:8:0:all")
+# What is bounded by family, and the bounds of the tier table on it, as relative change.
+STATISTICS = {
+    "spectral": "spectral.threshold",
+    "rmt": "rmt.epsilon",
+    "representation": "representation.limit",  # as ln(1 + distance), so that it is one too
+}
 MIN_VALUES = 3  # below this the closed form of the tolerance factor has no solution
 DIGITS = 9  # significant digits of a derived number
 # What a preset takes over from the statistics; the rest of its head is derived.
@@ -155,10 +161,11 @@ def summarise(stats: Mapping[str, Any]) -> Document:
     Raises:
         ContractError: runs of an edit that list different numbers of modules.
     """
-    result: Document = {"spectral": {}, "rmt": {}, "drift": {"modules": 1, "edits": {}}}
+    result: Document = {guard: {} for guard in STATISTICS}
+    result["drift"] = {"modules": 1, "edits": {}}
     for edit in stats["null_edits"]:
         runs = [run for run in stats["runs"] if run["edit"] == edit]
-        for guard in ("spectral", "rmt"):
+        for guard in STATISTICS:
             for family in sorted({f for run in runs for f in run[guard]}):
                 values = [run[guard].get(family, []) for run in runs]
                 modules = len(values[0])
@@ -217,7 +224,7 @@ def _build(
     tier = meta["tier"]
     own, bounds = load_policy(tier), bounds_of(tier)
     rows = [_drift_row(null["drift"], own, bounds["drift.half_width"])]
-    for guard, bound in (("spectral", "spectral.threshold"), ("rmt", "rmt.epsilon")):
+    for guard, bound in STATISTICS.items():
         for family, numbers in sorted(null[guard].items()):
             rows.append(_family_row(guard, family, numbers, own, bounds[bound]))
     overrides = [Override(o["path"], o["value"], "preset") for r in rows for o in r["overrides"]]
@@ -225,6 +232,7 @@ def _build(
     widest = max(null["drift"]["edits"].values(), key=lambda sample: float(sample["sd"]))
     band = {"min": policy.drift.min, "max": policy.drift.max}
     families = sorted({*null["spectral"], *null["rmt"]})
+    kinds = sorted(null["representation"])
     return {
         "schema": PRESET_SCHEMA,
         "_calibration_meta": {
@@ -248,6 +256,7 @@ def _build(
                 "max_caps": policy.spectral.max_caps,
             },
             "rmt": {"epsilon_by_family": {f: policy.rmt.epsilon(f) for f in families}},
+            "representation": {"limit_by_kind": {k: policy.representation.limit(k) for k in kinds}},
             "variance": {
                 "deadband": policy.variance.deadband,
                 "min_effect_lognll": policy.variance.min_effect_lognll,
@@ -270,6 +279,10 @@ def _family_row(
         edit: null_bound(sample, numbers["modules"], own.preset, two_sided=guard == "spectral")
         for edit, sample in numbers["edits"].items()
     }
+    if guard == "representation":
+        row = _row(found, own.representation.limit(family), bounds)
+        override = {f"representation.limit.{family}": row["value"]}
+        return _with_overrides(guard, family, row, override)
     if guard == "rmt":
         row = _row(found, own.rmt.epsilon(family), bounds)
         return _with_overrides(guard, family, row, {f"rmt.epsilon.{family}": row["value"]})

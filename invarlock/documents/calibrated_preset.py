@@ -86,6 +86,14 @@ class Rmt(Closed):
     ]
 
 
+class Representation(Closed):
+    """Representation thresholds."""
+
+    limit_by_kind: Annotated[
+        dict[FamilyName, AboveZero], about("Largest Gram distance, by kind of block.")
+    ]
+
+
 class Variance(Closed):
     """Variance guard."""
 
@@ -99,6 +107,7 @@ class Guards(Closed):
     order: Annotated[list[str], about("The canonical order.")]
     spectral: Spectral
     rmt: Rmt
+    representation: Representation
     variance: Variance
 
 
@@ -130,6 +139,10 @@ class NullStatistics(Closed):
     rmt: Annotated[
         dict[FamilyName, NullStatisticsSpectral], about("ln of the ratio of edge risks, by family.")
     ]
+    representation: Annotated[
+        dict[FamilyName, NullStatisticsSpectral],
+        about("ln(1 + Gram distance), by kind of block."),
+    ]
     drift: NullStatisticsSpectral
 
 
@@ -145,7 +158,9 @@ class Override(Closed):
 class Derivation(Closed):
     """One threshold, as relative change."""
 
-    statistic: Annotated[Literal["drift", "spectral", "rmt"], about("What is bounded.")]
+    statistic: Annotated[
+        Literal["drift", "spectral", "rmt", "representation"], about("What is bounded.")
+    ]
     family: Annotated[str | None, about("Family of modules; null for drift.")]
     null_bound: Annotated[
         float | None,
