@@ -108,6 +108,7 @@ def with_files(pack: Path, folder: Path, files: int) -> Path:
     listing = checksums.render(listed)
     (target / checksums.CHECKSUMS).write_bytes(listing)
     document = json.loads((target / checksums.MANIFEST).read_text())
+    document["artifacts"] = sorted(path for path in listed if not path.startswith("reports/"))
     document["checksums_sha256_digest"] = hashlib.sha256(listing).hexdigest()
     data = manifest.render(document)
     (target / checksums.MANIFEST).write_bytes(data)

@@ -202,7 +202,7 @@ def test_the_verdict_asks_for_no_change_in_the_unit_of_the_kind(case: Case) -> N
         name: make_record(noop, make_evaluation(noop, read(case.root / f"{name} out")), None)
         for name in ("noop", "damaged")
     }
-    assert judged["noop"].reasons == ()
+    assert not judged["noop"].reasons
     assert "ratio_not_exact" in judged["damaged"].reasons
     assert judged["noop"].metric == case.metric
 

@@ -337,7 +337,7 @@ def test_light_commands_import_nothing_heavy() -> None:
 
 
 def test_numpy_is_loaded_by_what_computes_with_it() -> None:
-    """A pack that holds no windows is verified without it, which is a third of the time."""
+    """A pack that holds no windows is verified without the time that importing it takes."""
     program = (
         "import sys\n"
         "import invarlock.evidence.consistency, invarlock.verdict.verdict\n"
