@@ -120,14 +120,19 @@ class RmtPolicy(Section):
 
 
 class RepresentationPolicy(Section):
-    """Largest distance of a block's Gram matrix from the baseline's."""
+    """How far a block's Gram matrix may be from the baseline's for a reason of its own."""
 
-    limit_default: float
-    limit_by_kind: dict[str, float]  # from a preset; empty without one
+    warn: float  # excess from which on a block is named
+    limit_by_kind: dict[str, float | None]  # None: named, and never a reason to block
 
-    def limit(self, kind: str) -> float:
+    def limit(self, kind: str) -> float | None:
         """The limit of a kind of block."""
-        return self.limit_by_kind.get(kind, self.limit_default)
+        return self.limit_by_kind[kind]
+
+    def beyond(self, kind: str, excess: float) -> bool:
+        """Whether a block of this kind is beyond its limit; what is not finite always is."""
+        limit = self.limit_by_kind[kind]
+        return not math.isfinite(excess) or (limit is not None and not excess <= limit)
 
 
 class VariancePolicy(Section):
@@ -281,20 +286,28 @@ def load_policy(tier: str) -> Policy:
     return resolve_policy(tier)
 
 
-def resolve_policy(tier: str, overrides: Sequence[Override] = ()) -> Policy:
+def resolve_policy(
+    tier: str, overrides: Sequence[Override] = (), without: Sequence[str] = ()
+) -> Policy:
     """The policy of a tier with ``overrides``, each within the tier's ``adjustable`` bounds.
 
     The verifier resolves what a report records, so that no report is judged by thresholds looser
     than the tier admits.
 
+    Args:
+        tier: one of :func:`tier_names`.
+        overrides: thresholds that are not the tier's own.
+        without: sections that the table did not have when a report was written; its digest and
+            what it states of its limits do not hold them.
+
     Raises:
         ConfigError: no such tier, or an override that the tier does not admit.
     """
-    return _resolve(tier, tuple(overrides))
+    return _resolve(tier, tuple(overrides), tuple(without))
 
 
 @functools.cache
-def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
+def _resolve(tier: str, overrides: tuple[Override, ...], without: tuple[str, ...]) -> Policy:
     _one_of(tier, _table(), "tier")
     row = copy.deepcopy(_table()[tier])
     bounds = row.pop("adjustable")
@@ -302,7 +315,8 @@ def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
         raise ConfigError("a threshold is overridden twice", expected="one override a path")
     for override in overrides:
         _apply(override, row, bounds, tier)
-    policy = msgspec.convert({**row, "tier": tier, "resolved": row}, Policy)
+    stated = {key: section for key, section in row.items() if key not in without}
+    policy = msgspec.convert({**row, "tier": tier, "resolved": stated}, Policy)
     policy.overrides = overrides
     return policy
 
@@ -351,7 +365,7 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
         ),
         "drift": (row["drift"], "drift.half_width", lambda v: (v - 1) * (-1) ** (name == "min")),
     }
-    names = {"drift": ("min", "max"), "representation.limit": ("attention", "ffn")}
+    names = {"drift": ("min", "max"), "representation.limit": ("attention",)}
     if group not in places or name not in names.get(group, caps):
         raise ConfigError(
             f"{path} cannot be overridden",

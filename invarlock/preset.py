@@ -161,13 +161,14 @@ def summarise(stats: Mapping[str, Any]) -> Document:
     Raises:
         ContractError: runs of an edit that list different numbers of modules.
     """
-    result: Document = {guard: {} for guard in STATISTICS}
+    seen = [guard for guard in STATISTICS if any(guard in run for run in stats["runs"])]
+    result: Document = {guard: {} for guard in seen}
     result["drift"] = {"modules": 1, "edits": {}}
     for edit in stats["null_edits"]:
         runs = [run for run in stats["runs"] if run["edit"] == edit]
-        for guard in STATISTICS:
-            for family in sorted({f for run in runs for f in run[guard]}):
-                values = [run[guard].get(family, []) for run in runs]
+        for guard in seen:
+            for family in sorted({f for run in runs for f in run.get(guard, {})}):
+                values = [run.get(guard, {}).get(family, []) for run in runs]
                 modules = len(values[0])
                 if any(len(v) != modules for v in values) or not modules:
                     raise ContractError(f"runs of {edit} differ in modules of {guard} {family}")
@@ -225,14 +226,21 @@ def _build(
     own, bounds = load_policy(tier), bounds_of(tier)
     rows = [_drift_row(null["drift"], own, bounds["drift.half_width"])]
     for guard, bound in STATISTICS.items():
-        for family, numbers in sorted(null[guard].items()):
+        # statistics of an older version lack what came later, and so does what follows from them
+        for family, numbers in sorted(null.get(guard, {}).items()):
+            if guard == "representation" and own.representation.limit(family) is None:
+                continue  # a kind of block that is named and never blocks
             rows.append(_family_row(guard, family, numbers, own, bounds[bound]))
     overrides = [Override(o["path"], o["value"], "preset") for r in rows for o in r["overrides"]]
     policy = resolve_policy(tier, overrides)
     widest = max(null["drift"]["edits"].values(), key=lambda sample: float(sample["sd"]))
     band = {"min": policy.drift.min, "max": policy.drift.max}
     families = sorted({*null["spectral"], *null["rmt"]})
-    kinds = sorted(null["representation"])
+    later: Document = {}
+    if "representation" in null:
+        limits = policy.representation.limit_by_kind
+        given = {kind: limit for kind, limit in limits.items() if limit is not None}
+        later["representation"] = {"limit_by_kind": given}
     return {
         "schema": PRESET_SCHEMA,
         "_calibration_meta": {
@@ -256,11 +264,11 @@ def _build(
                 "max_caps": policy.spectral.max_caps,
             },
             "rmt": {"epsilon_by_family": {f: policy.rmt.epsilon(f) for f in families}},
-            "representation": {"limit_by_kind": {k: policy.representation.limit(k) for k in kinds}},
             "variance": {
                 "deadband": policy.variance.deadband,
                 "min_effect_lognll": policy.variance.min_effect_lognll,
             },
+            **later,
         },
         "null_statistics": dict(null),
         "derivation": rows,
@@ -280,7 +288,7 @@ def _family_row(
         for edit, sample in numbers["edits"].items()
     }
     if guard == "representation":
-        row = _row(found, own.representation.limit(family), bounds)
+        row = _row(found, own.representation.limit_by_kind[family] or 0.0, bounds)
         override = {f"representation.limit.{family}": row["value"]}
         return _with_overrides(guard, family, row, override)
     if guard == "rmt":

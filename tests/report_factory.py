@@ -130,11 +130,15 @@ def activations(edge: Mapping[str, float], spread: Mapping[str, float]) -> list[
 def block_record(moved: Mapping[str, float]) -> Document:
     """What was recorded of the blocks: 0 is the distance of those that are not named."""
     seen = [
-        representation.SeenBlock(name, kind, i, 8 * representation.WINDOW_TOKENS, 0.0)
+        representation.SeenBlock(
+            f"model.layers.{i}.{name}", kind, i, 8 * representation.WINDOW_TOKENS, 2 * i + at, 0.0
+        )
         for i in range(LAYERS)
-        for name, kind in (
-            (f"model.layers.{i}.self_attn.o_proj", representation.ATTENTION),
-            (f"model.layers.{i}.mlp.down_proj", representation.FFN),
+        for at, (name, kind) in enumerate(
+            (
+                ("self_attn.o_proj", representation.ATTENTION),
+                ("mlp.down_proj", representation.FFN),
+            )
         )
     ]
     seen = [each._replace(distance=moved.get(each.name, 0.0)) for each in seen]

@@ -66,7 +66,7 @@ def stats(
                     "spectral": weights,
                     "rmt": {"attn": activations},
                     "representation": {
-                        "ffn": [abs(other.gauss(far, far / 9)) * size for _ in range(MODULES)]
+                        "attention": [abs(other.gauss(far, far / 9)) * size for _ in range(MODULES)]
                     },
                 }
             )
@@ -227,34 +227,41 @@ def test_floors_and_ceilings_hold() -> None:
     for statistic, family, name in (
         ("spectral", "attn", "spectral.threshold"),
         ("rmt", "attn", "rmt.epsilon"),
-        ("representation", "ffn", "representation.limit"),
+        ("representation", "attention", "representation.limit"),
         ("drift", None, "drift.half_width"),
     ):
         low, high = row(quiet, statistic, family), row(noisy, statistic, family)
         assert (low["value"], low["clipped"]) == (bounds[name][0], "floor")
         assert (high["value"], high["clipped"]) == (bounds[name][1], "ceiling")
     assert quiet["clipped"] == []
-    assert noisy["clipped"] == ["drift", "spectral.attn", "rmt.attn", "representation.ffn"]
+    assert noisy["clipped"] == ["drift", "spectral.attn", "rmt.attn", "representation.attention"]
     assert not noisy["_calibration_meta"]["drift_band_compatible"]
     preset_of(quiet, "x").policy()
     preset_of(noisy, "x").policy()
 
 
-def test_the_limit_of_a_kind_of_block_follows_from_the_null_edits() -> None:
-    """A bound on ln(1 + d) between floor and ceiling becomes the limit of that kind alone."""
+def test_the_limit_of_attention_follows_from_the_null_edits() -> None:
+    """A bound on ln(1 + excess) between floor and ceiling becomes the limit; a kind of block that
+    never blocks has none, and statistics of an older version none at all."""
     given = stats(far=0.27)
+    for run in given["runs"]:
+        run["representation"]["ffn"] = [0.5] * MODULES
     document = derive(given, "balanced", "x")
-    values = np.array([v for r in given["runs"][3:] for v in r["representation"]["ffn"]])
+    values = np.array([v for r in given["runs"][3:] for v in r["representation"]["attention"]])
     k = tolerance_factor(MODULES, 1 - 0.01 / MODULES, 0.95)
     wanted = math.expm1(values.mean() + k * values.std(ddof=1))
     low, high = bounds_of("balanced")["representation.limit"]
     assert low < wanted < high
     policy = preset_of(document, "x").policy()
-    assert policy.representation.limit("ffn") == pytest.approx(wanted, rel=1e-6)
-    assert policy.representation.limit("attention") == low
-    assert document["guards"]["representation"]["limit_by_kind"] == {
-        "ffn": policy.representation.limit("ffn")
-    }
+    limit = policy.representation.limit("attention")
+    assert limit == pytest.approx(wanted, rel=1e-6)
+    assert policy.representation.limit("ffn") is None
+    assert document["guards"]["representation"]["limit_by_kind"] == {"attention": limit}
+    for run in given["runs"]:
+        del run["representation"]
+    older = derive(given, "balanced", "x")
+    assert not {"representation"} & {*older["guards"], *older["null_statistics"]}
+    assert preset_of(older, "x").policy().representation.limit("attention") == low
 
 
 def test_spectral_counts_each_module_once() -> None:

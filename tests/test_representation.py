@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from architecture_factory import ARCHITECTURES, make_architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invarlock.errors import ConfigError
 from invarlock.guards import GUARDS, representation
 from invarlock.guards.representation import (
     ATTENTION,
@@ -25,6 +27,7 @@ from invarlock.guards.representation import (
     SeenBlock,
     block_outputs,
     distance,
+    excesses,
     from_table,
     judge,
     signs,
@@ -284,27 +287,72 @@ def test_a_7b_baseline_keeps_at_most_8_mb() -> None:
 # --- judgement ---------------------------------------------------------------------------------
 
 BLOCKS = [
-    SeenBlock("model.layers.0.mlp.down_proj", FFN, 0, 512, 0.1),
-    SeenBlock("model.layers.0.self_attn.o_proj", ATTENTION, 0, 512, 0.2),
+    SeenBlock("model.layers.0.mlp.down_proj", FFN, 0, 512, 1, 0.3),
+    SeenBlock("model.layers.0.self_attn.o_proj", ATTENTION, 0, 512, 0, 0.2),
 ]
 BASE = [b._replace(distance=0.0) for b in BLOCKS]
+LIMIT = 0.40  # of attention in every tier
+
+
+def runs_of(baseline: Any, subject: Any = None) -> Any:
+    """Two runs that recorded these tables and nothing else."""
+    tables = {"baseline": baseline, "subject": baseline if subject is None else subject}
+    runs = {side: {"representation": {"blocks": table}} for side, table in tables.items()}
+    return SimpleNamespace(**runs, ran=True, reason_not_run="")
+
+
+def moved(*distances: float) -> list[SeenBlock]:
+    """Blocks in the order of a pass, attention and feed-forward in turn."""
+    kinds = (ATTENTION, FFN)
+    return [SeenBlock(f"{i}", kinds[i % 2], i, 512, i, far) for i, far in enumerate(distances)]
+
+
+def test_an_excess_is_what_no_earlier_block_has() -> None:
+    """Known answers, in the order of a pass and not of the list."""
+    found = excesses(moved(0.3, 0.5, 0.4, 1.3))
+    assert list(found.values()) == pytest.approx([0.3, 0.4, 0.0, 1.2])
+    assert excesses(moved(0.3, 0.5, 0.4, 1.3)[::-1]) == found
+    assert list(excesses(moved(0.3, math.inf, 0.5)).values()) == [0.3, math.inf, 0.4]
+    assert list(excesses(moved(math.nan, 0.5)).values()) == [math.inf, 0.5]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, math.sqrt(2)), min_size=1, max_size=9))
+def test_an_excess_is_no_more_than_its_distance(distances: list[float]) -> None:
+    """Squares of the excesses add up to that of the largest distance."""
+    found = list(excesses(moved(*distances)).values())
+    assert all(0 <= own <= far for own, far in zip(found, distances, strict=True))
+    assert math.fsum(own**2 for own in found) == pytest.approx(max(distances) ** 2, abs=1e-12)
 
 
 def test_limits_decide() -> None:
     """At the limit a block passes, beyond it not; a lost number and a lost block never do."""
-    limit = POLICY.limit(ATTENTION)
-    at = [BLOCKS[0], BLOCKS[1]._replace(distance=limit)]
-    assert judge(BASE, at, POLICY)["passed"] is True
-    for far in (math.nextafter(limit, 2), math.inf, math.nan):
+    assert POLICY.limit(ATTENTION) == LIMIT
+    at = [BLOCKS[0], BLOCKS[1]._replace(distance=LIMIT)]
+    assert judge(BASE, at, POLICY)["decision"] == "allow"
+    for far in (math.nextafter(LIMIT, 2), math.inf, math.nan):
         found = judge(BASE, [BLOCKS[0], BLOCKS[1]._replace(distance=far)], POLICY)
         assert (found["passed"], found["decision"]) == (False, "block")
         assert [v["module"] for v in found["violations"]] == [BLOCKS[1].name]
+        assert found["violations"][0]["blocks"] is True
         assert json.dumps(found, allow_nan=False)
     assert judge(BASE, BLOCKS[:1], POLICY)["blocks_missing"] == 1
     assert judge(BASE, BLOCKS[:1], POLICY)["passed"] is False
     other = [BLOCKS[0], BLOCKS[1]._replace(tokens=511)]
     assert judge(BASE, other, POLICY)["passed"] is False
-    assert judge([], [], POLICY)["passed"] is False
+
+
+def test_a_feed_forward_block_is_named_and_does_not_block() -> None:
+    """However far it moved, unless its distance is lost; attention behind it is no finding."""
+    far = [BLOCKS[0]._replace(distance=1.4), BLOCKS[1]]
+    found = judge(BASE, far, POLICY)
+    assert (found["passed"], found["decision"]) == (True, "monitor")
+    assert [(v["module"], v["blocks"]) for v in found["violations"]] == [(BLOCKS[0].name, False)]
+    assert judge(BASE, [far[0]._replace(distance=math.inf), far[1]], POLICY)["passed"] is False
+    behind = moved(0.1, 0.7, 0.7, 0.7)
+    none = [b._replace(distance=0.0) for b in behind]
+    assert judge(none, behind, POLICY)["passed"] is True
+    assert judge(none, moved(0.1, 0.1, 0.7, 0.7), POLICY)["passed"] is False
 
 
 def test_a_table_reads_back() -> None:
@@ -345,8 +393,9 @@ def test_rmt_alone_names_rmt() -> None:
         (lambda r: r["representation"]["blocks"]["distance"].__setitem__(0, 3.0), "no run can"),
         (lambda r: r["representation"]["blocks"]["tokens"].__setitem__(0, 4096), "no run can"),
         (lambda r: r["representation"]["blocks"]["kind"].__setitem__(0, "other"), "no run can"),
+        (lambda r: r["representation"]["blocks"]["order"].__setitem__(0, 7), "no run can"),
         (lambda r: r["representation"]["violations"].clear(), "/representation/violations"),
-        (lambda r: r.pop("representation"), "representation"),
+        (lambda r: r.pop("representation"), "/policy_provenance"),
         (lambda r: r["validation"].update(rmt_stable=True), "/validation/rmt_stable"),
     ],
 )
@@ -358,14 +407,28 @@ def test_a_changed_report_is_refused(change: Any, found: str) -> None:
 
 
 def test_statistic_and_limits_of_a_preset() -> None:
-    """The kind closest to its limit is the number of the sweep; a preset sets a limit by kind."""
-    overrides = factory.preset_overrides({"representation.limit.ffn": 0.45})
+    """The kind closest to its limit is the number of the sweep; a preset sets that of attention."""
+    overrides = factory.preset_overrides({"representation.limit.attention": 0.45})
+    block = "model.layers.2.self_attn.o_proj"
     report = factory.make_report(
-        "custom", 1.01, moved={factory.DOWN: 0.42}, overrides=overrides,
-        preset_sha256=factory.PRESET,
+        "custom", 1.01, moved={block: 0.42}, overrides=overrides, preset_sha256=factory.PRESET,
     )  # fmt: skip
     assert replay(report) == []
     assert report["representation"]["passed"] is True
     found = Representation().statistic(report["representation"])
     assert found is not None
-    assert (found.name, found.value, found.threshold) == ("gram_distance:ffn", 0.42, 0.45)
+    assert (found.name, found.value, found.threshold) == ("gram_excess:attention", 0.42, 0.45)
+    with pytest.raises(ConfigError):
+        factory.make_report(
+            "custom", 1.01, preset_sha256=factory.PRESET,
+            overrides=factory.preset_overrides({"representation.limit.ffn": 0.45}),
+        )  # fmt: skip
+
+
+def test_a_model_without_such_blocks_is_not_judged_by_them() -> None:
+    """Nothing to look at in either run is no evidence against the subject, and no flag."""
+    found = Representation().judged(runs_of(to_table([])), load_policy("balanced"))
+    assert found["evaluated"] is False
+    assert Representation().flags(found) == {}
+    one = runs_of(to_table([]), to_table(BLOCKS))
+    assert Representation().judged(one, load_policy("balanced"))["passed"] is False

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from invarlock.documents.fields import (
     AboveZero,
@@ -107,8 +107,8 @@ class Guards(Closed):
     order: Annotated[list[str], about("The canonical order.")]
     spectral: Spectral
     rmt: Rmt
-    representation: Representation
     variance: Variance
+    representation: Representation | UnsetType = UNSET
 
 
 class Edit(Closed):
@@ -139,11 +139,11 @@ class NullStatistics(Closed):
     rmt: Annotated[
         dict[FamilyName, NullStatisticsSpectral], about("ln of the ratio of edge risks, by family.")
     ]
-    representation: Annotated[
-        dict[FamilyName, NullStatisticsSpectral],
-        about("ln(1 + Gram distance), by kind of block."),
-    ]
     drift: NullStatisticsSpectral
+    representation: Annotated[
+        dict[FamilyName, NullStatisticsSpectral] | UnsetType,
+        about("ln(1 + Gram distance), by kind of block."),
+    ] = UNSET
 
 
 class Override(Closed):

@@ -136,6 +136,9 @@ class Guard:
     every_model: ClassVar[bool] = True  # False: it has a block only where ``applies``
     core: ClassVar[bool] = False  # one of the published guards that scenarios aim at
     policy_key: ClassVar[str] = ""  # its limits in the tier table; empty: it has none
+    # Reports of the first published versions know nothing of it. One without its block is judged
+    # by the rules of its time, which are those of today without this guard.
+    added: ClassVar[bool] = False
     # What each of its flags means: one that decides, and those that only tell.
     flag_texts: ClassVar[Mapping[str, str]] = {}
     # The detectors that it brings, each a form that a scenario may ask for; see ``detectors``.

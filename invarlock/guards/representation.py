@@ -10,6 +10,10 @@ is a function of linear CKA (Kornblith et al., ICML 2019) between 0 and sqrt 2. 
 every parametrization of one function: a rotation or permutation of the features, their scale and a
 constant added to each of them cancel. Weights that are moved, copied or exchanged do not.
 
+What moved one block moves those behind it. What decides is therefore the part of a distance that
+no block before has, the *excess* ``sqrt(max(0, d^2 - m^2))``, m the largest distance of the blocks
+that wrote earlier: squares of Frobenius norms of uncorrelated changes add.
+
 A baseline of 64 blocks of 512 tokens would keep 64 MB of such matrices. It keeps ``G R`` instead, R
 (tokens x ``SKETCH``) of independent signs: ``||(G_s - G_b) R||_F^2 / SKETCH`` has the mean d^2
 (Hutchinson, Commun. Stat. Simul. 19, 1990) and a relative standard deviation of at most
@@ -74,6 +78,7 @@ SEED = 7_919  # of the signs
 # rounding of float32.
 CONSTANT = 1e-6
 LARGEST = 2.0  # of two normalized matrices; an estimate of sqrt 2 may be larger than that
+NO_BLOCKS = "the model has no attention or feed-forward block"
 ARRAYS = "representation."  # kind, dot, block: what a baseline's run keeps
 
 CONTRACT = {
@@ -98,10 +103,11 @@ class SeenBlock(NamedTuple):
     kind: str  # ATTENTION or FFN
     layer: int | None
     tokens: int  # rows of the matrix
+    order: int  # of the blocks of a forward pass, which one writes first, from 0
     distance: float  # infinity if not finite, or without a counterpart; 0 in a baseline's run
 
 
-HEAD = ("name", "kind", "layer", "tokens")
+HEAD = ("name", "kind", "layer", "tokens", "order")
 
 
 def to_table(seen: Sequence[SeenBlock]) -> dict[str, list[Any]]:
@@ -116,8 +122,15 @@ def from_table(table: Mapping[str, Sequence[Any]], prefix: str = "") -> list[See
     head = [table[prefix + key] for key in HEAD]
     distances = [0.0] * len(head[0]) if prefix else table["distance"]
     return [
-        SeenBlock(str(name), str(kind), layer, int(tokens), math.inf if far is None else float(far))
-        for name, kind, layer, tokens, far in zip(*head, distances, strict=True)
+        SeenBlock(
+            name=str(name),
+            kind=str(kind),
+            layer=layer,
+            tokens=int(tokens),
+            order=int(order),
+            distance=math.inf if far is None else float(far),
+        )
+        for name, kind, layer, tokens, order, far in zip(*head, distances, strict=True)
     ]
 
 
@@ -280,12 +293,14 @@ class GramProbe(Probe):
     def record(self, run: CheckpointRun) -> Block:
         """Blocks as columns; a subject's with their distances."""
         kept = run.baseline_arrays or {}
+        order = {name: at for at, name in enumerate(self.sketches)}  # written in that order
         seen = [
             SeenBlock(
                 name=each.name,
                 kind=each.kind,
                 layer=each.layer,
                 tokens=len(self.sketches[each.name]),
+                order=order[each.name],
                 distance=distance(kept[_array(each)], self.sketches[each.name])
                 if _array(each) in kept
                 else math.inf,
@@ -298,12 +313,9 @@ class GramProbe(Probe):
         return {"blocks": to_table(seen), **Representation().contract_fields()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The sketches, for subjects to be held against."""
-        return {
-            _array(each): self.sketches[each.name]
-            for each in self.blocks
-            if each.name in self.sketches
-        }
+        """The sketches, for subjects to be held against, in the order of a forward pass."""
+        named = {each.name: each for each in self.blocks}
+        return {_array(named[name]): values for name, values in self.sketches.items()}
 
     def _hook(self, name: str, windows: int) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
@@ -339,15 +351,36 @@ def _array(each: BlockOutput) -> str:
     return f"{ARRAYS}{each.kind}.{each.name}"
 
 
-def distances(
+def excesses(seen: Sequence[SeenBlock]) -> dict[str, float]:
+    """Of each block the part of its distance that no earlier block has, by name.
+
+    Infinity where the distance is not finite; such a distance is no reason for those behind it.
+    """
+    found: dict[str, float] = {}
+    before = 0.0
+    for each in sorted(seen, key=lambda b: b.order):
+        if math.isfinite(each.distance):
+            found[each.name] = math.sqrt(max(0.0, each.distance**2 - before**2))
+            before = max(before, each.distance)
+        else:
+            found[each.name] = math.inf
+    return found
+
+
+def null_excesses(
     baseline: Mapping[str, NDArray[Any]], subject: Mapping[str, NDArray[Any]]
 ) -> dict[str, list[float]]:
-    """By kind of block, the distance of each, from what the probes of two runs kept."""
-    kinds: dict[str, list[float]] = {}
-    for name, values in sorted(subject.items()):
+    """By kind of block, the excess of each in order of names, from what two probes kept."""
+    seen = []
+    for order, (name, values) in enumerate(subject.items()):
         if name.startswith(ARRAYS):
             kind = name.removeprefix(ARRAYS).partition(".")[0]
-            kinds.setdefault(kind, []).append(distance(baseline[name], values))
+            far = distance(baseline[name], values)
+            seen.append(SeenBlock(name, kind, None, len(values), order, far))
+    own = excesses(seen)
+    kinds: dict[str, list[float]] = {}
+    for each in sorted(seen, key=lambda b: b.name):
+        kinds.setdefault(each.kind, []).append(own[each.name])
     return kinds
 
 
@@ -357,54 +390,63 @@ def distances(
 def judge(
     baseline: Sequence[SeenBlock], subject: Sequence[SeenBlock], policy: RepresentationPolicy
 ) -> dict[str, Any]:
-    """Hold the distances against their limits; a block that only one run has, or saw other tokens,
-    blocks.
+    """Hold the excesses against their limits; a block that only one run has, or saw other tokens,
+    blocks, and so does one that is not finite.
 
     Returns:
         the decided part of the report's ``representation`` block.
     """
     before = {b.name: b for b in baseline}
-    pairs = [s for s in subject if s.name in before and before[s.name][:4] == s[:4]]
-    complete = len(pairs) == len(before) == len(subject) > 0
+    pairs = [s for s in subject if s.name in before and before[s.name][:-1] == s[:-1]]
+    complete = len(pairs) == len(before) == len(subject)
+    own = excesses(pairs)
+    moved = sorted(
+        (s for s in pairs if not own[s.name] <= policy.warn), key=lambda s: (-own[s.name], s.name)
+    )
     violations = [
         {
             "family": s.kind,
             "module": s.name,
             "layer": s.layer,
             "distance": rounded(s.distance),
+            "excess": rounded(own[s.name]),
             "limit": policy.limit(s.kind),
+            "blocks": policy.beyond(s.kind, own[s.name]),
         }
-        for s in sorted(pairs, key=lambda s: (-s.distance, s.name))
-        if not s.distance <= policy.limit(s.kind)
+        for s in moved
     ]
     kinds = {
-        kind: _kind([s for s in pairs if s.kind == kind], policy.limit(kind))
+        kind: _kind([s for s in pairs if s.kind == kind], own, policy.limit(kind))
         for kind in KINDS
         if any(s.kind == kind for s in pairs)
     }
-    passed = complete and not violations
+    passed = complete and not any(policy.beyond(s.kind, own[s.name]) for s in pairs)
     return {
         "evaluated": True,
         "passed": passed,
-        "decision": "allow" if passed else "block",
+        "decision": "block" if not passed else "monitor" if violations else "allow",
         "status": "kept" if passed else "changed",
         "blocks_compared": len(pairs),
         "blocks_missing": len(before) + len(subject) - 2 * len(pairs),
         "max_distance": rounded(max((s.distance for s in pairs), default=0.0)),
+        "max_excess": rounded(max(own.values(), default=0.0)),
         "kinds": kinds,
         "violations": violations,
     }
 
 
-def _kind(pairs: Sequence[SeenBlock], limit: float) -> dict[str, Any]:
-    """The blocks of a kind: the one that moved furthest decides, the middle one describes."""
-    ordered = sorted(pairs, key=lambda s: (s.distance, s.name))
-    worst = ordered[-1]
+def _kind(
+    pairs: Sequence[SeenBlock], own: Mapping[str, float], limit: float | None
+) -> dict[str, Any]:
+    """The blocks of a kind: the largest excess decides, the largest and middle distance tell."""
+    worst = max(pairs, key=lambda s: (own[s.name], s.name))
+    far = sorted(s.distance for s in pairs)
     return {
         "module": worst.name,
-        "blocks": len(ordered),
-        "distance": rounded(worst.distance),
-        "median": rounded(ordered[(len(ordered) - 1) // 2].distance),
+        "blocks": len(far),
+        "excess": rounded(own[worst.name]),
+        "distance": rounded(far[-1]),
+        "median": rounded(far[(len(far) - 1) // 2]),
         "limit": limit,
     }
 
@@ -418,17 +460,27 @@ class RepresentationBlock(Measured):
         float | UnsetType | None,
         about("largest distance; null where one is not finite"),
     ] = UNSET
+    max_excess: Annotated[
+        float | UnsetType | None,
+        about("largest part of a distance that no earlier block has; null: not finite"),
+    ] = UNSET
     kinds: Annotated[
         dict[str, Any] | UnsetType,
-        about("per kind of block: the one that moved furthest, its distance, median and limit"),
+        about(
+            "per kind of block: the one of the largest excess, its excess and limit (null: never "
+            "blocks), the largest and the middle distance"
+        ),
     ] = UNSET
     violations: Annotated[
         list[Any] | UnsetType,
-        about("blocks beyond their limit: module, family, layer, distance, limit"),
+        about(
+            "blocks beyond the warning level: module, family, layer, distance, excess, limit, and "
+            "whether it blocks"
+        ),
     ] = UNSET
     blocks: Annotated[
         dict[str, Any] | UnsetType,
-        about("name, kind, layer, tokens and distance as parallel lists"),
+        about("name, kind, layer, tokens, order and distance as parallel lists"),
     ] = UNSET
 
 
@@ -442,6 +494,8 @@ class Representation(Guard):
     # baseline's are; it is true only if both guards that look at them find that.
     flag = "rmt_stable"
     fails_as = "representation_fail"
+    every_model = False
+    added = True
     policy_key = "representation"
     contract = CONTRACT
     # outside the list of guards, whose order strict assurance knows
@@ -451,6 +505,16 @@ class Representation(Guard):
     def probe(self) -> Probe:
         """A fresh probe for one run."""
         return GramProbe()
+
+    def judged(self, runs: Runs, policy: Policy) -> Block:
+        """The decisions; none on a model in which neither run saw such a block."""
+        if runs.ran and not (self._seen(runs.baseline) or self._seen(runs.subject)):
+            return {"evaluated": False, "reason": NO_BLOCKS}
+        return super().judged(runs, policy)
+
+    def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
+        """The shared flag; of a model without such blocks this guard says nothing."""
+        return {} if block.get("reason") == NO_BLOCKS else super().flags(block)
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The blocks of both runs."""
@@ -469,23 +533,26 @@ class Representation(Guard):
         return {"blocks": mine}
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
-        """Every block beyond its limit."""
+        """Every block beyond the level of a warning, and whether the guard fails by it."""
         for item in block.get("violations", []):
-            text = f"{item['module']}: Gram distance {item['distance']} over {item['limit']}"
-            yield warning(self.name, "representation_changed", text) | place(item, block, text)
+            text = f"{item['module']}: excess Gram distance {item['excess']}, limit "
+            text += "none" if item["limit"] is None else str(item["limit"])
+            where = place(item, {"passed": not item["blocks"]}, text)
+            yield warning(self.name, "representation_changed", text) | where
 
     def subject_records(self, report: Report) -> Iterator[Block]:
         """The subject's table."""
-        table = report[self.name].get("blocks")
+        table = block(report, self.name).get("blocks")
         if table:
             own = {key: table[key] for key in (*HEAD, "distance")}
             yield {"blocks": own, **self.contract_fields()}
 
     def baseline_record(self, report: Report) -> Block | None:
-        """The baseline's columns, which are the subject's where they are not given."""
-        table = block(report, self.name).get("blocks")
-        if not table:
+        """The baseline's columns, which are the subject's where they are not given; empty ones
+        where nothing was run."""
+        if self.name not in report:
             return None
+        table = report[self.name].get("blocks") or to_table([])
         prefix = BASELINE if BASELINE + "name" in table else ""
         seen = [b._replace(distance=0.0) for b in from_table(table, prefix)]
         return {"blocks": to_table(seen), **self.contract_fields()}
@@ -500,41 +567,44 @@ class Representation(Guard):
             all(b.kind in KINDS and 0 < b.tokens <= windows * WINDOW_TOKENS for b in seen)
             and all(far is None or 0 <= far <= LARGEST for far in table["distance"])
             and all(list(table[p + "name"]) == sorted(set(table[p + "name"])) for p in prefixes)
+            and all(
+                sorted(table[p + "order"]) == [*range(len(table[p + "order"]))] for p in prefixes
+            )
         ):
             yield f"/{self.name}/blocks holds what no run can have recorded"
 
     def fired(self, report: Report) -> dict[str, bool]:
-        """Whether a block moved beyond its limit."""
-        found = block(report, self.name)
-        return {self.name: evaluated(report, self.name) and found.get("passed") is False}
+        """Whether a block moved beyond its limit; nothing in a report that has no such block."""
+        if self.name not in report:
+            return {}
+        moved = block(report, self.name).get("passed") is False
+        return {self.name: evaluated(report, self.name) and moved}
 
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
-        """The distance of the kind closest to its limit."""
+        """The excess of the kind closest to its limit."""
         kinds = block.get("kinds")
         found = kinds if isinstance(kinds, Mapping) else {}
-        return worst_family(found, "distance", lambda kind: kind.get("limit"), "gram_distance")
+        return worst_family(found, "excess", lambda kind: kind.get("limit"), "gram_excess")
 
     def check(self, report: Report) -> Check:
-        """The largest distance against the limits."""
+        """The largest excess against the limits."""
         section = block(report, self.name)
         if not evaluated(report, self.name):
             return unmeasured(report, self.name, self.title, self.flag)
         kinds = _kinds(section)
         limits = {kind: number(row.get("limit")) for kind, row in kinds.items()}
-        words = [f"{kind} {fixed(limit)}" for kind, limit in limits.items()]
-        if len(set(limits.values())) == 1:
-            words = [fixed(next(iter(limits.values())))]
+        words = [f"{kind} {fixed(limit)}" for kind, limit in limits.items() if limit is not None]
         found = objects(section.get("violations"))
-        note = f"{section.get('blocks_compared', '-')} blocks, in the middle "
-        note += ", ".join(f"{kind} {fixed(row.get('median'))}" for kind, row in kinds.items())
+        note = f"{section.get('blocks_compared', '-')} blocks, "
+        note += ", ".join(f"{kind} {fixed(row.get('excess'))}" for kind, row in kinds.items())
         if found:
             worst = str(found[0].get("module"))
-            note = f"{counted(len(found), 'block')} beyond, the furthest {worst}"
+            note = f"{counted(len(found), 'block')} moved, the furthest {worst}"
         return Check(
             name=self.title,
             status=PASS if section.get("passed") is True else FAIL,
-            measured=f"largest Gram distance {fixed(section.get('max_distance'))}",
-            threshold="distance at most " + ", ".join(words) if words else "-",
+            measured=f"largest excess Gram distance {fixed(section.get('max_excess'))}",
+            threshold="excess at most " + ", ".join(words) if words else "-",
             note=note,
             flag=self.flag,
         )
@@ -544,19 +614,21 @@ class Representation(Guard):
         title, section = "Representation guard (blocks)", block(report, self.name)
         if not evaluated(report, self.name):
             return not_evaluated(report, self.name, title)
-        kinds = _kinds(section)
-        names = ("blocks", "distance", "median", "limit", "module")
-        rows = tuple((kind, *(_cell(row.get(key)) for key in names)) for kind, row in kinds.items())
-        seen = columns(block(section, "blocks"), ("name", "kind", "layer", "distance"))
-        moved = sorted(
-            (row for row in seen if row[3] != 0.0),
-            key=lambda row: (-_size(row[3]), str(row[0])),
+        names = ("blocks", "excess", "limit", "module", "distance", "median")
+        rows = tuple(
+            (kind, *(_cell(row.get(key)) for key in names)) for kind, row in _kinds(section).items()
         )
+        seen = _shown(section)
+        own = excesses(seen)
+        moved = sorted((b for b in seen if b.distance), key=lambda b: (-own[b.name], b.name))
         tables = [Table("Kinds of block", ("Kind", *(n.capitalize() for n in names)), rows)]
         if moved:
-            listed = tuple((str(n), str(k), _cell(far)) for n, k, _, far in moved[:LISTED])
-            caption = f"Largest distances ({len(listed)} of {len(moved)})"
-            tables.append(Table(caption, ("Block", "Kind", "Distance"), listed))
+            listed = tuple(
+                (b.name, b.kind, _cell(rounded(own[b.name])), _cell(rounded(b.distance)))
+                for b in moved[:LISTED]
+            )
+            caption = f"Largest excesses ({len(listed)} of {len(moved)})"
+            tables.append(Table(caption, ("Block", "Kind", "Excess", "Distance"), listed))
         return Section(
             id=self.name,
             title=title,
@@ -566,7 +638,7 @@ class Representation(Guard):
                 ("Blocks that only one run has", str(section.get("blocks_missing", "-"))),
                 ("Same measurement in both runs", yes(section.get("measurement_contract_match"))),
             ),
-            plots=_plot(seen, {kind: number(row.get("limit")) for kind, row in kinds.items()}),
+            plots=_plot(seen, own, {k: number(r.get("limit")) for k, r in _kinds(section).items()}),
             tables=tuple(tables),
         )
 
@@ -576,32 +648,42 @@ def _kinds(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {str(kind): row for kind, row in found if isinstance(row, Mapping)}
 
 
-def _size(value: object) -> float:
-    """A distance as it is ordered and drawn; one that was lost is the largest there is."""
-    found = number(value)
-    return LARGEST if found is None else min(max(found, 0.0), LARGEST)
+def _shown(section: Mapping[str, Any]) -> list[SeenBlock]:
+    """The blocks of a report that a page shows, whatever it holds."""
+    table = columns(block(section, "blocks"), (*HEAD, "distance"))
+    return [
+        SeenBlock(
+            name=str(name),
+            kind=str(kind),
+            layer=layer if isinstance(layer, int) else None,
+            tokens=tokens if isinstance(tokens, int) else 0,
+            order=order if isinstance(order, int) else at,
+            distance=math.inf if (found := number(far)) is None else found,
+        )
+        for at, (name, kind, layer, tokens, order, far) in enumerate(table)
+    ]
 
 
 def _cell(value: object) -> str:
     return str(value) if isinstance(value, str | int) else fixed(value)
 
 
-def _plot(seen: Sequence[tuple[Any, ...]], limits: Mapping[str, float | None]) -> tuple[Plot, ...]:
-    """A panel a kind, with its limit; none without blocks."""
+def _plot(
+    seen: Sequence[SeenBlock], own: Mapping[str, float], limits: Mapping[str, float | None]
+) -> tuple[Plot, ...]:
+    """The excess of every block, a panel a kind, with its limit; none without blocks."""
     if not seen:
         return ()
-    points = [
-        Point(str(n), str(k), layer if isinstance(layer, int) else None, _size(far))
-        for n, k, layer, far in seen
-    ]
+    points = [Point(b.name, b.kind, b.layer, min(own[b.name], LARGEST)) for b in seen]
     drawn = {kind: (-math.inf, limit) for kind, limit in limits.items() if limit is not None}
     ticks = [0.4, 1.0, 0.2, 0.1, 0.05, 0.8, 0.6, 1.4, 0.3, 0.02, 0.01]
-    panels = Panels(points, drawn, lambda value: f"{value:.3g}", ticks, "Gram distance")
+    panels = Panels(points, drawn, lambda value: f"{value:.3g}", ticks, "excess Gram distance")
     worst = max(points, key=lambda p: (p.value, p.name))
     beyond = sum(map(panels.beyond, points))
     words = (
         f"{counted(len(points), 'block')}, {beyond} beyond the limit of their kind; the largest "
-        f"distance is {worst.value:.3g} in {worst.name}. 0 means that nothing changed."
+        f"excess is {worst.value:.3g} in {worst.name}. 0 means that it moved no further than "
+        "blocks before it."
     )
-    title = "Gram distance of each block's output per layer"
+    title = "What each block's output moved beyond those before it, per layer"
     return (draw_panels(panels).plot("representation", title, words, panels.height()),)

@@ -273,7 +273,7 @@ def resolved_policy(policy: Policy) -> Document:
     return {
         "metrics": metrics,
         **{key: row[key] for key in ("coverage", "distribution", "confidence")},
-        **{g.policy_key: g.stated_limits(policy) for g in GUARDS if g.policy_key},
+        **{g.policy_key: g.stated_limits(policy) for g in GUARDS if g.policy_key in row},
     }
 
 

@@ -31,7 +31,7 @@ def gates_of(report: Report, enforce_guards: bool) -> tuple[str, ...]:
     if not enforce_guards:
         return EXPLORING_GATES
     there = (g.flag for g in _DECIDING if not g.every_model and g.name in report)
-    return (*GATES, *there)
+    return tuple(dict.fromkeys((*GATES, *there)))
 
 
 def in_order(flags: set[str]) -> tuple[str, ...]:

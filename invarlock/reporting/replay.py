@@ -16,7 +16,7 @@ from invarlock.differences import differences, equal_text, is_list, is_number
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import STATISTICS
+from invarlock.guards.guard import STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.kind import Metric
@@ -120,7 +120,16 @@ def policy_of(report: Report) -> Policy:
     """
     recorded = report["policy_provenance"]["overrides"]
     overrides = [Override(str(o["path"]), o["value"], str(o["source"])) for o in recorded]
-    return resolve_policy(str(report["auto"]["tier"]), overrides)
+    return resolve_policy(str(report["auto"]["tier"]), overrides, _later_sections(report))
+
+
+def _later_sections(report: Report) -> list[str]:
+    """Limits of guards that came after the version which wrote the report."""
+    return [guard.policy_key for guard in GUARDS if _lacks(report, guard)]
+
+
+def _lacks(report: Report, guard: Guard) -> bool:
+    return guard.added and guard.name not in report
 
 
 # --- both runs, read back --------------------------------------------------------------------
@@ -190,11 +199,12 @@ def _ran(report: Report) -> bool:
 
 
 def _require_guards(report: Report, ran: bool) -> None:
-    measured = [name for name in CONTRACTS if report[name].get("evaluated") is True]
+    there = [name for name in CONTRACTS if not _lacks(report, BY_NAME[name])]
+    measured = [name for name in there if report[name].get("evaluated") is True]
     for name in measured:
         if report[name]["measurement_contract"] != CONTRACTS[name]:
             raise ContractError(f"/{name}/measurement_contract: not the one of this version")
-    if len(measured) != (len(CONTRACTS) if ran else 0):
+    if len(measured) != (len(there) if ran else 0):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
@@ -273,7 +283,8 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     if _ran(report):
         yield from _geometry(report)
         for guard in GUARDS:
-            yield from guard.impossible(report)
+            if not _lacks(report, guard):
+                yield from guard.impossible(report)
 
 
 def _lengths(report: Report) -> Iterator[str]:

@@ -15,7 +15,7 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import temporary_sibling
-from invarlock.guards.representation import distances
+from invarlock.guards.representation import null_excesses
 from invarlock.guards.spectral import Module, log_ratio, weight_modules
 from invarlock.guards.weight_stats import rounded
 from invarlock.preset import NULL_EDITS, STATISTICS, STATS_SCHEMA
@@ -171,7 +171,7 @@ def changes(baseline: Observed, subject: Observed) -> Document:
         ),
         "representation": {
             kind: [rounded(math.log1p(far)) for far in found]
-            for kind, found in distances(before.arrays, after.arrays).items()
+            for kind, found in null_excesses(before.arrays, after.arrays).items()
         },
     }
     values = [result["drift"]]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, defstruct
 
 from invarlock.documents.fields import (
     Alarm,
@@ -19,6 +19,7 @@ from invarlock.documents.fields import (
     Strictness,
     about,
 )
+from invarlock.guards import GUARDS
 from invarlock.reporting.documents.guards import PrimaryGuard, each
 from invarlock.reporting.signals import guard_flags
 
@@ -108,8 +109,16 @@ else:
         Rate,
         "Per guard: scenarios aimed at it that it caught, one count per model and scenario.",
     )
-    GuardFlags = each(
-        "GuardFlags", Annotated[bool, about("fired")], "Who fired.", tuple(guard_flags(None))
+    _Fired = Annotated[bool, about("fired")]
+    GuardFlags = defstruct(
+        "GuardFlags",
+        [
+            *((guard, _Fired) for guard in guard_flags(None)),
+            # verdicts on reports of a version that did not have it
+            *((guard.name, _Fired | UnsetType, UNSET) for guard in GUARDS if guard.added),
+        ],
+        bases=(Closed,),
+        namespace={"__doc__": "Who fired."},
     )
 
 
