@@ -24,7 +24,9 @@ PROFILES = ("dev", "ci", "release")  # what report verification demands
 class Override(msgspec.Struct, frozen=True):
     """One threshold that is not the tier's own, and where it came from."""
 
-    path: str  # spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode
+    # spectral.tau.FAMILY, rmt.epsilon.FAMILY, representation.limit.KIND, drift.min, drift.max or
+    # tail.mode
+    path: str
     value: float | str
     source: str  # "preset:<first 12 hex of its sha256>" or "config"
 
@@ -106,6 +108,22 @@ class RmtPolicy(Section):
     def epsilon(self, family: str) -> float:
         """The allowance of ``family``."""
         return self.epsilon_by_family.get(family, self.epsilon_default)
+
+
+class RepresentationPolicy(Section):
+    """How far a block's Gram matrix may be from the baseline's for a reason of its own."""
+
+    warn: float  # excess from which on a block is named
+    limit_by_kind: dict[str, float | None]  # None: named, and never a reason to block
+
+    def limit(self, kind: str) -> float | None:
+        """The limit of a kind of block."""
+        return self.limit_by_kind[kind]
+
+    def beyond(self, kind: str, excess: float) -> bool:
+        """Whether a block of this kind is beyond its limit; what is not finite always is."""
+        limit = self.limit_by_kind[kind]
+        return not math.isfinite(excess) or (limit is not None and not excess <= limit)
 
 
 class VariancePolicy(Section):
@@ -191,6 +209,7 @@ class Policy(Section, kw_only=True, dict=True):
     tail: TailPolicy = msgspec.field(name="pm_tail")
     spectral: SpectralPolicy
     rmt: RmtPolicy
+    representation: RepresentationPolicy
     variance: VariancePolicy
     moe: MoePolicy
     distribution: DistributionPolicy
@@ -272,20 +291,28 @@ def load_policy(tier: str) -> Policy:
     return resolve_policy(tier)
 
 
-def resolve_policy(tier: str, overrides: Sequence[Override] = ()) -> Policy:
+def resolve_policy(
+    tier: str, overrides: Sequence[Override] = (), without: Sequence[str] = ()
+) -> Policy:
     """The policy of a tier with ``overrides``, each within the tier's ``adjustable`` bounds.
 
     The verifier resolves what a report records, so that no report is judged by thresholds looser
     than the tier admits.
 
+    Args:
+        tier: one of :func:`tier_names`.
+        overrides: thresholds that are not the tier's own.
+        without: sections that the table did not have when a report was written; its digest and
+            what it states of its limits do not hold them.
+
     Raises:
         ConfigError: no such tier, or an override that the tier does not admit.
     """
-    return _resolve(tier, tuple(overrides))
+    return _resolve(tier, tuple(overrides), tuple(without))
 
 
 @functools.cache
-def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
+def _resolve(tier: str, overrides: tuple[Override, ...], without: tuple[str, ...]) -> Policy:
     _one_of(tier, _table(), "tier")
     row = copy.deepcopy(_table()[tier])
     bounds = row.pop("adjustable")
@@ -293,8 +320,9 @@ def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
         raise ConfigError("a threshold is overridden twice", expected="one override a path")
     for override in overrides:
         _apply(override, row, bounds, tier)
+    stated = {key: section for key, section in row.items() if key not in without}
     own = {key: value for key, value in row.items() if key in MEMBERS}
-    policy = msgspec.convert({**own, "tier": tier, "resolved": row}, Policy)
+    policy = msgspec.convert({**own, "tier": tier, "resolved": stated}, Policy)
     policy.overrides = overrides
     return policy
 
@@ -336,13 +364,20 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
             lambda tau: math.expm1(min(tau * caps[name], 700.0)),
         ),
         "rmt.epsilon": (row["rmt"]["epsilon_by_family"], "rmt.epsilon", float),
+        "representation.limit": (
+            row["representation"]["limit_by_kind"],
+            "representation.limit",
+            float,
+        ),
         "drift": (row["drift"], "drift.half_width", lambda v: (v - 1) * (-1) ** (name == "min")),
     }
-    if group not in places or name not in (("min", "max") if group == "drift" else caps):
+    names = {"drift": ("min", "max"), "representation.limit": ("attention",)}
+    if group not in places or name not in names.get(group, caps):
         raise ConfigError(
             f"{path} cannot be overridden",
-            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max, tail.mode,"
-            " distribution.kl_mean_max or distribution.flip_fraction_max",
+            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, representation.limit.KIND,"
+            " drift.min, drift.max, tail.mode, distribution.kl_mean_max or"
+            " distribution.flip_fraction_max",
         )
     target, bound, measure = places[group]
     if not (is_number(value) and _within(measure(value), bounds[bound])):
@@ -371,5 +406,7 @@ def _value_at(policy: Policy, path: str) -> float | str | None:
         return policy.spectral.tau(name)
     if group == "rmt.epsilon":
         return policy.rmt.epsilon(name)
+    if group == "representation.limit":
+        return policy.representation.limit(name)
     value: float | str | None = getattr(getattr(policy, group), name)
     return value

@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import structs
 
 from invarlock.files import digest_json
-from invarlock.guards import contract_fields, rmt, rows, spectral, variance
+from invarlock.guards import contract_fields, representation, rmt, rows, spectral, variance
 from invarlock.guards.operators import Module, Operator, OperatorStats
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics.distribution import TokenShift
@@ -130,6 +130,24 @@ def activations(edge: Mapping[str, float], spread: Mapping[str, float]) -> list[
     ]
 
 
+def block_record(moved: Mapping[str, float]) -> Document:
+    """What was recorded of the blocks: 0 is the distance of those that are not named."""
+    seen = [
+        representation.SeenBlock(
+            f"model.layers.{i}.{name}", kind, i, 8 * representation.WINDOW_TOKENS, 2 * i + at, 0.0
+        )
+        for i in range(LAYERS)
+        for at, (name, kind) in enumerate(
+            (
+                ("self_attn.o_proj", representation.ATTENTION),
+                ("mlp.down_proj", representation.FFN),
+            )
+        )
+    ]
+    seen = [each._replace(distance=moved.get(each.name, 0.0)) for each in seen]
+    return {"blocks": representation.to_table(seen), **contract_fields("representation")}
+
+
 def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
     """Those that the variance guard looks at."""
     return [a for a in run if variance.is_target(a, TAP)]
@@ -221,7 +239,8 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
 
     ``how``: ``failures`` of the invariants; factors by module name: ``scale`` (sigma_max) and
     ``rank`` of weights, ``edge`` risk and ``spread`` (variance) of outputs; ``gain`` of the
-    scales that the variance guard proposes, nats a token; ``rows`` of the embedding exchanged.
+    scales that the variance guard proposes, nats a token; ``rows`` of the embedding exchanged;
+    ``moved``: Gram distances by block.
     """
     measured = {a: arm(a, shift) for a in ("preview", "final") if windows}
     chain = guards(measured, how)
@@ -232,6 +251,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
     }
     if measured:
         work["bare_nll"] = [measured["preview"]["nll_sum"][row] for row in CALIBRATION]
+    blocks = {"representation": block_record(how.get("moved", {}))} if measured else {}
     return {
         "meta": {
             "run_id": digest(name)[:16],
@@ -259,6 +279,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
         "guards": chain,
         "evaluation_windows": measured,
         "work": work,
+        **blocks,
     }
 
 

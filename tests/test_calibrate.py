@@ -63,12 +63,15 @@ def test_null_edits_are_measured_and_repeat(baseline: Path, tmp_path: Path) -> N
     for run in stats["runs"]:
         sigma = [abs(v) for values in run["spectral"].values() for v in values]
         edges = [abs(v) for values in run["rmt"].values() for v in values]
+        far = [v for values in run["representation"].values() for v in values]
         if run["edit"] == "noop":
+            assert max(far) == 0
             assert max(sigma) == 0
             assert max(*edges, abs(run["drift"])) < 1e-4
         else:
             assert 0 < max(sigma) < 0.02
             assert 0 < max(edges) < 0.1
+            assert 0 < max(far) < 0.1
             assert 0 < abs(run["drift"]) < 0.05
     assert not list(tmp_path.iterdir()), "the edited checkpoint is left behind"
     again = calibrate(mine, tmp_path / "null_edit")
@@ -122,7 +125,7 @@ def run_of(
 
 def as_observation(run: Measurement) -> Observation:
     """The part of a run that a calibration looks at."""
-    return Observation(run.arms, run.activations, run.columns)
+    return Observation(run.arms, run.activations, run.columns, run.arrays)
 
 
 def test_weights_are_loaded_and_measured_once(
@@ -156,13 +159,20 @@ def fake(nll: float, edge: float) -> Any:
         for arm, value in (("preview", 1.0), ("final", nll))
     }
     activations = [Activation("m", "ffn", 0, edge, 1.0)]
-    return Observed([], Observation(arms, activations, {}))
+    arrays = {"representation.ffn.m": np.full((4, 4), edge / 4, np.float16)}
+    return Observed([], Observation(arms, activations, {}, arrays))
 
 
 def test_changes_are_logarithms_of_subject_over_baseline() -> None:
-    """Known answer: losses of one token per arm, edges 2 and 1."""
+    """Known answer: losses of one token per arm, edges 2 and 1, 16 entries 1/4 apart."""
     found = changes(fake(3.0, 1.0), fake(3.5, 2.0))
-    assert found == {"drift": 0.5, "spectral": {}, "rmt": {"ffn": [0.693147181]}}
+    logarithm = [0.693147181]
+    assert found == {
+        "drift": 0.5,
+        "spectral": {},
+        "rmt": {"ffn": logarithm},
+        "representation": {"ffn": logarithm},
+    }
 
 
 @pytest.mark.parametrize("subject", [fake(float("nan"), 1.0), fake(3.0, float("inf"))])

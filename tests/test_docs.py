@@ -229,6 +229,8 @@ def test_threshold_table_is_the_tier_table() -> None:
         [f"{a.delta_min_pp} / {a.min_examples}" for a in map(AccuracyPolicy.of, policies)],
         [f"{p.tail.quantile_max:.2f} / {p.tail.min_windows}" for p in policies],
         [f"{p.rmt.epsilon_default:.2f}" for p in policies],
+        [f"{p.representation.limit('attention'):.2f} / {(r := p.representation).warn:.2f}"
+         for p in policies],
         [f"{p.variance.deadband} / {p.variance.min_effect_lognll}" for p in policies],
         [f"{p.moe.entropy_drop_max:.2f} / {p.moe.new_dead_experts_max}" for p in policies],
         *([f"{b[name][0]:.2f} - {b[name][1]:.2f}" for b in bounds]

@@ -63,6 +63,7 @@ from invarlock.evidence.manifest import (
 from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
 from invarlock.files import digest_json, parse_json, slug
+from invarlock.guards import representation
 from invarlock.metrics import ARMS
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.scenarios import NOOP
@@ -804,4 +805,7 @@ def _parts_alike(report: Report) -> dict[str, str]:
             ]
             what = "statistics" if member == "modules" else f"{member}' statistics"
             parts[f"baseline {guard} {what}"] = [table[key] for key in sorted(columns)]
+    blocks = dig(report, "representation", "blocks")
+    if isinstance(blocks, Mapping) and "baseline_name" not in blocks:
+        parts["blocks of the baseline"] = [dig(blocks, key) for key in representation.HEAD]
     return {name: digest_json(value) for name, value in parts.items() if value is not None}

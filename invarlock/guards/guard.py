@@ -88,6 +88,7 @@ class CheckpointRun(Struct):
     limits: Policy | None = None  # None: nothing is tried
     # the baseline's, as it recorded them; None where this is the baseline
     baseline_activations: Sequence[Any] | None = None
+    baseline_arrays: Mapping[str, Any] | None = None  # what its probes kept, by name
     baseline_checkpoint: Checkpoint | None = None  # its rows are compared where it is given
     # runs a share of all windows again, held-out ones and inside the context that is given
     again: Callable[[AbstractContextManager[Any], float], Block | None] | None = None
@@ -114,6 +115,13 @@ class Probe:
     def record(self, run: CheckpointRun) -> Block | None:
         """What the run report holds of it; None: nothing that this guard looks at."""
         return None
+
+    def arrays(self) -> Mapping[str, Any]:
+        """NumPy arrays that subjects' runs are held against, by a name that says whose they are.
+
+        A baseline's run keeps them beside its report, and gives them to those of its subjects.
+        """
+        return {}
 
 
 class Guard:

@@ -526,7 +526,7 @@ def resolved_policy(policy: Policy, contracts: Mapping[str, Mapping[str, Any]]) 
         **{
             g.policy_key: g.stated_limits(policy, contracts.get(g.name))
             for g in GUARDS
-            if g.policy_key
+            if g.policy_key in row
         },
     }
 

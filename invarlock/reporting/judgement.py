@@ -91,7 +91,9 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     }
     flags["primary_metric_tail_acceptable"] = tail_acceptable(tail)
     for guard, block in judged.items():
-        flags |= guard.flags(block)
+        # a published flag of which two guards say something is true only if both say so
+        for flag, value in guard.flags(block).items():
+            flags[flag] = flags.get(flag, True) and value
     blocks["guard_warnings"] = _warnings(judged, tail)
     gates = gates_of(blocks, policy.enforce_guards)
     return Judgement(blocks, dict(sorted(flags.items())), gates)

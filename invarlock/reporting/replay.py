@@ -18,7 +18,7 @@ from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import STATISTICS
+from invarlock.guards.guard import STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.kind import Metric
@@ -123,7 +123,16 @@ def policy_of(report: Report) -> Policy:
     """
     recorded = report["policy_provenance"]["overrides"]
     overrides = [Override(str(o["path"]), o["value"], str(o["source"])) for o in recorded]
-    return resolve_policy(str(report["auto"]["tier"]), overrides)
+    return resolve_policy(str(report["auto"]["tier"]), overrides, _later_sections(report))
+
+
+def _later_sections(report: Report) -> list[str]:
+    """Limits of guards that came after the version which wrote the report."""
+    return [guard.policy_key for guard in GUARDS if _lacks(report, guard)]
+
+
+def _lacks(report: Report, guard: Guard) -> bool:
+    return guard.added and guard.name not in report
 
 
 # --- both runs, read back --------------------------------------------------------------------
@@ -200,18 +209,20 @@ def _contracts(report: Report) -> Contracts:
     before it. Anything else is found to differ from today's."""
     found = {}
     for name, now in CONTRACTS.items():
-        stated = report["resolved_policy"][BY_NAME[name].policy_key].get("measurement_contract")
+        limits = report["resolved_policy"].get(BY_NAME[name].policy_key, {})
+        stated = limits.get("measurement_contract")
         before = BY_NAME[name].earlier_contracts
         found[name] = next((contract for contract in before if contract == stated), now)
     return found
 
 
 def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
-    measured = [name for name in CONTRACTS if report[name].get("evaluated") is True]
+    there = [name for name in CONTRACTS if not _lacks(report, BY_NAME[name])]
+    measured = [name for name in there if report[name].get("evaluated") is True]
     for name in measured:
         if report[name]["measurement_contract"] != contracts[name]:
             raise ContractError(f"/{name}/measurement_contract: not the one of this version")
-    if len(measured) != (len(CONTRACTS) if ran else 0):
+    if len(measured) != (len(there) if ran else 0):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
@@ -291,7 +302,8 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     if _ran(report):
         yield from _geometry(report)
         for guard in GUARDS:
-            yield from guard.impossible(report)
+            if not _lacks(report, guard):
+                yield from guard.impossible(report)
 
 
 def _lengths(report: Report) -> Iterator[str]:

@@ -17,9 +17,10 @@ from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import temporary_sibling
 from invarlock.guards.caps import log_ratio
 from invarlock.guards.operators import MATRIX, Operator, measure_weights
+from invarlock.guards.representation import null_excesses
 from invarlock.guards.spectral import change
 from invarlock.guards.weight_stats import rounded
-from invarlock.preset import NULL_EDITS, STATS_SCHEMA
+from invarlock.preset import NULL_EDITS, STATISTICS, STATS_SCHEMA
 from invarlock.run.forward import ArmResult
 from invarlock.run.loading import Target, device_name, load_model
 from invarlock.run.measure import Observation, RunWindows, observe
@@ -167,9 +168,13 @@ def changes(baseline: Observed, subject: Observed) -> Document:
             {a.name: a.edge for a in before.activations},
             [(a.name, a.family, a.edge) for a in after.activations],
         ),
+        "representation": {
+            kind: [rounded(math.log1p(far)) for far in found]
+            for kind, found in null_excesses(before.arrays, after.arrays).items()
+        },
     }
     values = [result["drift"]]
-    values += [v for guard in ("spectral", "rmt") for vs in result[guard].values() for v in vs]
+    values += [v for guard in STATISTICS for vs in result[guard].values() for v in vs]
     if None in values:
         raise MeasurementError("a null edit or the baseline itself has losses that are not finite")
     return result
