@@ -93,7 +93,8 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     try:
         # the meta device as context: whatever the class makes while it is built has no storage
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(str(kind), **values))
+            build: Any = AutoModelForCausalLM
+            return build.from_config(AutoConfig.for_model(str(kind), **values))
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError,
             StrictDataclassError):  # fmt: skip
         return None  # what keeps it from being built is said where the model is loaded
@@ -171,7 +172,8 @@ def _width(model: Any, embedding: Any) -> int:
     for module in model.modules():
         if isinstance(module, ModuleList):
             for layer in module:
-                widths.update(len(c.weight) for c in layer.children() if _is_norm(c))
+                norms: list[Any] = [child for child in layer.children() if _is_norm(child)]
+                widths.update(len(norm.weight) for norm in norms)
     if widths:
         return widths.most_common(1)[0][0]
     return int(embedding.weight.shape[-1]) if hasattr(embedding, "weight") else 0
@@ -332,7 +334,7 @@ def _is_router_matrix(router: Any, child: Any, experts: int) -> bool:
 
 def _is_norm(module: Any) -> bool:
     """Whether a module scales features: no children, and a weight that is a vector."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     return (
         getattr(weight, "ndim", 0) == 1
         and next(module.children(), None) is None

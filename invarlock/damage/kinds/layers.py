@@ -31,7 +31,7 @@ class MissingTensors(Damage):
         text = baseline.config.get(TEXT_CONFIG)
         # of a model for images too, what concerns the text stands in a section of its own
         nested = key not in baseline.config and isinstance(text, dict)
-        values = text if nested else baseline.config
+        values: Mapping[str, Any] = text if nested and isinstance(text, dict) else baseline.config
         count = values.get(key)
         layers = layer_count(baseline)
         if count != layers:
