@@ -30,7 +30,7 @@ from invarlock.policy import (
 
 STATS_SCHEMA = "invarlock/calibration-stats-v1"
 PRESET_SCHEMA = "invarlock/calibrated-preset-v1"
-STATISTICS = "calibration-stats"  # the contract of what a preset is derived from
+STATS_CONTRACT = "calibration-stats"  # the contract of what a preset is derived from
 NULL_EDITS = ("noop", "quant_rtn:8:0:all")
 # What is bounded by family, and the bounds of the tier table on it, as relative change.
 STATISTICS = {
@@ -204,7 +204,7 @@ def derive(stats: Mapping[str, Any], tier: str, where: str) -> Document:
         ConfigError: no such tier.
         ContractError: the statistics depart from their contract or contradict themselves.
     """
-    check(stats, STATISTICS, where)
+    check(stats, STATS_CONTRACT, where)
     meta = {
         "model_name": stats["model_id"],
         "checkpoint_sha256": stats["checkpoint_sha256"],
