@@ -50,7 +50,8 @@ MOST_DRAWS = 1_000_000  # clusters drawn at a time: 8 MB an array
 
 @functools.cache
 def normal() -> NormalDist:
-    from statistics import NormalDist  # with random and fractions, for intervals only
+    """The standard normal law, loaded with the first interval."""
+    from statistics import NormalDist  # brings random and fractions, which nothing else needs
 
     return NormalDist()
 
