@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import gc
 import importlib
 import os
 import sys
@@ -134,22 +133,6 @@ def _refuse(module: ModuleType, words: Sequence[str], line: str, code: int) -> N
         flush_output()
 
 
-def _load_msgspec() -> None:
-    """Import msgspec, which all commands use, without ``typing_extensions``.
-
-    msgspec reads annotations with it where it is installed, and with ``typing`` otherwise; since
-    Python 3.11 they are the same. Loading it takes as long as loading all of msgspec.
-    """
-    unseen = "typing_extensions"
-    if unseen in sys.modules or "msgspec" in sys.modules:
-        return
-    sys.modules[unseen] = None  # type: ignore[assignment]  # to import: not installed
-    try:
-        importlib.import_module("msgspec")
-    finally:
-        del sys.modules[unseen]
-
-
 def module_of(name: str) -> ModuleType:
     """The module of a command."""
     return importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
@@ -226,8 +209,6 @@ def _run(argv: list[str], *, debug: bool) -> int:
     name, rest = chosen
     # NumPy's algebra is small here: starting its threads would take longer. torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
-    _load_msgspec()
     module, parser = module_of(name), parser_of(name, rest)
     try:
         args = parser.parse_args(rest)

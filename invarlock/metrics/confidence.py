@@ -28,8 +28,8 @@ class Confidence(Open):
     pass_50: Annotated[
         float | UnsetType,
         about(
-            "true ratio, or difference in percentage points, that passes the primary metric with "
-            "probability 0.5 on as many windows"
+            "true ratio that passes the primary metric with probability 0.5 on as many windows; "
+            "reports of a widened interval only"
         ),
     ] = UNSET
     pass_95: Annotated[float | UnsetType, about("the same with probability 0.95")] = UNSET
@@ -73,7 +73,7 @@ def power(metric: Block) -> dict[str, float]:
     nothing is known about how differences vary.
 
     Args:
-        metric: a ``primary_metric`` block.
+        metric: a ``primary_metric`` block of a kind whose interval is widened.
     """
     if not metric.get("standard_error"):
         return {}

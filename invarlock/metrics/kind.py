@@ -285,6 +285,8 @@ class Metric:
     def passing(self, metric: Block, z: float) -> float:
         """The true value at which the estimate passes with the probability ``Phi(z)``.
 
+        It is asked only of kinds whose interval is widened.
+
         It passes where the bound keeps to the limit, and the distance from the estimate to the
         bound is taken to be the same in every repetition; what varies is the estimate, normally,
         by the standard error.

@@ -211,10 +211,6 @@ class Accuracy(Metric):
     def as_ratio(self, value: float) -> float:
         return 1 + value / 100  # accuracies are compared by their difference
 
-    def passing(self, metric: Block, z: float) -> float:
-        below = metric["delta_pp"] - metric["ci"][0]
-        return float(metric["limit"] + below + z * metric["standard_error"])
-
     # --- words ----------------------------------------------------------------------------------
 
     def words(self, value: float) -> str:
