@@ -192,6 +192,7 @@ class _Reader:
 
     def __init__(self, checkpoint: Checkpoint, device: str) -> None:
         self.checkpoint, self.device = checkpoint, device
+        self._grams: dict[str, _Gram] = {}  # of narrow tables, which are read twice
         self.config: Mapping[str, Any] = checkpoint.config
         self.wiring = _WIRINGS.get(model_type_of(self.config))
         self._layer_norm = behind_layer_norm(self.config)
@@ -222,7 +223,9 @@ class _Reader:
         """Statistics of a matrix, or of every expert of a 3-D one."""
         family, layer = family_of(name, self.config), layer_of(name)
         if weight.dim() == 2:
-            return [Module(name, family, layer, weight_stats.measure(weight))]
+            rows = self._rows(name, weight)
+            stats = rows.described() if rows else weight_stats.measure(weight)
+            return [Module(name, family, layer, stats)]
         return [
             Module(f"{name}[{i}]", family, layer, weight_stats.measure(w))
             for i, w in enumerate(weight)
@@ -236,8 +239,18 @@ class _Reader:
         if len(names) != 1 or not self.is_matrix(names[0]):
             return 1.0
         weight = self.load(names[0])
-        size = _Rows(weight).square(self._layer_norm) / len(weight)
-        return math.sqrt(size) or 1.0
+        rows = self._rows(names[0], weight) or _Rows(weight)
+        return math.sqrt(rows.square(self._layer_norm) / len(weight)) or 1.0
+
+    def _rows(self, name: str, weight: torch.Tensor) -> _Rows | None:
+        """A table with the product of its rows, which is made once; None for another matrix."""
+        if self.wiring is None or role_of(name, self.config) is not Role.EMBED:
+            return None
+        rows = _Rows(weight, self._grams.get(name))
+        if rows.gram is None:
+            return None
+        self._grams[name] = rows.gram
+        return rows
 
     # --- the parts of an operator ------------------------------------------------------------
 
@@ -289,7 +302,7 @@ class _Reader:
         tied = is_token_table(name, self.config) and known.head not in self.checkpoint.tensors
         if not embedding and name != known.head:
             return set(), []
-        rows, found = _Rows(weight), []
+        rows, found = self._rows(name, weight) or _Rows(weight), []
         if embedding:
             sigma, square = rows.measured(None, self._layer_norm)
             measured = sigma / self.unit, square / self.unit**2
@@ -416,12 +429,40 @@ _Made = tuple[Sequence[str], str, str, OperatorStats]
 _Maps: TypeAlias = "Sequence[torch.Tensor] | torch.Tensor"  # of the members
 
 
-class _Rows:
-    """A table of many rows, one for each token or position, as a map without its mean row."""
+class _Gram(NamedTuple):
+    """What is left of a narrow table, float64."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    mean: torch.Tensor  # (columns,), the mean row
+    product: torch.Tensor  # (columns, columns), rows' rows without the mean row
+
+
+class _Rows:
+    """A table of many rows, one for each token or position, as a map without its mean row.
+
+    Args:
+        weight: (rows, columns).
+        gram: of the same table, from an earlier look; of a narrow one it is made where it is None.
+    """
+
+    def __init__(self, weight: torch.Tensor, gram: _Gram | None = None) -> None:
         self.weight = weight
-        self._gram: torch.Tensor | None = None
+        narrow = weight.shape[1] <= GRAM_COLUMNS
+        if gram is None and narrow and weight_stats.unit_of(weight) == 1.0:
+            gram = self._product()
+        self.gram = gram
+
+    def described(self) -> WeightStats:
+        """Statistics of a narrow table as it was stored, mean row and all."""
+        import torch
+
+        assert self.gram is not None
+        mean, product = self.gram
+        whole = product + len(self.weight) * mean[:, None] * mean
+        squares = whole.diagonal()
+        norms = torch.cat([block.norm(dim=1) for block in self._blocks()])
+        sigma = math.sqrt(weight_stats.sigma_max(whole.float()))
+        size = math.sqrt(float(squares.sum()))
+        return weight_stats.described(sigma, size, norms, squares.sqrt())
 
     def measured(self, scale: torch.Tensor | None, projected: bool) -> tuple[float, float]:
         """Largest singular value and squared Frobenius norm.
@@ -432,24 +473,22 @@ class _Rows:
         """
         import torch
 
-        width = self.weight.shape[1]
-        if width > GRAM_COLUMNS or float(self.weight.abs().max()) > weight_stats.HUGE:
+        if self.gram is None:
             rows = self.weight.float() - self._mean().float()
             rows = rows if scale is None else rows * scale.float()
             return _measured(rows - rows.mean(dim=1, keepdim=True) if projected else rows)
-        if self._gram is None:
-            self._gram = self._product()
-        gram = self._gram
+        gram = self.gram.product
         if scale is not None:
             gram = gram * scale.double() * scale.double()[:, None]
-        if projected:
-            gram = gram - gram.mean(dim=0)
-            gram = gram - gram.mean(dim=1, keepdim=True)
+        gram = _projected(gram) if projected else gram
         largest = float(torch.linalg.eigvalsh(gram)[-1])
         return math.sqrt(max(largest, 0.0)), float(gram.trace())
 
     def square(self, projected: bool) -> float:
         """Squared Frobenius norm; ``projected`` as in ``measured``."""
+        if self.gram is not None:
+            product = self.gram.product
+            return float((_projected(product) if projected else product).trace())
         mean, total = self._mean(), 0.0
         for block in self._blocks():
             away = block.double() - mean
@@ -465,19 +504,24 @@ class _Rows:
             total = total + one
         return total / len(self.weight)
 
-    def _product(self) -> torch.Tensor:
-        """rows' rows without the mean row, (columns, columns) float64."""
+    def _product(self) -> _Gram:
         mean = self._mean()
-        gram = self.weight.new_zeros(2 * self.weight.shape[1:], dtype=mean.dtype)
+        product = mean.new_zeros(2 * self.weight.shape[1:])
         for block in self._blocks():
             away = block - mean.float()  # first, so that the squares lose no digits
-            gram += (away.T @ away).double()
-        return gram
+            product += (away.T @ away).double()
+        return _Gram(mean, product)
 
     def _blocks(self) -> Iterator[torch.Tensor]:
         size = max(1, BLOCK_ELEMENTS // self.weight.shape[1])
         for start in range(0, len(self.weight), size):
             yield self.weight[start : start + size].float()
+
+
+def _projected(gram: torch.Tensor) -> torch.Tensor:
+    """rows' rows without the component of every row along (1, ..., 1)."""
+    gram = gram - gram.mean(dim=0)
+    return gram - gram.mean(dim=1, keepdim=True)
 
 
 def _triangular(factor: torch.Tensor) -> torch.Tensor:
@@ -500,9 +544,7 @@ def _products(first: torch.Tensor, second: torch.Tensor) -> OperatorStats:
 
 def _measured(matrix: torch.Tensor) -> tuple[float, float]:
     """Largest singular value of a matrix, and its squared Frobenius norm."""
-    largest = float(matrix.abs().max())
-    # squares of huge values would overflow; a power of two changes no digit
-    unit = 2.0 ** math.floor(math.log2(largest)) if largest > weight_stats.HUGE else 1.0
+    unit = weight_stats.unit_of(matrix)
     scaled = matrix / unit if unit != 1.0 else matrix
     square = float(scaled.square().sum(dim=1).double().sum())
     return weight_stats.sigma_max(scaled) * unit, square * unit**2

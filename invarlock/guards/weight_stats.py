@@ -75,23 +75,24 @@ def sigma_max(weight: torch.Tensor) -> float:
     v /= v.norm()
     # In exact arithmetic the process ends after as many steps as there are columns.
     limit = min(columns, MAX_STEPS)
-    basis = torch.zeros(limit + 1, columns, device=weight.device)
+    basis = torch.empty(limit + 1, columns, device=weight.device)
     basis[0] = v
+    turned = weight.T
     alphas: list[torch.Tensor] = []
     betas: list[torch.Tensor] = []
-    u = weight @ v
+    u = weight.mv(v)
     sigma = 0.0
     for step in range(1, limit + 1):
-        alpha = u.norm()
+        alpha = torch.linalg.vector_norm(u)
         u = u / alpha.clamp_min(1e-30)
-        v = weight.T @ u
+        v = turned.mv(u)
         seen = basis[:step]
         # Rounding makes the new vector lose its orthogonality, and the leading value then shows up
         # several times. One pass leaves an error where the vector nearly vanishes; a second one
         # is always enough (Parlett, The Symmetric Eigenvalue Problem, section 6.9).
         for _ in range(2):
-            v = v - seen.T @ (seen @ v)
-        beta = v.norm()
+            v.addmv_(seen.T, seen.mv(v), alpha=-1)
+        beta = torch.linalg.vector_norm(v)
         alphas.append(alpha)
         betas.append(beta)
         if step % CHECK_EVERY == 0 or step == limit:
@@ -101,7 +102,7 @@ def sigma_max(weight: torch.Tensor) -> float:
                 return sigma
         v = v / beta.clamp_min(1e-30)
         basis[step] = v
-        u = weight @ v - beta * u
+        u = weight.mv(v).addcmul_(beta, u, value=-1)
     return sigma
 
 
@@ -118,14 +119,37 @@ def _ritz(alphas: torch.Tensor, betas: torch.Tensor) -> tuple[float, float]:
 def measure(weight: torch.Tensor) -> WeightStats:
     """All statistics of one matrix of any floating type, finite."""
     w = weight.float()
-    # squares of huge values would overflow; a power of two changes no digit
-    largest = float(w.abs().max())
-    unit = 2.0 ** math.floor(math.log2(largest)) if largest > HUGE else 1.0
-    w = w / unit
+    unit = unit_of(w)
+    w = w / unit if unit != 1.0 else w
     squares = w.square()
     rows, columns = squares.sum(dim=1).sqrt(), squares.sum(dim=0).sqrt()
     frobenius = float(rows.double().square().sum().sqrt())
-    sigma = sigma_max(w)
+    return described(sigma_max(w), frobenius, rows, columns, unit)
+
+
+def unit_of(weight: torch.Tensor) -> float:
+    """A power of two, which changes no digit, to divide by where squares would overflow; or 1."""
+    least, most = weight.aminmax()
+    largest = max(-float(least), float(most))
+    return 2.0 ** math.floor(math.log2(largest)) if largest > HUGE else 1.0
+
+
+def described(
+    sigma: float,
+    frobenius: float,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    unit: float = 1.0,
+) -> WeightStats:
+    """The statistics of a matrix from its norms, all in multiples of ``unit``.
+
+    Args:
+        sigma: largest singular value.
+        frobenius: Frobenius norm.
+        rows: norms (rows,).
+        columns: norms (columns,).
+        unit: what the matrix was divided by.
+    """
     return WeightStats(
         sigma_max=sigma * unit,
         stable_rank=(frobenius / sigma) ** 2 if sigma > 0 else 0.0,
