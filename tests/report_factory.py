@@ -22,6 +22,7 @@ from msgspec import structs
 
 from invarlock.files import digest_json
 from invarlock.guards import contract_fields, representation, rmt, rows, spectral, variance
+from invarlock.guards.block_outputs import ATTENTION, FFN, WINDOW_TOKENS
 from invarlock.guards.operators import Module, Operator, OperatorStats
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics.distribution import TokenShift
@@ -116,7 +117,12 @@ def row_table(beyond: int = 0) -> rows.RowTable:
 
 def activations(edge: Mapping[str, float], spread: Mapping[str, float]) -> list[rmt.Activation]:
     """What a probe saw; ``edge`` and ``spread`` multiply edge risk and variance of modules."""
-    places = [(m.name.removesuffix(".weight"), m.family, m.layer) for m in modules({}, {})]
+    outputs = ("o_proj.weight", "down_proj.weight")
+    places = [
+        (m.name.removesuffix(".weight"), m.family, m.layer)
+        for m in modules({}, {})
+        if m.name.endswith(outputs)
+    ]
     places += [("model.embed_tokens", "embed", None), ("model.norm", "other", None)]
     return [
         rmt.Activation(
@@ -134,13 +140,13 @@ def block_record(moved: Mapping[str, float]) -> Document:
     """What was recorded of the blocks: 0 is the distance of those that are not named."""
     seen = [
         representation.SeenBlock(
-            f"model.layers.{i}.{name}", kind, i, 8 * representation.WINDOW_TOKENS, 2 * i + at, 0.0
+            f"model.layers.{i}.{name}", kind, i, 8 * WINDOW_TOKENS, 2 * i + at, 0.0
         )
         for i in range(LAYERS)
         for at, (name, kind) in enumerate(
             (
-                ("self_attn.o_proj", representation.ATTENTION),
-                ("mlp.down_proj", representation.FFN),
+                ("self_attn.o_proj", ATTENTION),
+                ("mlp.down_proj", FFN),
             )
         )
     ]
@@ -150,7 +156,7 @@ def block_record(moved: Mapping[str, float]) -> Document:
 
 def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
     """Those that the variance guard looks at."""
-    return [a for a in run if variance.is_target(a, TAP)]
+    return variance.targets(run, None)
 
 
 def rows_of_preview(windows: int) -> tuple[list[int], list[int]]:
@@ -208,7 +214,7 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
         {
             "name": "rmt",
             "phase": "activations",
-            "calibration": {"windows": len(ids), "tokens": 1024, "window_ids": ids},
+            "calibration": {"windows": len(ids), "tokens": 8 * WINDOW_TOKENS, "window_ids": ids},
             "modules": rmt.to_table(seen),
         },
         {"name": "variance", "phase": "held_out_windows", "tap": TAP, "trial": tried},

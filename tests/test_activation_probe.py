@@ -12,10 +12,9 @@ from checkpoint_factory import make_llama
 
 from invarlock.files import read_json_object
 from invarlock.guards import rmt
-from invarlock.guards.rmt import DEVIATION_FLOOR, HOOKED, ActivationProbe, hooked_modules
+from invarlock.guards.rmt import ActivationProbe
 from invarlock.guards.variance import scaled_outputs
 from invarlock.policy import load_policy
-from invarlock.roles import Role, role_of
 from invarlock.run.loading import Target, load_model
 
 LLAMA = {"model_type": "llama"}
@@ -33,11 +32,11 @@ def projection(features):
 
 
 def seen(x):
-    """What a probe records of a module whose output is ``x`` (tokens, features)."""
+    """What a probe records of a block that writes ``x`` (tokens, features), windows of 64."""
     model, linear = projection(x.shape[-1])
-    probe = ActivationProbe(LLAMA)
-    with probe.watching(model):
-        linear(x)
+    probe = ActivationProbe()
+    with probe.watching(model, LLAMA, len(x) // 64):
+        linear(x.unflatten(0, (-1, 64)))
     (found,) = probe.activations
     return found
 
@@ -48,12 +47,11 @@ def gaussian(seed, tokens=512, features=576):
 
 
 def brute_force(x):
-    """Edge risk and variance of (tokens, features) by NumPy's SVD in float64."""
+    """Edge risk and variance of (windows, tokens, features) by NumPy's SVD in float64."""
     x = x.reshape(-1, x.shape[-1]).astype(np.float64)
     centred = x - x.mean(axis=0)
     variance = (centred**2).mean()
-    deviation = np.maximum(centred.std(axis=0), DEVIATION_FLOOR * math.sqrt(variance))
-    sigma = np.linalg.svd(centred / deviation, compute_uv=False)[0]
+    sigma = np.linalg.svd(centred / math.sqrt(variance), compute_uv=False)[0]
     return sigma / (math.sqrt(x.shape[0]) + math.sqrt(x.shape[1])), variance
 
 
@@ -68,9 +66,9 @@ def llama(tmp_path_factory):
 
 def watch(model, config, tokens=40):
     """A probe after one batch of two windows."""
-    probe = ActivationProbe(config)
-    ids = torch.randint(0, 320, (2, tokens), generator=torch.Generator().manual_seed(6))
-    with probe.watching(model), torch.inference_mode():
+    probe = ActivationProbe()
+    ids = torch.randint(0, 64, (2, tokens), generator=torch.Generator().manual_seed(6))
+    with probe.watching(model, config, 2), torch.inference_mode():
         model(input_ids=ids)
     return probe, ids
 
@@ -81,13 +79,16 @@ def test_independent_entries_lie_at_the_edge(seed):
     assert seen(gaussian(seed)).edge == pytest.approx(1.0, abs=0.02)
 
 
-def test_scale_and_shift_of_columns_do_not_matter():
-    """Standardization leaves correlations only."""
+def test_another_basis_another_scale_and_a_shift_do_not_matter():
+    """An orthogonal change of basis, a scale, and a constant in every column leave it alone."""
     generator = torch.Generator().manual_seed(1)
-    scale, shift = torch.rand(2, 576, generator=generator) * torch.tensor([[4.0], [100.0]])
-    plain, moved = seen(gaussian(0)), seen(gaussian(0) * (scale + 0.5) + shift)
-    assert moved.edge == pytest.approx(plain.edge, rel=2e-3)
-    assert moved.variance == pytest.approx(float((gaussian(0) * (scale + 0.5)).var(0).mean()), 0.01)
+    common = 3 * torch.randn(512, 1, generator=generator) * torch.randn(576, generator=generator)
+    basis = torch.linalg.qr(torch.randn(576, 576, generator=generator)).Q
+    x = gaussian(0) + common
+    plain, moved = seen(x), seen(20 * x @ basis + 100 * torch.rand(576, generator=generator))
+    assert moved.edge == pytest.approx(plain.edge, rel=1e-5)
+    assert moved.variance == pytest.approx(400 * plain.variance, rel=1e-4)
+    assert plain.edge > 1.5
 
 
 @pytest.mark.parametrize(("strength", "least"), [(0.2, 1.1), (0.5, 2.0)])
@@ -97,17 +98,20 @@ def test_a_planted_correlation_is_seen(strength, least):
     assert seen(gaussian(0) + strength * common).edge > least * seen(gaussian(0)).edge
 
 
-def test_a_constant_column_is_no_infinity():
-    """A feature that never varies is left at 0 instead of being divided by nothing."""
+def test_what_never_varies_has_no_edge():
+    """A block that writes one vector for every token: what centring leaves of it is rounding."""
+    found = seen(gaussian(0)[:1].expand(512, -1).contiguous())
+    assert found.edge == 0.0
+    assert found.variance < 1e-12
     x = gaussian(0)
-    x[:, 7] = 3.0
+    x[:, 7] = 3.0  # a feature that never varies is left at 0
     assert seen(x).edge == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_activations_that_are_not_finite_violate(value):
     """One bad number is recorded as infinity and is a violation against any baseline."""
-    x = gaussian(0, 64, 32)
+    x = gaussian(0, 128, 32)
     good = seen(x.clone())
     x[3, 5] = value
     bad = seen(x)
@@ -117,44 +121,106 @@ def test_activations_that_are_not_finite_violate(value):
     assert (block["stable"], len(block["epsilon_violations"])) == (False, 1)
 
 
-def test_many_tokens_are_thinned_evenly():
-    """Of 3000 tokens 1024 are looked at, the first and the last among them."""
-    x = torch.zeros(3000, 8)
-    x[0], x[-1] = 1.0, -1.0
+def test_some_tokens_of_each_window_are_looked_at(llama):
+    """64 evenly spaced ones, the first of a window not among them; of a shorter one all."""
+    model, config = llama
+    long, _ = watch(model, config, tokens=100)
+    short, _ = watch(model, config, tokens=40)
+    assert (long.tokens, short.tokens) == (128, 80)
+    x = torch.zeros(2, 3000, 8)
+    x[:, 0] = 1e6
+    x[0], x[1] = x[0] + 1, x[1] - 1
     model, linear = projection(8)
-    probe = ActivationProbe(LLAMA)
-    with probe.watching(model):
+    probe = ActivationProbe()
+    with probe.watching(model, LLAMA, 2):
         linear(x)
-    assert probe.tokens == 1024
-    assert probe.activations[0].variance == pytest.approx(2 / 1024)
-    assert probe.bytes == 2 * 1024 * 8 * 4
+    assert probe.activations[0].variance == pytest.approx(1.0)
+    assert probe.bytes == 2 * 128 * 8 * 4 + 4 * 128**2
 
 
-def test_every_module_of_a_transformer_equals_brute_force(llama):
-    """All hooked outputs of a real model: SVD in float64 to the estimator's 1e-3."""
+def test_windows_may_come_in_batches_or_as_one_list_of_tokens():
+    """The same numbers: two windows together, one after the other, or without a window axis."""
+    x, found = gaussian(4, 2 * 90, 16), []
+    batches = ([x.unflatten(0, (2, 90))], [x[None, :90], x[None, 90:]], [x])
+    for batch in batches:
+        model, linear = projection(16)
+        probe = ActivationProbe()
+        with probe.watching(model, LLAMA, 2):
+            for part in batch:
+                linear(part)
+        found.append((probe.tokens, probe.activations))
+    assert found[0] == found[1] == found[2]
+
+
+def test_every_place_of_a_transformer_equals_brute_force(llama):
+    """All watched outputs of a real model: SVD in float64 to the estimator's 1e-3."""
     model, config = llama
     outputs = {}
+
+    def keep(name):
+        return lambda _module, _inputs, output: outputs.update({name: output.numpy()})
+
     hooks = [
-        module.register_forward_hook(lambda m, i, o, name=name: outputs.update({name: o.numpy()}))
+        module.register_forward_hook(keep(name))
         for name, module in model.named_modules()
-        if list(module.parameters(recurse=False))
+        if name.endswith(("o_proj", "down_proj", "embed_tokens"))
     ]
+    hooks.append(
+        model.model.norm.register_forward_pre_hook(
+            lambda _module, inputs: outputs.update({"model.norm": inputs[0].numpy()})
+        )
+    )
     probe, _ = watch(model, config)
     for hook in hooks:
         hook.remove()
-    assert len(probe.activations) == 1 + 2 * 9 + 1  # embedding, two blocks, last norm
+    assert [(a.name, a.family, a.layer) for a in probe.activations] == [
+        ("model.embed_tokens", "embed", None),
+        ("model.layers.0.mlp.down_proj", "ffn", 0),
+        ("model.layers.0.self_attn.o_proj", "attn", 0),
+        ("model.layers.1.mlp.down_proj", "ffn", 1),
+        ("model.layers.1.self_attn.o_proj", "attn", 1),
+        ("model.norm", "other", None),
+    ]
     for found in probe.activations:
         edge, variance = brute_force(outputs[found.name])
         assert found.edge == pytest.approx(edge, rel=1e-3), found.name
         assert found.variance == pytest.approx(variance, rel=1e-4), found.name
 
 
-def test_modules_are_those_with_a_role(llama):
-    """Names are module names; the head, which is as large as the vocabulary, is not looked at."""
-    model, config = llama
-    found = hooked_modules(model, config)
-    assert all(role_of(name + ".weight", config) in HOOKED for name, _, _ in found)
-    assert Role.HEAD not in HOOKED
+def test_places_of_mixers_and_mixtures():
+    """A state-space mixer writes by its last projection, a mixture of experts as a whole; the
+    stream is read by the last norm."""
+    from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
+
+    small = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    sizes = {"intermediate_size": 32, "num_local_experts": 4}
+    for config, wanted in (
+        (
+            MambaConfig(**small, state_size=4),
+            [
+                ("backbone.embeddings", "embed", None),
+                ("backbone.layers.0.mixer.out_proj", "other", 0),
+                ("backbone.norm_f", "other", None),
+            ],
+        ),
+        (
+            MixtralConfig(**small, **heads, **sizes),
+            [
+                ("model.embed_tokens", "embed", None),
+                ("model.layers.0.mlp", "expert", 0),
+                ("model.layers.0.self_attn.o_proj", "attn", 0),
+                ("model.norm", "other", None),
+            ],
+        ),
+    ):
+        model = AutoModelForCausalLM.from_config(config).eval()
+        probe, _ = watch(model, config.to_dict())
+        assert [(a.name, a.family, a.layer) for a in probe.activations] == wanted
+    ids = torch.arange(10)[None]  # the mixture, whose block gives more than one thing
+    with scaled_outputs(model, {"model.layers.0.mlp": 0.0}), torch.inference_mode():
+        gone = model(input_ids=ids).logits
+    assert not torch.equal(gone, model(input_ids=ids).logits)
 
 
 def test_no_hook_stays_behind(llama):
@@ -162,12 +228,12 @@ def test_no_hook_stays_behind(llama):
     model, config = llama
     _, ids = watch(model, config)
     before = model(input_ids=ids).logits
-    with pytest.raises(ZeroDivisionError), ActivationProbe(config).watching(model):
+    with pytest.raises(ZeroDivisionError), ActivationProbe().watching(model, config, 2):
         raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError), scaled_outputs(model, {NAME: 2.0}):
         raise ZeroDivisionError
-    assert not any(module._forward_hooks for module in model.modules())
-    with ActivationProbe(config).watching(model):
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with ActivationProbe().watching(model, config, 2):
         assert torch.equal(model(input_ids=ids).logits, before)  # hooks only read
 
 

@@ -22,7 +22,7 @@ from invarlock.errors import InputError
 from invarlock.evidence.consistency import _rows_left_out
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.files import canonical_json, write_json
-from invarlock.guards import matrices
+from invarlock.guards import matrices, rmt
 from invarlock.metrics.bootstrap import PLAIN, WIDENED
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
@@ -151,6 +151,7 @@ def test_a_report_without_operators_is_judged_by_the_rule_of_its_time(path):
     assert replay(old) == []
     assert "operators" not in old["spectral"]
     assert old["resolved_policy"]["spectral"]["measurement_contract"] == matrices.CONTRACT
+    assert old["resolved_policy"]["rmt"]["measurement_contract"] == rmt.BY_COLUMNS
 
 
 def test_a_report_says_by_which_rule_it_is_judged():
@@ -163,6 +164,17 @@ def test_a_report_says_by_which_rule_it_is_judged():
     assert replay(claimed) == ["/spectral/measurement_contract: not the one of this version"]
     claimed["spectral"]["measurement_contract"] = matrices.CONTRACT
     assert any("/spectral/operators" in line for line in replay(claimed))
+
+
+def test_a_report_says_where_activations_were_watched():
+    """The contract decides how many tokens there can be, and which modules leave a block."""
+    claimed = copy.deepcopy(CLEAN)
+    claimed["resolved_policy"]["rmt"]["measurement_contract"] = rmt.BY_COLUMNS
+    assert replay(claimed) == ["/rmt/measurement_contract: not the one of this version"]
+    claimed["rmt"]["measurement_contract"] = rmt.BY_COLUMNS
+    assert any("/rmt/calibration" in line for line in replay(claimed))
+    many = altered(CLEAN, "/rmt/calibration/tokens", lambda value: 2 * value)
+    assert any("/rmt/calibration" in line for line in replay(many))
 
 
 def test_the_tolerance_is_the_callers():

@@ -52,7 +52,7 @@ def pages(readings: ModuleType) -> ModuleType:
 def test_readings_are_those_of_the_planted_change(readings: ModuleType) -> None:
     """Statistic over threshold, by hand, for a change of each kind."""
     report = make_report(
-        scale={f"{UP}.weight": 1.5}, edge={UP: 1.5}, spread={DOWN: 1 / 0.81}, gain=0.05
+        scale={f"{UP}.weight": 1.5}, edge={DOWN: 1.5}, spread={DOWN: 1 / 0.81}, gain=0.05
     )
     sigma = readings.spectral_reading(report)
     limit = report["resolved_policy"]["spectral"]["deadband"]
@@ -109,11 +109,11 @@ def results(pages: ModuleType) -> list[Any]:
         measured(pages, "noop_clean", make_report()),
         measured(pages, "nan_injection", make_rejected()),
         measured(pages, "norm_collapse_half", None),
-        measured(pages, "rmt_norm_noise", make_report(edge={UP: 1.05})),
-        measured(pages, "rmt_norm_noise_double", make_report(edge={UP: 1.6})),
-        measured(pages, "rmt_norm_noise_strong", make_report(edge={UP: 1.6})),
+        measured(pages, "rmt_norm_noise", make_report(edge={DOWN: 1.05})),
+        measured(pages, "rmt_norm_noise_double", make_report(edge={DOWN: 1.6})),
+        measured(pages, "rmt_norm_noise_strong", make_report(edge={DOWN: 1.6})),
         measured(pages, "rank1_projection", make_report(rank={f"{DOWN}.weight": 0.05})),
-        measured(pages, "quant_8bit_clean", make_report(edge={UP: 1.5}), 102),
+        measured(pages, "quant_8bit_clean", make_report(edge={DOWN: 1.5}), 102),
         measured(pages, "noop_clean", make_report(), 102),
     ]
 

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from invarlock.guards.rmt import Activation
 from invarlock.guards.variance import (
     Trial,
-    is_target,
     judge,
     propose,
+    targets,
     trial_from,
     trial_json,
 )
@@ -72,15 +72,15 @@ def test_no_scale_mends_what_is_not_a_number(lost):
 
 
 def test_targets_leave_a_feed_forward_block():
-    """By name; attention's projection of the same name is none."""
+    """By family; of a report whose run watched every projection by name, where attention's of the
+    same name is none."""
     output = Activation("bert.encoder.layer.0.output.dense", "ffn", 0, 1.0, 1.0)
     attention = Activation("bert.encoder.layer.0.attention.output.dense", "attn", 0, 1.0, 1.0)
+    inside = Activation("bert.encoder.layer.0.intermediate.dense", "ffn", 0, 1.0, 1.0)
     experts = Activation("model.layers.0.mlp.experts", "expert", 0, 1.0, 1.0)
-    assert [is_target(a, "output.dense") for a in (output, attention, experts)] == [
-        True,
-        False,
-        True,
-    ]
+    mixture = Activation("model.layers.0.mlp", "expert", 0, 1.0, 1.0)
+    assert targets([output, attention, mixture], None) == [output, mixture]
+    assert targets([output, attention, inside, experts], "output.dense") == [output, experts]
 
 
 @pytest.mark.parametrize(

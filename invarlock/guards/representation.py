@@ -24,15 +24,22 @@ than one direction. Equal matrices give exactly 0. With at most ``SKETCH`` token
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
 from invarlock.counts import counted
 from invarlock.documents.fields import Count, Measured, about
+from invarlock.guards.block_outputs import (
+    ATTENTION,
+    CONSTANT,
+    FFN,
+    WINDOW_TOKENS,
+    Place,
+    RowsProbe,
+    block_outputs,
+)
 from invarlock.guards.guard import (
     Block,
     CheckpointRun,
@@ -61,7 +68,6 @@ from invarlock.pages.plots import Plot
 from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated, objects
 from invarlock.pages.wording import fixed, number, yes
 from invarlock.policy import Policy, RepresentationPolicy
-from invarlock.roles import Role, layer_of, role_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,13 +76,9 @@ if TYPE_CHECKING:
 else:
     from invarlock import numpy_on_use as np
 
-ATTENTION, FFN = KINDS = ("attention", "ffn")
-WINDOW_TOKENS = 64  # of each calibration window, evenly spaced; of a shorter one all
+KINDS = (ATTENTION, FFN)
 SKETCH = 112  # columns of a sketch: 64 blocks of 8 windows are 7.3 MB in float16
 SEED = 7_919  # of the signs
-# A block that writes a constant: what is left of it after centring, in units of what it writes, is
-# rounding of float32.
-CONSTANT = 1e-6
 LARGEST = 2.0  # of two normalized matrices; an estimate of sqrt 2 may be larger than that
 NO_BLOCKS = "the model has no attention or feed-forward block"
 ARRAYS = "representation."  # kind, dot, block: what a baseline's run keeps
@@ -190,105 +192,22 @@ def distance(baseline: NDArray[np.float16], subject: NDArray[np.float16]) -> flo
 # --- a run -------------------------------------------------------------------------------------
 
 
-class BlockOutput(NamedTuple):
-    """A module that writes what a block adds to the residual stream."""
-
-    name: str
-    module: torch.nn.Module
-    kind: str
-    layer: int | None
-
-
-def block_outputs(model: torch.nn.Module, config: Mapping[str, Any]) -> list[BlockOutput]:
-    """The last projection of every attention and feed-forward block; of a mixture the whole block.
-
-    Blocks follow from the roles of the parameters: of a layer's attention projections, in the
-    order of the modules, one ends where the name of its first projection comes again (a decoder
-    has two); its feed-forward projections are one block.
-    """
-    modules = dict(model.named_modules())
-    layers: dict[str, dict[str, list[str]]] = {}  # of each layer, its modules by kind
-    for name, module in modules.items():
-        own = [f"{name}.{key}" for key, value in module.named_parameters(recurse=False)]
-        roles = {role_of(parameter, config) for parameter in own}
-        if layer_of(name + ".") is None:
-            continue
-        layer = layers.setdefault(_layer_prefix(name), {ATTENTION: [], FFN: [], "mixture": []})
-        if Role.ROUTER in roles:
-            layer["mixture"].append(name.rpartition(".")[0])
-        elif Role.ATTN in roles:
-            layer[ATTENTION].append(name)
-        elif roles & {Role.FFN, Role.EXPERT}:
-            layer[FFN].append(name)
-    found = []
-    for layer in layers.values():
-        ends = [(ATTENTION, name) for name in _ends(layer[ATTENTION])]
-        # a mixture's sum over its experts is what leaves it
-        ends += [(FFN, name) for name in layer["mixture"] or layer[FFN][-1:]]
-        found += [BlockOutput(n, modules[n], kind, layer_of(n + ".")) for kind, n in ends]
-    return sorted(found, key=lambda b: b.name)
-
-
-def _layer_prefix(name: str) -> str:
-    """The part of a module's name that says which layer of which stack it is in."""
-    parts = name.split(".")
-    ends = range(1, len(parts) + 1)
-    return next(p for n in ends if layer_of((p := ".".join(parts[:n])) + ".") is not None)
-
-
-def _ends(projections: Sequence[str]) -> Iterator[str]:
-    """The last projection of each attention block among those of a layer."""
-    first = projections[0].rpartition(".")[2] if projections else ""
-    for this, following in zip(projections, [*projections[1:], None], strict=True):
-        if following is None or following.rpartition(".")[2] == first:
-            yield this
-
-
-class GramProbe(Probe):
-    """Hooks on the outputs of blocks, which only read, and the sketches of what they saw.
-
-    Windows may come in one batch or in several. A block is done, and its activations are let go,
-    once it has seen all windows; until then it holds at most ``WINDOW_TOKENS`` rows a window, on
-    the device where the block is.
-    """
+class GramProbe(RowsProbe):
+    """The sketches of what attention and feed-forward blocks wrote."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sketches: dict[str, NDArray[np.float16]] = {}  # by block
-        self.blocks: list[BlockOutput] = []
-        self.bytes = 0  # most that the hooks held at a time
-        self.seconds = 0.0
-        self._rows: dict[str, list[torch.Tensor]] = {}
-        self._centred = False
+        self.blocks: list[Place] = []
 
-    @contextmanager
-    def attached(self, run: CheckpointRun) -> Iterator[None]:
-        """Watch the pass; what was kept is left for the record."""
-        with self.watching(run.model, run.checkpoint.config, len(run.calibration)):
-            yield
-        run.seconds += self.seconds
-        run.probe_bytes += self.bytes
+    def places(self, model: torch.nn.Module, config: Mapping[str, Any]) -> Sequence[Place]:
+        """The outputs of blocks."""
+        self.blocks = [p for p in block_outputs(model, config) if p.kind in KINDS]
+        return self.blocks
 
-    @contextmanager
-    def watching(
-        self, model: torch.nn.Module, config: Mapping[str, Any], windows: int
-    ) -> Iterator[None]:
-        """Watch the forward passes made inside the block, over this many windows together."""
-        from torch.nn import LayerNorm
-
-        self.blocks = block_outputs(model, config)
-        # LayerNorm takes the mean over the features away, so that it is no part of the function
-        self._centred = any(isinstance(module, LayerNorm) for module in model.modules())
-        hooks = [
-            each.module.register_forward_hook(self._hook(each.name, windows))
-            for each in self.blocks
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for name in list(self._rows):
-            self._finish(name)
+    def saw(self, place: Place, x: torch.Tensor) -> None:
+        """Keep the sketch of one block."""
+        self.sketches[place.name] = sketch(x)
 
     def record(self, run: CheckpointRun) -> Block:
         """Blocks as columns; a subject's with their distances."""
@@ -317,37 +236,8 @@ class GramProbe(Probe):
         named = {each.name: each for each in self.blocks}
         return {_array(named[name]): values for name, values in self.sketches.items()}
 
-    def _hook(self, name: str, windows: int) -> Any:
-        def hook(_module: object, _inputs: object, output: Any) -> None:
-            started = time.perf_counter()
-            values = output[0] if isinstance(output, tuple) else output
-            if name not in self.sketches:  # a module that two layers share is looked at once
-                self._see(name, values, windows)
-            self.seconds += time.perf_counter() - started
 
-        return hook
-
-    def _see(self, name: str, output: torch.Tensor, windows: int) -> None:
-        length = output.shape[1]
-        wanted = min(length, WINDOW_TOKENS)
-        at = [(2 * i + 1) * length // (2 * wanted) for i in range(wanted)]
-        rows = self._rows.setdefault(name, [])
-        rows.append(output.detach()[:, at])  # a copy: (windows, tokens, features)
-        if sum(map(len, rows)) >= windows:
-            self._finish(name)
-
-    def _finish(self, name: str) -> None:
-        import torch
-
-        held = sum(t.nbytes for rows in self._rows.values() for t in rows)
-        x = torch.cat(self._rows.pop(name)).flatten(0, 1).float()
-        if self._centred:
-            x -= x.mean(dim=1, keepdim=True)
-        self.bytes = max(self.bytes, held + x.nbytes + 4 * len(x) ** 2)
-        self.sketches[name] = sketch(x)
-
-
-def _array(each: BlockOutput) -> str:
+def _array(each: Place) -> str:
     return f"{ARRAYS}{each.kind}.{each.name}"
 
 

@@ -1,26 +1,35 @@
-"""RMT guard: did the largest singular value of a module's activations grow?
+"""RMT guard: did the largest singular value of what a block writes grow?
 
-The activations of calibration windows (tokens x features) are centred and scaled column by
-column, which leaves their correlations. Edge risk ``r = sigma_max / (sqrt(m) + sqrt(n))`` is 1 at
-the edge that random matrix theory gives for independent entries of unit variance (Marchenko and
-Pastur, Math. USSR Sb. 1, 1967; Geman, Ann. Probab. 8, 1980). Activations are not independent, so
-the baseline's own value is the reference: a module violates where
-``r_s > (1 + epsilon) r_b``, epsilon by family.
+The activations of calibration windows (tokens x features) are centred over the tokens and scaled as
+a whole to a mean square of 1. Edge risk ``r = sigma_max / (sqrt(m) + sqrt(n))`` is 1 at the edge
+that random matrix theory gives for independent entries of unit variance (Marchenko and Pastur,
+Math. USSR Sb. 1, 1967; Geman, Ann. Probab. 8, 1980). Activations are not independent, so the
+baseline's own value is the reference: a place violates where ``r_s > (1 + epsilon) r_b``, epsilon
+by family.
+
+Watched are places at which every parametrization of one function agrees but for the basis and the
+scale of the stream, which the statistic does not see (``invarlock.guards.block_outputs``).
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
 from invarlock.counts import counted
 from invarlock.documents.fields import Closed, Count, Measured, Open, about
+from invarlock.guards.block_outputs import (
+    CONSTANT,
+    WINDOW_TOKENS,
+    Place,
+    RowsProbe,
+    block_outputs,
+    stream_ends,
+)
 from invarlock.guards.guard import (
     Block,
     CheckpointRun,
@@ -51,18 +60,32 @@ from invarlock.pages.parts import (
 from invarlock.pages.reading import BASELINE, Report, block, evaluated, objects
 from invarlock.pages.wording import fixed, number, yes
 from invarlock.policy import Policy, RmtPolicy
-from invarlock.roles import Role, family_of, layer_of, role_of
 
 if TYPE_CHECKING:
     import torch
 
 CALIBRATION_WINDOWS = 8  # evenly spaced over the preview arm
 CALIBRATION = ("windows", "tokens", "window_ids")  # what is recorded of them
-HOOKED = (Role.ATTN, Role.MIXER, Role.FFN, Role.EXPERT, Role.ROUTER, Role.EMBED, Role.NORM)
-DEVIATION_FLOOR = 0.01  # of a column, in root mean square deviations of its module
-MAX_TOKENS = 1024  # rows of the matrix: evenly spaced tokens of these windows
+MAX_TOKENS = 1024  # of the earlier contract: rows of its matrix, evenly spaced over all windows
 
 CONTRACT = {
+    "kind": "activation_edge_risk",
+    "estimator": {
+        "type": "golub_kahan_lanczos",
+        "residual_tolerance": TOLERANCE,
+        "centre": "over_tokens",
+        "scale": "frobenius",
+        "dtype": "float32",
+    },
+    "output": "of_the_last_projection_of_each_block_and_of_token_embeddings; input_of_last_norms",
+    "activation_sampling": {
+        "windows": {"count": CALIBRATION_WINDOWS, "arm": "preview"},
+        "tokens": {"per_window": WINDOW_TOKENS, "indices_policy": "evenly_spaced"},
+    },
+}
+# Before, every projection and norm was watched, and each column of its output scaled to unit
+# deviation: a rotation of the columns moved the number.
+BY_COLUMNS = {
     "kind": "activation_edge_risk",
     "estimator": {
         "type": "golub_kahan_lanczos",
@@ -201,33 +224,39 @@ def _family(pairs: Sequence[tuple[Activation, Activation]], epsilon: float) -> d
 # --- a run -------------------------------------------------------------------------------------
 
 
-@dataclass
-class ActivationProbe(Probe):
-    """Hooks on a model's modules, which only read, and what they saw during one batch.
+class ActivationProbe(RowsProbe):
+    """Edge risk and variance of what is written to the stream, and of what enters and leaves it.
 
-    Per hooked module: its output (tokens x features), at most ``MAX_TOKENS`` evenly spaced tokens
-    of it, every column centred and scaled to unit deviation; its edge risk and the variance of
-    its output. One module is worked on at a time: no activations are kept.
+    One place is worked on at a time: no activations are kept.
     """
 
-    config: Mapping[str, Any] = field(default_factory=dict)  # of the checkpoint
-    activations: list[Activation] = field(default_factory=list)
-    tokens: int = 0  # most tokens that a module was looked at with
-    seconds: float = 0.0  # wall time spent in the hooks
-    bytes: int = 0  # most bytes that the hooks held at a time, by the sizes of their arrays
+    def __init__(self) -> None:
+        super().__init__()
+        self.activations: list[Activation] = []
+        self.tokens = 0  # most tokens that a place was looked at with
+
+    def places(self, model: torch.nn.Module, config: Mapping[str, Any]) -> Sequence[Place]:
+        """The outputs of blocks and of embeddings, and what the last norm reads."""
+        return [*block_outputs(model, config), *stream_ends(model, config)]
 
     @contextmanager
     def attached(self, run: CheckpointRun) -> Iterator[None]:
         """Watch the pass; what was seen is left for others in ``run.activations``."""
-        self.config = run.checkpoint.config
-        with self.watching(run.model):
+        with super().attached(run):
             yield
         run.activations = self.activations
-        run.seconds += self.seconds
-        run.probe_bytes += self.bytes
+
+    @contextmanager
+    def watching(
+        self, model: torch.nn.Module, config: Mapping[str, Any], windows: int
+    ) -> Iterator[None]:
+        """As of the base; what was seen is sorted by name."""
+        with super().watching(model, config, windows):
+            yield
+        self.activations.sort(key=lambda a: a.name)
 
     def record(self, run: CheckpointRun) -> Block:
-        """Modules as columns, and the windows that they saw."""
+        """Places as columns, and the windows that they saw."""
         return {
             "calibration": {
                 "windows": len(run.calibration),
@@ -237,82 +266,31 @@ class ActivationProbe(Probe):
             "modules": to_table(self.activations),
         }
 
-    @contextmanager
-    def watching(self, model: torch.nn.Module) -> Iterator[None]:
-        """Watch the forward passes made inside the block; exactly one is meant."""
-        hooks = [
-            module.register_forward_hook(self._hook(name, family))
-            for name, module, family in hooked_modules(model, self.config)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.activations.sort(key=lambda a: a.name)
-
-    def _hook(self, name: str, family: str) -> Any:
-        def hook(_module: object, _inputs: object, output: Any) -> None:
-            values = output[0] if isinstance(output, tuple | list) else output
-            if not hasattr(values, "device"):
-                return
-            wait_for(values.device)  # else the forward pass so far would count as the probe's
-            started = time.perf_counter()
-            self._see(name, family, values)
-            wait_for(values.device)
-            self.seconds += time.perf_counter() - started
-
-        return hook
-
-    def _see(self, name: str, family: str, output: torch.Tensor) -> None:
-        import torch
-
-        if any(seen.name == name for seen in self.activations):
-            return  # a shared module is looked at once
-        if not (isinstance(output, torch.Tensor) and output.is_floating_point() and output.ndim):
-            return  # a router may give the indices of the chosen alone
-        flat = output.detach().reshape(-1, output.shape[-1])
-        if len(flat) < 2:
-            return  # an expert that hardly any token was sent to
-        rows = torch.linspace(0, len(flat) - 1, min(len(flat), MAX_TOKENS)).long()
-        x = flat[rows.to(flat.device)].float()
+    def saw(self, place: Place, x: torch.Tensor) -> None:
+        """Take down edge risk and variance."""
+        if len(x) < 2:
+            return
         self.tokens = max(self.tokens, len(x))
-        self.bytes = max(self.bytes, 2 * x.numel() * x.element_size())
-        # Own means and deviations, not the baseline's: a shifted mean is a matrix of rank one and
-        # of size shift x sqrt(m n), which would hide every other change of a small output.
-        x -= x.mean(dim=0)
-        deviation = x.square().mean(dim=0).sqrt()
-        variance = float(deviation.double().square().mean())
-        risk = math.inf
-        if math.isfinite(variance):
-            # A column that hardly varies holds rounding errors, which scaling would make as large
-            # as the signal of all others.
-            x /= deviation.clamp_min(max(DEVIATION_FLOOR * math.sqrt(variance), 1e-30))
-            risk = sigma_max(x) / edge(*x.shape)
-        else:
-            variance = math.inf
-        self.activations.append(Activation(name, family, layer_of(name + "."), risk, variance))
+        risk, variance = measure(x)
+        self.activations.append(Activation(place.name, place.family, place.layer, risk, variance))
 
 
-def wait_for(device: torch.device) -> None:
-    """Let a CUDA device finish what it was given; a CPU has."""
-    if device.type == "cuda":
-        import torch
+def measure(x: torch.Tensor) -> tuple[float, float]:
+    """Edge risk and variance of activations; both infinite where one is not finite.
 
-        torch.cuda.synchronize(device)
-
-
-def hooked_modules(
-    model: torch.nn.Module, config: Mapping[str, Any]
-) -> list[tuple[str, torch.nn.Module, str]]:
-    """Name, module and family of every module that holds a parameter with a role in ``HOOKED``."""
-    found = []
-    for name, module in model.named_modules():
-        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
-        known = [p for p in own if role_of(p, config) in HOOKED]
-        if known:
-            found.append((name, module, family_of(known[0], config)))
-    return found
+    Args:
+        x: (tokens, features) float32, at least two tokens; overwritten.
+    """
+    written = float(x.square().sum())
+    x -= x.mean(dim=0)
+    size = float(x.square().sum())
+    variance = size / x.numel()
+    if not math.isfinite(written):
+        return math.inf, math.inf
+    if size <= CONSTANT**2 * written:
+        return 0.0, variance
+    x /= math.sqrt(variance)
+    return sigma_max(x) / edge(*x.shape), variance
 
 
 # --- a report ----------------------------------------------------------------------------------
@@ -333,6 +311,11 @@ def activations_of(run: Run) -> list[Activation]:
     """What a run's probe saw; none where it did not run."""
     recorded = Rmt().recorded(run)
     return from_table(recorded["modules"]) if recorded else []
+
+
+def by_columns(runs: Runs) -> bool:
+    """Whether the runs are those of a report from before blocks' outputs alone were watched."""
+    return runs.contracts.get(Rmt.name) == BY_COLUMNS
 
 
 def calibration_ids(run: Run) -> list[str]:
@@ -436,6 +419,7 @@ class Rmt(Guard):
     core = True
     policy_key = "rmt"
     contract = CONTRACT
+    earlier_contracts = (BY_COLUMNS,)
     phase = "activations"
     whole = False  # of the variances, only those of the variance guard's targets
     believed = ("/rmt/modules",)
@@ -487,10 +471,15 @@ class Rmt(Guard):
         most = min(CALIBRATION_WINDOWS, len(preview))
         kind, length = METRICS[report["meta"]["metric"]], report["dataset"]["seq_len"]
         alike = not kind.labelled  # records differ in shape
-        # of the module that saw most: norms of queries see a row a head; in a model of two halves
-        # encoder and decoder see texts of different lengths
-        step = len(used) * length if kind.one_piece else 1
-        tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
+        # of the place that saw most: in a model of two halves encoder and decoder see texts of
+        # different lengths
+        if report[self.name]["measurement_contract"] == BY_COLUMNS:
+            step = len(used) * length if kind.one_piece else 1  # norms of queries saw a row a head
+            tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
+        else:
+            rows = len(used) * min(length, WINDOW_TOKENS)
+            whole = kind.one_piece and alike
+            tokens = {rows} if whole else {*range(1, len(used) * WINDOW_TOKENS + 1)}
         if not (
             set(used) <= preview
             and len(set(used)) == len(used) == calibration["windows"]

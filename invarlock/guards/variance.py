@@ -32,7 +32,7 @@ from invarlock.guards.guard import (
     statistic,
     warning,
 )
-from invarlock.guards.rmt import Activation, activations_of, paired_table
+from invarlock.guards.rmt import Activation, activations_of, by_columns, paired_table
 from invarlock.guards.weight_stats import rounded
 from invarlock.metrics.bootstrap import bca_interval, cluster_sums
 from invarlock.pages.changes import largest_changes, module_changes, module_plot
@@ -94,13 +94,19 @@ def trial_from(recorded: Mapping[str, Sequence[Any]]) -> Trial:
     return Trial(**columns)
 
 
-def is_target(activation: Activation, tap: str) -> bool:
-    """Whether a module leaves a feed-forward block: named ``tap``, or a block's fused experts.
+def targets(seen: Sequence[Activation], tap: str | None) -> list[Activation]:
+    """What feed-forward blocks write, of a mixture of experts their sum.
 
-    Attention may have an output projection of the same name (BERT's ``output.dense``).
+    Args:
+        seen: the places of a run.
+        tap: of a report whose run watched every projection, the name of those that leave a block;
+            fused experts leave one too. Attention may have an output projection of the same name
+            (BERT's ``output.dense``).
     """
-    named = activation.name.endswith(("." + tap, ".experts"))
-    return named and activation.family != "attn"
+    if tap is None:
+        return [a for a in seen if a.family in ("ffn", "expert")]
+    ends = ("." + tap, ".experts")
+    return [a for a in seen if a.name.endswith(ends) and a.family != "attn"]
 
 
 def propose(
@@ -213,7 +219,12 @@ def scaled_outputs(model: torch.nn.Module, scales: Mapping[str, float]) -> Itera
     modules = dict(model.named_modules())
 
     def hook(scale: float) -> Any:
-        return lambda _module, _inputs, output: output * scale
+        def scaled(_module: object, _inputs: object, output: Any) -> Any:
+            if isinstance(output, tuple):  # a mixture of experts may give its router's logits too
+                return (output[0] * scale, *output[1:])
+            return output * scale
+
+        return scaled
 
     hooks = [modules[name].register_forward_hook(hook(s)) for name, s in scales.items()]
     try:
@@ -233,11 +244,7 @@ class TrialProbe(Probe):
         """Propose scales for a subject, and try them."""
         if run.baseline_activations is None or run.limits is None or run.again is None:
             return
-        tap = tap_of(run.checkpoint.config)
-        before, mine = (
-            [a for a in seen if is_target(a, tap)]
-            for seen in (run.baseline_activations, run.activations)
-        )
+        before, mine = targets(run.baseline_activations, None), targets(run.activations, None)
         scales = propose(before, mine, run.limits.variance)
         if not scales:
             return
@@ -360,25 +367,30 @@ class Variance(Guard):
         """A fresh probe for one run."""
         return TrialProbe()
 
-    def _targets(self, run: Run) -> list[Activation]:
-        tap = self.recorded(run).get("tap", "")
-        return [a for a in activations_of(run) if is_target(a, tap)]
+    def _targets(self, runs: Runs) -> tuple[list[Activation], list[Activation]]:
+        """Those of the baseline and of the subject."""
+
+        def of(run: Run) -> list[Activation]:
+            tap = self.recorded(run).get("tap", "") if by_columns(runs) else None
+            return targets(activations_of(run), tap)
+
+        return of(runs.baseline), of(runs.subject)
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The targets of both runs, and the subject's trial."""
         recorded = self.recorded(runs.subject)["trial"]
         trial = trial_from(recorded) if recorded else None
-        before, mine = self._targets(runs.baseline), self._targets(runs.subject)
+        before, mine = self._targets(runs)
         return judge(before, mine, trial, policy.variance)
 
     def statistics(self, runs: Runs) -> Block:
         """Variances of both runs, and the trial."""
-        recorded, mine = self.recorded(runs.subject), self._targets(runs.subject)
+        recorded, (before, mine) = self.recorded(runs.subject), self._targets(runs)
         return {
             "tap": recorded["tap"],
             "target_module_names": [target.name for target in mine],
             "trial": recorded["trial"],
-            "modules": paired_table(self._targets(runs.baseline), mine, "variance"),
+            "modules": paired_table(before, mine, "variance"),
         }
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:

@@ -210,10 +210,9 @@ def observe(
     task = task_for(checkpoint.folder, windows.content)
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, None, task, False)
     preview, final = the_pass.plain()
-    probe = ActivationProbe(checkpoint.config)
-    grams = GramProbe()
-    seen = len(the_pass.calibration)
-    with probe.watching(loaded.model), grams.watching(loaded.model, checkpoint.config, seen):
+    probe, grams = ActivationProbe(), GramProbe()
+    seen = loaded.model, checkpoint.config, len(the_pass.calibration)
+    with probe.watching(*seen), grams.watching(*seen):
         preview.append(the_pass.batch("preview", the_pass.calibration))
     arms = {"preview": merge(preview), "final": merge(final)}
     columns = {arm: the_pass.columns(arm, result) for arm, result in arms.items()}
