@@ -314,7 +314,9 @@ class VarianceBlock(Measured):
         dict[str, Any] | UnsetType,
         about("seed, windows and mean losses of the trial"),
     ] = UNSET
-    tap: Annotated[str | UnsetType, about("name of the projections that are looked at")] = UNSET
+    tap: Annotated[
+        str | UnsetType, about("name of the projections that leave a feed-forward block")
+    ] = UNSET
     target_module_names: Annotated[
         list[Any] | UnsetType,
         about("the modules that are looked at"),
