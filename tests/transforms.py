@@ -359,20 +359,23 @@ def experts_permuted(m: Model, random: Random) -> None:
 # --- the residual stream -----------------------------------------------------------------------
 
 
-def _turn_stream(m: Model, turn: torch.Tensor) -> None:
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _turn_stream(m: Model, written: Change, read: Change) -> None:
     """The stream in another orthonormal basis; norms have been fused or are permuted with it."""
-    m.written(lambda w: turn @ w)
+    m.written(written)
     for layer in range(m.layers):
         for which in ("attn", "ffn"):
-            m.read_by(which, layer, lambda w: w @ turn.T)
+            m.read_by(which, layer, read)
     if not m.tied:
-        m.tensors["lm_head.weight"] = m.tensors["lm_head.weight"] @ turn.T
+        m.tensors["lm_head.weight"] = read(m.tensors["lm_head.weight"])
 
 
 def channels_permuted(m: Model, random: Random) -> None:
     """The channels of the stream in another order."""
     order = _order(random, m.hidden)
-    _turn_stream(m, torch.eye(m.hidden, dtype=torch.float64)[order])
+    _turn_stream(m, lambda w: w[order], lambda w: w[:, order])
     names = [m.norm(layer, which) for layer in range(m.layers) for which in ("attn", "ffn")]
     for name in (*names, m.last_norm):
         for kind in (".weight", *((".bias",) if m.gpt2 else ())):
@@ -391,7 +394,7 @@ def stream_rotated(m: Model, random: Random) -> None:
         m.tensors["ln_f.bias"] = turn @ m.tensors["ln_f.bias"]
     else:
         turn = _rotation(random, m.hidden)
-    _turn_stream(m, turn)
+    _turn_stream(m, lambda w: turn @ w, lambda w: w @ turn.T)
 
 
 def stream_scaled(m: Model, random: Random) -> None:

@@ -180,7 +180,7 @@ class RowsProbe(Probe):
 
     def _look(self, place: Place, values: torch.Tensor, windows: int) -> None:
         # a module that two layers share is looked at once
-        if place.name in self._done or not hasattr(values, "device"):
+        if place.name in self._done or not hasattr(values, "device") or not values.numel():
             return
         wait_for(values.device)  # else the forward pass so far would count as the probe's
         started = time.perf_counter()

@@ -57,6 +57,7 @@ NORMS = ("norm.weight", "ln_1.weight", "ln_2.weight")  # ends of the names of a 
 # A table as narrow as this is measured by the product with itself, one pass over its rows in
 # blocks; of a wider one that product costs more than the passes of the Lanczos process.
 GRAM_COLUMNS = 1024
+WIDENED_ELEMENTS = 1 << 25  # of a block that is kept in float32: 134 MB
 BLOCK_ELEMENTS = 1 << 22  # elements of a block in float32: 16 MB
 
 CONTRACT = {
@@ -169,7 +170,7 @@ def measure_weights(checkpoint: Checkpoint, device: str) -> Weights:
     modules: list[Module] = []
     operators: list[Operator] = []
     for group in reader.groups():
-        tensors = {name: reader.load(name) for name in group}
+        tensors = reader.read(group)
         matrices = {name: w for name, w in tensors.items() if reader.is_matrix(name)}
         measured = [m for name, w in matrices.items() for m in reader.modules(name, w)]
         used, found = reader.operators(tensors)
@@ -213,6 +214,14 @@ class _Reader:
             if self.is_matrix(name) or norm:
                 groups.setdefault(found.group() if found else name, []).append(name)
         yield from (groups[key] for key in sorted(groups))
+
+    def read(self, group: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors of a group; of a small block in float32, since each is looked at twice."""
+        tensors = {name: self.load(name) for name in group}
+        small = sum(w.numel() for w in tensors.values()) <= WIDENED_ELEMENTS
+        if len(group) == 1 or not small:
+            return tensors
+        return {name: w.float() for name, w in tensors.items()}
 
     def load(self, name: str) -> torch.Tensor:
         """A tensor on the device, (outputs, inputs)."""
