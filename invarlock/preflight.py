@@ -80,6 +80,7 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
 
 def _edits(settings: Settings, model: Model, config: Mapping[str, Any]) -> Iterator[ConfigError]:
     """Edits that are not spelled right, or that no model of this kind can be edited by."""
+    problems: dict[str, str] = {}
     for scenario in settings.scenarios:
         text = settings.edit_specs.get((model.slug, scenario.id))
         if not isinstance(text, str) or text == CUSTOM_SPEC:  # an error is said when it is needed
@@ -90,10 +91,14 @@ def _edits(settings: Settings, model: Model, config: Mapping[str, Any]) -> Itera
             yield error
             continue
         if problem:
-            yield ConfigError(
-                f"scenario {scenario.id}: {problem}",
-                where=f"{model.source.removeprefix('local:')}/config.json",
-            )
+            problems[scenario.id] = problem
+    rest = [s.id for s in settings.scenarios if s.id not in problems]
+    if problems:
+        yield ConfigError(
+            f"{next(iter(problems.values()))}; concerned: {', '.join(problems)}",
+            where=f"{model.source.removeprefix('local:')}/config.json",
+            hint=f"leave them out: scenarios={','.join(rest)}" if rest else "",
+        )
 
 
 def local_folder(model: Model) -> Path | None:
