@@ -225,7 +225,7 @@ class Rewrite(EditSpec):
             stored = baseline.load(name)
             new = waiting.take(name).to(stored.dtype).contiguous()
             loss.add(cost(stored, new, name, baseline))
-            yield memoryview(new.view(-1).view(torch.uint8).numpy())
+            yield new.view(-1).view(torch.uint8).numpy().data
 
         infos = {name: baseline.tensors[name] for name in changed}
         return {n: NewTensor(i.dtype, i.shape, partial(chunks, n)) for n, i in infos.items()}

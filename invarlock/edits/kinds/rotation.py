@@ -138,14 +138,14 @@ def _turn_heads(block: Block, random: torch.Generator) -> None:
     heads, groups, width = block.heads
     turn = torch.stack([_drawn(width, random) for _ in range(groups)])
     for weight in block.weights("v"):
-        values = weight.unflatten(0, (groups, width))
+        values = weight.view(groups, width, -1)
         values.copy_(turn @ values)
     for bias in block.biases("v"):
-        rows = bias.unflatten(0, (groups, width))
+        rows = bias.view(groups, width)
         rows.copy_((turn @ rows[..., None])[..., 0])
     back = turn.mT.repeat_interleave(heads // groups, dim=0)
     for weight in block.weights("o"):
-        columns = weight.unflatten(1, (heads, width))
+        columns = weight.view(-1, heads, width)
         columns.copy_(torch.einsum("ohd,hde->ohe", columns, back))
 
 
