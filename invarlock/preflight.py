@@ -6,12 +6,13 @@ cannot be read yet (a model of the hub that is not pinned) is left to the job th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.config import Settings
+from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
@@ -66,6 +67,7 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
         try:
             config = check_folder(folder, allow)
             yield from _roles(settings, model, model_type_of(config))
+            yield from _edits(settings, model, config)
         except InvarlockError as error:
             yield error
     if values["subject"]:
@@ -74,6 +76,29 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
             open_model(Path(values["subject"]), baseline)
         except InvarlockError as error:
             yield error
+
+
+def _edits(settings: Settings, model: Model, config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Edits that are not spelled right, or that no model of this kind can be edited by."""
+    problems: dict[str, str] = {}
+    for scenario in settings.scenarios:
+        text = settings.edit_specs.get((model.slug, scenario.id))
+        if not isinstance(text, str) or text == CUSTOM_SPEC:  # an error is said when it is needed
+            continue
+        try:
+            problem = parse_edit_spec(text).unsuited(config)
+        except ConfigError as error:
+            yield error
+            continue
+        if problem:
+            problems[scenario.id] = problem
+    rest = [s.id for s in settings.scenarios if s.id not in problems]
+    if problems:
+        yield ConfigError(
+            f"{next(iter(problems.values()))}; concerned: {', '.join(problems)}",
+            where=f"{model.source.removeprefix('local:')}/config.json",
+            hint=f"leave them out: scenarios={','.join(rest)}" if rest else "",
+        )
 
 
 def local_folder(model: Model) -> Path | None:

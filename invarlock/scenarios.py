@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.documents.fields import Category, Strictness
+from invarlock.documents.kinds import EDITS
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 
@@ -22,6 +23,7 @@ CATALOGUE_SCHEMA = "evidence_pack_scenarios_v1"
 CATEGORIES = ("clean", "stress", "error_injection", "custom")
 RESERVED = ("errors", "observed")  # folders of a pack that stand between model and scenario
 NOOP = "noop"  # the edit that changes no byte
+UNCHANGED = {name for name, kind in EDITS.items() if kind.get("keeps_weights")}
 CUSTOM_SPEC = "custom"  # edit_spec of the subject that the user brings
 
 
@@ -78,10 +80,25 @@ class Scenario:
         return self.edit_type == NOOP
 
     @property
+    def label(self) -> str:
+        """What an evaluation says was done to the subject; empty where the user brings it."""
+        return label_of_entry(self.entry)
+
+    @property
     def requirements(self) -> Mapping[str, Any]:
         """The ``requirements`` object of the entry (detectors included)."""
         found: Mapping[str, Any] = self.entry["requirements"]
         return found
+
+
+def label_of_entry(entry: Mapping[str, Any]) -> str:
+    """What a catalogue entry does to the baseline; empty where the user brings the subject.
+
+    A checkpoint whose weights all stay is a no-op, whatever was done around them.
+    """
+    made = entry.get("generation", {})
+    done = str(made.get("edit_spec", "")).partition(":")[0] or str(made.get("error_type", ""))
+    return "" if done == CUSTOM_SPEC else NOOP if done in UNCHANGED else done
 
 
 @dataclass(frozen=True)

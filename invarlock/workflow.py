@@ -21,7 +21,7 @@ from invarlock.cli.scenarios import ScenariosOptions
 from invarlock.cli.windows import WindowsOptions
 from invarlock.code_digest import code_digest
 from invarlock.config import Settings
-from invarlock.edits.specs import TRAINED
+from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
 from invarlock.files import unreadable
 from invarlock.run.container import check_engine, check_reference
@@ -177,7 +177,7 @@ class Layout:
     @functools.cached_property
     def training(self) -> list[str]:
         """Ids of the scenarios whose edit is trained."""
-        return [s for s in self.edits if self.settings.scenario(s).edit_type in TRAINED]
+        return [s for s in self.edits if self.settings.scenario(s).edit_type in FROM_TEXT]
 
     @functools.cached_property
     def slugs(self) -> list[str]:
@@ -336,10 +336,9 @@ class Layout:
         """Options of an evaluation that are its scenario's; controls are judged as they are."""
         scenario, values = self.settings.scenario(wildcards.scenario), self.settings.values
         own = wildcards.scenario in self.custom
-        made = scenario.error_type or scenario.edit_type
         return {
             "scenario": scenario.text,
-            "edit_label": values["edit_label"] if own else made,
+            "edit_label": values["edit_label"] if own else scenario.label,
             "accept": values["accept"] if own else (),
         }
 

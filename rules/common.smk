@@ -26,7 +26,7 @@ from invarlock.cli.run import RunOptions
 from invarlock.cli.tune import TuneOptions
 from invarlock.code_digest import package_digest
 from invarlock.config import check_release, effective_settings
-from invarlock.edits.specs import CANDIDATES, TRAINED
+from invarlock.edits.specs import CANDIDATES, FROM_TEXT, IN_MEMORY
 from invarlock.errors import ConfigError, InvarlockError
 from invarlock.files import sha256_file, write_text
 from invarlock.workflow import (

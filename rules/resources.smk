@@ -144,7 +144,8 @@ def placing_mb(wildcards):
 
 def edit_mb(wildcards, attempt):
     """Memory of a streamed edit: torch and a few copies of the largest tensor, not the model."""
-    return int(900 + 0.15 * weights_mb(wildcards)) * attempt
+    whole = S.scenario(wildcards.scenario).edit_type in IN_MEMORY
+    return int(900 + (1.2 if whole else 0.15) * weights_mb(wildcards)) * attempt
 
 
 def edit_minutes(wildcards, attempt):
@@ -214,7 +215,7 @@ def train_minutes(wildcards, attempt):
 
 def search_mb(wildcards, attempt):
     """Host memory of a search: what making or measuring a candidate takes."""
-    trained = train_mb(wildcards, attempt) if wildcards.edit in TRAINED else 0
+    trained = train_mb(wildcards, attempt) if wildcards.edit in FROM_TEXT else 0
     return max(trained, run_mb(wildcards, attempt))
 
 

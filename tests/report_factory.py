@@ -478,6 +478,8 @@ def expected_report(scenario: Scenario, **asked: Any) -> Document:
             return make_report(scenario.id, 1.0, rows=32, **asked)
         ratio = 1.09 if scenario.id == "rank1_projection" else 40.0
         return make_report(scenario.id, ratio, rank={down: 0.05}, scale={down: 0.6}, **asked)
+    if scenario.primary_guard == "rmt":  # by the guard beside it, which has no name of its own
+        return make_report(scenario.id, 1.07, moved={"model.layers.1.self_attn.o_proj": 0.8})
     harmful = scenario.strictness in ("must_fail", "must_detect")
     ratio = 1.6 if harmful else 1.0 if scenario.is_noop else 1.004
     return make_report(scenario.id, ratio, **asked)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architecture_factory import make_architecture
 from checkpoint_factory import make_gpt2, make_varied_llama, weights
 
 from invarlock.checkpoints import Checkpoint
@@ -87,6 +88,24 @@ def test_a_norm_comes_from_another_layer(llama: Path, tmp_path: Path) -> None:
     ((name, (_, new)),) = changed(llama, tmp_path / "out").items()
     assert name == LAYER.format(2, "post_attention_layernorm")
     assert torch.equal(new, weights(llama)[LAYER.format(0, "post_attention_layernorm")])
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("gpt2", "ln_2.weight"),
+        ("qwen3", "post_attention_layernorm.weight"),
+        ("bert", "output.LayerNorm.weight"),
+    ],
+)
+def test_a_norm_is_found_by_its_role(tmp_path: Path, name: str, ending: str) -> None:
+    """By the wiring of the architecture, or else the last of the layer; no norm of queries."""
+    base = make_architecture(name, tmp_path / "base")
+    injected(base, tmp_path / "out", "norm_of_another_layer")
+    ((changed_name, (old, new)),) = changed(base, tmp_path / "out").items()
+    assert changed_name.endswith(f".1.{ending}")
+    assert torch.equal(new, weights(base)[changed_name.replace(".1.", ".0.")])
+    assert not torch.equal(old, new)
 
 
 @pytest.mark.parametrize("pairs", [1, 3])

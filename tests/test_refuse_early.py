@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from checkpoint_factory import make_llama
 from conftest import write_tiny_folder
-from repository_copy import snakemake
+from repository_copy import ROOT, snakemake
 from settings_factory import settings
 from test_preflight_run import CPU
 
@@ -144,6 +144,37 @@ def test_roles_are_asked_for_only_where_they_are_needed(llama: Path, tmp_path: P
     assert "scale_explosion" in line
     assert "scenarios=noop_clean,byoe" in line
     assert byoe(base, base, allow_remote_code=True, scenarios=["noop_clean", "byoe"]) == []
+
+
+def test_edits_that_the_model_cannot_have_are_one_line(llama: Path, tmp_path: Path) -> None:
+    """Tensors are rewritten together only where it is known which belong together."""
+    base = shutil.copytree(llama, tmp_path / "own")
+    path = base / "config.json"
+    chosen = {
+        "suite": "smoke-all",
+        "scenarios": ["noop_clean", "scale_fold_clean", "norm_fuse_clean"],
+    }
+    given: dict[str, Any] = {"models": f"local:{base}", "tier": "none"} | chosen
+    assert lines(**given) == []
+    new = {"model_type": "phi", "architectures": ["PhiForCausalLM"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | new))
+    (line,) = lines(**given)
+    assert "model_type 'phi'" in line
+    assert "concerned: scale_fold_clean, norm_fuse_clean" in line
+    assert "scenarios=noop_clean" in line
+
+
+def test_an_edit_that_is_spelled_wrong_is_one_line(llama: Path, tmp_path: Path) -> None:
+    """Before the baseline is placed, where the catalogue is the user's."""
+    document = json.loads((ROOT / "scenarios/scenarios.json").read_text())
+    for entry in document["scenarios"]:
+        if entry["id"] == "scale_fold_clean":
+            entry["generation"]["edit_spec"] = "scale_fold:9:all"
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(document))
+    given: dict[str, Any] = {"models": f"local:{llama}", "tier": "none", "catalogue": str(own)}
+    (line,) = lines(suite="smoke", scenarios=["noop_clean", "scale_fold_clean"], **given)
+    assert "spread is out of range" in line
 
 
 def test_windows_longer_than_the_context(llama: Path) -> None:

@@ -202,8 +202,8 @@ def test_the_loss_falls_and_only_the_scope_changes(
     result = edited(folder, spec, tmp_path / "out")
     document = edit_metadata(Checkpoint.open(folder), result)
     assert violations(document, "edit-metadata") == []
-    assert result.trained is not None
-    assert all(step["after"] < step["before"] for step in result.trained.losses)
+    assert isinstance(result.given, Trained)
+    assert all(step["after"] < step["before"] for step in result.given.losses)
     before, after = weights(folder), weights(tmp_path / "out")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     # an expert that no token was sent to stays as it was
@@ -286,6 +286,54 @@ def test_the_command_trains_and_says_so(checkpoint, tmp_path) -> None:
     assert Checkpoint.open(tmp_path / "a").digest() == document["subject_checkpoint_sha256"]
 
 
+# --- pruning by importance --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("architecture", "layer", "norm", "name"),
+    [
+        ("llama", "model.layers.0", "post_attention_layernorm", "mlp.up_proj.weight"),
+        ("gpt2", "transformer.h.0", "ln_2", "mlp.c_fc.weight"),
+    ],
+)
+def test_the_least_of_each_row_goes_by_what_the_norm_before_it_gives(
+    checkpoint, tmp_path, architecture, layer, norm, name
+) -> None:
+    """By the command; the inputs by hand are the outputs of the norm in front of the matrix."""
+    folder = checkpoint(architecture)
+    words = ["edit", "--baseline", folder, "--spec", "importance_prune:0.25:ffn", "--out"]
+    words += [tmp_path / "out", "--metadata", tmp_path / "m.json", "--device", "cpu"]
+    words += ["--windows", folder.parent / "windows.json"]
+    assert main([str(word) for word in words]) == 0
+    document = json.loads((tmp_path / "m.json").read_text())
+    assert document["calibration"]["windows"]["windows"] == BATCH_WINDOWS
+    seen: list[torch.Tensor] = []
+    model = library_model(folder)
+    keep = lambda _, given, out: seen.append(out.flatten(0, 1))  # noqa: E731
+    model.get_submodule(f"{layer}.{norm}").register_forward_hook(keep)
+    with torch.no_grad():
+        model(all_windows(folder))
+    before, after = weights(folder), weights(tmp_path / "out")
+    old, new = before[f"{layer}.{name}"], after[f"{layer}.{name}"]
+    old, new = (old.T, new.T) if architecture == "gpt2" else (old, new)
+    importance = old.abs() * seen[0].norm(dim=0)
+    count = old.shape[1] // 4
+    least = importance.topk(count, dim=1, largest=False).indices
+    assert torch.equal(new, old.scatter(1, least, 0.0))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_fused_experts_show_no_inputs(checkpoint, tmp_path, capsys) -> None:
+    """The library stacks them into one parameter: which is one line."""
+    folder = checkpoint("mixtral")
+    words = ["edit", "--baseline", folder, "--spec", "importance_prune:0.1:ffn", "--out"]
+    words += [tmp_path / "out", "--metadata", tmp_path / "m.json", "--device", "cpu"]
+    words += ["--windows", folder.parent / "windows.json"]
+    assert main([str(word) for word in words]) == 2
+    assert "cannot be measured" in capsys.readouterr().err
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
@@ -296,7 +344,7 @@ def test_windows_go_with_training_and_with_nothing_else(checkpoint, tmp_path, ca
     common += [str(tmp_path / "m.json"), "--spec"]
     windows = ["--windows", str(folder.parent / "windows.json")]
     assert main([*common, "fine_tune:0.1:1:ffn"]) == 2
-    assert "go with lora_merge and fine_tune" in capsys.readouterr().err
+    assert "go with fine_tune, importance_prune, lora_merge" in capsys.readouterr().err
     assert main([*common, "noop", *windows]) == 2
     assert list(tmp_path.iterdir()) == []
 

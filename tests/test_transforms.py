@@ -203,7 +203,7 @@ def test_nothing_blocks_where_the_wiring_is_not_known(name, monkeypatch, tmp_pat
     """Matrices of their own move by a lot, and none becomes zero or of rank one by a transform."""
     base = baseline(name)
     subject = transformed(base, sorted(transforms_of(Model(base.folder))), 17, tmp_path / "subject")
-    monkeypatch.setattr(operators, "_WIRINGS", {})
+    monkeypatch.setattr(operators, "wiring_of", lambda config: None)
     before, after = (measure_weights(Checkpoint.open(f), "cpu").operators
                      for f in (base.folder, subject))  # fmt: skip
     assert {o.kind for o in before} == {MATRIX}

@@ -255,7 +255,7 @@ def test_not_evaluated_is_listed() -> None:
 
 def test_rates_of_guards() -> None:
     """A probe that its guard has to see counts; a guard that nothing aims at has no rate."""
-    assert judge(SMOKE)["detection"]["rmt"]["total"] == 1
+    assert judge(SMOKE)["detection"]["rmt"]["total"] == 2  # one seen by the guard beside it
     assert judge(SMOKE)["detection"]["variance"]["detected"] == 1
     few = [e for e in SMOKE if e.scenario in TINY]
     none = judge(few, [e.key for e in few])["detection"]["rmt"]
@@ -306,3 +306,12 @@ def test_load_refuses_the_wrong_folder(tmp_path: Path) -> None:
     (folder / "evaluation.report.json").unlink()
     with pytest.raises(InputError, match=r"evaluation\.report\.json"):
         load_evaluation(folder)
+
+
+def test_damage_that_a_guard_beside_sees_counts_for_the_one_that_is_named() -> None:
+    """Representation has no name in the published format, and shares the flag of RMT."""
+    name = "value_heads_shifted"
+    report = make_report(name, 1.07, moved={"model.layers.1.self_attn.o_proj": 0.8})
+    (record,) = (r for r in judge(with_other(name, report))["records"] if r["name"] == name)
+    assert (record["guard_flags"]["rmt"], record["primary_guard_hit"]) == (False, True)
+    assert record["as_expected"]

@@ -1,6 +1,6 @@
 """Write scenarios/detection.json, the catalogue of suite ``detection``, from that of all scenarios.
 
-The suite holds the clean edits of suite smoke, and every damage of ``scenarios/scenarios.json``
+The suite holds the clean edits of suite smoke-all, and every damage of ``scenarios/scenarios.json``
 once an id (the entry that stands first) as published and, where it has a strength, at half and at
 double of it. ``make docs`` writes the file; a test fails when it is stale.
 """
@@ -73,13 +73,13 @@ def scaled(parameter: str, value: float, by: float) -> float | None:
 
 
 def catalogued() -> tuple[list[Entry], list[Entry]]:
-    """The clean edits of suite smoke, and every damage once an id, as the catalogue has them."""
+    """The clean edits of suite smoke-all, and every damage once an id, from the catalogue."""
     clean: list[Entry] = []
     damage: dict[str, Entry] = {}
     for entry in json.loads(SOURCE.read_text())["scenarios"]:
         if entry["generation"]["kind"] == "error":
             damage.setdefault(entry["id"], entry)
-        elif entry["category"] == "clean" and "smoke" in entry["suites"]:
+        elif entry["category"] == "clean" and "smoke-all" in entry["suites"]:
             clean.append(entry)
     return clean, list(damage.values())
 

@@ -61,6 +61,7 @@ def kinds() -> Schema:
             name: {
                 "about": summary(kind),
                 "storage_format": kind.storage_format,
+                **({"keeps_weights": True} if kind.keeps_weights else {}),
                 "parameters": kind.schemas(),
             }
             for name, kind in EDITS.items()

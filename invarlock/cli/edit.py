@@ -1,6 +1,7 @@
 """Make an edited copy of a baseline checkpoint, tensor by tensor, and say what was edited.
 
-lora_merge and fine_tune are trained on the windows of a file first.
+lora_merge and fine_tune are trained on the windows of a file first, importance_prune weighs inputs
+on them.
 
 With ``--spec custom --subject DIR`` nothing is made: what differs in a folder that you bring is
 described.
@@ -16,23 +17,24 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.cli.measuring import Loading
 from invarlock.cli.options import option
 from invarlock.counts import counted
-from invarlock.edits.kind import TrainedEdit
+from invarlock.edits.kind import TextEdit, TrainedEdit
 from invarlock.edits.kinds import EDITS
+from invarlock.edits.kinds.importance_prune import ImportancePrune
 from invarlock.edits.scope import SCOPES
-from invarlock.edits.specs import parse_edit_spec
+from invarlock.edits.specs import FROM_TEXT, parse_edit_spec
 from invarlock.errors import ConfigError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
 
 if TYPE_CHECKING:
-    from invarlock.edits.apply import Trained
+    from invarlock.edits.apply import FromText
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(Loading):
     """Options of ``invarlock edit``."""
 
-    titles: ClassVar = {Loading: "training (lora_merge, fine_tune); and the seed"}
+    titles: ClassVar = {Loading: "where a text goes through the model; and the seed"}
     baseline: Path = option(metavar="DIR", help="folder with config.json and safetensors weights")
     spec: str = option(
         metavar="SPEC",
@@ -52,7 +54,7 @@ class EditOptions(Loading):
         help="what was done to it (spec custom); without it noop where no weight differs",
     )
     windows: Path | None = option(
-        None, metavar="FILE", help="windows to train on (lora_merge, fine_tune)"
+        None, metavar="FILE", help="windows of a text for " + ", ".join(FROM_TEXT)
     )
 
 
@@ -66,21 +68,21 @@ def main(options: EditOptions) -> int:
     if options.spec == "custom" or options.subject or not options.out:
         raise ConfigError("--spec custom goes with --subject, every other spec with --out")
     spec = parse_edit_spec(options.spec)
-    if isinstance(spec, TrainedEdit) != (options.windows is not None):
+    if isinstance(spec, TextEdit) != (options.windows is not None):
         raise ConfigError(
-            "windows to train on go with lora_merge and fine_tune, and with no other edit",
+            f"windows of a text go with {', '.join(FROM_TEXT)}, and with no other edit",
             where=options.spec,
             found="--windows" if options.windows else "no --windows",
         )
     baseline = Checkpoint.open(options.baseline)
-    trained = None
-    if isinstance(spec, TrainedEdit) and options.windows:
-        trained = _train(options, options.windows, baseline, spec)
+    given = None
+    if isinstance(spec, TextEdit) and options.windows:
+        given = _from_text(options, options.windows, baseline, spec)
 
     from invarlock.edits.apply import apply_edit
     from invarlock.edits.metadata import edit_metadata
 
-    edited = apply_edit(baseline, spec, options.out, options.seed, trained)
+    edited = apply_edit(baseline, spec, options.out, options.seed, given)
     write_json(options.metadata, edit_metadata(baseline, edited))
     print(
         f"{options.spec}: {counted(len(edited.targets), 'tensor')} edited, written to {options.out}"
@@ -88,18 +90,24 @@ def main(options: EditOptions) -> int:
     return 0
 
 
-def _train(options: EditOptions, windows: Path, baseline: Checkpoint, spec: TrainedEdit) -> Trained:
-    """Train on the windows, in a process that is set up as for a measurement."""
+def _from_text(
+    options: EditOptions, windows: Path, baseline: Checkpoint, spec: TextEdit
+) -> FromText:
+    """Send the windows through the model, in a process that is set up as for a measurement."""
     from invarlock.run.determinism import seed_everything, set_environment
     from invarlock.run.lease import lease
 
     set_environment(options.determinism, options.threads, options.allow_network)
     lease(options.device, options.gpus)
 
+    from invarlock.run.importance import calibrate
     from invarlock.run.train import Training, train
 
     seed_everything(options.determinism, options.threads, options.seed)
     training = Training(windows, options.target(), options.token_budget, options.seed)
+    if isinstance(spec, ImportancePrune):
+        return calibrate(baseline, spec, training)
+    assert isinstance(spec, TrainedEdit)
     trained = train(baseline, spec, training)
     for number, step in enumerate(trained.losses, 1):
         print(f"step {number}: loss {step['before']:.6g} before, {step['after']:.6g} after")

@@ -25,7 +25,7 @@ from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
-from invarlock.scenarios import CUSTOM_SPEC
+from invarlock.scenarios import label_of_entry
 from invarlock.subject_metadata import check_subject_metadata
 
 OPTIONS = EvaluateOptions
@@ -145,7 +145,7 @@ def _job(options: EvaluateOptions) -> Job:
                 options,
                 model_id=options.name_of(options.baseline),
                 baseline_report=options.reference,
-                edit_label=options.edit_label or _label(scenario),
+                edit_label=options.edit_label or label_of_entry(scenario),
                 scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
                 gpus=max(1, options.gpus),
             )
@@ -183,13 +183,6 @@ def _scenario(text: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
         raise ConfigError("not a catalogue entry", where="--scenario", expected="an object with id")
     return entry
-
-
-def _label(scenario: dict[str, Any]) -> str:
-    """What a scenario does to the baseline; empty where the user brings the subject."""
-    made = scenario.get("generation", {})
-    done = str(made.get("edit_spec", "")).partition(":")[0] or made.get("error_type")
-    return "" if done in (None, CUSTOM_SPEC) else str(done)
 
 
 def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from invarlock.cli.judging import Judging
 from invarlock.cli.measuring import Arithmetic
 from invarlock.cli.options import option
-from invarlock.edits.specs import CANDIDATES, TRAINED
+from invarlock.edits.specs import CANDIDATES, FROM_TEXT
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import temporary_sibling
 from invarlock.model_folder import open_model
@@ -64,7 +64,7 @@ def main(options: TuneOptions) -> int:
     open_model(options.baseline)
     if options.update and not options.update.is_file():
         raise InputError("no such file", where=str(options.update))
-    trained = [e for e in options.edits if e in TRAINED]
+    trained = [e for e in options.edits if e in FROM_TEXT]
     if trained and not options.training_windows:
         raise ConfigError(
             f"{trained[0]} is trained, and there is no text to train on",

@@ -69,13 +69,34 @@ class Loss(Closed):
 
 
 class Windows(Closed):
-    """What was trained on."""
+    """What went through the model."""
 
     sha256: Annotated[Sha256, about("SHA-256 of the windows file.")]
     seed: Annotated[int, about("Seed of the choice of windows.")]
     windows: Annotated[Positive, about("Number of windows, warm-up and scored together.")]
     ids_sha256: Annotated[
         Sha256, about("SHA-256 of the canonical JSON list of their sorted window_id values.")
+    ]
+
+
+class Calibration(Closed):
+    """On what the inputs of the targets were measured (importance_prune).
+
+    Absent for other edits.
+    """
+
+    windows: Windows
+    device: Annotated[str, about("Where the model ran.")]
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        about(
+            "Arithmetic of the model: what was asked for if the targets are stored so, else"
+            " float32."
+        ),
+    ]
+    threads: Annotated[Positive, about("CPU threads.")]
+    deterministic_algorithms: Annotated[
+        bool, about("Whether torch was held to deterministic algorithms.")
     ]
 
 
@@ -163,7 +184,11 @@ class EditMetadata(Closed):
         bool, about("Whether the run folder, unlike the pack, held the edited weights.")
     ]
     scope: Annotated[
-        str, about("Roles and layers that the edit means, as written in its spec; none for noop.")
+        str,
+        about(
+            "Roles and layers that the edit means, as written in its spec; none where a spec has no"
+            " scope."
+        ),
     ]
     parameters: Parameters
     seed: Annotated[int, about("Seed of the edit's draws; recorded for edits without draws too.")]
@@ -182,6 +207,7 @@ class EditMetadata(Closed):
     ]
     subject_checkpoint_sha256: Annotated[Sha256, about("The same digest of the edited checkpoint.")]
     training: Training | UnsetType = UNSET
+    calibration: Calibration | UnsetType = UNSET
 
 
 DOCUMENT = EditMetadata

@@ -6,24 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.edits.blocks import Loss, one_thread, row_blocks, transform_rows
-from invarlock.edits.kind import EditSpec
-from invarlock.edits.scope import select_targets
-from invarlock.edits.stream import (
-    CheckpointChange,
-    Kernel,
-    Subject,
-    rewritten_matrices,
-    tensor_seed,
-    write_subject,
-)
-from invarlock.roles import is_transposed
+from invarlock.edits.kind import EditSpec, matrices_edited
+from invarlock.edits.kinds.importance_prune import ImportancePrune
+from invarlock.edits.stream import Kernel, Subject
 
 if TYPE_CHECKING:
     import torch
+
+
+class FromText(Protocol):
+    """What a text that went through the model gave for an edit."""
+
+    @property
+    def section(self) -> tuple[str, Mapping[str, object]]:
+        """The member of ``edit_metadata.json`` that says how, with its content."""
+
+    def kernel(self, name: str, transposed: bool) -> Kernel:
+        """What changes a tensor, by the checkpoint's name, accordingly."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,42 @@ class Trained:
     losses: Sequence[Mapping[str, float]]  # of each step's batch in nats: before and after it
     record: Mapping[str, object]  # optimizer, windows and arithmetic
 
+    @property
+    def section(self) -> tuple[str, Mapping[str, object]]:
+        """How it was trained, losses to six digits."""
+        losses = [{when: six_digits(loss) for when, loss in step.items()} for step in self.losses]
+        return "training", {**self.record, "losses": losses}
+
+    def kernel(self, name: str, transposed: bool) -> Kernel:
+        """A kernel that replaces a matrix by the next one of a tensor, which may stack several."""
+        tensor = self.tensors[name]
+        matrices = iter(tensor.reshape(-1, *tensor.shape[-2:]))
+
+        def put(stored: torch.Tensor) -> Loss:
+            blocks = row_blocks(next(matrices))
+            return transform_rows(stored, lambda _: next(blocks))
+
+        return put
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """How large the inputs of every target were, and on what that was measured."""
+
+    spec: ImportancePrune
+    inputs: Mapping[str, torch.Tensor]  # by the checkpoint's names: L2 norm of each input
+    record: Mapping[str, object]  # windows and arithmetic
+    name: ClassVar[str] = "calibration"
+
+    @property
+    def section(self) -> tuple[str, Mapping[str, object]]:
+        """Windows and arithmetic."""
+        return self.name, self.record
+
+    def kernel(self, name: str, transposed: bool) -> Kernel:
+        """A kernel that prunes a matrix by what its inputs weigh."""
+        return partial(self.spec.prune, transposed=transposed, inputs=self.inputs[name])
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -41,60 +80,36 @@ class Edited:
 
     spec: EditSpec
     seed: int
-    targets: tuple[TensorInfo, ...]
+    targets: tuple[TensorInfo, ...]  # tensors of the baseline that were written anew
     subject: Subject
     loss: Loss
-    trained: Trained | None = None
-
-
-def targets_of(baseline: Checkpoint, spec: EditSpec) -> list[tuple[TensorInfo, bool]]:
-    """The tensors that ``spec`` means, each with whether it is stored transposed.
-
-    Raises:
-        ConfigError: the scope matches nothing, or a parameter does not fit a tensor.
-        InputError: a target is not stored as floating-point numbers.
-    """
-    targets = select_targets(baseline, spec.reach) if spec.reach else []
-    pairs = [(info, is_transposed(info.name, baseline.config)) for info in targets]
-    spec.check(pairs)
-    return pairs
+    given: FromText | None = None
 
 
 def apply_edit(
-    baseline: Checkpoint, spec: EditSpec, out: Path, seed: int = 0, trained: Trained | None = None
+    baseline: Checkpoint, spec: EditSpec, out: Path, seed: int = 0, given: FromText | None = None
 ) -> Edited:
     """Write the edited checkpoint to ``out``; all shapes are checked before a byte is written.
 
-    ``trained``: the values of an edit that is trained.
+    ``given``: what a text gave for an edit that takes one.
 
     Raises:
-        ConfigError: the scope matches nothing, a parameter does not fit a tensor, or the edit
-            changed no byte (unless it is ``noop``).
+        ConfigError: the scope matches nothing, a parameter does not fit a tensor, the edit does not
+            fit the model, or it changed no byte (unless it is ``noop``).
         InputError: a target holds NaN or infinity, or a file cannot be read or written.
     """
-    pairs = targets_of(baseline, spec)
     loss = Loss()
-    replaced = {}
-    for info, transposed in pairs:
-        if trained is None:
-            own_seed = tensor_seed(seed, info.name)
-            kernel: Kernel = partial(spec.apply, transposed=transposed, seed=own_seed)
-        else:
-            kernel = _values(trained.tensors[info.name])
-        replaced[info.name] = rewritten_matrices(baseline, info, kernel, loss)
+    if given is None:
+        change = spec.change(baseline, seed, loss)
+    else:
+        kernels = {i.name: given.kernel(i.name, turned) for i, turned in spec.targets(baseline)}
+        change = matrices_edited(baseline, kernels, loss)
     with one_thread():
-        subject = write_subject(
-            baseline, CheckpointChange(replaced), out, allow_identical=spec.allows_no_change
-        )
-    return Edited(spec, seed, tuple(info for info, _ in pairs), subject, loss, trained)
+        subject = spec.write(baseline, change, out)
+    targets = tuple(baseline.tensors[name] for name in sorted(change.replaced))
+    return Edited(spec, seed, targets, subject, loss, given)
 
 
-def _values(tensor: torch.Tensor) -> Kernel:
-    """A kernel that replaces a matrix by the next one of ``tensor``, which may stack several."""
-    matrices = iter(tensor.reshape(-1, *tensor.shape[-2:]))
-
-    def put(stored: torch.Tensor) -> Loss:
-        blocks = row_blocks(next(matrices))
-        return transform_rows(stored, lambda _: next(blocks))
-
-    return put
+def six_digits(value: float) -> float:
+    """Enough to read, and mostly the same on machines that sum differently."""
+    return float(f"{value:.6g}")

@@ -11,21 +11,33 @@
         def apply(self, stored, transposed, seed): ...
 
 A file like that in ``invarlock/edits/kinds`` is all that a new edit needs: the parser, the search
-for tuned parameters, the contracts and the page of edits are made of it.
+for tuned parameters, the contracts and the page of edits are made of it. An edit of one matrix at a
+time has ``apply``; one that rewrites tensors together has ``change`` (``invarlock.edits.rewrite``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
 
-from invarlock.checkpoints import TensorInfo
+from invarlock.checkpoints import Checkpoint, TensorInfo
 from invarlock.edits.blocks import Loss
-from invarlock.edits.scope import Scope
+from invarlock.edits.scope import Scope, select_targets
+from invarlock.edits.stream import (
+    CheckpointChange,
+    Kernel,
+    Subject,
+    rewritten_matrices,
+    tensor_seed,
+    write_subject,
+)
 from invarlock.errors import ConfigError
+from invarlock.roles import is_transposed
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +106,8 @@ class EditSpec:
     # the least that is changed; {middle} is the number of the layer in the middle.
     candidates: ClassVar[tuple[str, ...]] = ()
     allows_no_change: ClassVar[bool] = False  # whether bytes equal to the baseline's are no mistake
+    keeps_weights: ClassVar[bool] = False  # every weight stays: an evaluation calls it a no-op
+    in_memory: ClassVar[bool] = False  # the whole model is loaded, where others are streamed
 
     def __post_init__(self) -> None:
         for name, limits in self.limits().items():
@@ -162,9 +176,52 @@ class EditSpec:
         """
         raise NotImplementedError(f"{self.edit_type} changes no matrix")
 
+    def targets(self, baseline: Checkpoint) -> list[tuple[TensorInfo, bool]]:
+        """The tensors that are edited one by one, each with whether it is stored transposed.
+
+        Raises:
+            ConfigError: the scope matches nothing, or a parameter does not fit a tensor.
+            InputError: a target is not stored as floating-point numbers.
+        """
+        found = select_targets(baseline, self.reach) if self.reach else []
+        pairs = [(info, is_transposed(info.name, baseline.config)) for info in found]
+        self.check(pairs)
+        return pairs
+
+    def unsuited(self, config: Mapping[str, Any]) -> str:
+        """Why no model with this ``config.json`` can be edited so; empty where it may be."""
+        return ""
+
+    def change(self, baseline: Checkpoint, seed: int, loss: Loss) -> CheckpointChange:
+        """The change of the checkpoint; nothing is written here.
+
+        Args:
+            baseline: what is edited.
+            seed: of all draws.
+            loss: what the change costs is added to it when the tensors are written.
+
+        Raises:
+            ConfigError: the scope matches nothing, or the edit does not fit the model.
+            InputError: a target is not stored as floating-point numbers.
+        """
+        kernels: dict[str, Kernel] = {
+            info.name: partial(self.apply, transposed=transposed, seed=tensor_seed(seed, info.name))
+            for info, transposed in self.targets(baseline)
+        }
+        return matrices_edited(baseline, kernels, loss)
+
+    def write(self, baseline: Checkpoint, change: CheckpointChange, out: Path) -> Subject:
+        """Write the edited checkpoint to ``out``.
+
+        Raises:
+            ConfigError: no byte changed, and the edit is none that may leave all as it was.
+            InputError: a target holds NaN or infinity, or a file cannot be read or written.
+        """
+        return write_subject(baseline, change, out, allow_identical=self.allows_no_change)
+
     @property
     def reach(self) -> Scope | None:
-        """The scope; None for an edit that changes nothing."""
+        """The scope; None for an edit that has none."""
         return getattr(self, "scope", None)
 
     def parameters(self) -> dict[str, int | float | str]:
@@ -187,7 +244,12 @@ class EditSpec:
 
 
 @dataclass(frozen=True)
-class TrainedEdit(EditSpec):
+class TextEdit(EditSpec):
+    """Base of the edits whose values come from a text that goes through the model."""
+
+
+@dataclass(frozen=True)
+class TrainedEdit(TextEdit):
     """Base of the edits whose values come from training, not from arithmetic on a matrix alone."""
 
     def schedule(self) -> tuple[float, int]:
@@ -197,6 +259,18 @@ class TrainedEdit(EditSpec):
     def part(self, weight: torch.Tensor, transposed: bool, seed: int) -> Trainable:
         """What is trained of one weight; draws depend on ``seed`` only."""
         raise NotImplementedError
+
+
+def matrices_edited(
+    baseline: Checkpoint, kernels: Mapping[str, Kernel], loss: Loss
+) -> CheckpointChange:
+    """Each matrix, by name, changed by its kernel; what that costs is added to ``loss``."""
+    return CheckpointChange(
+        {
+            name: rewritten_matrices(baseline, baseline.tensors[name], kernel, loss)
+            for name, kernel in kernels.items()
+        }
+    )
 
 
 def rows_of_outputs(stored: torch.Tensor, transposed: bool) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
 from invarlock.documents.kinds import CUSTOM
-from invarlock.edits.apply import Edited, Trained
+from invarlock.edits.apply import Edited, six_digits
 from invarlock.subject_metadata import EDIT_SCHEMA, VALIDATION
 
 
@@ -15,6 +15,7 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
     What was trained has values that depend on the arithmetic, which its record names.
     """
     spec, subject = edited.spec, edited.subject
+    from_text = [edited.given.section] if edited.given else []
     n_edited = sum(info.numel for info in edited.targets)
     return _document(
         baseline,
@@ -27,7 +28,7 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
             "edited_tensors": subject.written,
             "unchanged_tensors": sorted(set(subject.written) - set(subject.differing)),
             "subject_checkpoint_sha256": subject.digest,
-            **({"training": _training(edited.trained)} if edited.trained else {}),
+            **dict(from_text),
         },
         len(edited.targets),
     )
@@ -89,18 +90,8 @@ def _document(
     return document
 
 
-def _training(trained: Trained) -> dict[str, object]:
-    losses = [{when: _six_digits(loss) for when, loss in step.items()} for step in trained.losses]
-    return {**trained.record, "losses": losses}
-
-
-def _six_digits(value: float) -> float:
-    """Enough to read, and mostly the same on machines that sum differently."""
-    return float(f"{value:.6g}")
-
-
 def _details(edited: Edited, n_edited: int) -> dict[str, float]:
     """What the edit did to its targets together."""
     own = edited.spec.details(edited.loss, n_edited)
     details = {"relative_error": edited.loss.relative, **own}
-    return {name: _six_digits(value) for name, value in details.items()}
+    return {name: six_digits(value) for name, value in details.items()}

@@ -46,9 +46,10 @@ class Scope:
 
     def covers(self, name: str, role: Role) -> bool:
         """Whether the scope means the tensor ``name`` of role ``role``."""
-        if role not in SCOPES[self.base]:
-            return False
-        number = layer_of(name)
+        return role in SCOPES[self.base] and self.means_layer(layer_of(name))
+
+    def means_layer(self, number: int | None) -> bool:
+        """Whether the scope means a layer; None is what stands in no layer."""
         if self.layer is not None:
             return number == self.layer
         return self.first_layers is None or (number is not None and number < self.first_layers)

@@ -6,15 +6,16 @@ import difflib
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.counts import counted
-from invarlock.edits.kind import EditSpec, TrainedEdit
+from invarlock.edits.kind import EditSpec, TextEdit
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.scope import Scope, parse_scope
 from invarlock.errors import ConfigError
 from invarlock.roles import layer_of
 
-# What a search tries, by edit type, and the edits that are trained.
+# What a search tries, by edit type, and the edits for which a text goes through the model.
 CANDIDATES = {name: kind.candidates for name, kind in EDITS.items() if kind.candidates}
-TRAINED = tuple(name for name, kind in EDITS.items() if issubclass(kind, TrainedEdit))
+FROM_TEXT = tuple(name for name, kind in EDITS.items() if issubclass(kind, TextEdit))
+IN_MEMORY = tuple(name for name, kind in EDITS.items() if kind.in_memory)
 
 
 def parse_edit_spec(text: str) -> EditSpec:

@@ -149,7 +149,7 @@ def write_subject(
             where=str(baseline.folder),
             expected="dense safetensors, as invarlock baseline places them",
         )
-    _refuse_same_place(baseline.folder, out)
+    refuse_same_place(baseline.folder, out)
     plan = {shard: _entries(baseline, change, shard) for shard in baseline.shards}
     rewritten = {shard for shard in plan if _is_changed(baseline, change, shard)}
     _refuse_full_disk(out, sum(e.nbytes for shard in rewritten for e in plan[shard]))
@@ -280,7 +280,12 @@ def link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(real, target)
 
 
-def _refuse_same_place(baseline: Path, out: Path) -> None:
+def refuse_same_place(baseline: Path, out: Path) -> None:
+    """Refuse an output folder that overlaps the baseline's, or is a file.
+
+    Raises:
+        ConfigError: it does.
+    """
     source, target = baseline.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ConfigError(

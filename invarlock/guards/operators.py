@@ -31,7 +31,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from invarlock.guards import weight_stats
@@ -43,9 +42,9 @@ from invarlock.roles import (
     is_token_table,
     is_transposed,
     layer_of,
-    model_type_of,
     role_of,
 )
+from invarlock.wiring import EXPERT, FUSED_EXPERTS, ROUTER, wiring_of
 
 if TYPE_CHECKING:
     import torch
@@ -112,50 +111,9 @@ class Weights(NamedTuple):
     operators: list[Operator]
 
 
-@dataclass(frozen=True)
-class _Wiring:
-    """Which tensors of a block work together; names below the block's own."""
-
-    block: str  # pattern of what stands before the names
-    attn_norm: str
-    query: tuple[str, ...]  # q, k, v; or one that holds the three of them
-    out: str
-    ffn_norm: str
-    layer_norm: bool = False  # the norm takes the mean away
-    ffn: tuple[str, ...] = ()  # gate, up, down; or up, down
-
-
-_RMS = _Wiring(
-    r"(?:model\.)?layers\.\d+\.",
-    "input_layernorm",
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    ffn=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
-_GPT2 = _Wiring(
-    r"(?:transformer\.)?h\.\d+\.",
-    "ln_1",
-    ("attn.c_attn",),
-    "attn.c_proj",
-    "ln_2",
-    layer_norm=True,
-    ffn=("mlp.c_fc", "mlp.c_proj"),
-)
-# Only model types whose norms and order of blocks are known: an operator of a wrong norm is none.
-_WIRINGS = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "mixtral"), _RMS),
-    "gpt2": _GPT2,
-}
-
-_EXPERT = re.compile(r"((?:block_sparse_moe|mlp)\.experts)\.(\d+)\.w([123])\.weight")
-_FUSED_EXPERTS = re.compile(r"((?:block_sparse_moe|mlp)\.experts)\.(gate_up|down)_proj")
-_ROUTER = re.compile(r"((?:block_sparse_moe|mlp)\.gate)\.weight")
-
-
 def behind_layer_norm(config: Mapping[str, Any]) -> bool:
     """Whether all that reads the stream stands behind a LayerNorm, which takes its mean away."""
-    wiring = _WIRINGS.get(model_type_of(config))
+    wiring = wiring_of(config)
     return wiring is not None and wiring.layer_norm
 
 
@@ -195,7 +153,7 @@ class _Reader:
         self.checkpoint, self.device = checkpoint, device
         self._grams: dict[str, _Gram] = {}  # of narrow tables, which are read twice
         self.config: Mapping[str, Any] = checkpoint.config
-        self.wiring = _WIRINGS.get(model_type_of(self.config))
+        self.wiring = wiring_of(self.config)
         self._layer_norm = behind_layer_norm(self.config)
         self.unit = self._unit()
 
@@ -380,11 +338,11 @@ class _Reader:
         assert wiring is not None
         norm = parts.get(f"{wiring.ffn_norm}.weight")
         for name, weight in parts.items():
-            if router := _ROUTER.fullmatch(name):
+            if router := ROUTER.fullmatch(name):
                 centred = self._centred(self._read(weight, norm))
                 yield [name], router[1], "router", _members([_measured(centred)])
-        single = {m.groups(): name for name in parts if (m := _EXPERT.fullmatch(name))}
-        fused = {m.groups(): name for name in parts if (m := _FUSED_EXPERTS.fullmatch(name))}
+        single = {m.groups(): name for name in parts if (m := EXPERT.fullmatch(name))}
+        fused = {m.groups(): name for name in parts if (m := FUSED_EXPERTS.fullmatch(name))}
         for stem in sorted({key[0] for key in (*single, *fused)}):
             kinds = ("gate", "up", "down")
             names = {

@@ -181,6 +181,17 @@ def guard_flags(report: Report | None) -> dict[str, bool]:
     }
 
 
+def spoke(fired: Mapping[str, bool], guard: str) -> bool:
+    """Whether a guard fired, or one that published documents know by its flag alone.
+
+    Args:
+        fired: which guards fired, by name (:func:`guard_flags`).
+        guard: one of ``CORE_GUARDS``, whose flag another guard may share.
+    """
+    shared = {g.flag for g in GUARDS if g.name == guard and g.flag}
+    return fired[guard] or any(fired.get(g.name, False) for g in GUARDS if g.flag in shared)
+
+
 def guard_fired(report: Report | None, guard: str) -> bool:
     """Whether one of ``CORE_GUARDS`` measured something bad."""
     return guard_flags(report)[guard]

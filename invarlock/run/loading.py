@@ -109,7 +109,7 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Only errors of the library: what matters is in ours."""
     import transformers
 
@@ -148,7 +148,7 @@ def check_loadable(folder: Path, allow_remote_code: bool) -> None:
     import transformers
     from transformers import AutoConfig
 
-    _quiet()
+    quiet()
     kind = metric_of(read_json_object(folder / "config.json"))
     auto_model: Any = getattr(transformers, kind.loader)
     with library(folder):
@@ -221,7 +221,7 @@ def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> 
 
     # the library's loader returns a pair when asked to, which its annotations do not know
     auto_model: Any = getattr(transformers, LOADERS[adapter])
-    _quiet()
+    quiet()
     device, dtype = resolve_target(target)
     with library(folder):
         config = AutoConfig.from_pretrained(

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.documents.windows import WindowSet
-from invarlock.edits.apply import Trained, targets_of
+from invarlock.edits.apply import Trained
 from invarlock.edits.blocks import finite_norm, row_blocks
 from invarlock.edits.kind import Trainable, TrainedEdit
 from invarlock.edits.stream import tensor_seed
@@ -64,11 +64,11 @@ def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Traine
         InputError: the windows are of another tokenizer, or the checkpoint does not load whole.
         MeasurementError: the loss is not a number, or the device has not enough memory.
     """
-    names = {info.name: info.dtype for info, _ in targets_of(baseline, spec)}
+    names = {info.name: info.dtype for info, _ in spec.targets(baseline)}
     content = read_windows(training.windows, tokenizer_digest(baseline.folder))
     task = task_for(baseline.folder, content)
     examples = task.examples([*content.preview, *content.final])
-    target = _exact_target(training.target, set(names.values()))
+    target = exact_target(training.target, set(names.values()))
     loaded = load_model(baseline.folder, target, task.metric.adapter)
     if loaded.missing:
         raise InputError(
@@ -76,7 +76,7 @@ def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Traine
             where=str(baseline.folder),
         )
     weights = _weights(loaded.model, baseline, spec)
-    _refuse_other_tensors(_as_stored(loaded.model, weights, baseline), baseline, set(names))
+    _refuse_other_tensors(as_stored(loaded.model, weights, baseline), baseline, set(names))
     parts = {
         name: spec.part(
             weight, is_transposed(name, baseline.config), tensor_seed(training.seed, name)
@@ -94,12 +94,12 @@ def train(baseline: Checkpoint, spec: TrainedEdit, training: Training) -> Traine
     # the model holds what was trained, in float32 or already in the checkpoint's dtype
     stored = {
         name: tensor.to(getattr(torch, DTYPES[names[name]][1]))
-        for name, tensor in _as_stored(loaded.model, weights, baseline).items()
+        for name, tensor in as_stored(loaded.model, weights, baseline).items()
     }
     return Trained(stored, losses, _record(spec, training, content, loaded))
 
 
-def _exact_target(target: Target, stored: set[str]) -> Target:
+def exact_target(target: Target, stored: set[str]) -> Target:
     """The dtype that was asked for where it is the checkpoint's, else float32, which holds all."""
     device, dtype = resolve_target(target)
     exact = all(getattr(torch, DTYPES[name][1]) is dtype for name in stored)
@@ -122,7 +122,7 @@ def _weights(model: Any, baseline: Checkpoint, spec: TrainedEdit) -> dict[str, t
     return found
 
 
-def _as_stored(
+def as_stored(
     model: Any, tensors: Mapping[str, torch.Tensor], baseline: Checkpoint
 ) -> dict[str, torch.Tensor]:
     """Parameters of the model as the checkpoint stores them: the way back of loading.
@@ -270,8 +270,8 @@ def _record(
     loaded: Loaded,
 ) -> dict[str, object]:
     """How it was trained, as the metadata says it."""
-    windows = [*content.preview, *content.final]
     learning_rate, steps = spec.schedule()
+    windows = len(content.preview) + len(content.final)
     return {
         "optimizer": "adamw",
         "learning_rate": learning_rate,
@@ -279,7 +279,15 @@ def _record(
         "epsilon": EPSILON,
         "weight_decay": 0.0,
         "steps": steps,
-        "batch_windows": min(BATCH_WINDOWS, len(windows)),
+        "batch_windows": min(BATCH_WINDOWS, windows),
+        **how_measured(training, content, loaded),
+    }
+
+
+def how_measured(training: Training, content: WindowSet, loaded: Loaded) -> dict[str, object]:
+    """Which text went through the model, and by what arithmetic, as the metadata says it."""
+    windows = [*content.preview, *content.final]
+    return {
         "windows": {
             "sha256": sha256_file(training.windows),
             "seed": content.seed,

@@ -185,7 +185,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         detectors_all_of=[r.label for r in readings_all if r.hit],
         detectors_missed=[str(r) for r in listed if not r.hit],
         primary_guard_required=scenario.primary_guard_required,
-        primary_guard_hit=flags[scenario.primary_guard],
+        primary_guard_hit=signals.spoke(flags, scenario.primary_guard),
         any_core_guard_flag=any(flags[g] for g in signals.CORE_GUARDS),
         **asdict(stated),
         baseline_sha256=evaluation.outcome.get("baseline_sha256"),

@@ -13,7 +13,8 @@ from invarlock.damage.kind import Damage, matrices_changed
 from invarlock.damage.targets import layer_count, projection_matrix, required_architecture
 from invarlock.edits.stream import CheckpointChange, NewTensor
 from invarlock.errors import ConfigError, InputError
-from invarlock.roles import is_transposed, layer_of
+from invarlock.roles import Role, is_transposed, layer_of, role_of
+from invarlock.wiring import wiring_of
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,9 @@ class GateUpExchanged(_OneLayer):
 @dataclass(frozen=True)
 class NormOfAnotherLayer(_OneLayer):
     """The norm before the feed-forward block of a layer has the weights of that of the layer
-    ``other`` (default -1: the first layer)."""
+    ``other`` (default -1: the first layer).
+
+    Where the architecture's wiring is not known it is the layer's last norm by name."""
 
     error_type: ClassVar[str] = "norm_of_another_layer"
     places: ClassVar[Mapping[str, str]] = {**_LAYER, "other": "another layer"}
@@ -116,26 +119,37 @@ class NormOfAnotherLayer(_OneLayer):
         return dataclasses.replace(checked, other=max(self.other, 0))
 
     def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
-        here, there = (_last_norm(baseline, layer) for layer in (self.layer, self.other))
+        here, there = (_ffn_norm(baseline, layer) for layer in (self.layer, self.other))
         content = partial(baseline.chunks, there.name)
         return CheckpointChange({here.name: NewTensor(here.dtype, here.shape, content)})
 
 
-def _last_norm(baseline: Checkpoint, layer: int) -> TensorInfo:
-    """The weight of the norm that a layer applies last.
+def _ffn_norm(baseline: Checkpoint, layer: int) -> TensorInfo:
+    """The weight of the norm before a layer's feed-forward block.
 
     Raises:
         ConfigError: the layer has none.
     """
-    endings = ("post_attention_layernorm.weight", "ln_2.weight")
-    for info in baseline.tensors.values():
-        if layer_of(info.name) == layer and info.name.endswith(endings):
-            return info
-    raise ConfigError(
-        f"layer {layer} has no norm before its feed-forward block",
-        where=str(baseline.folder),
-        expected=" or ".join(endings) + f" in one of {layer_count(baseline)} layers",
-    )
+    norms = [
+        info
+        for name, info in sorted(baseline.tensors.items())
+        if layer_of(name) == layer
+        and name.endswith(".weight")
+        and role_of(name, baseline.config) is Role.NORM
+    ]
+    wiring = wiring_of(baseline.config)
+    if wiring is not None:
+        norms = [info for info in norms if info.name.endswith(f".{wiring.ffn_norm}.weight")]
+    # norms of a head's queries and keys are narrower than the stream
+    width = max((info.numel for info in norms), default=0)
+    found = [info for info in norms if info.numel == width]
+    if not found:
+        raise ConfigError(
+            f"layer {layer} has no norm before its feed-forward block",
+            where=str(baseline.folder),
+            expected=f"one in each of {layer_count(baseline)} layers",
+        )
+    return found[-1]
 
 
 def _exchanged(baseline: Checkpoint, first: TensorInfo, second: TensorInfo) -> CheckpointChange:

@@ -15,3 +15,4 @@ class Noop(EditSpec):
     edit_type: ClassVar[str] = "noop"
     storage_format: ClassVar[str] = "unchanged"
     allows_no_change: ClassVar[bool] = True
+    keeps_weights: ClassVar[bool] = True
