@@ -7,7 +7,6 @@ both runs as one table.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,12 @@ from invarlock import __version__
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
 from invarlock.metrics import ARMS
-from invarlock.metrics.distribution import window_sums
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
 from invarlock.policy import Policy
 from invarlock.reporting.assurance import assurance_block
 from invarlock.reporting.judgement import Evidence, Judgement, judge
-from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing
+from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing, shift_columns
 from invarlock.reporting.telemetry import telemetry_block
 
 if TYPE_CHECKING:
@@ -203,6 +201,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "seq_len": data["seq_len"],
         "stride": data["stride"],
         "source": data["source"],
+        **({"slices": data["slices"]} if "slices" in data else {}),
         "windows": {**used, "seed": data["seed"], "stats": stats},
         "hash": {"dataset": data["windows_sha256"], "source": "explicit_token_ids"},
         "tokenizer": {"hash": comparison.baseline["meta"]["tokenizer_hash"]},
@@ -244,6 +243,7 @@ def _windows(comparison: Comparison) -> Document:
     base = comparison.baseline["evaluation_windows"]
     own = METRICS[comparison.baseline["meta"]["metric"]].columns
     columns = ["window_ids", "clusters", "token_counts", "nll_sum", "logloss", *own]
+    columns += ["slices"] if "slices" in comparison.baseline["data"] else []
     result: Document = {}
     for arm in ARMS:
         rows = mine.get(arm, {})
@@ -256,13 +256,8 @@ def _windows(comparison: Comparison) -> Document:
         final, ends = result["final"], np.cumsum(comparison.shift.token_counts)
         flips = np.add.reduceat(comparison.shift.flips.astype(int), [0, *ends[:-1]])
         agreed = [n - int(f) for n, f in zip(final["token_counts"], flips, strict=True)]
-        final |= {"top1_agreement": agreed, **numbers_of(window_sums(comparison.shift))}
+        final |= {"top1_agreement": agreed, **shift_columns(comparison.shift)}
     return result
-
-
-def numbers_of(columns: Mapping[str, list[float]]) -> Document:
-    """Columns for JSON: what is not finite becomes null."""
-    return {k: [v if math.isfinite(v) else None for v in vs] for k, vs in columns.items()}
 
 
 def resolved_policy(policy: Policy) -> Document:

@@ -90,6 +90,22 @@ class Hash(Open):
     ] = UNSET
 
 
+class SliceCounts(Open):
+    """Windows of a slice."""
+
+    preview: Annotated[Positive, about("warm-up windows")]
+    final: Annotated[Positive, about("scored windows")]
+
+
+class DatasetSlice(Open):
+    """One slice."""
+
+    name: Annotated[str, about("its name")]
+    seq_len: Annotated[Positive, about("tokens a window")]
+    counts: SliceCounts
+    source: Annotated[dict[str, Any], about("its text, as pinned")]
+
+
 class Dataset(Open, kw_only=True):
     """The windows."""
 
@@ -100,6 +116,10 @@ class Dataset(Open, kw_only=True):
     windows: Windows
     hash: Hash | UnsetType = UNSET
     tokenizer: Annotated[dict[str, Any] | UnsetType, about("the tokenizer")] = UNSET
+    slices: Annotated[
+        list[DatasetSlice] | UnsetType,
+        about("kinds of text and lengths that are judged one by one, in the order of the windows"),
+    ] = UNSET
 
 
 class Vocabulary(Open):
@@ -109,6 +129,31 @@ class Vocabulary(Open):
     size: Annotated[
         Count | UnsetType | None,
         about("token ids there are (vocab_size); null: not stated by the model"),
+    ] = UNSET
+
+
+class SliceMetric(Open):
+    """The primary metric on the scored windows of one slice."""
+
+    name: Annotated[str, about("the slice")]
+    decision: Annotated[str, about("pass, fail or inconclusive")]
+    windows: Annotated[Count, about("scored windows")]
+    tokens: Annotated[Count, about("predicted tokens of them")]
+    ratio_vs_baseline: Annotated[float | UnsetType, about("subject over baseline")] = UNSET
+    display_ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
+        about("interval of the ratio, at the level of the whole; absent: too few documents"),
+    ] = UNSET
+    clusters: Annotated[Count | UnsetType, about("documents")] = UNSET
+    windows_needed: Annotated[
+        Count | UnsetType, about("scored windows that would settle an open interval")
+    ] = UNSET
+    kl_mean: Annotated[
+        float | UnsetType, about("mean divergence from the baseline, nats per token")
+    ] = UNSET
+    kl_passed: Annotated[bool | UnsetType, about("it keeps to the limit of the tier")] = UNSET
+    hysteresis_applied: Annotated[
+        bool | UnsetType, about("it passes only thanks to the hysteresis")
     ] = UNSET
 
 
@@ -179,6 +224,10 @@ class PrimaryMetric(Open):
             "open interval; absent where there is enough"
         ),
     ] = UNSET
+    slices: Annotated[
+        list[SliceMetric] | UnsetType,
+        about("each slice by itself; decision is of all of them; absent: the text has no slices"),
+    ] = UNSET
 
 
 class OtherFlags(Closed):
@@ -239,6 +288,9 @@ class WindowEvidence(Open):
     ] = UNSET
     baseline_nll_sum: Annotated[
         list[Any] | UnsetType, about("the baseline's, on the same windows, nats (numbers)")
+    ] = UNSET
+    slices: Annotated[
+        list[Any] | UnsetType, about("the slice of each window (strings); absent: no slices")
     ] = UNSET
     correct: Annotated[
         list[Any] | UnsetType,
