@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -25,7 +25,7 @@ from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
-from invarlock.written import listed, spelled, texts
+from invarlock.written import ONE, listed, spelled, split_slices, texts
 
 # values never recorded
 PATH_KEYS = ("baseline", "subject", "out", "pack", "calibrations", "signing_key")
@@ -79,6 +79,16 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
 
 
+CPU_CONTEXT, CONTEXT = 1024, 4096  # most tokens of a long window
+
+
+class LongWindows(NamedTuple):
+    """The long windows of a run."""
+
+    final: int  # scored ones, at most
+    seq_len: int  # tokens, at most
+
+
 @dataclass(frozen=True)
 class Settings:
     """The effective configuration, checked."""
@@ -99,6 +109,14 @@ class Settings:
         """Tokens of a batch."""
         on_gpu = self.values["device"] in ("cuda", "mps")
         return int(self.values["token_budget"]) or (16384 if on_gpu else 1024)
+
+    @property
+    def long_windows(self) -> LongWindows:
+        """How many scored windows are long, and how long at most."""
+        asked = self.values["long_context"]
+        on_gpu = self.values["device"] in ("cuda", "mps")
+        most = int(asked["seq_len"]) or (CONTEXT if on_gpu else CPU_CONTEXT)
+        return LongWindows(int(asked["windows"]), most)
 
     def value(self, name: str) -> Any:
         """The value in force of a setting, ``key`` or ``section.key``: also where the setting says
@@ -148,8 +166,7 @@ class Settings:
         values = {k: v for k, v in self.values.items() if k not in PATH_KEYS}
         for key in ("tuned_edit_params", "catalogue", "container_image"):
             values[key] = Path(values[key]).name
-        if str(values["text"]).startswith("local:"):
-            values["text"] = LOCAL + Path(str(values["text"])).name
+        values["text"] = _unplaced_text(str(values["text"]))
         values["models"] = [_unplaced(entry) for entry in values["models"]]
         values["include"] = [_unplaced(path) for path in values["include"]]
         return {
@@ -314,6 +331,17 @@ def _read_include(name: str, values: Document, file: Document) -> Document:
             guess = f"did you mean {near[0]}?" if near and near[0] != key else ""
             raise ConfigError(f"/{key} is no key of an included file", where=name, hint=guess)
     return found
+
+
+def _unplaced_text(text: str) -> str:
+    """A text, or every slice of one, without a path of this machine."""
+    found = {
+        name: LOCAL + Path(source).name if source.startswith(LOCAL) else source
+        for name, source in split_slices(text).items()
+    }
+    if list(found) == [ONE] and not text.startswith(f"{ONE}="):
+        return found[ONE]
+    return ",".join(f"{name}={source}" for name, source in found.items())
 
 
 def _unplaced(entry: str) -> str:

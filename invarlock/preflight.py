@@ -24,7 +24,7 @@ from invarlock.roles import ARCHITECTURES, layer_of, model_type_of
 from invarlock.scenarios import CUSTOM_SPEC, NOOP
 from invarlock.sources.local_model import check_folder
 from invarlock.sources.pins import Allow
-from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.sources.spec import TextSource, parse_model_source, parse_slices
 from invarlock.sources.text import look_at_local_text
 
 CONFIG = "config/config.yaml"
@@ -130,9 +130,21 @@ def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]
 def _text(settings: Settings) -> Iterator[InvarlockError]:
     """A local text that is not there, empty, of one document, or shorter than its windows."""
     try:
-        source = parse_text_source(settings.text)
-        if source.kind != "local":
-            return
+        sources = parse_slices(settings.text)
+    except InvarlockError as error:
+        yield error
+        return
+    for name, source in sources.items():
+        if source.kind == "local":
+            yield from _local_text(settings, source, len(sources), name)
+
+
+def _local_text(
+    settings: Settings, source: TextSource, slices: int, name: str
+) -> Iterator[InvarlockError]:
+    """One local text, that has its share of the windows."""
+    where = settings.text if slices == 1 else f"{name}={source}"
+    try:
         look = look_at_local_text(source)
     except InvarlockError as error:
         yield error
@@ -141,16 +153,17 @@ def _text(settings: Settings) -> Iterator[InvarlockError]:
     if look.documents == 1 and text and load_policy(tier).enforce_guards:
         yield InputError(
             "the text is one document, and an interval needs at least two: nothing could pass",
-            where=settings.text,
+            where=where,
             hint="write one document a line as JSON (.jsonl), or explore with tier: none",
         )
     for model in settings.models:
-        tokens = model.seq_len * (model.preview + model.final)
+        arms = model.preview // slices, model.final // slices
+        tokens = model.seq_len * sum(arms)
         if look.bytes is not None and text and look.bytes < tokens:
             yield InputError(
                 f"the text has fewer bytes than the windows of {model.model_id} have tokens",
-                where=settings.text,
-                expected=f"{tokens} tokens: {model.preview} preview and {model.final} final windows"
+                where=where,
+                expected=f"{tokens} tokens: {arms[0]} preview and {arms[1]} final windows"
                 f" of {model.seq_len}",
                 found=f"{look.bytes} bytes",
                 hint="lower windows.preview, windows.final or windows.seq_len, or give more text",
@@ -198,7 +211,7 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
             f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
             expected=f"at most {policy.coverage.alpha}", found=str(bootstrap["alpha"]),
         )  # fmt: skip
-    asked = ASKED.get(parse_text_source(settings.text).metric)
+    asked = ASKED.get(next(iter(parse_slices(settings.text).values())).metric)
     for model in settings.models:
         kind = asked or metric_of(_config_of(model))
         short = kind.shortage((model.preview, model.final), model.seq_len, policy)

@@ -16,6 +16,7 @@ use rule windows as calibration_windows with:
     wildcard_constraints:
         seed=any_of(map(str, S.calibration_seeds())),
     params:
+        text=L.guarded_text,
         cut=lambda wc: L.cut(wc, C["calibration"]["windows"], seed=wc.seed),
 
 
