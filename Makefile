@@ -93,7 +93,7 @@ slurm-smoke: $(VENV)/ready
 	echo "Every measurement held a device of its own, and the rejected subject none"
 
 test: setup
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 cases: setup
 	@$(BIN)/python -m pytest tests/test_cases.py -m cases

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,8 +85,11 @@ def _copies(
     config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
 ) -> dict[str, str]:
     """Token tables whose bytes another one holds already: name of the copy -> of the first."""
-    roles = {name: role_of(name, config) for name in tensors}
-    tables = [n for n in tensors if roles[n] in (Role.EMBED, Role.HEAD) and len(tensors[n][1]) == 2]
+    # bytes first: what a tensor is for may take a library to say, and copies are rare
+    times = Counter(tensors.values())
+    twice = [name for name, row in tensors.items() if times[row] > 1 and len(row[1]) == 2]
+    roles = {name: role_of(name, config) for name in twice}
+    tables = [name for name in twice if roles[name] in (Role.EMBED, Role.HEAD)]
     # an embedding comes before a head, and the shared one before those of encoder and decoder
     tables.sort(key=lambda name: (roles[name] is Role.HEAD, len(name), name))
     first: dict[tuple[str, tuple[int, ...], str], str] = {}

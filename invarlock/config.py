@@ -9,6 +9,7 @@ recorded. Everything is checked before any job starts.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from invarlock.contracts import validate, violations
+from invarlock.contracts import load_contract, validate, violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
 from invarlock.folders import no_folder
@@ -27,14 +28,16 @@ from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
 from invarlock.written import ONE, listed, spelled, split_slices, texts
 
-# values never recorded
-PATH_KEYS = ("baseline", "subject", "out", "pack", "calibrations", "signing_key")
-# What Snakemake gets as a path or a part of one.
-NAMED = (*PATH_KEYS[:5], "models", "text", "catalogue", "tuned_edit_params", "container_image")
-
 ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 Document = Mapping[str, Any]
+
+
+@functools.cache
+def settings_with(*traits: str) -> tuple[str, ...]:
+    """The settings of which ``config.yaml`` says one of these words, in its order."""
+    known = load_contract("config")["properties"]
+    return tuple(name for name, one in known.items() if {*traits} & {*one.get("traits", ())})
 
 
 def _flag(text: str) -> bool:
@@ -128,6 +131,11 @@ class Settings:
             value = value[key]
         return value
 
+    @property
+    def fetching(self) -> tuple[str, ...]:
+        """The settings that decide what is pinned, fetched, placed and cut, and where."""
+        return settings_with("fetch")
+
     def scenario(self, scenario_id: str) -> Scenario:
         """The selected scenario of that id."""
         return next(s for s in self.scenarios if s.id == scenario_id)
@@ -163,16 +171,20 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """The effective values and their origins, without paths of this machine."""
-        values = {k: v for k, v in self.values.items() if k not in PATH_KEYS}
-        for key in ("tuned_edit_params", "catalogue", "container_image"):
+        unsaid = settings_with("path", "secret")
+        values = {k: v for k, v in self.values.items() if k not in unsaid}
+        for key in settings_with("file"):
             values[key] = Path(values[key]).name
-        values["text"] = _unplaced_text(str(values["text"]))
-        values["models"] = [_unplaced(entry) for entry in values["models"]]
-        values["include"] = [_unplaced(path) for path in values["include"]]
+        for trait, unplaced in (("source", _unplaced_source), ("files", _unplaced)):
+            for key in settings_with(trait):
+                value = values[key]
+                values[key] = (
+                    list(map(unplaced, value)) if isinstance(value, list) else unplaced(value)
+                )
         return {
             "schema": "invarlock/effective-config-v1",
             "values": values,
-            "origins": {k: v for k, v in sorted(self.origins.items()) if k not in PATH_KEYS},
+            "origins": {k: v for k, v in sorted(self.origins.items()) if k not in unsaid},
         }
 
 
@@ -333,13 +345,10 @@ def _read_include(name: str, values: Document, file: Document) -> Document:
     return found
 
 
-def _unplaced_text(text: str) -> str:
-    """A text, or every slice of one, without a path of this machine."""
-    found = {
-        name: LOCAL + Path(source).name if source.startswith(LOCAL) else source
-        for name, source in split_slices(text).items()
-    }
-    if list(found) == [ONE] and not text.startswith(f"{ONE}="):
+def _unplaced_source(entry: str) -> str:
+    """A model, a text, or every slice of one, without a path of this machine."""
+    found = {name: _unplaced(source) for name, source in split_slices(entry).items()}
+    if list(found) == [ONE] and not entry.startswith(f"{ONE}="):
         return found[ONE]
     return ",".join(f"{name}={source}" for name, source in found.items())
 
@@ -434,7 +443,7 @@ def _edit_specs(
 
 def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
     """Paths the user gave are checked before the first job."""
-    for key in NAMED:
+    for key in settings_with("path", "file", "source"):
         if {"{", "}"} & set(str(values[key])):
             what, place = f"/{key} holds a brace, a wildcard to Snakemake", _where(origins[key])
             raise ConfigError(what, where=place, expected="no { and }", found=str(values[key]))

@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -149,7 +148,13 @@ def _without_strings(data: bytes) -> bytes:
 
 def _refuse_depth(bare: bytes, where: str) -> None:
     """Count brackets outside strings, so that deep input never reaches the recursive parser."""
-    brackets = bare.translate(None, _NOT_BRACKETS)
+    brackets = left = bare.translate(None, _NOT_BRACKETS)
+    # A round takes away what is innermost, at most one level of each kind: counting them one by
+    # one takes as long as decoding, and is left to what is not empty by then.
+    for _ in range(MAX_JSON_DEPTH // 2):
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+        if not left:
+            return
     if any(
         depth > MAX_JSON_DEPTH for depth in itertools.accumulate(map(_STEP.__getitem__, brackets))
     ):
@@ -250,6 +255,8 @@ def leftovers(folder: Path, name: str = "") -> Iterator[Path]:
 
 def remove_leftovers(found: Iterable[Path]) -> None:
     """Remove what :func:`leftovers` found."""
+    import shutil
+
     for left in found:
         with contextlib.suppress(OSError):  # another process may remove it as well
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -345,6 +352,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the target cannot be written.
     """
+    import shutil  # with every compression that it knows, which readers of files do without
+
     stage = temporary_sibling(path)
     try:
         stage.mkdir(parents=True)
@@ -388,6 +397,8 @@ def unwritable(path: Path | str, error: OSError, size: int = 0) -> InputError:
 
 def free_bytes(path: Path) -> int:
     """Free bytes on the file system that holds ``path`` (or its nearest existing parent)."""
+    import shutil
+
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

@@ -163,7 +163,7 @@ def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
             hint="name the language model",
         )  # fmt: skip
     causal = "auto_map" in config or any(c.endswith(LANGUAGE_MODELS) for c in classes)
-    if kind in ARCHITECTURES or (kind and causal and ("auto_map" in config or _is_known(kind))):
+    if kind in ARCHITECTURES or (kind and causal and ("auto_map" in config or is_in_library(kind))):
         return
     raise NotACheckpointError(
         f"the architecture {kind!r} is not supported" if kind else "no model_type", where=where,
@@ -173,7 +173,7 @@ def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
 
 
 @functools.cache
-def _is_known(kind: str) -> bool:
+def is_in_library(kind: str) -> bool:
     """Whether transformers has a model of that name, or is not here to be asked.
 
     By its folders: to import its tables is to import torch, which takes seconds before every run.

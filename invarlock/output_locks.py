@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -83,6 +82,8 @@ class Owner:
 
 def slurm_state(job: str) -> str | None:
     """State of a SLURM job, empty for one that SLURM has forgotten; None: it cannot be asked."""
+    import shutil
+
     if shutil.which("squeue") is None:
         return None
     import subprocess

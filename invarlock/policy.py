@@ -6,25 +6,27 @@ import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import asdict
 
 from invarlock.differences import is_number
 from invarlock.errors import ConfigError
 from invarlock.files import digest_json
 
 TIERS_FILE = Path(__file__).with_name("data") / "tiers.yaml"
+T = TypeVar("T", bound=msgspec.Struct)
 PROFILES = ("dev", "ci", "release")  # what report verification demands
 
 
-@dataclass(frozen=True)
-class Override:
+class Override(msgspec.Struct, frozen=True):
     """One threshold that is not the tier's own, and where it came from."""
 
-    path: str  # spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max or tail.mode
+    # spectral.tau.FAMILY, rmt.epsilon.FAMILY, representation.limit.KIND, drift.min, drift.max or
+    # tail.mode
+    path: str
     value: float | str
     source: str  # "preset:<first 12 hex of its sha256>" or "config"
 
@@ -97,15 +99,6 @@ class TailPolicy(Section):
     mass_max: float
 
 
-class AccuracyPolicy(Section):
-    """Thresholds of an accuracy metric, differences in percentage points."""
-
-    delta_min_pp: float
-    min_examples: int
-    hysteresis_delta_pp: float
-    drift_max_pp: float  # of the difference between the arms, either way; presets leave it alone
-
-
 class RmtPolicy(Section):
     """Allowed relative growth of the activation edge risk."""
 
@@ -115,6 +108,22 @@ class RmtPolicy(Section):
     def epsilon(self, family: str) -> float:
         """The allowance of ``family``."""
         return self.epsilon_by_family.get(family, self.epsilon_default)
+
+
+class RepresentationPolicy(Section):
+    """How far a block's Gram matrix may be from the baseline's for a reason of its own."""
+
+    warn: float  # excess from which on a block is named
+    limit_by_kind: dict[str, float | None]  # None: named, and never a reason to block
+
+    def limit(self, kind: str) -> float | None:
+        """The limit of a kind of block."""
+        return self.limit_by_kind[kind]
+
+    def beyond(self, kind: str, excess: float) -> bool:
+        """Whether a block of this kind is beyond its limit; what is not finite always is."""
+        limit = self.limit_by_kind[kind]
+        return not math.isfinite(excess) or (limit is not None and not excess <= limit)
 
 
 class VariancePolicy(Section):
@@ -186,17 +195,21 @@ class DriftPolicy(Section):
 
 
 class Policy(Section, kw_only=True, dict=True):
-    """Everything that decides, for one tier with its overrides."""
+    """Everything that decides, for one tier with its overrides.
+
+    A row of the table that is no member here is that of a guard or a kind of metric, which reads it
+    by :meth:`limits`.
+    """
 
     tier: str
     enforce_guards: bool  # False: guards are measured and recorded but decide nothing
     pm_ratio: RatioPolicy
     coverage: CoveragePolicy
     drift: DriftPolicy
-    accuracy: AccuracyPolicy
     tail: TailPolicy = msgspec.field(name="pm_tail")
     spectral: SpectralPolicy
     rmt: RmtPolicy
+    representation: RepresentationPolicy
     variance: VariancePolicy
     moe: MoePolicy
     distribution: DistributionPolicy
@@ -205,6 +218,14 @@ class Policy(Section, kw_only=True, dict=True):
     preset: PresetPolicy
     overrides: tuple[Override, ...] = ()
     resolved: dict[str, Any]  # the tier's row with the overrides applied
+
+    def limits(self, name: str, kind: type[T]) -> T:
+        """A row of the table as the struct of the guard or kind of metric that decides by it.
+
+        Raises:
+            ValidationError: the row holds other values than the struct.
+        """
+        return msgspec.convert(self.resolved[name], kind)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -217,6 +238,9 @@ class Policy(Section, kw_only=True, dict=True):
         """The overrides with the tier's own value beside each, as a report states them."""
         own = load_policy(self.tier)
         return [{**asdict(o), "tier_value": _value_at(own, o.path)} for o in self.overrides]
+
+
+MEMBERS = frozenset(member.encode_name for member in msgspec.structs.fields(Policy))
 
 
 @functools.cache
@@ -267,20 +291,28 @@ def load_policy(tier: str) -> Policy:
     return resolve_policy(tier)
 
 
-def resolve_policy(tier: str, overrides: Sequence[Override] = ()) -> Policy:
+def resolve_policy(
+    tier: str, overrides: Sequence[Override] = (), without: Sequence[str] = ()
+) -> Policy:
     """The policy of a tier with ``overrides``, each within the tier's ``adjustable`` bounds.
 
     The verifier resolves what a report records, so that no report is judged by thresholds looser
     than the tier admits.
 
+    Args:
+        tier: one of :func:`tier_names`.
+        overrides: thresholds that are not the tier's own.
+        without: sections that the table did not have when a report was written; its digest and
+            what it states of its limits do not hold them.
+
     Raises:
         ConfigError: no such tier, or an override that the tier does not admit.
     """
-    return _resolve(tier, tuple(overrides))
+    return _resolve(tier, tuple(overrides), tuple(without))
 
 
 @functools.cache
-def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
+def _resolve(tier: str, overrides: tuple[Override, ...], without: tuple[str, ...]) -> Policy:
     _one_of(tier, _table(), "tier")
     row = copy.deepcopy(_table()[tier])
     bounds = row.pop("adjustable")
@@ -288,7 +320,9 @@ def _resolve(tier: str, overrides: tuple[Override, ...]) -> Policy:
         raise ConfigError("a threshold is overridden twice", expected="one override a path")
     for override in overrides:
         _apply(override, row, bounds, tier)
-    policy = msgspec.convert({**row, "tier": tier, "resolved": row}, Policy)
+    stated = {key: section for key, section in row.items() if key not in without}
+    own = {key: value for key, value in row.items() if key in MEMBERS}
+    policy = msgspec.convert({**own, "tier": tier, "resolved": stated}, Policy)
     policy.overrides = overrides
     return policy
 
@@ -330,13 +364,20 @@ def _apply(override: Override, row: dict[str, Any], bounds: Mapping[str, Any], t
             lambda tau: math.expm1(min(tau * caps[name], 700.0)),
         ),
         "rmt.epsilon": (row["rmt"]["epsilon_by_family"], "rmt.epsilon", float),
+        "representation.limit": (
+            row["representation"]["limit_by_kind"],
+            "representation.limit",
+            float,
+        ),
         "drift": (row["drift"], "drift.half_width", lambda v: (v - 1) * (-1) ** (name == "min")),
     }
-    if group not in places or name not in (("min", "max") if group == "drift" else caps):
+    names = {"drift": ("min", "max"), "representation.limit": ("attention",)}
+    if group not in places or name not in names.get(group, caps):
         raise ConfigError(
             f"{path} cannot be overridden",
-            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, drift.min, drift.max, tail.mode,"
-            " distribution.kl_mean_max or distribution.flip_fraction_max",
+            expected="spectral.tau.FAMILY, rmt.epsilon.FAMILY, representation.limit.KIND,"
+            " drift.min, drift.max, tail.mode, distribution.kl_mean_max or"
+            " distribution.flip_fraction_max",
         )
     target, bound, measure = places[group]
     if not (is_number(value) and _within(measure(value), bounds[bound])):
@@ -365,5 +406,7 @@ def _value_at(policy: Policy, path: str) -> float | str | None:
         return policy.spectral.tau(name)
     if group == "rmt.epsilon":
         return policy.rmt.epsilon(name)
+    if group == "representation.limit":
+        return policy.representation.limit(name)
     value: float | str | None = getattr(getattr(policy, group), name)
     return value

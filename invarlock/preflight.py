@@ -16,7 +16,7 @@ from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
 from invarlock.metrics.kinds import ASKED, metric_of
-from invarlock.model_folder import open_model
+from invarlock.model_folder import is_in_library, open_model
 from invarlock.models import Model
 from invarlock.policy import load_policy
 from invarlock.reporting.assurance import require_strict_settings
@@ -105,8 +105,8 @@ def _config_of(model: Model) -> dict[str, Any]:
 
 
 def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]:
-    """Edits by scope and damage by role need a table of the architecture's names."""
-    if kind in ARCHITECTURES:
+    """Edits by scope and damage by role need to know what tensors are for."""
+    if kind in ARCHITECTURES or is_in_library(kind):
         return
     needing = [
         s.id
@@ -116,8 +116,8 @@ def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]
     rest = [s.id for s in settings.scenarios if s.id not in needing]
     if needing:
         yield ConfigError(
-            f"model_type {kind!r} has no role table, which these scenarios need:"
-            f" {', '.join(needing)}",
+            f"model_type {kind!r} has no role table and no model in transformers, and these"
+            f" scenarios need one of them: {', '.join(needing)}",
             where=f"{model.source.removeprefix('local:')}/config.json",
             expected=", ".join(ARCHITECTURES),
             hint=f"leave them out: scenarios={','.join(rest)}" if rest else "",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from invarlock.contracts import validate
+from invarlock.contracts import check, validate
 from invarlock.errors import ContractError, InputError
 from invarlock.files import digest_json, parse_json, read_bytes
 from invarlock.guards import CHAIN
@@ -30,7 +30,14 @@ from invarlock.policy import (
 
 STATS_SCHEMA = "invarlock/calibration-stats-v1"
 PRESET_SCHEMA = "invarlock/calibrated-preset-v1"
+STATS_CONTRACT = "calibration-stats"  # the contract of what a preset is derived from
 NULL_EDITS = ("noop", "quant_rtn:8:0:all")
+# What is bounded by family, and the bounds of the tier table on it, as relative change.
+STATISTICS = {
+    "spectral": "spectral.threshold",
+    "rmt": "rmt.epsilon",
+    "representation": "representation.limit",  # as ln(1 + distance), so that it is one too
+}
 MIN_VALUES = 3  # below this the closed form of the tolerance factor has no solution
 DIGITS = 9  # significant digits of a derived number
 # What a preset takes over from the statistics; the rest of its head is derived.
@@ -155,12 +162,14 @@ def summarise(stats: Mapping[str, Any]) -> Document:
     Raises:
         ContractError: runs of an edit that list different numbers of modules.
     """
-    result: Document = {"spectral": {}, "rmt": {}, "drift": {"modules": 1, "edits": {}}}
+    seen = [guard for guard in STATISTICS if any(guard in run for run in stats["runs"])]
+    result: Document = {guard: {} for guard in seen}
+    result["drift"] = {"modules": 1, "edits": {}}
     for edit in stats["null_edits"]:
         runs = [run for run in stats["runs"] if run["edit"] == edit]
-        for guard in ("spectral", "rmt"):
-            for family in sorted({f for run in runs for f in run[guard]}):
-                values = [run[guard].get(family, []) for run in runs]
+        for guard in seen:
+            for family in sorted({f for run in runs for f in run.get(guard, {})}):
+                values = [run.get(guard, {}).get(family, []) for run in runs]
                 modules = len(values[0])
                 if any(len(v) != modules for v in values) or not modules:
                     raise ContractError(f"runs of {edit} differ in modules of {guard} {family}")
@@ -195,7 +204,7 @@ def derive(stats: Mapping[str, Any], tier: str, where: str) -> Document:
         ConfigError: no such tier.
         ContractError: the statistics depart from their contract or contradict themselves.
     """
-    validate(stats, "calibration-stats", where)
+    check(stats, STATS_CONTRACT, where)
     meta = {
         "model_name": stats["model_id"],
         "checkpoint_sha256": stats["checkpoint_sha256"],
@@ -217,14 +226,22 @@ def _build(
     tier = meta["tier"]
     own, bounds = load_policy(tier), bounds_of(tier)
     rows = [_drift_row(null["drift"], own, bounds["drift.half_width"])]
-    for guard, bound in (("spectral", "spectral.threshold"), ("rmt", "rmt.epsilon")):
-        for family, numbers in sorted(null[guard].items()):
+    for guard, bound in STATISTICS.items():
+        # statistics of an older version lack what came later, and so does what follows from them
+        for family, numbers in sorted(null.get(guard, {}).items()):
+            if guard == "representation" and own.representation.limit(family) is None:
+                continue  # a kind of block that is named and never blocks
             rows.append(_family_row(guard, family, numbers, own, bounds[bound]))
     overrides = [Override(o["path"], o["value"], "preset") for r in rows for o in r["overrides"]]
     policy = resolve_policy(tier, overrides)
     widest = max(null["drift"]["edits"].values(), key=lambda sample: float(sample["sd"]))
     band = {"min": policy.drift.min, "max": policy.drift.max}
     families = sorted({*null["spectral"], *null["rmt"]})
+    later: Document = {}
+    if "representation" in null:
+        limits = policy.representation.limit_by_kind
+        given = {kind: limit for kind, limit in limits.items() if limit is not None}
+        later["representation"] = {"limit_by_kind": given}
     return {
         "schema": PRESET_SCHEMA,
         "_calibration_meta": {
@@ -252,6 +269,7 @@ def _build(
                 "deadband": policy.variance.deadband,
                 "min_effect_lognll": policy.variance.min_effect_lognll,
             },
+            **later,
         },
         "null_statistics": dict(null),
         "derivation": rows,
@@ -270,6 +288,10 @@ def _family_row(
         edit: null_bound(sample, numbers["modules"], own.preset, two_sided=guard == "spectral")
         for edit, sample in numbers["edits"].items()
     }
+    if guard == "representation":
+        row = _row(found, own.representation.limit_by_kind[family] or 0.0, bounds)
+        override = {f"representation.limit.{family}": row["value"]}
+        return _with_overrides(guard, family, row, override)
     if guard == "rmt":
         row = _row(found, own.rmt.epsilon(family), bounds)
         return _with_overrides(guard, family, row, {f"rmt.epsilon.{family}": row["value"]})
@@ -327,7 +349,7 @@ def preset_of(document: Mapping[str, Any], where: str) -> Preset:
         ContractError: it departs from its contract, or states other thresholds than its
             statistics and the tier table give.
     """
-    validate(document, "calibrated-preset", where)
+    check(document, "calibrated-preset", where)
     recorded = document["_calibration_meta"]
     meta = {key: recorded[key] for key in META}
     try:
@@ -379,12 +401,16 @@ def read_preset(path: Path) -> Preset:
         ConfigError: it names no tier of ours.
     """
     data = read_bytes(path)
-    if path.suffix == ".json":
-        return preset_of(parse_json(data, str(path)), str(path))
+    document = parse_json(data, str(path)) if path.suffix == ".json" else _from_yaml(data, path)
+    validate(document, "calibrated-preset", str(path))
+    return preset_of(document, str(path))
+
+
+def _from_yaml(data: bytes, path: Path) -> Any:
     import yaml
 
     try:
-        return preset_of(yaml.safe_load(data), str(path))
+        return yaml.safe_load(data)
     except yaml.YAMLError as error:
         line = str(error).splitlines()[0]
         raise InputError("not YAML", where=str(path), found=line) from error

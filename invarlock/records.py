@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from invarlock.errors import InputError
 
@@ -23,8 +24,7 @@ TEXT = "text"  # kind of windows that are cut from documents; any other is a met
 Encode = Callable[[str], Sequence[int]]
 
 
-@dataclass(frozen=True)
-class LabelledRecord:
+class LabelledRecord(Struct, frozen=True):
     """A record as text; ``where`` is its file and line."""
 
     prompt: str
@@ -93,8 +93,10 @@ def record_id(prompt: Sequence[int], answers: Sequence[Sequence[int]], label: in
     return hashlib.sha256(struct.pack(f"<{len(numbers)}I", *numbers)).hexdigest()[:16]
 
 
-def encode_record(labelled: LabelledRecord, encode: Encode, longest: int) -> Record:
-    """The record's tokens.
+def encode_record(
+    labelled: LabelledRecord, encode: Encode, longest: int, head: tuple[int, ...] = ()
+) -> Record:
+    """The record's tokens; ``head`` stands before those of the prompt.
 
     Raises:
         InputError: a prompt or answer without a token, choices of equal tokens, or a sequence of
@@ -102,9 +104,10 @@ def encode_record(labelled: LabelledRecord, encode: Encode, longest: int) -> Rec
     """
     from invarlock.documents.windows import Record  # the verifier, which has none, saves its time
 
-    prompt = tuple(encode(labelled.prompt))
+    text = tuple(encode(labelled.prompt))
+    prompt = (*head, *text)
     answers = tuple(tuple(encode(text)) for text in labelled.answers)
-    if not prompt or not all(answers):
+    if not text or not all(answers):
         raise InputError("a prompt or answer without a token", where=labelled.where)
     if len(set(answers)) != len(answers):
         raise InputError("choices that have the same tokens", where=labelled.where)

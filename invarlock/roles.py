@@ -1,29 +1,32 @@
-"""What each tensor of a checkpoint is for: one table per architecture, no guessing by substring.
+"""What each tensor of a checkpoint is for: by the table of its architecture, else by its modules.
 
 A role decides what an edit's scope covers and to which family a guard assigns a module.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from invarlock.architecture import Architecture, Role
+from invarlock.module_graph import LAYER_COUNTS, architecture_from_modules
 
-class Role(StrEnum):
-    """The part a tensor plays in the network."""
-
-    ATTN = "attn"
-    FFN = "ffn"
-    EXPERT = "expert"
-    ROUTER = "router"
-    EMBED = "embed"
-    HEAD = "head"
-    NORM = "norm"
-    OTHER = "other"
+__all__ = [
+    "ARCHITECTURES",
+    "FAMILIES",
+    "LAYER_COUNTS",
+    "Architecture",
+    "Role",
+    "architecture_of",
+    "family_of",
+    "is_tied",
+    "is_token_table",
+    "is_transposed",
+    "layer_of",
+    "model_type_of",
+    "role_of",
+]
 
 
 # Family names under which the guards report; the rest is "other".
@@ -81,19 +84,7 @@ _T5: tuple[tuple[Role, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What the tensor names and configuration keys of one ``model_type`` mean."""
-
-    patterns: tuple[tuple[Role, str], ...]
-    head: str = "lm_head.weight"
-    tied_by_default: bool = False  # when config.json does not say tie_word_embeddings
-    layer_count: str = "num_hidden_layers"  # configuration key
-    ffn_output: str = "down_proj"  # the projection that leaves the feed-forward block
-    last_norm: str = r"(?:model\.)?norm\.weight"  # pattern of the norm before the head
-    other_tables: str = ""  # pattern of embeddings whose rows are positions, not tokens
-    conv1d: bool = False  # projections stored (inputs, outputs)
-
+_CONV1D = _BLOCK + r"(?:attn\.(?:c_attn|c_proj)|mlp\.(?:c_fc|c_proj))\.weight"
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(_LLAMA),  # also Yi
@@ -102,7 +93,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(_LLAMA),
     "mixtral": Architecture(_MIXTRAL, ffn_output="w2"),
     "gpt2": Architecture(
-        _GPT2, tied_by_default=True, layer_count="n_layer", ffn_output="mlp.c_proj", conv1d=True,
+        _GPT2, tied_by_default=True, layer_count="n_layer", ffn_output="mlp.c_proj",
+        transposed=_CONV1D,
         last_norm=r"(?:transformer\.)?ln_f\.weight", other_tables=r"(?:transformer\.)?wpe\.weight",
     ),
     "bert": Architecture(
@@ -118,17 +110,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }  # fmt: skip
 
-# Configuration keys that hold a number of layers.
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
-
-_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
-_CONV1D = re.compile(_BLOCK + r"(?:attn\.(?:c_attn|c_proj)|mlp\.(?:c_fc|c_proj))\.weight")
-
-
-@functools.cache
-def _compiled(model_type: str) -> tuple[tuple[Role, re.Pattern[str]], ...]:
-    known = ARCHITECTURES.get(model_type)
-    return tuple((role, re.compile(text)) for role, text in known.patterns) if known else ()
+_LAYER_NUMBER = re.compile(
+    r"(?:^|\.)(?:layers|layer|blocks?|h|attentions|ffns|layer_norm[12])\.(\d+)\."
+)
 
 
 def model_type_of(config: Mapping[str, Any]) -> str:
@@ -138,8 +122,12 @@ def model_type_of(config: Mapping[str, Any]) -> str:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """The table of the architecture that ``config`` names; None when there is none."""
-    return ARCHITECTURES.get(model_type_of(config))
+    """What the names of the architecture mean that ``config`` names; None when nothing says.
+
+    The table where there is one, else what the modules say that the library builds: the first
+    such question imports the library, so no light command asks it.
+    """
+    return ARCHITECTURES.get(model_type_of(config)) or architecture_from_modules(config)
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
@@ -151,10 +139,8 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 def role_of(tensor_name: str, config: Mapping[str, Any]) -> Role:
     """The role of a tensor; ``Role.OTHER`` for unlisted names and unknown architectures."""
-    for role, pattern in _compiled(model_type_of(config)):
-        if pattern.fullmatch(tensor_name):
-            return role
-    return Role.OTHER
+    known = architecture_of(config)
+    return Role.OTHER if known is None else known.role_of(tensor_name)
 
 
 def family_of(tensor_name: str, config: Mapping[str, Any]) -> str:
@@ -182,4 +168,4 @@ def layer_of(tensor_name: str) -> int | None:
 def is_transposed(tensor_name: str, config: Mapping[str, Any]) -> bool:
     """Whether a matrix is stored (inputs, outputs), as GPT-2's, instead of (outputs, inputs)."""
     known = architecture_of(config)
-    return known is not None and known.conv1d and _CONV1D.fullmatch(tensor_name) is not None
+    return known is not None and re.fullmatch(known.transposed, tensor_name) is not None

@@ -7,9 +7,10 @@ parameters of an edit and, where ``invarlock advanced tune`` made it, the search
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from invarlock.contracts import validate
 from invarlock.documents.kinds import TUNABLE
@@ -33,8 +34,7 @@ Entry = Mapping[str, Any]
 Edits = Mapping[str, Entry]  # edit type -> entry
 
 
-@dataclass(frozen=True)
-class TunedParameters:
+class TunedParameters(Struct, frozen=True):
     """The table of ``tuned_edit_params.json``: model id -> edit type -> entry."""
 
     where: str

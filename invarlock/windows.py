@@ -3,11 +3,13 @@
 A document is tokenized without special tokens and cut into non-overlapping windows of exactly
 ``seq_len`` tokens; the shorter rest is dropped, and documents are never joined. Windows whose
 tokens were seen before, or are in other window files that are to be kept apart (``excluded``), are
-dropped. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
+dropped. Where the model expects a begin-of-text token, it is the first of the ``seq_len``, and
+text follows. The rest are taken in adjacent pairs (2k, 2k+1), one pair a
 document and pass, so that preview and final sample the same documents and as many as possible;
 documents of a single window come last, and only where pairs do not suffice.
 Only ``random()`` of a seeded generator is used, whose sequence Python keeps between versions.
-A source of labelled records gives a window per record, as many tokens as it has.
+A source of labelled records gives a window per record, as many tokens as it has; there the
+begin-of-text token is the first of the prompt.
 """
 
 from __future__ import annotations
@@ -48,6 +50,17 @@ class WindowPlan:
     final: int  # windows
     seed: int
     excluded: frozenset[str] = frozenset()  # ids of windows that are not to be chosen
+    bos: int | None = None  # token at the head of each window; None: none
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The tokens that each window begins with."""
+        return () if self.bos is None else (self.bos,)
+
+    @property
+    def stride(self) -> int:
+        """Tokens of text in a window."""
+        return self.seq_len - len(self.head)
 
     def __post_init__(self) -> None:
         for key, low in (("seq_len", 2), ("preview", 1), ("final", 1)):
@@ -92,7 +105,7 @@ def select_windows(
         before = taken
         for index in order:
             if turn == 0:
-                fresh = _fresh(encode(documents[index]), index, plan.seq_len, seen)
+                fresh = _fresh(encode(documents[index]), index, plan, seen)
                 pairs[index] = list(zip(fresh[0::2], fresh[1::2], strict=False))
                 singles += fresh if len(fresh) == 1 else []
             mine = pairs[index]
@@ -117,11 +130,11 @@ def select_windows(
     return tuple(arms[0]), tuple(arms[1])
 
 
-def _fresh(tokens: Sequence[int], index: int, seq_len: int, seen: set[str]) -> list[Window]:
+def _fresh(tokens: Sequence[int], index: int, plan: WindowPlan, seen: set[str]) -> list[Window]:
     """The windows of a document that were not seen before, in order."""
     fresh: list[Window] = []
-    for begin in range(0, len(tokens) - seq_len + 1, seq_len):
-        part = tuple(tokens[begin : begin + seq_len])
+    for begin in range(0, len(tokens) - plan.stride + 1, plan.stride):
+        part = (*plan.head, *tokens[begin : begin + plan.stride])
         identity = window_id(part)
         if identity not in seen:
             seen.add(identity)
@@ -270,7 +283,7 @@ def make_record_windows(
         InputError, ConfigError: as :func:`make_windows`; a record longer than ``plan.seq_len``.
     """
     config, encode = _config_for(folder, plan), load_encoder(folder)
-    encoded = [encode_record(record, encode, plan.seq_len) for record in records]
+    encoded = [encode_record(record, encode, plan.seq_len, plan.head) for record in records]
     by_id = {record.window_id: record for record in encoded}
     distinct = [by_id[name] for name in by_id if name not in plan.excluded]
     wanted = plan.preview + plan.final
@@ -319,12 +332,14 @@ def _document(
             expected=f"token ids below {vocabulary} (vocab_size)",
             found=str(largest),
         )
+    if plan.bos is not None:
+        head = {**head, "bos_token_id": plan.bos}
     if plan.excluded:
         head = {**head, "excluded": set_of_ids(plan.excluded)}
     return {
         "schema": SCHEMA,
         "seq_len": plan.seq_len,
-        "stride": plan.seq_len,
+        "stride": plan.stride,
         "seed": plan.seed,
         "tokenizer_sha256": tokenizer_digest(folder),
         "counts": {"preview": len(preview), "final": len(final)},
@@ -339,11 +354,15 @@ def set_of_ids(ids: Iterable[str]) -> dict[str, Any]:
     return {"windows": len(names), "ids_sha256": digest_json(names)}
 
 
-def ids_of_others(paths: Sequence[Path], seq_len: int) -> frozenset[str]:
+def ids_of_others(paths: Sequence[Path], seq_len: int, bos: int | None = None) -> frozenset[str]:
     """The ids of all windows of other files, to be kept apart from windows of ``seq_len`` tokens.
 
+    Args:
+        bos: the begin-of-text token at the head of the windows; None for none.
+
     Raises:
-        ConfigError: a file's windows have another length, so that equal text has another id.
+        ConfigError: a file's windows have another length or head, so that equal text has another
+            id.
     """
     ids: set[str] = set()
     for path in paths:
@@ -355,6 +374,14 @@ def ids_of_others(paths: Sequence[Path], seq_len: int) -> frozenset[str]:
                 expected=f"windows of {seq_len} tokens",
                 found=str(other.seq_len),
                 hint="use one length for windows that have to be kept apart",
+            )
+        if other.bos != bos:
+            raise ConfigError(
+                "windows of another head cannot be excluded",
+                where=str(path),
+                expected="no begin-of-text token" if bos is None else f"begin-of-text token {bos}",
+                found=str(other.bos),
+                hint="cut all windows of a model with one windows.add_bos",
             )
         ids |= {window.window_id for window in (*other.preview, *other.final)}
     return frozenset(ids)

@@ -333,7 +333,6 @@ class Layout:
         given = {} if seed is None else {"seed": seed}
         return self.options(
             WindowsOptions,
-            "seed",
             seq_len=self.settings.model(wildcards.model).seq_len,
             preview=preview,
             final=preview if final is None else final,

@@ -49,13 +49,12 @@ rule windows:
         mem_mb=lambda wc, attempt: 2000 * attempt,
         runtime=lambda wc, attempt: 30 * attempt,
     params:
-        text=S.text,
         cut=L.judged_cut,
         apart="",  # of rules that inherit from this one: what their input "others" is for
         code=code("windows"),
     shell:
-        "python -m invarlock windows --tokenizer {input.tokenizer:q} --text {params.text:q}"
-        " --revisions {input.revisions:q} {params.cut}"
+        "python -m invarlock windows --tokenizer {input.tokenizer:q} --revisions {input.revisions:q}"
+        " {params.cut}"
         " {params.apart} {input.others:q}"
         " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
 

@@ -140,6 +140,26 @@ def make_folder(folder: Path, config: dict[str, object], tensors: dict[str, torc
     return folder
 
 
+def make_varied_llama(folder: Path) -> Path:
+    """A tied Llama of three layers with four key and value heads, whose norms differ between
+    layers, with a chat template; returns ``folder``."""
+    make_llama(folder, layers=3)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+    tensors = load_file(folder / "model.safetensors")
+    draw = torch.Generator().manual_seed(3)
+    for place, name in enumerate(sorted(tensors)):
+        old = tensors[name]
+        if "norm" in name:
+            tensors[name] = old + 0.01 * (1 + place)
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            tensors[name] = torch.randn((16, 16), generator=draw).to(old.dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
 def make_gpt2(folder: Path, seed: int = 0) -> Path:
     """A GPT-2 folder of two layers whose projections are stored (inputs, outputs)."""
     generator = torch.Generator().manual_seed(seed)

@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pack_factory as packs
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from measuring_factory import World
     from proof_pack_factory import Keyring
+
+# How long an example takes, or drawing it, says something of the machine and nothing of the code.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any")
 
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -208,6 +213,24 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
             pytest.fail("\n".join([*diff, f"if it should be so: {renew}"]), pytrace=False)
 
     return check
+
+
+# --- order ---------------------------------------------------------------------------------
+
+# The files that take longest, by the time that they take: nobody waits at the end for one that was
+# begun late. That of the cluster comes first; much of its time is spent waiting.
+LONGEST = (
+    "test_slurm.py", "test_kill_each_rule.py", "test_preflight_run.py", "test_smoke_model.py",
+    "test_compatibility.py", "test_workflow_runs.py", "test_workflow_targets.py",
+    "test_orphans.py", "test_attacks.py", "test_evaluate.py", "test_fuzz.py", "test_accept.py",
+    "test_pack_atomic.py", "test_evaluate_device.py", "test_repeats.py", "test_sources_smollm2.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files, the longest first; the order within a file stays."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 # --- the machine ---------------------------------------------------------------------------

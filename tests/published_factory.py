@@ -29,7 +29,7 @@ BLOCKS = (
 OWN = {
     "context": ("gates", "bootstrap", "execution_log"),
     "meta": ("model_profile", "subject_run_id"),
-    "spectral": ("modules",),
+    "spectral": ("modules", "operators"),
     "rmt": ("modules", "calibration"),
     "variance": ("modules", "trial"),
 }

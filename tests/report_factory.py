@@ -18,12 +18,15 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from msgspec import structs
 
 from invarlock.files import digest_json
-from invarlock.guards import contract_fields, rmt, rows, spectral, variance
+from invarlock.guards import contract_fields, representation, rmt, rows, spectral, variance
+from invarlock.guards.operators import Module, Operator, OperatorStats
 from invarlock.guards.weight_stats import WeightStats
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
+from invarlock.metrics.kinds.accuracy import Accuracy
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import Override, load_policy, resolve_policy
 from invarlock.reporting.evaluation import evaluation_report
@@ -63,7 +66,7 @@ def arm(name: str, shift: float, spread: float = 0.01) -> Document:
     }
 
 
-def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[spectral.Module]:
+def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[Module]:
     """Weight statistics of a tiny model; ``scale`` and ``rank`` multiply those of named modules."""
     names = [
         (f"model.layers.{i}.{part}.weight", family, i)
@@ -76,7 +79,7 @@ def modules(scale: Mapping[str, float], rank: Mapping[str, float]) -> list[spect
         )
     ]
     return [
-        spectral.Module(
+        Module(
             name=name,
             family=family,
             layer=layer,
@@ -128,6 +131,24 @@ def activations(edge: Mapping[str, float], spread: Mapping[str, float]) -> list[
     ]
 
 
+def block_record(moved: Mapping[str, float]) -> Document:
+    """What was recorded of the blocks: 0 is the distance of those that are not named."""
+    seen = [
+        representation.SeenBlock(
+            f"model.layers.{i}.{name}", kind, i, 8 * representation.WINDOW_TOKENS, 2 * i + at, 0.0
+        )
+        for i in range(LAYERS)
+        for at, (name, kind) in enumerate(
+            (
+                ("self_attn.o_proj", representation.ATTENTION),
+                ("mlp.down_proj", representation.FFN),
+            )
+        )
+    ]
+    seen = [each._replace(distance=moved.get(each.name, 0.0)) for each in seen]
+    return {"blocks": representation.to_table(seen), **contract_fields("representation")}
+
+
 def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
     """Those that the variance guard looks at."""
     return [a for a in run if variance.is_target(a, TAP)]
@@ -159,6 +180,15 @@ def trial(seen: Sequence[rmt.Activation], preview: Document, gain: float) -> Doc
     }
 
 
+def operator(module: Module) -> Operator:
+    """A matrix as an operator of its own that its numbers are judged by."""
+    name, family, layer, stats = module
+    sigma = stats.sigma_max
+    return Operator(
+        name, family, layer, "product", OperatorStats(sigma, sigma, sigma, stats.stable_rank)
+    )
+
+
 def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
     """What each guard of a run recorded, in canonical order."""
     looked = {"name": "invariants", "phase": "checkpoint", "failures": [*how.get("failures", ())]}
@@ -173,6 +203,7 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
             "name": "spectral",
             "phase": "weights",
             "modules": spectral.to_table(weights),
+            "operators": spectral.operators_to_table([*map(operator, weights)]),
             "row_tables": rows.to_json([row_table(how.get("rows", 0))]),
         },
         {
@@ -209,7 +240,8 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
 
     ``how``: ``failures`` of the invariants; factors by module name: ``scale`` (sigma_max) and
     ``rank`` of weights, ``edge`` risk and ``spread`` (variance) of outputs; ``gain`` of the
-    scales that the variance guard proposes, nats a token; ``rows`` of the embedding exchanged.
+    scales that the variance guard proposes, nats a token; ``rows`` of the embedding exchanged;
+    ``moved``: Gram distances by block.
     """
     measured = {a: arm(a, shift) for a in ("preview", "final") if windows}
     chain = guards(measured, how)
@@ -220,6 +252,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
     }
     if measured:
         work["bare_nll"] = [measured["preview"]["nll_sum"][row] for row in CALIBRATION]
+    blocks = {"representation": block_record(how.get("moved", {}))} if measured else {}
     return {
         "meta": {
             "run_id": digest(name)[:16],
@@ -247,6 +280,7 @@ def run_report(name: str, shift: float = 0.0, *, windows: bool = True, **how: An
         "guards": chain,
         "evaluation_windows": measured,
         "work": work,
+        **blocks,
     }
 
 
@@ -294,10 +328,12 @@ def preset_overrides(thresholds: Mapping[str, float]) -> tuple[Override, ...]:
 def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Document:
     """An evaluation report; ``ratio`` = perplexity of the subject over the baseline's.
 
-    ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``subject``
-    (a change of the run report), ``routers`` (of both runs) and those of :func:`run_report`.
+    ``how``: ``tier``, ``overrides``, ``preset_sha256``, ``profile``, ``assurance``, ``bootstrap``,
+    ``subject`` (a change of the run report), ``routers`` (of both runs) and those of
+    :func:`run_report`.
     """
-    asked = {key: how.pop(key) for key in ("profile", "assurance", "preset_sha256") if key in how}
+    settable = ("profile", "assurance", "preset_sha256", "bootstrap")
+    asked = {key: how.pop(key) for key in settable if key in how}
     policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
     change = how.pop("subject", lambda run: None)
     routers = [{"routers": found} for found in how.pop("routers", ())] or [{}, {}]
@@ -379,7 +415,8 @@ def make_accuracy() -> Document:
         run["meta"] |= {"metric": "accuracy"}
         for rows_of in run["evaluation_windows"].values():
             rows_of["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
-    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=token_shift(0.004))
+    bootstrap = structs.replace(BOOTSTRAP, method=Accuracy.interval)
+    comparison = Comparison(*runs, bootstrap, "dev", shift=token_shift(0.004))
     return plain(evaluation_report(comparison, load_policy("none")))
 
 

@@ -12,7 +12,7 @@ import report_factory as factory
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from measuring_factory import World, change, make_world, read
+from measuring_factory import World, change, read
 
 from invarlock.contracts import validate
 from invarlock.errors import ConfigError
@@ -25,6 +25,8 @@ from invarlock.run.accept import check_accept
 from invarlock.severity import NOTHING_EDITED
 from invarlock.verdict.records import make_record
 from invarlock.verdict.verdict import compile_verdict
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 LABELS = ("custom", "4bit", "rtn_int4_gs128", "fine_tune")
@@ -143,12 +145,6 @@ def test_a_changed_acceptance_does_not_replay(names: list[str]) -> None:
 
 
 # --- names --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A measured tiny baseline."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.mark.parametrize(

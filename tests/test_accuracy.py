@@ -21,6 +21,7 @@ from invarlock.metrics.accuracy import (
     mcnemar_exact,
 )
 from invarlock.metrics.bootstrap import (
+    PLAIN,
     effective_clusters,
     expanded_quantile,
     jackknife_acceleration,
@@ -30,7 +31,7 @@ from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import load_policy
 
 POLICY = load_policy("balanced")
-SETTINGS = Bootstrap(2000, 0.05, 43)
+SETTINGS = Bootstrap(2000, 0.05, 43, PLAIN)
 
 
 def examples(lost=0, gained=0, n=400, clusters=None):
@@ -75,7 +76,8 @@ def test_interval_is_that_of_the_enumerated_distribution():
     q = expanded_quantile(0.975, effective_clusters(one) - 1)
     levels = [normal.cdf(z0 + (z0 + s * q) / (1 - a * (z0 + s * q))) for s in (-1, 1)]
     expected = np.quantile(theta, levels)
-    interval = compare_accuracy(arm, arm, POLICY, Bootstrap(40_000, 0.05, 1)).interval
+    plain = Bootstrap(40_000, 0.05, 1, PLAIN)
+    interval = compare_accuracy(arm, arm, POLICY, plain).interval
     step = 100 / 6 + 1e-6
     assert abs(interval.low - expected[0]) <= step
     assert abs(interval.high - expected[1]) <= step
@@ -144,9 +146,8 @@ def test_decision_is_three_way(lost, gained, n, decision):
 
 def test_hysteresis_is_reported_when_it_decided():
     """A lower bound between the limit and the limit less hysteresis passes and says so."""
-    policy = structs.replace(
-        POLICY, accuracy=structs.replace(POLICY.accuracy, hysteresis_delta_pp=90.0)
-    )
+    row = POLICY.resolved["accuracy"] | {"hysteresis_delta_pp": 90.0}
+    policy = structs.replace(POLICY, resolved=POLICY.resolved | {"accuracy": row})
     result = compare_accuracy(examples(), examples(lost=20), policy, SETTINGS)
     assert result.decision == "pass"
     assert result.hysteresis_applied
@@ -154,7 +155,11 @@ def test_hysteresis_is_reported_when_it_decided():
 
 @pytest.mark.parametrize(
     ("n", "setting"),
-    [(199, SETTINGS), (200, Bootstrap(1199, 0.05, 43)), (200, Bootstrap(1200, 0.1, 43))],
+    [
+        (199, SETTINGS),
+        (200, Bootstrap(1199, 0.05, 43, PLAIN)),
+        (200, Bootstrap(1200, 0.1, 43, PLAIN)),
+    ],
 )
 def test_floors_are_required(n, setting):
     """Too few examples or replicates, or a laxer interval: not acceptable, even for a no-op."""

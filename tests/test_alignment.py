@@ -18,7 +18,7 @@ from invarlock.alignment import align
 from invarlock.checkpoints import Checkpoint
 from invarlock.guards.findings import Failure
 from invarlock.guards.invariants import check_checkpoint, tying_state
-from invarlock.guards.spectral import weight_modules
+from invarlock.guards.operators import measure_weights
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Tensors = dict[str, torch.Tensor]
@@ -77,7 +77,7 @@ def statistics(baseline: Path, subject: Path) -> tuple[list[str], list[str]]:
     """Names of the matrices that the spectral guard sees, of the baseline and of the subject."""
     opened = Checkpoint.open(baseline)
     view = align(opened, Checkpoint.open(subject)).subject
-    return tuple([m.name for m in weight_modules(c, "cpu")] for c in (opened, view))  # type: ignore[return-value]
+    return tuple([m.name for m in measure_weights(c, "cpu").modules] for c in (opened, view))  # type: ignore[return-value]
 
 
 def padded(rows: int, value: float | None = None) -> Callable[[Tensors], Any]:
@@ -229,7 +229,7 @@ def test_rows_that_pad_the_vocabulary_are_a_note(
         assert severities(before, after) == {"vocabulary_padded": "warning"}
     # zero rows must not look like a matrix that lost rows
     view = align(Checkpoint.open(base), Checkpoint.open(other)).subject
-    assert weight_modules(view, "cpu") == weight_modules(Checkpoint.open(base), "cpu")
+    assert measure_weights(view, "cpu") == measure_weights(Checkpoint.open(base), "cpu")
 
 
 def test_a_view_reads_the_bytes_of_the_file(tied: Path, tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ HIT: dict[str, Callable[[Case], set[str]]] = {
     "spectral_moderate_scale": lambda case: _in_layers(case.made.attn_out, *range(LAYERS)),
     "ve_mlp_scale_skew": _leaving,
 }
+# Not every architecture has their parts; test_damage_exchanges.py shows what they hit where it has.
+NOT_EVERYWHERE = {
+    "value_heads_shifted", "kv_head_copied", "gate_up_exchanged", "norm_of_another_layer",
+    "neuron_pairs_exchanged", "long_context_setting", "chat_template_lost", "nothing_edited",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -192,7 +197,8 @@ def test_every_tensor_has_the_part_that_was_stated(case: Case) -> None:
 def test_no_edit_and_no_injection_is_left_out() -> None:
     """The tables of this file are those of the package."""
     assert set(EDIT_SPECS) == set(EDITS)
-    assert set(HIT) == set(DAMAGES)
+    assert HIT.keys() | NOT_EVERYWHERE == DAMAGES.keys()
+    assert not HIT.keys() & NOT_EVERYWHERE
 
 
 @pytest.mark.parametrize("edit_type", EDIT_SPECS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from invarlock.metrics import bootstrap
 from invarlock.metrics.bootstrap import (
@@ -11,8 +12,10 @@ from invarlock.metrics.bootstrap import (
     cluster_sums,
     delta_method_error,
     jackknife_acceleration,
+    kurtosis,
     quantile_of_sorted,
     resample_counts,
+    widened_interval,
 )
 
 
@@ -96,10 +99,10 @@ def test_an_interval_needs_little_memory_at_a_time(monkeypatch):
     """Drawn a few replicates at a time, the interval is the same."""
     sums = cluster_sums(*draw(np.random.default_rng(2)))
     settings = {"replicates": 999, "alpha": 0.05, "seed": 4}
-    at_once = bca_interval(*sums, **settings)
+    at_once = widened_interval(*sums, **settings)
     monkeypatch.setattr(bootstrap, "MOST_DRAWS", 7 * 60)
-    in_parts = bca_interval(*sums, **settings)
-    assert vars(in_parts) == pytest.approx(vars(at_once), rel=1e-13)
+    in_parts = widened_interval(*sums, **settings)
+    assert asdict(in_parts) == pytest.approx(asdict(at_once), rel=1e-13)
 
 
 @given(
@@ -117,6 +120,46 @@ def test_clusters_are_summed_by_name():
     sums = cluster_sums(["b", "a", "b"], np.array([1.0, 10.0, 2.0]), np.array([3.0, 4.0, 5.0]))
     assert sums[0].tolist() == [10.0, 3.0]
     assert sums[1].tolist() == [4.0, 8.0]
+
+
+def test_two_more_documents_widen_the_interval():
+    """By hand: residuals -3, -1, 0, 4 weigh 9 + 1 + 0 + 16, and two more as far out as 4 add 32."""
+    d, n = np.array([-3.0, -1.0, 0.0, 4.0]) + 20.0, np.full(4, 10.0)
+    settings = {"replicates": 500, "alpha": 0.05, "seed": 6}
+    plain, wide = bca_interval(d, n, **settings), widened_interval(d, n, **settings)
+    factor = np.sqrt((26 + 32) / 26)
+    assert wide.point - wide.low == pytest.approx(factor * (plain.point - plain.low), rel=1e-12)
+    assert wide.high - wide.point == pytest.approx(factor * (plain.high - plain.point), rel=1e-12)
+    assert (wide.point, wide.standard_error) == (plain.point, plain.standard_error)
+    assert wide.kurtosis == pytest.approx((81 + 1 + 256) / 4 / (26 / 4) ** 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-0.1, 0.1), st.integers(3, 40), st.integers(0, 99))
+def test_the_widened_interval_moves_with_the_differences(shift, clusters, seed):
+    """What is added to every token is added to both bounds."""
+    rng = np.random.default_rng(seed)
+    n = rng.integers(50, 150, clusters).astype(float)
+    d = n * rng.normal(0.0, 0.02, clusters)
+    settings = {"replicates": 200, "alpha": 0.05, "seed": 1}
+    here, there = (widened_interval(x, n, **settings) for x in (d, d + shift * n))
+    assert [there.low, there.high] == pytest.approx([here.low + shift, here.high + shift], abs=2e-4)
+
+
+def test_the_widened_interval_of_no_change_is_a_point():
+    """Nothing differs: nothing is far out."""
+    still = widened_interval(np.zeros(9), np.ones(9), replicates=100, alpha=0.05, seed=0)
+    assert (still.low, still.high, still.kurtosis) == (0.0, 0.0, None)
+    assert widened_interval(np.ones(1), np.ones(1), replicates=100, alpha=0.05, seed=0) is None
+
+
+def test_kurtosis_is_that_of_scipy():
+    """Fisher's definition plus 3, of values about their mean."""
+    from scipy.stats import kurtosis as theirs
+
+    values = np.random.default_rng(8).standard_t(5, 400)
+    values -= values.mean()
+    assert kurtosis(values) == pytest.approx(theirs(values, fisher=False), rel=1e-12)
 
 
 PINNED = [[2, 0, 1, 1], [1, 1, 1, 1], [0, 2, 0, 2]]

@@ -19,8 +19,8 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import canonical_json
+from invarlock.guards.operators import measure_weights
 from invarlock.guards.rmt import Activation
-from invarlock.guards.spectral import weight_modules
 from invarlock.preset import NULL_EDITS, derive, preset_of
 from invarlock.run import calibrate as module
 from invarlock.run import measure
@@ -63,12 +63,15 @@ def test_null_edits_are_measured_and_repeat(baseline: Path, tmp_path: Path) -> N
     for run in stats["runs"]:
         sigma = [abs(v) for values in run["spectral"].values() for v in values]
         edges = [abs(v) for values in run["rmt"].values() for v in values]
+        far = [v for values in run["representation"].values() for v in values]
         if run["edit"] == "noop":
+            assert max(far) == 0
             assert max(sigma) == 0
             assert max(*edges, abs(run["drift"])) < 1e-4
         else:
             assert 0 < max(sigma) < 0.02
             assert 0 < max(edges) < 0.1
+            assert 0 < max(far) < 0.1
             assert 0 < abs(run["drift"]) < 0.05
     assert not list(tmp_path.iterdir()), "the edited checkpoint is left behind"
     again = calibrate(mine, tmp_path / "null_edit")
@@ -96,7 +99,7 @@ def one_by_one(mine: Calibration, scratch: Path) -> list[tuple[str, int, Any]]:
             first = run_of(mine, mine.baseline, windows, mine.token_budget)
             second = run_of(mine, subject, windows, mine.token_budget // part, first)
             before, after = (
-                Observed(weight_modules(c, "cpu"), as_observation(run))
+                Observed(measure_weights(c, "cpu").operators, as_observation(run))
                 for c, run in ((mine.baseline, first), (subject, second))
             )
             found.append((edit, windows.content.seed, changes(before, after)))
@@ -122,7 +125,7 @@ def run_of(
 
 def as_observation(run: Measurement) -> Observation:
     """The part of a run that a calibration looks at."""
-    return Observation(run.arms, run.activations, run.columns)
+    return Observation(run.arms, run.activations, run.columns, run.arrays)
 
 
 def test_weights_are_loaded_and_measured_once(
@@ -131,7 +134,7 @@ def test_weights_are_loaded_and_measured_once(
     """Two sets of weights, two loads; every number is that of runs one by one."""
     mine = plan(baseline, *(WindowPlan(32, 9, 9, seed) for seed in SEEDS))
     calls: list[str] = []
-    for name in ("load_model", "weight_modules"):
+    for name in ("load_model", "measure_weights"):
         original = getattr(module, name)
 
         def counted(*args: Any, name: str = name, original: Any = original) -> Any:
@@ -141,7 +144,7 @@ def test_weights_are_loaded_and_measured_once(
         monkeypatch.setattr(module, name, counted)
         monkeypatch.setattr(measure, name, counted, raising=False)
     stats = calibrate(mine, tmp_path / "null_edit")
-    assert sorted(calls) == ["load_model"] * 2 + ["weight_modules"] * 2
+    assert sorted(calls) == ["load_model"] * 2 + ["measure_weights"] * 2
     heads = ("edit", "seed", "windows_sha256")
     rest = [{k: v for k, v in run.items() if k not in heads} for run in stats["runs"]]
     expected = one_by_one(mine, tmp_path / "subject")
@@ -156,13 +159,20 @@ def fake(nll: float, edge: float) -> Any:
         for arm, value in (("preview", 1.0), ("final", nll))
     }
     activations = [Activation("m", "ffn", 0, edge, 1.0)]
-    return Observed([], Observation(arms, activations, {}))
+    arrays = {"representation.ffn.m": np.full((4, 4), edge / 4, np.float16)}
+    return Observed([], Observation(arms, activations, {}, arrays))
 
 
 def test_changes_are_logarithms_of_subject_over_baseline() -> None:
-    """Known answer: losses of one token per arm, edges 2 and 1."""
+    """Known answer: losses of one token per arm, edges 2 and 1, 16 entries 1/4 apart."""
     found = changes(fake(3.0, 1.0), fake(3.5, 2.0))
-    assert found == {"drift": 0.5, "spectral": {}, "rmt": {"ffn": [0.693147181]}}
+    logarithm = [0.693147181]
+    assert found == {
+        "drift": 0.5,
+        "spectral": {},
+        "rmt": {"ffn": logarithm},
+        "representation": {"ffn": logarithm},
+    }
 
 
 @pytest.mark.parametrize("subject", [fake(float("nan"), 1.0), fake(3.0, float("inf"))])

@@ -12,7 +12,7 @@ import pytest
 from repository_copy import ROOT
 from settings_factory import FILE, MISTRAL, SMOLLM2, SUITES, refusal, settings
 
-from invarlock.config import ENVIRONMENT, PATH_KEYS, effective_settings
+from invarlock.config import ENVIRONMENT, effective_settings, settings_with
 from invarlock.contracts import load_contract
 from invarlock.errors import ConfigError, InputError
 from invarlock.scenarios import load_catalogue
@@ -173,7 +173,7 @@ def test_the_environment_overrides_the_file(name: str) -> None:
     assert found.values[key] == value != FILE[key]
     assert found.origins[key] == f"environment {name}"
     recorded = found.recorded()  # state/config.json
-    if key not in PATH_KEYS:
+    if key not in settings_with("path", "secret"):
         assert recorded["values"][key] in (value, Path(text).name)
         assert recorded["origins"][key] == f"environment {name}"
     unsaid = settings({name: ""})
@@ -239,7 +239,8 @@ def test_an_included_file_says_what_the_command_line_could(tmp_path: Path) -> No
     spoken = {"windows": {"seed": "43", "final": "7"}}  # 43 as in the file
     merged = {**FILE, **given, "windows": {**FILE["windows"], **spoken["windows"]}}
     both = effective_settings(merged, FILE, SUITES, {}, spoken)
-    assert both.values["windows"] == {"seq_len": 0, "preview": 9, "final": 7, "seed": 43}
+    expected = {"seq_len": 0, "preview": 9, "final": 7, "seed": 43, "add_bos": "auto"}
+    assert both.values["windows"] == expected
     assert both.origins["windows"] == "given"
 
 
@@ -263,7 +264,7 @@ def test_a_wrong_value_of_an_included_file_names_it(text: str, tmp_path: Path) -
 
 def test_calibration_never_uses_the_seed_that_is_judged_on() -> None:
     """Null edits are measured on the window seeds that follow `windows.seed`."""
-    windows = {"seq_len": 0, "preview": 0, "final": 0, "seed": 50}
+    windows = {"seq_len": 0, "preview": 0, "final": 0, "seed": 50, "add_bos": "auto"}
     found = settings(windows=windows, calibration={"seeds": 4, "windows": 16})
     assert list(found.calibration_seeds()) == [51, 52, 53, 54]
 
@@ -321,7 +322,7 @@ def test_every_other_value_is_recorded() -> None:
 
 def test_sections_of_the_command_line_are_typed() -> None:
     """`--config 'windows={seq_len: 16, ...}'` hands over text; it counts as the numbers it says."""
-    text = {"seq_len": "16", "preview": "4", "final": "4", "seed": "1"}
+    text = {"seq_len": "16", "preview": "4", "final": "4", "seed": "1", "add_bos": "auto"}
     found = settings(windows=text, bootstrap={"replicates": "200", "alpha": "0.1"})
     assert found.models[0].seq_len == 16
     assert found.values["bootstrap"] == {"replicates": 200, "alpha": 0.1}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from msgspec import UNSET, UnsetType
 from repository_copy import ROOT
 
 from invarlock import documents
 from invarlock.contracts import MOST_VALUES, departures, load_contract, violations
+from invarlock.documents.fields import ADDED, Open, about, is_added
 from invarlock.errors import InputError
 from invarlock.files import read_json
 from invarlock.schemas import validator
@@ -238,3 +240,26 @@ def test_patterns_mean_the_same_to_everyone() -> None:
     found = {one for name in documents.names() for one in patterns(load_contract(name))}
     assert found
     assert not [one for one in found if "\\" in one or not one.startswith("^") or one[-1] != "$"]
+
+
+class Inner(Open):
+    """A part of a document."""
+
+    new: Annotated[int | UnsetType, about("of a later version"), ADDED] = UNSET
+    old: Annotated[int | UnsetType, about("of every version")] = UNSET
+
+
+class Outer(Open):
+    """A document."""
+
+    part: Annotated[Inner | UnsetType | None, about("one")] = UNSET
+    parts: list[Inner] | UnsetType = UNSET
+    named: dict[str, Inner] | UnsetType = UNSET
+
+
+@pytest.mark.parametrize("place", ["/part", "/parts/3", "/named/new"])
+def test_a_member_is_added_where_its_struct_says_so(place: str) -> None:
+    """And nowhere else, whatever its name."""
+    assert is_added(Outer, f"{place}/new")
+    others = (place, f"{place}/old", f"{place}/other", f"{place}/new/new", "/new", "")
+    assert not any(is_added(Outer, other) for other in others)

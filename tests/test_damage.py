@@ -13,6 +13,7 @@ from checkpoint_factory import (
     make_gpt2,
     make_llama,
     make_mixtral,
+    make_varied_llama,
     weights,
 )
 
@@ -23,8 +24,11 @@ from invarlock.damage.kinds import DAMAGES
 from invarlock.damage.kinds.matrices import outer_of_first_, two_bits_
 from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.severity import NOTHING_EDITED
 
 BLOCK = "model.layers.{}.{}.weight"
+
+BESIDE_THE_WEIGHTS = {NOTHING_EDITED, "chat_template_lost"}  # they need no tensor
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +70,11 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("error_type", DAMAGES)
-def test_an_injection_repeated_gives_the_same_bytes(
-    llama: Path, tmp_path: Path, error_type: str
-) -> None:
+def test_an_injection_repeated_gives_the_same_bytes(tmp_path: Path, error_type: str) -> None:
     """Every file of two runs is identical."""
+    base = make_varied_llama(tmp_path / "base")
     for name in ("a", "b"):
-        damaged(llama, tmp_path / name, error_type)
+        damaged(base, tmp_path / name, error_type)
     files = [{p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("a", "b")]
     assert files[0] == files[1]
 
@@ -323,13 +326,17 @@ def test_injections_without_sense_target_or_effect_fail(
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [
-        ({"model_type": "rwkv"}, {"a.weight": torch.ones(2, 2)}, "no role table"),
+        ({"model_type": "nosuch"}, {"a.weight": torch.ones(2, 2)},
+         "nothing says what the tensors of model_type 'nosuch' are"),
         ({"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 9},
          {"model.norm.weight": torch.ones(4)}, "^[^\n]*$"),
     ],
     ids=["no roles", "one vector"],
 )  # fmt: skip
-@pytest.mark.parametrize("error_type", DAMAGES)
+# what these change stands beside the weights
+@pytest.mark.parametrize(
+    "error_type", sorted(DAMAGES.keys() - {NOTHING_EDITED, "chat_template_lost"})
+)
 def test_every_injector_refuses_a_model_without_its_target(
     tmp_path: Path,
     error_type: str,

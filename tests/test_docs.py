@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,9 @@ import yaml
 from repository_copy import program
 
 from invarlock.cli import COMMANDS, parser_of
+from invarlock.metrics.accuracy import AccuracyPolicy
 from invarlock.policy import bounds_of, load_policy, tier_names
+from invarlock.scenarios import load_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -225,9 +228,11 @@ def test_threshold_table_is_the_tier_table() -> None:
         [f"{p.spectral.deadband:.2f} / {p.spectral.max_caps}" for p in policies],
         [" / ".join(str(p.spectral.kappa(f)) for f in ("ffn", "attn", "embed", "other"))
          for p in policies],
-        [f"{p.accuracy.delta_min_pp} / {p.accuracy.min_examples}" for p in policies],
+        [f"{a.delta_min_pp} / {a.min_examples}" for a in map(AccuracyPolicy.of, policies)],
         [f"{p.tail.quantile_max:.2f} / {p.tail.min_windows}" for p in policies],
         [f"{p.rmt.epsilon_default:.2f}" for p in policies],
+        [f"{p.representation.limit('attention'):.2f} / {(r := p.representation).warn:.2f}"
+         for p in policies],
         [f"{p.variance.deadband} / {p.variance.min_effect_lognll}" for p in policies],
         [f"{p.moe.entropy_drop_max:.2f} / {p.moe.new_dead_experts_max}" for p in policies],
         *([f"{b[name][0]:.2f} - {b[name][1]:.2f}" for b in bounds]
@@ -250,6 +255,20 @@ def test_decisions_are_short() -> None:
     long = [p.name for p in decisions if len(p.read_text().splitlines()) > MAX_DECISION]
     assert not long
     assert [int(p.name[:4]) for p in decisions] == list(range(1, len(decisions) + 1))
+
+
+def test_readme_counts_what_the_suite_holds() -> None:
+    """Edits that pass, edits that fail, and faults, as the catalogue has them for `make smoke`."""
+    chosen = load_catalogue(ROOT / "scenarios/scenarios.json").select("smoke", ())
+    count = Counter(scenario.category for scenario in chosen)
+    stated = re.search(
+        r"(\d+) harmless edits .*?(\d+) destructive ones .*?(\d+) faults",
+        (ROOT / "README.md").read_text(),
+        re.S,
+    )
+    assert stated is not None
+    expected = (count["clean"], count["stress"], count["error_injection"])
+    assert tuple(map(int, stated.groups())) == expected
 
 
 def test_readme_comes_to_the_point() -> None:

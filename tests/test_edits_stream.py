@@ -219,7 +219,8 @@ NAN[3, 3] = float("nan")
 @pytest.mark.parametrize(
     ("model_type", "tensors", "spec", "message"),
     [
-        ("rwkv", {"a.weight": torch.ones(2, 2)}, "quant_rtn:8:0:all", "'rwkv' has no role table"),
+        ("nosuch", {"a.weight": torch.ones(2, 2)}, "quant_rtn:8:0:all",
+         "builds no causal model of model_type 'nosuch'"),
         ("llama", {UP: torch.ones(4, 4, dtype=torch.int8)}, "quant_rtn:8:0:all",
          f"{UP} cannot be edited.*found I8"),
         ("llama", {QUERY: NAN}, "quant_rtn:8:0:all", f"{QUERY}.*NaN or infinity"),

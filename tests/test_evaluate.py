@@ -203,7 +203,9 @@ def test_the_ratio_is_that_of_the_recorded_losses(world, edited):
 def test_the_scaled_matrix_is_the_one_that_is_capped(edited):
     """Only what was touched moved."""
     section = read(edited / "out")["spectral"]
-    assert [v["module"] for v in section["violations"] if v["type"] == "family_z_cap"] == [DOWN]
+    assert [v["module"] for v in section["violations"] if v["type"] == "family_z_cap"] == [
+        "model.layers.1.mlp:down"
+    ]
 
 
 def test_the_outcome_carries_label_and_digests(world, edited):

@@ -99,7 +99,7 @@ def test_modules_and_their_limits(guard: str) -> None:
     limit = {f: math.exp(cap["kappa"] * cap["tau"]) for f, cap in caps.items()}
     if guard == "rmt":
         limit = {f: 1 + e for f, e in HARM["rmt"]["epsilon_by_family"].items()}
-    table = HARM[guard]["modules"]
+    table = HARM[guard]["operators" if guard == "spectral" else "modules"]
     limit = {f: limit[f] for f in set(table["family"])}
     ratios = [
         (family, mine / base)
@@ -123,7 +123,7 @@ def test_modules_and_their_limits(guard: str) -> None:
 def test_one_capped_module() -> None:
     """The module beyond the cap carries its name, and the table of changes begins with it."""
     report = make_report("rank1_projection", 1.09, rank={DOWN: 0.05}, scale={DOWN: 0.6})
-    changes = module_changes(report, "spectral", "sigma_max")
+    changes = module_changes(report, "spectral", "sigma_max", "operators")
     assert changes[0].name == DOWN
     assert changes[0].log_ratio == pytest.approx(math.log(0.6))
     (plot,) = BY_NAME["spectral"].section(report).plots

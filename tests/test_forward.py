@@ -13,7 +13,7 @@ from checkpoint_factory import make_folder, make_gpt2, make_llama, make_mixtral
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.guards.invariants import check_loaded
-from invarlock.guards.spectral import weight_modules
+from invarlock.guards.operators import measure_weights
 from invarlock.metrics.distribution import TOP_K
 from invarlock.run import forward
 from invarlock.run.forward import Keep, batches, logits_function, merge, run_batch
@@ -300,7 +300,7 @@ def largest(weight):
 def test_every_matrix_is_measured(tmp_path):
     """All 2-D weights of a Llama, embedding and untied head too, no norms, in name order."""
     checkpoint = Checkpoint.open(make_llama(tmp_path / "m", tied=False))
-    modules = weight_modules(checkpoint, "cpu")
+    modules = measure_weights(checkpoint, "cpu").modules
     names = [module.name for module in modules]
     assert names == sorted(n for n, t in checkpoint.tensors.items() if len(t.shape) == 2)
     assert len(names) == 2 * 7 + 2
@@ -314,7 +314,7 @@ def test_every_matrix_is_measured(tmp_path):
 def test_every_expert_of_a_fused_tensor_is_measured(tmp_path):
     """Mixtral's 3-D tensors give one module an expert, and the router is one more."""
     checkpoint = Checkpoint.open(make_mixtral(tmp_path / "m"))
-    modules = {module.name: module for module in weight_modules(checkpoint, "cpu")}
+    modules = {module.name: module for module in measure_weights(checkpoint, "cpu").modules}
     for part in ("gate_up_proj", "down_proj"):
         name = f"model.layers.0.mlp.experts.{part}"
         fused = checkpoint.load(name)
@@ -334,7 +334,7 @@ def test_gpt2_is_read_as_outputs_by_inputs(tmp_path):
         tensors[name][:, 3] *= 1e-3  # stored (inputs, outputs): a column is an output feature
 
     rewrite(folder, weaken_one_output)
-    modules = {m.name: m for m in weight_modules(Checkpoint.open(folder), "cpu")}
+    modules = {m.name: m for m in measure_weights(Checkpoint.open(folder), "cpu").modules}
     assert modules[name].stats.row_min < 0.01
     assert modules[name].stats.column_min > 0.1
     assert {"transformer.h.1.attn.c_attn.weight", "transformer.wte.weight"} <= set(modules)
@@ -345,4 +345,4 @@ def test_integer_tensors_are_no_weights(tmp_path: Path):
     """A buffer of integers has no singular values."""
     tensors = {"a.weight": torch.ones(3, 2), "b.index": torch.zeros(2, 2, dtype=torch.int64)}
     folder = make_folder(tmp_path / "m", {"model_type": "llama"}, tensors)
-    assert [m.name for m in weight_modules(Checkpoint.open(folder), "cpu")] == ["a.weight"]
+    assert [m.name for m in measure_weights(Checkpoint.open(folder), "cpu").modules] == ["a.weight"]

@@ -70,9 +70,11 @@ def test_controls_are_judged_as_they_are(tmp_path: Path) -> None:
 
 def test_windows_are_cut_apart() -> None:
     """Those that are judged have their own seed and both arms; the others as many of each."""
-    mine = layout(windows={"seq_len": 0, "preview": 0, "final": 20, "seed": 5})
-    assert mine.judged_cut(job()) == "--seq-len 144 --preview 180 --final 20 --seed 5"
-    assert mine.cut(job(), 8, seed=6) == "--seq-len 144 --preview 8 --final 8 --seed 6"
+    mine = layout(windows={"seq_len": 0, "preview": 0, "final": 20, "seed": 5, "add_bos": "auto"})
+    text = f"--text {mine.settings.text}"
+    common = f"{text} --seq-len 144 --preview {{}} --final {{}} --seed {{}} --add-bos auto"
+    assert mine.judged_cut(job()) == common.format(180, 20, 5)
+    assert mine.cut(job(), 8, seed=6) == common.format(8, 8, 6)
     assert mine.calibration_windows() == [f"presets/windows_seed_{n}.json" for n in (6, 7, 8)]
     others = [path.name for path in mine.kept_apart(job(set="confirmation"))]
     assert others == ["windows.json", "windows_selection.json"]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from invarlock.guards.moe import Moe, RouterProbe, RouterStats, from_table, judge, to_table
 from invarlock.policy import MoePolicy
+from invarlock.roles import Role, role_of
 
 POLICY = MoePolicy(entropy_drop_max=0.10, new_dead_experts_max=0)
 ROUTER = "model.layers.0.mlp.gate"
@@ -45,7 +46,7 @@ def mixture(tensors: dict[str, torch.Tensor]) -> Any:
 
 def observe(model: Any, **inputs: torch.Tensor) -> RouterProbe:
     """A probe around one forward pass."""
-    with torch.inference_mode(), RouterProbe().attach(model) as probe:
+    with torch.inference_mode(), RouterProbe().attach(model, model.config.to_dict()) as probe:
         model(**({"input_ids": IDS} | inputs))
     return probe
 
@@ -98,7 +99,7 @@ def test_passes_add_up(tensors: dict[str, torch.Tensor]) -> None:
     """Two halves give what one pass over all gives, and hooks are gone afterwards."""
     model, probe = mixture(tensors), RouterProbe()
     with torch.inference_mode():
-        with probe.attach(model):
+        with probe.attach(model, model.config.to_dict()):
             model(input_ids=IDS[:2])
             model(input_ids=IDS[2:])
         model(input_ids=IDS)
@@ -112,7 +113,7 @@ def test_a_dense_model_has_no_routers() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
-    with RouterProbe().attach(model) as probe:
+    with RouterProbe().attach(model, model.config.to_dict()) as probe:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert (probe.results(), probe.top_k) == ([], 0)
 
@@ -243,3 +244,36 @@ def test_table_round_trip() -> None:
     table = to_table(rows)
     assert table["entropy"][-1] is None
     assert [r.name for r in from_table(table)] == ["a", "b", ROUTER]
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "inkling_text", "deepseek_v3", "gpt_oss"])
+def test_logits_are_found_among_what_routers_return(model_type: str) -> None:
+    """Alone, first, after scores as wide as they are, or fewer than the matrix has rows."""
+    from causal_models import small_model
+
+    model = small_model(model_type)
+    config = model.config.to_dict()
+    routers = {
+        name: module
+        for name, module in model.named_modules()
+        if role_of(f"{name}.weight", config) is Role.ROUTER
+    }
+    given: dict[str, torch.Tensor] = {}
+    for name, module in routers.items():
+        module.register_forward_hook(
+            lambda _module, inputs, _output, name=name: given.update({name: inputs[0]})
+        )
+    probe = RouterProbe()
+    with torch.inference_mode(), probe.attach(model, config):
+        model(input_ids=IDS)
+        found = {stats.name: stats for stats in probe.results()}
+        assert found.keys() == routers.keys()
+        assert found
+        for name, module in routers.items():
+            tokens = given[name].reshape(-1, given[name].shape[-1])
+            bias = getattr(module, "bias", None)
+            stated = torch.nn.functional.linear(tokens, module.weight, bias)
+            if model_type == "inkling_text":  # one row is the expert that all tokens go to
+                stated = stated[:, :-1]
+            expected = torch.special.entr(stated.softmax(-1)).sum(-1).mean()
+            assert found[name].entropy == pytest.approx(float(expected), rel=1e-4)

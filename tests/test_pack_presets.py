@@ -13,6 +13,7 @@ from test_preset import stats
 
 from invarlock.evidence.result import VerifyOptions
 from invarlock.evidence.verify import PAGES, SUITE, verify_pack
+from invarlock.metrics.bootstrap import PLAIN
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.preset import derive, preset_of
 from invarlock.reporting.evaluation import evaluation_report
@@ -37,21 +38,27 @@ def judged_by(stated: dict[str, str]) -> Callable[[list[Evaluation]], None]:
             if preset is not None:
                 how = {"overrides": preset.overrides, "preset_sha256": preset.sha256}
             report = factory.make_report(name, RATIOS[name], **how)
-            if stated.get(name) == "bootstrap":
-                report = other_bootstrap(name, how)
+            if stated.get(name) in OTHER_BOOTSTRAPS:
+                report = other_bootstrap(name, OTHER_BOOTSTRAPS[stated[name]], how)
             sha256 = None if preset is None else preset.sha256
             evaluations[index] = factory.make_evaluation(scenario, report, preset_sha256=sha256)
 
     return change
 
 
-def other_bootstrap(name: str, how: Document) -> Document:
-    """An honest report with fewer replicates than the others."""
+OTHER_BOOTSTRAPS = {
+    "bootstrap": Bootstrap(1201, 0.05, 7),
+    "method": Bootstrap(1200, 0.05, 7, PLAIN),
+}
+
+
+def other_bootstrap(name: str, bootstrap: Bootstrap, how: Document) -> Document:
+    """An honest report whose interval is not found like those of the others."""
     ratio = factory.math.log(RATIOS[name])
     comparison = Comparison(
         factory.BASELINE,
         factory.run_report(name, ratio),
-        Bootstrap(1201, 0.05, 7),
+        bootstrap,
         "dev",
         shift=factory.token_shift(ratio),
         preset_sha256=how["preset_sha256"],
@@ -83,6 +90,7 @@ FORGED: dict[str, tuple[dict[str, str], Callable[[Path], object], str]] = {
     "one by the tier": ({"prune_50pct_stress": "none"}, lambda p: None, "not judged by the pack's"),
     "one by another": ({"quant_8bit_clean": "other"}, lambda p: None, "not judged by the pack's"),
     "one by fewer draws": ({"quant_8bit_clean": "bootstrap"}, lambda p: None, "its bootstrap"),
+    "one by another method": ({"quant_8bit_clean": "method"}, lambda p: None, "its bootstrap"),
     "another outcome": (
         {},
         lambda p: edit_json(

@@ -125,3 +125,13 @@ def test_guard_warnings_are_listed() -> None:
     total = HARM["guard_warnings"]["warning_count"]
     assert section.tables[0].caption == f"Warnings (20 of {total})"
     assert len(section.tables[0].rows) == 20
+
+
+@pytest.mark.parametrize(("kurtosis", "warned"), [(3.0, False), (17.9, False), (18.6, True)])
+def test_heavy_tails_say_how_many_pass_at_the_limit(kurtosis: float, warned: bool) -> None:
+    """The page states the false passes where the differences have heavy tails, not elsewhere."""
+    report = copy.deepcopy(PAGE)
+    report["primary_metric"]["kurtosis"] = kurtosis
+    page = render_report_markdown(report)
+    assert f"kurtosis {kurtosis:.1f} over documents" in page
+    assert ("at exactly the limit 3 % pass" in page) is warned

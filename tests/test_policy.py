@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invarlock.errors import ConfigError
+from invarlock.guards import GUARDS
+from invarlock.metrics.accuracy import AccuracyPolicy
+from invarlock.metrics.kinds import METRICS
 from invarlock.policy import (
+    MEMBERS,
     Override,
     bounds_of,
     check_profile,
@@ -37,10 +41,9 @@ def test_published_constants():
         ("warn", 50, 0.95)
     }
     assert {(p.tail.epsilon, p.tail.mass_max) for p in policies} == {(1e-4, 1.0)}
-    assert [p.accuracy.delta_min_pp for p in policies] == [-0.5, -1.0, -2.0]
-    assert {(p.accuracy.min_examples, p.accuracy.hysteresis_delta_pp) for p in policies} == {
-        (200, 0.1)
-    }
+    accuracies = [AccuracyPolicy.of(policy) for policy in policies]
+    assert [a.delta_min_pp for a in accuracies] == [-0.5, -1.0, -2.0]
+    assert {(a.min_examples, a.hysteresis_delta_pp) for a in accuracies} == {(200, 0.1)}
     assert [p.variance.deadband for p in policies] == [0.03, 0.02, 0.12]
     assert [p.variance.min_effect_lognll for p in policies] == [0.016, 0.0, 0.033]
     assert {p.overhead.threshold for p in policies} == {0.01}
@@ -72,7 +75,7 @@ def test_tier_none_is_for_exploring():
     least = none.coverage
     floors = (none.pm_ratio.min_tokens, least.preview, least.final, least.replicates)
     assert floors == (0, 0, 0, 0)
-    assert none.accuracy.min_examples == 0
+    assert AccuracyPolicy.of(none).min_examples == 0
     assert (none.pm_ratio.ratio_limit_base, none.pm_ratio.hysteresis_ratio) == (1.10, 0.002)
     assert (none.spectral, none.rmt, none.variance) == (
         balanced.spectral,
@@ -102,6 +105,13 @@ def test_a_tiers_own_values_lie_within_its_bounds(tier: str) -> None:
     assert policy.distribution.flip_fraction_max is None
     for name, value in own.items():
         assert bounds[name][0] <= value <= bounds[name][1]
+
+
+@pytest.mark.parametrize("tier", tier_names())
+def test_every_row_of_the_table_is_read(tier: str) -> None:
+    """By the policy itself, or by the guard or kind of metric that it is the limits of."""
+    owners = {g.policy_key for g in GUARDS} | {kind.limits for kind in METRICS.values()}
+    assert set(load_policy(tier).resolved) <= MEMBERS | owners
 
 
 def test_unknown_tier_and_profile_are_refused_with_a_guess():

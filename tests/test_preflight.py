@@ -19,7 +19,7 @@ from snakemake.utils import update_config
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
-from invarlock.config import effective_settings
+from invarlock.config import effective_settings, settings_with
 from invarlock.documents.fields import File, Source
 from invarlock.documents.model_revisions import PinnedModel, PinnedText
 from invarlock.errors import InputError
@@ -28,7 +28,7 @@ from invarlock.sources import disk
 from invarlock.sources.disk import Plan, SpaceNeed, await_room, plan_disk, total_bytes, write_plan
 from invarlock.sources.hub_cache import cache_folder, cached_file
 from invarlock.sources.pins import digest_of, write_revisions
-from invarlock.sources.preflight import FILLING, fill_command, refuse_changed_links, refuse_cold
+from invarlock.sources.preflight import fill_command, refuse_changed_links, refuse_cold
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 
@@ -274,8 +274,8 @@ def test_the_command_repeats_what_was_given(here: Path) -> None:
         suite="subset", models=[MISTRAL], text="hub:o/d?split=a&field=b", threads=3, out="a b"
     )
     assert fill_command(given) == (
-        f"snakemake fetch --config suite=subset models={MISTRAL} 'text=hub:o/d?split=a&field=b'"
-        " 'out=a b' net=1"
+        f"snakemake fetch --config suite=subset models={MISTRAL} 'out=a b'"
+        " 'text=hub:o/d?split=a&field=b' net=1"
     )
 
 
@@ -299,12 +299,13 @@ def test_the_command_read_back_pins_and_cuts_the_same(here: Path) -> None:
     update_config(merged, spoken)
     filled = effective_settings(merged, FILE, SUITES, {}, spoken)
     assert filled.values["net"] == 1
-    assert {k: filled.values[k] for k in FILLING} == {k: given.values[k] for k in FILLING}
+    filling = set(settings_with("fetch"))
+    assert {k: filled.values[k] for k in filling} == {k: given.values[k] for k in filling}
     assert (filled.models, filled.scenarios) == (given.models, given.scenarios)
     assert filled.calibration_seeds() == given.calibration_seeds()
     changed = {k for k in FILE if given.values[k] != FILE[k]}
-    assert changed - set(FILLING) == {"include", "allow_config_include_outside"}
-    assert len(words) == len(changed & set(FILLING)) + 1  # and net
+    assert changed - filling == {"include", "allow_config_include_outside"}
+    assert len(words) == len(changed & filling) + 1  # and net
 
 
 # --- links --------------------------------------------------------------------------------------

@@ -43,9 +43,11 @@ def exact_factor(n: int, content: float, confidence: float = 0.95) -> float:
     return float(nct.ppf(confidence, n - 1, shift) / math.sqrt(n))
 
 
-def stats(*, sigma: float = 1e-3, edge: float = 0.01, drift: float = 2e-3) -> Document:
+def stats(
+    *, sigma: float = 1e-3, edge: float = 0.01, drift: float = 2e-3, far: float = 0.05
+) -> Document:
     """Statistics of seeded normal noise with these standard deviations; the no-op has none."""
-    rng = random.Random(5)
+    rng, other = random.Random(5), random.Random(6)
     runs: list[Document] = []
     for edit in NULL_EDITS:
         size = 0.0 if edit == "noop" else 1.0
@@ -63,6 +65,9 @@ def stats(*, sigma: float = 1e-3, edge: float = 0.01, drift: float = 2e-3) -> Do
                     "drift": rng.gauss(0, drift * size),
                     "spectral": weights,
                     "rmt": {"attn": activations},
+                    "representation": {
+                        "attention": [abs(other.gauss(far, far / 9)) * size for _ in range(MODULES)]
+                    },
                 }
             )
     return {
@@ -218,20 +223,45 @@ def test_floors_and_ceilings_hold() -> None:
     """Little noise gives the floor; much noise gives the ceiling and is listed."""
     bounds = bounds_of("balanced")
     quiet = derive(stats(sigma=1e-6, edge=1e-6, drift=1e-6), "balanced", "x")
-    noisy = derive(stats(sigma=0.5, edge=0.5, drift=0.5), "balanced", "x")
+    noisy = derive(stats(sigma=0.5, edge=0.5, drift=0.5, far=0.5), "balanced", "x")
     for statistic, family, name in (
         ("spectral", "attn", "spectral.threshold"),
         ("rmt", "attn", "rmt.epsilon"),
+        ("representation", "attention", "representation.limit"),
         ("drift", None, "drift.half_width"),
     ):
         low, high = row(quiet, statistic, family), row(noisy, statistic, family)
         assert (low["value"], low["clipped"]) == (bounds[name][0], "floor")
         assert (high["value"], high["clipped"]) == (bounds[name][1], "ceiling")
     assert quiet["clipped"] == []
-    assert noisy["clipped"] == ["drift", "spectral.attn", "rmt.attn"]
+    assert noisy["clipped"] == ["drift", "spectral.attn", "rmt.attn", "representation.attention"]
     assert not noisy["_calibration_meta"]["drift_band_compatible"]
     preset_of(quiet, "x").policy()
     preset_of(noisy, "x").policy()
+
+
+def test_the_limit_of_attention_follows_from_the_null_edits() -> None:
+    """A bound on ln(1 + excess) between floor and ceiling becomes the limit; a kind of block that
+    never blocks has none, and statistics of an older version none at all."""
+    given = stats(far=0.27)
+    for run in given["runs"]:
+        run["representation"]["ffn"] = [0.5] * MODULES
+    document = derive(given, "balanced", "x")
+    values = np.array([v for r in given["runs"][3:] for v in r["representation"]["attention"]])
+    k = tolerance_factor(MODULES, 1 - 0.01 / MODULES, 0.95)
+    wanted = math.expm1(values.mean() + k * values.std(ddof=1))
+    low, high = bounds_of("balanced")["representation.limit"]
+    assert low < wanted < high
+    policy = preset_of(document, "x").policy()
+    limit = policy.representation.limit("attention")
+    assert limit == pytest.approx(wanted, rel=1e-6)
+    assert policy.representation.limit("ffn") is None
+    assert document["guards"]["representation"]["limit_by_kind"] == {"attention": limit}
+    for run in given["runs"]:
+        del run["representation"]
+    older = derive(given, "balanced", "x")
+    assert not {"representation"} & {*older["guards"], *older["null_statistics"]}
+    assert preset_of(older, "x").policy().representation.limit("attention") == low
 
 
 def test_spectral_counts_each_module_once() -> None:

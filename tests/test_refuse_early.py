@@ -59,7 +59,7 @@ def test_the_shipped_suites_are_refused_nothing() -> None:
 )
 def test_the_numbers_that_would_do_do(tier: str, windows: dict[str, int]) -> None:
     """What the line names passes, and the tier without floors passes all."""
-    given = {**windows, "seed": 43}
+    given = {**windows, "seed": 43, "add_bos": "auto"}
     bootstrap = {"replicates": load_policy(tier).coverage.replicates, "alpha": 0.05}
     (line,) = lines(tier=tier, windows=given, bootstrap=bootstrap)
     assert "nothing could pass" in line
@@ -67,7 +67,10 @@ def test_the_numbers_that_would_do_do(tier: str, windows: dict[str, int]) -> Non
     named = line.partition("windows={")[2].partition("}")[0]
     better = {k: int(v) for k, v in (pair.split(": ") for pair in named.split(", "))}
     assert better["seq_len"] == windows["seq_len"]
-    assert lines(tier=tier, windows={**better, "seed": 43}, bootstrap=bootstrap) == []
+    assert (
+        lines(tier=tier, windows={**better, "seed": 43, "add_bos": "auto"}, bootstrap=bootstrap)
+        == []
+    )
     assert lines(tier="none", windows=given) == []
     assert lines(judged=False, tier=tier, windows=given) == []
 
@@ -127,20 +130,29 @@ def test_every_finding_is_a_line(llama: Path, tmp_path: Path) -> None:
 
 
 def test_roles_are_asked_for_only_where_they_are_needed(llama: Path, tmp_path: Path) -> None:
-    """An architecture without a table: the scenarios that need one are named, with the rest."""
-    base = shutil.copytree(llama, tmp_path / "phi")
+    """Without table and library: the scenarios that need one are named, with the rest."""
+    base = shutil.copytree(llama, tmp_path / "own")
     path = base / "config.json"
+    known = json.loads(path.read_text())
     new = {"model_type": "phi", "architectures": ["PhiForCausalLM"]}
-    path.write_text(json.dumps(json.loads(path.read_text()) | new))
-    (line,) = byoe(base, base)
+    path.write_text(json.dumps(known | new))
+    assert byoe(base, base) == []
+    new = {"model_type": "nosuch", "architectures": ["NoSuchForCausalLM"]}
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling.NoSuchForCausalLM"}}
+    path.write_text(json.dumps(known | new | code))
+    (line,) = byoe(base, base, allow_remote_code=True)
     assert "scale_explosion" in line
     assert "scenarios=noop_clean,byoe" in line
-    assert byoe(base, base, scenarios=["noop_clean", "byoe"]) == []
+    assert byoe(base, base, allow_remote_code=True, scenarios=["noop_clean", "byoe"]) == []
 
 
 def test_windows_longer_than_the_context(llama: Path) -> None:
     """Said of a local baseline at once."""
-    (line,) = byoe(llama, llama, windows={"seq_len": 600, "preview": 1, "final": 1, "seed": 43})
+    (line,) = byoe(
+        llama,
+        llama,
+        windows={"seq_len": 600, "preview": 1, "final": 1, "seed": 43, "add_bos": "auto"},
+    )
     assert "at most 512" in line
 
 

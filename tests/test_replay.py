@@ -9,6 +9,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import report_factory as factory
@@ -21,6 +22,10 @@ from invarlock.errors import InputError
 from invarlock.evidence.consistency import _rows_left_out
 from invarlock.evidence.report_verify import ReportOptions, verify_report
 from invarlock.files import canonical_json, write_json
+from invarlock.guards import matrices
+from invarlock.metrics.bootstrap import PLAIN, WIDENED
+from invarlock.metrics.kinds import METRICS
+from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import load_policy
 from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.replay import replay
@@ -88,6 +93,76 @@ def test_a_true_report_has_no_contradictions(name):
 def test_a_report_written_again_is_still_true():
     """Reading and writing JSON loses no digit that the replay needs."""
     assert replay(json.loads(json.dumps(CLEAN, indent=1, sort_keys=True))) == []
+
+
+PLAIN_SETTINGS = Bootstrap(1200, 0.05, 7, PLAIN)
+
+
+def test_a_report_of_the_plain_interval_stays_as_it_was():
+    """It records no method, nothing of the tails and no power, and is true; the interval is the
+    narrower one."""
+    old = make_report("quant_8bit_clean", 1.004, bootstrap=PLAIN_SETTINGS)
+    assert replay(old) == []
+    assert old["context"]["bootstrap"] == {"replicates": 1200, "alpha": 0.05, "seed": 7}
+    assert old["dataset"]["windows"]["stats"]["bootstrap"]["method"] == PLAIN
+    assert CLEAN["context"]["bootstrap"]["method"] == WIDENED
+    assert CLEAN["primary_metric"].keys() - old["primary_metric"].keys() == {"kurtosis"}
+    assert CLEAN["confidence"].keys() - old["confidence"].keys() == {"pass_50", "pass_95"}
+    low, high = old["primary_metric"]["ci"]
+    assert CLEAN["primary_metric"]["ci"][0] < low < high < CLEAN["primary_metric"]["ci"][1]
+
+
+def test_differences_of_answers_are_not_widened():
+    """No example can be further out than one that is lost; losses of a text can."""
+    report = factory.make_accuracy()
+    assert "method" not in report["context"]["bootstrap"]
+    assert not {"pass_50", "pass_95"} & report["confidence"].keys()
+    assert {kind.name for kind in METRICS.values() if kind.interval == PLAIN} == {"accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        (None, "/primary_metric/ci"),  # the older one is claimed
+        (PLAIN, "/context/bootstrap"),  # reports of it do not name it
+        ("bayes", "/context/bootstrap/method: no method of this version"),
+        ([], "cannot be read"),
+    ],
+)
+def test_the_method_of_an_interval_is_held_to_it(method, found):
+    """An interval by another method than the report names contradicts it."""
+    document = copy.deepcopy(CLEAN)
+    settings = document["context"]["bootstrap"]
+    if method is None:
+        del settings["method"]
+    else:
+        settings["method"] = method
+    assert any(found in line for line in replay(document))
+
+
+PACKS = Path(__file__).parent / "packs"
+KEPT = sorted(PACKS.glob("v1-*/reports/**/evaluation.report.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda p: f"{p.relative_to(PACKS)}")
+def test_a_report_without_operators_is_judged_by_the_rule_of_its_time(path):
+    """Every decision that it states follows from its matrices; its contract says so."""
+    old = json.loads(path.read_text())
+    assert replay(old) == []
+    assert "operators" not in old["spectral"]
+    assert old["resolved_policy"]["spectral"]["measurement_contract"] == matrices.CONTRACT
+
+
+def test_a_report_says_by_which_rule_it_is_judged():
+    """Operators without their contract, or a contract without operators, contradict it."""
+    without = copy.deepcopy(CLEAN)
+    del without["spectral"]["operators"]
+    assert replay(without) != []
+    claimed = copy.deepcopy(CLEAN)
+    claimed["resolved_policy"]["spectral"]["measurement_contract"] = matrices.CONTRACT
+    assert replay(claimed) == ["/spectral/measurement_contract: not the one of this version"]
+    claimed["spectral"]["measurement_contract"] = matrices.CONTRACT
+    assert any("/spectral/operators" in line for line in replay(claimed))
 
 
 def test_the_tolerance_is_the_callers():

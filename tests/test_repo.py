@@ -27,8 +27,10 @@ LAYERS = (
     ("scenarios", "models", "written"),
     ("tuned",),
     ("subject_metadata", "config"),
+    ("architecture",),
+    ("module_graph",),
     ("roles", "records", "shipped_files", "effective_config", "tokenizer_meaning"),
-    ("checkpoints",),
+    ("checkpoints", "begin_of_text"),
     ("model_folder",),
     ("windows", "sources", "alignment"),
     ("pages",),
@@ -58,7 +60,7 @@ HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets
 # Only functions that a run calls import these: ``test_light_commands_import_nothing_heavy``.
 # So does jsonschema's, for the words of an error.
 WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints", "invarlock.formats.kinds.",
-               "invarlock.schemas")  # fmt: skip
+               "invarlock.schemas", "invarlock.module_graph")  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -4,12 +4,14 @@ import math
 
 import pytest
 
+from invarlock.guards import matrices
+from invarlock.guards.caps import log_ratio, selected
+from invarlock.guards.operators import MATRIX, Module, Operator, OperatorStats
 from invarlock.guards.spectral import (
-    Module,
     from_table,
     judge,
-    log_ratio,
-    selected,
+    operators_from_table,
+    operators_to_table,
     to_table,
 )
 from invarlock.guards.weight_stats import WeightStats
@@ -18,16 +20,18 @@ from invarlock.policy import load_policy
 POLICY = load_policy("balanced").spectral
 
 
-def modules(n=40, family="ffn"):
-    """Healthy modules of different sizes."""
+def modules(n=40, family="ffn", kind="down"):
+    """Healthy operators of different sizes, of one member each."""
     return [
-        Module(f"layers.{i}.w", family, i, WeightStats(1.0 + i, 30.0 + i, 9.0, 0.5, 0.6))
+        Operator(f"layers.{i}.w", family, i, kind, OperatorStats(*3 * [1.0 + i], 30.0 + i))
         for i in range(n)
     ]
 
 
 def changed(base, index, **stats):
     """A copy with one module changed."""
+    if "sigma_max" in stats:
+        stats = dict.fromkeys(("sigma_mean", "sigma_min"), stats["sigma_max"]) | stats
     subject = list(base)
     subject[index] = base[index]._replace(stats=base[index].stats._replace(**stats))
     return subject
@@ -74,16 +78,66 @@ def test_more_caps_than_the_budget_block():
     assert (block["passed"], block["caps_exceeded"], block["decision"]) == (False, True, "block")
 
 
-@pytest.mark.parametrize("field", ["stable_rank", "row_min", "column_min"])
+@pytest.mark.parametrize("field", ["stable_rank", "sigma_min"])
 def test_collapse_is_fatal_although_sigma_is_unchanged(field):
     """A fall below the fatal ratio blocks at once; a small one warns."""
     base = modules()
     value = getattr(base[0].stats, field)
-    block = judge(base, changed(base, 0, **{field: value * 0.05}), POLICY)
+    block = judge(base, changed(base, 0, **{field: value * 0.08}), POLICY)
     assert (block["decision"], block["caps_applied"]) == ("block", 0)
     warn = judge(base, changed(base, 0, **{field: value * 0.24 if field != "stable_rank" else 10}),
                  POLICY)  # fmt: skip
     assert (warn["decision"], warn["violations"][0]["severity"]) == ("monitor", "warning")
+
+
+def test_rank_one_is_fatal_whatever_the_stable_rank_was():
+    """A member of rank one blocks where the baseline had none, and a stable rank of 1.3 is none."""
+    base = changed(modules(), 3, stable_rank=1.3)
+    block = judge(base, changed(base, 3, stable_rank=1.00001), POLICY)
+    assert [(v["type"], v["severity"]) for v in block["violations"]] == [
+        ("degenerate_rank", "fatal")
+    ]
+    assert judge(base, changed(base, 3, stable_rank=1.05), POLICY)["decision"] == "allow"
+    one = changed(modules(), 3, stable_rank=1.0001)
+    wiped = changed(one, 3, sigma_max=0.0, stable_rank=0.0)
+    assert "degenerate_rank" in {v["type"] for v in judge(one, wiped, POLICY)["violations"]}
+    assert judge(one, changed(one, 3, stable_rank=1.0), POLICY)["decision"] == "allow"
+
+
+def test_a_member_that_changes_alone_moves_the_mean():
+    """Of eight heads one grows to less than the largest: the geometric mean is what moves."""
+    base = modules()
+    block = judge(base, changed(base, 3, sigma_mean=4.0 * 3 ** (1 / 8)), POLICY)
+    assert [v["module"] for v in block["violations"]] == ["layers.3.w"]
+
+
+def test_a_matrix_outside_known_operators_is_judged_by_its_rank_alone():
+    """Its scale belongs to the parametrization; zero and rank one do not."""
+    base = modules(kind=MATRIX)
+    halved = changed(base, 2, sigma_max=1.5, stable_rank=5.0)
+    assert judge(base, halved, POLICY)["decision"] == "allow"
+    for wiped in ({"stable_rank": 1.0}, {"sigma_max": 0.0, "stable_rank": 0.0}):
+        block = judge(base, changed(base, 2, **wiped), POLICY)
+        assert [v["type"] for v in block["violations"]] == ["degenerate_rank"]
+        assert not block["passed"]
+
+
+@pytest.mark.parametrize("field", ["stable_rank", "row_min", "column_min"])
+def test_the_rule_of_reports_without_operators_judges_matrices(field):
+    """What blocked in them goes on blocking: fallen rank or norms, and too many caps."""
+    base = [
+        Module(f"layers.{i}.w", "ffn", i, WeightStats(1.0 + i, 30.0 + i, 9.0, 0.5, 0.6))
+        for i in range(40)
+    ]
+    fallen = {field: getattr(base[0].stats, field) * 0.05}
+    block = matrices.judge(base, changed(base, 0, **fallen), POLICY)
+    assert [(v["type"], v["severity"]) for v in block["violations"]] == [
+        ("degenerate_" + field, "fatal")
+    ]
+    grown = [m._replace(stats=m.stats._replace(sigma_max=2 * m.stats.sigma_max)) for m in base]
+    block = matrices.judge(base, grown, POLICY)
+    assert (block["caps_applied"], block["passed"]) == (40, False)
+    assert block["summary"]["modules_checked"] == 40
 
 
 def test_a_wiped_matrix_is_caught():
@@ -105,8 +159,8 @@ def test_benjamini_hochberg_by_hand():
 
 def test_table_round_trips():
     """What is recorded decides exactly as what was measured (after rounding once)."""
-    base = from_table(to_table(modules()))
-    assert from_table(to_table(base)) == base
+    base = operators_from_table(operators_to_table(modules()))
+    assert operators_from_table(operators_to_table(base)) == base
 
 
 def test_recorded_digits_do_not_decide():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from invarlock.guards import BY_NAME, GUARDS
+from invarlock.guards.operators import MATRIX
 from invarlock.pages.reading import Report, block, evaluated
 from invarlock.reporting.signals import guard_flags
 
@@ -45,35 +46,39 @@ def spoke(report: Report) -> list[str]:
 
 
 def sigma_reading(report: Report) -> Reading | None:
-    """The module whose largest singular value moved most, in units of its family's threshold."""
-    table = block(report, "spectral").get("modules")
+    """The operator whose largest singular value moved most, in units of its family's threshold."""
+    table = block(report, "spectral").get("operators")
     if not table:
         return None
     caps = report["resolved_policy"]["spectral"]["family_caps"]
     found = []
-    columns = (table[key] for key in ("family", "sigma_max", "baseline_sigma_max"))
-    for family, now, before in zip(*columns, strict=True):
-        change = abs(math.log(now / before)) if now and before else math.inf
+    stats = ("sigma_max", "sigma_mean")
+    columns = (table[key] for s in stats for key in (s, f"baseline_{s}"))
+    for family, kind, *numbers in zip(table["family"], table["kind"], *columns, strict=True):
+        if kind == MATRIX:  # judged by its rank alone
+            continue
+        pairs = (numbers[:2], numbers[2:])
+        change = max(abs(math.log(n / b)) if n and b else math.inf for n, b in pairs)
         limit = caps[family]["kappa"] * caps[family]["tau"]
         found.append(Reading("ln sigma ratio", change, limit, change / limit))
     return max(found, key=lambda r: r.margin)
 
 
 def spectral_reading(report: Report) -> Reading | None:
-    """The largest margin of sigma, stable rank, norms and rows."""
+    """The largest margin of sigma, stable rank, weakest members and rows."""
     sigma = sigma_reading(report)
     if sigma is None:
         return None
-    found, table = [sigma], report["spectral"]["modules"]
+    found, table = [sigma], report["spectral"]["operators"]
     limits = report["resolved_policy"]["spectral"]["degeneracy"]
     fields = {
         "stable_rank": ("stable rank ratio", limits["stable_rank"]["fatal_ratio"]),
-        "row_min": ("smallest row ratio", limits["norm_collapse"]["fatal_ratio"]),
-        "column_min": ("smallest column ratio", limits["norm_collapse"]["fatal_ratio"]),
+        "sigma_min": ("weakest member's ratio", limits["norm_collapse"]["fatal_ratio"]),
     }
     for column, (what, limit) in fields.items():
-        pairs = zip(table[column], table[f"baseline_{column}"], strict=True)
-        low = min((now / before for now, before in pairs if before), default=1.0)
+        rows = zip(table["kind"], table[column], table[f"baseline_{column}"], strict=True)
+        judged = [(now, before) for kind, now, before in rows if kind != MATRIX]
+        low = min((now / before for now, before in judged if before), default=1.0)
         found.append(Reading(what, low, limit, limit / low if low else math.inf))
     for rows in report["spectral"]["row_changes"]:
         if rows["largest"] is not None:

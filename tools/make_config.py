@@ -27,6 +27,8 @@ SETTING = re.compile(
     r"(?P<indent> *)(?P<key>\w+):(?: +(?P<default>[^#].*?))?"
     r"(?: +# (?:\[(?P<allowed>(?:[^]/]|/\S*/)*)\] )?(?P<meaning>.*))?$"
 )
+# What a setting is, before what a value may be; config.yaml says what each word means.
+TRAITS = ("path", "file", "files", "source", "secret", "fetch")
 NUMBER = r"(-?[\d.]+)"
 # Words of what a value may be -> the keywords of JSON Schema that they stand for, with the numbers
 # or texts in them.
@@ -68,8 +70,13 @@ class Setting(NamedTuple):
     default: str
     allowed: str
     meaning: str
+    traits: list[str]
 
     def schema(self) -> dict[str, Any]:
+        """What its values are checked by, and what it is."""
+        return self.values() | ({"traits": self.traits} if self.traits else {})
+
+    def values(self) -> dict[str, Any]:
         """What its values are checked by."""
         if not self.default:
             return {"description": sentence(self.meaning), **closed({})}
@@ -138,7 +145,11 @@ def settings(text: str) -> Iterator[Setting]:
             indent, key, default, allowed, meaning = found.groups(default="")
             parent = parent if indent else key
             name = f"{parent}.{key}" if indent else key
-            yield Setting(section, name, default, allowed, meaning)
+            traits: list[str] = []
+            while (word := allowed.partition(", ")[0]) in TRAITS:
+                traits.append(word)
+                allowed = allowed.partition(", ")[2]
+            yield Setting(section, name, default, allowed, meaning, traits)
 
 
 def contract(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
+import functools
 import importlib
 import os
 import sys
@@ -96,7 +96,22 @@ class UsageError(SystemExit):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser, and those of sub-commands, that keep what they tell for :func:`_refuse`."""
+    """A parser, and those of sub-commands, that keep what they tell for :func:`_refuse`.
+
+    How wide the terminal is, which argparse asks once an option, is asked where help is shown.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        fixed = functools.partial(argparse.HelpFormatter, width=80)
+        super().__init__(formatter_class=fixed, **given)
+
+    def format_usage(self) -> str:
+        self.formatter_class = argparse.HelpFormatter
+        return super().format_usage()
+
+    def format_help(self) -> str:
+        self.formatter_class = argparse.HelpFormatter
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -123,8 +138,14 @@ def module_of(name: str) -> ModuleType:
     return importlib.import_module(f"invarlock.cli.{COMMANDS[name].module}")
 
 
-def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a command."""
+def parser_of(name: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of a command.
+
+    Args:
+        name: the command.
+        words: what follows it on the command line. Of sub-commands only the one that they begin
+            with is declared; all of them, where they begin with none.
+    """
     module = module_of(name)
     parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
     if hasattr(module, "OPTIONS"):
@@ -133,7 +154,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         names = parser.add_subparsers(
             dest="action", required=not hasattr(module, "OPTIONS"), metavar="|".join(module.ACTIONS)
         )
-        for action, (record, _, summary) in module.ACTIONS.items():
+        asked = [action for action in words[:1] if action in module.ACTIONS]
+        for action in asked or module.ACTIONS:
+            record, _, summary = module.ACTIONS[action]
             about = {"help": summary, "description": summary}
             add_options(names.add_parser(action, allow_abbrev=False, **about), record)
     return parser
@@ -186,8 +209,7 @@ def _run(argv: list[str], *, debug: bool) -> int:
     name, rest = chosen
     # NumPy's algebra is small here: starting its threads would take longer. torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    gc.set_threshold(100_000)  # parsed JSON has no cycles; looking for them costs a twentieth
-    module, parser = module_of(name), parser_of(name)
+    module, parser = module_of(name), parser_of(name, rest)
     try:
         args = parser.parse_args(rest)
     except UsageError as error:

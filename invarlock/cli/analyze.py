@@ -76,7 +76,7 @@ def _guard_value(options: GuardValueOptions) -> int:
 
 def _repeats(options: RepeatsOptions) -> int:
     from invarlock.files import parse_json
-    from invarlock.verdict.records import MEASURED
+    from invarlock.verdict import MEASURED
     from invarlock.verdict.repeats import Repeat, repeats_document
 
     repeats = []

@@ -55,10 +55,11 @@ def write_results(job: Job, result: Result) -> None:
     out = job.out
     measured = result.status in ("reported", "rejected_by_invariants")
     policy, preset = job.policy(result.baseline["meta"]["checkpoint_sha256"])
+    metric = METRICS[result.baseline["meta"]["metric"]]
     comparison = Comparison(
         baseline=result.baseline,
         subject=result.subject,
-        bootstrap=Bootstrap(job.replicates, job.alpha, job.seed),
+        bootstrap=Bootstrap(job.replicates, job.alpha, job.seed, metric.interval),
         profile=job.profile,
         assurance=job.assurance,
         reason_not_run="" if result.status == "reported" else result.status,

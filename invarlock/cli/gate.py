@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,8 +188,9 @@ def _with_evaluations(judged: Judged, document: Mapping[str, Any], path: Path) -
         ContractError: they give another verdict, or a report contradicts its own evidence.
     """
     from invarlock.differences import differences
-    from invarlock.evidence.consistency import ADDED
+    from invarlock.documents.fields import is_added
     from invarlock.evidence.report_verify import ReportOptions, verify_report
+    from invarlock.reporting.documents.final_verdict import FinalVerdict
     from invarlock.scenarios import expected_evaluations, parse_catalogue
     from invarlock.verdict.records import canonical_path, load_evaluation
     from invarlock.verdict.verdict import compile_verdict
@@ -204,7 +206,8 @@ def _with_evaluations(judged: Judged, document: Mapping[str, Any], path: Path) -
     models = {model for model, _, _ in keys} | {*_pinned(out / REVISIONS)}
     expected = expected_evaluations(scenarios, models, {run for _, _, run in keys})
     verdict = json.loads(json.dumps(compile_verdict(manifest, evaluations, expected)))
-    if wrong := next(differences(document, verdict, optional=ADDED), None):
+    may_lack = partial(is_added, FinalVerdict)
+    if wrong := next(differences(document, verdict, may_lack=may_lack), None):
         line = escape(wrong.line("the reports give"))
         raise ContractError(f"does not follow from its evaluations: {line}", where=str(path))
     options = ReportOptions(provenance="host", assurance="off")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from invarlock.cli.options import option
+from invarlock.contracts import validate
 from invarlock.files import read_json_object, write_json, write_text
-from invarlock.preset import derive, to_yaml
+from invarlock.preset import STATISTICS, derive, to_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,9 @@ OPTIONS = PresetOptions
 
 def main(options: PresetOptions) -> int:
     """Write both files, and say what changed."""
-    document = derive(read_json_object(options.stats), options.tier, str(options.stats))
+    stats = read_json_object(options.stats)
+    validate(stats, STATISTICS, str(options.stats))
+    document = derive(stats, options.tier, str(options.stats))
     write_text(options.out_yaml, to_yaml(document))
     write_json(options.out_json, document)
     for row in document["derivation"]:

@@ -118,6 +118,6 @@ def bench_of(options: TuneOptions, stage: Path) -> Bench:
         baseline=Checkpoint.open(options.baseline),
         selection=selection,
         confirmation=confirmation,
-        kept_apart=ids_of_others(apart, selection.content.seq_len),
+        kept_apart=ids_of_others(apart, selection.content.seq_len, selection.content.bos),
         stage=stage,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
+from invarlock.begin_of_text import ADD_BOS, begin_token
 from invarlock.cli.options import option
 from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import ConfigError, InputError
@@ -52,6 +53,12 @@ class WindowsOptions:
     long_seq_len: int = option(
         4096, metavar="N", help="most tokens of a long window; fewer where the model's context ends"
     )
+    add_bos: str = option(
+        "auto",
+        choices=ADD_BOS,
+        help="whether each window begins with the model's begin-of-text token",
+        setting="windows.add_bos",
+    )
     exclude: tuple[Path, ...] = option(
         (), metavar="FILE", help="windows.json files whose windows are not chosen"
     )
@@ -65,8 +72,9 @@ OPTIONS = WindowsOptions
 def main(options: WindowsOptions) -> int:
     """Write ``windows.json``."""
     sources = parse_slices(options.text)
-    others = ids_of_others(options.exclude, options.seq_len)
-    plan = WindowPlan(options.seq_len, options.preview, options.final, options.seed, others)
+    bos = begin_token(options.tokenizer, options.add_bos)
+    others = ids_of_others(options.exclude, options.seq_len, bos)
+    plan = WindowPlan(options.seq_len, options.preview, options.final, options.seed, others, bos)
     pins = read_revisions(options.revisions).datasets
     hub = Hub(options.net, fill="invarlock pin with --net (snakemake --config net=1)")
     texts = [
@@ -143,7 +151,7 @@ def _long(
     if length is None or length <= plan.seq_len:
         print(f"no long windows: the model's context is no longer than {plan.seq_len} tokens")
         return None
-    few = WindowPlan(length, math.ceil(options.long / 3), options.long, plan.seed)
+    few = WindowPlan(length, math.ceil(options.long / 3), options.long, plan.seed, bos=plan.bos)
     if few.preview >= plan.preview or few.final >= plan.final:
         print("no long windows: there would be no others")
         return None

@@ -45,13 +45,13 @@ def error_metadata(baseline: Checkpoint, injected: Injected) -> dict[str, object
     # all of them where only a configuration says otherwise: a head stored though it was tied
     changed = {n: s for n, s in subject.written.items() if n in subject.differing}
     changed = changed or subject.written
-    targets = {*changed, *change.dropped, *change.cut, *subject.files}
+    targets = {*changed, *change.dropped, *change.cut, *subject.files, *change.removed}
     document: dict[str, object] = {
         "schema": ERROR_SCHEMA,
         "artifact_class": "fault_injection_fixture",
         **injected.damage.describe(),
         "injected": True,
-        "targets": sorted(targets),
+        "targets": sorted(targets or {"config.json"}),
         "seed": injected.seed,
         "changed_tensors": changed,
         "changed_files": subject.files,

@@ -15,7 +15,7 @@ from invarlock.roles import (
 )
 from invarlock.shards import FLOAT_DTYPES
 
-_ROLE_ORDER = (Role.ATTN, Role.ROUTER, Role.EXPERT, Role.FFN)
+_ROLE_ORDER = (Role.ATTN, Role.MIXER, Role.ROUTER, Role.EXPERT, Role.FFN)
 _PROJECTION_ORDER = (
     "q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "c_fc", "c_proj",
     "query", "key", "value", "dense", "gate_proj", "up_proj", "gate_up_proj", "down_proj",
@@ -33,9 +33,10 @@ def required_architecture(checkpoint: Checkpoint) -> Architecture:
     known = architecture_of(checkpoint.config)
     if known is None:
         raise InputError(
-            f"model_type {model_type_of(checkpoint.config)!r} has no role table",
+            f"nothing says what the tensors of model_type {model_type_of(checkpoint.config)!r} are",
             where=str(checkpoint.folder / "config.json"),
-            expected=", ".join(ARCHITECTURES),
+            expected="a causal model that transformers builds, or one of "
+            + ", ".join(ARCHITECTURES),
         )
     return known
 
@@ -47,13 +48,14 @@ def block_matrices(checkpoint: Checkpoint, *roles: Role) -> list[TensorInfo]:
         ConfigError: there is none.
     """
     required_architecture(checkpoint)
-    found = [
-        info
+    matrices = [
+        (role_of(name, checkpoint.config), info)
         for name, info in checkpoint.tensors.items()
-        if is_matrix(info)
-        and layer_of(name) is not None
-        and role_of(name, checkpoint.config) in (roles or _ROLE_ORDER)
+        if is_matrix(info) and layer_of(name) is not None
     ]
+    found = [info for role, info in matrices if role in (roles or _ROLE_ORDER)]
+    if not found and Role.ATTN in roles:  # a mixer stands in attention's place
+        found = [info for role, info in matrices if role is Role.MIXER]
     if not found:
         wanted = " or ".join(roles) if roles else "block"
         raise ConfigError(f"the checkpoint has no {wanted} matrix", where=str(checkpoint.folder))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from invarlock.documents.fields import (
     AboveZero,
@@ -86,6 +86,14 @@ class Rmt(Closed):
     ]
 
 
+class Representation(Closed):
+    """Representation thresholds."""
+
+    limit_by_kind: Annotated[
+        dict[FamilyName, AboveZero], about("Largest Gram distance, by kind of block.")
+    ]
+
+
 class Variance(Closed):
     """Variance guard."""
 
@@ -100,6 +108,7 @@ class Guards(Closed):
     spectral: Spectral
     rmt: Rmt
     variance: Variance
+    representation: Representation | UnsetType = UNSET
 
 
 class Edit(Closed):
@@ -131,6 +140,10 @@ class NullStatistics(Closed):
         dict[FamilyName, NullStatisticsSpectral], about("ln of the ratio of edge risks, by family.")
     ]
     drift: NullStatisticsSpectral
+    representation: Annotated[
+        dict[FamilyName, NullStatisticsSpectral] | UnsetType,
+        about("ln(1 + Gram distance), by kind of block."),
+    ] = UNSET
 
 
 class Override(Closed):
@@ -145,7 +158,9 @@ class Override(Closed):
 class Derivation(Closed):
     """One threshold, as relative change."""
 
-    statistic: Annotated[Literal["drift", "spectral", "rmt"], about("What is bounded.")]
+    statistic: Annotated[
+        Literal["drift", "spectral", "rmt", "representation"], about("What is bounded.")
+    ]
     family: Annotated[str | None, about("Family of modules; null for drift.")]
     null_bound: Annotated[
         float | None,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from invarlock.documents.fields import (
     Calibration,
@@ -36,6 +36,10 @@ class Run(Closed):
         dict[FamilyName, Annotated[list[float], Meta(min_length=1)]],
         about("Of the activation edge risk, by family, one value a module in order of names."),
     ]
+    representation: Annotated[
+        dict[FamilyName, Annotated[list[float], Meta(min_length=1)]] | UnsetType,
+        about("ln(1 + Gram distance), by kind of block, one value a block in order of names."),
+    ] = UNSET
 
 
 class CalibrationStats(Calibration):

@@ -4,10 +4,14 @@ A document is a struct: ``contracts/<name>.schema.json`` is generated from it, a
 is what checks a document that is read.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
+from msgspec.structs import fields
+
+T = TypeVar("T", bound=Struct)
 
 
 class Closed(Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -23,6 +27,53 @@ def about(text: str) -> Meta:
     return Meta(description=text)
 
 
+def extended(members: Mapping[str, Any]) -> Callable[[type[T]], type[T]]:
+    """Give a struct further members, such as those that a registry brings; a document may lack
+    them."""
+
+    def make(kind: type[T]) -> type[T]:
+        made: Any = defstruct(
+            kind.__name__,
+            [(name, member, UNSET) for name, member in members.items()],
+            bases=(kind,),
+            module=kind.__module__,
+            namespace={"__doc__": kind.__doc__},
+            kw_only=True,
+        )
+        return cast(type[T], made)
+
+    return make
+
+
+def is_added(document: Any, pointer: str) -> bool:
+    """Whether a member of a document is ``ADDED``.
+
+    Args:
+        document: the type of it.
+        pointer: the member's JSON pointer.
+    """
+    member = document
+    for step in pointer.split("/")[1:]:
+        found = (_member(one, step) for one in _options(member))
+        member = next((one for one in found if one is not None), None)
+    return ADDED in getattr(member, "__metadata__", ())
+
+
+def _options(kind: Any) -> Sequence[Any]:
+    """The types that a value may have, without what is said about them."""
+    kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
+
+
+def _member(kind: Any, step: str) -> Any:
+    """The type of a member or item; None where it has no such."""
+    if inner := get_args(kind):  # of a list or a dictionary
+        return inner[-1]
+    if not (isinstance(kind, type) and issubclass(kind, Struct)):
+        return None
+    return next((one.type for one in fields(kind) if one.encode_name == step), None)
+
+
 def matches(pattern: str) -> Meta:
     """Text of this form from its first to its last character.
 
@@ -32,6 +83,9 @@ def matches(pattern: str) -> Meta:
     return Meta(pattern=pattern.removesuffix("$") + r"\Z")
 
 
+# Said of a member that documents of earlier versions do not have. Such a document may go without it
+# where it is compared with what its evidence gives.
+ADDED = Meta(extra={"added": True})
 EACH_ONCE = Meta(extra_json_schema={"uniqueItems": True})
 
 

@@ -126,7 +126,10 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
     stride: Annotated[
         int,
         Meta(ge=2),
-        about("Tokens from one window to the next: equal to seq_len, windows do not overlap."),
+        about(
+            "Tokens of text from one window to the next: seq_len, less one where each begins with "
+            "bos_token_id; windows do not overlap."
+        ),
     ]
     seed: Annotated[int, about("Seed of the choice of documents and windows.")]
     source: Source
@@ -148,7 +151,6 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
             "where there are none."
         ),
     ] = UNSET
-
     slices: Annotated[
         Annotated[list[Slice], Meta(min_length=2)] | UnsetType,
         about(
@@ -156,11 +158,23 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
             "n_documents, seq_len and stride are then those of the first. Absent: one text."
         ),
     ] = UNSET
+    bos_token_id: Annotated[
+        TokenId | UnsetType,
+        about(
+            "Begin-of-text token, the first of every window and of every record's prompt; absent "
+            "where there is none."
+        ),
+    ] = UNSET
 
     @property
     def of_slices(self) -> list[Slice]:
         """The slices; none where the windows are of one text."""
         return [] if isinstance(self.slices, UnsetType) else self.slices
+
+    @property
+    def bos(self) -> int | None:
+        """The begin-of-text token at the head of each window; None for none."""
+        return None if self.bos_token_id is UNSET else self.bos_token_id
 
     @property
     def kind(self) -> str:

@@ -18,11 +18,12 @@ from invarlock.roles import (
 )
 from invarlock.shards import FLOAT_DTYPES
 
-# Experts are the feed-forward block of a mixture model.
+# Experts are the feed-forward block of a mixture model; a state-space mixer stands where other
+# models have attention.
 SCOPES: dict[str, frozenset[Role]] = {
     "ffn": frozenset({Role.FFN, Role.EXPERT}),
-    "attn": frozenset({Role.ATTN}),
-    "all": frozenset({Role.ATTN, Role.FFN, Role.EXPERT}),
+    "attn": frozenset({Role.ATTN, Role.MIXER}),
+    "all": frozenset({Role.ATTN, Role.MIXER, Role.FFN, Role.EXPERT}),
     "embed": frozenset({Role.EMBED}),
 }
 _SCOPE = re.compile(r"([a-z]+)(?:@(layers?)=(0|[1-9]\d{0,5}))?")
@@ -105,6 +106,6 @@ def _why_nothing(checkpoint: Checkpoint, scope: Scope) -> str:
     if architecture_of(checkpoint.config) is None:
         known = ", ".join(ARCHITECTURES)
         kind = model_type_of(checkpoint.config)
-        return f"model_type {kind!r} has no role table (known: {known})"
+        return f"transformers builds no causal model of model_type {kind!r} (tables: {known})"
     layers = {layer_of(name) for name in checkpoint.tensors} - {None}
     return f"the checkpoint has {counted(len(layers), 'layer')}, counted from 0"

@@ -106,7 +106,8 @@ class CheckpointChange:
 
     ``replaced`` names existing tensors, ``added`` maps a new name to (shard, content), and
     ``config`` is the whole new configuration when it differs. ``files`` gives other files of the
-    folder byte for byte, a shard too, which may then end inside the tensors ``cut``.
+    folder byte for byte, a shard too, which may then end inside the tensors ``cut``; the files
+    ``removed`` are left out.
     """
 
     replaced: Mapping[str, NewTensor] = field(default_factory=dict)
@@ -115,6 +116,7 @@ class CheckpointChange:
     config: Mapping[str, Any] | None = None
     files: Mapping[str, Callable[[], Chunks]] = field(default_factory=dict)
     cut: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
 
     def touches(self, info: TensorInfo) -> bool:
         """Whether the tensor is written anew or left out."""
@@ -162,7 +164,7 @@ def write_subject(
             elif entries:
                 sums |= write_shard(stage / shard, entries, baseline.metadata[shard])
         for name in _other_files(baseline):
-            if name not in change.files:
+            if name not in change.files and name not in change.removed:
                 (stage / name).parent.mkdir(exist_ok=True)
                 link_or_copy(baseline.folder / name, stage / name)
         files = {name: _write(stage / name, change.files[name]()) for name in sorted(change.files)}
@@ -181,7 +183,7 @@ def write_subject(
         differing |= {n for n in change.replaced if rows[n][2] != baseline.tensor_digest(n)}
         config = baseline.config if change.config is None else change.config
         new = [n for n, sha in files.items() if sha != sha256_file(baseline.folder / n)]
-        if not (differing or new or config != baseline.config or allow_identical):
+        if not (differing or new or change.removed or config != baseline.config or allow_identical):
             raise ConfigError(
                 "the result is byte-identical to the baseline",
                 where=str(baseline.folder),

@@ -18,11 +18,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct, field
 
 from invarlock.contracts import check, violations
 from invarlock.differences import Difference, differences
+from invarlock.documents.fields import is_added
 from invarlock.documents.kinds import CUSTOM
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import escape
@@ -60,6 +63,7 @@ from invarlock.evidence.manifest import (
 from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
 from invarlock.files import digest_json, parse_json, slug
+from invarlock.guards import representation
 from invarlock.metrics import ARMS
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.scenarios import NOOP
@@ -81,8 +85,6 @@ if TYPE_CHECKING:
     from invarlock.preset import Preset
     from invarlock.verdict.records import Evaluation
 
-# Members of records that verdicts of earlier versions do not have.
-ADDED = ("baseline_sha256", "subject_sha256")
 SETTINGS = ("network_mode", "determinism", "repeats")  # in the manifest, and in its parameters
 COUNTS = ("clean_reports", "error_injection_reports", "failed_reports")
 MAX_DIFFERENCES = 20  # listed of one document
@@ -178,8 +180,7 @@ def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[
 # --- step 7: verdict, summaries, README, evidence level --------------------------------------
 
 
-@dataclass
-class Recomputed:
+class Recomputed(Struct):
     """The results of a pack; ``verdict`` is None where the pack does not hold what it needs."""
 
     recorded: str | None = None
@@ -325,7 +326,8 @@ def _evaluation(tree: Tree, place: ReportPlace, scenarios: Mapping[str, Entry]) 
     Raises:
         InvarlockError: its outcome does not fit its contract, the scenarios or the folder.
     """
-    from invarlock.verdict.records import MEASURED, Evaluation, canonical_path
+    from invarlock.verdict import MEASURED
+    from invarlock.verdict.records import Evaluation, canonical_path
 
     path = place.folder + OUTCOME_NAME
     outcome = tree.json_object(path)
@@ -353,6 +355,7 @@ def _compare(
     tree: Tree, recorded: Mapping[str, Mapping[str, Any]], results: Recomputed
 ) -> Iterator[str]:
     """Where the recorded verdict, its summaries and its text depart from the recomputed one."""
+    from invarlock.reporting.documents.final_verdict import FinalVerdict
     from invarlock.verdict.text import first_line
 
     verdict = results.verdict or {}
@@ -367,8 +370,9 @@ def _compare(
                 yield escape(error)
             else:
                 documents.append((path, stored, json.loads(json.dumps(computed))))
+    may_lack = partial(is_added, FinalVerdict)
     for path, stored, computed in documents:
-        found = differences(stored, computed, optional=ADDED)
+        found = differences(stored, computed, may_lack=may_lack)
         yield from (f"{path}: {line}" for line in _lines(found, "the reports give"))
     first = first_line(verdict).encode()
     # only what it claims: the layout of the table is free to change between versions
@@ -382,13 +386,15 @@ def _readme(tree: Tree, results: Recomputed) -> list[str]:
 
     Above an inconclusive verdict it may say FAIL too, which is the published word for it.
     """
-    from invarlock.verdict.text import word_of
-
     verdict = dig(results.verdict, "verdict") or results.recorded
     found = tree.files.get(README)
     if found is None or not found.data or not verdict:
         return []
-    words = {str(verdict)} | ({word_of(results.verdict)} if results.verdict else set())
+    words = {str(verdict)}
+    if results.verdict:
+        from invarlock.verdict.text import word_of
+
+        words.add(word_of(results.verdict))
     line = found.data.split(b"\n", 1)[0].decode("ascii", "replace")
     return [
         f"{README}: its first line says {word}; the verdict is {escape(' or '.join(sorted(words)))}"
@@ -705,8 +711,7 @@ def _done(entry: Entry | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
-@dataclass
-class _Baseline:
+class _Baseline(Struct):
     """What a pack says of one model's baseline, and what its reports hold alike so far."""
 
     model_id: object  # None where nothing in the pack says it
@@ -775,7 +780,8 @@ def _parts_alike(report: Report) -> dict[str, str]:
         "text": dig(report, "dataset", "source"),
         "slices": dig(report, "dataset", "slices"),
         "policy": dig(report, "auto", "policy_digest"),
-        "bootstrap": bootstrap and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed")},
+        "bootstrap": bootstrap
+        and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed", "method")},
     }
     windows = report.get("evaluation_windows")
     for arm in ARMS:
@@ -785,13 +791,22 @@ def _parts_alike(report: Report) -> dict[str, str]:
         ]
         if all(isinstance(column, list) and column for column in columns):
             parts[f"{arm} windows and baseline losses"] = columns
-    for guard in ("spectral", "rmt", "variance"):
-        table = dig(report, guard, "modules")
+    for guard, member in (
+        ("spectral", "modules"),
+        ("spectral", "operators"),
+        ("rmt", "modules"),
+        ("variance", "modules"),
+    ):
+        table = dig(report, guard, member)
         if isinstance(table, Mapping) and "baseline_name" not in table:
             columns = [
                 key
                 for key in table
-                if key in ("name", "family", "layer") or key.startswith("baseline_")
+                if key in ("name", "family", "layer", "kind") or key.startswith("baseline_")
             ]
-            parts[f"baseline {guard} statistics"] = [table[key] for key in sorted(columns)]
+            what = "statistics" if member == "modules" else f"{member}' statistics"
+            parts[f"baseline {guard} {what}"] = [table[key] for key in sorted(columns)]
+    blocks = dig(report, "representation", "blocks")
+    if isinstance(blocks, Mapping) and "baseline_name" not in blocks:
+        parts["blocks of the baseline"] = [dig(blocks, key) for key in representation.HEAD]
     return {name: digest_json(value) for name, value in parts.items() if value is not None}

@@ -128,7 +128,11 @@ def parse_public_pem(text: str) -> bytes:
 
 
 def verify_signature(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether ``signature`` (64 bytes) is ``public``'s signature of ``message``."""
+    """Whether ``signature`` (64 bytes) is the signature of ``message`` by ``public`` (32 bytes).
+
+    Raises:
+        ValueError: either has another length.
+    """
     from nacl.exceptions import BadSignatureError
     from nacl.signing import VerifyKey
 

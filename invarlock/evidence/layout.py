@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from invarlock.errors import InputError
 from invarlock.evidence import escape
@@ -43,8 +44,7 @@ def stats_path(model: str) -> str:
     return f"metadata/calibration_stats.{model}.json"
 
 
-@dataclass(frozen=True)
-class ReportPlace:
+class ReportPlace(Struct, frozen=True):
     """Where a report lies: ``reports/[<model>/[observed/][errors/]<scenario>/...]``."""
 
     folder: str  # with a trailing slash

@@ -134,11 +134,11 @@ def _borne(report: ReportResult, complete: bool) -> tuple[Kind, ...]:
 
 def _believed(found: list[ReportPlace], results: list[ReportResult]) -> list[str]:
     """Claims of the reports that no check of the pack recomputes; one line for equal claims."""
-    from invarlock.reporting.replay import PRESET
-
     lines, left_open = [], Counter[str]()
     for place, report in zip(found, results, strict=True):
         if report.replayed:
+            from invarlock.reporting.replay import PRESET
+
             left_open.update(claim for claim in report.believed if claim != PRESET)  # traced
         else:
             lines += [f"{escape(place.report)}: {claim}" for claim in report.believed]

@@ -12,6 +12,7 @@ from typing import Any
 
 from invarlock.evidence.findings import Finding, dig, first_text
 from invarlock.files import digest_json
+from invarlock.guards.representation import Representation
 from invarlock.metrics import ARMS
 
 RUN_SCHEMA = "invarlock/run-report-v1"
@@ -107,6 +108,14 @@ def _guards(report: Report, run: Report) -> Iterator[str]:
     for column, values in weights.items():
         if mine[column if column in head else f"baseline_{column}"] != values:
             yield f"/spectral/modules/baseline_{column}"
+    products = guards["spectral"].get("operators", {})  # of older runs there are none
+    for column, values in products.items():
+        mine = report["spectral"]["operators"]
+        if mine[column if column in (*head, "kind") else f"baseline_{column}"] != values:
+            yield f"/spectral/operators/baseline_{column}"
+    blocks = Representation()
+    if blocks.baseline_record(report) != (blocks.recorded(run) or None):
+        yield f"/{blocks.name}/blocks"
     seen = guards["rmt"]["modules"]
     for guard, column in (("rmt", "edge"), ("variance", "variance")):
         table = report[guard]["modules"]

@@ -9,8 +9,9 @@ steps are reported; a report that is malformed is not looked at further.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
@@ -29,8 +30,7 @@ TYPED_ERRORS = ("E002", "E003", "E004", "E006", "E602")
 REPLAYED = "ratio, interval, decision, drift, guard decisions and flags"
 
 
-@dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Struct, frozen=True):
     """How strictly a report is verified.
 
     ``profile``: dev | ci | release; ``assurance``: off | report | strict; ``provenance``:
@@ -48,8 +48,7 @@ class ReportOptions:
     truth_only: bool = False
 
 
-@dataclass
-class ReportResult:
+class ReportResult(Struct):
     """What verification found in one report; ``report`` is None when it is malformed."""
 
     ident: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from invarlock.evidence import Code
 from invarlock.evidence.consistency import Recomputed
@@ -16,8 +17,7 @@ MAX_LISTED = 1000  # findings of one step, and warnings, that are listed
 MAX_LINE = 500  # characters of one of them
 
 
-@dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(Struct, frozen=True):
     """How strictly a pack is verified.
 
     ``pinned``: the signer must be this fingerprint; ``trusted``: and one of these, where a trust
@@ -40,8 +40,7 @@ class VerifyOptions:
     pack_whatever_is_true: bool = False
 
 
-@dataclass
-class Step:
+class Step(Struct):
     """One step: ``note`` says what was in order, or why it was not taken."""
 
     number: int
@@ -51,8 +50,7 @@ class Step:
     note: str = ""
 
 
-@dataclass
-class PackResult:
+class PackResult(Struct):
     """Everything a verification found."""
 
     pack: str

@@ -11,9 +11,10 @@ import hashlib
 import os
 import stat
 import unicodedata
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from invarlock.errors import InputError
 from invarlock.evidence import Code, PackError, escape
@@ -53,8 +54,7 @@ MARKS = (b",", b":", b"[", b"{")
 HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # categories of characters that do not show as themselves
 
 
-@dataclass(frozen=True)
-class PackFile:
+class PackFile(Struct, frozen=True):
     """One regular file: its size in bytes, its SHA-256, and its bytes where it may be parsed."""
 
     size: int
@@ -62,8 +62,7 @@ class PackFile:
     data: bytes | None
 
 
-@dataclass
-class Tree:
+class Tree(Struct):
     """The regular files of a pack by relative path (``/`` separated), and what was refused."""
 
     files: dict[str, PackFile] = field(default_factory=dict)
@@ -125,8 +124,7 @@ def size_of(value: object) -> int:
     return size
 
 
-@dataclass
-class _Walk:
+class _Walk(Struct):
     tree: Tree
     entries: int = 0
     reports: int = 0

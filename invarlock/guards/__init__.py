@@ -14,12 +14,21 @@ from invarlock.guards.guard import Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.guards.moe import Moe
 from invarlock.guards.overhead import Overhead
+from invarlock.guards.representation import Representation
 from invarlock.guards.rmt import Rmt
 from invarlock.guards.spectral import Spectral
 from invarlock.guards.variance import Variance
 
 # In the order of a run and of the pages.
-GUARDS: tuple[Guard, ...] = (Invariants(), Spectral(), Rmt(), Variance(), Overhead(), Moe())
+GUARDS: tuple[Guard, ...] = (
+    Invariants(),
+    Spectral(),
+    Rmt(),
+    Representation(),
+    Variance(),
+    Overhead(),
+    Moe(),
+)
 BY_NAME: Mapping[str, Guard] = {guard.name: guard for guard in GUARDS}
 CORE = tuple(guard.name for guard in GUARDS if guard.core)
 CHAIN = (*CORE, Invariants.name)  # of a run: files are looked at once more, as they were loaded

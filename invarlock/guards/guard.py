@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
-from invarlock.documents.fields import Closed, Decided, Judged
+from msgspec import UNSET, Struct, UnsetType, field
+
+from invarlock.documents.fields import Closed, Decided, Judged, Open, about
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
 from invarlock.pages.parts import Check, Section
@@ -54,6 +55,10 @@ class Runs(Protocol):
     def accepted(self) -> Sequence[str]:
         """Names of findings that the user accepts."""
 
+    @property
+    def contracts(self) -> Mapping[str, Mapping[str, Any]]:
+        """How the guards measured, by their names: today's way, or that of an older report."""
+
 
 class Statistic(NamedTuple):
     """The number that a guard decides by, where it is closest to its limit."""
@@ -63,8 +68,7 @@ class Statistic(NamedTuple):
     threshold: float
 
 
-@dataclass(frozen=True)
-class ProbeFile:
+class ProbeFile(Struct, frozen=True):
     """A file of its own with a guard's evidence, written where a scenario's detector reads it."""
 
     file: str
@@ -74,8 +78,7 @@ class ProbeFile:
     write: Callable[[Mapping[str, Any]], Block]  # from the guard's block
 
 
-@dataclass
-class CheckpointRun:
+class CheckpointRun(Struct):
     """A loaded checkpoint in the middle of its run, and what guards leave for one another."""
 
     checkpoint: Checkpoint
@@ -85,6 +88,7 @@ class CheckpointRun:
     limits: Policy | None = None  # None: nothing is tried
     # the baseline's, as it recorded them; None where this is the baseline
     baseline_activations: Sequence[Any] | None = None
+    baseline_arrays: Mapping[str, Any] | None = None  # what its probes kept, by name
     baseline_checkpoint: Checkpoint | None = None  # its rows are compared where it is given
     # runs a share of all windows again, held-out ones and inside the context that is given
     again: Callable[[AbstractContextManager[Any], float], Block | None] | None = None
@@ -112,6 +116,13 @@ class Probe:
         """What the run report holds of it; None: nothing that this guard looks at."""
         return None
 
+    def arrays(self) -> Mapping[str, Any]:
+        """NumPy arrays that subjects' runs are held against, by a name that says whose they are.
+
+        A baseline's run keeps them beside its report, and gives them to those of its subjects.
+        """
+        return {}
+
 
 class Guard:
     """Everything about one guard. Without evidence a guard neither passes nor fires."""
@@ -128,12 +139,17 @@ class Guard:
     every_model: ClassVar[bool] = True  # False: it has a block only where ``applies``
     core: ClassVar[bool] = False  # one of the published guards that scenarios aim at
     policy_key: ClassVar[str] = ""  # its limits in the tier table; empty: it has none
+    # Reports of the first published versions know nothing of it. One without its block is judged
+    # by the rules of its time, which are those of today without this guard.
+    added: ClassVar[bool] = False
     # What each of its flags means: one that decides, and those that only tell.
     flag_texts: ClassVar[Mapping[str, str]] = {}
     # The detectors that it brings, each a form that a scenario may ask for; see ``detectors``.
     detector_forms: ClassVar[tuple[type[Closed], ...]] = ()
     # --- what it records
     contract: ClassVar[Mapping[str, Any] | None] = None  # how it measures
+    # How it measured before: reports that state one of these are judged by the rule of their time.
+    earlier_contracts: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     phase: ClassVar[str] = ""  # of a run, in the list of its guards
     beside: ClassVar[str] = ""  # the member of a run report that holds it outside that list
     whole: ClassVar[bool] = True  # whether a report repeats all that it recorded
@@ -153,12 +169,16 @@ class Guard:
             return run.get(self.beside) or {}
         return next((guard for guard in run["guards"] if guard["name"] == self.name), {})
 
-    def contract_fields(self) -> Block:
-        """The measurement contract and its hash, as both kinds of report state them."""
-        if self.contract is None:
+    def contract_fields(self, contract: Mapping[str, Any] | None = None) -> Block:
+        """The measurement contract and its hash, as both kinds of report state them.
+
+        Args:
+            contract: one of ``earlier_contracts``; None: today's.
+        """
+        stated = contract or self.contract
+        if stated is None:
             return {}
-        digest = contract_hash(self.contract)
-        return {"measurement_contract": self.contract, "measurement_contract_hash": digest}
+        return {"measurement_contract": stated, "measurement_contract_hash": contract_hash(stated)}
 
     # --- two runs ----------------------------------------------------------------------------
 
@@ -185,9 +205,9 @@ class Guard:
         row: Mapping[str, Any] = policy.resolved[self.policy_key]
         return row
 
-    def stated_limits(self, policy: Policy) -> Block:
-        """This guard's limits as a report states them."""
-        fields = self.contract_fields()
+    def stated_limits(self, policy: Policy, contract: Mapping[str, Any] | None = None) -> Block:
+        """This guard's limits as a report states them; ``contract`` as in ``contract_fields``."""
+        fields = self.contract_fields(contract)
         fields.pop("measurement_contract_hash", None)
         return {**self.limits(policy), **fields}
 
@@ -199,7 +219,7 @@ class Guard:
         """Statistics and measurement contracts, which the block holds beside the decisions."""
         if not self.measured(runs):
             return {}
-        fields = self.contract_fields()
+        fields = self.contract_fields(runs.contracts.get(self.name))
         if fields:
             theirs = self.recorded(runs.baseline).get("measurement_contract_hash")
             fields["baseline_measurement_contract_hash"] = theirs
@@ -230,7 +250,10 @@ class Guard:
         yield from ()
 
     def fired(self, report: Report) -> dict[str, bool]:
-        """Whether the guard measured something and found it bad, by published name."""
+        """Whether the guard measured something and found it bad, by published name; empty where the
+        report is of a version without the guard."""
+        if self.added and self.name not in report:
+            return {}
         if self.flag:
             return {self.name: refused(report, self.flag, self.name)}
         found = block(report, self.name)
@@ -264,6 +287,14 @@ class Guard:
     def section(self, report: Report) -> Section:
         """This guard's section of the page."""
         raise NotImplementedError
+
+
+class Warning(Open):
+    """One warning."""
+
+    policy_gate: Annotated[
+        str | UnsetType, about("fail where the guard does not pass because of it, else pass")
+    ] = UNSET
 
 
 def warning(guard: str, kind: str, message: str) -> Block:

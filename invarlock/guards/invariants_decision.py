@@ -102,7 +102,7 @@ class Invariants(Guard):
         before, after = runs.baseline["checkpoint"], runs.subject["checkpoint"]
         return judge([*found, *nothing_edited(label, before, after)], runs.accepted)
 
-    def stated_limits(self, policy: Policy) -> Block:
+    def stated_limits(self, policy: Policy, contract: Mapping[str, Any] | None = None) -> Block:
         """It has none."""
         return {}
 

@@ -176,7 +176,7 @@ class RouterProbe(Probe):
 
     def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows."""
-        return self.attach(run.model)
+        return self.attach(run.model, run.checkpoint.config)
 
     def record(self, run: CheckpointRun) -> Block | None:
         """The routers as columns; None for a model that is no mixture."""
@@ -184,17 +184,20 @@ class RouterProbe(Probe):
         return {**to_table(routers), "top_k": self.top_k} if routers else None
 
     @contextmanager
-    def attach(self, model: Any) -> Iterator[RouterProbe]:
-        """Watch the forward passes made inside the block; several add up."""
-        config = {"model_type": model.config.model_type}
+    def attach(self, model: Any, config: Mapping[str, Any]) -> Iterator[RouterProbe]:
+        """Watch the forward passes made inside the block; several add up.
+
+        ``config``: of the checkpoint, by which routers are known.
+        """
         routers = [
             (name, module)
             for name, module in model.named_modules()
             if role_of(f"{name}.weight", config) is Role.ROUTER
         ]
+        self.top_k = experts_per_token(model.config) if routers else 0
+        routers = routers if self.top_k else []
         hooks = [module.register_forward_hook(self._hook(name)) for name, module in routers]
         if routers:
-            self.top_k = int(model.config.num_experts_per_tok)
             body = getattr(model, model.base_model_prefix, model)
             hooks.append(body.register_forward_pre_hook(self._see_mask, with_kwargs=True))
         try:
@@ -221,8 +224,10 @@ class RouterProbe(Probe):
         self._mask = kwargs.get("attention_mask")
 
     def _hook(self, name: str) -> Any:
-        def hook(_module: object, _inputs: object, output: Any) -> None:
-            self._see(name, output[0] if isinstance(output, tuple) else output)
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            logits = logits_of(module, inputs, output, self.top_k)
+            if logits is not None:
+                self._see(name, logits)
 
         return hook
 
@@ -240,6 +245,48 @@ class RouterProbe(Probe):
         sums.tokens += len(flat)
         sums.entropy += float(entropy.cpu().double().sum())
         sums.choices += np.bincount(chosen.cpu().numpy().ravel(), minlength=flat.shape[-1])
+
+
+# What configurations call the number of experts that a token is sent to.
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts",
+    "moe_k", "top_k",
+)  # fmt: skip
+
+
+def logits_of(module: Any, inputs: Any, output: Any, top_k: int) -> torch.Tensor | None:
+    """What a router says of every expert, (..., experts); None where it does not return it.
+
+    Routers return logits alone, or among scores and indices of the chosen; scores may be as wide.
+    """
+    rows = len(module.weight)
+    parts = output if isinstance(output, tuple | list) else (output,)
+    floats: list[torch.Tensor] = [
+        part for part in parts if getattr(part, "is_floating_point", bool)()
+    ]
+    wide = [part for part in floats if part.shape[-1] == rows]
+    if len(wide) > 1:
+        from torch.nn.functional import linear
+
+        given = inputs[0].reshape(-1, inputs[0].shape[-1]).to(module.weight.dtype)
+        product = linear(given, module.weight, getattr(module, "bias", None))
+        return min(
+            wide, key=lambda part: float((part.reshape(product.shape) - product).abs().sum())
+        )
+    # of a matrix with further rows, such as for experts that all tokens go to, the logits are fewer
+    narrower = [part for part in floats if top_k < part.shape[-1] < rows]
+    return next(iter([*wide, *narrower]), None)
+
+
+def experts_per_token(config: Any) -> int:
+    """The number of experts a token is sent to, as a model's configuration has it; 0 if nowhere."""
+    parts = (config, getattr(config, "text_config", None), getattr(config, "ffn_config", None))
+    for part in parts:
+        for key in EXPERTS_PER_TOKEN:
+            value = getattr(part, key, None)
+            if isinstance(value, int):
+                return value
+    return 0
 
 
 class MoeBlock(Decided):

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Count, Decided, about
 from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Runs
@@ -31,8 +30,7 @@ from invarlock.pages.wording import fixed, number, share, yes
 from invarlock.policy import OverheadPolicy, Policy
 
 
-@dataclass(frozen=True)
-class GuardWork:
+class GuardWork(Struct, frozen=True):
     """What the guards added to the pass, in numbers that are the same on every rerun."""
 
     pass_tokens: int

@@ -8,7 +8,8 @@ What leaves a function alone moves all rows of a table alike, and is taken away 
   much as a whole, least trimmed squares over anchor rows (Rousseeuw, JASA 79, 1984), each step of
   which is an orthogonal Procrustes problem (Schoenemann, Psychometrika 31, 1966) with scale. Half
   of the anchors may be damaged;
-* a scale of the last norm that went into the head: heads are compared as they act, times it.
+* a scale of the last norm that went into the head: heads are compared as they act, times it;
+* a multiple of (1, ..., 1) in a row, where a LayerNorm reads the stream and takes it away.
 
 Rows go through in blocks; memory is that of the anchors, the blocks and a number a row.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invarlock.files import read_json
+from invarlock.guards.operators import behind_layer_norm
 from invarlock.guards.rows import (
     ANCHORS_PER_COLUMN,
     EXAMINED,
@@ -55,16 +57,21 @@ SETTLED = 0.98  # ratio of two medians that ends it
 
 @dataclass(frozen=True)
 class _Table:
-    """A stored table; ``scale``: what its columns are multiplied by before they act."""
+    """A stored table; ``scale``: what its columns are multiplied by before they act.
+
+    ``projected``: a LayerNorm reads its rows, which takes a multiple of (1, ..., 1) away.
+    """
 
     weight: torch.Tensor  # (rows, columns), as stored
     device: str
+    projected: bool = False
     scale: torch.Tensor | None = None  # (columns,) float32
 
     def rows(self, index: torch.Tensor | slice) -> torch.Tensor:
         """The named rows in float32, as they act."""
         block = self.weight[index].to(self.device).float()
-        return block if self.scale is None else block * self.scale.to(self.device)
+        block = block if self.scale is None else block * self.scale.to(self.device)
+        return block - block.mean(dim=1, keepdim=True) if self.projected else block
 
     def blocks(self, rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """The first ``rows`` rows, a block at a time."""
@@ -122,14 +129,15 @@ def measure_rows(baseline: Checkpoint, subject: Checkpoint, device: str = "cpu")
 
 def _pairs(baseline: Checkpoint, subject: Checkpoint, device: str) -> Iterator[_Pair]:
     """Tables by name in both, token tables first, and the head where one of them stores it."""
-    config = baseline.config
+    config, both = baseline.config, (baseline, subject)
+    projected = behind_layer_norm(config)
     embeddings = [n for n in baseline.tensors if role_of(n, config) is Role.EMBED]
     embeddings.sort(key=lambda name: not is_token_table(name, config))
     for name in embeddings:
         kind = TOKEN if is_token_table(name, config) else OTHER
         if _comparable(baseline, name, subject, name):
-            sides = _Table(baseline.load(name), device), _Table(subject.load(name), device)
-            yield _Pair(name, family_of(name, config), kind, *sides)
+            first, second = (_Table(one.load(name), device, projected) for one in both)
+            yield _Pair(name, family_of(name, config), kind, first, second)
     known = architecture_of(config)
     if known is None or known.head not in {*baseline.tensors, *subject.tensors}:
         return  # the head is the embedding, which has been looked at
@@ -142,8 +150,8 @@ def _pairs(baseline: Checkpoint, subject: Checkpoint, device: str) -> Iterator[_
         if None in norms:
             norms = [None, None]
         sides = (
-            _Table(baseline.load(stored[0]), device, norms[0]),
-            _Table(subject.load(stored[1]), device, norms[1]),
+            _Table(baseline.load(stored[0]), device, projected, norms[0]),
+            _Table(subject.load(stored[1]), device, projected, norms[1]),
         )
         yield _Pair(known.head, family_of(known.head, config), TOKEN, *sides)
 

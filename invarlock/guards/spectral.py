@@ -1,25 +1,36 @@
-"""Spectral guard: did the largest singular value or the rank of a weight matrix change?
+"""Spectral guard: did the largest singular value or the rank of an operator change?
 
-Per module: ``r = ln(sigma_s / sigma_b)`` and ``z = r / tau`` with the tau of the module's family:
-a preset's, or ``ln(1 + deadband) / kappa``, so that ``|z| > kappa`` says that sigma moved by more
-than the deadband. A cap is applied where ``|z| > kappa`` **and** the module
-survives multiple testing over all modules, ``p = erfc(|z| / sqrt(2))`` (Benjamini-Hochberg:
-JRSS B 57, 1995; or Bonferroni). More than ``max_caps`` caps block. A stable rank or a row or
-column norm that fell below its fatal ratio to the baseline blocks at once, and so does a row of an
-embedding, head or position table that changed far beyond the others (``invarlock.guards.rows``).
+Judged are products of weights that every parametrization of the same function shares
+(``invarlock.guards.operators``); the statistics of the matrices themselves are description.
+Of an operator's sigma that of the largest member counts, or the geometric mean over the members,
+whichever moved further; caps follow from it (``invarlock.guards.caps``). An operator with a member
+that became zero or of rank one blocks at once, and so does one whose stable rank or weakest member
+fell below its fatal ratio to the baseline, and a row of an embedding, head or position table that
+changed far beyond the others (``invarlock.guards.rows``). A matrix that belongs to no known
+operator is judged by its rank alone. Reports that hold no operators are judged by the rule of their
+time (``invarlock.guards.matrices``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
 from invarlock.counts import counted
 from invarlock.documents.fields import Closed, Count, Measured, NotNegative, Positive, about
-from invarlock.guards import rows, weight_stats
+from invarlock.guards import matrices, operators, rows, weight_stats
+from invarlock.guards.caps import (
+    CAPPED,
+    Change,
+    collapsed,
+    decide,
+    family_caps,
+    fell,
+    log_ratio,
+)
 from invarlock.guards.detector import NO_NOOP, NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.guard import (
     Block,
@@ -32,6 +43,14 @@ from invarlock.guards.guard import (
     place,
     warning,
     worst_family,
+)
+from invarlock.guards.operators import (
+    MATRIX,
+    Module,
+    Operator,
+    OperatorStats,
+    Weights,
+    measure_weights,
 )
 from invarlock.guards.weight_stats import WeightStats, rounded
 from invarlock.pages.changes import largest_changes, module_changes, module_plot
@@ -48,26 +67,21 @@ from invarlock.pages.parts import (
 from invarlock.pages.reading import BASELINE, Report, block, evaluated, objects, refused
 from invarlock.pages.wording import fixed, number, percent
 from invarlock.policy import Policy, SpectralPolicy
-from invarlock.roles import family_of, is_transposed, layer_of
 from invarlock.severity import worst_first
 
-if TYPE_CHECKING:
-    import torch
-
-    from invarlock.checkpoints import Checkpoint
-
-CONTRACT = {**weight_stats.CONTRACT, "rows": rows.CONTRACT}
-CAPPED = "family_z_cap"  # type of a violation
+CONTRACT = {**weight_stats.CONTRACT, "operators": operators.CONTRACT, "rows": rows.CONTRACT}
 HEAD = ("name", "family", "layer")  # columns that say which module a row is of
-
-
-class Module(NamedTuple):
-    """A weight matrix with its family and its statistics."""
-
-    name: str
-    family: str
-    layer: int | None
-    stats: WeightStats
+OPERATOR_HEAD = (*HEAD, "kind")
+# Both tables of a report: columns that name, and statistics, which a baseline's have a prefix of.
+# Reports from before there were operators hold the first alone.
+TABLES = {
+    "modules": (HEAD, WeightStats.fields()),
+    "operators": (OPERATOR_HEAD, OperatorStats.fields()),
+}
+# Rank one: all singular values but the largest, squared, are together less than this share of its
+# square, that is 3 % of its length: rounding to bf16 leaves 1e-6 of a matrix, to 8 bits 1e-4.
+RANK_ONE = 1e-3
+RANK_MORE = 10 * RANK_ONE  # the baseline's share has to be above it, to have had more than one
 
 
 def to_table(modules: Sequence[Module]) -> dict[str, list[Any]]:
@@ -94,193 +108,99 @@ def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
     ]
 
 
-def family_caps(policy: SpectralPolicy) -> dict[str, dict[str, float]]:
-    """``kappa`` and ``tau`` of every family that has its own."""
-    families = sorted({*policy.family_caps, *policy.tau_by_family})
-    return {f: {"kappa": policy.kappa(f), "tau": policy.tau(f)} for f in families}
+def operators_to_table(products: Sequence[Operator]) -> dict[str, list[Any]]:
+    """Operators as columns, sorted by name."""
+    ordered = sorted(products, key=lambda o: o.name)
+    table: dict[str, list[Any]] = {key: [getattr(o, key) for o in ordered] for key in OPERATOR_HEAD}
+    for field in OperatorStats.fields():
+        table[field] = [rounded(getattr(o.stats, field)) for o in ordered]
+    return table
 
 
-def log_ratio(subject: float, baseline: float) -> float:
-    """``ln(subject / baseline)``, finite: a vanished or newborn sigma counts as e**(+-20)."""
-    if subject <= 0 or baseline <= 0:
-        return 0.0 if subject == baseline else math.copysign(20.0, subject - baseline)
-    return math.log(subject / baseline)
-
-
-def selected(p_values: Sequence[float], method: str, alpha: float) -> list[bool]:
-    """Which hypotheses survive multiple testing (``bh`` or ``bonferroni``) at level ``alpha``."""
-    m = len(p_values)
-    if method == "bonferroni":
-        return [p <= alpha / m for p in p_values]
-    # Benjamini and Hochberg (JRSS B 57, 1995): up to the last p below its line, not to the first
-    # one above, so that a p above its own line is kept if a later one is below.
-    order = sorted(range(m), key=p_values.__getitem__)
-    rank = max((k for k, i in enumerate(order, 1) if p_values[i] <= alpha * k / m), default=0)
-    keep = set(order[:rank])
-    return [i in keep for i in range(m)]
+def operators_from_table(table: Mapping[str, Sequence[Any]]) -> list[Operator]:
+    """The inverse of :func:`operators_to_table`."""
+    columns = (map(float, table[field]) for field in OperatorStats.fields())
+    stats = map(OperatorStats._make, zip(*columns, strict=True))
+    head = (table[key] for key in OPERATOR_HEAD)
+    return [
+        Operator(str(name), str(family), layer, str(kind), one)
+        for name, family, layer, kind, one in zip(*head, stats, strict=True)
+    ]
 
 
 def judge(
-    baseline: Sequence[Module],
-    subject: Sequence[Module],
+    baseline: Sequence[Operator],
+    subject: Sequence[Operator],
     policy: SpectralPolicy,
     row_tables: Sequence[rows.RowTable] = (),
+    modules_checked: int = 0,
 ) -> dict[str, Any]:
-    """Compare the modules of two runs, both lists of the same names, and the rows of tables.
+    """Compare the operators of two runs, both lists of the same names, and the rows of tables.
 
     Returns:
         the decided part of the report's ``spectral`` block.
     """
-    reference = {module.name: module for module in baseline}
-    pairs = [(reference[module.name], module) for module in sorted(subject, key=lambda m: m.name)]
-    changes = [log_ratio(s.stats.sigma_max, b.stats.sigma_max) for b, s in pairs]
-    kappas = [policy.kappa(s.family) for _, s in pairs]
-    z = [r / policy.tau(s.family) for r, (_, s) in zip(changes, pairs, strict=True)]
-    testing = policy.multiple_testing
-    p_values = [math.erfc(abs(v) / math.sqrt(2)) for v in z]
-    survives = selected(p_values, testing.method, testing.alpha)
-    capped = [i for i, v in enumerate(z) if abs(v) > kappas[i] and survives[i]]
-    violations = [
-        {
-            "type": CAPPED,
-            "module": pairs[i][1].name,
-            "family": pairs[i][1].family,
-            "z_score": round(z[i], 6),
-            "kappa": kappas[i],
-            "sigma": pairs[i][1].stats.sigma_max,
-            "baseline_sigma": pairs[i][0].stats.sigma_max,
-            "severity": "budgeted",
-        }
-        for i in capped
+    reference = {operator.name: operator for operator in baseline}
+    pairs = [(reference[one.name], one) for one in sorted(subject, key=lambda o: o.name)]
+    changes = [
+        Change(s.name, s.family, change(b.stats, s.stats), s.stats.sigma_max, b.stats.sigma_max)
+        for b, s in pairs
+        if s.kind != MATRIX
     ]
-    row_changes = rows.judge(row_tables, policy.rows)
-    found = [d for b, s in pairs for d in _degeneracy(b, s, policy)] + rows.findings(row_changes)
-    fatal = [d for d in found if d["severity"] == "fatal"]
-    exceeded = len(capped) > policy.max_caps
-    passed = not fatal and not exceeded
-    return {
-        "evaluated": True,
-        "passed": passed,
-        "decision": "block" if not passed else "monitor" if capped or found else "allow",
-        "status": "unstable" if not passed else "capped" if capped else "stable",
-        "caps_applied": len(capped),
-        "max_caps": policy.max_caps,
-        "caps_exceeded": exceeded,
-        "fatal_violations": len(fatal),
-        "violations": violations + found,
-        "row_changes": row_changes,
-        "family_caps": family_caps(policy),
-        "family_z_summary": _family_summary(pairs, z, kappas, capped),
-        "multiple_testing": {
-            "method": testing.method,
-            "alpha": testing.alpha,
-            "m": len(pairs),
-        },
-        "deadband": policy.deadband,
-        "summary": {
-            "modules_checked": len(pairs),
-            "max_abs_log_ratio": round(max(map(abs, changes), default=0.0), 9),
-            "max_abs_z": round(max(map(abs, z), default=0.0), 6),
-        },
-    }
+    found = [finding for b, s in pairs for finding in _degeneracy(b, s, policy)]
+    counts = {"modules_checked": modules_checked, "operators_checked": len(changes)}
+    return decide(changes, found, policy, row_tables, counts)
 
 
-def _degeneracy(b: Module, s: Module, policy: SpectralPolicy) -> list[dict[str, Any]]:
-    """Stable rank and norms of one module against the baseline's, warn or fatal."""
-    limits = policy.degeneracy
-    checks = [
-        ("stable_rank", limits.stable_rank),
-        ("row_min", limits.norm_collapse),
-        ("column_min", limits.norm_collapse),
-    ]
-    found: list[dict[str, Any]] = []
-    for field, limit in checks:
-        base, now = getattr(b.stats, field), getattr(s.stats, field)
-        if base <= 0:  # the baseline itself is degenerate here: nothing to fall from
-            continue
-        ratio = now / base
-        if ratio < limit.warn_ratio:
-            fatal = ratio < limit.fatal_ratio
-            found.append(
-                {
-                    "type": "degenerate_" + field,
-                    "module": s.name,
-                    "family": s.family,
-                    "ratio": round(ratio, 9),
-                    "threshold": limit.fatal_ratio if fatal else limit.warn_ratio,
-                    "severity": "fatal" if fatal else "warning",
-                }
-            )
-    return found
+def change(baseline: OperatorStats, subject: OperatorStats) -> float:
+    """ln of subject over baseline: of the largest sigma, or of the members' mean if that moved
+    further."""
+    return max(
+        log_ratio(subject.sigma_max, baseline.sigma_max),
+        log_ratio(subject.sigma_mean, baseline.sigma_mean),
+        key=abs,
+    )
 
 
-def _family_summary(
-    pairs: Sequence[tuple[Module, Module]],
-    z: Sequence[float],
-    kappas: Sequence[float],
-    capped: Sequence[int],
-) -> dict[str, dict[str, Any]]:
-    summary: dict[str, dict[str, Any]] = {}
-    for family in sorted({s.family for _, s in pairs}):
-        members = [i for i, (_, s) in enumerate(pairs) if s.family == family]
-        scores = [abs(z[i]) for i in members]
-        summary[family] = {
-            "max": round(max(scores), 6),
-            "mean": round(sum(scores) / len(scores), 6),
-            "count": len(members),
-            "violations": sum(i in capped for i in members),
-            "kappa": kappas[members[0]],
-        }
-    return summary
+def _degeneracy(b: Operator, s: Operator, policy: SpectralPolicy) -> list[dict[str, Any]]:
+    """Rank and weakest member of one operator against the baseline's, warn or fatal."""
+    before, now = b.stats.stable_rank - 1, s.stats.stable_rank - 1
+    zero = s.stats.sigma_max == 0 < b.stats.sigma_max
+    if zero or (before > RANK_MORE and now < RANK_ONE):
+        least = RANK_ONE / max(before, RANK_MORE)  # a baseline of rank one can still become zero
+        left = 0.0 if zero else max(now, 0.0) / before
+        return [collapsed(s.name, s.family, "rank", left, least, "fatal")]
+    if s.kind == MATRIX:  # its other numbers belong to the parametrization
+        return []
+    fields = ("stable_rank", "sigma_min")
+    values = [(field, getattr(b.stats, field), getattr(s.stats, field)) for field in fields]
+    return fell(s.name, s.family, values, policy)
 
 
 # --- a run -------------------------------------------------------------------------------------
-
-
-def weight_modules(checkpoint: Checkpoint, device: str) -> list[Module]:
-    """Statistics of every 2-D weight, and of every expert of a 3-D one, from the file.
-
-    Read from the checkpoint and not from the loaded model: names are the file's, and values
-    are those that were stored, whatever dtype the model runs in.
-    """
-    modules: list[Module] = []
-    for name in sorted(checkpoint.tensors):
-        info = checkpoint.tensors[name]
-        if len(info.shape) not in (2, 3) or not info.dtype.startswith(("F", "BF")):
-            continue
-        family, layer = family_of(name, checkpoint.config), layer_of(name)
-        weight = checkpoint.load(name).to(device)
-        if is_transposed(name, checkpoint.config):
-            weight = weight.transpose(-1, -2)
-        matrices = [(name, weight)] if weight.dim() == 2 else _experts(name, weight)
-        modules += [Module(label, family, layer, weight_stats.measure(w)) for label, w in matrices]
-    return modules
-
-
-def _experts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    return [(f"{name}[{i}]", matrix) for i, matrix in enumerate(weight)]
 
 
 class WeightProbe(Probe):
     """Statistics of the weights as they were stored, and rows held against the baseline's."""
 
     def __init__(self) -> None:
-        self.modules: list[Module] = []
+        self.weights = Weights([], [])
         self.row_tables: list[rows.RowTable] | None = None  # of a baseline: nothing to compare
 
     def weigh(self, run: CheckpointRun) -> None:
         """Read the files; not the loaded model, whose dtype and names are others."""
-        self.modules = weight_modules(run.checkpoint, run.device)
+        self.weights = measure_weights(run.checkpoint, run.device)
         if run.baseline_checkpoint is not None:
             from invarlock.guards.row_changes import measure_rows
 
             self.row_tables = measure_rows(run.baseline_checkpoint, run.checkpoint, run.device)
 
     def record(self, run: CheckpointRun) -> Block:
-        """Modules as columns, and the rows."""
+        """Modules and operators as columns, and the rows."""
         tables = self.row_tables
         return {
-            "modules": to_table(self.modules),
+            "modules": to_table(self.weights.modules),
+            "operators": operators_to_table(self.weights.operators),
             **({} if tables is None else {"row_tables": rows.to_json(tables)}),
         }
 
@@ -335,7 +255,14 @@ class SpectralBlock(Measured):
     max_caps: Annotated[Count | UnsetType, about("allowed number of caps")] = UNSET
     modules: Annotated[
         Any | UnsetType,
-        about("per-module statistics of both runs as a compact table"),
+        about("per-module statistics of both runs as a compact table; description"),
+    ] = UNSET
+    operators: Annotated[
+        Any | UnsetType,
+        about(
+            "products of weights that every parametrization of the function shares, statistics "
+            "of both runs as a compact table: these are judged"
+        ),
     ] = UNSET
     row_tables: Annotated[
         list[RowTable] | UnsetType,
@@ -412,8 +339,9 @@ class Spectral(Guard):
     core = True
     policy_key = "spectral"
     contract = CONTRACT
+    earlier_contracts = (matrices.CONTRACT,)
     phase = "weights"
-    believed = ("/spectral/modules",)
+    believed = ("/spectral/modules", "/spectral/operators")
 
     def probe(self) -> Probe:
         """A fresh probe for one run."""
@@ -422,25 +350,45 @@ class Spectral(Guard):
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The weights of both runs, and the subject's rows."""
         tables = rows.from_json(self.recorded(runs.subject)["row_tables"])
-        return judge(self._modules(runs.baseline), self._modules(runs.subject), policy.spectral,
-                     tables)  # fmt: skip
+        modules = self._modules(runs.subject)
+        if self._of_matrices(runs):
+            return matrices.judge(self._modules(runs.baseline), modules, policy.spectral, tables)
+        return judge(
+            self._operators(runs.baseline), self._operators(runs.subject), policy.spectral,
+            tables, len(modules),
+        )  # fmt: skip
+
+    def _of_matrices(self, runs: Runs) -> bool:
+        """Whether the runs are those of a report from before there were operators."""
+        return runs.contracts.get(self.name) == matrices.CONTRACT
+
+    def _operators(self, run: Run) -> list[Operator]:
+        recorded = self.recorded(run)
+        return operators_from_table(recorded["operators"]) if recorded else []
 
     def _modules(self, run: Run) -> list[Module]:
         recorded = self.recorded(run)
         return from_table(recorded["modules"]) if recorded else []
 
-    def stated_limits(self, policy: Policy) -> Block:
+    def stated_limits(self, policy: Policy, contract: Mapping[str, Any] | None = None) -> Block:
         """The limits, with kappa and tau of every family."""
-        return {**super().stated_limits(policy), "family_caps": family_caps(policy.spectral)}
+        stated = super().stated_limits(policy, contract)
+        return {**stated, "family_caps": family_caps(policy.spectral)}
 
     def statistics(self, runs: Runs) -> Block:
         """The numbers of both runs side by side, for equal sets of weights, and the rows."""
         mine = to_table(self._modules(runs.subject))
         base = to_table(self._modules(runs.baseline))
-        return {
+        found = {
             "modules": mine | {BASELINE + field: base[field] for field in WeightStats.fields()},
             "row_tables": self.recorded(runs.subject)["row_tables"],
         }
+        if self._of_matrices(runs):
+            return found
+        products = operators_to_table(self._operators(runs.subject))
+        before = operators_to_table(self._operators(runs.baseline))
+        numbers = {BASELINE + field: before[field] for field in OperatorStats.fields()}
+        return {"operators": products | numbers, **found}
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
         """A warning for each cap, each collapsed matrix and each table with changed rows."""
@@ -454,14 +402,20 @@ class Spectral(Guard):
     def subject_records(self, report: Report) -> Iterator[Block]:
         """The subject's numbers, whose columns have no prefix, and its rows."""
         recorded = report[self.name]
-        columns = {key: recorded["modules"][key] for key in (*HEAD, *WeightStats.fields())}
-        yield {"modules": columns, "row_tables": recorded["row_tables"]}
+        yield {
+            table: {key: recorded[table][key] for key in (*head, *fields)}
+            for table, (head, fields) in TABLES.items()
+            if table in recorded
+        } | {"row_tables": recorded["row_tables"]}
 
     def baseline_record(self, report: Report) -> Block | None:
         """The baseline's numbers, whose columns have the prefix."""
-        table = report[self.name]["modules"]
-        numbers = {field: table[BASELINE + field] for field in WeightStats.fields()}
-        return {"modules": {key: table[key] for key in HEAD} | numbers}
+        return {
+            table: {key: report[self.name][table][key] for key in head}
+            | {field: report[self.name][table][BASELINE + field] for field in fields}
+            for table, (head, fields) in TABLES.items()
+            if table in report[self.name]
+        }
 
     def impossible(self, report: Report) -> Iterator[str]:
         """Lines about row tables whose numbers contradict each other."""
@@ -516,9 +470,11 @@ class Spectral(Guard):
         )
 
     def section(self, report: Report) -> Section:
-        """The weights: largest singular value and stable rank of each matrix."""
+        """The weights: largest singular value and stable rank of each operator."""
         title, section = "Spectral guard (weights)", block(report, self.name)
-        changes = module_changes(report, self.name, "sigma_max")
+        judged = "operators" if "operators" in section else "modules"
+        word = judged.capitalize()
+        changes = module_changes(report, self.name, "sigma_max", judged)
         if not changes:
             return not_evaluated(report, self.name, title)
         caps = _limits(section)
@@ -535,7 +491,7 @@ class Spectral(Guard):
             for name, row in sorted(block(section, "family_z_summary").items())
             if isinstance(row, Mapping)
         )
-        header = ("Family", "Modules", "Largest |z|", "Mean |z|", "Cap (kappa)", "As change")
+        header = ("Family", word, "Largest |z|", "Mean |z|", "Cap (kappa)", "As change")
         moved = [c for c in changes if c.log_ratio != 0.0 or c.stable_rank_ratio not in (None, 1.0)]
         found = objects(section.get("violations"))
         return Section(
@@ -546,13 +502,16 @@ class Spectral(Guard):
                 *map(rows.sentence, row_findings(report)),
             ),
             plots=module_plot(
-                "spectral", "Largest singular value per layer and family", changes, caps
+                "spectral",
+                f"Largest singular value of the {judged}, per layer and family",
+                changes,
+                caps,
             ),
             tables=(
                 Table("Families", (*header, "Capped"), families),
                 *_violations([v for v in found if v.get("type") not in rows.ROW_FINDINGS]),
                 *_row_tables(objects(section.get("row_changes"))),
-                *largest_changes(moved, ("Module", "Family", "Sigma", "Stable rank")),
+                *largest_changes(moved, (word[:-1], "Family", "Sigma", "Stable rank")),
             ),
         )
 
@@ -654,6 +613,8 @@ def _worst_violation(section: Mapping[str, Any]) -> str:
     if fatal:
         worst = min(fatal, key=lambda v: (v.get("ratio", 0.0), str(v.get("module"))))
         kind = str(worst.get("type", "")).removeprefix("degenerate_").replace("_", " ")
+        if kind == "rank":
+            return f"{worst.get('module')} became zero or of rank one"
         return (
             f"{worst.get('module')}: {kind} is {fixed(worst.get('ratio'))} of the baseline's, "
             f"fatal below {fixed(worst.get('threshold'), 2)}"

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import asdict
 
 from invarlock.documents.fields import Closed, Measured, Open, about
 from invarlock.guards.guard import (
@@ -68,8 +68,7 @@ CONTRACT = {
 }
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """Held-out windows with and without the proposed scales; sequences (windows,)."""
 
     window_ids: Sequence[str]
@@ -81,7 +80,7 @@ class Trial:
 
 def trial_json(trial: Trial) -> dict[str, Any]:
     """A trial as it is recorded; losses that are not finite become null."""
-    columns = {name: list(column) for name, column in vars(trial).items()}
+    columns = {name: list(column) for name, column in asdict(trial).items()}
     for name in ("plain_nll", "scaled_nll"):
         columns[name] = [v if math.isfinite(v) else None for v in columns[name]]
     return columns
@@ -89,7 +88,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 
 def trial_from(recorded: Mapping[str, Sequence[Any]]) -> Trial:
     """The inverse of :func:`trial_json`."""
-    columns = {name: list(recorded[name]) for name in Trial.__dataclass_fields__}
+    columns = {name: list(recorded[name]) for name in Trial.__struct_fields__}
     for name in ("plain_nll", "scaled_nll"):
         columns[name] = [math.nan if v is None else float(v) for v in columns[name]]
     return Trial(**columns)

@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from invarlock.documents.fields import Closed
 from invarlock.errors import InputError
-from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
-from invarlock.metrics.perplexity import (
-    BOOTSTRAP_SEED_OFFSET,
-    Bootstrap,
-    decide,
-    windows_needed,
-)
+from invarlock.metrics.bootstrap import Interval, cluster_sums
+from invarlock.metrics.perplexity import Bootstrap, decide, windows_needed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +35,20 @@ else:
     from invarlock import numpy_on_use as np
 
 MAX_EXACT = 5000  # discordant examples: whole numbers beyond get slow (their square)
+
+
+class AccuracyPolicy(Closed):
+    """Thresholds of an accuracy metric, differences in percentage points."""
+
+    delta_min_pp: float
+    min_examples: int
+    hysteresis_delta_pp: float
+    drift_max_pp: float  # of the difference between the arms, either way; presets leave it alone
+
+    @classmethod
+    def of(cls, policy: Policy) -> AccuracyPolicy:
+        """Those of a tier."""
+        return policy.limits("accuracy", cls)
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,7 @@ class Examples:
         return 100.0 * (self.subject.astype(np.float64) - self.baseline.astype(np.float64))
 
 
-@dataclass(frozen=True)
-class AccuracyResult:
+class AccuracyResult(Struct, frozen=True):
     """The primary metric of a comparison and what was decided from it."""
 
     preview: float  # share of correct answers of the subject
@@ -110,13 +121,9 @@ def compare_accuracy(
     difference = final.difference
     n = len(difference)
     delta = float(difference.mean())
-    interval = bca_interval(
-        *cluster_sums(final.clusters, difference, np.ones(n)),
-        replicates=bootstrap.replicates,
-        alpha=bootstrap.alpha,
-        seed=bootstrap.seed + BOOTSTRAP_SEED_OFFSET,
-    )
-    limit = policy.accuracy.delta_min_pp - policy.accuracy.hysteresis_delta_pp
+    interval = bootstrap.interval(*cluster_sums(final.clusters, difference, np.ones(n)))
+    limits = AccuracyPolicy.of(policy)
+    limit = limits.delta_min_pp - limits.hysteresis_delta_pp
     decision = decide(-delta, _mirrored(interval), -limit)
     gained = int((final.subject & ~final.baseline).sum())
     lost = int((final.baseline & ~final.subject).sum())
@@ -135,16 +142,16 @@ def compare_accuracy(
         else None,
         hysteresis_applied=decision == "pass"
         and interval is not None
-        and interval.low < policy.accuracy.delta_min_pp,
+        and interval.low < limits.delta_min_pp,
         gained=gained,
         lost=lost,
         mcnemar_p=mcnemar_exact(gained, lost),
         n_final=n,
         drift_pp=drift,
-        drift_ok=abs(drift) <= policy.accuracy.drift_max_pp,
+        drift_ok=abs(drift) <= limits.drift_max_pp,
         coverage_ok=bootstrap.replicates >= policy.coverage.replicates
         and bootstrap.alpha <= policy.coverage.alpha,
-        examples_ok=n >= policy.accuracy.min_examples,
+        examples_ok=n >= limits.min_examples,
     )
 
 

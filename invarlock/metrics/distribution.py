@@ -13,8 +13,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import MeasurementError
 
 if TYPE_CHECKING:
@@ -39,6 +42,33 @@ KL_LEVELS = {"p99": 0.99}
 CHANGE_LEVELS = {"q01": 0.01, "q05": 0.05, "q50": 0.5, "q95": 0.95, "q99": 0.99}
 
 Block = dict[str, Any]
+
+
+class Distribution(Open):
+    """Shift of the predicted distribution on the scored windows."""
+
+    evaluated: Annotated[bool | UnsetType, about("measured, and finite")] = UNSET
+    reason: Annotated[str | UnsetType, about("why not")] = UNSET
+    tokens: Annotated[Count | UnsetType, about("predicted tokens")] = UNSET
+    top_k: Annotated[
+        Count | UnsetType,
+        about("the baseline's most likely tokens that are compared; the others are one bucket"),
+    ] = UNSET
+    kl: Annotated[
+        dict[str, Any] | UnsetType,
+        about("KL(baseline || subject), nats a token, a lower bound: mean, p99, max"),
+    ] = UNSET
+    flips: Annotated[
+        dict[str, Any] | UnsetType,
+        about("tokens whose most likely prediction changed: count and fraction"),
+    ] = UNSET
+    probability_change: Annotated[
+        dict[str, Any] | UnsetType,
+        about("change of the correct token's probability: mean and quantiles"),
+    ] = UNSET
+    histograms: Annotated[dict[str, Any] | UnsetType, about("edges and counts of both")] = UNSET
+    gated: Annotated[bool | UnsetType, about("the tier sets a limit")] = UNSET
+    passed: Annotated[bool | UnsetType, about("within it")] = UNSET
 
 
 @dataclass(frozen=True)

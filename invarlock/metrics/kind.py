@@ -14,11 +14,13 @@ names none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from invarlock.metrics.bootstrap import Interval
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from invarlock.documents.fields import Open, about
+from invarlock.metrics.bootstrap import WIDENED, Interval
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.pages.reading import Report
 from invarlock.pages.wording import fixed
@@ -32,8 +34,7 @@ Columns = Mapping[str, Any]  # what a run recorded of the windows of an arm
 Facts = list[tuple[str, str]]  # rows of a page: what it is, and its value
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(Struct, frozen=True):
     """One window as the model sees it; the last of ``inputs`` has the length of the logits."""
 
     inputs: Mapping[str, Sequence[int]]  # argument of the model -> token ids
@@ -53,8 +54,7 @@ class Example:
 ToExample = Callable[[Any], Example]  # from a window, or from a record where they are labelled
 
 
-@dataclass(frozen=True)
-class SliceEvidence:
+class SliceEvidence(Struct, frozen=True):
     """What both runs recorded on the windows of one slice."""
 
     name: str
@@ -63,8 +63,7 @@ class SliceEvidence:
     kl_sum: Sequence[float | None] | None  # (windows,) of final, nats; None: not recorded
 
 
-@dataclass(frozen=True)
-class MetricEvidence:
+class MetricEvidence(Struct, frozen=True):
     """What both runs recorded for the primary metric."""
 
     kind: Metric
@@ -91,8 +90,47 @@ class Floor(NamedTuple):
         return row if self.slice else {k: v for k, v in row.items() if k != "slice"}
 
 
-@dataclass(frozen=True)
-class Judged:
+class Compared(Open):
+    """The members of the primary metric that every kind states."""
+
+    unit: Annotated[str | UnsetType, about("unit")] = UNSET
+    direction: Annotated[str | UnsetType, about("whether lower or higher is better")] = UNSET
+    aggregation_scope: Annotated[str | UnsetType, about("token, window or record")] = UNSET
+    gating_basis: Annotated[str | UnsetType, about("which bound decides")] = UNSET
+    paired: Annotated[bool | UnsetType, about("differences are paired by window")] = UNSET
+    preview: Annotated[float | UnsetType, about("value on the warm-up windows")] = UNSET
+    final: Annotated[float | UnsetType, about("value on the scored windows")] = UNSET
+    ratio_vs_baseline: Annotated[
+        float | UnsetType, about("subject over baseline, or the difference in percentage points")
+    ] = UNSET
+    ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
+        about("interval of the logarithm of the ratio"),
+    ] = UNSET
+    display_ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
+        about("interval of the ratio"),
+    ] = UNSET
+    decision: Annotated[str | UnsetType, about("pass, fail or inconclusive")] = UNSET
+    drift_band: Annotated[
+        dict[str, Any] | list[Any] | UnsetType,
+        about(
+            "the band of drift.ratio as limits on drift.raw, the subject's own final over preview"
+        ),
+    ] = UNSET
+    drift: Annotated[
+        dict[str, Any] | UnsetType,
+        about(
+            "ratio: final over preview of the subject relative to the baseline's, between "
+            "min and max; raw: the subject's alone"
+        ),
+    ] = UNSET
+    limit: Annotated[
+        float | UnsetType, about("limit on the ratio, or on the difference in percentage points")
+    ] = UNSET
+
+
+class Judged(Struct, frozen=True):
     """What was decided of two runs that were measured."""
 
     block: Block  # the members of the primary metric that are this kind's own
@@ -138,8 +176,12 @@ class Metric:
     floor: ClassVar[str]  # what the tier asks a least number of: tokens or examples
     to_decide: ClassVar[str]  # of ``evidence_needed``: what more of would settle the interval
     limits: ClassVar[str]  # row of the tier table
+    interval: ClassVar[str] = WIDENED  # method of the interval
     # How published verifiers recompute the point: ``ppl`` from losses, ``accuracy`` from counts.
     family: ClassVar[str]
+    # Members that only reports of this kind have, by their block: primary_metric, windows (those of
+    # one sample), telemetry or metrics.
+    members: ClassVar[Mapping[str, type[Open]]] = {}
     # --- how people read it
     noun: ClassVar[str]  # what compares both runs: a ratio or a difference
     suffix: ClassVar[str]  # after such a number
@@ -257,6 +299,20 @@ class Metric:
         """What compares both runs, so that 1 is no difference."""
         return value
 
+    def passing(self, metric: Block, z: float) -> float:
+        """The true value at which the estimate passes with the probability ``Phi(z)``.
+
+        It is asked only of kinds whose interval is widened.
+
+        It passes where the bound keeps to the limit, and the distance from the estimate to the
+        bound is taken to be the same in every repetition; what varies is the estimate, normally,
+        by the standard error.
+
+        Args:
+            metric: a primary metric of this kind, with an interval.
+        """
+        raise NotImplementedError
+
     # --- words ----------------------------------------------------------------------------------
 
     def words(self, value: float) -> str:
@@ -310,6 +366,8 @@ def interval_block(
         block["display_ci"] = [shown(interval.low), shown(interval.high)]
         block["standard_error"] = interval.standard_error
         block["clusters"] = interval.n_clusters
+        if interval.kurtosis is not None:
+            block["kurtosis"] = interval.kurtosis
     if needed is not None:
         block["windows_needed"] = needed
     return block

@@ -12,11 +12,14 @@ would settle it).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from invarlock.metrics.bootstrap import Interval, bca_interval, cluster_sums
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from invarlock.errors import ContractError
+from invarlock.metrics.bootstrap import METHODS, PLAIN, WIDENED, Interval, cluster_sums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +32,7 @@ else:
 BOOTSTRAP_SEED_OFFSET = 503  # keeps the resampling stream apart from the data seed
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(Struct, frozen=True):
     """What both runs recorded on one arm (``preview`` or ``final``); all sequences (windows,)."""
 
     window_ids: Sequence[str]
@@ -50,17 +52,51 @@ class Arm:
         return math.exp(mean) if mean < 700 else math.inf
 
 
-@dataclass(frozen=True)
-class Bootstrap:
+class Bootstrap(Struct, frozen=True):
     """Settings of the interval."""
 
     replicates: int
     alpha: float
     seed: int
+    method: str = WIDENED  # a name of METHODS
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> Bootstrap:
+        """The settings that a report records; one without a method was judged by the plain one.
+
+        Raises:
+            ContractError: no such method.
+            TypeError: other members than those of the settings.
+        """
+        settings = cls(**{"method": PLAIN, **recorded})
+        if settings.method not in METHODS:
+            raise ContractError(
+                "/context/bootstrap/method: no method of this version",
+                expected=", ".join(METHODS),
+                found=str(settings.method),
+            )
+        return settings
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a report records, so that ``read`` finds the settings again."""
+        settings = asdict(self)
+        if self.method == PLAIN:
+            del settings["method"]  # reports of it were written before there was another
+        return settings
+
+    def interval(self, difference: Floats, tokens: Floats) -> Interval | None:
+        """Interval of ``sum(difference) / sum(tokens)`` over clusters, both (clusters,)."""
+        return METHODS[self.method](
+            difference,
+            tokens,
+            replicates=self.replicates,
+            alpha=self.alpha,
+            seed=self.seed + BOOTSTRAP_SEED_OFFSET,
+        )
 
 
-@dataclass(frozen=True)
-class PerplexityResult:
+class PerplexityResult(Struct, frozen=True):
     """The primary metric of a comparison and what was decided from it."""
 
     preview: float  # perplexity of the subject
@@ -92,13 +128,7 @@ def compare(preview: Arm, final: Arm, policy: Policy, bootstrap: Bootstrap) -> P
     """Compare subject and baseline; both arms must be non-empty and finite."""
     difference = final.subject_nll - final.baseline_nll
     delta = float(difference.sum() / final.token_counts.sum())
-    sums = cluster_sums(final.clusters, difference, final.token_counts)
-    interval = bca_interval(
-        *sums,
-        replicates=bootstrap.replicates,
-        alpha=bootstrap.alpha,
-        seed=bootstrap.seed + BOOTSTRAP_SEED_OFFSET,
-    )
+    interval = bootstrap.interval(*cluster_sums(final.clusters, difference, final.token_counts))
     limit = math.log(policy.pm_ratio.ratio_limit_base + policy.pm_ratio.hysteresis_ratio)
     decision = decide(delta, interval, limit)
     ppl = [arm.perplexity(nll) for arm in (preview, final) for nll in _losses(arm)]

@@ -17,8 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Annotated
 
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import replace
+
+from invarlock.documents.fields import Count, Open, about
 from invarlock.metrics.kind import Block, Floor, Judged, MetricEvidence, SliceEvidence
 from invarlock.metrics.perplexity import Arm
 from invarlock.policy import Policy
@@ -29,6 +33,31 @@ SHOWN = (
     *("preview", "final", "ratio_vs_baseline", "delta_nats", "decision"),
     *("ci", "display_ci", "standard_error", "clusters", "kurtosis", "windows_needed"),
 )
+
+
+class SliceMetric(Open):
+    """The primary metric on the scored windows of one slice."""
+
+    name: Annotated[str, about("the slice")]
+    decision: Annotated[str, about("pass, fail or inconclusive")]
+    windows: Annotated[Count, about("scored windows")]
+    tokens: Annotated[Count, about("predicted tokens of them")]
+    ratio_vs_baseline: Annotated[float | UnsetType, about("subject over baseline")] = UNSET
+    display_ci: Annotated[
+        Annotated[list[float], Meta(min_length=2, max_length=2)] | UnsetType,
+        about("interval of the ratio, at the level of the whole; absent: too few documents"),
+    ] = UNSET
+    clusters: Annotated[Count | UnsetType, about("documents")] = UNSET
+    windows_needed: Annotated[
+        Count | UnsetType, about("scored windows that would settle an open interval")
+    ] = UNSET
+    kl_mean: Annotated[
+        float | UnsetType, about("mean divergence from the baseline, nats per token")
+    ] = UNSET
+    kl_passed: Annotated[bool | UnsetType, about("it keeps to the limit of the tier")] = UNSET
+    hysteresis_applied: Annotated[
+        bool | UnsetType, about("it passes only thanks to the hysteresis")
+    ] = UNSET
 
 
 def judge_slices(

@@ -24,11 +24,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict
 
+from invarlock.documents.fields import Open, about
 from invarlock.metrics.bootstrap import cluster_sums, delta_method_error
 from invarlock.metrics.perplexity import Arm, finite
 from invarlock.policy import TailPolicy
@@ -47,8 +48,23 @@ SOURCE = "paired_baseline.final"
 Block = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Tail:
+class PrimaryMetricTail(Open):
+    """Tail of the per-window differences."""
+
+    evaluated: Annotated[bool | UnsetType, about("evaluated")] = UNSET
+    passed: Annotated[bool | UnsetType, about("passed")] = UNSET
+    warned: Annotated[bool | UnsetType, about("warned")] = UNSET
+    mode: Annotated[str | UnsetType, about("mode")] = UNSET
+    reason: Annotated[str | UnsetType, about("reason")] = UNSET
+    policy: Annotated[dict[str, Any] | UnsetType, about("limits")] = UNSET
+    stats: Annotated[dict[str, Any] | UnsetType, about("quantiles")] = UNSET
+    violations: Annotated[list[Any] | UnsetType, about("what is shown to be above its maximum")] = (
+        UNSET
+    )
+    source: Annotated[str | UnsetType, about("the windows it is taken from")] = UNSET
+
+
+class Tail(Struct, frozen=True):
     """Per-window differences in ascending order, with what a bound needs."""
 
     values: Floats  # (windows,) nats per token, ascending

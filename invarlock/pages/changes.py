@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from invarlock.counts import counted
 from invarlock.pages.panels import Panels, Point, draw_panels
@@ -23,8 +24,7 @@ TICKS = [math.log(ratio) for ratio in _RATIOS]
 Limits = Mapping[str, tuple[float, float]]  # per family, on ln(ratio)
 
 
-@dataclass(frozen=True)
-class ModuleChange:
+class ModuleChange(Struct, frozen=True):
     """A statistic of a module: subject over baseline; no layer: outside the blocks."""
 
     name: str
@@ -34,16 +34,19 @@ class ModuleChange:
     stable_rank_ratio: float | None = None
 
 
-def module_changes(report: Report, guard: str, statistic: str) -> list[ModuleChange]:
+def module_changes(
+    report: Report, guard: str, statistic: str, table_name: str = "modules"
+) -> list[ModuleChange]:
     """The modules of a guard's table, largest change of the statistic first.
 
     Args:
         guard: the name of its block.
         statistic: the column; ``BASELINE`` + its name holds the reference.
+        table_name: the member of the block that holds the table.
     """
     if not evaluated(report, guard):
         return []
-    table = block(block(report, guard), "modules")
+    table = block(block(report, guard), table_name)
     # The baseline's names stand in a column of their own where its modules are others.
     theirs = BASELINE + "name" if BASELINE + "name" in table else "name"
     before = dict(columns(table, (theirs, BASELINE + statistic)))

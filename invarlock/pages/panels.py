@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from invarlock.counts import counted
 from invarlock.pages.plots import LEFT, MARK, MARKERS, Canvas, scale
@@ -16,8 +17,7 @@ OUTSIDE = 10  # px from the axis to what belongs to no layer
 APART = 13  # px between two numbers of an axis
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(Struct, frozen=True):
     """A module's change; 0 is none, no layer: outside the blocks."""
 
     name: str
@@ -26,8 +26,7 @@ class Point:
     value: float
 
 
-@dataclass(frozen=True)
-class Panels:
+class Panels(Struct, frozen=True):
     """What is drawn.
 
     ``limits`` holds per family the values below and above which a point violates, infinite where
@@ -62,8 +61,7 @@ class Panels:
         return len(self.families()) * (PANEL + GAP) + 38
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(Struct, frozen=True):
     """Where a panel lies and how it is scaled; ``y`` takes values in units of the limit."""
 
     top: float

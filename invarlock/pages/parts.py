@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from invarlock.pages.plots import Plot
 from invarlock.pages.reading import NOT_RUN, Report, block, evaluated
@@ -13,8 +13,7 @@ REPORTED = "reported"  # measured, and held against nothing
 NOT_EVALUATED, NOT_MEASURED = "not evaluated", "not measured"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Struct, frozen=True):
     """Rows of text; the first cell of a row names it. ``status`` is the column of a status word."""
 
     caption: str
@@ -23,8 +22,7 @@ class Table:
     status: int | None = None
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(Struct, frozen=True):
     """One row: what was measured, what it is held against, how far it is from that."""
 
     name: str
@@ -35,8 +33,7 @@ class Check:
     flag: str = ""  # the validation flag that carries the result
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(Struct, frozen=True):
     """A titled part; empty parts are left out of the page."""
 
     id: str
@@ -47,8 +44,7 @@ class Section:
     tables: tuple[Table, ...] = ()
 
 
-@dataclass(frozen=True)
-class Outline:
+class Outline(Struct, frozen=True):
     """The whole page."""
 
     title: str

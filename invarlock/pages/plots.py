@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 WIDTH = 720
 LEFT, RIGHT = 64, 704  # the plotting area
 MARK = 2.6  # half the size of a marker
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """An SVG path, the class that styles it and, if it has one, its name."""
 
     style: str
@@ -24,8 +24,7 @@ class Shape:
     name: str = ""
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(Struct, frozen=True):
     """Words at a place; ``anchor`` is start, middle or end, ``upright`` reads upwards."""
 
     style: str
@@ -36,8 +35,7 @@ class Text:
     upright: bool = False
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(Struct, frozen=True):
     """A picture with its title and its description in words."""
 
     id: str
@@ -49,8 +47,7 @@ class Plot:
     width: int = WIDTH
 
 
-@dataclass
-class Canvas:
+class Canvas(Struct):
     """Collects the shapes and texts of a picture."""
 
     shapes: list[Shape] = field(default_factory=list)

@@ -1,12 +1,11 @@
 """The ``assurance`` block: what a report claims of itself, for a verifier to confirm."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import to_builtins
+from msgspec import UNSET, UnsetType, to_builtins
 
+from invarlock.documents.fields import Needed, Open, Outcome, about
 from invarlock.errors import ConfigError
 from invarlock.guards import CHAIN
 from invarlock.policy import Policy
@@ -19,6 +18,33 @@ CLAIM_SET = "invarlock-weight-edit-regression-v1"
 STRICT_PROFILES = ("ci", "release")
 STRICT_TIERS = ("balanced", "conservative")
 MODES = ("off", "strict")
+
+
+class Assurance(Open):
+    """Assurance claims."""
+
+    mode: Annotated[str | UnsetType, about("off or strict")] = UNSET
+    report_local_verdict: Annotated[
+        str | UnsetType, about("what the report alone gives: pass or fail")
+    ] = UNSET
+    outcome: Annotated[
+        Outcome | UnsetType,
+        about(
+            "pass: every gate holds; fail: something was measured and found bad; "
+            "inconclusive: nothing was, but evidence is lacking"
+        ),
+    ] = UNSET
+    evidence_needed: Annotated[
+        list[Needed] | UnsetType,
+        about("what an inconclusive report lacks; empty for any other outcome"),
+    ] = UNSET
+    verdict: Annotated[
+        str | UnsetType, about("pass, fail, or pending_verifier for a strict claim")
+    ] = UNSET
+    canonical_guard_chain_enforced: Annotated[
+        bool | UnsetType, about("every guard ran, in order")
+    ] = UNSET
+    blocking_reasons: Annotated[list[Any] | UnsetType, about("why a strict claim fails")] = UNSET
 
 
 def require_strict_settings(profile: str, tier: str) -> None:

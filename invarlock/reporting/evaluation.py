@@ -5,22 +5,28 @@ cluster ids, both runs' per-window sums, the three-way decision, and the spectra
 both runs as one table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import asdict
 
 from invarlock import __version__
+from invarlock.documents.fields import Closed, Count, Digest, Open, Positive, about, extended
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
 from invarlock.metrics import ARMS
+from invarlock.metrics.confidence import Confidence
+from invarlock.metrics.distribution import Distribution
 from invarlock.metrics.kind import Metric
-from invarlock.metrics.kinds import METRICS
+from invarlock.metrics.kinds import METRICS, members_of
+from invarlock.metrics.tail import PrimaryMetricTail
 from invarlock.policy import Policy
-from invarlock.reporting.assurance import assurance_block
-from invarlock.reporting.judgement import Evidence, Judgement, judge
+from invarlock.reporting.assurance import Assurance, assurance_block
+from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
+from invarlock.reporting.primary_metric import PrimaryMetric
 from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing, shift_columns
-from invarlock.reporting.telemetry import telemetry_block
+from invarlock.reporting.telemetry import Telemetry, telemetry_block
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +35,276 @@ else:
 
 Document = dict[str, Any]
 GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")
-# Names of members that reports of earlier versions do not have. A member that is added to the
-# report is named here as well: it is compared with what the evidence gives wherever it is there.
-ADDED: tuple[str, ...] = ()
+
+
+class Plugins(Open):
+    """Adapters, edits and guards that took part."""
+
+    adapters: Annotated[list[Any] | UnsetType, about("adapters")] = UNSET
+    edits: Annotated[list[Any] | UnsetType, about("edits")] = UNSET
+    guards: Annotated[list[Any] | UnsetType, about("guards")] = UNSET
+
+
+class Preview(Open):
+    """Coverage of the warm-up or the scored windows, or of the replicates."""
+
+    used: Annotated[Count | UnsetType, about("windows used")] = UNSET
+    required: Annotated[Count | UnsetType, about("floor of the tier")] = UNSET
+    ok: Annotated[bool | UnsetType, about("floor reached")] = UNSET
+
+
+class Coverage(Open):
+    """Floors."""
+
+    preview: Preview | UnsetType = UNSET
+    final: Preview | UnsetType = UNSET
+    replicates: Preview | UnsetType = UNSET
+
+
+class Stats(Open):
+    """Pairing and coverage."""
+
+    paired_windows: Annotated[Count | UnsetType, about("windows present in both runs")] = UNSET
+    window_match_fraction: Annotated[float | UnsetType, about("share of windows that match")] = (
+        UNSET
+    )
+    window_overlap_fraction: Annotated[
+        float | UnsetType, about("share of windows among both the warm-up and the scored ones")
+    ] = UNSET
+    window_pairing_reason: Annotated[
+        str | UnsetType | None, about("why pairing failed, null when it did not")
+    ] = UNSET
+    coverage: Coverage | UnsetType = UNSET
+    clusters: Annotated[Any | UnsetType, about("documents")] = UNSET
+    bootstrap: Annotated[dict[str, Any] | UnsetType, about("the bootstrap's settings")] = UNSET
+
+
+class Windows(Open, kw_only=True):
+    """Counts and pairing."""
+
+    preview: Annotated[Count, about("warm-up windows")]
+    final: Annotated[Count, about("scored windows")]
+    seed: Annotated[int | UnsetType | None, about("seed of the selection")] = UNSET
+    stats: Stats
+
+
+class Hash(Open):
+    """Digests of the windows."""
+
+    preview: Annotated[str | UnsetType, about("digest of the warm-up windows")] = UNSET
+    final: Annotated[str | UnsetType, about("digest of the scored windows")] = UNSET
+    dataset: Annotated[str | UnsetType | None, about("digest of the data set")] = UNSET
+    preview_tokens: Annotated[int | str | UnsetType | None, about("tokens")] = UNSET
+    final_tokens: Annotated[int | str | UnsetType | None, about("tokens")] = UNSET
+    total_tokens: Annotated[int | UnsetType, about("tokens")] = UNSET
+    source: Annotated[
+        Literal["explicit_preview_final_hashes", "explicit_token_ids", "config_fallback"]
+        | UnsetType,
+        about("what the digests are taken over"),
+    ] = UNSET
+
+
+class SliceCounts(Open):
+    """Windows of a slice."""
+
+    preview: Annotated[Positive, about("warm-up windows")]
+    final: Annotated[Positive, about("scored windows")]
+
+
+class DatasetSlice(Open):
+    """One slice."""
+
+    name: Annotated[str, about("its name")]
+    seq_len: Annotated[Positive, about("tokens a window")]
+    counts: SliceCounts
+    source: Annotated[dict[str, Any], about("its text, as pinned")]
+
+
+class Dataset(Open, kw_only=True):
+    """The windows."""
+
+    provider: Annotated[str, about("text source")]
+    seq_len: Annotated[Positive, about("tokens a window")]
+    split: Annotated[str | UnsetType, about("split")] = UNSET
+    stride: Annotated[int | UnsetType | None, about("tokens between windows")] = UNSET
+    bos_token_id: Annotated[
+        Count | UnsetType, about("begin-of-text token at the head of each window; absent: none")
+    ] = UNSET
+    windows: Windows
+    hash: Hash | UnsetType = UNSET
+    tokenizer: Annotated[dict[str, Any] | UnsetType, about("the tokenizer")] = UNSET
+    slices: Annotated[
+        list[DatasetSlice] | UnsetType,
+        about("kinds of text and lengths that are judged one by one, in the order of the windows"),
+    ] = UNSET
+
+
+class Vocabulary(Open):
+    """How much of the model's vocabulary the warm-up and scored windows use."""
+
+    used: Annotated[Count | UnsetType, about("different token ids")] = UNSET
+    size: Annotated[
+        Count | UnsetType | None,
+        about("token ids there are (vocab_size); null: not stated by the model"),
+    ] = UNSET
+
+
+@extended(members_of("windows"))
+class WindowEvidence(Open):
+    """The warm-up or the scored windows: parallel lists, one entry a window."""
+
+    window_ids: Annotated[
+        list[Any] | UnsetType, about("content digests of the windows (strings)")
+    ] = UNSET
+    clusters: Annotated[list[Any] | UnsetType, about("the document of each window (strings)")] = (
+        UNSET
+    )
+    token_counts: Annotated[list[Any] | UnsetType, about("predicted tokens (integers)")] = UNSET
+    logloss: Annotated[
+        list[Any] | UnsetType, about("mean negative log-likelihood, nats a token (numbers)")
+    ] = UNSET
+    nll_sum: Annotated[
+        list[Any] | UnsetType, about("the subject's summed negative log-likelihood, nats (numbers)")
+    ] = UNSET
+    baseline_nll_sum: Annotated[
+        list[Any] | UnsetType, about("the baseline's, on the same windows, nats (numbers)")
+    ] = UNSET
+    slices: Annotated[
+        list[Any] | UnsetType, about("the slice of each window (strings); absent: no slices")
+    ] = UNSET
+
+
+class ScoredWindows(WindowEvidence):
+    """The scored windows, with the shift of the predicted distribution."""
+
+    top1_agreement: Annotated[
+        list[Any] | UnsetType,
+        about("predicted tokens whose most likely token is the baseline's (integers)"),
+    ] = UNSET
+    kl_sum: Annotated[
+        list[Any] | UnsetType, about("summed divergence from the baseline, nats (numbers)")
+    ] = UNSET
+    probability_change_sum: Annotated[
+        list[Any] | UnsetType, about("summed change of the correct token's probability (numbers)")
+    ] = UNSET
+
+
+class EvaluationWindows(Open):
+    """Per-window evidence of both runs."""
+
+    preview: WindowEvidence | UnsetType = UNSET
+    final: ScoredWindows | UnsetType = UNSET
+
+
+if TYPE_CHECKING:
+    Mode: TypeAlias = str
+else:
+    Mode = Literal[
+        ("generation", "logprob", "teacher_forced", "classification", "benchmark_harness",
+         *(kind.mode for kind in METRICS.values()))
+    ]  # fmt: skip
+
+
+class EvaluationRealism(Closed):
+    """How realistic the metric is."""
+
+    mode: Annotated[Mode | UnsetType, about("how outputs were obtained")] = UNSET
+    prompt_template_hash: Annotated[Digest | UnsetType, about("digest of the prompt template")] = (
+        UNSET
+    )
+    decoding_config: Annotated[dict[str, Any] | UnsetType, about("decoding")] = UNSET
+    max_tokens: Annotated[int | UnsetType, about("tokens")] = UNSET
+    truncation_policy: Annotated[str | UnsetType, about("truncation")] = UNSET
+    dataset_or_task_id: Annotated[str | UnsetType, about("task")] = UNSET
+    proxy_metric_warning: Annotated[str | UnsetType, about("warning")] = UNSET
+    metric_is_generation_realistic: Annotated[bool | UnsetType, about("realistic")] = UNSET
+
+
+class PolicyProvenance(Open):
+    """Where the limits come from."""
+
+    tier: Annotated[str | UnsetType, about("tier")] = UNSET
+    overrides: Annotated[
+        list[Any] | UnsetType,
+        about("limits that are not the tier's own: path, value, the tier's value, source"),
+    ] = UNSET
+    policy_digest: Annotated[str | UnsetType, about("digest of all that decides")] = UNSET
+    preset_sha256: Annotated[
+        str | UnsetType | None, about("digest of the preset; null: none was used")
+    ] = UNSET
+
+
+class Context(Open):
+    """Profile, gates, assurance, runtime, guard chain."""
+
+    profile: Annotated[str | UnsetType, about("what report verification demands")] = UNSET
+    gates: Annotated[list[Any] | UnsetType, about("the flags that decide")] = UNSET
+    guard_chain_observed: Annotated[
+        list[Any] | UnsetType, about("guards in the order they ran")
+    ] = UNSET
+    execution_log: Annotated[
+        list[Any] | UnsetType, about("guard, phase and digest of its result, in the order they ran")
+    ] = UNSET
+    bootstrap: Annotated[
+        dict[str, Any] | UnsetType,
+        about("replicates, alpha, seed and method (absent: bca_cluster_ratio)"),
+    ] = UNSET
+    accept: Annotated[
+        list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
+    ] = UNSET
+
+
+@extended(members_of("metrics"))
+class Metrics(Open):
+    """Counts behind an accuracy."""
+
+
+@extended({guard.name: guard.block | UnsetType for guard in GUARDS})
+class EvaluationReport(Open, kw_only=True):
+    """Comparison of one subject with its baseline."""
+
+    schema_version: Annotated[Literal["v1"], about("version of the report format")]
+    run_id: Annotated[str, Meta(min_length=4), about("id of the comparison")]
+    edit_name: Annotated[str | UnsetType, about("name of the edit")] = UNSET
+    artifacts: Annotated[dict[str, Any], about("files of the run")]
+    meta: Annotated[dict[str, Any], about("model, seeds, device, versions, determinism")]
+    plugins: Plugins
+    auto: Annotated[dict[str, Any] | UnsetType, about("tier and probes")] = UNSET
+    edit: Annotated[dict[str, Any] | UnsetType, about("the edit and its scenario")] = UNSET
+    dataset: Dataset
+    vocabulary: Vocabulary | UnsetType = UNSET
+    primary_metric: PrimaryMetric
+    baseline_ref: Annotated[dict[str, Any] | UnsetType, about("the baseline run")] = UNSET
+    validation: Validation | UnsetType = UNSET
+    guards: Annotated[list[Any] | UnsetType, about("guard results in canonical order")] = UNSET
+    evaluation_windows: EvaluationWindows | UnsetType = UNSET
+    evaluation_realism: EvaluationRealism | UnsetType = UNSET
+    system_overhead: Annotated[dict[str, Any] | UnsetType, about("latency and throughput")] = UNSET
+    guard_warnings: GuardWarnings | UnsetType = UNSET
+    primary_metric_tail: PrimaryMetricTail | UnsetType = UNSET
+    confidence: Confidence | UnsetType = UNSET
+    policy_digest: Annotated[
+        str | dict[str, Any] | UnsetType, about("digest of the policy, or an object of digests")
+    ] = UNSET
+    resolved_policy: Annotated[dict[str, Any] | UnsetType, about("limits in force")] = UNSET
+    policy_provenance: PolicyProvenance | UnsetType = UNSET
+    provenance: Annotated[
+        dict[str, Any] | UnsetType,
+        about(
+            "digests of inputs, baseline and subject; of each checkpoint the parts that its"
+            " digest is taken of, with the SHA-256 of every file that ships"
+        ),
+    ] = UNSET
+    structure: Annotated[dict[str, Any] | UnsetType, about("structural changes")] = UNSET
+    context: Context | UnsetType = UNSET
+    assurance: Assurance | UnsetType = UNSET
+    report_build: Annotated[
+        dict[str, Any] | UnsetType,
+        about("fields that were synthesized, repaired or taken from a fallback"),
+    ] = UNSET
+    distribution: Distribution | UnsetType = UNSET
+    telemetry: Telemetry | UnsetType = UNSET
+    metrics: Metrics | UnsetType = UNSET
 
 
 def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
@@ -46,7 +319,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             baseline["meta"]["run_id"],
             meta["run_id"],
             policy.digest,
-            vars(comparison.bootstrap),
+            comparison.bootstrap.recorded,
             comparison.accepted,
         ),
         "meta": {
@@ -76,7 +349,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
         "guards": _chain(subject, decided),
         "evaluation_windows": _windows(comparison),
         "evaluation_realism": _realism(evidence.metric.kind),
-        "resolved_policy": resolved_policy(policy),
+        "resolved_policy": resolved_policy(policy, comparison.contracts),
         "policy_digest": policy_digest(policy),
         "policy_provenance": {
             "tier": policy.tier,
@@ -100,7 +373,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
                 }
                 for g in subject["guards"]
             ],
-            "bootstrap": vars(comparison.bootstrap),
+            "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
@@ -193,13 +466,14 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "window_pairing_reason": None if windows else comparison.reason_not_run,
         "clusters": len(clusters),
         "coverage": coverage(used, comparison.bootstrap.replicates, policy),
-        "bootstrap": {"method": "bca_cluster_ratio", **vars(comparison.bootstrap)},
+        "bootstrap": asdict(comparison.bootstrap),
     }
     return {
         "provider": str(data["source"].get("name", data["source"]["kind"])),
         "split": str(data["source"].get("split") or "all"),
         "seq_len": data["seq_len"],
         "stride": data["stride"],
+        **{key: data[key] for key in ("bos_token_id",) if key in data},
         "source": data["source"],
         **({"slices": data["slices"]} if "slices" in data else {}),
         "windows": {**used, "seed": data["seed"], "stats": stats},
@@ -260,15 +534,19 @@ def _windows(comparison: Comparison) -> Document:
     return result
 
 
-def resolved_policy(policy: Policy) -> Document:
-    """The thresholds in force as a report states them."""
+def resolved_policy(policy: Policy, contracts: Mapping[str, Mapping[str, Any]]) -> Document:
+    """The thresholds in force as a report states them, and how the guards measured."""
     row = policy.resolved
     of_kinds = {kind.limits for kind in METRICS.values()}
     metrics = {key: row[key] for key in (*of_kinds, "pm_tail", "drift")}
     return {
         "metrics": metrics,
         **{key: row[key] for key in ("coverage", "distribution", "confidence")},
-        **{g.policy_key: g.stated_limits(policy) for g in GUARDS if g.policy_key},
+        **{
+            g.policy_key: g.stated_limits(policy, contracts.get(g.name))
+            for g in GUARDS
+            if g.policy_key in row
+        },
     }
 
 

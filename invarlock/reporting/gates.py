@@ -13,7 +13,7 @@ OF_METRIC = (
 _DECIDING = [guard for guard in GUARDS if guard.flag and guard.gates]
 _OF_FILES = tuple(guard.flag for guard in _DECIDING if guard.of_files)
 # The validation flags that decide, in the tiers that enforce guards, of every model.
-GATES = (*OF_METRIC, *(guard.flag for guard in _DECIDING if guard.every_model))
+GATES = (*OF_METRIC, *dict.fromkeys(guard.flag for guard in _DECIDING if guard.every_model))
 EXPLORING_GATES = (OF_METRIC[0], *_OF_FILES)  # tier none
 # Published flags of what measuring costs: recorded, and never held against a subject.
 COST_FLAGS = tuple(guard.flag for guard in GUARDS if guard.flag and not guard.gates)
@@ -22,7 +22,7 @@ COST_FLAGS = tuple(guard.flag for guard in GUARDS if guard.flag and not guard.ga
 NAMED_FIRST = (
     *_OF_FILES,
     *OF_METRIC,
-    *(guard.flag for guard in _DECIDING if not guard.of_files),
+    *dict.fromkeys(guard.flag for guard in _DECIDING if not guard.of_files),
 )
 
 
@@ -31,7 +31,7 @@ def gates_of(report: Report, enforce_guards: bool) -> tuple[str, ...]:
     if not enforce_guards:
         return EXPLORING_GATES
     there = (g.flag for g in _DECIDING if not g.every_model and g.name in report)
-    return (*GATES, *there)
+    return tuple(dict.fromkeys((*GATES, *there)))
 
 
 def in_order(flags: set[str]) -> tuple[str, ...]:

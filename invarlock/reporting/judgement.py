@@ -4,23 +4,57 @@ The same function writes a report and re-checks it: ``evaluate`` calls it with w
 the verifier with what the report recorded and the verifier's own tier table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import UNSET, Struct, UnsetType
+
+from invarlock.documents.fields import Count, Open, about, extended
 from invarlock.guards import GUARDS
-from invarlock.guards.guard import Guard, Runs, warning
+from invarlock.guards.guard import Guard, Runs, Warning, warning
 from invarlock.metrics.kind import Block, MetricEvidence
 from invarlock.metrics.tail import judge_tail, tail_acceptable, with_slices
 from invarlock.policy import Policy
 from invarlock.reporting.gates import gates_of
-from invarlock.reporting.primary_metric import ACCEPTABLE, confidence_block, judge_metric
+from invarlock.reporting.primary_metric import (
+    ACCEPTABLE,
+    MetricFlags,
+    confidence_block,
+    judge_metric,
+)
 
 
-@dataclass(frozen=True)
-class Evidence:
+@extended(
+    {
+        flag: Annotated[bool | UnsetType, about(text)]
+        for guard in GUARDS
+        for flag, text in guard.flag_texts.items()
+    }
+)
+class Validation(MetricFlags):
+    """The decided flags; of one that was not evaluated, false, its block says evaluated: false."""
+
+    primary_metric_tail_acceptable: Annotated[
+        bool | UnsetType, about("the tail of the per-window differences is within its limit")
+    ] = UNSET
+    # of other programs
+    guard_warning_policy_acceptable: Annotated[
+        bool | UnsetType, about("the warning policy accepts the guard warnings")
+    ] = UNSET
+    guard_warnings_present: Annotated[bool | UnsetType, about("there are guard warnings")] = UNSET
+
+
+class GuardWarnings(Open):
+    """Warnings of the guards."""
+
+    warning_count: Annotated[Count | UnsetType, about("number of warnings")] = UNSET
+    present: Annotated[bool | UnsetType, about("there are any")] = UNSET
+    warnings: Annotated[
+        list[Warning] | UnsetType, about("guard, kind, message, and the module where there is one")
+    ] = UNSET
+
+
+class Evidence(Struct, frozen=True):
     """What was recorded of both runs; everything a decision is made from."""
 
     metric: MetricEvidence
@@ -28,8 +62,7 @@ class Evidence:
     runs: Runs
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """The decided blocks of an evaluation report, by the name they have in it."""
 
     blocks: dict[str, Block]
@@ -52,12 +85,16 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     blocks = {
         "primary_metric": metric,
         "primary_metric_tail": tail,
-        "confidence": confidence_block(metric, flags[ACCEPTABLE], policy),
+        "confidence": confidence_block(
+            metric, flags[ACCEPTABLE], policy, evidence.metric.bootstrap.method
+        ),
         **{guard.name: block for guard, block in judged.items()},
     }
     flags["primary_metric_tail_acceptable"] = tail_acceptable(tail)
     for guard, block in judged.items():
-        flags |= guard.flags(block)
+        # a published flag of which two guards say something is true only if both say so
+        for flag, value in guard.flags(block).items():
+            flags[flag] = flags.get(flag, True) and value
     blocks["guard_warnings"] = _warnings(judged, tail)
     gates = gates_of(blocks, policy.enforce_guards)
     return Judgement(blocks, dict(sorted(flags.items())), gates)

@@ -14,6 +14,8 @@ from invarlock.pages.wording import fixed, number, pair, share, yes
 from invarlock.reporting import figures, readings
 from invarlock.reporting.readings import WindowDifference
 
+HEAVY = 18  # kurtosis from which 3 % and more pass at exactly the limit (docs/method.md, section 4)
+
 
 def primary_metric(report: Report) -> Section:
     """The comparison, its windows and how sure it is."""
@@ -28,6 +30,8 @@ def primary_metric(report: Report) -> Section:
         ("Scored windows, paired", str(stats.get("paired_windows", "-"))),
         ("Clusters (documents)", str(stats.get("clusters", "-"))),
         *_confidence(block(report, "confidence"), kind),
+        *_power(block(report, "confidence"), kind, str(stats.get("paired_windows", "-"))),
+        *_kurtosis(metric),
     ]
     notes: tuple[str, ...] = ()
     if not differences and kind.by_losses:
@@ -84,6 +88,25 @@ def _confidence(section: Mapping[str, Any], kind: Metric) -> Facts:
     words = f"interval width {width}; High needs {threshold} or less"
     words += "; unstable" if section.get("unstable") is True else ""
     return [("Confidence label", f"{section.get('label', '-')} ({words})")]
+
+
+def _power(section: Mapping[str, Any], kind: Metric, windows: str) -> Facts:
+    half, most = (number(section.get(key)) for key in ("pass_50", "pass_95"))
+    if half is None or most is None:
+        return []
+    values = [f"{kind.words(value)}{kind.suffix}" for value in (half, most)]
+    words = f"a true {kind.noun} of {values[0]} passes with 50 %, of {values[1]} with 95 %"
+    return [(f"Power on {windows} scored windows", words)]
+
+
+def _kurtosis(metric: Mapping[str, Any]) -> Facts:
+    weight = number(metric.get("kurtosis"))
+    if weight is None:
+        return []
+    words = f"kurtosis {weight:.1f} over documents (normal: 3)"
+    if weight >= HEAVY:
+        words += "; of subjects at exactly the limit 3 % pass with 18, 4 % with 25, 6 % with 51"
+    return [("Tails of the differences", words)]
 
 
 def _difference_tables(differences: Sequence[WindowDifference]) -> Iterator[Table]:

@@ -1,14 +1,17 @@
 """The ``primary_metric`` block of a report and its flags, from both runs' recorded numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from invarlock.metrics.confidence import Precision, confidence
-from invarlock.metrics.kind import Block, Floor, MetricEvidence
-from invarlock.metrics.kinds import METRICS
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Closed, Needed, about, extended
+from invarlock.metrics.bootstrap import PLAIN
+from invarlock.metrics.confidence import Precision, confidence, power
+from invarlock.metrics.kind import Block, Compared, Floor, MetricEvidence
+from invarlock.metrics.kinds import METRICS, members_of
 from invarlock.metrics.perplexity import Bootstrap
-from invarlock.metrics.slices import judge_slices
+from invarlock.metrics.slices import SliceMetric, judge_slices
 from invarlock.policy import Policy
 
 MIN_CLUSTERS = 2  # documents, for an interval
@@ -17,6 +20,53 @@ ACCEPTABLE, DRIFT, HYSTERESIS = (
     "preview_final_drift_acceptable",
     "hysteresis_applied",
 )
+
+
+class MetricFlags(Closed):
+    """The flags of the metric."""
+
+    primary_metric_acceptable: Annotated[
+        bool | UnsetType, about("the primary metric is within its limit")
+    ] = UNSET
+    preview_final_drift_acceptable: Annotated[
+        bool | UnsetType,
+        about("drift, warm-up to scored windows, against the baseline's is in band"),
+    ] = UNSET
+    hysteresis_applied: Annotated[
+        bool | UnsetType, about("the primary metric passes only thanks to the hysteresis")
+    ] = UNSET
+
+
+if TYPE_CHECKING:
+    MetricKind: TypeAlias = str
+else:
+    MetricKind = Literal[(*METRICS, "bleu", "f1", "rouge")]  # the last ones are other programs'
+
+
+@extended(members_of("primary_metric"))
+class PrimaryMetric(Compared, kw_only=True):
+    """The primary metric against the baseline."""
+
+    kind: Annotated[MetricKind, about("kind of metric")]
+    estimated: Annotated[bool | UnsetType, about("estimated rather than measured")] = UNSET
+    reps: Annotated[float | UnsetType, about("bootstrap replicates")] = UNSET
+    ci_level: Annotated[float | UnsetType, about("nominal level of the interval")] = UNSET
+    invalid: Annotated[bool | UnsetType, about("no usable value")] = UNSET
+    degraded: Annotated[
+        bool | UnsetType, about("measured under reduced conditions or not at all")
+    ] = UNSET
+    degraded_reason: Annotated[str | UnsetType | None, about("why")] = UNSET
+    evidence_needed: Annotated[
+        list[Needed] | UnsetType,
+        about(
+            "what is below a floor of the tier, and about how many windows would settle an "
+            "open interval; absent where there is enough"
+        ),
+    ] = UNSET
+    slices: Annotated[
+        list[SliceMetric] | UnsetType,
+        about("each slice by itself; decision is of all of them; absent: the text has no slices"),
+    ] = UNSET
 
 
 def judge_metric(evidence: MetricEvidence, policy: Policy) -> tuple[Block, dict[str, bool]]:
@@ -62,8 +112,12 @@ def _needed(
     return {"evidence_needed": rows} if rows else {}
 
 
-def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
-    """The ``confidence`` block of a judged metric; without a ``width`` where there is none."""
+def confidence_block(metric: Block, acceptable: bool, policy: Policy, method: str) -> Block:
+    """The ``confidence`` block of a judged metric; without a ``width`` where there is none.
+
+    Args:
+        method: of the interval; reports of the plain one state no power.
+    """
     precision = Precision(
         kind=metric["kind"],
         display_ci=metric.get("display_ci"),
@@ -72,6 +126,8 @@ def confidence_block(metric: Block, acceptable: bool, policy: Policy) -> Block:
         floor_met=bool(metric.get(f"{METRICS[metric['kind']].floor}_ok")),
     )
     block = confidence(precision, policy.confidence)
+    if method != PLAIN:
+        block |= power(metric)
     return {key: value for key, value in block.items() if value is not None}
 
 

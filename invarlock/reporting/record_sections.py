@@ -30,7 +30,7 @@ def compared(report: Report) -> Section:
             "Windows",
             f"{windows.get('preview', '-')} warm-up + {windows.get('final', '-')} scored, of "
             f"{data.get('seq_len', '-')} tokens, stride {data.get('stride', '-')}, "
-            f"seed {windows.get('seed', '-')}",
+            f"seed {windows.get('seed', '-')}{_head(data)}",
         ),
         ("Vocabulary in the windows", _vocabulary(report)),
         ("Windows file", _digest(provenance.get("windows_sha256"))),
@@ -42,6 +42,12 @@ def compared(report: Report) -> Section:
     if telemetry.get("summary_line"):
         facts.append(("Telemetry", str(telemetry["summary_line"])))
     return Section("compared", "What was compared", facts=tuple(facts))
+
+
+def _head(data: Mapping[str, Any]) -> str:
+    """The token that each window begins with, where there is one."""
+    bos = data.get("bos_token_id")
+    return "" if bos is None else f", each after the begin-of-text token {bos}"
 
 
 def _shipped(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from invarlock.differences import differences, equal_text, is_list, is_number
+from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import STATISTICS
+from invarlock.guards.guard import STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.kind import Metric
@@ -24,7 +26,7 @@ from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy
-from invarlock.reporting.evaluation import ADDED, evaluation_report
+from invarlock.reporting.evaluation import EvaluationReport, evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ else:
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
+Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
 NOT_RUN = "the windows of a subject that was not run"
 PRESET = "that the thresholds are those of the preset it names"
 
@@ -61,6 +64,7 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
         "/meta", "/edit", "/dataset/source", "/dataset/slices/*/source", "/dataset/windows/seed",
+        "/dataset/bos_token_id",
         "/provenance/invarlock_version",
     ),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
@@ -121,7 +125,16 @@ def policy_of(report: Report) -> Policy:
     """
     recorded = report["policy_provenance"]["overrides"]
     overrides = [Override(str(o["path"]), o["value"], str(o["source"])) for o in recorded]
-    return resolve_policy(str(report["auto"]["tier"]), overrides)
+    return resolve_policy(str(report["auto"]["tier"]), overrides, _later_sections(report))
+
+
+def _later_sections(report: Report) -> list[str]:
+    """Limits of guards that came after the version which wrote the report."""
+    return [guard.policy_key for guard in GUARDS if _lacks(report, guard)]
+
+
+def _lacks(report: Report, guard: Guard) -> bool:
+    return guard.added and guard.name not in report
 
 
 # --- both runs, read back --------------------------------------------------------------------
@@ -133,8 +146,8 @@ def comparison_of(report: Report) -> Comparison:
     Raises:
         ContractError: a guard's statistics were measured in another way, or not all of them.
     """
-    context, ran = report["context"], _ran(report)
-    _require_guards(report, ran)
+    context, ran, contracts = report["context"], _ran(report), _contracts(report)
+    _require_guards(report, ran, contracts)
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
     windows = _windows(report) if ran else {"baseline": _none(), "subject": {}}
     reference, data = report["baseline_ref"], report["dataset"]
@@ -152,21 +165,23 @@ def comparison_of(report: Report) -> Comparison:
         "data": {
             "source": data["source"],
             "seq_len": data["seq_len"],
-            "stride": data["seq_len"],  # windows do not overlap
+            # windows do not overlap; a begin-of-text token is none of the text's
+            "stride": data["seq_len"] - ("bos_token_id" in data),
+            **{key: data[key] for key in ("bos_token_id",) if key in data},
             "seed": data["windows"]["seed"],
             "windows_sha256": data["hash"]["dataset"],
             "vocabulary": report["vocabulary"],
             **({"slices": data["slices"]} if "slices" in data else {}),
         },
         "evaluation_windows": windows["baseline"],
-        "guards": _baseline_guards(report) if ran else [],
+        "guards": _baseline_guards(report, contracts) if ran else [],
         **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside},
     }
     subject = {
         "meta": meta,
         "checkpoint": report["provenance"]["subject"]["checkpoint"],
         "edit": report["edit"],
-        "guards": _subject_guards(report, ran),
+        "guards": _subject_guards(report, ran, contracts),
         "evaluation_windows": windows["subject"],
         **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and ran},
     }
@@ -174,7 +189,7 @@ def comparison_of(report: Report) -> Comparison:
     return Comparison(
         baseline=baseline,
         subject=subject,
-        bootstrap=Bootstrap(**context["bootstrap"]),
+        bootstrap=Bootstrap.read(context["bootstrap"]),
         profile=context["profile"],
         assurance=context["assurance"]["mode"],
         reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),
@@ -184,6 +199,7 @@ def comparison_of(report: Report) -> Comparison:
         ),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
         accepted=context.get("accept", []),
+        contracts=contracts,
     )
 
 
@@ -191,12 +207,25 @@ def _ran(report: Report) -> bool:
     return bool(report["evaluation_windows"]["final"]["window_ids"])
 
 
-def _require_guards(report: Report, ran: bool) -> None:
-    measured = [name for name in CONTRACTS if report[name].get("evaluated") is True]
+def _contracts(report: Report) -> Contracts:
+    """How the guards measured: as the report states, where that is a way of this version or of one
+    before it. Anything else is found to differ from today's."""
+    found = {}
+    for name, now in CONTRACTS.items():
+        limits = report["resolved_policy"].get(BY_NAME[name].policy_key, {})
+        stated = limits.get("measurement_contract")
+        before = BY_NAME[name].earlier_contracts
+        found[name] = next((contract for contract in before if contract == stated), now)
+    return found
+
+
+def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
+    there = [name for name in CONTRACTS if not _lacks(report, BY_NAME[name])]
+    measured = [name for name in there if report[name].get("evaluated") is True]
     for name in measured:
-        if report[name]["measurement_contract"] != CONTRACTS[name]:
+        if report[name]["measurement_contract"] != contracts[name]:
             raise ContractError(f"/{name}/measurement_contract: not the one of this version")
-    if len(measured) != (len(CONTRACTS) if ran else 0):
+    if len(measured) != (len(there) if ran else 0):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
@@ -226,7 +255,7 @@ def _windows(report: Report) -> dict[str, dict[str, Any]]:
     return {"baseline": base, "subject": mine}
 
 
-def _subject_guards(report: Report, ran: bool) -> list[dict[str, Any]]:
+def _subject_guards(report: Report, ran: bool, contracts: Contracts) -> list[dict[str, Any]]:
     """What the subject's guards recorded, in the order of the log; the digest of what a report
     does not repeat in full only the run can know."""
     records = {
@@ -239,17 +268,18 @@ def _subject_guards(report: Report, ran: bool) -> list[dict[str, Any]]:
         name = entry["guard"]
         record: dict[str, Any] = {"name": name, "phase": entry["phase"]}
         if name in records:
-            record |= next(records[name], {}) | BY_NAME[name].contract_fields()
+            fields = BY_NAME[name].contract_fields(contracts.get(name))
+            record |= next(records[name], {}) | fields
         if name in BY_NAME and not BY_NAME[name].whole:
             record["digest"] = entry["digest"]
         found.append(record)
     return found
 
 
-def _baseline_guards(report: Report) -> list[dict[str, Any]]:
+def _baseline_guards(report: Report, contracts: Contracts) -> list[dict[str, Any]]:
     """What the baseline's guards recorded that a comparison reads."""
     return [
-        {"name": guard.name} | record | guard.contract_fields()
+        {"name": guard.name} | record | guard.contract_fields(contracts.get(guard.name))
         for guard in GUARDS
         if not guard.beside and (record := guard.baseline_record(report)) is not None
     ]
@@ -276,7 +306,8 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     if _ran(report):
         yield from _geometry(report)
         for guard in GUARDS:
-            yield from guard.impossible(report)
+            if not _lacks(report, guard):
+                yield from guard.impossible(report)
 
 
 def _lengths(report: Report) -> Iterator[str]:
@@ -417,5 +448,6 @@ def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[s
     stored, computed = (
         {k: v for k, v in document.items() if k not in same} for document in (report, rebuilt)
     )
-    found = differences(stored, computed, tolerance=tolerance, optional=ADDED)
+    may_lack = partial(is_added, EvaluationReport)
+    found = differences(stored, computed, tolerance=tolerance, may_lack=may_lack)
     yield from (difference.line() for difference in found)

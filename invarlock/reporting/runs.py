@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
+from invarlock.guards import CONTRACTS
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import (
     TokenShift,
@@ -51,6 +52,8 @@ class Comparison:
     shift: TokenShift | RecordedShift | None = None
     preset_sha256: str | None = None
     accepted: Sequence[str] = ()  # names of findings that the user accepts
+    # how the guards measured, by their names; a report that is read back may state an older way
+    contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONTRACTS)
 
     @property
     def ran(self) -> bool:

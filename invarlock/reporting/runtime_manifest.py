@@ -8,10 +8,11 @@ timings and the memory. Whether the run was inside a container is found out by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from invarlock.files import sha256_file, source_date, write_json
 from invarlock.run.container import Execution
@@ -20,8 +21,7 @@ NAME = "runtime.manifest.json"
 CONTRACT_VERSION = "runtime-manifest-v1"
 
 
-@dataclass(frozen=True)
-class Circumstances:
+class Circumstances(Struct, frozen=True):
     """Under which a report was made: what the process was allowed, and where it ran."""
 
     network: bool

@@ -12,24 +12,32 @@ from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CORE, GUARDS
+from invarlock.guards.guard import Guard
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, objects, refused
 from invarlock.policy import load_policy
 from invarlock.reporting.gates import COST_FLAGS, gates_of, in_order
 
 CORE_GUARDS = (*CORE, "primary_metric")
+
+
+def _first(flag: str) -> Guard:
+    """The guard whose flag it is; another that shares the flag comes later in the registry."""
+    return next(guard for guard in GUARDS if guard.flag == flag)
+
+
 REASONS = {
     "primary_metric_acceptable": "primary_metric_fail",
     "preview_final_drift_acceptable": "drift_fail",
     "primary_metric_tail_acceptable": "tail_fail",
-    **{guard.flag: guard.fails_as for guard in GUARDS if guard.fails_as},
+    **{guard.flag: _first(guard.flag).fails_as for guard in GUARDS if guard.fails_as},
 }
 # The block of the report that carries the evidence of a flag.
 FLAG_BLOCKS = {
     "primary_metric_acceptable": "primary_metric",
     "preview_final_drift_acceptable": "primary_metric",
     "primary_metric_tail_acceptable": "primary_metric_tail",
-    **{guard.flag: guard.name for guard in GUARDS if guard.flag},
+    **{guard.flag: _first(guard.flag).name for guard in GUARDS if guard.flag},
 }
 # Floors of a tier, by the member of the metric that says whether they are met.
 FLOORS = {
@@ -99,8 +107,14 @@ def pass_reasons(report: Report) -> list[str]:
         elif name == "preview_final_drift_acceptable" and below_floor(metric):
             reasons.append(DRIFT_OPEN)
         else:
-            reasons.append(REASONS.get(name, f"{name}_false"))
+            reasons += _guard_reasons(report, name)
     return sorted(reasons, key=lacks_evidence)
+
+
+def _guard_reasons(report: Report, flag: str) -> list[str]:
+    """Of guards that share a flag, those that do not pass."""
+    failed = (g for g in GUARDS if g.flag == flag and block(report, g.name).get("passed") is False)
+    return [guard.fails_as for guard in failed] or [REASONS.get(flag, f"{flag}_false")]
 
 
 def lacks_evidence(reason: str) -> bool:

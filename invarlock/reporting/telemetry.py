@@ -1,11 +1,28 @@
 """The ``telemetry`` block and its one-line summary; time and memory are in the manifest."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from invarlock.metrics.kinds import METRICS
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Count, Open, about, extended
+from invarlock.metrics.kinds import METRICS, members_of
+
+
+@extended(members_of("telemetry"))
+class Telemetry(Open):
+    """Counts of what was measured."""
+
+    device: Annotated[str | UnsetType | None, about("device")] = UNSET
+    dtype: Annotated[str | UnsetType | None, about("arithmetic")] = UNSET
+    loss_type: Annotated[str | UnsetType, about("causal, mlm, seq2seq or classification")] = UNSET
+    preview_total_tokens: Annotated[
+        Count | UnsetType, about("predicted tokens of the warm-up windows")
+    ] = UNSET
+    final_total_tokens: Annotated[
+        Count | UnsetType, about("predicted tokens of the scored windows")
+    ] = UNSET
+    summary_line: Annotated[str | UnsetType, about("all of it in one line")] = UNSET
 
 
 def telemetry_wanted(environment: Mapping[str, str]) -> bool:

@@ -15,9 +15,12 @@ from invarlock.edits.apply import apply_edit
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, MeasurementError
 from invarlock.files import temporary_sibling
-from invarlock.guards.spectral import Module, log_ratio, weight_modules
+from invarlock.guards.caps import log_ratio
+from invarlock.guards.operators import MATRIX, Operator, measure_weights
+from invarlock.guards.representation import null_excesses
+from invarlock.guards.spectral import change
 from invarlock.guards.weight_stats import rounded
-from invarlock.preset import NULL_EDITS, STATS_SCHEMA
+from invarlock.preset import NULL_EDITS, STATISTICS, STATS_SCHEMA
 from invarlock.run.forward import ArmResult
 from invarlock.run.loading import Target, device_name, load_model
 from invarlock.run.measure import Observation, RunWindows, observe
@@ -95,23 +98,23 @@ def calibrate(plan: Calibration, scratch: Path) -> Document:
 class Observed:
     """One set of weights on the windows of one seed."""
 
-    modules: Sequence[Module]  # the weights' own, the same for every seed
+    operators: Sequence[Operator]  # the weights' own, the same for every seed
     on_windows: Observation
 
 
 class _Weights:
-    """A checkpoint in memory, with the statistics of its matrices."""
+    """A checkpoint in memory, with the statistics of its operators."""
 
     def __init__(self, plan: Calibration, checkpoint: Checkpoint) -> None:
         task = task_for(checkpoint.folder, plan.windows[0].content)
         self.plan, self.checkpoint = plan, checkpoint
         self.loaded = load_model(checkpoint.folder, plan.target, task.metric.adapter)
-        self.modules = weight_modules(checkpoint, self.loaded.device)
+        self.operators = measure_weights(checkpoint, self.loaded.device).operators
 
     def observe(self, token_budget: int) -> list[Observed]:
         """A pass over the windows of every seed."""
         return [
-            Observed(self.modules, observe(self.loaded, self.checkpoint, windows, token_budget))
+            Observed(self.operators, observe(self.loaded, self.checkpoint, windows, token_budget))
             for windows in self.plan.windows
         ]
 
@@ -150,7 +153,7 @@ def _dataset(windows: Sequence[RunWindows]) -> Document:
 
 
 def changes(baseline: Observed, subject: Observed) -> Document:
-    """ln of subject over baseline: drift, and by family every module's sigma and edge risk.
+    """ln of subject over baseline: drift, and by family the operators' sigma, the edge risks.
 
     Raises:
         MeasurementError: a value is not finite.
@@ -160,17 +163,18 @@ def changes(baseline: Observed, subject: Observed) -> Document:
     result: Document = {
         # accuracies drift in percentage points, whose limit is the tier's: nothing to derive
         "drift": 0.0 if own else rounded(_spread(after.arms) - _spread(before.arms)),
-        "spectral": _by_family(
-            {m.name: m.stats.sigma_max for m in baseline.modules},
-            [(m.name, m.family, m.stats.sigma_max) for m in subject.modules],
-        ),
+        "spectral": _operators(baseline.operators, subject.operators),
         "rmt": _by_family(
             {a.name: a.edge for a in before.activations},
             [(a.name, a.family, a.edge) for a in after.activations],
         ),
+        "representation": {
+            kind: [rounded(math.log1p(far)) for far in found]
+            for kind, found in null_excesses(before.arrays, after.arrays).items()
+        },
     }
     values = [result["drift"]]
-    values += [v for guard in ("spectral", "rmt") for vs in result[guard].values() for v in vs]
+    values += [v for guard in STATISTICS for vs in result[guard].values() for v in vs]
     if None in values:
         raise MeasurementError("a null edit or the baseline itself has losses that are not finite")
     return result
@@ -180,6 +184,19 @@ def _spread(arms: Mapping[str, ArmResult]) -> float:
     """ln(final / preview) of the perplexities."""
     means = {arm: math.fsum(r.losses()) / sum(r.n_tokens()) for arm, r in arms.items()}
     return means["final"] - means["preview"]
+
+
+def _operators(
+    before: Sequence[Operator], now: Sequence[Operator]
+) -> dict[str, list[float | None]]:
+    """Changes of the operators that are judged by them, by family."""
+    reference = {operator.name: operator for operator in before}
+    families: dict[str, list[float | None]] = {}
+    for operator in sorted(now, key=lambda o: o.name):
+        if operator.kind != MATRIX:
+            moved = rounded(change(reference[operator.name].stats, operator.stats))
+            families.setdefault(operator.family, []).append(moved)
+    return families
 
 
 def _by_family(before: Mapping[str, float], now: Iterable[Row]) -> dict[str, list[float | None]]:

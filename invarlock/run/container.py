@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import Struct, to_builtins
 
 from invarlock import __version__
 from invarlock.code_digest import PACKAGE, package_digest
@@ -35,8 +33,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BUILD = "run: make image"
 
 
-@dataclass(frozen=True)
-class Execution:
+class Execution(Struct, frozen=True):
     """Where this process runs. Outside every image ``reason`` says what was not as it must be."""
 
     image_ref: str = HOST
@@ -105,6 +102,8 @@ def check_engine() -> None:
     Raises:
         ConfigError: neither apptainer nor singularity is on the PATH.
     """
+    import shutil
+
     if not any(map(shutil.which, ENGINES)):
         raise ConfigError(
             "the profile runs everything in a container, and there is no engine on the PATH",

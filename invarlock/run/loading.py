@@ -197,6 +197,16 @@ def _place_of(folder: Path, value: object) -> str:
     return f", which config.json has at {found}" if found else ""
 
 
+def _attention(auto_model: Any, config: Any) -> str:
+    """The kernel of attention: torch's own, but where the class has none that uses it."""
+    mapping = auto_model._model_mapping
+    if type(config) not in mapping:  # code of its own
+        return "sdpa"
+    found = mapping[type(config)]
+    model_class = found[0] if isinstance(found, tuple) else found
+    return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
+
+
 def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> Loaded:
     """Load a language model of the kind ``adapter`` from safetensors, without the network.
 
@@ -221,7 +231,7 @@ def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> 
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=_attention(auto_model, config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=target.allow_remote_code,

@@ -25,6 +25,7 @@ from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
 from invarlock.guards.invariants import check_loaded
+from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
 from invarlock.policy import Policy
@@ -88,6 +89,7 @@ class ReferenceArrays:
     top: TopTokens
     activations: Sequence[Activation]
     checkpoint: Checkpoint | None = None  # its rows are compared where it is given
+    arrays: Mapping[str, Any] = field(default_factory=dict)  # what its probes kept, by name
 
 
 @dataclass
@@ -105,6 +107,7 @@ class Measurement:
     memory_mb: dict[str, float] = field(default_factory=dict)  # peak without and with guards
     # of the windows of an arm, what the metric takes beside their losses
     columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)  # what probes keep for subjects' runs
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -117,7 +120,7 @@ class Measurement:
             logprob=final.joined("top_logprob").astype(np.float16),
             correct=final.joined("logprob"),
         )
-        return ReferenceArrays(top, self.activations)
+        return ReferenceArrays(top, self.activations, arrays=self.arrays)
 
 
 def measure_checkpoint(
@@ -157,6 +160,7 @@ def measure_checkpoint(
         calibration=[windows.arm("preview")[i].window_id for i in the_pass.calibration],
         limits=policy,
         baseline_activations=against.activations if against else None,
+        baseline_arrays=against.arrays if against else None,
         baseline_checkpoint=against.checkpoint if against else None,
     )
     probes = {guard.name: guard.probe() for guard in GUARDS}
@@ -192,6 +196,7 @@ def measure_checkpoint(
         timings=clock.seconds,
         memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
         columns={arm: the_pass.columns(arm, result) for arm, result in arms.items()},
+        arrays={k: v for probe in probes.values() for k, v in probe.arrays().items()},
     )
 
 
@@ -202,6 +207,7 @@ class Observation:
     arms: Mapping[str, ArmResult]
     activations: Sequence[Activation]
     columns: Mapping[str, Mapping[str, list[Any]]]  # as of a Measurement
+    arrays: Mapping[str, Any] = field(default_factory=dict)  # as of a Measurement
 
 
 def observe(
@@ -212,11 +218,13 @@ def observe(
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, None, task, False)
     preview, final = the_pass.plain()
     probe = ActivationProbe(checkpoint.config)
-    with probe.watching(loaded.model):
+    grams = GramProbe()
+    seen = len(the_pass.calibration)
+    with probe.watching(loaded.model), grams.watching(loaded.model, checkpoint.config, seen):
         preview.append(the_pass.batch("preview", the_pass.calibration))
     arms = {"preview": merge(preview), "final": merge(final)}
     columns = {arm: the_pass.columns(arm, result) for arm, result in arms.items()}
-    return Observation(arms, probe.activations, columns)
+    return Observation(arms, probe.activations, columns, grams.arrays())
 
 
 @dataclass

@@ -23,7 +23,7 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
-from invarlock.guards import CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
+from invarlock.guards import BY_NAME, CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
 from invarlock.guards.findings import Failure
 from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
@@ -97,6 +97,7 @@ def run_report(
             "kind": content.kind,
             "seq_len": content.seq_len,
             "stride": content.stride,
+            **({} if content.bos is None else {"bos_token_id": content.bos}),
             "seed": content.seed,
             "n_documents": content.n_documents,
             "vocabulary": {
@@ -210,6 +211,7 @@ def write_reference(folder: Path, measured: Measurement) -> None:
     ``final.top1`` (tokens,) int32: the most likely token, the lowest id of equal ones.
     ``final.top_id`` (tokens, 64) int32 and ``final.top_logprob`` (tokens, 64) float16: the most
     likely tokens, equal ones in any order. Rows are the windows' predicted tokens, in order.
+    What probes keep (``representation.BLOCK``) has names of its own.
     """
     from safetensors.numpy import save
 
@@ -219,6 +221,7 @@ def write_reference(folder: Path, measured: Measurement) -> None:
         "final.top1": top.top1,
         "final.top_id": top.ids,
         "final.top_logprob": top.logprob,
+        **measured.arrays,
     }
     write_bytes(folder / GUARDS_NAME, save(arrays))
 
@@ -266,6 +269,7 @@ class Reference:
                     stored["final.logprob"],
                 ),
                 rmt.activations_of(self.report),
+                arrays={k: v for k, v in stored.items() if not k.startswith("final.")},
             )
         except (KeyError, OSError, SafetensorError) as error:
             raise InputError(
@@ -285,11 +289,10 @@ class Reference:
         self._require("windows", found, windows.sha256)
         found = self.report["meta"]["checkpoint_sha256"]
         self._require("baseline checkpoint", found, checkpoint_sha256)
-        for guard in self.report["guards"]:
-            if guard["name"] in CONTRACTS:
-                now = str(contract_fields(guard["name"])["measurement_contract_hash"])
-                found = guard.get("measurement_contract_hash")
-                self._require(f"definition of what {guard['name']} measures", found, now)
+        for name in CONTRACTS:
+            now = str(contract_fields(name)["measurement_contract_hash"])
+            found = BY_NAME[name].recorded(self.report).get("measurement_contract_hash")
+            self._require(f"definition of what {name} measures", found, now)
 
     def require_same_arithmetic(self, dtype: str, device: str) -> None:
         """Refuse to compare losses of different arithmetic.

@@ -21,15 +21,6 @@ from invarlock.sources.spec import parse_model_source, parse_slices
 if TYPE_CHECKING:
     from invarlock.config import Settings
 
-# Settings that decide what is pinned, fetched, placed and cut, and where. What an included file or
-# a variable says is repeated as a value; the file is not named.
-FILLING = (
-    "suite", "models", "geometry", "text", "windows", "long_context", "calibration", "training",
-    "catalogue", "scenarios", "categories", "out", "baseline", "subject",
-    "allow_remote_code", "allow_pickle_checkpoints", "baseline_storage",
-    "keep_subjects", "min_free_disk_gb",
-)  # fmt: skip
-
 
 def check_start(settings: Settings, plan: Plan, windows: Iterable[Path]) -> list[InputError]:
     """Everything that keeps a run from ending, one line each; empty where nothing does.
@@ -77,10 +68,13 @@ def refuse_cold(settings: Settings, windows: Iterable[Path]) -> InputError | Non
 
 
 def fill_command(settings: Settings) -> str:
-    """The command that pins and fetches all that this run needs, with the settings as given."""
+    """The command that pins and fetches all that this run needs, with the settings as given.
+
+    What an included file or a variable says is repeated as a value; the file is not named.
+    """
     words = [
         shlex.quote(f"{key}={_word(settings.values[key])}")
-        for key in FILLING
+        for key in settings.fetching
         if key == "suite" or settings.origins[key] != "config"
     ]
     return f"snakemake fetch --config {' '.join(words)} net=1"

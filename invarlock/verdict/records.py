@@ -27,9 +27,10 @@ from invarlock.reporting.outcome import (
     too_little,
 )
 from invarlock.scenarios import Scenario
+from invarlock.severity import NOTHING_EDITED
+from invarlock.verdict import MEASURED
 from invarlock.verdict.detectors import read_all
 
-MEASURED = ("reported", REJECTED)  # the only outcomes that can count as a detection
 # What a report of unchanged bytes says to the detectors: no guard fired, nothing is capped.
 NOTHING_FOUND: Report = {"spectral": {"caps_applied": 0, "violations": []}}
 OF_INVARIANTS = (REJECTED, "invariants_fail")
@@ -145,7 +146,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     report = evaluation.report if evaluation.measured else None
     status = evaluation.outcome["status"]
     injected = evaluation.outcome.get("injected")
-    if report is not None and unedited(report):
+    if report is not None and unedited(report) and scenario.error_type != NOTHING_EDITED:
         injected = False  # whatever the injector says: that nothing was done is no detection
     reasons = [status] if report is None else signals.pass_reasons(report)
     readings_any = read_all(scenario.detectors_any_of, report, noop) if report else []

@@ -14,7 +14,7 @@ from invarlock.counts import counted
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.wording import vocabulary_use
 from invarlock.reporting.signals import CORE_GUARDS
-from invarlock.verdict.records import MEASURED
+from invarlock.verdict import MEASURED
 
 WIDTH = 108  # columns
 EXPECTS = {"must_pass": "pass", "must_fail": "fail", "informational": "(reported)"}

@@ -12,10 +12,9 @@ gates whatever its category, and a required guard has to speak in every evaluati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from msgspec import to_builtins
+from msgspec import Struct, to_builtins
 
 from invarlock.errors import InputError
 from invarlock.files import digest_json
@@ -25,7 +24,7 @@ from invarlock.reporting import signals
 from invarlock.reporting.gates import GATES
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 from invarlock.scenarios import Scenario, parse_catalogue
-from invarlock.verdict import summaries
+from invarlock.verdict import VERDICT_SCHEMA, summaries
 from invarlock.verdict.intervals import rate
 from invarlock.verdict.records import (
     Evaluation,
@@ -36,14 +35,12 @@ from invarlock.verdict.records import (
     noop_reports,
 )
 
-VERDICT_SCHEMA = "invarlock/final-verdict-v1"
 MANIFEST_PATH = "state/scenarios.json"
 MIN_SIGNAL_FRACTION = 0.5  # of the evaluations of informational stress scenarios
 Key = tuple[str, str, int]
 
 
-@dataclass(frozen=True)
-class _Case:
+class _Case(Struct, frozen=True):
     """Everything a requirement looks at."""
 
     scenarios: Sequence[Scenario]

@@ -16,6 +16,8 @@ from invarlock.edits.stream import CheckpointChange, NewTensor
 from invarlock.errors import ConfigError, InputError
 from invarlock.roles import LAYER_COUNTS, layer_of
 
+TEXT_CONFIG = "text_config"  # the section for the language model within a larger one
+
 
 @dataclass(frozen=True)
 class MissingTensors(Damage):
@@ -26,7 +28,11 @@ class MissingTensors(Damage):
 
     def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         key = required_architecture(baseline).layer_count
-        count = baseline.config.get(key)
+        text = baseline.config.get(TEXT_CONFIG)
+        # of a model for images too, what concerns the text stands in a section of its own
+        nested = key not in baseline.config and isinstance(text, dict)
+        values: Mapping[str, Any] = text if nested and isinstance(text, dict) else baseline.config
+        count = values.get(key)
         layers = layer_count(baseline)
         if count != layers:
             raise InputError(
@@ -41,12 +47,14 @@ class MissingTensors(Damage):
                 expected="at least one layer to be left",
             )
         dropped = frozenset(n for n in baseline.tensors if (layer_of(n) or 0) >= left)
-        config: dict[str, Any] = {**baseline.config, key: left}
-        for name, value in baseline.config.items():
+        config: dict[str, Any] = {**values, key: left}
+        for name, value in values.items():
             if name in LAYER_COUNTS and value == count:  # of the decoder too
                 config[name] = left
             if "layer" in name and isinstance(value, list) and len(value) == count:
                 config[name] = value[:left]
+        if nested:
+            config = {**baseline.config, TEXT_CONFIG: config}
         return CheckpointChange(dropped=dropped, config=config)
 
 

@@ -23,6 +23,7 @@ from invarlock.damage.targets import (
     ffn_output,
     is_named,
     layer_count,
+    required_architecture,
 )
 from invarlock.edits.blocks import refuse_non_finite, row_blocks
 from invarlock.edits.kind import rows_of_outputs
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("attn", "ffn", "mlp")  # ffn and mlp are two published names of one family
 _ROLES = {"attn": (Role.ATTN,), "ffn": (Role.FFN, Role.EXPERT), "mlp": (Role.FFN, Role.EXPERT)}
-_ATTN_OUTPUT = ("o_proj", "c_proj", "output.dense", "o")
 # The linear projection into a gated block, and the one out of it.
 _INVERSE = {"up_proj": "down_proj", "w3": "w2", "wi_1": "wo"}
 
@@ -200,7 +200,8 @@ class SpectralModerateScale(_Scaled):
     def candidates(self, baseline: Checkpoint) -> list[TensorInfo]:
         named = _listed(self.params)
         if self.family == "attn":
-            named = () if self.qkv else named or _ATTN_OUTPUT
+            outputs = required_architecture(baseline).attn_outputs
+            named = () if self.qkv else named or outputs
         return _matrices(baseline, self.family, named)
 
     def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:

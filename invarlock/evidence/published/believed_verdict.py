@@ -19,14 +19,9 @@ from invarlock.evidence.findings import dig
 from invarlock.evidence.layout import ReportPlace, places
 from invarlock.evidence.tree import MAX_REPORTS, Tree
 from invarlock.files import digest_json
-from invarlock.reporting import signals
-from invarlock.reporting.documents.final_verdict import Stated
-from invarlock.verdict.records import MEASURED, NOT_EXACT, stated_by
-from invarlock.verdict.verdict import VERDICT_SCHEMA
+from invarlock.verdict import MEASURED, VERDICT_SCHEMA
 
 SHOWN = 3  # evaluations that are named
-# What a record of ours repeats of its report.
-RECORDED = ("model", "name", "reasons", *Stated.__struct_fields__)
 # A digest of a record, and where a report holds the same.
 DIGESTS = {
     "baseline_sha256": "baseline_ref/checkpoint_sha256",
@@ -139,6 +134,9 @@ def _own(reports: Sequence[_Beside], records: Sequence[Document]) -> Matched:
 
 def _said(beside: _Beside) -> Document:
     """What the record of a report has to say."""
+    from invarlock.reporting import signals
+    from invarlock.verdict.records import stated_by
+
     report = beside.report
     digests = {name: dig(report, *pointer.split("/")) for name, pointer in DIGESTS.items()}
     found = asdict(stated_by(report)) | digests | {"reasons": signals.pass_reasons(report)}
@@ -146,7 +144,12 @@ def _said(beside: _Beside) -> Document:
 
 
 def _key(record: Document) -> str:
-    members = {name: record.get(name) for name in (*RECORDED, *DIGESTS)}
+    from invarlock.reporting.documents.final_verdict import Stated
+    from invarlock.verdict.records import NOT_EXACT
+
+    # what a record of ours repeats of its report
+    recorded = ("model", "name", "reasons", *Stated.__struct_fields__, *DIGESTS)
+    members = {name: record.get(name) for name in recorded}
     reasons = record.get("reasons")
     if isinstance(reasons, list):
         members["reasons"] = [reason for reason in reasons if reason != NOT_EXACT]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from invarlock.contracts import violations
 from invarlock.errors import InputError
@@ -23,8 +24,7 @@ PROVENANCE_MODES = ("declared", "container", "host")
 _PINNED = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
 
 
-@dataclass
-class Provenance:
+class Provenance(Struct):
     """The outcome of checking one report's runtime manifest.
 
     ``mode`` is what the caller demands: ``container`` - a container run; ``host`` - nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from invarlock.metrics.kind import Metric
 from invarlock.records import TEXT
@@ -17,6 +17,15 @@ DEFAULT = next(kind for kind in METRICS.values() if kind.default)
 # Those that are asked for by name, and measured on windows of their own.
 ASKED: Mapping[str, Metric] = {n: kind for n, kind in METRICS.items() if kind.windows != TEXT}
 BY_WINDOWS: Mapping[str, Metric] = {kind.windows: kind for kind in ASKED.values()}
+
+
+def members_of(block: str) -> dict[str, Any]:
+    """The members of a block of reports that only some kinds have, with their types."""
+    found: dict[str, Any] = {}
+    for kind in METRICS.values():
+        if block in kind.members:
+            found |= get_type_hints(kind.members[block], include_extras=True)
+    return found
 
 
 def metric_named(name: object) -> Metric:

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from msgspec import UNSET, Struct, UnsetType
+
+from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import ConfigError
 from invarlock.metrics import ARMS
-from invarlock.metrics.accuracy import AccuracyResult, Examples, compare_accuracy, labelled
+from invarlock.metrics.accuracy import (
+    AccuracyPolicy,
+    AccuracyResult,
+    Examples,
+    compare_accuracy,
+    labelled,
+)
+from invarlock.metrics.bootstrap import PLAIN
 from invarlock.metrics.kind import (
     Block,
     Columns,
@@ -40,6 +49,36 @@ if TYPE_CHECKING:
     from invarlock.policy import ConfidencePolicy, Policy
 
 
+class AccuracyMembers(Open):
+    """The members of a primary metric that are an accuracy's."""
+
+    counts_source: Annotated[
+        Literal["measured", "pseudo_config"] | UnsetType, about("where counts come from")
+    ] = UNSET
+    n_final: Annotated[Count | UnsetType, about("scored examples; accuracy only")] = UNSET
+    mcnemar_p: Annotated[
+        float | UnsetType | None, about("McNemar's test of the answers that changed; accuracy only")
+    ] = UNSET
+
+
+class AccuracyWindows(Open):
+    """What an accuracy records of windows."""
+
+    correct: Annotated[
+        list[Any] | UnsetType,
+        about("whether each example was answered right (booleans); accuracy only"),
+    ] = UNSET
+    baseline_correct: Annotated[list[Any] | UnsetType, about("the baseline's answers")] = UNSET
+
+
+class AccuracyCounts(Open):
+    """Counts behind an accuracy."""
+
+    classification: Annotated[
+        dict[str, Any] | UnsetType, about("right answers and examples, warm-up and scored apart")
+    ] = UNSET
+
+
 class Accuracy(Metric):
     """Share of labelled records answered correctly, in percentage points against the baseline."""
 
@@ -61,7 +100,14 @@ class Accuracy(Metric):
     floor: ClassVar[str] = "examples"
     to_decide: ClassVar[str] = "examples_to_decide"
     limits: ClassVar[str] = "accuracy"
+    # no example can be further out than one that is lost, so none is added
+    interval: ClassVar[str] = PLAIN
     family: ClassVar[str] = "accuracy"
+    members: ClassVar[Mapping[str, type[Open]]] = {
+        "primary_metric": AccuracyMembers,
+        "windows": AccuracyWindows,
+        "metrics": AccuracyCounts,
+    }
     noun: ClassVar[str] = "difference"
     suffix: ClassVar[str] = " pp"
     short: ClassVar[tuple[str, str, str]] = ("accuracy", "+.2f", " points")
@@ -117,7 +163,7 @@ class Accuracy(Metric):
             acceptable=result.acceptable,
             drift_ok=result.drift_ok,
             hysteresis_applied=result.hysteresis_applied,
-            floors=(Floor(self.floor, result.n_final, policy.accuracy.min_examples),),
+            floors=(Floor(self.floor, result.n_final, AccuracyPolicy.of(policy).min_examples),),
         )
 
     def baseline_points(self, evidence: MetricEvidence) -> dict[str, float]:
@@ -125,13 +171,16 @@ class Accuracy(Metric):
         return {arm: float(examples.baseline.mean()) for arm, examples in both}
 
     def hysteresis(self, policy: Policy) -> dict[str, float]:
-        return {"accuracy_delta_pp": policy.accuracy.hysteresis_delta_pp}
+        return {"accuracy_delta_pp": AccuracyPolicy.of(policy).hysteresis_delta_pp}
 
     def width_limit(self, policy: ConfidencePolicy) -> tuple[str, float]:
         return "accuracy", policy.accuracy_delta_pp_width_max
 
     def shortage(self, arms: tuple[int, int], length: int, policy: Policy) -> Shortage | None:
-        least = policy.coverage.preview, max(policy.coverage.final, policy.accuracy.min_examples)
+        least = (
+            policy.coverage.preview,
+            max(policy.coverage.final, AccuracyPolicy.of(policy).min_examples),
+        )
         if arms[0] >= least[0] and arms[1] >= least[1]:
             return None
         return Shortage(
@@ -213,8 +262,7 @@ class Accuracy(Metric):
         return None  # of answers, and the picture is of losses
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """What a model made of a record: its loss on the right answer and on the other choices."""
 
     right_nll: float  # nats
@@ -264,7 +312,7 @@ def _joined(baseline: Columns, subject: Columns) -> Examples:
 
 def _block(result: AccuracyResult, policy: Policy) -> Block:
     raw, drift = result.final - result.preview, result.drift_pp / 100
-    most = policy.accuracy.drift_max_pp / 100
+    most = AccuracyPolicy.of(policy).drift_max_pp / 100
     return {
         "preview": result.preview,
         "final": result.final,

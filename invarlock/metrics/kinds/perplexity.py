@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from msgspec import UNSET, UnsetType
+
+from invarlock.documents.fields import Open, about
 from invarlock.metrics.kind import (
     Block,
     Facts,
@@ -24,6 +28,17 @@ if TYPE_CHECKING:
     from invarlock.policy import ConfidencePolicy, Policy
 
 
+class PerplexityMembers(Open):
+    """The members of a primary metric that are a perplexity's."""
+
+    analysis_point_final: Annotated[
+        float | UnsetType, about("mean log loss of the scored windows, nats a token")
+    ] = UNSET
+    analysis_point_preview: Annotated[
+        float | UnsetType, about("mean log loss of the warm-up windows, nats a token")
+    ] = UNSET
+
+
 class Perplexity(Metric):
     """Base of the kinds that differ in what a window's tokens are predicted from."""
 
@@ -36,6 +51,7 @@ class Perplexity(Metric):
     to_decide: ClassVar[str] = "final_windows_to_decide"
     limits: ClassVar[str] = "pm_ratio"
     family: ClassVar[str] = "ppl"
+    members: ClassVar[Mapping[str, type[Open]]] = {"primary_metric": PerplexityMembers}
     noun: ClassVar[str] = "ratio"
     suffix: ClassVar[str] = ""
     short: ClassVar[tuple[str, str, str]] = ("ratio", ".4f", "")
@@ -91,6 +107,12 @@ class Perplexity(Metric):
             found=f"{preview} and {final} of {length}: {math.floor(tokens)}",
             windows=f"{{seq_len: {length}, preview: {enough[0]}, final: {enough[1]}}}",
         )
+
+    # --- a report -------------------------------------------------------------------------------
+
+    def passing(self, metric: Block, z: float) -> float:
+        above = metric["ci"][1] - metric["delta_nats"]
+        return _exp(math.log(metric["limit"]) - above - z * metric["standard_error"])
 
     # --- words ----------------------------------------------------------------------------------
 

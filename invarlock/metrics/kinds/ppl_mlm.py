@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from msgspec import UNSET, Struct, UnsetType
+
+from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.metrics.kind import Block, Example, ToExample
@@ -33,6 +35,14 @@ REPLACED, RANDOM = 0.8, 0.1  # of those: by the mask token, by any token; the re
 MASK_TOKENS = ("[MASK]", "<mask>")
 
 
+class MaskedTelemetry(Open):
+    """The counts of a telemetry that are a masked model's."""
+
+    masked_tokens_total: Annotated[
+        Count | UnsetType, about("masked tokens of all windows; masked models only")
+    ] = UNSET
+
+
 class PplMlm(Perplexity):
     """Perplexity of a masked language model: the masked tokens from all others."""
 
@@ -42,6 +52,10 @@ class PplMlm(Perplexity):
     loader: ClassVar[str] = "AutoModelForMaskedLM"
     loss_type: ClassVar[str] = "mlm"
     exact: ClassVar[bool] = False
+    members: ClassVar[Mapping[str, type[Open]]] = {
+        **Perplexity.members,
+        "telemetry": MaskedTelemetry,
+    }
 
     def reader(self, folder: Path, config: Mapping[str, Any], seed: int) -> ToExample:
         return partial(masked, Masking.of(folder, int(config["vocab_size"])), seed)
@@ -57,8 +71,7 @@ class PplMlm(Perplexity):
         return {**found, "masked_tokens_total": sum(tokens.values())}
 
 
-@dataclass(frozen=True)
-class Masking:
+class Masking(Struct, frozen=True):
     """What masking needs to know of a tokenizer."""
 
     mask_id: int

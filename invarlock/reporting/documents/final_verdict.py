@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, defstruct
 
 from invarlock.documents.fields import (
+    ADDED,
     Alarm,
     Category,
     Closed,
@@ -19,6 +20,7 @@ from invarlock.documents.fields import (
     Strictness,
     about,
 )
+from invarlock.guards import GUARDS
 from invarlock.reporting.documents.guards import PrimaryGuard, each
 from invarlock.reporting.signals import guard_flags
 
@@ -108,8 +110,16 @@ else:
         Rate,
         "Per guard: scenarios aimed at it that it caught, one count per model and scenario.",
     )
-    GuardFlags = each(
-        "GuardFlags", Annotated[bool, about("fired")], "Who fired.", tuple(guard_flags(None))
+    _Fired = Annotated[bool, about("fired")]
+    GuardFlags = defstruct(
+        "GuardFlags",
+        [
+            *((guard, _Fired) for guard in guard_flags(None)),
+            # verdicts on reports of a version that did not have it
+            *((guard.name, _Fired | UnsetType, UNSET) for guard in GUARDS if guard.added),
+        ],
+        bases=(Closed,),
+        namespace={"__doc__": "Who fired."},
     )
 
 
@@ -184,10 +194,10 @@ class Record(Stated, kw_only=True):
     primary_guard_hit: Annotated[bool, about("whether it did")]
     any_core_guard_flag: Annotated[bool, about("whether any core guard fired")]
     baseline_sha256: Annotated[
-        str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome")
+        str | UnsetType | None, about("digest of the baseline checkpoint, of the outcome"), ADDED
     ] = UNSET
     subject_sha256: Annotated[
-        str | UnsetType | None, about("digest of the subject checkpoint, of the outcome")
+        str | UnsetType | None, about("digest of the subject checkpoint, of the outcome"), ADDED
     ] = UNSET
     as_expected: Annotated[bool, about("whether the evaluation showed what its scenario asks for")]
     undecided: Annotated[
