@@ -229,20 +229,25 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
 
 # What an evaluation adds to a pack, measured on models of 2 to 30 layers: values that its verdict
 # is recomputed from, of the report and of each matrix in the subject's metadata; bytes that are
-# parsed, of the report, of each matrix and of each window in it.
-VALUES, VALUES_OF_MATRIX = 1600, 7
+# parsed, of the report, of each matrix and of each window in it. Slices add a block each, and to
+# each window the name of its slice, twice.
+VALUES, VALUES_OF_MATRIX, VALUES_OF_SLICE = 1600, 7, 52
 BYTES, BYTES_OF_MATRIX, BYTES_OF_WINDOW = 22_000, 262, 89
+BYTES_OF_SLICE, BYTES_OF_NAME = 1_100, 33
 
 
 def _size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
     """A pack that no verifier would read: its limits are those of ``invarlock.evidence.tree``."""
     runs = sum(len(settings.runs(scenario)) for scenario in settings.scenarios)
+    slices = _slices(settings)
+    of_window = BYTES_OF_WINDOW + (BYTES_OF_NAME if slices else 0)
     values = parsed = 0
     for model in settings.models:
         matrices = _matrices(settings, model)
-        values += runs * (VALUES + VALUES_OF_MATRIX * matrices)
+        values += runs * (VALUES + VALUES_OF_MATRIX * matrices + VALUES_OF_SLICE * slices)
         windows = model.preview + model.final
-        parsed += runs * (BYTES + BYTES_OF_MATRIX * matrices + BYTES_OF_WINDOW * windows)
+        parsed += runs * (BYTES + BYTES_OF_MATRIX * matrices + BYTES_OF_SLICE * slices)
+        parsed += runs * of_window * windows
     evaluations = runs * len(settings.models)
     for what, total, most in (
         ("values to be judged", values, MAX_JUDGED),
@@ -257,6 +262,16 @@ def _size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
                 " fewer models or scenarios, or make several runs, each with an out of its own",
             )  # fmt: skip
             return
+
+
+def _slices(settings: Settings) -> int:
+    """Slices of a report at most; 0 where the windows have none."""
+    try:
+        texts = len(parse_slices(settings.text))
+    except InvarlockError:  # said with the text
+        return 0
+    long = settings.long_windows.final > 0
+    return texts + long if texts > 1 or long else 0
 
 
 def _matrices(settings: Settings, model: Model) -> int:

