@@ -327,23 +327,23 @@ class Layout:
         return self.options(record, model_id=model.model_id, **given)
 
     def cut(
-        self, wildcards: Wildcards, preview: int, final: int | None = None, seed: int | None = None
+        self, wildcards: Wildcards, preview: int, final: int | None = None, **given: object
     ) -> str:
-        """How windows are cut: as many for the final arm where no other number is given."""
-        given = {} if seed is None else {"seed": seed}
+        """How windows are cut that are not judged, from the first text: as many for the final arm
+        where no other number is given."""
         return self.options(
             WindowsOptions,
             seq_len=self.settings.model(wildcards.model).seq_len,
             preview=preview,
             final=preview if final is None else final,
-            **given,
+            **{"text": self.guarded_text, **given},
         )
 
     def judged_cut(self, wildcards: Wildcards) -> str:
-        """How the windows are cut that scenarios are judged on."""
+        """How the windows are cut that scenarios are judged on: of every text, some long ones."""
         model, long = self.settings.model(wildcards.model), self.settings.long_windows
-        cut = self.cut(wildcards, model.preview, model.final)
-        return f"{cut} --long {long.final} --long-seq-len {long.seq_len}" if long.final else cut
+        given = {"long": long.final, "long_seq_len": long.seq_len} if long.final else {}
+        return self.cut(wildcards, model.preview, model.final, text=self.settings.text, **given)
 
     def of_scenario(self, wildcards: Wildcards) -> dict[str, Any]:
         """Options of an evaluation that are its scenario's; controls are judged as they are."""

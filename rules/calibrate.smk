@@ -16,7 +16,6 @@ use rule windows as calibration_windows with:
     wildcard_constraints:
         seed=any_of(map(str, S.calibration_seeds())),
     params:
-        text=L.guarded_text,
         cut=lambda wc: L.cut(wc, C["calibration"]["windows"], seed=wc.seed),
 
 

