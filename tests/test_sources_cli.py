@@ -151,15 +151,15 @@ def test_slices_and_long_windows_are_cut_from_their_texts(here: Path) -> None:
     """The windows are divided; long ones, as long as the context, are of the first text."""
     text = "prose=local:prose.jsonl,code=local:code.jsonl"
     pin_two(text)
-    assert windows("--text", text, "--preview", "7", "--final", "9", "--long", "3") == 0
+    assert windows("--text", text, "--preview", "8", "--final", "11", "--long", "5") == 0
     found = json.loads((here / "w.json").read_text())
     counts = [(p["counts"]["preview"], p["counts"]["final"]) for p in found["slices"]]
     parts = [(p["name"], p["seq_len"], *n) for p, n in zip(found["slices"], counts, strict=True)]
-    assert parts == [("prose", 16, 3, 3), ("code", 16, 3, 3), ("long", 128, 1, 3)]
+    assert parts == [("prose", 16, 3, 3), ("code", 16, 3, 3), ("long", 128, 2, 5)]
     names = [p["source"]["name"] for p in found["slices"]]
     assert names == ["prose.jsonl", "code.jsonl", "prose.jsonl"]
     assert (found["counts"], found["source"]) == (
-        {"preview": 7, "final": 9},
+        {"preview": 8, "final": 11},
         found["slices"][0]["source"],
     )
 
@@ -173,14 +173,23 @@ def test_one_text_without_long_windows_gives_the_bytes_that_it_always_gave(here:
     assert (here / "w.json").read_bytes() == plain
 
 
-def test_a_text_that_is_too_short_for_long_windows_has_none(
-    here: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("length", "final", "long", "words"),
+    [
+        (100, 12, 5, "too few windows of 128 tokens"),
+        (300, 12, 4, "they would be of 4 documents, 5 are needed"),
+        (300, 9, 5, "there would be fewer others"),
+    ],
+)
+def test_long_windows_that_could_not_be_judged_are_not_cut(
+    here: Path, capsys: pytest.CaptureFixture[str], length: int, final: int, long: int, words: str
 ) -> None:
     """The log says so, and the other windows are as many as were asked for."""
     text = "prose=local:prose.jsonl,code=local:code.jsonl"
-    pin_two(text, length=100)
-    assert windows("--text", text, "--long", "3") == 0
-    assert "no long windows: too few windows of 128 tokens" in capsys.readouterr().out
+    pin_two(text, length=length)
+    arms = ("--preview", str(final), "--final", str(final))
+    assert windows("--text", text, *arms, "--long", str(long)) == 0
+    assert f"no long windows: {words}" in capsys.readouterr().out
     found = json.loads((here / "w.json").read_text())
     assert [p["name"] for p in found["slices"]] == ["prose", "code"]
-    assert found["counts"] == {"preview": 4, "final": 4}
+    assert found["counts"] == {"preview": final, "final": final}

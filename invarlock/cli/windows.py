@@ -14,6 +14,7 @@ from invarlock.begin_of_text import ADD_BOS, begin_token
 from invarlock.cli.options import option
 from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import ConfigError, InputError
+from invarlock.metrics.slices import MIN_DOCUMENTS
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import read_revisions
 from invarlock.sources.spec import TextSource, parse_slices
@@ -152,13 +153,17 @@ def _long(
         print(f"no long windows: the model's context is no longer than {plan.seq_len} tokens")
         return None
     few = WindowPlan(length, math.ceil(options.long / 3), options.long, plan.seed, bos=plan.bos)
-    if few.preview >= plan.preview or few.final >= plan.final:
-        print("no long windows: there would be no others")
+    if 2 * few.preview > plan.preview or 2 * few.final > plan.final:
+        print("no long windows: there would be fewer others")
         return None
     try:
-        select_windows(read, load_encoder(options.tokenizer), few)
+        _, final = select_windows(read, load_encoder(options.tokenizer), few)
     except InputError as error:
         print(f"no long windows: {error}")
+        return None
+    found = len({window.cluster for window in final})
+    if found < MIN_DOCUMENTS:  # nothing could pass
+        print(f"no long windows: they would be of {found} documents, {MIN_DOCUMENTS} are needed")
         return None
     return SliceText(LONG, text.name, read, few, text.recorded)
 
