@@ -446,7 +446,7 @@ def make_sliced(
     for run in runs:
         source = run["data"]["source"]
         run["data"]["slices"] = [
-            {"name": name, "seq_len": part[2], "source": source, "n_documents": 100,
+            {"name": name, "seq_len": part[2], "source": source,
              "counts": {"preview": part[0], "final": part[1]}}
             for name, part in SLICES.items()
         ]  # fmt: skip

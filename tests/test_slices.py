@@ -139,8 +139,8 @@ def test_a_slice_is_compared_by_the_function_that_compares_all_windows() -> None
 def test_a_report_of_slices_is_rebuilt_from_its_windows() -> None:
     report = reports.make_sliced({"code": 1.14})
     assert replay(report) == []
-    assert "which slice each window is of" in believed(report)
-    assert "which slice each window is of" not in believed(reports.make_report())
+    assert "which slice each window is of, and its text" in believed(report)
+    assert "which slice each window is of, and its text" not in believed(reports.make_report())
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,14 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     "losses of the windows, and which documents they are of": (
         "/evaluation_windows/*/baseline_nll_sum", "/evaluation_windows/*/clusters",
     ),
-    "which slice each window is of": ("/evaluation_windows/*/slices",),
+    "which slice each window is of, and its text": ("/dataset/slices/*/source",),
     **_believed_of_guards(),
     "how many token ids the windows use, from windows that are not here": ("/vocabulary",),
     "quantiles of the shift of the predictions, within their histograms' bins": (
         "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
-        "/meta", "/edit", "/dataset/source", "/dataset/slices/*/source", "/dataset/windows/seed",
-        "/dataset/bos_token_id",
+        "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/bos_token_id",
         "/provenance/invarlock_version",
     ),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),

@@ -168,6 +168,7 @@ def _slice(part: Slice) -> dict[str, Any]:
     """A slice as reports state it: the files of its text by one digest, as ``windows.json`` and
     the pins list them."""
     row: dict[str, Any] = msgspec.to_builtins(part)
+    del row["n_documents"]  # windows.json says it
     row["source"]["files_sha256"] = digest_json(row["source"].pop("files"))
     return row
 
