@@ -114,7 +114,8 @@ docs: $(VENV)/ready
 results: $(VENV)/ready
 	@set -e; only=; for seed in $(DETECTION_SEEDS); do \
 		$(BIN)/python tools/workflow.py --profile profiles/cpu --config suite=detection tier=none \
-			out=$(DETECTION_OUT)/seed_$$seed windows="{preview: 90, final: 90, seed: $$seed}" $$only $(CONFIG); \
+			out=$(DETECTION_OUT)/seed_$$seed windows="{preview: 90, final: 90, seed: $$seed}" \
+			long_context="{windows: 0}" $$only $(CONFIG); \
 		only=categories=clean; \
 	done
 	@$(BIN)/python tools/results_page.py $(DETECTION_SEEDS:%=$(DETECTION_OUT)/seed_%)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,7 +26,7 @@ from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
-from invarlock.written import listed, spelled, texts
+from invarlock.written import ONE, listed, spelled, split_slices, texts
 
 ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -82,6 +82,16 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
 
 
+CPU_CONTEXT, CONTEXT = 1024, 4096  # most tokens of a long window
+
+
+class LongWindows(NamedTuple):
+    """The long windows of a run."""
+
+    final: int  # scored ones, at most
+    seq_len: int  # tokens, at most
+
+
 @dataclass(frozen=True)
 class Settings:
     """The effective configuration, checked."""
@@ -102,6 +112,14 @@ class Settings:
         """Tokens of a batch."""
         on_gpu = self.values["device"] in ("cuda", "mps")
         return int(self.values["token_budget"]) or (16384 if on_gpu else 1024)
+
+    @property
+    def long_windows(self) -> LongWindows:
+        """How many scored windows are long, and how long at most."""
+        asked = self.values["long_context"]
+        on_gpu = self.values["device"] in ("cuda", "mps")
+        most = int(asked["seq_len"]) or (CONTEXT if on_gpu else CPU_CONTEXT)
+        return LongWindows(int(asked["windows"]), most)
 
     def value(self, name: str) -> Any:
         """The value in force of a setting, ``key`` or ``section.key``: also where the setting says
@@ -157,11 +175,12 @@ class Settings:
         values = {k: v for k, v in self.values.items() if k not in unsaid}
         for key in settings_with("file"):
             values[key] = Path(values[key]).name
-        for key in settings_with("source", "files"):
-            value = values[key]
-            values[key] = (
-                list(map(_unplaced, value)) if isinstance(value, list) else _unplaced(value)
-            )
+        for trait, unplaced in (("source", _unplaced_source), ("files", _unplaced)):
+            for key in settings_with(trait):
+                value = values[key]
+                values[key] = (
+                    list(map(unplaced, value)) if isinstance(value, list) else unplaced(value)
+                )
         return {
             "schema": "invarlock/effective-config-v1",
             "values": values,
@@ -324,6 +343,14 @@ def _read_include(name: str, values: Document, file: Document) -> Document:
             guess = f"did you mean {near[0]}?" if near and near[0] != key else ""
             raise ConfigError(f"/{key} is no key of an included file", where=name, hint=guess)
     return found
+
+
+def _unplaced_source(entry: str) -> str:
+    """A model, a text, or every slice of one, without a path of this machine."""
+    found = {name: _unplaced(source) for name, source in split_slices(entry).items()}
+    if list(found) == [ONE] and not entry.startswith(f"{ONE}="):
+        return found[ONE]
+    return ",".join(f"{name}={source}" for name, source in found.items())
 
 
 def _unplaced(entry: str) -> str:

@@ -25,7 +25,7 @@ from invarlock.roles import ARCHITECTURES, layer_of, model_type_of
 from invarlock.scenarios import CUSTOM_SPEC, NOOP
 from invarlock.sources.local_model import check_folder
 from invarlock.sources.pins import Allow
-from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.sources.spec import TextSource, parse_model_source, parse_slices
 from invarlock.sources.text import look_at_local_text
 
 CONFIG = "config/config.yaml"
@@ -155,9 +155,21 @@ def _roles(settings: Settings, model: Model, kind: str) -> Iterator[ConfigError]
 def _text(settings: Settings) -> Iterator[InvarlockError]:
     """A local text that is not there, empty, of one document, or shorter than its windows."""
     try:
-        source = parse_text_source(settings.text)
-        if source.kind != "local":
-            return
+        sources = parse_slices(settings.text)
+    except InvarlockError as error:
+        yield error
+        return
+    for name, source in sources.items():
+        if source.kind == "local":
+            yield from _local_text(settings, source, len(sources), name)
+
+
+def _local_text(
+    settings: Settings, source: TextSource, slices: int, name: str
+) -> Iterator[InvarlockError]:
+    """One local text, that has its share of the windows."""
+    where = settings.text if slices == 1 else f"{name}={source}"
+    try:
         look = look_at_local_text(source)
     except InvarlockError as error:
         yield error
@@ -166,16 +178,17 @@ def _text(settings: Settings) -> Iterator[InvarlockError]:
     if look.documents == 1 and text and load_policy(tier).enforce_guards:
         yield InputError(
             "the text is one document, and an interval needs at least two: nothing could pass",
-            where=settings.text,
+            where=where,
             hint="write one document a line as JSON (.jsonl), or explore with tier: none",
         )
     for model in settings.models:
-        tokens = model.seq_len * (model.preview + model.final)
+        arms = model.preview // slices, model.final // slices
+        tokens = model.seq_len * sum(arms)
         if look.bytes is not None and text and look.bytes < tokens:
             yield InputError(
                 f"the text has fewer bytes than the windows of {model.model_id} have tokens",
-                where=settings.text,
-                expected=f"{tokens} tokens: {model.preview} preview and {model.final} final windows"
+                where=where,
+                expected=f"{tokens} tokens: {arms[0]} preview and {arms[1]} final windows"
                 f" of {model.seq_len}",
                 found=f"{look.bytes} bytes",
                 hint="lower windows.preview, windows.final or windows.seq_len, or give more text",
@@ -223,7 +236,7 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
             f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
             expected=f"at most {policy.coverage.alpha}", found=str(bootstrap["alpha"]),
         )  # fmt: skip
-    asked = ASKED.get(parse_text_source(settings.text).metric)
+    asked = ASKED.get(next(iter(parse_slices(settings.text).values())).metric)
     for model in settings.models:
         kind = asked or metric_of(_config_of(model))
         short = kind.shortage((model.preview, model.final), model.seq_len, policy)
@@ -241,20 +254,25 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
 
 # What an evaluation adds to a pack, measured on models of 2 to 30 layers: values that its verdict
 # is recomputed from, of the report and of each matrix in the subject's metadata; bytes that are
-# parsed, of the report, of each matrix and of each window in it.
-VALUES, VALUES_OF_MATRIX = 1600, 7
+# parsed, of the report, of each matrix and of each window in it. Slices add a block each, and to
+# each window the name of its slice, twice.
+VALUES, VALUES_OF_MATRIX, VALUES_OF_SLICE = 1600, 7, 52
 BYTES, BYTES_OF_MATRIX, BYTES_OF_WINDOW = 22_000, 262, 89
+BYTES_OF_SLICE, BYTES_OF_NAME = 1_100, 33
 
 
 def _size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
     """A pack that no verifier would read: its limits are those of ``invarlock.evidence.tree``."""
     runs = sum(len(settings.runs(scenario)) for scenario in settings.scenarios)
+    slices = _slices(settings)
+    of_window = BYTES_OF_WINDOW + (BYTES_OF_NAME if slices else 0)
     values = parsed = 0
     for model in settings.models:
         matrices = _matrices(settings, model)
-        values += runs * (VALUES + VALUES_OF_MATRIX * matrices)
+        values += runs * (VALUES + VALUES_OF_MATRIX * matrices + VALUES_OF_SLICE * slices)
         windows = model.preview + model.final
-        parsed += runs * (BYTES + BYTES_OF_MATRIX * matrices + BYTES_OF_WINDOW * windows)
+        parsed += runs * (BYTES + BYTES_OF_MATRIX * matrices + BYTES_OF_SLICE * slices)
+        parsed += runs * of_window * windows
     evaluations = runs * len(settings.models)
     for what, total, most in (
         ("values to be judged", values, MAX_JUDGED),
@@ -269,6 +287,16 @@ def _size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
                 " fewer models or scenarios, or make several runs, each with an out of its own",
             )  # fmt: skip
             return
+
+
+def _slices(settings: Settings) -> int:
+    """Slices of a report at most; 0 where the windows have none."""
+    try:
+        texts = len(parse_slices(settings.text))
+    except InvarlockError:  # said with the text
+        return 0
+    long = settings.long_windows.final > 0
+    return texts + long if texts > 1 or long else 0
 
 
 def _matrices(settings: Settings, model: Model) -> int:

@@ -19,7 +19,7 @@ import itertools
 import random
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import msgspec
 from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.counts import counted
-from invarlock.documents.windows import Record, Window, WindowSet
+from invarlock.documents.windows import Record, Slice, Window, WindowSet
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
 from invarlock.records import TEXT, Encode, LabelledRecord, check_record, encode_record
@@ -191,6 +191,83 @@ def make_windows(
     return _document(folder, config, arms, plan, head)
 
 
+@dataclass(frozen=True)
+class SliceText:
+    """A slice to be cut: what its windows are cut from, and how."""
+
+    name: str
+    text: str  # name of the text; slices of one text, such as a long one, share its documents
+    documents: Sequence[str]
+    plan: WindowPlan
+    source: Mapping[str, Any]
+
+
+def make_sliced_windows(
+    folder: Path, slices: Sequence[SliceText], kind: str = TEXT
+) -> dict[str, Any]:
+    """The document ``windows.json`` of several slices; what one has, no later one is given.
+
+    Raises:
+        InputError, ConfigError: as :func:`make_windows`, with the name of the slice.
+    """
+    encode, config = load_encoder(folder), _config_for(folder, slices[0].plan)
+    arms: tuple[list[Window], list[Window]] = ([], [])
+    taken = set(slices[0].plan.excluded)
+    rows: list[dict[str, Any]] = []
+    for one in slices:
+        _config_for(folder, one.plan)
+        plan = replace(one.plan, excluded=frozenset(taken))
+        try:
+            found = select_windows(one.documents, encode, plan)
+        except InputError as error:
+            raise InputError(
+                f"slice {one.name}: {error.what}",
+                where=str(one.source["name"]),
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            ) from error
+        for arm, windows in zip(arms, found, strict=True):
+            arm += [Window(w.window_id, f"{one.text}/{w.cluster}", w.tokens) for w in windows]
+            taken |= {w.window_id for w in windows}
+        rows.append(
+            {
+                "name": one.name,
+                "seq_len": plan.seq_len,
+                "source": dict(one.source),
+                "n_documents": len(one.documents),
+                "counts": {"preview": plan.preview, "final": plan.final},
+            }
+        )
+    first = slices[0]
+    head = {
+        "source": dict(first.source),
+        "n_documents": len(first.documents),
+        "kind": kind,
+        "slices": rows,
+    }
+    return _document(folder, config, arms, first.plan, head)
+
+
+def divided(windows: int, parts: int) -> list[int]:
+    """As equal parts as there can be, the larger first."""
+    return [windows // parts + (i < windows % parts) for i in range(parts)]
+
+
+def long_length(folder: Path, most: int) -> int | None:
+    """Tokens of a long window: the model's context, at most ``most``, in whole steps of 64.
+
+    Tables of positions may have some entries that no token takes (RoBERTa: 514 for 512).
+
+    Returns:
+        None where the model states no context.
+    """
+    path = folder / "config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    context = config.get("max_position_embeddings", config.get("n_positions"))
+    return min(context, most) // 64 * 64 if isinstance(context, int) else None
+
+
 def make_record_windows(
     folder: Path,
     records: Sequence[LabelledRecord],
@@ -334,8 +411,15 @@ def read_windows(path: Path, tokenizer_sha256: str | None = None) -> WindowSet:
             found=found.tokenizer_sha256,
             hint="make the windows again from the baseline's folder",
         )
-    _check_arm("preview", found.preview, found.counts.preview, found.seq_len, str(path))
-    _check_arm("final", found.final, found.counts.final, found.seq_len, str(path))
+    parts: Sequence[Slice | WindowSet] = [*found.of_slices] or [found]
+    for arm, rows, count in (
+        ("preview", found.preview, found.counts.preview),
+        ("final", found.final, found.counts.final),
+    ):
+        lengths = [part.seq_len for part in parts for _ in range(getattr(part.counts, arm))]
+        _check_arm(arm, rows, count, lengths, str(path))
+    if len({part.name for part in found.of_slices}) != len(found.of_slices):
+        raise InputError("two slices have one name", where=str(path))
     identities = [window.window_id for window in (*found.preview, *found.final)]
     if len(set(identities)) != len(identities):
         raise InputError("a window is given twice", where=str(path))
@@ -343,11 +427,11 @@ def read_windows(path: Path, tokenizer_sha256: str | None = None) -> WindowSet:
 
 
 def _check_arm(
-    arm: str, rows: Sequence[Window | Record], count: int, seq_len: int, where: str
+    arm: str, rows: Sequence[Window | Record], count: int, lengths: Sequence[int], where: str
 ) -> None:
-    if len(rows) != count:
+    if not len(rows) == count == len(lengths):
         raise InputError(f"/{arm} does not hold the windows /counts/{arm} says", where=where)
-    for number, row in enumerate(rows):
+    for number, (row, seq_len) in enumerate(zip(rows, lengths, strict=True)):
         if isinstance(row, Record):
             check_record(row, f"{where}: /{arm}/{number}")
         elif len(row.tokens) != seq_len:

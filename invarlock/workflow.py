@@ -26,7 +26,8 @@ from invarlock.errors import ConfigError
 from invarlock.files import unreadable
 from invarlock.run.container import check_engine, check_reference
 from invarlock.scenarios import CUSTOM_SPEC
-from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.sources.spec import parse_model_source, parse_slices
+from invarlock.written import split_slices
 
 PAGES = ("evaluation.html", "evaluation.md", "verify.json")  # of an evaluation, for people
 # Commands whose code decides what is measured.
@@ -102,7 +103,7 @@ def check_settings(settings: Settings, container: bool) -> None:
         check_accept(values["accept"], *folders, "config/config.yaml")
     for model in settings.models:
         parse_model_source(model.source)
-    parse_text_source(settings.text)
+    parse_slices(settings.text)
     if container:
         check_engine()  # snakemake wants one for a dry run too
         check_reference(values["container_image"], values["container_digest"])
@@ -192,16 +193,27 @@ class Layout:
     @property
     def uses_hub(self) -> bool:
         """Whether a source may have to reach the hub, with the network on or off."""
-        sources = self.settings.text, *(m.source for m in self.settings.models)
+        sources = *self.text_sources, *(m.source for m in self.settings.models)
         return any(name.startswith("hub:") for name in sources)
+
+    @property
+    def text_sources(self) -> list[str]:
+        """What is pinned of the text: the source of each slice, each data set once."""
+        sources = split_slices(self.settings.text).values()
+        parsed = parse_slices(self.settings.text).values()
+        return list({p.dataset_id: s for p, s in zip(parsed, sources, strict=True)}.values())
+
+    @property
+    def guarded_text(self) -> str:
+        """The text of null edits, of training and of searches: the first slice, as guards see."""
+        return next(iter(split_slices(self.settings.text).values()))
 
     def local_sources(self) -> list[str]:
         """Folders and files of this machine that models and text come from."""
         sources = [parse_model_source(m.source) for m in self.settings.models]
         found = [str(source.folder) for source in sources if source.folder]
-        if self.settings.text.startswith("local:"):
-            found.append(parse_text_source(self.settings.text).name)
-        return found
+        texts = parse_slices(self.settings.text).values()
+        return [*found, *(text.name for text in texts if text.kind == "local")]
 
     def bound(self) -> list[str]:
         """Folders that a container has to see beside the one that snakemake runs in, and /tmp."""
@@ -315,22 +327,23 @@ class Layout:
         return self.options(record, model_id=model.model_id, **given)
 
     def cut(
-        self, wildcards: Wildcards, preview: int, final: int | None = None, seed: int | None = None
+        self, wildcards: Wildcards, preview: int, final: int | None = None, **given: object
     ) -> str:
-        """How windows are cut: as many for the final arm where no other number is given."""
-        given = {} if seed is None else {"seed": seed}
+        """How windows are cut that are not judged, from the first text: as many for the final arm
+        where no other number is given."""
         return self.options(
             WindowsOptions,
             seq_len=self.settings.model(wildcards.model).seq_len,
             preview=preview,
             final=preview if final is None else final,
-            **given,
+            **{"text": self.guarded_text, **given},
         )
 
     def judged_cut(self, wildcards: Wildcards) -> str:
-        """How the windows are cut that scenarios are judged on."""
-        model = self.settings.model(wildcards.model)
-        return self.cut(wildcards, model.preview, model.final)
+        """How the windows are cut that scenarios are judged on: of every text, some long ones."""
+        model, long = self.settings.model(wildcards.model), self.settings.long_windows
+        given = {"long": long.final, "long_seq_len": long.seq_len} if long.final else {}
+        return self.cut(wildcards, model.preview, model.final, text=self.settings.text, **given)
 
     def of_scenario(self, wildcards: Wildcards) -> dict[str, Any]:
         """Options of an evaluation that are its scenario's; controls are judged as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import yaml
 
 from invarlock.contracts import load_contract
+from invarlock.errors import ConfigError
 from invarlock.files import read_bytes
+
+SLICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+ONE, LONG = "text", "long"  # name of a text that has none; slice of long windows
 
 
 def as_written(files: Iterable[Path], words: Iterable[str]) -> dict[str, str]:
@@ -58,3 +63,29 @@ def listed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def split_slices(text: str) -> dict[str, str]:
+    """Source strings by name of the slice: ``NAME=SOURCE,NAME=SOURCE``, or one source.
+
+    A comma that no name and ``=`` follow belongs to a source.
+
+    Raises:
+        ConfigError: a name that is given twice, or that other slices have.
+    """
+    name, equals, _ = text.partition("=")
+    if not equals or not SLICE_NAME.fullmatch(name):
+        return {ONE: text}
+    parts = re.split(rf",\s*(?={SLICE_NAME.pattern}=)", text)
+    found: dict[str, str] = {}
+    for part in parts:
+        name, _, source = part.strip().partition("=")
+        if name in found or name == LONG:
+            raise ConfigError(
+                f"slice {name} is given twice" if name in found else f"no text is named {LONG}",
+                where=text,
+                expected="NAME=SOURCE,NAME=SOURCE, each name once",
+                hint="" if name in found else "long_context asks for long windows",
+            )
+        found[name] = source
+    return found

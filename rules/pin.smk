@@ -35,7 +35,7 @@ rule pin_revisions:
         options=L.options(
             PinOptions,
             model=[f"{m.model_id}={m.source}" for m in S.models],
-            text=[S.text],
+            text=L.text_sources,
         ),
         local=state_of(*L.local_sources()),
         code=code("pin"),

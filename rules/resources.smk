@@ -194,8 +194,9 @@ except ConfigError as error:
 
 def run_minutes(wildcards, attempt):
     """Wall time asked of a scheduler: loading, and the pass over all windows."""
-    m = S.model(wildcards.model)
-    minutes = pass_minutes(wildcards, m.seq_len * (m.preview + m.final))
+    m, long = S.model(wildcards.model), S.long_windows
+    tokens = m.seq_len * (m.preview + m.final) + long.seq_len * 2 * long.final
+    minutes = pass_minutes(wildcards, tokens)
     return int(min(minutes, C["timeout_minutes"] + 10) * attempt)
 
 

@@ -25,6 +25,7 @@ from invarlock.guards import contract_fields, representation, rmt, rows, spectra
 from invarlock.guards.block_outputs import ATTENTION, FFN, WINDOW_TOKENS
 from invarlock.guards.operators import Module, Operator, OperatorStats
 from invarlock.guards.weight_stats import WeightStats
+from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
 from invarlock.metrics.kinds.accuracy import Accuracy
 from invarlock.metrics.perplexity import Bootstrap
@@ -424,6 +425,70 @@ def make_accuracy() -> Document:
     bootstrap = structs.replace(BOOTSTRAP, method=Accuracy.interval)
     comparison = Comparison(*runs, bootstrap, "dev", shift=token_shift(0.004))
     return plain(evaluation_report(comparison, load_policy("none")))
+
+
+LONG = 1024  # tokens of a long window
+# Windows of both arms, and tokens, of each slice.
+SLICES = {
+    "prose": (60, 58, TOKENS + 1),
+    "code": (59, 58, TOKENS + 1),
+    "languages": (59, 58, TOKENS + 1),
+    "long": (2, 6, LONG),
+}
+
+
+def make_sliced(
+    ratios: Mapping[str, float], spread: float = 0.01, kl: Mapping[str, float] | None = None
+) -> Document:
+    """A report of slices; each has its own ratio, 1 where none is given.
+
+    Args:
+        ratios: by name of the slice.
+        spread: deviation of the windows' differences, nats a token.
+        kl: mean divergence of a slice's windows, where it is not that of the factory.
+    """
+    runs = [copy.deepcopy(BASELINE), run_report("sliced", 0.0001)]
+    counts = {arm: [part[i] for part in SLICES.values()] for i, arm in enumerate(ARMS)}
+    for run in runs:
+        source = run["data"]["source"]
+        run["data"]["slices"] = [
+            {"name": name, "seq_len": part[2], "source": source,
+             "counts": {"preview": part[0], "final": part[1]}}
+            for name, part in SLICES.items()
+        ]  # fmt: skip
+    rng = random.Random("slices")
+    for arm_name in ARMS:
+        names = [n for n, c in zip(SLICES, counts[arm_name], strict=True) for _ in range(c)]
+        tokens = [SLICES[name][2] - 1 for name in names]
+        base = [rng.uniform(2.6, 3.4) for _ in names]
+        # so that the mean of a slice is exactly its ratio, noise comes in opposite pairs
+        noise = [(-1) ** i * rng.uniform(0.5, 1.5) * spread for i in range(len(names))]
+        noise = [noise[i - i % 2] * (-1) ** i for i in range(len(names))]
+        for number, run in enumerate(runs):
+            worse = [math.log(ratios.get(n, 1.0)) + e for n, e in zip(names, noise, strict=True)]
+            loss = [b + number * w for b, w in zip(base, worse, strict=True)]
+            run["evaluation_windows"][arm_name] |= {
+                "clusters": [f"{name}/doc-{i}" for i, name in enumerate(names)],
+                "slices": names,
+                "token_counts": tokens,
+                "nll_sum": [x * n for x, n in zip(loss, tokens, strict=True)],
+                "logloss": loss,
+            }
+    shift, total = token_shift(0.004), sum(tokens)  # of the final arm, the last one
+    fit = np.resize(shift.kl, total)
+    starts = np.cumsum([0, *tokens])
+    for i, name in enumerate(names):
+        if kl and name in kl:
+            fit[starts[i] : starts[i + 1]] = kl[name]
+    shift = TokenShift(
+        kl=fit,
+        probability_change=np.resize(shift.probability_change, total),
+        flips=np.resize(shift.flips, total),
+        token_counts=tokens,
+        top_k=64,
+    )
+    comparison = Comparison(*runs, BOOTSTRAP, "dev", shift=shift)
+    return plain(evaluation_report(comparison, load_policy("balanced")))
 
 
 def make_unevaluated() -> Document:

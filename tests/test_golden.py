@@ -47,6 +47,7 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "inconclusive": lambda: factory.make_report("custom", 1.1005),
     "accepted": lambda: factory.make_accepting(("chat_template", "generation_config")),
     "accuracy": factory.make_accuracy,
+    "sliced": lambda: factory.make_sliced({"prose": 0.98, "code": 1.14}, kl={"code": 0.3}),
     "not_evaluated": factory.make_unevaluated,
 }
 

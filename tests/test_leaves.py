@@ -16,6 +16,7 @@ from invarlock.reporting.replay import BELIEVED, NOT_RUN, believed, replay
 
 FULL, EXCHANGED = factory.make_full(), factory.make_report("exchanged", 1.004, rows=32)
 MIXTURE, ACCURACY = factory.make_mixture(), factory.make_accuracy()
+SLICED = factory.make_sliced({"code": 1.14})
 
 
 def pattern(report: Document, place: leaves.Place) -> str:
@@ -32,7 +33,7 @@ def test_every_leaf_counts_or_is_said_to_be_believed(golden: Golden) -> None:
     """
     seen: set[str] = set()
     open_: list[str] = []
-    reports = [FULL, EXCHANGED, ACCURACY, MIXTURE]
+    reports = [FULL, EXCHANGED, ACCURACY, MIXTURE, SLICED]
     reports += [factory.make_rejected(), factory.make_crashed()]
     for report in reports:
         assert replay(report) == []

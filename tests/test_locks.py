@@ -79,3 +79,16 @@ def test_a_run_needs_nothing_of_the_tests(tmp_path: Path) -> None:
         cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_text_of_both_lists_has_one_version() -> None:
+    """A text that Snakemake brings along is the one that the image gets."""
+    lines = {
+        file: set((ENVS / file).read_text().splitlines())
+        for file in ("requirements.lock", "requirements-embedded.lock")
+    }
+    both = names("requirements.lock") & names("requirements-embedded.lock")
+    assert both == {"docutils"}
+    assert {line for line in lines["requirements-embedded.lock"] if "docutils==" in line} <= lines[
+        "requirements.lock"
+    ]

@@ -55,7 +55,7 @@ def test_geometry_of_the_model_and_of_the_user() -> None:
     """By model, then for all, then the model's own: exactly what is named."""
     own = settings().models[0]
     assert (own.seq_len, own.preview, own.final) == (144, 180, 180)
-    windows = {"seq_len": 16, "preview": 0, "final": 4, "seed": 1}
+    windows = {"seq_len": 16, "preview": 0, "final": 4, "seed": 1, "add_bos": "auto"}
     found = settings(windows=windows).models[0]
     assert (found.seq_len, found.preview, found.final) == (16, 180, 4)
     geometry = {FULL[1]: {"seq_len": 64, "weights_gb": 3.5}, SMOLLM2: {"final": 9}}

@@ -16,7 +16,7 @@ from test_preflight_run import CPU
 
 from invarlock.evidence.tree import MAX_JUDGED
 from invarlock.policy import load_policy
-from invarlock.preflight import VALUES, VALUES_OF_MATRIX, doubts, refusals
+from invarlock.preflight import VALUES, VALUES_OF_MATRIX, VALUES_OF_SLICE, doubts, refusals
 from invarlock.superseded import record_asked, set_aside, supersede
 
 pytestmark = pytest.mark.usefixtures("in_repository")
@@ -98,9 +98,10 @@ def test_a_pack_that_nobody_could_verify(tmp_path: Path) -> None:
     """By values that a verdict is recomputed from; as many evaluations as the line names fit."""
     base = make_llama(tmp_path / "base", layers=30)
     given = {"suite": "byoe", "baseline": str(base), "subject": str(base), "tier": "none"}
-    fits = MAX_JUDGED // (VALUES + VALUES_OF_MATRIX * 30 * 7)
-    assert fits == 325  # of five scenarios, 65 runs each
-    for runs, words in ((65, []), (66, [f"about {fits} evaluations fit"])):
+    # of seven matrices a layer, and of three texts and long windows
+    fits = MAX_JUDGED // (VALUES + VALUES_OF_MATRIX * 30 * 7 + VALUES_OF_SLICE * 4)
+    assert fits == 305  # of five scenarios, 61 runs each
+    for runs, words in ((61, []), (62, [f"about {fits} evaluations fit"])):
         each = dict.fromkeys(("clean", "stress", "error_injection"), runs)
         found = lines(**given, runs=each)
         assert len(found) == len(words)

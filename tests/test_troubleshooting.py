@@ -88,7 +88,7 @@ def _cold(folder: Path) -> str:
 
 
 def _few_windows(_: Path) -> str:
-    given = {"seq_len": 64, "preview": 20, "final": 20, "seed": 43}
+    given = {"seq_len": 64, "preview": 20, "final": 20, "seed": 43, "add_bos": "auto"}
     (line,) = refusals(settings(windows=given), False, True)
     return str(line)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from hypothesis import strategies as st
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.errors import ConfigError, InputError
 from invarlock.windows import (
+    SliceText,
     WindowPlan,
+    divided,
     ids_of_others,
     load_encoder,
+    long_length,
+    make_sliced_windows,
     make_windows,
     read_windows,
     select_windows,
@@ -254,3 +259,104 @@ def test_windows_longer_than_the_context_are_refused(tiny_folder: Path) -> None:
     """The context of the model bounds seq_len."""
     with pytest.raises(ConfigError, match="at most 128"):
         make_windows(tiny_folder, ["a" * 999], WindowPlan(129, 1, 1, 0), SOURCE)
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+def slices_of(**lengths: int) -> list[SliceText]:
+    """Slices of their own texts of 12 documents, 3 preview and 4 final windows of these lengths."""
+    texts = [f"{chr(97 + i) * 3} {j} " * 40 for i in range(12) for j in range(1)]
+    return [
+        SliceText(name, name, [f"{name} {t}" for t in texts], WindowPlan(n, 3, 4, 5), SOURCE)
+        for name, n in lengths.items()
+    ]
+
+
+def test_slices_stand_in_their_order_and_name_their_documents(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Each with its length and counts; documents of two texts are never taken for one."""
+    path = tmp_path / "windows.json"
+    write_windows(path, make_sliced_windows(tiny_folder, slices_of(prose=16, code=16, long=64)))
+    found = read_windows(path)
+    assert [(part.name, part.seq_len) for part in found.of_slices] == [
+        ("prose", 16),
+        ("code", 16),
+        ("long", 64),
+    ]
+    assert [len(w.tokens) for w in found.final] == [16] * 8 + [64] * 4
+    texts = [window.cluster.partition("/")[0] for window in found.preview]
+    assert texts == ["prose"] * 3 + ["code"] * 3 + ["long"] * 3
+    assert (found.seq_len, found.counts.preview, found.counts.final) == (16, 9, 12)
+
+
+def test_slices_of_one_text_share_its_documents(tiny_folder: Path) -> None:
+    """So that long and short windows of a document are one cluster of the whole."""
+    (first,) = slices_of(prose=16)
+    long = replace(first, name="long", plan=replace(first.plan, seq_len=64))
+    document = make_sliced_windows(tiny_folder, [first, long])
+    assert {w["cluster"].partition("/")[0] for w in document["final"]} == {"prose"}
+
+
+def test_no_window_is_in_two_slices(tiny_folder: Path) -> None:
+    """Two slices of the same text take different windows of it."""
+    (first,) = slices_of(prose=16)
+    document = make_sliced_windows(tiny_folder, [first, replace(first, name="again")])
+    ids = [w["window_id"] for arm in ("preview", "final") for w in document[arm]]
+    assert len(set(ids)) == len(ids) == 14
+
+
+def test_the_line_about_too_little_text_names_the_slice(tiny_folder: Path) -> None:
+    """And its numbers."""
+    first, second = slices_of(prose=16, code=16)
+    short = replace(second, plan=replace(second.plan, final=4000))
+    with pytest.raises(InputError, match=r"slice code: too few windows of 16 tokens"):
+        make_sliced_windows(tiny_folder, [first, short])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["slices"][1]["counts"].update(final=5),
+        lambda d: d["slices"][1].update(seq_len=17),
+        lambda d: d["slices"][1].update(name="prose"),
+        lambda d: d["slices"].reverse(),
+        lambda d: d["slices"].pop(),
+    ],
+)
+def test_slices_that_do_not_fit_their_windows_are_refused(
+    change: object, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Counts, lengths and names."""
+    document = make_sliced_windows(tiny_folder, slices_of(prose=16, long=64))
+    change(document)  # type: ignore[operator]
+    path = tmp_path / "windows.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError):
+        read_windows(path)
+
+
+@given(st.integers(0, 500), st.integers(1, 9))
+def test_windows_are_divided_evenly(windows: int, parts: int) -> None:
+    """All of them, and no part has two more than another."""
+    found = divided(windows, parts)
+    assert sum(found) == windows
+    assert max(found) - min(found) <= 1
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"max_position_embeddings": 8192}, 1024),
+        ({"max_position_embeddings": 514}, 512),
+        ({"n_positions": 768}, 768),
+        ({}, None),
+    ],
+)
+def test_a_long_window_is_as_long_as_the_context(
+    config: dict[str, int], wanted: int | None, tmp_path: Path
+) -> None:
+    """In steps of 64, and at most what is asked for."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert long_length(tmp_path, 1024) == wanted

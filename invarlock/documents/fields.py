@@ -212,6 +212,7 @@ class Needed(Open):
     ]
     have: Annotated[float, about("how much there is")]
     need: Annotated[float, about("how much there has to be (alpha: at most)")]
+    slice: Annotated[str | UnsetType, about("of which slice; absent: of all windows")] = UNSET
 
 
 class EvidenceNeeded(Closed):
@@ -220,6 +221,7 @@ class EvidenceNeeded(Closed):
     what: Annotated[str, about("what of")]
     have: Annotated[float, about("how much there is")]
     need: Annotated[float, about("how much there has to be (alpha: at most)")]
+    slice: Annotated[str | UnsetType, about("of which slice; absent: of all windows")] = UNSET
 
 
 class Share(Closed):

@@ -60,8 +60,11 @@ class Window(Closed):
     ]
     cluster: Annotated[
         str,
-        matches("^doc-[0-9]+$"),
-        about("The document the window was cut from: doc- and its number in the text."),
+        matches("^([a-z][a-z0-9_-]{0,31}/)?doc-[0-9]+$"),
+        about(
+            "The document the window was cut from: doc- and its number in the text, after the "
+            "name of the text and a slash where there are slices."
+        ),
     ]
     tokens: Annotated[
         tuple[TokenId, ...], Meta(min_length=2), about("Token ids, exactly seq_len of them.")
@@ -105,6 +108,16 @@ class Record(Closed):
         return sum(self.answers, self.prompt)
 
 
+class Slice(Closed, kw_only=True):
+    """A kind of text, or a length, that is judged by itself."""
+
+    name: Annotated[str, matches("^[a-z][a-z0-9_-]{0,31}$"), about("Its name.")]
+    seq_len: Annotated[int, Meta(ge=2), about("Tokens of each of its windows.")]
+    source: Source
+    n_documents: Annotated[Positive, about("Documents in its text (after max_samples).")]
+    counts: Counts
+
+
 class Windows(Closed, kw_only=True, tag_field="kind"):
     """What both kinds say."""
 
@@ -138,7 +151,13 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
             "where there are none."
         ),
     ] = UNSET
-
+    slices: Annotated[
+        Annotated[list[Slice], Meta(min_length=2)] | UnsetType,
+        about(
+            "Slices of a text, in the order in which their windows stand in both arms; source, "
+            "n_documents, seq_len and stride are then those of the first. Absent: one text."
+        ),
+    ] = UNSET
     bos_token_id: Annotated[
         TokenId | UnsetType,
         about(
@@ -146,6 +165,11 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
             "where there is none."
         ),
     ] = UNSET
+
+    @property
+    def of_slices(self) -> list[Slice]:
+        """The slices; none where the windows are of one text."""
+        return [] if isinstance(self.slices, UnsetType) else self.slices
 
     @property
     def bos(self) -> int | None:

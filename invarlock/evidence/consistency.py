@@ -778,6 +778,7 @@ def _parts_alike(report: Report) -> dict[str, str]:
         "windows file": dig(report, "provenance", "windows_sha256"),
         "vocabulary": dig(report, "vocabulary"),
         "text": dig(report, "dataset", "source"),
+        "slices": dig(report, "dataset", "slices"),
         "policy": dig(report, "auto", "policy_digest"),
         "bootstrap": bootstrap
         and {k: dig(bootstrap, k) for k in ("replicates", "alpha", "seed", "method")},

@@ -29,6 +29,7 @@ REPEATED = (
     ("E006", "data/seq_len", "dataset/seq_len"),
     ("E006", "data/stride", "dataset/stride"),
     ("E006", "data/seed", "dataset/windows/seed"),
+    ("E006", "data/slices", "dataset/slices"),
     ("E006", "data/vocabulary", "vocabulary"),
     ("E006", "checkpoint", "provenance/baseline/checkpoint"),
 )
@@ -39,6 +40,7 @@ COLUMNS = (
     ("token_counts", "token_counts"),
     ("nll_sum", "baseline_nll_sum"),
     ("correct", "baseline_correct"),
+    ("slices", "slices"),
 )
 PUBLISHED = (("E006", "ids_sha256"), ("E002", "tokenizer_sha256"), ("E003", "masking_sha256"))
 Report = Mapping[str, Any]

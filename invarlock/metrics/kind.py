@@ -54,6 +54,15 @@ class Example(Struct, frozen=True):
 ToExample = Callable[[Any], Example]  # from a window, or from a record where they are labelled
 
 
+class SliceEvidence(Struct, frozen=True):
+    """What both runs recorded on the windows of one slice."""
+
+    name: str
+    preview: Arm
+    final: Arm
+    kl_sum: Sequence[float | None] | None  # (windows,) of final, nats; None: not recorded
+
+
 class MetricEvidence(Struct, frozen=True):
     """What both runs recorded for the primary metric."""
 
@@ -63,6 +72,7 @@ class MetricEvidence(Struct, frozen=True):
     columns: Mapping[str, tuple[Columns, Columns]]  # of the baseline and the subject, by arm
     bootstrap: Bootstrap
     reason_not_run: str = ""
+    slices: Sequence[SliceEvidence] = ()  # where the windows have any
 
 
 class Floor(NamedTuple):
@@ -71,6 +81,13 @@ class Floor(NamedTuple):
     what: str
     have: float
     need: float
+    slice: str = ""  # of which; empty: of all windows
+
+    @property
+    def row(self) -> Block:
+        """As a report states it."""
+        row = self._asdict()
+        return row if self.slice else {k: v for k, v in row.items() if k != "slice"}
 
 
 class Compared(Open):

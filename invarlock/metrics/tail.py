@@ -99,39 +99,40 @@ class Tail(Struct, frozen=True):
         effect = delta_method_error(*sums) ** 2 / (p * (1 - p) / (n - 1))
         return max(1, int(n / max(effect, 1.0) + 1e-9))
 
-    def bounds(self, q: float) -> tuple[float | None, float | None]:
+    def bounds(self, q: float, level: float = LEVEL) -> tuple[float | None, float | None]:
         """One-sided bounds of the true quantile; None where the windows are too few for one."""
         m = self.effective_windows(q)
         at_most = np.cumsum(_binomial(m, q))  # P(count <= k), k = 0..m
-        low = int(np.searchsorted(at_most, 1 - LEVEL, side="right"))  # P(count < low) <= 1 - LEVEL
-        high = int(np.searchsorted(at_most, LEVEL)) + 1  # P(count < high) >= LEVEL
+        low = int(np.searchsorted(at_most, 1 - level, side="right"))  # P(count < low) <= 1 - level
+        high = int(np.searchsorted(at_most, level)) + 1  # P(count < high) >= level
         return (
             self.quantile((low - 1) / m + 1e-9) if low > 0 else None,  # just above: the low-th
             self.quantile(high / m) if high <= m else None,
         )
 
-    def shown_above(self, q: float, limit: float) -> bool:
+    def shown_above(self, q: float, limit: float, level: float = LEVEL) -> bool:
         """Whether the lower bound of the quantile exceeds a limit."""
-        low = self.bounds(q)[0]
+        low = self.bounds(q, level)[0]
         return low is not None and low > limit
 
 
-def judge_tail(arm: Arm | None, policy: TailPolicy) -> Block:
+def judge_tail(arm: Arm | None, policy: TailPolicy, level: float = LEVEL) -> Block:
     """The ``primary_metric_tail`` block.
 
     Args:
         arm: the final arm of both runs; None where the subject was not run.
         policy: mode ``warn`` records violations, ``fail`` lets them block.
+        level: one-sided, of each bound.
     """
     if arm is None or not finite(arm):
         return _block(policy, reason="no finite losses of both runs")
     tail = Tail.of(arm)
-    stats = _stats(tail, policy)
+    stats = _stats(tail, policy, level)
     n = len(tail.values)
     if n < max(policy.min_windows, 1):
         return _block(policy, stats=stats, reason=f"{n} windows, {policy.min_windows} needed")
     violations: list[Block] = []
-    if tail.shown_above(policy.quantile, policy.quantile_max):
+    if tail.shown_above(policy.quantile, policy.quantile_max, level):
         violations.append(
             {
                 "type": "quantile_max_exceeded",
@@ -142,7 +143,7 @@ def judge_tail(arm: Arm | None, policy: TailPolicy) -> Block:
             }
         )
     # more than mass_max of the tokens above epsilon = the (1 - mass_max) quantile above epsilon
-    if policy.mass_max < 1.0 and tail.shown_above(1.0 - policy.mass_max, policy.epsilon):
+    if policy.mass_max < 1.0 and tail.shown_above(1.0 - policy.mass_max, policy.epsilon, level):
         violations.append(
             {
                 "type": "tail_mass_exceeded",
@@ -159,6 +160,35 @@ def judge_tail(arm: Arm | None, policy: TailPolicy) -> Block:
         stats=stats,
         reason="the quantile is above its maximum, its lower bound is not" if unproven else "",
     )
+
+
+def with_slices(whole: Block, arms: Mapping[str, Arm], policy: TailPolicy) -> Block:
+    """The block with the tail of each slice that has enough windows for one.
+
+    What is found in any of them is a violation, so the error of each bound is divided by their
+    number.
+
+    Args:
+        whole: the block of all windows.
+        arms: the final arm by name of the slice.
+    """
+    enough = {n: arm for n, arm in arms.items() if len(arm.window_ids) >= policy.min_windows}
+    if whole["evaluated"] is not True or not enough:
+        return whole
+    level = 1 - (1 - LEVEL) / len(enough)
+    found = {name: judge_tail(arm, policy, level) for name, arm in enough.items()}
+    violations = [{"slice": n, **v} for n, block in found.items() for v in block["violations"]]
+    violations = [*whole["violations"], *violations]
+    shown = ("n", "n_effective", "quantile_point", "quantile_low", "max")
+    return whole | {
+        "violations": violations,
+        "passed": not violations,
+        "warned": bool(violations) and whole["mode"] == "warn",
+        "slices": {
+            name: {"level": level, **{key: block["stats"][key] for key in shown}}
+            for name, block in found.items()
+        },
+    }
 
 
 def tail_acceptable(block: Mapping[str, Any]) -> bool:
@@ -192,8 +222,8 @@ def _block(
     }
 
 
-def _stats(tail: Tail, policy: TailPolicy) -> Block:
-    low, high = tail.bounds(policy.quantile)
+def _stats(tail: Tail, policy: TailPolicy, level: float) -> Block:
+    low, high = tail.bounds(policy.quantile, level)
     return {
         "n": len(tail.values),
         "n_effective": tail.effective_windows(policy.quantile),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import (
     FAIL,
@@ -16,7 +17,7 @@ from invarlock.pages.parts import (
     status_of,
     unmeasured,
 )
-from invarlock.pages.reading import NOT_RUN, Report, block, evaluated, limits
+from invarlock.pages.reading import NOT_RUN, Report, block, evaluated, limits, objects
 from invarlock.pages.wording import fixed, number, pair, share
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import need
@@ -60,7 +61,10 @@ def _metric_note(
         return "no interval was recorded"
     low, high = interval
     kind, decision, notes = metric_named(metric.get("kind")), metric.get("decision"), []
-    if decision == PASS:
+    slices = objects(metric.get("slices"))
+    if slices:
+        notes += _slice_notes(slices, kind, str(decision))
+    elif decision == PASS:
         notes.append(kind.passed(low, high, limit))
     elif decision == FAIL:
         notes.append(kind.failed(low, high, limit))
@@ -74,6 +78,29 @@ def _metric_note(
         found = [need(row) for row in lacking] if isinstance(lacking, list) else []
         notes += [str(n) for n in found if not n.what.endswith("_to_decide")]
     return "; ".join(notes)
+
+
+def _slice_notes(slices: list[Mapping[str, Any]], kind: Metric, decision: str) -> list[str]:
+    """Which slices decided, with their numbers; where all pass, the one nearest to the limit."""
+    found = [part for part in slices if part.get("decision") == decision]
+    names = ", ".join(str(part.get("name")) for part in slices)
+    if decision == PASS:
+        nearest = max(found, key=lambda part: (pair(part.get("display_ci")) or (0.0, 0.0))[1])
+        name, words = nearest.get("name"), _slice(nearest, kind)
+        return [f"every slice passes ({names}); nearest to the limit: {name}, {words}"]
+    if not found:
+        return [f"decided by all windows together, not by a slice alone ({names})"]
+    words = "fails" if decision == FAIL else "is open"
+    return [f"slice {part.get('name')} {words}: {_slice(part, kind)}" for part in found]
+
+
+def _slice(part: Mapping[str, Any], kind: Metric) -> str:
+    """A slice in words: its ratio, its interval, and what would settle it."""
+    value, interval = number(part.get("ratio_vs_baseline")), pair(part.get("display_ci"))
+    words = kind.words(value) if value is not None else "-"
+    words += f" ({' to '.join(map(kind.words, interval))})" if interval else ", too few documents"
+    needed = part.get("windows_needed")
+    return words + (f", about {needed} scored windows are needed to decide" if needed else "")
 
 
 def tail(report: Report) -> Check:
@@ -150,12 +177,19 @@ def distribution(report: Report) -> Check:
     status = REPORTED
     if section.get("gated") is True:
         status = PASS if section.get("passed") is True else FAIL
+    refused = [
+        f"slice {part.get('name')} {fixed(part.get('kl_mean'))}, above it"
+        for part in objects(block(report, "primary_metric").get("slices"))
+        if part.get("kl_passed") is False
+    ]
+    if refused:
+        status = FAIL
     room = [f"{fixed(abs(r))} {'below' if r >= 0 else 'above'}" for _, r in gates if r is not None]
     return Check(
         name=title,
         status=status,
         measured=f"mean KL {fixed(mean)} nats, {share(flips)} of tokens flipped",
         threshold="; ".join(words for words, _ in gates) or "none",
-        note="; ".join(room) or "the policy sets no limit",
+        note="; ".join([*room, *refused]) or "the policy sets no limit",
         flag="primary_metric_acceptable" if section.get("gated") is True else "",
     )

@@ -5,7 +5,6 @@ cluster ids, both runs' per-window sums, the three-way decision, and the spectra
 both runs as one table.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -18,7 +17,7 @@ from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
-from invarlock.metrics.distribution import Distribution, window_sums
+from invarlock.metrics.distribution import Distribution
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS, members_of
 from invarlock.metrics.tail import PrimaryMetricTail
@@ -26,7 +25,7 @@ from invarlock.policy import Policy
 from invarlock.reporting.assurance import Assurance, assurance_block
 from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
 from invarlock.reporting.primary_metric import PrimaryMetric
-from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing
+from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing, shift_columns
 from invarlock.reporting.telemetry import Telemetry, telemetry_block
 
 if TYPE_CHECKING:
@@ -105,6 +104,22 @@ class Hash(Open):
     ] = UNSET
 
 
+class SliceCounts(Open):
+    """Windows of a slice."""
+
+    preview: Annotated[Positive, about("warm-up windows")]
+    final: Annotated[Positive, about("scored windows")]
+
+
+class DatasetSlice(Open):
+    """One slice."""
+
+    name: Annotated[str, about("its name")]
+    seq_len: Annotated[Positive, about("tokens a window")]
+    counts: SliceCounts
+    source: Annotated[dict[str, Any], about("its text, as pinned")]
+
+
 class Dataset(Open, kw_only=True):
     """The windows."""
 
@@ -118,6 +133,10 @@ class Dataset(Open, kw_only=True):
     windows: Windows
     hash: Hash | UnsetType = UNSET
     tokenizer: Annotated[dict[str, Any] | UnsetType, about("the tokenizer")] = UNSET
+    slices: Annotated[
+        list[DatasetSlice] | UnsetType,
+        about("kinds of text and lengths that are judged one by one, in the order of the windows"),
+    ] = UNSET
 
 
 class Vocabulary(Open):
@@ -149,6 +168,9 @@ class WindowEvidence(Open):
     ] = UNSET
     baseline_nll_sum: Annotated[
         list[Any] | UnsetType, about("the baseline's, on the same windows, nats (numbers)")
+    ] = UNSET
+    slices: Annotated[
+        list[Any] | UnsetType, about("the slice of each window (strings); absent: no slices")
     ] = UNSET
 
 
@@ -453,6 +475,7 @@ def _dataset(comparison: Comparison, policy: Policy) -> Document:
         "stride": data["stride"],
         **{key: data[key] for key in ("bos_token_id",) if key in data},
         "source": data["source"],
+        **({"slices": data["slices"]} if "slices" in data else {}),
         "windows": {**used, "seed": data["seed"], "stats": stats},
         "hash": {"dataset": data["windows_sha256"], "source": "explicit_token_ids"},
         "tokenizer": {"hash": comparison.baseline["meta"]["tokenizer_hash"]},
@@ -494,6 +517,7 @@ def _windows(comparison: Comparison) -> Document:
     base = comparison.baseline["evaluation_windows"]
     own = METRICS[comparison.baseline["meta"]["metric"]].columns
     columns = ["window_ids", "clusters", "token_counts", "nll_sum", "logloss", *own]
+    columns += ["slices"] if "slices" in comparison.baseline["data"] else []
     result: Document = {}
     for arm in ARMS:
         rows = mine.get(arm, {})
@@ -506,13 +530,8 @@ def _windows(comparison: Comparison) -> Document:
         final, ends = result["final"], np.cumsum(comparison.shift.token_counts)
         flips = np.add.reduceat(comparison.shift.flips.astype(int), [0, *ends[:-1]])
         agreed = [n - int(f) for n, f in zip(final["token_counts"], flips, strict=True)]
-        final |= {"top1_agreement": agreed, **numbers_of(window_sums(comparison.shift))}
+        final |= {"top1_agreement": agreed, **shift_columns(comparison.shift)}
     return result
-
-
-def numbers_of(columns: Mapping[str, list[float]]) -> Document:
-    """Columns for JSON: what is not finite becomes null."""
-    return {k: [v if math.isfinite(v) else None for v in vs] for k, vs in columns.items()}
 
 
 def resolved_policy(policy: Policy, contracts: Mapping[str, Mapping[str, Any]]) -> Document:

@@ -10,7 +10,7 @@ from invarlock.metrics.kind import Facts, Metric
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import LISTED, Section, Table, not_evaluated
 from invarlock.pages.reading import Report, block, evaluated, limits, objects
-from invarlock.pages.wording import fixed, number, share, yes
+from invarlock.pages.wording import fixed, number, pair, share, yes
 from invarlock.reporting import figures, readings
 from invarlock.reporting.readings import WindowDifference
 
@@ -43,8 +43,37 @@ def primary_metric(report: Report) -> Section:
         notes=notes,
         facts=tuple(facts),
         plots=(plot,) if plot else (),
-        tables=tuple(_difference_tables(differences)),
+        tables=(*_slice_table(report, kind), *_difference_tables(differences)),
     )
+
+
+def _slice_table(report: Report, kind: Metric) -> Iterator[Table]:
+    """Every slice by itself, with its text and the tokens of its windows."""
+    parts = objects(block(report, "primary_metric").get("slices"))
+    texts = {str(s.get("name")): s for s in objects(block(report, "dataset").get("slices"))}
+    rows = []
+    for part in parts:
+        text = texts.get(str(part.get("name")), {})
+        interval = pair(part.get("display_ci"))
+        rows.append(
+            (
+                str(part.get("name")),
+                str(block(text, "source").get("name", "-")),
+                str(text.get("seq_len", "-")),
+                f"{part.get('windows', '-')} of {part.get('clusters', '-')}",
+                fixed(part.get("ratio_vs_baseline")),
+                " to ".join(map(kind.words, interval)) if interval else "-",
+                fixed(part.get("kl_mean")),
+                str(part.get("decision", "-")),
+            )
+        )
+    if rows:
+        yield Table(
+            caption="Slices: each has to pass by itself",
+            header=("Slice", "Text", "Tokens of a window", "Scored windows of documents",
+                    kind.noun.capitalize(), "Interval", "Mean KL, nats", "Decision"),
+            rows=tuple(rows),
+        )  # fmt: skip
 
 
 def _if(section: Mapping[str, Any], key: str, name: str) -> Facts:
@@ -112,7 +141,11 @@ def tail(report: Report) -> Section:
     policy, stats = block(section, "policy"), block(section, "stats")
     plot = figures.tail_plot(readings.window_differences(report), section)
     rows = [
-        (str(v.get("type", "-")), fixed(v.get("observed")), fixed(v.get("threshold")))
+        (
+            " in slice ".join(str(v[key]) for key in ("type", "slice") if key in v),
+            fixed(v.get("observed")),
+            fixed(v.get("threshold")),
+        )
         for v in objects(section.get("violations"))
     ]
     found = Table("Violations", ("Violation", "Observed", "Threshold"), tuple(rows))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from msgspec import UNSET
+
 from invarlock.documents.fields import EvidenceNeeded, Outcome
 from invarlock.pages.reading import NOT_TRIED, Report, block
 from invarlock.reporting import signals
@@ -38,8 +40,9 @@ class EvidenceNeed(EvidenceNeeded):
         words = WORDS.get(self.what, self.what)
         if self.what == "alpha":
             return f"{words} {self.have:g}, at most {self.need:g}"
+        of = f" ({self.slice})" if self.slice is not UNSET else ""
         about = "about " if self.what.endswith("_to_decide") else ""
-        return f"{self.have:,.0f} of {about}{self.need:,.0f} {words}"
+        return f"{self.have:,.0f} of {about}{self.need:,.0f} {words}{of}"
 
 
 def outcome_of(reasons: Iterable[str]) -> Outcome:
@@ -73,7 +76,8 @@ def needed(report: Report) -> list[EvidenceNeed]:
 
 def need(row: Mapping[str, Any]) -> EvidenceNeed:
     """A row of ``evidence_needed``."""
-    return EvidenceNeed(str(row["what"]), float(row["have"]), float(row["need"]))
+    of = str(row["slice"]) if "slice" in row else UNSET
+    return EvidenceNeed(str(row["what"]), float(row["have"]), float(row["need"]), of)
 
 
 def too_little(needs: Sequence[EvidenceNeed], reasons: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from invarlock.metrics.confidence import Precision, confidence, power
 from invarlock.metrics.kind import Block, Compared, Floor, MetricEvidence
 from invarlock.metrics.kinds import METRICS, members_of
 from invarlock.metrics.perplexity import Bootstrap
+from invarlock.metrics.slices import SliceMetric, judge_slices
 from invarlock.policy import Policy
 
 MIN_CLUSTERS = 2  # documents, for an interval
@@ -62,6 +63,10 @@ class PrimaryMetric(Compared, kw_only=True):
             "open interval; absent where there is enough"
         ),
     ] = UNSET
+    slices: Annotated[
+        list[SliceMetric] | UnsetType,
+        about("each slice by itself; decision is of all of them; absent: the text has no slices"),
+    ] = UNSET
 
 
 def judge_metric(evidence: MetricEvidence, policy: Policy) -> tuple[Block, dict[str, bool]]:
@@ -74,6 +79,8 @@ def judge_metric(evidence: MetricEvidence, policy: Policy) -> tuple[Block, dict[
     found = evidence.kind.judge(preview, final, evidence, policy)
     if found is None:
         return _degraded(head, "non_finite_pm"), unmeasured
+    if evidence.slices:
+        found = judge_slices(found, (preview, final), evidence, policy)
     block = head | found.block | _settings(evidence.bootstrap)
     block |= _needed(block, found.floors, evidence, policy)
     flags = {ACCEPTABLE: found.acceptable, DRIFT: found.drift_ok}
@@ -101,7 +108,7 @@ def _needed(
     if "windows_needed" in block:
         windows, needed = len(final.window_ids), block["windows_needed"]
         lacking.append(Floor(evidence.kind.to_decide, windows, needed))
-    rows = [floor._asdict() for floor in lacking]
+    rows = [floor.row for floor in lacking]
     return {"evidence_needed": rows} if rows else {}
 
 

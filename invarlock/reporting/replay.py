@@ -56,6 +56,7 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     "losses of the windows, and which documents they are of": (
         "/evaluation_windows/*/baseline_nll_sum", "/evaluation_windows/*/clusters",
     ),
+    "which slice each window is of, and its text": ("/dataset/slices/*/source",),
     **_believed_of_guards(),
     "how many token ids the windows use, from windows that are not here": ("/vocabulary",),
     "quantiles of the shift of the predictions, within their histograms' bins": (
@@ -169,6 +170,7 @@ def comparison_of(report: Report) -> Comparison:
             "seed": data["windows"]["seed"],
             "windows_sha256": data["hash"]["dataset"],
             "vocabulary": report["vocabulary"],
+            **({"slices": data["slices"]} if "slices" in data else {}),
         },
         "evaluation_windows": windows["baseline"],
         "guards": _baseline_guards(report, contracts) if ran else [],
@@ -243,8 +245,9 @@ def _windows(report: Report) -> dict[str, dict[str, Any]]:
     """The windows of both runs; loss per token follows from the sums."""
     kind, windows = METRICS[report["meta"]["metric"]], report["evaluation_windows"]
     mine, base = {}, {}
+    columns = [*_columns(kind), *(["slices"] if "slices" in report["dataset"] else [])]
     for arm in ARMS:
-        rows = {column: windows[arm][column] for column in _columns(kind)}
+        rows = {column: windows[arm][column] for column in columns}
         losses = zip(rows["nll_sum"], rows["token_counts"], strict=True)
         mine[arm] = rows | {"logloss": [None if nll is None else nll / n for nll, n in losses]}
         base[arm] = rows | {c: windows[arm][BASELINE + c] for c in _paired(kind)}
@@ -318,9 +321,22 @@ def _lengths(report: Report) -> Iterator[str]:
         if len({len(rows[column]) for column in columns}) != 1 or not whole:
             yield f"/evaluation_windows/{arm}: columns of different lengths, or impossible counts"
             return
+        yield from _slice_names(report["dataset"].get("slices"), arm, rows)
     ids = [window for arm in ARMS for window in windows[arm]["window_ids"]]
     if len(set(ids)) != len(ids) or len({bool(windows[arm]["window_ids"]) for arm in ARMS}) > 1:
         yield "/evaluation_windows: a window is in there twice, or a sample is missing"
+
+
+def _slice_names(slices: Sequence[Report] | None, arm: str, rows: Report) -> Iterator[str]:
+    """The windows of an arm stand in the order of the slices, as many of each as there are."""
+    if slices is None:
+        if "slices" in rows or any("/doc-" in str(cluster) for cluster in rows["clusters"]):
+            yield f"/evaluation_windows/{arm} is of slices that /dataset/slices does not list"
+        return
+    names = [part["name"] for part in slices for _ in range(part["counts"][arm])]
+    twice = len({part["name"] for part in slices}) != len(slices)
+    if rows["window_ids"] and (rows.get("slices") != names or twice):
+        yield f"/evaluation_windows/{arm}/slices does not hold what /dataset/slices says"
 
 
 def _sources(report: Report) -> Iterator[str]:
@@ -361,7 +377,8 @@ def _vocabulary(report: Report) -> Iterator[str]:
     windows = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
     # of records several answers are read
     text = not METRICS[report["meta"]["metric"]].labelled
-    if text and windows and used > windows * report["dataset"]["seq_len"]:
+    longest = max(part["seq_len"] for part in _parts(report))
+    if text and windows and used > windows * longest:
         yield "/vocabulary/used is more than the windows have tokens"
 
 
@@ -399,10 +416,28 @@ def _further(value: object, known: object, at: str = "") -> Iterator[str]:
 
 def _geometry(report: Report) -> Iterator[str]:
     """Length of the windows against the tokens predicted in them."""
-    kind, length = METRICS[report["meta"]["metric"]], report["dataset"]["seq_len"]
-    counts = {n for arm in ARMS for n in report["evaluation_windows"][arm]["token_counts"]}
-    if counts != {kind.predicted(length)} if kind.exact else max(counts) > length:
-        yield f"/dataset/seq_len is {length}, which does not fit the tokens of the windows"
+    kind, windows = METRICS[report["meta"]["metric"]], report["evaluation_windows"]
+    for part in _parts(report):
+        length, name = part["seq_len"], part.get("name")
+        counts = {
+            n
+            for arm in ARMS
+            for n, of in zip(
+                windows[arm]["token_counts"],
+                windows[arm].get("slices", [None] * len(windows[arm]["token_counts"])),
+                strict=True,
+            )
+            if of == name
+        }
+        if counts != {kind.predicted(length)} if kind.exact else max(counts) > length:
+            of = f"slices/{name}/" if name else ""
+            yield f"/dataset/{of}seq_len is {length}, which does not fit the tokens of the windows"
+
+
+def _parts(report: Report) -> Sequence[Report]:
+    """The slices, or all windows where there are none; each with its length."""
+    slices: Sequence[Report] = report["dataset"].get("slices", [report["dataset"]])
+    return slices
 
 
 def _departures(rebuilt: Report, report: Report, tolerance: float) -> Iterator[str]:

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 from invarlock.errors import InputError
 from invarlock.guards import CONTRACTS
 from invarlock.metrics import ARMS
-from invarlock.metrics.distribution import TokenShift, not_evaluated, summarize
-from invarlock.metrics.kind import MetricEvidence
+from invarlock.metrics.distribution import (
+    TokenShift,
+    not_evaluated,
+    summarize,
+    window_sums,
+)
+from invarlock.metrics.kind import MetricEvidence, SliceEvidence
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Arm, Bootstrap
 from invarlock.policy import Policy
@@ -112,7 +117,46 @@ def metric_evidence(comparison: Comparison) -> MetricEvidence:
         columns={arm: (base[arm], mine[arm]) for arm in ARMS if mine},
         bootstrap=comparison.bootstrap,
         reason_not_run=comparison.reason_not_run,
+        slices=_slices(comparison) if mine else (),
     )
+
+
+def _slices(comparison: Comparison) -> list[SliceEvidence]:
+    """What both runs recorded on each slice; none where the windows have no slices.
+
+    Raises:
+        InputError: a slice without windows in one of the arms.
+    """
+    base = comparison.baseline["evaluation_windows"]
+    mine = comparison.subject["evaluation_windows"]
+    sums = shift_columns(comparison.shift).get("kl_sum")
+    found = []
+    for name in [str(part["name"]) for part in comparison.baseline["data"].get("slices", ())]:
+        rows = {
+            arm: [i for i, one in enumerate(mine[arm]["slices"]) if one == name] for arm in ARMS
+        }
+        if not all(rows.values()):
+            raise InputError("a slice without windows", where="/evaluation_windows", found=name)
+        preview, final = (
+            arm_from(*(_taken(run[arm], rows[arm]) for run in (base, mine))) for arm in ARMS
+        )
+        kl = None if sums is None else [sums[i] for i in rows["final"]]
+        found.append(SliceEvidence(name, preview, final, kl))
+    return found
+
+
+def _taken(columns: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """These rows of the columns that an arm is read from."""
+    names = ("window_ids", "clusters", "token_counts", "nll_sum")
+    return {name: [columns[name][i] for i in rows] for name in names}
+
+
+def shift_columns(shift: TokenShift | RecordedShift | None) -> dict[str, Any]:
+    """What a shift says of each window of the final arm; what is not finite is None."""
+    if isinstance(shift, TokenShift):
+        sums = window_sums(shift)
+        return {k: [v if math.isfinite(v) else None for v in vs] for k, vs in sums.items()}
+    return {} if shift is None else dict(shift.columns)
 
 
 def arm_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Arm:

@@ -14,7 +14,7 @@ from invarlock.errors import ConfigError
 from invarlock.guards import CORE, GUARDS
 from invarlock.guards.guard import Guard
 from invarlock.metrics.kinds import METRICS
-from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, refused
+from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, objects, refused
 from invarlock.policy import load_policy
 from invarlock.reporting.gates import COST_FLAGS, gates_of, in_order
 
@@ -148,9 +148,11 @@ def _metric_reasons(report: Report) -> list[str]:
 
 
 def shift_refused(report: Report) -> bool:
-    """Whether the distribution shift was measured and is beyond its limit."""
-    shift = block(report, "distribution")
-    return shift.get("evaluated") is True and shift.get("passed") is False
+    """Whether the distribution shift was measured and is beyond its limit, of all windows or of
+    a slice."""
+    shift, slices = block(report, "distribution"), block(report, "primary_metric").get("slices")
+    refused = [shift, *({"passed": part.get("kl_passed")} for part in objects(slices))]
+    return shift.get("evaluated") is True and any(one.get("passed") is False for one in refused)
 
 
 def primary_metric_fired(report: Report) -> bool:

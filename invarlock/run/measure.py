@@ -74,6 +74,13 @@ class RunWindows:
         """The windows of ``preview`` or ``final``."""
         return self.content.preview if name == "preview" else self.content.final
 
+    @property
+    def guarded(self) -> int:
+        """The first so many warm-up windows are those that guards look at: all, or those of the
+        first slice."""
+        slices = self.content.of_slices
+        return slices[0].counts.preview if slices else len(self.content.preview)
+
 
 @dataclass(frozen=True)
 class ReferenceArrays:
@@ -239,9 +246,10 @@ class _Pass:
         device = self.loaded.device
         probe = {name: torch.tensor([ids], device=device) for name, ids in start.items()}
         self.logits = logits_function(self.loaded.model, probe)
-        preview = self.examples["preview"]
-        self.calibration = evenly_spaced(commonest_shape(preview), CALIBRATION_WINDOWS)
-        self.rest = [i for i in range(len(preview)) if i not in self.calibration]
+        guarded = self.examples["preview"][: self.windows.guarded]
+        self.calibration = evenly_spaced(commonest_shape(guarded), CALIBRATION_WINDOWS)
+        preview = range(len(self.examples["preview"]))
+        self.rest = [i for i in preview if i not in self.calibration]
 
     def batch(self, arm: str, rows: Sequence[int]) -> ArmResult:
         """These windows of an arm as one batch."""
@@ -295,7 +303,8 @@ class _Pass:
             columns of the windows; None where none was held out.
         """
         everything = sum(map(len, self.examples.values()))
-        rows = evenly_spaced(self.rest, int(share * everything))
+        held_out = [i for i in self.rest if i < self.windows.guarded]
+        rows = evenly_spaced(held_out, int(share * everything))
         if not rows:
             return None
         # packed, as these windows were in the pass: only what is changed may make a difference

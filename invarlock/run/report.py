@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from invarlock import __version__
 from invarlock.checkpoints import Identity
+from invarlock.documents.windows import Slice
 from invarlock.errors import ContractError, InputError
 from invarlock.files import (
     digest_json,
@@ -104,6 +105,11 @@ def run_report(
                 "size": checkpoint.config.get("vocab_size"),
             },
             **{f"{arm}_n": len(windows.arm(arm)) for arm in ARMS},
+            **(
+                {"slices": [_slice(part) for part in content.of_slices]}
+                if content.of_slices
+                else {}
+            ),
         },
         "checkpoint": dict(checkpoint.parts),
         "edit": {"name": settings.edit_name, "scenario": settings.scenario},
@@ -154,7 +160,24 @@ def _arm(windows: RunWindows, arm: str, measured: Measurement) -> dict[str, Any]
         "nll_sum": numbers(losses),
         "logloss": numbers(np.asarray(losses) / np.asarray(tokens)),
         **measured.columns.get(arm, {}),
+        **slice_names(windows, arm),
     }
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    """A slice as reports state it: the files of its text by one digest, as ``windows.json`` and
+    the pins list them."""
+    row: dict[str, Any] = msgspec.to_builtins(part)
+    del row["n_documents"]  # windows.json says it
+    row["source"]["files_sha256"] = digest_json(row["source"].pop("files"))
+    return row
+
+
+def slice_names(windows: RunWindows, arm: str) -> dict[str, list[str]]:
+    """The column of slices: the name of each window's, where there are any."""
+    slices = windows.content.of_slices
+    names = [part.name for part in slices for _ in range(getattr(part.counts, arm))]
+    return {"slices": names} if slices else {}
 
 
 def write_run(folder: Path, report: Mapping[str, Any]) -> None:

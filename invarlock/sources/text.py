@@ -201,7 +201,7 @@ def _paths(source: TextSource, pin: Pin, hub: Hub) -> Iterator[tuple[str, Path]]
         path = Path(source.name)
         yield path.name, path
     elif source.kind == "package":
-        paths = {path.name: path for path in packages.text_files(source.name)}
+        paths = packages.text_files(source.name)
         missing = sorted(set(pin.files) - set(paths))
         if missing:
             raise InputError(f"the package lacks the pinned file {missing[0]}", where=str(source))
