@@ -27,6 +27,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -71,12 +72,16 @@ else:
     from invarlock import numpy_on_use as np
 
 ATTENTION, FFN = KINDS = ("attention", "ffn")
+# of a module that has parameters of several, the first
+_BLOCK_ROLES = (Role.ROUTER, Role.ATTN, Role.EXPERT, Role.FFN)
 WINDOW_TOKENS = 64  # of each calibration window, evenly spaced; of a shorter one all
 SKETCH = 112  # columns of a sketch: 64 blocks of 8 windows are 7.3 MB in float16
 SEED = 7_919  # of the signs
 # A block that writes a constant: what is left of it after centring, in units of what it writes, is
 # rounding of float32.
 CONSTANT = 1e-6
+# Families of modules of which every model has a block.
+_PROJECTIONS = (Role.ATTN, Role.FFN, Role.EXPERT)
 LARGEST = 2.0  # of two normalized matrices; an estimate of sqrt 2 may be larger than that
 NO_BLOCKS = "the model has no attention or feed-forward block"
 ARRAYS = "representation."  # kind, dot, block: what a baseline's run keeps
@@ -204,29 +209,40 @@ def block_outputs(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Blo
 
     Blocks follow from the roles of the parameters: of a layer's attention projections, in the
     order of the modules, one ends where the name of its first projection comes again (a decoder
-    has two); its feed-forward projections are one block.
+    has two); its feed-forward projections are one block. A mixture is the smallest module that
+    holds a router and experts; where that is the layer, its last projection stands for it.
     """
     modules = dict(model.named_modules())
-    layers: dict[str, dict[str, list[str]]] = {}  # of each layer, its modules by kind
+    layers: dict[str, dict[Role, list[str]]] = {}  # of each layer, its modules by role
     for name, module in modules.items():
         own = [f"{name}.{key}" for key, value in module.named_parameters(recurse=False)]
         roles = {role_of(parameter, config) for parameter in own}
         if layer_of(name + ".") is None:
             continue
-        layer = layers.setdefault(_layer_prefix(name), {ATTENTION: [], FFN: [], "mixture": []})
-        if Role.ROUTER in roles:
-            layer["mixture"].append(name.rpartition(".")[0])
-        elif Role.ATTN in roles:
-            layer[ATTENTION].append(name)
-        elif roles & {Role.FFN, Role.EXPERT}:
-            layer[FFN].append(name)
+        layer = layers.setdefault(_layer_prefix(name), {role: [] for role in _BLOCK_ROLES})
+        found_role = next((role for role in _BLOCK_ROLES if role in roles), None)
+        if found_role is not None:
+            layer[found_role].append(name)
     found = []
-    for layer in layers.values():
-        ends = [(ATTENTION, name) for name in _ends(layer[ATTENTION])]
+    for prefix, layer in layers.items():
+        ends = [(ATTENTION, name) for name in _ends(layer[Role.ATTN])]
         # a mixture's sum over its experts is what leaves it
-        ends += [(FFN, name) for name in layer["mixture"] or layer[FFN][-1:]]
+        mixtures = [_mixture(router, layer[Role.EXPERT]) for router in layer[Role.ROUTER]]
+        inside = list(dict.fromkeys(m for m in mixtures if m.startswith(prefix + ".")))
+        forward = [name for name in modules if name in {*layer[Role.FFN], *layer[Role.EXPERT]}]
+        ends += [(FFN, name) for name in inside or forward[-1:]]
         found += [BlockOutput(n, modules[n], kind, layer_of(n + ".")) for kind, n in ends]
     return sorted(found, key=lambda b: b.name)
+
+
+def _mixture(router: str, experts: Sequence[str]) -> str:
+    """The smallest module that holds a router and the experts nearest to it."""
+    above = router.rpartition(".")[0]
+    if not experts:
+        return above
+    pairs = [zip(router.split("."), name.split("."), strict=False) for name in experts]
+    shared = [[a for a, _ in takewhile(lambda two: two[0] == two[1], pair)] for pair in pairs]
+    return ".".join(max(shared, key=len))
 
 
 def _layer_prefix(name: str) -> str:
@@ -239,7 +255,7 @@ def _layer_prefix(name: str) -> str:
 def _ends(projections: Sequence[str]) -> Iterator[str]:
     """The last projection of each attention block among those of a layer."""
     first = projections[0].rpartition(".")[2] if projections else ""
-    for this, following in zip(projections, [*projections[1:], None], strict=True):
+    for this, following in zip_longest(projections, projections[1:]):
         if following is None or following.rpartition(".")[2] == first:
             yield this
 
@@ -258,6 +274,7 @@ class GramProbe(Probe):
         self.bytes = 0  # most that the hooks held at a time
         self.seconds = 0.0
         self._rows: dict[str, list[torch.Tensor]] = {}
+        self._batch: tuple[int, ...] = ()  # windows and tokens of the pass that runs
         self._centred = False
 
     @contextmanager
@@ -282,6 +299,7 @@ class GramProbe(Probe):
             each.module.register_forward_hook(self._hook(each.name, windows))
             for each in self.blocks
         ]
+        hooks.append(model.register_forward_pre_hook(self._see_batch, with_kwargs=True))
         try:
             yield
         finally:
@@ -320,12 +338,31 @@ class GramProbe(Probe):
     def _hook(self, name: str, windows: int) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
             started = time.perf_counter()
-            values = output[0] if isinstance(output, tuple) else output
-            if name not in self.sketches:  # a module that two layers share is looked at once
+            values = self._by_window(output[0] if isinstance(output, tuple) else output)
+            # a module that two layers share is looked at once
+            if values is not None and name not in self.sketches:
                 self._see(name, values, windows)
             self.seconds += time.perf_counter() - started
 
         return hook
+
+    def _see_batch(self, _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self._batch = tuple(ids.shape) if ids is not None else ()
+
+    def _by_window(self, output: Any) -> torch.Tensor | None:
+        """An output as (windows, tokens, features), which some classes flatten or have tokens
+        first; None where its rows are no tokens of the windows."""
+        shape: tuple[int, ...] = tuple(getattr(output, "shape", ()))
+        if len(shape) == 2 and len(self._batch) == 2 and shape[0] == math.prod(self._batch):
+            flat: torch.Tensor = output.unflatten(0, self._batch)
+            return flat
+        if len(shape) != 3:
+            return None
+        if shape[:2] == self._batch[::-1] != self._batch:
+            output = output.transpose(0, 1)
+        by_window: torch.Tensor = output
+        return by_window if len(by_window) == (self._batch or shape)[0] else None
 
     def _see(self, name: str, output: torch.Tensor, windows: int) -> None:
         length = output.shape[1]
@@ -514,7 +551,11 @@ class Representation(Guard):
 
     def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
         """The shared flag; of a model without such blocks this guard says nothing."""
-        return {} if block.get("reason") == NO_BLOCKS else super().flags(block)
+        return {} if self.spared(block) else super().flags(block)
+
+    def spared(self, block: Mapping[str, Any]) -> bool:
+        """Whether neither run saw a block: a model of mixers alone has none."""
+        return block.get("reason") == NO_BLOCKS
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The blocks of both runs."""
@@ -572,6 +613,9 @@ class Representation(Guard):
             )
         ):
             yield f"/{self.name}/blocks holds what no run can have recorded"
+        families = set(report["rmt"]["modules"]["family"])
+        if self.spared(report[self.name]) and families.intersection(_PROJECTIONS):
+            yield f"/{self.name}/reason: rmt saw modules of such blocks"
 
     def fired(self, report: Report) -> dict[str, bool]:
         """Whether a block moved beyond its limit; nothing in a report that has no such block."""
