@@ -11,6 +11,8 @@
 # make slurm-smoke  a small part of the main job on a SLURM cluster of one node with pretend GPUs, which is
 #              started for it (as root; packages munge and slurm-wlm)
 # make mutants switch off each check of the verifier and show that attacks then get through (5 minutes)
+# make architectures  every causal class of the library, small, through edits, damage, guards and a pack:
+#              docs/architectures.md (about ten minutes)
 # make results suite detection on the embedded model, once for each of three seeds of the windows:
 #              docs/results.md (about an hour)
 #
@@ -35,7 +37,7 @@ DETECTION_SEEDS := 101 105 109
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
-.PHONY: smoke smoke-all image container-smoke slurm-smoke test cases lint setup docs results mutants benchmark clean
+.PHONY: smoke smoke-all image container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
 
 # the suite of the target's name, ending with a verified pack
 define run_suite
@@ -119,6 +121,10 @@ results: $(VENV)/ready
 		only=categories=clean; \
 	done
 	@$(BIN)/python tools/results_page.py $(DETECTION_SEEDS:%=$(DETECTION_OUT)/seed_%)
+
+architectures: setup
+	@mkdir -p evidence_pack_runs; rm -f evidence_pack_runs/architectures.jsonl
+	@$(BIN)/python benchmarks/architectures.py evidence_pack_runs/architectures.jsonl
 
 mutants: setup
 	@$(BIN)/python tools/mutants.py

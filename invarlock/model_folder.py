@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -148,7 +149,8 @@ def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
     """Refuse what is no language model, by what ``config.json`` says of itself.
 
     An architecture that the role table lacks is measured if it says that it predicts the next
-    token and the library (or code of its own) has it; its modules are of the family ``other``.
+    token and the library (or code of its own) has it: by the name of its class, or because the
+    class is the one that the library takes for it (one of Gemma 3's is for images too).
 
     Raises:
         NotACheckpointError: names what is supported.
@@ -165,11 +167,29 @@ def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
     causal = "auto_map" in config or any(c.endswith(LANGUAGE_MODELS) for c in classes)
     if kind in ARCHITECTURES or (kind and causal and ("auto_map" in config or is_in_library(kind))):
         return
+    if kind and _causal_classes().get(kind) in classes:
+        return
     raise NotACheckpointError(
         f"the architecture {kind!r} is not supported" if kind else "no model_type", where=where,
         expected=", ".join(ARCHITECTURES) + ", or another whose class ends in ForCausalLM",
         found=", ".join(classes) or "no architectures",
     )  # fmt: skip
+
+
+@functools.cache
+def _causal_classes() -> Mapping[str, str]:
+    """The causal class of each ``model_type``, by the library's own table.
+
+    Read from the file of the table: to import it is to import torch.
+    """
+    library = importlib.util.find_spec("transformers")
+    if library is None or library.origin is None:
+        return {}
+    path = Path(library.origin).parent / "models/auto/modeling_auto.py"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    table = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES\b(.*?)^\)", text, re.M | re.S)
+    found = re.findall(r'\(\s*"([^"]+)",\s*"(\w+)",?\s*\)', table[1]) if table else []
+    return dict(found)
 
 
 @functools.cache

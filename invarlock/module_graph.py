@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Configuration keys that hold a number of layers.
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "n_layers",
-    "decoder_layers", "num_blocks",
+    "decoder_layers", "num_blocks", "num_layers_per_stack",
 )  # fmt: skip
 # Words of class names: what structure cannot tell.
 _ATTENTION = re.compile(r"Attention|Attn|MLA$|MoA$")
@@ -153,8 +153,8 @@ def _parameters(model: Any) -> Iterator[_Found]:
                 seen.add(id(parameter))
                 yield _Found(f"{name}{key}", _outside(module, parameter, head))
         for key, child in module.named_children():
-            if getattr(child, "main_input_name", "input_ids") not in ("input_ids", "inputs_embeds"):
-                continue  # a tower for images or sound
+            if _is_tower(child, embedding):
+                continue
             if isinstance(child, ModuleList) and _matrices(child):
                 for number, layer in enumerate(child):
                     yield from _layer(layer, f"{name}{key}.{number}.", width, seen)
@@ -162,6 +162,15 @@ def _parameters(model: Any) -> Iterator[_Found]:
                 yield from walk(child, f"{name}{key}.")
 
     yield from walk(model, "")
+
+
+def _is_tower(module: Any, embedding: Any) -> bool:
+    """Whether a module is for images or sound: it says that it takes no tokens, and has no table
+    of them (Whisper's decoder says what its encoder takes)."""
+    takes = getattr(module, "main_input_name", "input_ids")
+    return takes not in ("input_ids", "inputs_embeds") and not any(
+        inner is embedding for inner in module.modules()
+    )
 
 
 def _width(model: Any, embedding: Any) -> int:
@@ -222,7 +231,9 @@ def _layer(layer: Any, prefix: str, width: int, seen: set[int]) -> Iterator[_Fou
             elif not norm and (not leaf or parameter.ndim > 2):
                 mine = Role.OTHER  # a state's decay, a kernel, a scale of its own
             elif mine is None:
-                mine = Role.FFN
+                # in no block, a map between other widths than the stream's mixes copies of it
+                mixes = parameter.ndim == 2 and width not in parameter.shape
+                mine = Role.OTHER if mixes else Role.FFN
             found.append(
                 _Found(f"{name}{key}", mine, _is_transposed(module, key, parameter, width),
                        _leaves(module, key, parameter, width))
@@ -261,10 +272,10 @@ def _block_role(module: Any, around: Role | None) -> Role | None:
             and not state
             else Role.MIXER
         )
+    if _ATTENTION.search(kind):  # first: the name of a model of mixtures has "Moe" in every class
+        return Role.ATTN
     if _FEED_FORWARD.search(kind):
         return Role.FFN
-    if _ATTENTION.search(kind):
-        return Role.ATTN
     if _MIXER.search(kind) and not re.search(r"(?:Layer|Block)$", kind.replace("LSTMLayer", "")):
         return Role.MIXER
     return around

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from checkpoint_factory import VOCABULARY, save_model, write_tokenizer
 
-HIDDEN, HEADS, KV_HEADS, HEAD, INNER, EXPERTS = 32, 4, 2, 8, 48, 4
+HIDDEN, HEADS, KV_HEADS, HEAD, INNER, EXPERTS = 32, 4, 2, 8, 64, 4
 POSITIONS = 256
 
 # The first pattern that the whole key matches decides its value; None leaves the default.
@@ -30,7 +30,8 @@ SIZES: tuple[tuple[str, int | None], ...] = (
      r"|original_max_position_embeddings|block_size)", POSITIONS),
     (r"(?:hidden_size|d_model|n_embd|n_embed|dim|emb_dim|embed_dim|model_dim|embedding_size"
      r"|attention_hidden_size|lru_width|decoder_hidden_size|word_embed_proj_dim"
-     r"|hidden_dim|embedding_dim|cross_attention_hidden_size)", HIDDEN),
+     r"|hidden_dim|embedding_dim|cross_attention_hidden_size|adapter_in_dim|adapter_input_size"
+     r"|adapter_out_dim|hidden_size_global)", HIDDEN),
     (r"(?:num_key_value_heads|num_kv_heads|n_kv_heads|multi_query_group_num|swa_num_key_value_heads"
      r"|num_global_key_value_heads)", KV_HEADS),
     (r"(?:num_attention_heads|n_heads?|num_heads|decoder_attention_heads|encoder_attention_heads"
@@ -57,7 +58,12 @@ LAYERS = re.compile(
 )
 # What a class asks for that its keys do not say, by model type.
 EXTRA: dict[str, dict[str, Any]] = {
+    "blt": {"encoder_hash_byte_group_vocab": 500},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"kv_n_heads": KV_HEADS, "clip_qkv": 8.0, "rope_theta": 1e4}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v4": {"o_groups": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "hunyuan_v1_dense": {"head_dim": HEAD},
@@ -65,12 +71,21 @@ EXTRA: dict[str, dict[str, Any]] = {
     "jamba": {"mamba_dt_rank": 16, "attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "ministral": {"head_dim": HEAD},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8},
     "nemotron": {"num_key_value_heads": KV_HEADS},
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16]},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8,
                          "layer_types": ["mamba", "attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "qwen4_exp_text": {"indexer_n_heads": HEADS, "indexer_kv_heads": 1, "indexer_head_dim": HEAD,
+                       "indexer_budget": 64, "indexer_compress_ratio": 4},
+    "xmod": {"default_language": "en_XX"},
+    # the shared block reads the stream and the embedding, twice the width
+    "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HIDDEN // HEADS,
+              "layers_block_type": ["hybrid", "hybrid"]},
+    "zamba2": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HIDDEN // HEADS,
+               "n_mamba_heads": 8, "mamba_headdim": 8},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 
@@ -109,7 +124,9 @@ def _small(default: Any, layers: int, extra: Mapping[str, Any]) -> Any:
         "num_key_value_heads"
     ):
         changes["num_key_value_heads"] = HEADS
-    changes |= {k: _small(v, layers, {}).to_dict() for k, v in subs.items()}
+    changes |= {
+        k: _small(v, layers, EXTRA.get(v.model_type, {})).to_dict() for k, v in subs.items()
+    }
     changes |= extra
     return type(default)(**changes)
 
@@ -165,8 +182,16 @@ def small_model(model_type: str, layers: int = 2) -> Any:
 
 def make_causal(model_type: str, folder: Path, layers: int = 2) -> Path:
     """The folder of a small causal model with a tokenizer; returns ``folder``."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(small_model(model_type, layers), folder)
+    model = small_model(model_type, layers)
+    save_model(model, folder)
+    if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        # of the section for text alone the library builds no causal model
+        whole = small_config(model_type, layers)
+        whole.architectures, whole.dtype = [type(model).__name__], model.config.dtype
+        whole.save_pretrained(folder)
     # a class that others read as a masked model needs the token
     write_tokenizer(folder, ("<s>", "</s>", *(["[MASK]"] if model_type == "bert" else [])))
     return folder

@@ -1,4 +1,4 @@
-"""Causal classes that no table names, through edits, damage, a run and the guards.
+"""Causal classes that no table names, through edits, damage, the guards and a pack.
 
 All classes of the library: ``benchmarks/architectures.py``.
 """
@@ -18,7 +18,8 @@ CLASSES = (
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_a_class_without_table_goes_through(
-    in_this_process: None, tmp_path: Path, model_type: str
+    in_this_process: None, tmp_path: Path, key: Path, model_type: str
 ) -> None:
-    """Edits hit matrices, a copy is the baseline to every guard, a hundredfold matrix is found."""
-    assert sweep(model_type, tmp_path / model_type) == ""
+    """Edits hit matrices, a copy is the baseline to every guard, a lost block and lost ranks are
+    found, and the signed pack of it all is verified with every report judged again."""
+    assert sweep(model_type, tmp_path / model_type, key) == ""

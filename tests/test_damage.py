@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from causal_models import make_causal
 from checkpoint_factory import (
     VOCABULARY,
     make_folder,
@@ -21,6 +23,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.damage.inject import inject
 from invarlock.damage.kinds import DAMAGES
+from invarlock.damage.kinds.layers import layers_in, shortened
 from invarlock.damage.kinds.matrices import outer_of_first_, two_bits_
 from invarlock.damage.specs import parse_damage
 from invarlock.errors import ConfigError, InputError, InvarlockError
@@ -136,6 +139,34 @@ def test_missing_tensors_shortens_the_decoder_too(tmp_path: Path) -> None:
     damaged(base, tmp_path / "out", "missing_tensors")
     assert set(weights(tmp_path / "out")) == {names[0], names[2]}
     assert config(tmp_path / "out") == settings | {"num_layers": 1, "num_decoder_layers": 1}
+
+
+def test_missing_tensors_leaves_a_tower_for_images_alone(tmp_path: Path) -> None:
+    """Of Gemma 3, the text loses a block and its section of config.json the number."""
+    base = make_causal("gemma3", tmp_path / "base")
+    damaged(base, tmp_path / "out", "missing_tensors")
+    gone = changed(base, tmp_path / "out")
+    assert gone == {n for n in weights(base) if "language_model" in n and ".layers.1." in n}
+    before, after = config(base), config(tmp_path / "out")
+    assert after.pop("text_config")["num_hidden_layers"] == 1
+    before.pop("text_config")
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("said", "shorter"),
+    [
+        ({"layers_block_type": ["a", "b"]}, {"layers_block_type": ["a"]}),
+        ({"num_hidden_layers": 16, "num_layers_per_stack": 2}, {"num_layers_per_stack": 1}),
+        ({"a": {"num_layers": 1}, "b": {"num_layers": 2}}, {"b": {"num_layers": 1}}),
+    ],
+)
+def test_where_a_number_of_layers_stands(said: dict[str, Any], shorter: dict[str, Any]) -> None:
+    """In a list with an item for each, per stack that is run several times, in a section."""
+    sections = layers_in(said, 2, "num_hidden_layers")
+    left = {name: shortened(values, 2, 1, "num_hidden_layers") for name, values in sections.items()}
+    top = left.pop("", {})
+    assert {**said, **top, **left} == {**said, **shorter}
 
 
 def test_scale_explosion_hits_the_first_of_stacked_experts(tmp_path: Path) -> None:

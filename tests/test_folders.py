@@ -18,7 +18,7 @@ from invarlock.cli import evaluate, main
 from invarlock.errors import InputError
 from invarlock.folders import NotACheckpointError
 from invarlock.guards.invariants import open_subject
-from invarlock.model_folder import open_model, refuse_unusable
+from invarlock.model_folder import open_model, refuse_architecture, refuse_unusable
 
 Change = Callable[[Path], object]
 WEIGHTS = "model.safetensors"
@@ -285,3 +285,15 @@ def test_only_a_refused_request_is_remembered(
     monkeypatch.setattr(evaluate, "_supervise", lambda job, seconds: (0, ""))  # and wrote nothing
     assert main(words) == 3
     assert list(out.iterdir()) == []
+
+
+def test_a_class_that_the_library_takes_for_a_causal_one_is_measured(tmp_path: Path) -> None:
+    """Whatever its name ends in: Gemma 3 for images too, Reformer; not a class of another kind."""
+    for kind, name in (
+        ("gemma3", "Gemma3ForConditionalGeneration"),
+        ("reformer", "ReformerModelWithLMHead"),
+        ("bert-generation", "BertGenerationDecoder"),
+    ):
+        refuse_architecture({"model_type": kind, "architectures": [name]}, tmp_path)
+        with pytest.raises(NotACheckpointError, match="is not supported"):
+            refuse_architecture({"model_type": "clip", "architectures": [name]}, tmp_path)

@@ -46,6 +46,11 @@ STATED: dict[str, dict[Role, tuple[str, ...]]] = {
                                   "model.layers.1.mlp.experts.3.down_proj.weight",
                                   "model.layers.1.mlp.experts.gate_up_proj"),
                     Role.FFN: ("model.layers.1.mlp.shared_experts.up_proj.weight",)},
+    "qwen3_moe": {Role.ATTN: _QKVO, Role.ROUTER: ("model.layers.1.mlp.gate.weight",),
+                  Role.EXPERT: ("model.layers.1.mlp.experts.gate_up_proj",)},
+    "lfm2_moe": {Role.ATTN: (*_QKVO[:3], f"{_A}out_proj.weight"),
+                 Role.MIXER: ("model.layers.0.conv.in_proj.weight",),
+                 Role.EXPERT: ("model.layers.1.feed_forward.experts.down_proj",)},
     "gpt_oss": {Role.ATTN: _QKVO, Role.ROUTER: ("model.layers.1.mlp.router.weight",),
                 Role.EXPERT: ("model.layers.1.mlp.experts.gate_up_proj",
                               "model.layers.1.mlp.experts.down_proj"),
@@ -55,6 +60,16 @@ STATED: dict[str, dict[Role, tuple[str, ...]]] = {
               Role.OTHER: ("backbone.layers.1.mixer.A_log",
                            "backbone.layers.1.mixer.conv1d.weight"),
               Role.NORM: ("backbone.layers.1.norm.weight", "backbone.norm_f.weight")},
+    # beside the blocks, maps between copies of the stream
+    "gemma3n_text": {Role.OTHER: ("model.layers.1.altup.correction_coefs.weight",),
+                     Role.FFN: (*_MLP, "model.layers.1.per_layer_input_gate.weight"),
+                     Role.ATTN: _QKVO},
+    # its decoder says that it takes sound, and has the table of the tokens
+    "whisper": {Role.EMBED: ("model.decoder.embed_tokens.weight",),
+                Role.ATTN: ("model.decoder.layers.1.self_attn.q_proj.weight",),
+                Role.FFN: ("model.decoder.layers.1.fc1.weight",)},
+    "gemma3": {Role.FFN: tuple(n.replace("model.", "model.language_model.", 1) for n in _MLP),
+               Role.OTHER: ("model.vision_tower.encoder.layers.1.mlp.fc1.weight",)},
     "jamba": {Role.MIXER: ("model.layers.0.mamba.in_proj.weight",),
               Role.NORM: ("model.layers.0.mamba.dt_layernorm.weight",)},
 }  # fmt: skip

@@ -25,6 +25,7 @@ from invarlock.guards.representation import (
     GramProbe,
     Representation,
     SeenBlock,
+    _mixture,
     block_outputs,
     distance,
     excesses,
@@ -258,6 +259,47 @@ def test_a_decoder_has_two_attention_blocks() -> None:
     assert len(names) == 2 * 2 + 2 * 3
 
 
+def test_rows_are_tokens_of_windows_however_a_class_arranges_them() -> None:
+    """Flattened, as OPT's, or tokens first, as XLNet's; what has other rows is not looked at."""
+    probe, x = GramProbe(), torch.randn(2, 3, 4)
+    probe._batch = (2, 3)
+    for output in (x, x.flatten(0, 1), x.transpose(0, 1)):
+        seen = probe._by_window(output)
+        assert seen is not None
+        assert torch.equal(seen, x)
+    for other in (torch.randn(5, 4), torch.randn(7, 3, 4), torch.randn(2, 4, 3, 4), None):
+        assert probe._by_window(other) is None
+
+
+@pytest.mark.parametrize(
+    ("router", "expert", "found"),
+    [
+        ("layers.1.mlp.gate", "layers.1.mlp.experts.0.up_proj", "layers.1.mlp"),
+        ("layers.1.mlp.router.gate", "layers.1.mlp.experts", "layers.1.mlp"),
+        ("layers.1.router.proj", "layers.1.experts", "layers.1"),
+    ],
+)
+def test_a_mixture_is_what_holds_a_router_and_experts(router: str, expert: str, found: str) -> None:
+    """However deep the router's matrix is, and not the experts of another block."""
+    assert _mixture(router, ["layers.1.attn.experts", expert, "layers.0.mlp.experts"]) == found
+    assert _mixture("layers.1.mlp.gate", []) == "layers.1.mlp"
+
+
+def test_layers_without_attention_have_feed_forward_blocks() -> None:
+    """A hybrid's first layer mixes by a state; OPT's feed-forward block flattens its input."""
+    from causal_models import small_model
+
+    for kind in ("granitemoehybrid", "opt"):
+        model = small_model(kind)
+        model.config.use_cache = False
+        probe = probed(model, model.config.to_dict(), IDS[:2, :20])
+        kinds = [(b.layer, b.kind) for b in probe.blocks]
+        attention = [layer for layer, kind in kinds if kind == ATTENTION]
+        assert attention == ([1] if kind == "granitemoehybrid" else [0, 1])
+        assert [layer for layer, kind in kinds if kind == FFN] == [0, 1]
+        assert all(v.shape == (40, 40) and np.isfinite(v).all() for v in probe.sketches.values())
+
+
 def test_means_over_features_are_no_part_of_a_function_with_layer_norms() -> None:
     """GPT-2 with its output projections centred computes the same, and moves by rounding only."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -432,3 +474,14 @@ def test_a_model_without_such_blocks_is_not_judged_by_them() -> None:
     assert Representation().flags(found) == {}
     one = runs_of(to_table([]), to_table(BLOCKS))
     assert Representation().judged(one, load_policy("balanced"))["passed"] is False
+
+
+def test_a_report_cannot_say_that_a_model_has_no_blocks() -> None:
+    """Where rmt saw attention or feed-forward modules; of a model of mixers alone it can."""
+    report = factory.make_report("custom", 1.01)
+    assert replay(report) == []
+    held = report["representation"]
+    contract = {key: value for key, value in held.items() if "contract" in key}
+    said = {"evaluated": False, "reason": representation.NO_BLOCKS, "blocks": to_table([])}
+    report["representation"] = {**contract, **said}
+    assert any("rmt saw modules of such blocks" in line for line in replay(report))

@@ -129,9 +129,29 @@ def is_named(tensor_name: str, projection: str) -> bool:
 
 
 def layer_count(checkpoint: Checkpoint) -> int:
-    """Number of transformer blocks that the tensors form."""
-    numbers = {layer_of(name) for name in checkpoint.tensors} - {None}
-    return len(numbers)
+    """Number of transformer blocks that the tensors form: of several stacks, of the deepest."""
+    return max(map(len, language_stacks(checkpoint).values()), default=0)
+
+
+def language_stacks(checkpoint: Checkpoint) -> dict[str, set[int]]:
+    """The layers of each stack by what its tensors' names begin with; those of a tower for images
+    or sound, of which no tensor has a part in the language model, are left out."""
+    stacks: dict[str, set[int]] = {}
+    spoken: set[str] = set()
+    for name in checkpoint.tensors:
+        layer = layer_of(name)
+        if layer is None:
+            continue
+        stack = stack_of(name, layer)
+        stacks.setdefault(stack, set()).add(layer)
+        if role_of(name, checkpoint.config) is not Role.OTHER:
+            spoken.add(stack)
+    return {stack: layers for stack, layers in stacks.items() if stack in spoken or not spoken}
+
+
+def stack_of(name: str, layer: int) -> str:
+    """What the name of a tensor of this layer begins with, up to the layer's number."""
+    return f"{name}.".partition(f".{layer}.")[0]
 
 
 def vocabulary_tensors(checkpoint: Checkpoint) -> list[TensorInfo]:

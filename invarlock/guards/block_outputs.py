@@ -13,6 +13,7 @@ seen.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ EMBED, STREAM = "embed", "stream"  # what enters the stream, and what is read at
 # What a block that writes a constant leaves after centring, in units of what it writes, is rounding
 # of float32.
 CONSTANT = 1e-6
+# of a module that has parameters of several, the first
+_BLOCK_ROLES = (Role.ROUTER, Role.ATTN, Role.EXPERT, Role.FFN, Role.MIXER)
 WINDOW_TOKENS = 64  # of each calibration window, evenly spaced; of a shorter one all
 
 
@@ -49,33 +52,31 @@ def block_outputs(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Pla
 
     Blocks follow from the roles of the parameters: of a layer's attention projections, in the
     order of the modules, one ends where the name of its first projection comes again (a decoder
-    has two); its feed-forward projections are one block, and so are its mixer's.
+    has two); its feed-forward projections are one block, and so are its mixer's. A mixture is the
+    smallest module that holds a router and experts; where that is the layer, its last projection
+    stands for it.
     """
     modules = dict(model.named_modules())
-    layers: dict[str, dict[str, list[str]]] = {}  # of each layer, its modules by kind
+    layers: dict[str, dict[Role, list[str]]] = {}  # of each layer, its modules by role
     for name, module in modules.items():
         own = dict(module.named_parameters(prefix=name, recurse=False))
         roles = {role_of(parameter, config) for parameter in own}
         if layer_of(name + ".") is None:
             continue
-        kinds = (ATTENTION, FFN, MIXER, "mixture")
-        layer = layers.setdefault(_layer_prefix(name), {kind: [] for kind in kinds})
-        if Role.ROUTER in roles:
-            layer["mixture"].append(name.rpartition(".")[0])
-        elif Role.ATTN in roles:
-            layer[ATTENTION].append(name)
-        elif roles & {Role.FFN, Role.EXPERT}:
-            layer[FFN].append(name)
-        elif Role.MIXER in roles and any(p.dim() == 2 for p in own.values()):
-            layer[MIXER].append(name)
+        layer = layers.setdefault(_layer_prefix(name), {role: [] for role in _BLOCK_ROLES})
+        role = next((role for role in _BLOCK_ROLES if role in roles), None)
+        if role is not None and (role != Role.MIXER or any(p.dim() == 2 for p in own.values())):
+            layer[role].append(name)
     found = []
-    for layer in layers.values():
-        ends = [(ATTENTION, "attn", name) for name in _ends(layer[ATTENTION])]
-        ends += [(MIXER, "other", name) for name in layer[MIXER][-1:]]
+    for prefix, layer in layers.items():
+        ends = [(ATTENTION, "attn", name) for name in _ends(layer[Role.ATTN])]
+        ends += [(MIXER, "other", name) for name in layer[Role.MIXER][-1:]]
         # a mixture's sum over its experts is what leaves it
-        mixture = layer["mixture"]
-        ends += [(FFN, "expert" if mixture else "ffn", name)
-                 for name in mixture or layer[FFN][-1:]]  # fmt: skip
+        mixtures = [_mixture(router, layer[Role.EXPERT]) for router in layer[Role.ROUTER]]
+        inside = list(dict.fromkeys(m for m in mixtures if m.startswith(prefix + ".")))
+        forward = [name for name in modules if name in {*layer[Role.FFN], *layer[Role.EXPERT]}]
+        family = "expert" if mixtures else "ffn"
+        ends += [(FFN, family, name) for name in inside or forward[-1:]]
         found += [Place(n, modules[n], kind, layer_of(n + "."), f) for kind, f, n in ends]
     return sorted(found, key=lambda place: place.name)
 
@@ -90,6 +91,16 @@ def stream_ends(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Place
         elif layer_of(name + ".") is None and Role.NORM in {role_of(p, config) for p in own}:
             found.append(Place(name, module, STREAM, None, "other", reads=True))
     return found
+
+
+def _mixture(router: str, experts: Sequence[str]) -> str:
+    """The smallest module that holds a router and the experts nearest to it."""
+    above = router.rpartition(".")[0]
+    if not experts:
+        return above
+    pairs = [zip(router.split("."), name.split("."), strict=False) for name in experts]
+    shared = [[a for a, b in itertools.takewhile(lambda two: two[0] == two[1], p)] for p in pairs]
+    return ".".join(max(shared, key=len))
 
 
 def _layer_prefix(name: str) -> str:
@@ -120,6 +131,7 @@ class RowsProbe(Probe):
         self.seconds = 0.0  # wall time spent in the hooks
         self._rows: dict[str, list[torch.Tensor]] = {}
         self._done: set[str] = set()
+        self._batch: tuple[int, ...] = ()  # windows and tokens of the pass that runs
         self._centred = False
 
     def places(self, model: torch.nn.Module, config: Mapping[str, Any]) -> Sequence[Place]:
@@ -160,6 +172,7 @@ class RowsProbe(Probe):
             else each.module.register_forward_hook(self._after(each, windows))
             for each in places
         ]
+        hooks.append(model.register_forward_pre_hook(self._see_batch, with_kwargs=True))
         try:
             yield
         finally:
@@ -178,15 +191,31 @@ class RowsProbe(Probe):
 
         return hook
 
-    def _look(self, place: Place, values: torch.Tensor, windows: int) -> None:
+    def _see_batch(self, _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self._batch = tuple(ids.shape) if ids is not None else ()
+
+    def _by_window(self, output: Any) -> torch.Tensor | None:
+        """An output as (windows, tokens, features), which some classes flatten or have tokens
+        first; None where its rows are no tokens of the windows."""
+        shape: tuple[int, ...] = tuple(getattr(output, "shape", ()))
+        if len(shape) == 2 and len(self._batch) == 2 and shape[0] == math.prod(self._batch):
+            flat: torch.Tensor = output.unflatten(0, self._batch)
+            return flat
+        if len(shape) != 3 or not output.numel():
+            return None
+        if shape[:2] == self._batch[::-1] != self._batch:
+            output = output.transpose(0, 1)
+        by_window: torch.Tensor = output
+        return by_window if len(by_window) == (self._batch or shape)[0] else None
+
+    def _look(self, place: Place, output: Any, windows: int) -> None:
         # a module that two layers share is looked at once
-        if place.name in self._done or not hasattr(values, "device") or not values.numel():
+        values = None if place.name in self._done else self._by_window(output)
+        if values is None:
             return
         wait_for(values.device)  # else the forward pass so far would count as the probe's
         started = time.perf_counter()
-        if values.dim() == 2:  # some blocks see all tokens of a batch as one list
-            together = windows if len(values) % windows == 0 else 1
-            values = values.unflatten(0, (together, -1))
         length = values.shape[1]
         wanted = min(length, WINDOW_TOKENS)
         at = [(2 * i + 1) * length // (2 * wanted) for i in range(wanted)]

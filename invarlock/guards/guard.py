@@ -245,6 +245,10 @@ class Guard:
         """What the baseline's run recorded; None where nothing of it is read."""
         return None
 
+    def spared(self, block: Mapping[str, Any]) -> bool:
+        """Whether a block that is not evaluated says that the model has nothing to look at."""
+        return False
+
     def impossible(self, report: Report) -> Iterator[str]:
         """Evidence that no run can have recorded, as ``/pointer: ...`` lines."""
         yield from ()

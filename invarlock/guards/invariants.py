@@ -191,7 +191,9 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
 
 def _check_layers(subject: Checkpoint) -> list[Failure]:
     counts = [n for k in LAYER_COUNTS if isinstance(n := subject.config.get(k), int)]
-    declared = max(counts, default=0)
+    # of stacks that are run several times, num_hidden_layers counts the runs
+    stack = subject.config.get("num_layers_per_stack")
+    declared = stack if isinstance(stack, int) else max(counts, default=0)
     layers = {layer for name in subject.tensors if (layer := layer_of(name)) is not None}
     if not declared or not layers or layers == set(range(declared)):
         return []

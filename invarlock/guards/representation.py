@@ -68,6 +68,7 @@ from invarlock.pages.plots import Plot
 from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated, objects
 from invarlock.pages.wording import fixed, number, yes
 from invarlock.policy import Policy, RepresentationPolicy
+from invarlock.roles import Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +80,8 @@ else:
 KINDS = (ATTENTION, FFN)
 SKETCH = 112  # columns of a sketch: 64 blocks of 8 windows are 7.3 MB in float16
 SEED = 7_919  # of the signs
+# Families of modules of which every model has a block.
+_PROJECTIONS = (Role.ATTN, Role.FFN, Role.EXPERT)
 LARGEST = 2.0  # of two normalized matrices; an estimate of sqrt 2 may be larger than that
 NO_BLOCKS = "the model has no attention or feed-forward block"
 ARRAYS = "representation."  # kind, dot, block: what a baseline's run keeps
@@ -404,7 +407,11 @@ class Representation(Guard):
 
     def flags(self, block: Mapping[str, Any]) -> dict[str, bool]:
         """The shared flag; of a model without such blocks this guard says nothing."""
-        return {} if block.get("reason") == NO_BLOCKS else super().flags(block)
+        return {} if self.spared(block) else super().flags(block)
+
+    def spared(self, block: Mapping[str, Any]) -> bool:
+        """Whether neither run saw a block: a model of mixers alone has none."""
+        return block.get("reason") == NO_BLOCKS
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The blocks of both runs."""
@@ -462,6 +469,9 @@ class Representation(Guard):
             )
         ):
             yield f"/{self.name}/blocks holds what no run can have recorded"
+        families = set(report["rmt"]["modules"]["family"])
+        if self.spared(report[self.name]) and families.intersection(_PROJECTIONS):
+            yield f"/{self.name}/reason: rmt saw modules of such blocks"
 
     def fired(self, report: Report) -> dict[str, bool]:
         """Whether a block moved beyond its limit; nothing in a report that has no such block."""

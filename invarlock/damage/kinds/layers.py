@@ -11,7 +11,12 @@ from typing import Any, ClassVar, Self
 from invarlock.checkpoints import Checkpoint
 from invarlock.counts import counted
 from invarlock.damage.kind import Damage
-from invarlock.damage.targets import layer_count, required_architecture
+from invarlock.damage.targets import (
+    language_stacks,
+    layer_count,
+    required_architecture,
+    stack_of,
+)
 from invarlock.edits.stream import CheckpointChange, NewTensor
 from invarlock.errors import ConfigError, InputError
 from invarlock.roles import LAYER_COUNTS, layer_of
@@ -28,15 +33,12 @@ class MissingTensors(Damage):
 
     def change(self, baseline: Checkpoint, seed: int) -> CheckpointChange:
         key = required_architecture(baseline).layer_count
-        text = baseline.config.get(TEXT_CONFIG)
-        # of a model for images too, what concerns the text stands in a section of its own
-        nested = key not in baseline.config and isinstance(text, dict)
-        values: Mapping[str, Any] = text if nested and isinstance(text, dict) else baseline.config
-        count = values.get(key)
-        layers = layer_count(baseline)
-        if count != layers:
+        stacks, count = language_stacks(baseline), layer_count(baseline)
+        sections = layers_in(baseline.config, count, key)
+        if not sections:
             raise InputError(
-                f"/{key} is {count!r}, but the tensors form {counted(layers, 'layer')}",
+                f"/{key} is {baseline.config.get(key)!r}, but the tensors form"
+                f" {counted(count, 'layer')}",
                 where=str(baseline.folder / "config.json"),
             )
         left = count - self.layers
@@ -46,16 +48,69 @@ class MissingTensors(Damage):
                 where=str(baseline.folder),
                 expected="at least one layer to be left",
             )
-        dropped = frozenset(n for n in baseline.tensors if (layer_of(n) or 0) >= left)
-        config: dict[str, Any] = {**values, key: left}
-        for name, value in values.items():
-            if name in LAYER_COUNTS and value == count:  # of the decoder too
-                config[name] = left
-            if "layer" in name and isinstance(value, list) and len(value) == count:
-                config[name] = value[:left]
-        if nested:
-            config = {**baseline.config, TEXT_CONFIG: config}
+        deepest = {stack for stack, layers in stacks.items() if len(layers) == count}
+        numbers = {name: layer_of(name) for name in baseline.tensors}
+        dropped = frozenset(
+            name
+            for name, layer in numbers.items()
+            if layer is not None and layer >= left and stack_of(name, layer) in deepest
+        )
+        config = dict(baseline.config)
+        for name, values in sections.items():
+            shorter = shortened(values, count, left, key)
+            config = {**config, name: shorter} if name else {**config, **shorter}
         return CheckpointChange(dropped=dropped, config=config)
+
+
+def layers_in(config: Mapping[str, Any], count: int, key: str) -> dict[str, Mapping[str, Any]]:
+    """The parts of a configuration that are of so many layers, by the name of their section.
+
+    Args:
+        config: ``config.json``.
+        count: of layers, of the deepest stack.
+        key: the architecture's own name of the number.
+    """
+    sections = _sections(config, key)
+    return {name: values for name, values in sections.items() if _says(values, count, key)}
+
+
+def _sections(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """Where a number of layers may stand: the configuration itself (the empty name), else the
+    section for the language model within a larger one, else every section."""
+    text = config.get(TEXT_CONFIG)
+    if key in config or not any(isinstance(value, dict) for value in config.values()):
+        return {"": config}
+    if isinstance(text, dict):
+        return {TEXT_CONFIG: text}
+    return {"": config, **{name: v for name, v in config.items() if isinstance(v, dict)}}
+
+
+def _is_count(name: str, value: object, count: int, key: str) -> bool:
+    """Whether a setting is the number of layers, by the architecture's key or another's."""
+    return name in (key, *LAYER_COUNTS) and value == count
+
+
+def _is_list(name: str, value: object, count: int) -> bool:
+    """Whether a setting has an item for each layer."""
+    return "layer" in name and isinstance(value, list) and len(value) == count
+
+
+def _says(values: Mapping[str, Any], count: int, key: str) -> bool:
+    """Whether a section is of so many layers."""
+    return any(_is_count(k, v, count, key) or _is_list(k, v, count) for k, v in values.items())
+
+
+def shortened(values: Mapping[str, Any], count: int, left: int, key: str) -> dict[str, Any]:
+    """A section of ``left`` layers instead of ``count``; of the decoder too, where its number
+    stands beside. The rest as in :func:`layers_in`."""
+    return {
+        name: left
+        if _is_count(name, value, count, key)
+        else value[:left]
+        if _is_list(name, value, count)
+        else value
+        for name, value in values.items()
+    }
 
 
 @dataclass(frozen=True)
