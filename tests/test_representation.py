@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from invarlock.errors import ConfigError
 from invarlock.guards import GUARDS, representation
+from invarlock.guards.block_outputs import _mixture
 from invarlock.guards.representation import (
     ATTENTION,
     FFN,
@@ -25,7 +26,6 @@ from invarlock.guards.representation import (
     GramProbe,
     Representation,
     SeenBlock,
-    _mixture,
     block_outputs,
     distance,
     excesses,
