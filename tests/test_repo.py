@@ -31,7 +31,7 @@ LAYERS = (
     ("module_graph",),
     ("roles", "records", "shipped_files", "effective_config", "tokenizer_meaning"),
     ("checkpoints", "begin_of_text"),
-    ("model_folder",),
+    ("model_folder", "wiring"),
     ("windows", "sources", "alignment"),
     ("pages",),
     ("metrics",),
