@@ -14,7 +14,7 @@ from invarlock.begin_of_text import ADD_BOS, begin_token
 from invarlock.cli.options import option
 from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import ConfigError, InputError
-from invarlock.metrics.slices import MIN_DOCUMENTS
+from invarlock.metrics import MIN_DOCUMENTS
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import read_revisions
 from invarlock.sources.spec import TextSource, parse_slices

@@ -23,11 +23,11 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from invarlock.documents.fields import Count, Open, about
+from invarlock.metrics import MIN_DOCUMENTS
 from invarlock.metrics.kind import Block, Floor, Judged, MetricEvidence, SliceEvidence
 from invarlock.metrics.perplexity import Arm
 from invarlock.policy import Policy
 
-MIN_DOCUMENTS = 5  # of a slice: of fewer nothing is known of how documents differ
 # Members of a primary metric that a slice has as well.
 SHOWN = (
     *("preview", "final", "ratio_vs_baseline", "delta_nats", "decision"),
