@@ -48,6 +48,9 @@ EDIT_SPECS = {
     "fine_tune": "fine_tune:0.01:1:{}",
 }
 TRAINED = ("lora_merge", "fine_tune")
+# What rewrites tensors together means more than matrices, and pruning by importance needs a module
+# a matrix, which stacked experts have not: tests/test_rewrites.py, tests/test_training_edits.py.
+ELSEWHERE = {"importance_prune", "norm_fuse", "resaved", "rotation", "scale_fold"}
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def test_every_tensor_has_the_part_that_was_stated(case: Case) -> None:
 
 def test_no_edit_and_no_injection_is_left_out() -> None:
     """The tables of this file are those of the package."""
-    assert set(EDIT_SPECS) == set(EDITS)
+    assert EDIT_SPECS.keys() | ELSEWHERE == EDITS.keys()
     assert HIT.keys() | NOT_EVERYWHERE == DAMAGES.keys()
     assert not HIT.keys() & NOT_EVERYWHERE
 

@@ -137,7 +137,8 @@ def test_every_scenario_agrees_with_what_is_made_of_it(scenario: Scenario) -> No
         else:
             spec = parse_edit_spec(str(scenario.edit_spec))
             made |= {"parameters": spec.parameters(), "scope": str(getattr(spec, "scope", "none"))}
-            assert stated.keys() == made["parameters"].keys() | ({"scope"} if stated else set())
+            scope = {"scope"} if spec.reach else set()
+            assert stated.keys() == made["parameters"].keys() | scope
     check_subject_metadata(scenario.entry, made, "metadata.json")
 
 
