@@ -186,7 +186,7 @@ class RowsProbe(Probe):
         started = time.perf_counter()
         if values.dim() == 2:  # some blocks see all tokens of a batch as one list
             together = windows if len(values) % windows == 0 else 1
-            values = values.unflatten(0, (together, -1))
+            values = values.reshape(together, -1, values.shape[1])
         length = values.shape[1]
         wanted = min(length, WINDOW_TOKENS)
         at = [(2 * i + 1) * length // (2 * wanted) for i in range(wanted)]
