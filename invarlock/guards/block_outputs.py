@@ -200,7 +200,7 @@ class RowsProbe(Probe):
         first; None where its rows are no tokens of the windows."""
         shape: tuple[int, ...] = tuple(getattr(output, "shape", ()))
         if len(shape) == 2 and len(self._batch) == 2 and shape[0] == math.prod(self._batch):
-            flat: torch.Tensor = output.unflatten(0, self._batch)
+            flat: torch.Tensor = output.reshape(*self._batch, -1)
             return flat
         if len(shape) != 3 or not output.numel():
             return None
