@@ -408,10 +408,11 @@ def make_mixture() -> Document:
 
 
 def make_accuracy() -> Document:
-    """The report of labelled examples: 180 of each arm, of which the subject loses one."""
+    """Labelled examples behind a begin-of-text token: 180 of each arm, the subject loses one."""
     runs = [copy.deepcopy(BASELINE), run_report("accuracy", 0.004)]
     for number, run in enumerate(runs):
         run["meta"] |= {"metric": "accuracy"}
+        run["data"] |= {"bos_token_id": 1, "stride": TOKENS}
         for rows_of in run["evaluation_windows"].values():
             rows_of["correct"] = [i % 4 != 0 and i != 2 * number - 1 for i in range(180)]
     bootstrap = structs.replace(BOOTSTRAP, method=Accuracy.interval)

@@ -96,6 +96,7 @@ def test_a_tiers_own_values_lie_within_its_bounds(tier: str) -> None:
     own = {
         "spectral.threshold": policy.spectral.deadband,
         "rmt.epsilon": policy.rmt.epsilon_default,
+        "representation.limit": policy.representation.limit("attention"),
         "drift.half_width": policy.drift.max - 1,
     }
     if tier != "none":

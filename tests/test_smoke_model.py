@@ -27,7 +27,7 @@ from invarlock.windows import WindowPlan, ids_of_others, make_windows, write_win
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 SEQ_LEN, ARM = 64, 8
-DOWN = "mlp.down_proj.weight"
+DOWN = "mlp:down"  # as the guard names the product of both neighbours of a neuron
 
 
 def command(*words: object) -> None:
@@ -169,10 +169,10 @@ def test_the_spectral_guard_blocks_rank_one(damaged):
     assert [(v["type"], v["module"]) for v in fatal] == [("degenerate_rank", fatal[0]["module"])]
     assert {v["module"] for v in fatal} == {fatal[0]["module"]}
     assert fatal[0]["module"].endswith(DOWN)
-    assert fatal[0]["module"] in json.dumps(metadata["targets"])
+    assert fatal[0]["module"].rpartition(":")[0] in json.dumps(metadata["targets"])
     assert section["decision"] == "block"
     assert read(out)["validation"]["spectral_stable"] is False
-    row = section["modules"]["name"].index(fatal[0]["module"])
-    assert section["modules"]["stable_rank"][row] == pytest.approx(1.0, abs=0.01)
-    before, after = (section["modules"][f"{p}sigma_max"][row] for p in ("baseline_", ""))
+    row = section["operators"]["name"].index(fatal[0]["module"])
+    assert section["operators"]["stable_rank"][row] == pytest.approx(1.0, abs=0.01)
+    before, after = (section["operators"][f"{p}sigma_max"][row] for p in ("baseline_", ""))
     assert after == pytest.approx(before, rel=0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 from invarlock.cli.options import option
 from invarlock.contracts import validate
 from invarlock.files import read_json_object, write_json, write_text
-from invarlock.preset import STATISTICS, derive, to_yaml
+from invarlock.preset import STATS_CONTRACT, derive, to_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ OPTIONS = PresetOptions
 def main(options: PresetOptions) -> int:
     """Write both files, and say what changed."""
     stats = read_json_object(options.stats)
-    validate(stats, STATISTICS, str(options.stats))
+    validate(stats, STATS_CONTRACT, str(options.stats))
     document = derive(stats, options.tier, str(options.stats))
     write_text(options.out_yaml, to_yaml(document))
     write_json(options.out_json, document)
