@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from checkpoint_factory import write_tokenizer
 from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 
 from invarlock.begin_of_text import begin_token
 from invarlock.errors import ConfigError
@@ -72,6 +72,16 @@ def test_auto_adds_what_the_tokenizer_adds_and_what_gemma_needs(
 ) -> None:
     """By the template, by what the settings declare, and by the kind of model."""
     assert begin_token(folder_with(tmp_path, template, settings, **config)) == found
+
+
+def test_a_template_among_other_steps_counts(tmp_path: Path) -> None:
+    """Llama 3 puts its token by the second of two post-processors."""
+    folder = folder_with(tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), template])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert begin_token(folder) == BOS
 
 
 def test_always_never_and_none_to_add(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from measuring_factory import read
 
+from invarlock.begin_of_text import begin_token
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.cli.windows import recorded_source
@@ -106,6 +107,12 @@ def test_the_spectral_guard_speaks_of_stored_damage(smollm2, operators, tmp_path
 def noop(smollm2, evaluate):
     """The baseline as its own subject."""
     return evaluate(smollm2, "noop")
+
+
+def test_its_tokenizer_asks_for_no_begin_of_text_token(smollm2):
+    """The model names one; the tokenizer puts none before a text."""
+    assert json.loads((smollm2 / "config.json").read_text())["bos_token_id"] is not None
+    assert begin_token(smollm2) is None
 
 
 def test_a_noop_is_exactly_one(noop):
