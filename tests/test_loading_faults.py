@@ -15,7 +15,8 @@ from repository_copy import invarlock
 
 from invarlock.cli.evaluate import how_killed, oom_kills
 from invarlock.errors import ConfigError, InputError
-from invarlock.run.loading import Target, check_loadable, lacks_memory, library, load_model
+from invarlock.library import lacks_memory, library
+from invarlock.run.loading import Target, check_loadable, load_model
 
 CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown rope": (

@@ -19,8 +19,8 @@ from invarlock.cli.job import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, Job
 from invarlock.cli.options import from_json
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
+from invarlock.library import LoadingError, lacks_memory
 from invarlock.run.lease import lease
-from invarlock.run.loading import LoadingError, lacks_memory
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint, Identity

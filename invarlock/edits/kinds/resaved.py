@@ -12,6 +12,7 @@ from invarlock.edits.kind import EditSpec
 from invarlock.edits.stream import CheckpointChange, Subject, refuse_same_place
 from invarlock.errors import ConfigError
 from invarlock.files import atomic_directory
+from invarlock.library import library, quiet
 
 SHARDS = 3  # about: the library cuts where a size is reached
 
@@ -44,10 +45,9 @@ class Resaved(EditSpec):
 
         from invarlock.metrics.kinds import metric_of
         from invarlock.model_folder import open_model
-        from invarlock.run.loading import LOADERS, library, quiet
 
         refuse_same_place(baseline.folder, out)
-        loader = getattr(transformers, LOADERS[metric_of(baseline.config).adapter])
+        loader = getattr(transformers, metric_of(baseline.config).loader)
         size = max(1, sum(i.nbytes for i in baseline.tensors.values()) // SHARDS)
         quiet()
         with atomic_directory(out) as stage:
