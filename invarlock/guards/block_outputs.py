@@ -12,11 +12,11 @@ seen.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invarlock.guards.guard import CheckpointRun, Probe
@@ -99,8 +99,8 @@ def _mixture(router: str, experts: Sequence[str]) -> str:
     if not experts:
         return above
     pairs = [zip(router.split("."), name.split("."), strict=False) for name in experts]
-    shared = [[a for a, b in itertools.takewhile(lambda two: two[0] == two[1], p)] for p in pairs]
-    return ".".join(max(shared, key=len))
+    shared = [".".join(a for a, _ in takewhile(lambda two: two[0] == two[1], p)) for p in pairs]
+    return max(shared, key=len)
 
 
 def _layer_prefix(name: str) -> str:
@@ -113,7 +113,7 @@ def _layer_prefix(name: str) -> str:
 def _ends(projections: Sequence[str]) -> Iterator[str]:
     """The last projection of each attention block among those of a layer."""
     first = projections[0].rpartition(".")[2] if projections else ""
-    for this, following in itertools.zip_longest(projections, projections[1:]):
+    for this, following in zip_longest(projections, projections[1:]):
         if following is None or following.rpartition(".")[2] == first:
             yield this
 
