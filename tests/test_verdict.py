@@ -26,6 +26,7 @@ from invarlock.cli import main
 from invarlock.contracts import validate
 from invarlock.errors import InputError
 from invarlock.verdict.records import Evaluation, load_evaluation
+from invarlock.verdict.text import render_verdict
 from invarlock.verdict.verdict import compile_verdict
 
 SMOKE = good_suite()
@@ -312,6 +313,9 @@ def test_damage_that_a_guard_beside_sees_counts_for_the_one_that_is_named() -> N
     """Representation has no name in the published format, and shares the flag of RMT."""
     name = "value_heads_shifted"
     report = make_report(name, 1.07, moved={"model.layers.1.self_attn.o_proj": 0.8})
-    (record,) = (r for r in judge(with_other(name, report))["records"] if r["name"] == name)
+    verdict = judge(with_other(name, report))
+    (record,) = (r for r in verdict["records"] if r["name"] == name)
     assert (record["guard_flags"]["rmt"], record["primary_guard_hit"]) == (False, True)
     assert record["as_expected"]
+    row = next(line for line in render_verdict(verdict).splitlines() if name in line)
+    assert "represent." in row.split()

@@ -11,14 +11,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invarlock.counts import counted
+from invarlock.guards import GUARDS
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.wording import vocabulary_use
+from invarlock.reporting.gates import COST_FLAGS
 from invarlock.reporting.signals import CORE_GUARDS
 from invarlock.verdict import MEASURED
 
 WIDTH = 108  # columns
 EXPECTS = {"must_pass": "pass", "must_fail": "fail", "informational": "(reported)"}
-GUARD_SHORT = {"primary_metric": "metric"}
+GUARD_SHORT = {"primary_metric": "metric", "representation": "represent."}
+# Guards whose word decides; those that came later than the published ones share a flag with one.
+_LATER = {g.name: g.flag for g in GUARDS if g.flag and not g.core}
+SHOWN = (*CORE_GUARDS, *(name for name, flag in _LATER.items() if flag not in COST_FLAGS))
 CATEGORY_SHORT = {"error_injection": "damage"}
 OPEN = (
     "Too little evidence: nothing that was measured is bad, and nothing shows that it is good"
@@ -231,7 +236,7 @@ def _row(record: Mapping[str, Any], several: bool) -> tuple[str, ...]:
         low, high = record["display_ci"]
         ratio += f" [{number(low)}, {number(high)}]"
     flags = record["guard_flags"]
-    fired = [GUARD_SHORT.get(g, g) for g in CORE_GUARDS if flags[g]]
+    fired = [GUARD_SHORT.get(g, g) for g in SHOWN if flags.get(g)]  # an older verdict lacks some
     guard = str(record["primary_guard"])
     catch = f"catch: {GUARD_SHORT.get(guard, guard)}"
     aimed = record["category"] == "error_injection" and record["primary_guard_required"]
