@@ -63,11 +63,19 @@ class Preset:
         return resolve_policy(self.tier, self.overrides)
 
     def require_for(self, checkpoint_sha256: str, tier: str) -> None:
-        """Refuse to judge by thresholds of another baseline or tier.
+        """Refuse to judge by thresholds of another baseline or tier, or of other statistics.
 
         Raises:
-            InputError: it belongs to another baseline checkpoint or another tier.
+            InputError: it belongs to another baseline checkpoint or another tier, or was derived
+                when the guards measured in another way.
         """
+        if missing := STATISTICS.keys() - self.document["null_statistics"].keys():
+            raise InputError(
+                "the preset is of a version whose guards measured in another way",
+                expected=f"null statistics of {', '.join(sorted(STATISTICS))}",
+                found=f"none of {', '.join(sorted(missing))}",
+                hint="derive one: invarlock advanced calibrate, then advanced preset",
+            )
         for what, mine, wanted in (
             ("baseline checkpoint", self.checkpoint_sha256, checkpoint_sha256),
             ("tier", self.tier, tier),

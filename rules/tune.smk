@@ -53,7 +53,7 @@ use rule windows as tuning_windows with:
         set=any_of(SEEDS),
     params:
         cut=lambda wc: L.cut(
-            wc, S.model(wc.model).preview, S.model(wc.model).final, SEEDS[wc.set]
+            wc, S.model(wc.model).preview, S.model(wc.model).final, seed=SEEDS[wc.set]
         ),
         apart="--exclude",
 

@@ -334,9 +334,15 @@ def test_a_copy_is_exactly_the_baseline_to_every_guard(case: Case, measured: Pat
     assert report["spectral"]["modules"]["name"] == sorted(itertools.chain(*labels.values()))
 
 
-def test_a_planted_damage_is_found(measured: Path) -> None:
-    """A first projection a hundred times too large, by its spectrum; one NaN, before anything."""
-    assert guard_flags(read(measured / "scale_explosion report"))["spectral"]
+def test_a_planted_damage_is_found(case: Case, measured: Path) -> None:
+    """A first projection a hundred times too large, by its spectrum; of BERT, whose wiring is not
+    known, the block that it moved is named and does not block. One NaN, before anything."""
+    report = read(measured / "scale_explosion report")
+    if case.name == "bert":
+        assert report["representation"]["kinds"]["ffn"]["excess"] > 0.4
+        assert report["representation"]["decision"] == "monitor"
+    else:
+        assert guard_flags(report)["spectral"]
     nan = measured / "nan_injection report"
     assert read(nan, "outcome.json")["status"] == "rejected_by_invariants"
     assert guard_flags(read(nan))["invariants"]

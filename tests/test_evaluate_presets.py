@@ -20,9 +20,10 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def scaled(world: World, factor: float) -> Path:
-    """A subject whose six feed-forward matrices are scaled; the tier admits five caps."""
+    """A subject of which eight operators are scaled; the tier admits five caps."""
     folder = shutil.copytree(world.baseline, world.root / f"scaled {factor}")
-    return change(folder, lambda t: [t[name].mul_(factor) for name in t if ".mlp." in name])
+    parts = ("gate_proj", "down_proj", "q_proj", "o_proj")
+    return change(folder, lambda t: [t[n].mul_(factor) for n in t if any(p in n for p in parts)])
 
 
 def preset(world: World, name: str, sha256: str = "", sigma: float = 1e-3) -> Path:

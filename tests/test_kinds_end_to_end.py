@@ -215,7 +215,9 @@ def test_a_damaged_subject_is_reported_truly(case: Case) -> None:
     assert report["validation"]["spectral_stable"] is False
     assert only_its_gates(findings(report, "dev"))
     paths = {override["path"] for override in report["policy_provenance"]["overrides"]}
-    assert {"spectral.tau.attn", "rmt.epsilon.attn"} <= paths
+    assert "rmt.epsilon.attn" in paths
+    # how the blocks of BERT and T5 are wired is not known: their matrices are judged by rank alone
+    assert ("spectral.tau.attn" in paths) is (case.metric in {"ppl_causal", "accuracy"})
     assert ("drift.max" in paths) is (case.metric != "accuracy")  # in points: the tier's own
     if case.metric == "accuracy":
         metric, counts = report["primary_metric"], report["metrics"]["classification"]

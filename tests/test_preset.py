@@ -304,6 +304,16 @@ def test_a_preset_is_for_one_baseline_and_tier() -> None:
         preset.require_for(BASELINE, "aggressive")
 
 
+def test_a_preset_of_other_statistics_is_not_used_any_more() -> None:
+    """One that was derived before there was a representation guard held matrices, not operators."""
+    older = stats()
+    for run in older["runs"]:
+        del run["representation"]
+    preset = preset_of(derive(older, "balanced", "x"), "x")
+    with pytest.raises(InputError, match="measured in another way"):
+        preset.require_for(BASELINE, "balanced")
+
+
 def pointers(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every number of a document."""
     if isinstance(value, dict):

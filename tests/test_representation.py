@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from invarlock.errors import ConfigError
 from invarlock.guards import GUARDS, representation
-from invarlock.guards.block_outputs import _mixture
+from invarlock.guards.block_outputs import _mixture, sees_no_mean
 from invarlock.guards.representation import (
     ATTENTION,
     FFN,
@@ -186,7 +186,7 @@ def test_the_statistic_of_a_model_by_brute_force() -> None:
     """Of the outputs of two models, evenly spaced tokens of each window, by the definition."""
     model, config = llama()
     seen: dict[str, torch.Tensor] = {}
-    at = [(2 * i + 1) * 80 // (2 * WINDOW_TOKENS) for i in range(WINDOW_TOKENS)]
+    at = [1 + (2 * i + 1) * 79 // (2 * WINDOW_TOKENS) for i in range(WINDOW_TOKENS)]
 
     def see(name: str) -> Any:
         return lambda _m, _i, out: seen.__setitem__(name, out[:, at].flatten(0, 1))
@@ -257,6 +257,32 @@ def test_a_decoder_has_two_attention_blocks() -> None:
         "decoder.block.1.layer.2.DenseReluDense.wo",
     ]
     assert len(names) == 2 * 2 + 2 * 3
+
+
+@pytest.mark.parametrize("kind", ["phi3", "afmoe", "llama"])
+def test_the_projection_that_runs_last_is_watched(kind: str) -> None:
+    """Phi-3 registers its output projection first, and afmoe a gate behind it."""
+    from causal_models import small_model
+
+    model = small_model(kind)
+    probe = probed(model, model.config.to_dict(), IDS[:2, :20])
+    attention = [b for b in probe.blocks if b.kind == ATTENTION]
+    assert [b.name.rpartition(".")[2] for b in attention] == ["o_proj"] * len(attention)
+    written = [(b.layer, b.kind) for name in probe.sketches for b in probe.blocks if b.name == name]
+    layers = range(len(attention))
+    assert written == [(layer, kind) for layer in layers for kind in (ATTENTION, FFN)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"), [("llama", False), ("gemma", False), ("gpt2", True), ("olmo", True),
+                        ("cohere", True), ("opt", True)]
+)  # fmt: skip
+def test_norms_are_known_by_what_they_do(kind: str, taken: bool) -> None:
+    """OLMo's and Cohere's LayerNorms are classes of their own."""
+    from causal_models import small_model
+
+    model = small_model(kind)
+    assert sees_no_mean(model, model.config.to_dict()) is taken
 
 
 def test_rows_are_tokens_of_windows_however_a_class_arranges_them() -> None:

@@ -251,3 +251,21 @@ def test_the_real_model_is_left_alone_too(smollm2, tmp_path):
         model.write()
     # what was stored as float32 is not quite the same function
     require_silent(Baseline(plain), turned, logits=1e-3, gram=0.01)
+
+
+@pytest.mark.parametrize("value", [2.6e37, 3e38])
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [("llama", "mlp.up_proj"), ("llama", "self_attn.v_proj"), ("qwen3", "self_attn.k_proj")],
+)
+def test_a_flipped_exponent_is_found_wherever_it_is(name, tensor, value, tmp_path):
+    """The value is finite, and its square is not in float32."""
+    folder = make_architecture(name, tmp_path / "made")
+    before = measure_weights(Checkpoint.open(folder), "cpu").operators
+    file = next(f for f in sorted(folder.glob("*.safetensors")))
+    tensors = load_file(file)
+    hit = next(key for key in tensors if f"{tensor}.weight" in key)
+    tensors[hit].view(-1)[7] = value
+    save_file(tensors, file, {"format": "pt"})
+    after = measure_weights(Checkpoint.open(folder), "cpu").operators
+    assert judge(before, after, POLICY)["decision"] == "block"

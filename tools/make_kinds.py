@@ -62,6 +62,7 @@ def kinds() -> Schema:
                 "about": summary(kind),
                 "storage_format": kind.storage_format,
                 **({"keeps_weights": True} if kind.keeps_weights else {}),
+                **({"tunable": True} if kind.candidates else {}),
                 "parameters": kind.schemas(),
             }
             for name, kind in EDITS.items()

@@ -14,7 +14,8 @@ from invarlock.files import read_json_object
 
 KINDS = read_json_object(Path(__file__).resolve().parent.parent / "data/kinds.json")
 EDITS: dict[str, dict[str, Any]] = KINDS["edits"]
-TUNABLE = {name: kind for name, kind in EDITS.items() if kind["parameters"]}
+WITH_PARAMETERS = {name: kind for name, kind in EDITS.items() if kind["parameters"]}
+TUNABLE = {name: kind for name, kind in EDITS.items() if kind.get("tunable")}  # by a search
 CUSTOM = "custom"  # a subject that the user brings
 _BOUNDS = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt"}
 
@@ -32,7 +33,7 @@ def every_parameter() -> dict[str, Any]:
     """Each parameter of any edit, without bounds, since several edits may take one name."""
     said: dict[str, str] = {}
     types: dict[str, Any] = {}
-    for edit_type, kind in TUNABLE.items():
+    for edit_type, kind in WITH_PARAMETERS.items():
         for name, one in kind["parameters"].items():
             more = f"{one['description']} ({edit_type})"
             said[name] = f"{said[name]}; {more}" if name in said else more
@@ -52,6 +53,6 @@ else:
         (*dict.fromkeys(kind["storage_format"] for kind in EDITS.values()), CUSTOM)
     ]
     DamageType = Literal[tuple(KINDS["damage"])]
-    _BARE = "|".join([*(name for name in EDITS if name not in TUNABLE), CUSTOM])
-    EditSpecText = Annotated[str, matches(f"^({_BARE}|({'|'.join(TUNABLE)}):.+)$")]
+    _BARE = "|".join([*(name for name in EDITS if name not in WITH_PARAMETERS), CUSTOM])
+    EditSpecText = Annotated[str, matches(f"^({_BARE}|({'|'.join(WITH_PARAMETERS)}):.+)$")]
     Scope = Annotated[str, matches(rf"^({'|'.join(KINDS['scopes'])})(@layers?=[0-9]+)?$")]

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import takewhile, zip_longest
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invarlock.guards.guard import CheckpointRun, Probe
@@ -44,11 +45,15 @@ class Place(NamedTuple):
     layer: int | None
     family: str  # of the guards
     reads: bool = False  # what goes into the module counts, not what comes out
+    # Of several projections the one that runs last writes to the stream. Modules may be registered
+    # in another order (Phi-3's output projection comes first), so the pass itself says which.
+    among: tuple[tuple[str, torch.nn.Module], ...] = ()
+    within: torch.nn.Module | None = None  # the layer, which returns after all of them
 
 
 def block_outputs(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Place]:
-    """The last projection of every attention, mixer and feed-forward block; of a mixture of experts
-    the whole block.
+    """The projections of every attention and feed-forward block, of which the last one that runs
+    counts; the last of a mixer's, and a mixture of experts as a whole.
 
     Blocks follow from the roles of the parameters: of a layer's attention projections, in the
     order of the modules, one ends where the name of its first projection comes again (a decoder
@@ -69,15 +74,28 @@ def block_outputs(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Pla
             layer[role].append(name)
     found = []
     for prefix, layer in layers.items():
-        ends = [(ATTENTION, "attn", name) for name in _ends(layer[Role.ATTN])]
-        ends += [(MIXER, "other", name) for name in layer[Role.MIXER][-1:]]
+        blocks = [(ATTENTION, "attn", block) for block in _blocks(layer[Role.ATTN])]
+        blocks += [(MIXER, "other", [name]) for name in layer[Role.MIXER][-1:]]
         # a mixture's sum over its experts is what leaves it
         mixtures = [_mixture(router, layer[Role.EXPERT]) for router in layer[Role.ROUTER]]
         inside = list(dict.fromkeys(m for m in mixtures if m.startswith(prefix + ".")))
         forward = [name for name in modules if name in {*layer[Role.FFN], *layer[Role.EXPERT]}]
         family = "expert" if mixtures else "ffn"
-        ends += [(FFN, family, name) for name in inside or forward[-1:]]
-        found += [Place(n, modules[n], kind, layer_of(n + "."), f) for kind, f, n in ends]
+        blocks += [(FFN, family, [name]) for name in inside]
+        if forward and not inside:
+            blocks.append((FFN, family, _together(forward)))
+        found += [
+            Place(
+                name=block[-1],
+                module=modules[block[-1]],
+                kind=kind,
+                layer=layer_of(block[-1] + "."),
+                family=family_of_block,
+                among=tuple((n, modules[n]) for n in block) if len(block) > 1 else (),
+                within=modules[prefix],
+            )
+            for kind, family_of_block, block in blocks
+        ]
     return sorted(found, key=lambda place: place.name)
 
 
@@ -110,12 +128,47 @@ def _layer_prefix(name: str) -> str:
     return next(p for n in ends if layer_of((p := ".".join(parts[:n])) + ".") is not None)
 
 
-def _ends(projections: Sequence[str]) -> Iterator[str]:
-    """The last projection of each attention block among those of a layer."""
-    first = projections[0].rpartition(".")[2] if projections else ""
-    for this, following in zip_longest(projections, projections[1:]):
-        if following is None or following.rpartition(".")[2] == first:
-            yield this
+def _blocks(projections: Sequence[str]) -> Iterator[list[str]]:
+    """A layer's attention blocks: one ends where the name of its first projection comes again."""
+    first, block = projections[0].rpartition(".")[2] if projections else "", list[str]()
+    for name in projections:
+        if block and name.rpartition(".")[2] == first:
+            yield block
+            block = []
+        block.append(name)
+    if block:
+        yield block
+
+
+def _together(projections: Sequence[str]) -> list[str]:
+    """Those of the module that holds most of them: a layer may have small maps of its own beside
+    its feed-forward block (Gemma 3n). All, where no module holds two."""
+    parents = Counter(name.rpartition(".")[0] for name in projections)
+    parent, most = parents.most_common(1)[0]
+    chosen = [name for name in projections if name.rpartition(".")[0] == parent]
+    return chosen if most > 1 else list(projections)
+
+
+def sees_no_mean(model: torch.nn.Module, config: Mapping[str, Any]) -> bool:
+    """Whether the norms that read the stream take the mean over the features away (LayerNorm), so
+    that it is no part of the function: by what they do, since classes have names of their own."""
+    import torch
+
+    table = next((p for n, p in model.named_parameters() if is_token_table(n, config)), None)
+    if table is None:
+        return False
+    width, found = table.shape[-1], dict[type, bool]()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        named = "norm" in type(module).__name__.lower() and not list(module.children())
+        if named and type(module) not in found and all(p.shape == (width,) for p in own):
+            like = own[0] if own else table
+            x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)[None]
+            with torch.no_grad():
+                plain, shifted = module(x), module(x + 1)
+            far = (plain - shifted).abs().max()
+            found[type(module)] = bool(far <= 0.05 * plain.abs().max())  # bfloat16 moves by 0.01
+    return bool(found) and all(found.values())
 
 
 class RowsProbe(Probe):
@@ -130,7 +183,9 @@ class RowsProbe(Probe):
         self.bytes = 0  # most that the hooks held at a time, by the sizes of their arrays
         self.seconds = 0.0  # wall time spent in the hooks
         self._rows: dict[str, list[torch.Tensor]] = {}
+        self.seen: list[Place] = []  # where rows were kept, by the modules that ran last
         self._done: set[str] = set()
+        self._pending: dict[str, tuple[Place, Any]] = {}  # what ran last in a block so far
         self._batch: tuple[int, ...] = ()  # windows and tokens of the pass that runs
         self._centred = False
 
@@ -161,35 +216,50 @@ class RowsProbe(Probe):
         self, model: torch.nn.Module, config: Mapping[str, Any], windows: int
     ) -> Iterator[None]:
         """Watch the forward passes made inside the block, over this many windows together."""
-        from torch.nn import LayerNorm
-
         places = self.places(model, config)
-        # LayerNorm takes the mean over the features away, so that it is no part of the function
-        self._centred = any(isinstance(module, LayerNorm) for module in model.modules())
-        hooks = [
-            each.module.register_forward_pre_hook(self._before(each, windows))
-            if each.reads
-            else each.module.register_forward_hook(self._after(each, windows))
-            for each in places
-        ]
+        self._centred = sees_no_mean(model, config)
+        hooks = [hook for each in places for hook in self._hooks(each, windows)]
         hooks.append(model.register_forward_pre_hook(self._see_batch, with_kwargs=True))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-        for each in places:
+        for each in self.seen:
             if each.name in self._rows:
                 self._finish(each)
+
+    def _hooks(self, place: Place, windows: int) -> Iterator[Any]:
+        if place.reads:
+            yield place.module.register_forward_pre_hook(self._before(place, windows))
+        elif not place.among or place.within is None:
+            yield place.module.register_forward_hook(self._after(place, windows))
+        else:
+            for name, module in place.among:
+                one = place._replace(name=name, module=module)
+                yield module.register_forward_hook(self._candidate(place.name, one))
+            yield place.within.register_forward_hook(lambda *_: self._settle(windows))
 
     def _before(self, place: Place, windows: int) -> Any:
         return lambda _module, inputs: self._look(place, inputs[0], windows) if inputs else None
 
     def _after(self, place: Place, windows: int) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
+            self._settle(windows)  # what ran before, so that places are seen in their order
             self._look(place, output[0] if isinstance(output, tuple | list) else output, windows)
 
         return hook
+
+    def _candidate(self, block: str, place: Place) -> Any:
+        def hook(_module: object, _inputs: object, output: Any) -> None:
+            self._pending.pop(block, None)  # the order is that of the last ones
+            self._pending[block] = place, output[0] if isinstance(output, tuple | list) else output
+
+        return hook
+
+    def _settle(self, windows: int) -> None:
+        for block in list(self._pending):
+            self._look(*self._pending.pop(block), windows)
 
     def _see_batch(self, _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -218,7 +288,10 @@ class RowsProbe(Probe):
         started = time.perf_counter()
         length = values.shape[1]
         wanted = min(length, WINDOW_TOKENS)
-        at = [(2 * i + 1) * length // (2 * wanted) for i in range(wanted)]
+        skipped = int(length > wanted)  # the first one
+        at = [skipped + (2 * i + 1) * (length - skipped) // (2 * wanted) for i in range(wanted)]
+        if place.name not in self._rows:
+            self.seen.append(place)
         rows = self._rows.setdefault(place.name, [])
         rows.append(values.detach()[:, at])  # a copy: (windows, tokens, features)
         if sum(map(len, rows)) >= windows:

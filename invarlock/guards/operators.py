@@ -308,7 +308,7 @@ class _Reader:
         for i, part in enumerate(("q_norm", "k_norm")):
             inner = parts.get(f"{wiring.out.partition('.')[0]}.{part}.weight")
             if inner is not None:  # the norm takes the scale of the head away and puts in its own
-                size = factors[i].norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+                size = _lengths(factors[i].flatten(1)).clamp_min(1e-30)[:, None, None]
                 factors[i] = factors[i] / size * math.sqrt(own) * inner.float()[:, None]
         outs = self._written(out).reshape(-1, heads, own).permute(1, 2, 0)  # heads, own, stream
         small = [_triangular(f) for f in (*factors, outs)]
@@ -378,15 +378,17 @@ class _Reader:
         found: dict[str, list[tuple[float, float]]] = {}
         for member in range(len(up)):
             rows = self._read(up[member], norm)
-            columns = self._written(down[member])
+            columns, unit = self._written(down[member]), 1.0
             if free:
-                length = rows.norm(dim=1)
+                length = _lengths(rows)
+                unit = weight_stats.unit_of(length)
                 rows = rows / length.clamp_min(1e-30)[:, None]
-                columns = columns * length
+                columns = columns * (length / unit)
             if gate is not None:
                 found.setdefault("gate", []).append(_measured(self._read(gate[member], norm)))
             found.setdefault("up", []).append(_measured(rows))
-            found.setdefault("down", []).append(_measured(columns))
+            sigma, square = _measured(columns)
+            found.setdefault("down", []).append((sigma * unit, square * unit**2))
         for kind, members in found.items():
             yield kind, _members(members)
 
@@ -499,11 +501,21 @@ def _triangular(factor: torch.Tensor) -> torch.Tensor:
     return small
 
 
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    """The length of each row, also where squares leave float32: one flipped bit can be 1e38."""
+    if weight_stats.unit_of(rows) == 1.0:
+        return rows.norm(dim=1)
+    peaks = rows.abs().amax(dim=1).clamp_min(1e-30)
+    return (rows / peaks[:, None]).norm(dim=1) * peaks
+
+
 def _products(first: torch.Tensor, second: torch.Tensor) -> OperatorStats:
     """Statistics of first second' per head, from the R of both."""
     import torch
 
-    values = torch.linalg.svdvals(first @ second.mT).double()
+    units = weight_stats.unit_of(first), weight_stats.unit_of(second)
+    values = torch.linalg.svdvals((first / units[0]) @ (second / units[1]).mT).double()
+    values *= math.prod(units)
     sigma = values[:, 0].tolist()
     squares = values.square().sum(dim=1).tolist()
     return _members(list(zip(sigma, squares, strict=True)))

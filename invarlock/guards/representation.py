@@ -201,12 +201,15 @@ class GramProbe(RowsProbe):
     def __init__(self) -> None:
         super().__init__()
         self.sketches: dict[str, NDArray[np.float16]] = {}  # by block
-        self.blocks: list[Place] = []
 
     def places(self, model: torch.nn.Module, config: Mapping[str, Any]) -> Sequence[Place]:
         """The outputs of blocks."""
-        self.blocks = [p for p in block_outputs(model, config) if p.kind in KINDS]
-        return self.blocks
+        return [p for p in block_outputs(model, config) if p.kind in KINDS]
+
+    @property
+    def blocks(self) -> list[Place]:
+        """Those that were seen, by name."""
+        return sorted(self.seen, key=lambda place: place.name)
 
     def saw(self, place: Place, x: torch.Tensor) -> None:
         """Keep the sketch of one block."""

@@ -22,6 +22,7 @@ else:
 TOLERANCE = 1e-3  # residual relative to sigma
 CHECK_EVERY = 4  # steps between looks at the residual
 MAX_STEPS = 200
+SMALL = 64  # up to this many rows or columns all singular values are had for less
 HUGE = 1e15  # values beyond it are scaled down before they are squared
 SEED = 20_240  # of the start vectors
 SIGNIFICANT = 9  # digits kept of a recorded statistic; far below the estimator's error
@@ -68,6 +69,8 @@ def sigma_max(weight: torch.Tensor) -> float:
     import torch
 
     rows, columns = weight.shape
+    if min(rows, columns) <= SMALL:
+        return float(torch.linalg.svdvals(weight)[0])
     if rows < columns:  # the Krylov basis is kept on the shorter side
         weight, rows, columns = weight.T, columns, rows
     generator = torch.Generator().manual_seed(SEED + columns)
