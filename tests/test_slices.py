@@ -110,7 +110,7 @@ def test_the_tail_of_a_slice_is_a_violation_that_names_it() -> None:
     assert list(tail["slices"]) == ["prose", "code", "languages"]  # 6 long windows have no tail
     assert {"code"} <= {v.get("slice") for v in tail["violations"]}
     assert "prose" not in {v.get("slice") for v in tail["violations"]}
-    assert tail["slices"]["code"]["level"] == pytest.approx(1 - 0.05 / 3)
+    assert tail["slices"]["code"]["level"] == pytest.approx(1 - 0.05 / 2 / 3)
 
 
 def test_a_slice_is_compared_by_the_function_that_compares_all_windows() -> None:
