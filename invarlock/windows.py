@@ -31,6 +31,7 @@ from invarlock.counts import counted
 from invarlock.documents.windows import Record, Slice, Window, WindowSet
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
+from invarlock.metrics import MIN_DOCUMENTS
 from invarlock.records import TEXT, Encode, LabelledRecord, check_record, encode_record
 from invarlock.tokenizer_meaning import read_tokenizer
 
@@ -208,7 +209,8 @@ def make_sliced_windows(
     """The document ``windows.json`` of several slices; what one has, no later one is given.
 
     Raises:
-        InputError, ConfigError: as :func:`make_windows`, with the name of the slice.
+        InputError, ConfigError: as :func:`make_windows`, with the name of the slice; or one of
+            several has scored windows of fewer than ``MIN_DOCUMENTS`` documents.
     """
     encode, config = load_encoder(folder), _config_for(folder, slices[0].plan)
     arms: tuple[list[Window], list[Window]] = ([], [])
@@ -227,6 +229,7 @@ def make_sliced_windows(
                 found=error.found,
                 hint=error.hint,
             ) from error
+        _require_documents(one, found[1], len(slices))
         for arm, windows in zip(arms, found, strict=True):
             arm += [Window(w.window_id, f"{one.text}/{w.cluster}", w.tokens) for w in windows]
             taken |= {w.window_id for w in windows}
@@ -247,6 +250,19 @@ def make_sliced_windows(
         "slices": rows,
     }
     return _document(folder, config, arms, first.plan, head)
+
+
+def _require_documents(one: SliceText, final: Sequence[Window], slices: int) -> None:
+    """Refuse to measure to its end a slice that could not pass."""
+    found = len({window.cluster for window in final})
+    if slices > 1 and found < MIN_DOCUMENTS:
+        raise InputError(
+            f"slice {one.name}: its scored windows are of too few documents: nothing could pass",
+            where=str(one.source["name"]),
+            expected=f"at least {MIN_DOCUMENTS}",
+            found=str(found),
+            hint="raise windows.final, or give the slice a text of more documents, or none",
+        )
 
 
 def divided(windows: int, parts: int) -> list[int]:

@@ -265,10 +265,10 @@ def test_windows_longer_than_the_context_are_refused(tiny_folder: Path) -> None:
 
 
 def slices_of(**lengths: int) -> list[SliceText]:
-    """Slices of their own texts of 12 documents, 3 preview and 4 final windows of these lengths."""
+    """Slices of their own texts of 12 documents, 3 preview and 5 final windows of these lengths."""
     texts = [f"{chr(97 + i) * 3} {j} " * 40 for i in range(12) for j in range(1)]
     return [
-        SliceText(name, name, [f"{name} {t}" for t in texts], WindowPlan(n, 3, 4, 5), SOURCE)
+        SliceText(name, name, [f"{name} {t}" for t in texts], WindowPlan(n, 3, 5, 5), SOURCE)
         for name, n in lengths.items()
     ]
 
@@ -285,10 +285,10 @@ def test_slices_stand_in_their_order_and_name_their_documents(
         ("code", 16),
         ("long", 64),
     ]
-    assert [len(w.tokens) for w in found.final] == [16] * 8 + [64] * 4
+    assert [len(w.tokens) for w in found.final] == [16] * 10 + [64] * 5
     texts = [window.cluster.partition("/")[0] for window in found.preview]
     assert texts == ["prose"] * 3 + ["code"] * 3 + ["long"] * 3
-    assert (found.seq_len, found.counts.preview, found.counts.final) == (16, 9, 12)
+    assert (found.seq_len, found.counts.preview, found.counts.final) == (16, 9, 15)
 
 
 def test_slices_of_one_text_share_its_documents(tiny_folder: Path) -> None:
@@ -304,7 +304,17 @@ def test_no_window_is_in_two_slices(tiny_folder: Path) -> None:
     (first,) = slices_of(prose=16)
     document = make_sliced_windows(tiny_folder, [first, replace(first, name="again")])
     ids = [w["window_id"] for arm in ("preview", "final") for w in document[arm]]
-    assert len(set(ids)) == len(ids) == 14
+    assert len(set(ids)) == len(ids) == 16
+
+
+def test_a_slice_that_could_not_pass_is_refused_when_it_is_cut(tiny_folder: Path) -> None:
+    """Of fewer than 5 documents nothing is known of how they differ; one text alone has no slice
+    to be judged."""
+    first, second = slices_of(prose=16, code=16)
+    few = replace(second, documents=second.documents[:4])
+    with pytest.raises(InputError, match=r"slice code: .* too few documents.*at least 5.*found 4"):
+        make_sliced_windows(tiny_folder, [first, few])
+    assert make_sliced_windows(tiny_folder, [few])["counts"] == {"preview": 3, "final": 5}
 
 
 def test_the_line_about_too_little_text_names_the_slice(tiny_folder: Path) -> None:
@@ -318,7 +328,7 @@ def test_the_line_about_too_little_text_names_the_slice(tiny_folder: Path) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: d["slices"][1]["counts"].update(final=5),
+        lambda d: d["slices"][1]["counts"].update(final=6),
         lambda d: d["slices"][1].update(seq_len=17),
         lambda d: d["slices"][1].update(name="prose"),
         lambda d: d["slices"].reverse(),
