@@ -206,7 +206,9 @@ class SliceText:
 def make_sliced_windows(
     folder: Path, slices: Sequence[SliceText], kind: str = TEXT
 ) -> dict[str, Any]:
-    """The document ``windows.json`` of several slices; what one has, no later one is given.
+    """The document ``windows.json`` of several slices; no window is in two of them.
+
+    A longer window may cover shorter ones of another slice of its text: they share a cluster.
 
     Raises:
         InputError, ConfigError: as :func:`make_windows`, with the name of the slice; or one of
@@ -373,6 +375,10 @@ def set_of_ids(ids: Iterable[str]) -> dict[str, Any]:
 def ids_of_others(paths: Sequence[Path], seq_len: int, bos: int | None = None) -> frozenset[str]:
     """The ids of all windows of other files, to be kept apart from windows of ``seq_len`` tokens.
 
+    Of a longer window, as a slice may have them, they are also those of everything in it that is
+    ``seq_len`` long, wherever it begins. What lies across its end is not known here, so that a
+    window may share less than ``seq_len`` tokens with it.
+
     Args:
         bos: the begin-of-text token at the head of the windows; None for none.
 
@@ -399,8 +405,18 @@ def ids_of_others(paths: Sequence[Path], seq_len: int, bos: int | None = None) -
                 found=str(other.bos),
                 hint="cut all windows of a model with one windows.add_bos",
             )
-        ids |= {window.window_id for window in (*other.preview, *other.final)}
+        for window in (*other.preview, *other.final):
+            ids.add(window.window_id)
+            if isinstance(window, Window):
+                ids |= _ids_within(window.tokens, seq_len, () if bos is None else (bos,))
     return frozenset(ids)
+
+
+def _ids_within(tokens: Sequence[int], seq_len: int, head: tuple[int, ...]) -> set[str]:
+    """The ids of the windows of ``seq_len`` tokens whose text is in a longer window."""
+    text, stride = tokens[len(head) :], seq_len - len(head)
+    begins = range(len(text) - stride + 1)
+    return {window_id((*head, *text[begin : begin + stride])) for begin in begins}
 
 
 def write_windows(path: Path, document: Mapping[str, Any]) -> None:

@@ -248,6 +248,36 @@ def test_a_file_says_what_was_excluded(tiny_folder: Path, tmp_path: Path) -> Non
     assert set(first).isdisjoint(second)
 
 
+@pytest.mark.parametrize("bos", [None, 1])
+def test_what_lies_in_a_long_window_is_kept_apart(
+    tiny_folder: Path, tmp_path: Path, bos: int | None
+) -> None:
+    """Training text is no part of a long window that is judged, wherever in it it would begin."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = ["".join(f"{a}{b}{i}" for a in letters for b in letters[:4]) for i in range(10, 22)]
+    plan = WindowPlan(16, 3, 5, 5, bos=bos)
+    first = SliceText("prose", "prose", texts, plan, SOURCE)
+    long = replace(first, name="long", plan=replace(plan, seq_len=100))
+    path = tmp_path / "w.json"
+    write_windows(path, make_sliced_windows(tiny_folder, [first, long]))
+    judged = read_windows(path)
+    head = 0 if bos is None else 1
+    covered = {
+        window.tokens[begin : begin + 16 - head]
+        for window in (*judged.preview, *judged.final)
+        for begin in range(head, len(window.tokens) - 16 + head + 1)
+    }
+
+    def shared(excluded: frozenset[str]) -> int:
+        apart = replace(plan, preview=16, final=16, seed=9, excluded=excluded)
+        arms = select_windows(texts, load_encoder(tiny_folder), apart)
+        return sum(window.tokens[head:] in covered for arm in arms for window in arm)
+
+    by_name = frozenset(w.window_id for w in (*judged.preview, *judged.final))
+    assert shared(by_name) > 0
+    assert shared(ids_of_others([path], 16, bos)) == 0
+
+
 def test_windows_of_another_length_cannot_be_excluded(tiny_folder: Path, tmp_path: Path) -> None:
     """The same text would have another id: nothing would be kept apart."""
     written(tiny_folder, tmp_path / "w.json")
