@@ -31,6 +31,7 @@ from invarlock.counts import counted
 from invarlock.documents.windows import Record, Slice, Window, WindowSet
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
+from invarlock.metrics import MIN_DOCUMENTS
 from invarlock.records import TEXT, Encode, LabelledRecord, check_record, encode_record
 from invarlock.tokenizer_meaning import read_tokenizer
 
@@ -205,10 +206,13 @@ class SliceText:
 def make_sliced_windows(
     folder: Path, slices: Sequence[SliceText], kind: str = TEXT
 ) -> dict[str, Any]:
-    """The document ``windows.json`` of several slices; what one has, no later one is given.
+    """The document ``windows.json`` of several slices; no window is in two of them.
+
+    A longer window may cover shorter ones of another slice of its text: they share a cluster.
 
     Raises:
-        InputError, ConfigError: as :func:`make_windows`, with the name of the slice.
+        InputError, ConfigError: as :func:`make_windows`, with the name of the slice; or one of
+            several has scored windows of fewer than ``MIN_DOCUMENTS`` documents.
     """
     encode, config = load_encoder(folder), _config_for(folder, slices[0].plan)
     arms: tuple[list[Window], list[Window]] = ([], [])
@@ -227,6 +231,7 @@ def make_sliced_windows(
                 found=error.found,
                 hint=error.hint,
             ) from error
+        _require_documents(one, found[1], len(slices))
         for arm, windows in zip(arms, found, strict=True):
             arm += [Window(w.window_id, f"{one.text}/{w.cluster}", w.tokens) for w in windows]
             taken |= {w.window_id for w in windows}
@@ -247,6 +252,19 @@ def make_sliced_windows(
         "slices": rows,
     }
     return _document(folder, config, arms, first.plan, head)
+
+
+def _require_documents(one: SliceText, final: Sequence[Window], slices: int) -> None:
+    """Refuse to measure to its end a slice that could not pass."""
+    found = len({window.cluster for window in final})
+    if slices > 1 and found < MIN_DOCUMENTS:
+        raise InputError(
+            f"slice {one.name}: its scored windows are of too few documents: nothing could pass",
+            where=str(one.source["name"]),
+            expected=f"at least {MIN_DOCUMENTS}",
+            found=str(found),
+            hint="raise windows.final, or give the slice a text of more documents, or none",
+        )
 
 
 def divided(windows: int, parts: int) -> list[int]:
@@ -357,6 +375,10 @@ def set_of_ids(ids: Iterable[str]) -> dict[str, Any]:
 def ids_of_others(paths: Sequence[Path], seq_len: int, bos: int | None = None) -> frozenset[str]:
     """The ids of all windows of other files, to be kept apart from windows of ``seq_len`` tokens.
 
+    Of a longer window, as a slice may have them, they are also those of everything in it that is
+    ``seq_len`` long, wherever it begins. What lies across its end is not known here, so that a
+    window may share less than ``seq_len`` tokens with it.
+
     Args:
         bos: the begin-of-text token at the head of the windows; None for none.
 
@@ -383,8 +405,18 @@ def ids_of_others(paths: Sequence[Path], seq_len: int, bos: int | None = None) -
                 found=str(other.bos),
                 hint="cut all windows of a model with one windows.add_bos",
             )
-        ids |= {window.window_id for window in (*other.preview, *other.final)}
+        for window in (*other.preview, *other.final):
+            ids.add(window.window_id)
+            if isinstance(window, Window):
+                ids |= _ids_within(window.tokens, seq_len, () if bos is None else (bos,))
     return frozenset(ids)
+
+
+def _ids_within(tokens: Sequence[int], seq_len: int, head: tuple[int, ...]) -> set[str]:
+    """The ids of the windows of ``seq_len`` tokens whose text is in a longer window."""
+    text, stride = tokens[len(head) :], seq_len - len(head)
+    begins = range(len(text) - stride + 1)
+    return {window_id((*head, *text[begin : begin + stride])) for begin in begins}
 
 
 def write_windows(path: Path, document: Mapping[str, Any]) -> None:

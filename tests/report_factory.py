@@ -141,7 +141,7 @@ def block_record(moved: Mapping[str, float]) -> Document:
     """What was recorded of the blocks: 0 is the distance of those that are not named."""
     seen = [
         representation.SeenBlock(
-            f"model.layers.{i}.{name}", kind, i, 8 * WINDOW_TOKENS, 2 * i + at, 0.0
+            f"model.layers.{i}.{name}", kind, i, len(CALIBRATION) * WINDOW_TOKENS, 2 * i + at, 0.0
         )
         for i in range(LAYERS)
         for at, (name, kind) in enumerate(
@@ -162,7 +162,7 @@ def targets(run: Sequence[rmt.Activation]) -> list[rmt.Activation]:
 
 def rows_of_preview(windows: int) -> tuple[list[int], list[int]]:
     """The rows of the preview arm that guards are calibrated on, and those of a trial."""
-    calibration = [(2 * k + 1) * windows // 16 for k in range(8)]
+    calibration = sorted({(2 * k + 1) * windows // 16 for k in range(8)})
     return calibration, [row for row in range(windows) if row not in calibration][3::7][:24]
 
 
@@ -215,7 +215,11 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
         {
             "name": "rmt",
             "phase": "activations",
-            "calibration": {"windows": len(ids), "tokens": 8 * WINDOW_TOKENS, "window_ids": ids},
+            "calibration": {
+                "windows": len(ids),
+                "tokens": len(ids) * WINDOW_TOKENS,
+                "window_ids": ids,
+            },
             "modules": rmt.to_table(seen),
         },
         {"name": "variance", "phase": "held_out_windows", "tap": TAP, "trial": tried},
@@ -447,7 +451,9 @@ def make_sliced(
         spread: deviation of the windows' differences, nats a token.
         kl: mean divergence of a slice's windows, where it is not that of the factory.
     """
-    runs = [copy.deepcopy(BASELINE), run_report("sliced", 0.0001)]
+    calibration, held_out = rows_of_preview(next(iter(SLICES.values()))[0])
+    with mock.patch.multiple(__name__, CALIBRATION=calibration, HELD_OUT=held_out):
+        runs = [run_report("baseline"), run_report("sliced", 0.0001)]
     counts = {arm: [part[i] for part in SLICES.values()] for i, arm in enumerate(ARMS)}
     for run in runs:
         source = run["data"]["source"]

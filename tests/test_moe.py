@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from invarlock.guards.moe import Moe, RouterProbe, RouterStats, from_table, judge, to_table
+from invarlock.guards.moe import (
+    Moe,
+    RouterProbe,
+    RouterStats,
+    experts_per_token,
+    from_table,
+    judge,
+    to_table,
+)
 from invarlock.policy import MoePolicy
 from invarlock.roles import Role, role_of
 
@@ -116,6 +125,21 @@ def test_a_dense_model_has_no_routers() -> None:
     with RouterProbe().attach(model, model.config.to_dict()) as probe:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert (probe.results(), probe.top_k) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"moe_topk": [1, 2, 2]}, 2),
+        ({"moe_topk": 3}, 3),
+        ({"moe_topk": []}, 0),
+        ({"num_experts_per_tok": None, "text_config": SimpleNamespace(top_k=(4, 1))}, 4),
+        ({}, 0),
+    ],
+)
+def test_experts_of_a_token_may_differ_by_layer(config: dict[str, Any], most: int) -> None:
+    """The largest number counts; a list made the routers vanish."""
+    assert experts_per_token(SimpleNamespace(**config)) == most
 
 
 def collapsed(tensors: dict[str, torch.Tensor], expert: int) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from page_factory import make_mixture_report, make_page_report
-from report_factory import make_accuracy, make_crashed, make_rejected, make_report
+from report_factory import make_accuracy, make_crashed, make_rejected, make_report, make_sliced
 
 from invarlock.pages.parts import Check
 from invarlock.reporting import signals
@@ -80,6 +80,15 @@ def test_a_tail_beyond_its_limit_warns_or_fails() -> None:
     assert (row.status, "only warns" in row.note) == ("warning", True)
     report["validation"]["primary_metric_tail_acceptable"] = False
     assert check(report, "Tail of the differences").status == "fail"
+
+
+def test_a_pass_without_a_passing_slice_is_a_page_too() -> None:
+    """Pages are made of reports that were not verified: what contradicts itself is said."""
+    report = make_sliced({})
+    for part in report["primary_metric"]["slices"]:
+        part["decision"] = "fail"
+    assert report["primary_metric"]["decision"] == "pass"
+    assert "contradicts the decision" in check(report, "Primary metric").note
 
 
 def test_activation_rows() -> None:

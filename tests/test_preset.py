@@ -349,6 +349,19 @@ def test_a_preset_that_contradicts_itself_is_refused() -> None:
                 and p[-2] == NULL_EDITS[1]]  # fmt: skip
 
 
+def test_a_kind_of_block_without_a_limit_is_refused_by_name() -> None:
+    """In statistics and in a preset that was written by hand: one line, no traceback."""
+    given = stats()
+    document = derive(given, "balanced", "x")
+    null = document["null_statistics"]["representation"]
+    null["mixer"] = null["attention"]
+    with pytest.raises(ContractError, match="representation"):
+        preset_of(document, "x")
+    given["runs"][0]["representation"]["mixer"] = [0.1]
+    with pytest.raises(ContractError, match="representation"):
+        derive(given, "balanced", "x")
+
+
 def test_another_table_and_another_tier_are_noticed() -> None:
     """Renaming the tier, or naming none of ours, does not carry thresholds over."""
     document = derive(stats(), "balanced", "x")

@@ -14,6 +14,7 @@ from invarlock import preflight
 from invarlock.evidence import parity
 from invarlock.evidence.tree import PackFile, Tree, size_of
 from invarlock.files import canonical_json
+from invarlock.guards import BY_NAME
 from invarlock.metrics.bootstrap import cluster_sums
 from invarlock.metrics.kind import MetricEvidence, SliceEvidence
 from invarlock.metrics.kinds import METRICS
@@ -109,7 +110,7 @@ def test_the_tail_of_a_slice_is_a_violation_that_names_it() -> None:
     assert list(tail["slices"]) == ["prose", "code", "languages"]  # 6 long windows have no tail
     assert {"code"} <= {v.get("slice") for v in tail["violations"]}
     assert "prose" not in {v.get("slice") for v in tail["violations"]}
-    assert tail["slices"]["code"]["level"] == pytest.approx(1 - 0.05 / 3)
+    assert tail["slices"]["code"]["level"] == pytest.approx(1 - 0.05 / 2 / 3)
 
 
 def test_a_slice_is_compared_by_the_function_that_compares_all_windows() -> None:
@@ -167,6 +168,30 @@ def test_what_a_report_says_of_its_slices_is_held_to_the_windows(change: object)
     report = copy.deepcopy(reports.make_sliced({"code": 1.14}))
     change(report)  # type: ignore[operator]
     assert replay(report)
+
+
+def test_guards_are_calibrated_on_the_windows_of_the_first_slice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On all of them where they are few, and on those of no other slice."""
+    monkeypatch.setitem(reports.SLICES, "prose", (6, 58, reports.TOKENS + 1))
+    monkeypatch.setitem(reports.SLICES, "code", (113, 58, reports.TOKENS + 1))
+    report = reports.make_sliced({})
+    calibration = report["rmt"]["calibration"]
+    assert calibration["windows"] == 6
+    assert replay(report) == []
+    report["variance"]["proposed_scales"] = {"model.layers.0.mlp": 0.9}  # nothing was held out
+    assert not [
+        line for line in BY_NAME["variance"].impossible(report) if "trial is missing" in line
+    ]
+    foreign = report["evaluation_windows"]["preview"]["window_ids"][6:8]
+    calibration["window_ids"][0] = foreign[0]
+    assert list(BY_NAME["rmt"].impossible(report)) == [
+        "/rmt/calibration does not name warm-up windows"
+    ]
+    report["variance"]["trial"] = {"window_ids": [foreign[1]]}
+    wanted = ["/variance/trial does not name held-out warm-up windows"]
+    assert list(BY_NAME["variance"].impossible(report)) == wanted
 
 
 def test_slices_that_are_left_out_depart_from_the_baseline_run() -> None:

@@ -151,15 +151,15 @@ def test_slices_and_long_windows_are_cut_from_their_texts(here: Path) -> None:
     """The windows are divided; long ones, as long as the context, are of the first text."""
     text = "prose=local:prose.jsonl,code=local:code.jsonl"
     pin_two(text)
-    assert windows("--text", text, "--preview", "8", "--final", "11", "--long", "5") == 0
+    assert windows("--text", text, "--preview", "8", "--final", "16", "--long", "5") == 0
     found = json.loads((here / "w.json").read_text())
     counts = [(p["counts"]["preview"], p["counts"]["final"]) for p in found["slices"]]
     parts = [(p["name"], p["seq_len"], *n) for p, n in zip(found["slices"], counts, strict=True)]
-    assert parts == [("prose", 16, 3, 3), ("code", 16, 3, 3), ("long", 128, 2, 5)]
+    assert parts == [("prose", 16, 3, 6), ("code", 16, 3, 5), ("long", 128, 2, 5)]
     names = [p["source"]["name"] for p in found["slices"]]
     assert names == ["prose.jsonl", "code.jsonl", "prose.jsonl"]
     assert (found["counts"], found["source"]) == (
-        {"preview": 8, "final": 11},
+        {"preview": 8, "final": 16},
         found["slices"][0]["source"],
     )
 
@@ -178,7 +178,7 @@ def test_one_text_without_long_windows_gives_the_bytes_that_it_always_gave(here:
     [
         (100, 12, 5, "too few windows of 128 tokens"),
         (300, 12, 4, "they would be of 4 documents, 5 are needed"),
-        (300, 9, 5, "there would be fewer others"),
+        (300, 10, 6, "there would be fewer others"),
     ],
 )
 def test_long_windows_that_could_not_be_judged_are_not_cut(

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from scipy.stats import binom
 
 from invarlock.metrics.perplexity import Arm
-from invarlock.metrics.tail import Tail, judge_tail, tail_acceptable
+from invarlock.metrics.tail import Tail, judge_tail, judge_tails, tail_acceptable
 from invarlock.policy import load_policy
 
 POLICY = load_policy("balanced").tail
@@ -132,6 +132,27 @@ def test_no_change_passes():
     stats = block["stats"]
     assert {stats[k] for k in ("max", "q50", "q99", "quantile_low", "quantile_high")} == {0.0}
     assert tail_acceptable(block)
+
+
+def test_all_windows_and_slices_share_the_error():
+    """A tail that the error of 5 % shows and half of it does not violates without slices alone."""
+    whole = next(
+        a
+        for a in (damaged(k / 200) for k in range(1, 40))
+        if Tail.of(a).shown_above(POLICY.quantile, POLICY.quantile_max)
+    )
+    assert not Tail.of(whole).shown_above(POLICY.quantile, POLICY.quantile_max, 0.975)
+    short = arm([0.001] * (POLICY.min_windows - 1))
+    for parts in ({}, {"short": short}):
+        assert judge_tails(whole, parts, FAIL) == judge_tail(whole, FAIL)
+        assert not judge_tails(whole, parts, FAIL)["passed"]
+    calm = arm([0.001] * 100)
+    found = judge_tails(whole, {"prose": calm, "code": calm, "short": short}, FAIL)
+    assert found["passed"]
+    assert {name: part["level"] for name, part in found["slices"].items()} == pytest.approx(
+        {"prose": 1 - 0.05 / 4, "code": 1 - 0.05 / 4}
+    )
+    assert judge_tails(None, {"prose": calm}, FAIL) == judge_tail(None, FAIL)
 
 
 def test_tail_mass_is_gated_where_asked():

@@ -248,6 +248,36 @@ def test_a_file_says_what_was_excluded(tiny_folder: Path, tmp_path: Path) -> Non
     assert set(first).isdisjoint(second)
 
 
+@pytest.mark.parametrize("bos", [None, 1])
+def test_what_lies_in_a_long_window_is_kept_apart(
+    tiny_folder: Path, tmp_path: Path, bos: int | None
+) -> None:
+    """Training text is no part of a long window that is judged, wherever in it it would begin."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = ["".join(f"{a}{b}{i}" for a in letters for b in letters[:4]) for i in range(10, 22)]
+    plan = WindowPlan(16, 3, 5, 5, bos=bos)
+    first = SliceText("prose", "prose", texts, plan, SOURCE)
+    long = replace(first, name="long", plan=replace(plan, seq_len=100))
+    path = tmp_path / "w.json"
+    write_windows(path, make_sliced_windows(tiny_folder, [first, long]))
+    judged = read_windows(path)
+    head = 0 if bos is None else 1
+    covered = {
+        window.tokens[begin : begin + 16 - head]
+        for window in (*judged.preview, *judged.final)
+        for begin in range(head, len(window.tokens) - 16 + head + 1)
+    }
+
+    def shared(excluded: frozenset[str]) -> int:
+        apart = replace(plan, preview=16, final=16, seed=9, excluded=excluded)
+        arms = select_windows(texts, load_encoder(tiny_folder), apart)
+        return sum(window.tokens[head:] in covered for arm in arms for window in arm)
+
+    by_name = frozenset(w.window_id for w in (*judged.preview, *judged.final))
+    assert shared(by_name) > 0
+    assert shared(ids_of_others([path], 16, bos)) == 0
+
+
 def test_windows_of_another_length_cannot_be_excluded(tiny_folder: Path, tmp_path: Path) -> None:
     """The same text would have another id: nothing would be kept apart."""
     written(tiny_folder, tmp_path / "w.json")
@@ -265,10 +295,10 @@ def test_windows_longer_than_the_context_are_refused(tiny_folder: Path) -> None:
 
 
 def slices_of(**lengths: int) -> list[SliceText]:
-    """Slices of their own texts of 12 documents, 3 preview and 4 final windows of these lengths."""
+    """Slices of their own texts of 12 documents, 3 preview and 5 final windows of these lengths."""
     texts = [f"{chr(97 + i) * 3} {j} " * 40 for i in range(12) for j in range(1)]
     return [
-        SliceText(name, name, [f"{name} {t}" for t in texts], WindowPlan(n, 3, 4, 5), SOURCE)
+        SliceText(name, name, [f"{name} {t}" for t in texts], WindowPlan(n, 3, 5, 5), SOURCE)
         for name, n in lengths.items()
     ]
 
@@ -285,10 +315,10 @@ def test_slices_stand_in_their_order_and_name_their_documents(
         ("code", 16),
         ("long", 64),
     ]
-    assert [len(w.tokens) for w in found.final] == [16] * 8 + [64] * 4
+    assert [len(w.tokens) for w in found.final] == [16] * 10 + [64] * 5
     texts = [window.cluster.partition("/")[0] for window in found.preview]
     assert texts == ["prose"] * 3 + ["code"] * 3 + ["long"] * 3
-    assert (found.seq_len, found.counts.preview, found.counts.final) == (16, 9, 12)
+    assert (found.seq_len, found.counts.preview, found.counts.final) == (16, 9, 15)
 
 
 def test_slices_of_one_text_share_its_documents(tiny_folder: Path) -> None:
@@ -304,7 +334,17 @@ def test_no_window_is_in_two_slices(tiny_folder: Path) -> None:
     (first,) = slices_of(prose=16)
     document = make_sliced_windows(tiny_folder, [first, replace(first, name="again")])
     ids = [w["window_id"] for arm in ("preview", "final") for w in document[arm]]
-    assert len(set(ids)) == len(ids) == 14
+    assert len(set(ids)) == len(ids) == 16
+
+
+def test_a_slice_that_could_not_pass_is_refused_when_it_is_cut(tiny_folder: Path) -> None:
+    """Of fewer than 5 documents nothing is known of how they differ; one text alone has no slice
+    to be judged."""
+    first, second = slices_of(prose=16, code=16)
+    few = replace(second, documents=second.documents[:4])
+    with pytest.raises(InputError, match=r"slice code: .* too few documents.*at least 5.*found 4"):
+        make_sliced_windows(tiny_folder, [first, few])
+    assert make_sliced_windows(tiny_folder, [few])["counts"] == {"preview": 3, "final": 5}
 
 
 def test_the_line_about_too_little_text_names_the_slice(tiny_folder: Path) -> None:
@@ -318,7 +358,7 @@ def test_the_line_about_too_little_text_names_the_slice(tiny_folder: Path) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: d["slices"][1]["counts"].update(final=5),
+        lambda d: d["slices"][1]["counts"].update(final=6),
         lambda d: d["slices"][1].update(seq_len=17),
         lambda d: d["slices"][1].update(name="prose"),
         lambda d: d["slices"].reverse(),

@@ -6,6 +6,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from invarlock.documents.fields import (
     AboveZero,
+    BlockKind,
     Calibration,
     Closed,
     Count,
@@ -90,7 +91,7 @@ class Representation(Closed):
     """Representation thresholds."""
 
     limit_by_kind: Annotated[
-        dict[FamilyName, AboveZero], about("Largest Gram distance, by kind of block.")
+        dict[BlockKind, AboveZero], about("Largest Gram distance, by kind of block.")
     ]
 
 
@@ -141,7 +142,7 @@ class NullStatistics(Closed):
     ]
     drift: NullStatisticsSpectral
     representation: Annotated[
-        dict[FamilyName, NullStatisticsSpectral] | UnsetType,
+        dict[BlockKind, NullStatisticsSpectral] | UnsetType,
         about("ln(1 + Gram distance), by kind of block."),
     ] = UNSET
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from invarlock.documents.fields import (
+    BlockKind,
     Calibration,
     Closed,
     Count,
@@ -37,7 +38,7 @@ class Run(Closed):
         about("Of the activation edge risk, by family, one value a module in order of names."),
     ]
     representation: Annotated[
-        dict[FamilyName, Annotated[list[float], Meta(min_length=1)]] | UnsetType,
+        dict[BlockKind, Annotated[list[float], Meta(min_length=1)]] | UnsetType,
         about("ln(1 + Gram distance), by kind of block, one value a block in order of names."),
     ] = UNSET
 

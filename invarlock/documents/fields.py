@@ -110,6 +110,7 @@ Sha256 = Annotated[str, matches("^[0-9a-f]{64}$")]
 Digest = Annotated[str, matches("^sha256:[0-9a-f]{64}$")]
 Commit = Annotated[str, matches("^[0-9a-f]{40}$")]
 FamilyName = Annotated[str, matches("^[a-z][a-z_]*$")]
+BlockKind = Annotated[str, matches("^(attention|ffn)$")]  # those that tiers have limits of
 
 Category = Literal["clean", "stress", "error_injection", "custom"]
 Strictness = Literal["must_pass", "must_fail", "must_detect", "informational"]

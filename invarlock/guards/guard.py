@@ -301,6 +301,14 @@ class Warning(Open):
     ] = UNSET
 
 
+def guarded_windows(report: Report) -> list[str]:
+    """The ids of the warm-up windows that guards look at: all, or those of the first slice."""
+    rows = report["evaluation_windows"]["preview"]
+    ids: list[str] = rows["window_ids"]
+    names = rows.get("slices")  # of each window, in the order of the slices
+    return [i for i, name in zip(ids, names, strict=False) if name == names[0]] if names else ids
+
+
 def warning(guard: str, kind: str, message: str) -> Block:
     """A warning that alone blocks nothing; ``verify --warning-policy fail`` refuses any.
 

@@ -279,13 +279,18 @@ def logits_of(module: Any, inputs: Any, output: Any, top_k: int) -> torch.Tensor
 
 
 def experts_per_token(config: Any) -> int:
-    """The number of experts a token is sent to, as a model's configuration has it; 0 if nowhere."""
+    """The number of experts a token is sent to, as a model's configuration has it; 0 if nowhere.
+
+    Where it differs from layer to layer (a list, as HunYuan's ``moe_topk``), it is the largest.
+    """
     parts = (config, getattr(config, "text_config", None), getattr(config, "ffn_config", None))
     for part in parts:
         for key in EXPERTS_PER_TOKEN:
             value = getattr(part, key, None)
             if isinstance(value, int):
                 return value
+            if isinstance(value, list | tuple) and value:
+                return int(max(value))
     return 0
 
 

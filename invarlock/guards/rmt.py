@@ -39,6 +39,7 @@ from invarlock.guards.guard import (
     Run,
     Runs,
     Statistic,
+    guarded_windows,
     place,
     warning,
     worst_family,
@@ -464,8 +465,8 @@ class Rmt(Guard):
         return {"modules": _read_back(report, BASELINE)}
 
     def impossible(self, report: Report) -> Iterator[str]:
-        """Windows of the preview arm, evenly spaced over it."""
-        preview = set(report["evaluation_windows"]["preview"]["window_ids"])
+        """Windows of the preview arm (of its first slice), evenly spaced over it."""
+        preview = set(guarded_windows(report))
         calibration = report[self.name]["calibration"]
         used = calibration["window_ids"]
         most = min(CALIBRATION_WINDOWS, len(preview))

@@ -29,6 +29,7 @@ from invarlock.guards.guard import (
     Run,
     Runs,
     Statistic,
+    guarded_windows,
     statistic,
     warning,
 )
@@ -422,7 +423,7 @@ class Variance(Guard):
 
     def impossible(self, report: Report) -> Iterator[str]:
         """Lines where scales are proposed and the trial is not on held-out warm-up windows."""
-        preview = report["evaluation_windows"]["preview"]["window_ids"]
+        preview = guarded_windows(report)
         used, recorded = report["rmt"]["calibration"]["window_ids"], report[self.name]
         trial = recorded["trial"]
         if trial is None:

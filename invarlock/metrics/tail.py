@@ -162,20 +162,24 @@ def judge_tail(arm: Arm | None, policy: TailPolicy, level: float = LEVEL) -> Blo
     )
 
 
-def with_slices(whole: Block, arms: Mapping[str, Arm], policy: TailPolicy) -> Block:
-    """The block with the tail of each slice that has enough windows for one.
+def judge_tails(arm: Arm | None, arms: Mapping[str, Arm], policy: TailPolicy) -> Block:
+    """The block of all windows, with the tail of each slice that has enough windows for one.
 
-    What is found in any of them is a violation, so the error of each bound is divided by their
-    number.
+    What is found in any of them is a violation, so the error is divided as that of the metric is:
+    all windows together take half, k slices a 2k-th each (Bonferroni). Without such a slice all
+    windows keep the whole error.
 
     Args:
-        whole: the block of all windows.
+        arm: as of :func:`judge_tail`.
         arms: the final arm by name of the slice.
     """
+    whole = judge_tail(arm, policy)
     enough = {n: arm for n, arm in arms.items() if len(arm.window_ids) >= policy.min_windows}
     if whole["evaluated"] is not True or not enough:
         return whole
-    level = 1 - (1 - LEVEL) / len(enough)
+    share = (1 - LEVEL) / 2
+    whole = judge_tail(arm, policy, 1 - share)
+    level = 1 - share / len(enough)
     found = {name: judge_tail(arm, policy, level) for name, arm in enough.items()}
     violations = [{"slice": n, **v} for n, block in found.items() for v in block["violations"]]
     violations = [*whole["violations"], *violations]

@@ -84,6 +84,8 @@ def _slice_notes(slices: list[Mapping[str, Any]], kind: Metric, decision: str) -
     """Which slices decided, with their numbers; where all pass, the one nearest to the limit."""
     found = [part for part in slices if part.get("decision") == decision]
     names = ", ".join(str(part.get("name")) for part in slices)
+    if not found and decision == PASS:
+        return [f"no slice passes ({names}), which contradicts the decision"]
     if decision == PASS:
         nearest = max(found, key=lambda part: (pair(part.get("display_ci")) or (0.0, 0.0))[1])
         name, words = nearest.get("name"), _slice(nearest, kind)

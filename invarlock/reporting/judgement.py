@@ -13,7 +13,7 @@ from invarlock.documents.fields import Count, Open, about, extended
 from invarlock.guards import GUARDS
 from invarlock.guards.guard import Guard, Runs, Warning, warning
 from invarlock.metrics.kind import Block, MetricEvidence
-from invarlock.metrics.tail import judge_tail, tail_acceptable, with_slices
+from invarlock.metrics.tail import judge_tails, tail_acceptable
 from invarlock.policy import Policy
 from invarlock.reporting.gates import gates_of
 from invarlock.reporting.primary_metric import (
@@ -75,8 +75,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     metric, flags = judge_metric(evidence.metric, policy)
     if evidence.distribution.get("passed") is not True:
         flags[ACCEPTABLE] = False
-    tail = judge_tail(evidence.metric.final, policy.tail)
-    tail = with_slices(tail, {s.name: s.final for s in evidence.metric.slices}, policy.tail)
+    parts = {s.name: s.final for s in evidence.metric.slices}
+    tail = judge_tails(evidence.metric.final, parts, policy.tail)
     judged = {
         guard: guard.judged(evidence.runs, policy)
         for guard in GUARDS

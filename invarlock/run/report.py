@@ -212,7 +212,7 @@ def write_reference(folder: Path, measured: Measurement) -> None:
     ``final.top1`` (tokens,) int32: the most likely token, the lowest id of equal ones.
     ``final.top_id`` (tokens, 64) int32 and ``final.top_logprob`` (tokens, 64) float16: the most
     likely tokens, equal ones in any order. Rows are the windows' predicted tokens, in order.
-    What probes keep (``representation.BLOCK``) has names of its own.
+    What probes keep (``representation.ARRAYS``) has names of its own.
     """
     from safetensors.numpy import save
 
