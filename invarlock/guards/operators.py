@@ -503,10 +503,14 @@ def _triangular(factor: torch.Tensor) -> torch.Tensor:
 
 def _lengths(rows: torch.Tensor) -> torch.Tensor:
     """The length of each row, also where squares leave float32: one flipped bit can be 1e38."""
-    if weight_stats.unit_of(rows) == 1.0:
-        return rows.norm(dim=1)
-    peaks = rows.abs().amax(dim=1).clamp_min(1e-30)
-    return (rows / peaks[:, None]).norm(dim=1) * peaks
+    import torch
+
+    plain = weight_stats.unit_of(rows) == 1.0
+    peaks = rows.new_ones(len(rows)) if plain else rows.abs().amax(dim=1).clamp_min(1e-30)
+    lengths: torch.Tensor = torch.linalg.vector_norm(
+        rows if plain else rows / peaks[:, None], dim=1
+    )
+    return lengths * peaks
 
 
 def _products(first: torch.Tensor, second: torch.Tensor) -> OperatorStats:
