@@ -31,7 +31,6 @@ from invarlock.counts import counted
 from invarlock.documents.windows import Record, Slice, Window, WindowSet
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
-from invarlock.metrics import MIN_DOCUMENTS
 from invarlock.records import TEXT, Encode, LabelledRecord, check_record, encode_record
 from invarlock.tokenizer_meaning import read_tokenizer
 
@@ -204,15 +203,18 @@ class SliceText:
 
 
 def make_sliced_windows(
-    folder: Path, slices: Sequence[SliceText], kind: str = TEXT
+    folder: Path, slices: Sequence[SliceText], kind: str = TEXT, min_documents: int = 1
 ) -> dict[str, Any]:
     """The document ``windows.json`` of several slices; no window is in two of them.
 
     A longer window may cover shorter ones of another slice of its text: they share a cluster.
 
+    Args:
+        min_documents: of the scored windows of each of several slices; of fewer none could pass.
+
     Raises:
         InputError, ConfigError: as :func:`make_windows`, with the name of the slice; or one of
-            several has scored windows of fewer than ``MIN_DOCUMENTS`` documents.
+            several has scored windows of fewer than ``min_documents``.
     """
     encode, config = load_encoder(folder), _config_for(folder, slices[0].plan)
     arms: tuple[list[Window], list[Window]] = ([], [])
@@ -231,7 +233,7 @@ def make_sliced_windows(
                 found=error.found,
                 hint=error.hint,
             ) from error
-        _require_documents(one, found[1], len(slices))
+        _require_documents(one, found[1], min_documents if len(slices) > 1 else 1)
         for arm, windows in zip(arms, found, strict=True):
             arm += [Window(w.window_id, f"{one.text}/{w.cluster}", w.tokens) for w in windows]
             taken |= {w.window_id for w in windows}
@@ -254,14 +256,14 @@ def make_sliced_windows(
     return _document(folder, config, arms, first.plan, head)
 
 
-def _require_documents(one: SliceText, final: Sequence[Window], slices: int) -> None:
+def _require_documents(one: SliceText, final: Sequence[Window], least: int) -> None:
     """Refuse to measure to its end a slice that could not pass."""
     found = len({window.cluster for window in final})
-    if slices > 1 and found < MIN_DOCUMENTS:
+    if found < least:
         raise InputError(
             f"slice {one.name}: its scored windows are of too few documents: nothing could pass",
             where=str(one.source["name"]),
-            expected=f"at least {MIN_DOCUMENTS}",
+            expected=f"at least {least}",
             found=str(found),
             hint="raise windows.final, or give the slice a text of more documents, or none",
         )

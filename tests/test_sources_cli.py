@@ -164,6 +164,18 @@ def test_slices_and_long_windows_are_cut_from_their_texts(here: Path) -> None:
     )
 
 
+def test_a_slice_of_too_few_documents_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, before anything is measured."""
+    text = "prose=local:prose.jsonl,code=local:code.jsonl"
+    pin_two(text)
+    refused(
+        capsys, windows("--text", text, "--preview", "8", "--final", "9"), 3, "too few documents"
+    )
+    assert not (here / "w.json").exists()
+
+
 def test_one_text_without_long_windows_gives_the_bytes_that_it_always_gave(here: Path) -> None:
     """Whether it has a name or not, and where there is too little of it for long windows."""
     assert (pin(), baseline(), windows()) == (0, 0, 0)

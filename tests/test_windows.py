@@ -343,8 +343,11 @@ def test_a_slice_that_could_not_pass_is_refused_when_it_is_cut(tiny_folder: Path
     first, second = slices_of(prose=16, code=16)
     few = replace(second, documents=second.documents[:4])
     with pytest.raises(InputError, match=r"slice code: .* too few documents.*at least 5.*found 4"):
-        make_sliced_windows(tiny_folder, [first, few])
-    assert make_sliced_windows(tiny_folder, [few])["counts"] == {"preview": 3, "final": 5}
+        make_sliced_windows(tiny_folder, [first, few], min_documents=5)
+    assert make_sliced_windows(tiny_folder, [few], min_documents=5)["counts"] == {
+        "preview": 3,
+        "final": 5,
+    }
 
 
 def test_the_line_about_too_little_text_names_the_slice(tiny_folder: Path) -> None:

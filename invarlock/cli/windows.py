@@ -139,7 +139,8 @@ def _of_texts(
         )
         for i, text in enumerate(texts)
     ]
-    return make_sliced_windows(options.tokenizer, [*slices, *([long] if long else [])], kind)
+    slices += [long] if long else []
+    return make_sliced_windows(options.tokenizer, slices, kind, MIN_DOCUMENTS)
 
 
 def _long(
