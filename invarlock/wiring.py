@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from invarlock.roles import model_type_of
 
@@ -53,6 +53,37 @@ WIRINGS: dict[str, Wiring] = {
 EXPERT = re.compile(r"((?:block_sparse_moe|mlp)\.experts)\.(\d+)\.w([123])\.weight")
 FUSED_EXPERTS = re.compile(r"((?:block_sparse_moe|mlp)\.experts)\.(gate_up|down)_proj")
 ROUTER = re.compile(r"((?:block_sparse_moe|mlp)\.gate)\.weight")
+
+
+class Heads(NamedTuple):
+    """How the rows of a block's projections form heads."""
+
+    count: int  # of queries
+    groups: int  # of keys and values
+    width: int  # of each
+
+
+def heads_of(config: Mapping[str, Any], inputs: int, values: int) -> Heads | None:
+    """The heads of attention; None where they do not follow from configuration and shapes.
+
+    Args:
+        config: ``config.json``.
+        inputs: of the output projection.
+        values: rows of the value projection.
+    """
+    count = int(config.get("num_attention_heads") or config.get("n_head") or 0)
+    width = int(config.get("head_dim") or 0) or (inputs // count if count else 0)
+    if width < 1 or count < 1 or inputs != count * width:
+        return None
+    if values % width or not values or count % (values // width):
+        return None
+    return Heads(count, values // width, width)
+
+
+def scales_freely(config: Mapping[str, Any], gated: bool) -> bool:
+    """Whether a positive scale of a neuron's input can be undone behind it: a gate stands beside
+    it, or it is a ReLU."""
+    return gated or config.get("hidden_act", config.get("activation_function")) == "relu"
 
 
 def wiring_of(config: Mapping[str, Any]) -> Wiring | None:

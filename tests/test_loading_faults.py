@@ -15,7 +15,7 @@ from repository_copy import invarlock
 
 from invarlock.cli.evaluate import how_killed, oom_kills
 from invarlock.errors import ConfigError, InputError
-from invarlock.library import lacks_memory, library
+from invarlock.loading_faults import lacks_memory, library
 from invarlock.run.loading import Target, check_loadable, load_model
 
 CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity", "differences", "counts", "numpy_on_use"),
     ("files",),
-    ("library",),
+    ("loading_faults",),
     ("documents", "schemas"),
     ("registry", "shards", "contracts", "policy", "code_digest", "output_locks", "digests"),
     ("formats",),
@@ -50,7 +50,7 @@ LAYERS = (
 BROAD = {
     ("invarlock.tokenizer_meaning", "read_tokenizer"),  # the tokenizers library raises Exception
     ("invarlock.guards.tokenizer_settings", "resolve"),  # so does transformers' loader with it
-    ("invarlock.library", "library"),  # models and the packages they ask for raise anything
+    ("invarlock.loading_faults", "library"),  # models and the packages they ask for raise anything
     ("invarlock.evidence.keys", "generate"),  # removes half a key pair, then raises again
 }
 VAGUE = {"helper", "helpers", "util", "utils", "manager", "common", "misc", "base", "core"}

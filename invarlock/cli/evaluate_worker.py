@@ -19,7 +19,7 @@ from invarlock.cli.job import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, Job
 from invarlock.cli.options import from_json
 from invarlock.errors import InputError, InvarlockError
 from invarlock.files import read_bytes, write_bytes
-from invarlock.library import LoadingError, lacks_memory
+from invarlock.loading_faults import LoadingError, lacks_memory
 from invarlock.run.lease import lease
 
 if TYPE_CHECKING:

@@ -20,7 +20,17 @@ from invarlock.edits.kind import EditSpec
 from invarlock.edits.stream import CheckpointChange, NewTensor, tensor_seed
 from invarlock.errors import ConfigError, InputError
 from invarlock.roles import is_transposed, layer_of, model_type_of
-from invarlock.wiring import EXPERT, FUSED_EXPERTS, ROUTER, WIRINGS, Wiring, wiring_of
+from invarlock.wiring import (
+    EXPERT,
+    FUSED_EXPERTS,
+    ROUTER,
+    WIRINGS,
+    Heads,
+    Wiring,
+    heads_of,
+    scales_freely,
+    wiring_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -82,23 +92,21 @@ class Block:
                 )
 
     @property
-    def heads(self) -> tuple[int, int, int]:
+    def heads(self) -> Heads:
         """Heads of queries, heads of keys and values, and the width of each.
 
         Raises:
             InputError: they do not follow from configuration and shapes.
         """
-        heads = int(self.config.get("num_attention_heads") or self.config.get("n_head") or 0)
-        inputs = self.weights("o")[0].shape[1]
-        width = int(self.config.get("head_dim") or 0) or (inputs // heads if heads else 0)
-        values = self.weights("v")[0].shape[0]
-        if not width or inputs != heads * width or values % width or heads % (values // width):
+        inputs, values = self.weights("o")[0].shape[1], self.weights("v")[0].shape[0]
+        found = heads_of(self.config, inputs, values)
+        if found is None:
             raise InputError(
                 f"the heads of {self.prefix} do not follow from its shapes",
-                expected=f"{heads} heads in {inputs} inputs of {self.wiring.out}",
+                expected=f"whole heads in {inputs} inputs of {self.wiring.out}",
                 found=f"{values} rows of values",
             )
-        return heads, values // width, width
+        return found
 
     def weights(self, *parts: str) -> list[torch.Tensor]:
         """The maps of these parts that the block has: q, k, v, o, gate, up, down, router."""
@@ -120,10 +128,9 @@ class Block:
             raise InputError(f"the checkpoint has no {self.prefix}{name}.weight")
         return Norm(weight, self.tensors.get(f"{name}.bias"))
 
-    def gated(self) -> bool:
-        """Whether a neuron's input may be scaled: a gate stands beside it, or it is a ReLU."""
-        activation = self.config.get("hidden_act", self.config.get("activation_function"))
-        return bool(self._weights.get("gate")) or activation == "relu"
+    def scales_freely(self) -> bool:
+        """Whether a neuron's input may be scaled."""
+        return scales_freely(self.config, bool(self._weights.get("gate")))
 
 
 def parts_of(wiring: Wiring, name: str) -> tuple[str, ...]:

@@ -44,7 +44,14 @@ from invarlock.roles import (
     layer_of,
     role_of,
 )
-from invarlock.wiring import EXPERT, FUSED_EXPERTS, ROUTER, wiring_of
+from invarlock.wiring import (
+    EXPERT,
+    FUSED_EXPERTS,
+    ROUTER,
+    heads_of,
+    scales_freely,
+    wiring_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -294,16 +301,14 @@ class _Reader:
             return
         norm = parts.get(f"{wiring.attn_norm}.weight")
         *reading, out = (parts[name] for name in names)
-        heads = int(self.config.get("num_attention_heads") or self.config.get("n_head") or 0)
-        own = int(self.config.get("head_dim") or 0) or (out.shape[1] // heads if heads else 0)
         if len(reading) == 1:
             reading = list(reading[0].chunk(3))
         q, k, v = reading
-        if own < 1 or heads < 1 or out.shape[1] != heads * own or len(q) != heads * own:
+        found = heads_of(self.config, out.shape[1], len(v))
+        if found is None or len(q) != out.shape[1] or len(k) != len(v):
             return
-        if len(k) != len(v) or len(k) % own or heads % (len(k) // own):
-            return
-        shared = heads // (len(k) // own)  # query heads of a key head
+        heads, groups, own = found
+        shared = heads // groups  # query heads of a key head
         factors = [(r := self._read(w, norm)).reshape(-1, own, r.shape[1]) for w in (q, k, v)]
         for i, part in enumerate(("q_norm", "k_norm")):
             inner = parts.get(f"{wiring.out.partition('.')[0]}.{part}.weight")
@@ -373,8 +378,7 @@ class _Reader:
         norm: torch.Tensor | None,
     ) -> Iterator[tuple[str, OperatorStats]]:
         """A feed-forward block; a map (outputs, inputs) for each member."""
-        activation = self.config.get("hidden_act", self.config.get("activation_function"))
-        free = gate is not None or activation == "relu"  # of a positive scale per neuron
+        free = scales_freely(self.config, gate is not None)
         found: dict[str, list[tuple[float, float]]] = {}
         for member in range(len(up)):
             rows = self._read(up[member], norm)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
-from invarlock.library import library, quiet
+from invarlock.loading_faults import library, quiet
 from invarlock.metrics.kinds import DEFAULT, METRICS, metric_of
 from invarlock.run.spread import spread
 

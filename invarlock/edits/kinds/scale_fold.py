@@ -57,7 +57,7 @@ class ScaleFold(Rewrite):
             shared = scale.view(groups, width).repeat_interleave(heads // groups, dim=0).flatten()
             for weight in block.weights("o"):
                 weight.div_(shared)
-        if FFN in self.sides() and block.gated():
+        if FFN in self.sides() and block.scales_freely():
             for up, down in zip(block.weights("up"), block.weights("down"), strict=True):
                 scale = self._scales(up[..., 0].numel(), random).view(up.shape[:-1])
                 up.mul_(scale[..., None])
