@@ -16,7 +16,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from invarlock.documents.fields import Closed, Decided, Judged, Open, about
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
-from invarlock.pages.parts import Check, Section
+from invarlock.pages.parts import FAIL, PASS, Check, Section, status_of
 from invarlock.pages.reading import Report, block, evaluated, refused
 from invarlock.policy import Policy
 
@@ -131,6 +131,7 @@ class Guard:
     title: ClassVar[str]  # of its row and section
     block: ClassVar[type[Decided]] = Judged  # of a report
     # --- what it decides
+    _sharing: ClassVar[dict[str, list[str]]] = {}  # names of guards, by flag
     flag: ClassVar[str] = ""  # the validation flag that says it passed; empty: it only reports
     gates: ClassVar[bool] = True  # whether the flag decides, in tiers that enforce guards
     fails_as: ClassVar[str] = ""  # the reason of a report that does not pass because of it
@@ -156,6 +157,10 @@ class Guard:
     believed: ClassVar[tuple[str, ...]] = ()  # pointers of what only the run can know
     believed_as: ClassVar[str] = STATISTICS  # the subject under which ``verify`` prints them
     probe_file: ClassVar[ProbeFile | None] = None
+
+    def __init_subclass__(cls) -> None:
+        if cls.flag:
+            Guard._sharing.setdefault(cls.flag, []).append(cls.name)
 
     # --- a run -------------------------------------------------------------------------------
 
@@ -253,13 +258,20 @@ class Guard:
         """Evidence that no run can have recorded, as ``/pointer: ...`` lines."""
         yield from ()
 
+    def refused(self, report: Report) -> bool:
+        """Whether its flag is false, and not because of another guard alone that shares it."""
+        others = (name for name in self._sharing[self.flag] if name != self.name)
+        passed = block(report, self.name).get("passed") is True
+        spared = passed and any(block(report, name).get("passed") is False for name in others)
+        return refused(report, self.flag, self.name) and not spared
+
     def fired(self, report: Report) -> dict[str, bool]:
         """Whether the guard measured something and found it bad, by published name; empty where the
         report is of a version without the guard."""
         if self.added and self.name not in report:
             return {}
         if self.flag:
-            return {self.name: refused(report, self.flag, self.name)}
+            return {self.name: self.refused(report)}
         found = block(report, self.name)
         return {self.name: evaluated(report, self.name) and found.get("passed") is False}
 
@@ -283,6 +295,12 @@ class Guard:
         return None
 
     # --- a page ------------------------------------------------------------------------------
+
+    def status(self, report: Report) -> str:
+        """The result of its flag, as far as that is this guard's."""
+        found = status_of(report, self.flag, self.name)
+        false = block(report, "validation").get(self.flag) is False
+        return PASS if found == FAIL and false and not self.refused(report) else found
 
     def check(self, report: Report) -> Check:
         """This guard's row in the table of checks."""

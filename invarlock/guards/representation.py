@@ -55,9 +55,7 @@ from invarlock.guards.guard import (
 from invarlock.guards.weight_stats import rounded
 from invarlock.pages.panels import Panels, Point, draw_panels
 from invarlock.pages.parts import (
-    FAIL,
     LISTED,
-    PASS,
     Check,
     Section,
     Table,
@@ -476,13 +474,6 @@ class Representation(Guard):
         if self.spared(report[self.name]) and families.intersection(_PROJECTIONS):
             yield f"/{self.name}/reason: rmt saw modules of such blocks"
 
-    def fired(self, report: Report) -> dict[str, bool]:
-        """Whether a block moved beyond its limit; nothing in a report that has no such block."""
-        if self.name not in report:
-            return {}
-        moved = block(report, self.name).get("passed") is False
-        return {self.name: evaluated(report, self.name) and moved}
-
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
         """The excess of the kind closest to its limit."""
         kinds = block.get("kinds")
@@ -505,7 +496,7 @@ class Representation(Guard):
             note = f"{counted(len(found), 'block')} moved, the furthest {worst}"
         return Check(
             name=self.title,
-            status=PASS if section.get("passed") is True else FAIL,
+            status=self.status(report),
             measured=f"largest excess Gram distance {fixed(section.get('max_excess'))}",
             threshold="excess at most " + ", ".join(words) if words else "-",
             note=note,

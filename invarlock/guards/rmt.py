@@ -50,12 +50,10 @@ from invarlock.metrics.kinds import METRICS
 from invarlock.pages.changes import largest_changes, log_ratio, module_changes, module_plot
 from invarlock.pages.parts import (
     LISTED,
-    PASS,
     Check,
     Section,
     Table,
     not_evaluated,
-    status_of,
     unmeasured,
 )
 from invarlock.pages.reading import BASELINE, Report, block, evaluated, objects
@@ -489,10 +487,6 @@ class Rmt(Guard):
         ):
             yield f"/{self.name}/calibration does not name warm-up windows"
 
-    def fired(self, report: Report) -> dict[str, bool]:
-        """Whether edge risks grew; the flag may be false because of another guard alone."""
-        return {self.name: super().fired(report)[self.name] and not _only_another(report)}
-
     def statistic(self, block: Mapping[str, Any]) -> Statistic | None:
         """The ratio of the family closest to its limit."""
         families = block.get("families")
@@ -531,7 +525,7 @@ class Rmt(Guard):
             note = f"{counted(len(violations), 'module')} beyond, the furthest {worst}"
         return Check(
             name=self.title,
-            status=PASS if _only_another(report) else status_of(report, self.flag, self.name),
+            status=self.status(report),
             measured=f"largest edge ratio {fixed(section.get('max_edge_ratio'))}",
             threshold="ratio at most " + ", ".join(words) if words else "-",
             note=note,
@@ -604,12 +598,6 @@ def _read_back(report: Report, prefix: str) -> dict[str, list[Any]]:
     columns = {key: edges[head + key] for key in HEAD}
     variances = [known.get(name, 0.0) for name in columns["name"]]
     return columns | {"edge": edges[prefix + "edge"], "variance": variances}
-
-
-def _only_another(report: Report) -> bool:
-    """Whether the flag is false because of the guard that shares it, and edge risks are fine."""
-    own, another = block(report, Rmt.name), block(report, "representation")
-    return own.get("passed") is True and another.get("passed") is False
 
 
 def _violations(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:
