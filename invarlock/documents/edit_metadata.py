@@ -79,14 +79,11 @@ class Windows(Closed):
     ]
 
 
-class Calibration(Closed):
-    """On what the inputs of the targets were measured (importance_prune).
-
-    Absent for other edits.
-    """
+class FromText(Closed):
+    """Which text went through the model, and by what arithmetic."""
 
     windows: Windows
-    device: Annotated[str, about("Where the model ran.")]
+    device: Annotated[str, about("Where the model ran; an optimizer ran on the host.")]
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"],
         about(
@@ -100,7 +97,14 @@ class Calibration(Closed):
     ]
 
 
-class Training(Closed):
+class Calibration(FromText):
+    """On what the inputs of the targets were measured (importance_prune).
+
+    Absent for other edits.
+    """
+
+
+class Training(FromText):
     """How the values were trained: real gradient steps on a text (lora_merge, fine_tune).
 
     Absent for other edits.
@@ -129,19 +133,6 @@ class Training(Closed):
         ),
     ]
     losses: Annotated[list[Loss], Meta(min_length=1), about("One entry a step.")]
-    windows: Windows
-    device: Annotated[str, about("Where the model ran; the optimizer ran on the host.")]
-    dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"],
-        about(
-            "Arithmetic of the model: what was asked for if the targets are stored so, else"
-            " float32."
-        ),
-    ]
-    threads: Annotated[Positive, about("CPU threads.")]
-    deterministic_algorithms: Annotated[
-        bool, about("Whether torch was held to deterministic algorithms.")
-    ]
 
 
 class EditMetadata(Closed):
