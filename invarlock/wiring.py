@@ -58,8 +58,8 @@ ROUTER = re.compile(r"((?:block_sparse_moe|mlp)\.gate)\.weight")
 class Heads(NamedTuple):
     """How the rows of a block's projections form heads."""
 
-    count: int  # of queries
-    groups: int  # of keys and values
+    queries: int  # how many
+    groups: int  # how many of keys and values
     width: int  # of each
 
 

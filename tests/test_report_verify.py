@@ -14,6 +14,7 @@ from invarlock.evidence import parity
 from invarlock.evidence.published import assurance, provenance, report_checks
 from invarlock.evidence.report_verify import ReportOptions, ReportResult, verify_report
 from invarlock.files import canonical_json, sha256_bytes
+from invarlock.guards import BY_NAME
 
 Change = Callable[[Document], object]
 CLEAN = factory.make_report("quant_8bit_clean", 1.004)
@@ -322,6 +323,25 @@ def test_the_baseline_statistics_are_compared(place: str) -> None:
     other = factory.plain(RUN)
     at(f"guards/{place}", "other" if "name" in place else 0.123)(other)
     assert [f.code for f in parity.check(CLEAN, other)] == ["E006"]
+
+
+def test_a_report_measures_as_its_baseline_did() -> None:
+    """A guard that states an earlier contract, or is left out, is not that of today's run."""
+    for name in ("spectral", "rmt", "representation", "variance"):
+        older = factory.plain(CLEAN)
+        older[name]["measurement_contract_hash"] = "0" * 16
+        without = {key: value for key, value in older.items() if key != "representation"}
+        for report in (older, without):
+            assert "E006" in {f.code for f in parity.check(report, RUN)}, name
+
+
+def test_the_routers_of_the_baseline_are_compared() -> None:
+    """Of a mixture they lie beside the guards' statistics."""
+    report = factory.plain(factory.make_mixture())
+    run = factory.plain({**RUN, "routers": BY_NAME["moe"].baseline_record(report)})
+    assert parity.check(report, run) == []
+    run["routers"]["entropy"][0] += 0.1
+    assert [f.code for f in parity.check(report, run)] == ["E006"]
 
 
 # --- runtime manifest -----------------------------------------------------------------------

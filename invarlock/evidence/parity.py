@@ -12,7 +12,7 @@ from typing import Any
 
 from invarlock.evidence.findings import Finding, dig, first_text
 from invarlock.files import digest_json
-from invarlock.guards.representation import Representation
+from invarlock.guards import GUARDS
 from invarlock.metrics import ARMS
 
 RUN_SCHEMA = "invarlock/run-report-v1"
@@ -113,15 +113,19 @@ def _guards(report: Report, run: Report) -> Iterator[str]:
         mine = report["spectral"]["operators"]
         if mine[column if column in (*head, "kind") else f"baseline_{column}"] != values:
             yield f"/spectral/operators/baseline_{column}"
-    blocks = Representation()
-    if blocks.baseline_record(report) != (blocks.recorded(run) or None):
-        yield f"/{blocks.name}/blocks"
+    for guard in GUARDS:
+        recorded, mine = guard.recorded(run), guard.baseline_record(report)
+        stated = dig(report, guard.name, "measurement_contract_hash")
+        if guard.contract is not None and recorded.get("measurement_contract_hash") != stated:
+            yield f"/{guard.name}/measurement_contract_hash"
+        elif guard.beside and mine is not None and mine != recorded:
+            yield f"/{guard.name}"
     seen = guards["rmt"]["modules"]
-    for guard, column in (("rmt", "edge"), ("variance", "variance")):
-        table = report[guard]["modules"]
+    for owner, column in (("rmt", "edge"), ("variance", "variance")):
+        table = report[owner]["modules"]
         names = table.get("baseline_name", table["name"])
-        recorded = dict(zip(seen["name"], seen[column], strict=True))
-        if guard == "rmt" and names != seen["name"]:
-            yield f"/{guard}/modules/baseline_name"
-        elif table[f"baseline_{column}"] != [recorded.get(name) for name in names]:
-            yield f"/{guard}/modules/baseline_{column}"
+        values_of = dict(zip(seen["name"], seen[column], strict=True))
+        if owner == "rmt" and names != seen["name"]:
+            yield f"/{owner}/modules/baseline_name"
+        elif table[f"baseline_{column}"] != [values_of.get(name) for name in names]:
+            yield f"/{owner}/modules/baseline_{column}"
