@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from invarlock.differences import ABSENT, Difference, differences
+from invarlock.documents.kinds import ORDER
 from invarlock.errors import InputError
-from invarlock.tuned import MARK, ORDER
+from invarlock.tuned import MARK
 
 EDIT_SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 ERROR_SCHEMA = "invarlock/error-metadata-v1"

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from invarlock.contracts import validate
-from invarlock.documents.kinds import TUNABLE
+from invarlock.documents.kinds import ORDER, TUNABLE
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object, slug, write_json
 from invarlock.scenarios import Scenario
@@ -21,10 +21,6 @@ from invarlock.scenarios import Scenario
 SCHEMA = "tuned_edit_params_v1"
 MARK = "tuned"  # an edit_spec "<edit type>:tuned" takes its numbers from the table
 SELECTED, SKIPPED = "selected", "skipped"
-# The parameters of an entry in the order of the edit's spec string.
-ORDER: Mapping[str, tuple[str, ...]] = {
-    edit_type: (*kind["parameters"], "scope") for edit_type, kind in TUNABLE.items()
-}
 HINT = (
     "make one: snakemake tune (or invarlock advanced tune), then set tuned_edit_params to the "
     "file it wrote; or leave the scenario out"
@@ -52,7 +48,7 @@ class TunedParameters(Struct, frozen=True):
 
     def of_model(self, model_id: str) -> dict[str, Entry]:
         """Every entry that counts for a model, wherever in the table it stands."""
-        found = {edit_type: self.entry(model_id, edit_type) for edit_type in ORDER}
+        found = {edit_type: self.entry(model_id, edit_type) for edit_type in TUNABLE}
         return {edit_type: entry for edit_type, entry in found.items() if entry is not None}
 
 
@@ -121,7 +117,7 @@ def resolve_spec(scenario: Scenario, model_id: str, tuned: TunedParameters) -> s
         return scenario.edit_spec
     wanted = f"scenario {scenario.id} needs tuned {edit_type} parameters for {model_id}"
     entry = tuned.entry(model_id, edit_type)
-    if edit_type not in ORDER:
+    if edit_type not in TUNABLE:
         why = "no such edit can be tuned"
     elif entry is None:
         why = "no entry"

@@ -14,10 +14,11 @@ import report_factory as factory
 from repository_copy import ROOT, link_repository, quiet_environment
 
 from invarlock.cli import main
+from invarlock.documents.kinds import ORDER, TUNABLE
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.specs import CANDIDATES, parse_edit_spec
 from invarlock.scenarios import Scenario
-from invarlock.tuned import ORDER, TunedParameters, joined, load_tuned, spec_of, write_tuned
+from invarlock.tuned import TunedParameters, joined, load_tuned, spec_of, write_tuned
 
 PUBLISHED = ROOT / "scenarios" / "tuned_edit_params.json"
 Document = dict[str, Any]
@@ -30,9 +31,11 @@ def test_the_order_of_parameters_is_that_of_the_edits() -> None:
     """One spec string for the table, the edit and its candidates."""
     for edit_type, names in ORDER.items():
         assert names == tuple(EDITS[edit_type].types())
-        for values in CANDIDATES[edit_type]:
+    for edit_type, candidates in CANDIDATES.items():
+        for values in candidates:
             parse_edit_spec(f"{edit_type}:{values.format(middle=3)}")
-    assert ORDER.keys() == CANDIDATES.keys()
+    assert TUNABLE.keys() == CANDIDATES.keys()
+    assert ORDER.keys() == EDITS.keys()
 
 
 def test_the_published_table_is_complete() -> None:
@@ -48,7 +51,7 @@ def test_the_published_table_is_complete() -> None:
                 assert confirmed[-1]["spec"] == spec_of(edit_type, entry)
                 assert entry["search"]["model_id"] == model_id
         if "SmolLM2" not in model_id:
-            assert entries.keys() == ORDER.keys()
+            assert entries.keys() == TUNABLE.keys()
 
 
 def test_tables_are_joined_and_taken_apart(tmp_path: Path) -> None:

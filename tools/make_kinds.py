@@ -64,6 +64,7 @@ def kinds() -> Schema:
                 **({"keeps_weights": True} if kind.keeps_weights else {}),
                 **({"tunable": True} if kind.candidates else {}),
                 "parameters": kind.schemas(),
+                **({"scoped": True} if "scope" in kind.types() else {}),
             }
             for name, kind in EDITS.items()
         },

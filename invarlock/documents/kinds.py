@@ -16,6 +16,11 @@ KINDS = read_json_object(Path(__file__).resolve().parent.parent / "data/kinds.js
 EDITS: dict[str, dict[str, Any]] = KINDS["edits"]
 WITH_PARAMETERS = {name: kind for name, kind in EDITS.items() if kind["parameters"]}
 TUNABLE = {name: kind for name, kind in EDITS.items() if kind.get("tunable")}  # by a search
+# The values of a spec string, in its order.
+ORDER: dict[str, tuple[str, ...]] = {
+    name: (*kind["parameters"], *(["scope"] if kind.get("scoped") else []))
+    for name, kind in EDITS.items()
+}
 CUSTOM = "custom"  # a subject that the user brings
 _BOUNDS = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt"}
 

@@ -26,7 +26,7 @@ from msgspec import Struct, field
 from invarlock.contracts import check, violations
 from invarlock.differences import Difference, differences
 from invarlock.documents.fields import is_added
-from invarlock.documents.kinds import CUSTOM
+from invarlock.documents.kinds import CUSTOM, ORDER
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import UNREADABLE, dig, first_text, number
@@ -79,7 +79,7 @@ from invarlock.subject_metadata import (
     stated_parameters,
     takes_tuned,
 )
-from invarlock.tuned import ORDER, SELECTED
+from invarlock.tuned import SELECTED
 
 if TYPE_CHECKING:
     from invarlock.preset import Preset
