@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+VALUE, OUTPUT = "self_attn.v_proj", "self_attn.o_proj"
+READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", VALUE),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
 @dataclass
@@ -31,6 +36,21 @@ class Subject:
     def __post_init__(self) -> None:
         self.config = json.loads((self.folder / "config.json").read_text())
         self.tensors = load_file(self.folder / WEIGHTS)
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Attention heads, heads of keys and values, and their width."""
+        count = self.config["num_attention_heads"]
+        return count, self.config["num_key_value_heads"], self.config["hidden_size"] // count
+
+    def of(self, layer: int, name: str) -> torch.Tensor:
+        """The weight of a layer, as float32."""
+        return self.tensors[f"model.layers.{layer}.{name}.weight"].float()
+
+    def set(self, layer: int, name: str, weight: torch.Tensor) -> None:
+        """Another weight of a layer, in the dtype of the one before."""
+        full = f"model.layers.{layer}.{name}.weight"
+        self.tensors[full] = weight.to(self.tensors[full].dtype).contiguous()
 
     def update(self, name: str, **changes: object) -> None:
         """Set keys of a JSON file of the folder; None removes a key."""
@@ -102,6 +122,66 @@ def ids_in_another_spelling(subject: Subject) -> None:
     """The end of text as a list of one, no beginning of text: as trainers write them."""
     subject.config["eos_token_id"] = [subject.config["eos_token_id"]]
     subject.config["bos_token_id"] = None
+    subject.write()
+
+
+def _folded(subject: Subject, scale_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Each norm divided by a scale of it, and the columns of what reads it multiplied."""
+    for layer, norm, readers in _norms(subject):
+        weight = subject.of(layer, norm)
+        scale = scale_of(weight)
+        subject.set(layer, norm, weight / scale)
+        for name in readers:
+            subject.set(layer, name, subject.of(layer, name) * scale)
+    subject.write()
+
+
+def _norms(subject: Subject) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    for layer in range(subject.config["num_hidden_layers"]):
+        yield from ((layer, norm, readers) for norm, readers in READERS.items())
+
+
+def scales_folded(subject: Subject) -> None:
+    """Random scales moved from norms into what reads them, as SmoothQuant and AWQ move theirs."""
+    random = torch.Generator().manual_seed(11)
+    _folded(subject, lambda norm: torch.exp(0.7 * torch.randn(norm.shape, generator=random)))
+
+
+def norms_fused(subject: Subject) -> None:
+    """Norm weights all one, what they were in the maps behind them."""
+    _folded(subject, lambda norm: norm)
+
+
+def value_heads_rotated(subject: Subject) -> None:
+    """Each value head in another basis, and the columns of the output projection that read it."""
+    heads, groups, width = subject.heads
+    for layer in range(subject.config["num_hidden_layers"]):
+        value = subject.of(layer, VALUE).view(groups, width, -1)
+        output = subject.of(layer, OUTPUT).view(-1, groups, heads // groups, width)
+        random = torch.Generator().manual_seed(layer)
+        basis, _ = torch.linalg.qr(torch.randn(groups, width, width, generator=random))
+        subject.set(layer, VALUE, (basis @ value).flatten(0, 1))
+        subject.set(layer, OUTPUT, torch.einsum("ogrw,gvw->ogrv", output, basis).flatten(1))
+    subject.write()
+
+
+def pruned_by_input(subject: Subject) -> None:
+    """Of each row the tenth that matters least: by size times the scale of the norm before."""
+    for layer, norm, readers in _norms(subject):
+        size = subject.of(layer, norm).abs()
+        for name in readers:
+            weight = subject.of(layer, name)
+            least = (weight.abs() * size).argsort(1)[:, : weight.shape[1] // 10]
+            subject.set(layer, name, weight.scatter(1, least, 0.0))
+    subject.write()
+
+
+def value_heads_shifted(subject: Subject) -> None:
+    """The value heads of one layer in each other's places, what reads them not."""
+    layer = subject.config["num_hidden_layers"] * 2 // 3
+    _, groups, width = subject.heads
+    shifted = subject.of(layer, VALUE).view(groups, width, -1).roll(1, 0)
+    subject.set(layer, VALUE, shifted.flatten(0, 1))
     subject.write()
 
 

@@ -51,6 +51,11 @@ def test_new_weights_in_an_old_folder_are_judged(repository: Path) -> None:
 
     write_over(repository / "mine/model.safetensors", repository / "other/model.safetensors")
     assert counts(graph(repository, outcome, *words)) == {"describe_subject": 1, "evaluate": 1}
+    # a start sets the earlier answers aside, and measures nothing else again for it
+    done = snakemake(repository, outcome, *words)
+    assert "superseded" in done.stderr, done.stderr
+    assert "describe_subject" in done.stderr
+    assert "baseline_report" not in done.stderr
     # also where the description was made again alone and says the same
     was = (repository / metadata).stat().st_mtime
     assert snakemake(repository, metadata, "--touch", *words).returncode == 0
