@@ -228,6 +228,7 @@ def _build(options: BuildOptions) -> int:
                 "not a material", where="--material", expected="NAME=PATH", found=text
             )
         inputs.add_material(name, Path(path))
+    collect.add_presets(inputs, options.report)
     for document in options.analysis:
         inputs.add_analysis(document)
     built = build_pack(
