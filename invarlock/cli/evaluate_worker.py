@@ -135,8 +135,10 @@ def _measure(
 
 
 def _settings(job: Job, edit: str) -> Any:
+    from invarlock.cli.edit_config import read_edit_config
     from invarlock.run.report import RunSettings
 
+    config = job.edit_config if edit != "noop" else None
     return RunSettings(
         model_id=job.model_id,
         seed=job.seed,
@@ -146,6 +148,7 @@ def _settings(job: Job, edit: str) -> Any:
         edit_name=edit,
         scenario=job.scenario_id if edit != "noop" else None,
         accepted=job.accept if edit != "noop" else (),
+        edit_config=read_edit_config(config).recorded if config else None,
     )
 
 

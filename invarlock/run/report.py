@@ -35,6 +35,7 @@ from invarlock.run.forward import ArmResult, TopTokens
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
 
 SCHEMA = RUN_SCHEMA
+OPTIONAL = ("accepted", "edit_config")  # settings that a run's id names only where they are given
 EVENTS_NAME, REPORT_NAME, GUARDS_NAME = "events.jsonl", "report.json", "guards.safetensors"
 
 
@@ -50,6 +51,7 @@ class RunSettings:
     edit_name: str = "noop"
     scenario: str | None = None
     accepted: tuple[str, ...] = ()  # names of findings that the user accepts
+    edit_config: Mapping[str, Any] | None = None  # what the user says of his own edit
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
@@ -71,7 +73,7 @@ def run_report(
     identity = {
         "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
-        "settings": {k: v for k, v in vars(settings).items() if v or k != "accepted"},
+        "settings": {k: v for k, v in vars(settings).items() if v or k not in OPTIONAL},
         "determinism": dict(determinism),
         "version": __version__,
     }
@@ -114,7 +116,11 @@ def run_report(
             ),
         },
         "checkpoint": dict(checkpoint.parts),
-        "edit": {"name": settings.edit_name, "scenario": settings.scenario},
+        "edit": {
+            **(settings.edit_config or {}),
+            "name": settings.edit_name,
+            "scenario": settings.scenario,
+        },
         "guards": _guards(failures, settings.accepted, measured),
         "evaluation_windows": {arm: _arm(windows, arm, measured) for arm in ARMS if measured},
         **{
