@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import report_factory as factory
 from pack_factory import MODEL, Document, edit_json
 from test_preset import stats
 
+from invarlock.cli import main
 from invarlock.evidence.result import VerifyOptions
 from invarlock.evidence.verify import PAGES, SUITE, verify_pack
 from invarlock.metrics.bootstrap import PLAIN
@@ -21,6 +23,7 @@ from invarlock.reporting.runs import Comparison
 from invarlock.verdict.records import Evaluation
 
 RATIOS = {"noop_clean": 1.0, "quant_8bit_clean": 1.004, "prune_50pct_stress": 1.6}
+CLEAN = ("noop_clean", "quant_8bit_clean")
 STATS = {**stats(), "checkpoint_sha256": factory.checkpoint_sha256("baseline")}
 PRESET = preset_of(derive(STATS, "balanced", "stats"), "preset")
 OTHER = preset_of(derive({**STATS, "device": "cuda"}, "balanced", "stats"), "other")
@@ -131,3 +134,41 @@ def test_reports_without_a_preset_share_their_policy(
     out = packs.write_suite(tmp_path / "out", tuple(RATIOS), change)
     assert packs.build(out, tmp_path / "pack", key=packs.new_key(tmp_path / "pack.pem")) != 0
     assert "its policy is not that of the others" in capsys.readouterr().err
+
+
+# --- packs of named reports -----------------------------------------------------------------------
+
+
+def test_the_published_build_line_finds_the_preset_of_a_suite(tmp_path: Path) -> None:
+    """``build OUT --final-verdict V --source-repo S --environment E --material model_revisions=M
+    --report R... --signing-key K``, and nothing else, on reports that a preset judged."""
+    out = packs.write_suite(tmp_path / "out", CLEAN, judged_by({}))
+    presets = out / MODEL / "presets"
+    packs.write_json(presets / f"calibrated_preset_{MODEL}.json", PRESET.document)
+    packs.write_json(presets / f"calibrated_preset_{MODEL}_2.json", OTHER.document)
+    packs.write_json(presets / "calibration_stats.json", STATS)
+    reports = sorted(out.glob(f"{MODEL}/reports/*/run_1/evaluation.report.json"))
+    key = packs.new_key(tmp_path / "key.pem")
+    words = ["advanced", "evidence-pack", "build", str(tmp_path / "pack")]
+    words += ["--final-verdict", str(out / "reports/final_verdict.json")]
+    words += ["--material", f"model_revisions={out / 'state/model_revisions.json'}"]
+    for report in reports:
+        words += ["--report", str(report)]
+    words += ["--signing-key", str(key)]
+    assert main(words) == 0
+    kept = tmp_path / "pack/metadata"
+    for number in range(1, len(CLEAN) + 1):
+        preset = json.loads((kept / f"preset.report-00{number}.json").read_text())
+        assert preset == PRESET.document
+        assert json.loads((kept / f"calibration_stats.report-00{number}.json").read_text()) == STATS
+
+
+def test_a_preset_of_other_thresholds_is_not_taken(tmp_path: Path) -> None:
+    """What lies beside the report is taken by its digest, never by its name."""
+    out = packs.write_suite(tmp_path / "out", tuple(RATIOS), judged_by({}))
+    packs.write_json(out / MODEL / "presets" / f"calibrated_preset_{MODEL}.json", OTHER.document)
+    [report] = out.glob(f"{MODEL}/reports/noop_clean/run_1/evaluation.report.json")
+    words = ["advanced", "evidence-pack", "build", str(tmp_path / "pack"), "--final-verdict"]
+    words += [str(out / "reports/final_verdict.json"), "--report", str(report)]
+    assert main(words) == 7
+    assert not (tmp_path / "pack").exists()

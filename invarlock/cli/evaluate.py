@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from invarlock.cli.edit_config import EditConfig, label_of_folder, read_edit_config
 from invarlock.cli.evaluate_record import record_failure, summary_line, telemetry_line
 from invarlock.cli.job import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, EvaluateOptions, Job
 from invarlock.cli.options import to_json
@@ -136,6 +137,17 @@ def _job(options: EvaluateOptions) -> Job:
     if scenario and options.edit_metadata:
         metadata = read_json_object(options.edit_metadata)
         check_subject_metadata(scenario, metadata, str(options.edit_metadata))
+    named = read_edit_config(options.edit_config) if options.edit_config else EditConfig("", {})
+    if options.edit_label and named.label not in ("", options.edit_label):
+        raise ConfigError(
+            "--edit-label and --edit-config name two edits",
+            expected=options.edit_label,
+            found=named.label,
+        )
+    label = options.edit_label or label_of_entry(scenario) or named.label
+    if not (label or scenario) and (label := label_of_folder(options.subject)):
+        line = f"edit label {label}, by the folder's name; name another with --edit-label"
+        print(f"invarlock evaluate: {line}", file=sys.stderr)
     reference = options.baseline_report
     if reference and not (reference / "report.json").is_file():
         raise InputError("no run of the baseline is there", where=str(reference))
@@ -145,7 +157,7 @@ def _job(options: EvaluateOptions) -> Job:
                 options,
                 model_id=options.name_of(options.baseline),
                 baseline_report=options.reference,
-                edit_label=options.edit_label or label_of_entry(scenario),
+                edit_label=label,
                 scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
                 gpus=max(1, options.gpus),
             )
@@ -157,16 +169,25 @@ def _job(options: EvaluateOptions) -> Job:
 
 def _execution(options: EvaluateOptions) -> Execution:
     """Where this runs; refused where the caller demands an image and this is not it."""
-    execution = detect(options.image)
+    host = options.execution_mode == "host"
+    if host and options.require_container:
+        raise ConfigError("--execution-mode host goes without --require-container")
+    execution = Execution(reason="--execution-mode host") if host else detect(options.image)
     if options.assurance == "strict":
         require_strict_possible(options.profile, options.tier, execution)
         os.environ[DIGESTS] = "none"  # every byte that the claim is about is read
+    if options.execution_mode == "container" and execution.reason:
+        raise ConfigError(
+            f"--execution-mode container, and this is not the image: {execution.reason}",
+            hint="measure in it: snakemake --profile container, or "
+            "apptainer exec images/invarlock-runtime.sif invarlock evaluate ... --image FILE",
+        )
     if options.require_container and execution.reason:
         raise ConfigError(
             f"host execution is not allowed, and this is not the image: {execution.reason}",
             hint="use the container profile, or allow_host_execution: true",
         )
-    if options.image and execution.reason:
+    if options.image and execution.reason and not host:
         line = f"recorded as {execution.mode}: {execution.reason}"
         print(f"invarlock evaluate: warning: {line}", file=sys.stderr)
     return execution

@@ -32,8 +32,14 @@ class EvaluateOptions(MeasuringOptions, Judging):
     )
     edit_label: str = option(
         "",
-        help="name of the edit (default: the scenario's; else noop where no weight differs, "
-        "and custom where one does)",
+        help="name of the edit (default: the scenario's; else that of --edit-config, or the edit "
+        "that the subject's folder is called by; else noop where no weight differs, and custom "
+        "where one does)",
+    )
+    edit_config: Path | None = option(
+        None,
+        metavar="FILE",
+        help="YAML or JSON that names the edit: label, plan, parameters; the report repeats it",
     )
     accept: tuple[str, ...] = option(
         (),
@@ -58,6 +64,12 @@ class EvaluateOptions(MeasuringOptions, Judging):
     record_failure: bool = option(
         False, help="when the subject cannot be measured, record that as the outcome and exit 0"
     )
+    execution_mode: str = option(
+        "",
+        choices=("", "host", "container"),
+        help="host: say nothing of an image; container: refuse to run outside of it (default: "
+        "whichever it is)",
+    )
     require_container: bool = option(
         False,
         help="refuse to run outside the container image that was resolved",
@@ -67,6 +79,7 @@ class EvaluateOptions(MeasuringOptions, Judging):
         None,
         metavar="FILE",
         help="the container image, resolved outside of it (invarlock advanced provenance image)",
+        also=("--runtime-provenance",),
     )
     config_record: Path | None = option(
         None, metavar="FILE", help="effective configuration, to be named"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from invarlock.cli.measuring import MeasuringOptions
 from invarlock.cli.options import option
-from invarlock.errors import InputError
+from invarlock.cli.run_config import read_run_config
+from invarlock.errors import ConfigError, InputError
 from invarlock.model_folder import open_model
 from invarlock.policy import check_profile, load_policy
 from invarlock.run.lease import lease
@@ -17,7 +19,15 @@ from invarlock.run.lease import lease
 class RunOptions(MeasuringOptions):
     """Options of ``invarlock run``."""
 
-    model: Path = option(metavar="DIR", help="checkpoint")
+    model: Path | None = option(None, metavar="DIR", help="checkpoint")
+    windows: Path | None = option(None, metavar="FILE", help="windows.json")  # type: ignore[assignment]
+    config: Path | None = option(
+        None,
+        metavar="FILE",
+        also=("-c",),
+        help="run configuration (config/presets/causal_lm/*.yaml) in place of --model and "
+        "--windows: both are made in OUT; what it sets wins over options",
+    )
 
 
 OPTIONS = RunOptions
@@ -25,6 +35,14 @@ OPTIONS = RunOptions
 
 def main(options: RunOptions) -> int:
     """Measure the baseline; a checkpoint that fails its invariants is not a baseline."""
+    if options.config is not None:
+        if options.model is not None or options.windows is not None:
+            raise ConfigError("--config names the model and the text itself")
+        # by name: what is pinned and cut is no part of what a rule's run does (``code_digest``)
+        prepare = import_module("invarlock.cli.run_prepare").prepare
+        options = prepare(options, read_run_config(options.config))
+    if options.model is None or options.windows is None:
+        raise ConfigError("no model and windows are named", expected="--model and --windows, or -c")
     load_policy(options.tier)
     check_profile(options.profile)
     checkpoint = open_model(options.model)

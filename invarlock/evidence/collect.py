@@ -7,20 +7,22 @@ none of them may get in.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from invarlock.contracts import violations
-from invarlock.errors import InputError
+from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import Code, PackError
 from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
+from invarlock.evidence.findings import dig
 from invarlock.evidence.layout import EDIT_METADATA, ERROR_METADATA, OUTCOME_NAME, group_of
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
 from invarlock.evidence.tree import MAX_PARSED_FILE, REPORT_NAME, read_source
 from invarlock.files import parse_json
+from invarlock.preset import read_preset
 from invarlock.reporting.probes import FILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.subject_metadata import takes_tuned
@@ -28,6 +30,7 @@ from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 
 PROBES = tuple(FILES)
 OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
+STATS = "calibration_stats.json"
 RENDERED = ("evaluation.html", "evaluation.md")
 # Documents that a run has only when they were asked for: name -> folder in a pack.
 ANALYSES = {
@@ -115,6 +118,41 @@ def from_reports(reports: Iterable[Path], final_verdict: Path) -> Inputs:
     return inputs
 
 
+def add_presets(inputs: Inputs, reports: Sequence[Path]) -> None:
+    """The preset that each named report was judged by, and the statistics it was derived from,
+    where they lie beside the report or where a suite keeps them; what was named stays.
+
+    What is not found is left to the verification of the pack, which asks for it.
+    """
+    for number, report in enumerate(reports, 1):
+        stated = dig(read_object(report), "policy_provenance", "preset_sha256")
+        named = f"preset.report-{number:03d}"
+        if not isinstance(stated, str) or named in inputs.materials:
+            continue
+        preset = next((p for p in _presets_near(report) if _digest_of_preset(p) == stated), None)
+        if preset is None:
+            continue
+        inputs.add_material(named, preset)
+        stats, name = preset.with_name(STATS), f"calibration_stats.report-{number:03d}"
+        if stats.is_file() and name not in inputs.materials:
+            inputs.add_material(name, stats)
+
+
+def _presets_near(report: Path) -> Iterator[Path]:
+    """Presets in the folder of a report, and in ``presets/`` of those above it: a report of a suite
+    is MODEL/reports/SCENARIO/run_N/evaluation.report.json."""
+    folder = report.resolve().parent
+    for place in (folder, *(above / "presets" for above in (folder, *folder.parents[:3]))):
+        yield from sorted(place.glob("calibrated_preset_*.json"))
+
+
+def _digest_of_preset(path: Path) -> str:
+    try:
+        return read_preset(path).sha256
+    except InvarlockError:
+        return ""  # of no report
+
+
 def _beside(report: Path, name: str) -> Path:
     path = report.parent / name
     if not path.is_file():
@@ -155,7 +193,7 @@ def from_run(out: Path) -> Inputs:
         for name, source in (
             (f"baseline.{model}", out / model / "baseline.json"),
             (f"preset.{model}", presets / f"calibrated_preset_{model}.json"),
-            (f"calibration_stats.{model}", presets / "calibration_stats.json"),
+            (f"calibration_stats.{model}", presets / STATS),
         ):
             if source.exists():
                 inputs.add_material(name, source)

@@ -15,6 +15,7 @@ from invarlock import __version__
 from invarlock.documents.fields import Closed, Count, Digest, Open, Positive, about, extended
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
+from invarlock.guards.guard import SEPARATE
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.distribution import Distribution
@@ -25,13 +26,8 @@ from invarlock.policy import Policy
 from invarlock.reporting.assurance import Assurance, assurance_block
 from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
 from invarlock.reporting.primary_metric import PrimaryMetric
-from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing, shift_columns
+from invarlock.reporting.runs import Comparison, gather, pairing, shift_columns
 from invarlock.reporting.telemetry import Telemetry, telemetry_block
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    from invarlock import numpy_on_use as np
 
 Document = dict[str, Any]
 GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")
@@ -252,6 +248,13 @@ class Context(Open):
     accept: Annotated[
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
+    runs: Annotated[
+        Literal["separate"] | UnsetType,
+        about(
+            "separate: each run measured its own model, so what needs both models is not evaluated;"
+            " absent: the subject's run had the baseline's at hand"
+        ),
+    ] = UNSET
 
 
 @extended(members_of("metrics"))
@@ -375,6 +378,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             ],
             "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
+            **({"runs": SEPARATE} if comparison.separate else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
@@ -524,13 +528,7 @@ def _windows(comparison: Comparison) -> Document:
         result[arm] = {column: rows.get(column, []) for column in columns}
         for column in ("nll_sum", *own):
             result[arm][f"baseline_{column}"] = base[arm][column] if rows else []
-    if isinstance(comparison.shift, RecordedShift):
-        result["final"] |= comparison.shift.columns
-    elif comparison.shift is not None:
-        final, ends = result["final"], np.cumsum(comparison.shift.token_counts)
-        flips = np.add.reduceat(comparison.shift.flips.astype(int), [0, *ends[:-1]])
-        agreed = [n - int(f) for n, f in zip(final["token_counts"], flips, strict=True)]
-        final |= {"top1_agreement": agreed, **shift_columns(comparison.shift)}
+    result["final"] |= shift_columns(comparison.shift)
     return result
 
 

@@ -25,14 +25,17 @@ from invarlock.files import (
 )
 from invarlock.guards import BY_NAME, CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
 from invarlock.guards.findings import Failure
+from invarlock.guards.guard import RUN_SCHEMA
 from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
-from invarlock.metrics.distribution import TokenShift
+from invarlock.metrics.distribution import TokenShift, shift_columns, summarize
 from invarlock.metrics.kinds import metric_for
+from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
 
-SCHEMA = "invarlock/run-report-v1"
+SCHEMA = RUN_SCHEMA
+OPTIONAL = ("accepted", "edit_config")  # settings that a run's id names only where they are given
 EVENTS_NAME, REPORT_NAME, GUARDS_NAME = "events.jsonl", "report.json", "guards.safetensors"
 
 
@@ -48,6 +51,7 @@ class RunSettings:
     edit_name: str = "noop"
     scenario: str | None = None
     accepted: tuple[str, ...] = ()  # names of findings that the user accepts
+    edit_config: Mapping[str, Any] | None = None  # what the user says of his own edit
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
@@ -69,7 +73,7 @@ def run_report(
     identity = {
         "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
-        "settings": {k: v for k, v in vars(settings).items() if v or k != "accepted"},
+        "settings": {k: v for k, v in vars(settings).items() if v or k not in OPTIONAL},
         "determinism": dict(determinism),
         "version": __version__,
     }
@@ -112,7 +116,11 @@ def run_report(
             ),
         },
         "checkpoint": dict(checkpoint.parts),
-        "edit": {"name": settings.edit_name, "scenario": settings.scenario},
+        "edit": {
+            **(settings.edit_config or {}),
+            "name": settings.edit_name,
+            "scenario": settings.scenario,
+        },
         "guards": _guards(failures, settings.accepted, measured),
         "evaluation_windows": {arm: _arm(windows, arm, measured) for arm in ARMS if measured},
         **{
@@ -313,6 +321,28 @@ class Reference:
                 found=str(recorded),
                 hint="measure the baseline again with invarlock run",
             )
+
+
+def against(
+    baseline: Mapping[str, Any], shift: TokenShift | None, policy: Policy
+) -> dict[str, Any]:
+    """What a subject's run measured together with the baseline's: whose it was, the shift of the
+    predictions, and the limits by which guards tried something.
+
+    Args:
+        baseline: the run report of the baseline.
+        shift: None where the subject was not run.
+        policy: of that measurement.
+    """
+    found: dict[str, Any] = {
+        "run_id": baseline["meta"]["run_id"],
+        "report_sha256": digest_json(baseline),
+        "tried_by": {guard.name: dict(guard.limits(policy)) for guard in GUARDS if guard.tries},
+    }
+    if shift is not None:
+        found["distribution"] = summarize(shift, policy.distribution)
+        found["final"] = shift_columns(shift)
+    return {"against": found}
 
 
 def token_shift(arrays: ReferenceArrays, final: ArmResult) -> TokenShift:
