@@ -404,6 +404,16 @@ def make_full() -> Document:
     return make_report("full", 1.004, **moved, **asked)
 
 
+COSTS = {"latency_ms_per_tok": 0.5, "throughput_tok_per_s": 2000.0, "memory_mb_peak": 812.25}
+SLOWER = {"latency_ms_per_tok": 0.625, "throughput_tok_per_s": 1600.0, "memory_mb_peak": 1624.5}
+
+
+def make_timed(baseline: Mapping[str, float] = COSTS) -> Document:
+    """A report of runs that state what they took; ``baseline`` may be empty."""
+    with mock.patch.dict(BASELINE, {"metrics": dict(baseline)}):
+        return make_report("timed", 1.004, subject=lambda run: run.update(metrics=dict(SLOWER)))
+
+
 def make_mixture() -> Document:
     """The report of a mixture of experts."""
     routers = {

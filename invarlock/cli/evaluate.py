@@ -148,6 +148,7 @@ def _job(options: EvaluateOptions) -> Job:
                 edit_label=options.edit_label or label_of_entry(scenario),
                 scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
                 gpus=max(1, options.gpus),
+                telemetry=options.telemetry or telemetry_wanted(os.environ),
             )
         ),
         image_ref=execution.image_ref,

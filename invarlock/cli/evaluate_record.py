@@ -17,6 +17,7 @@ from invarlock.files import (
     write_json,
 )
 from invarlock.guards.invariants_decision import acceptance_notes
+from invarlock.metrics.cost import cost
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import probes, signals
@@ -99,8 +100,14 @@ def _context(job: Job, result: Result) -> dict[str, Any]:
         "invarlock_version": __version__,
         "timings_seconds": dict(result.timings),
         "memory_mb": dict(result.memory_mb),
+        "telemetry": cost(result.timings, result.memory_mb, _tokens(result.subject)),
         "guard_overhead": guard_overhead(result.timings, result.memory_mb),
     }
+
+
+def _tokens(run: Mapping[str, Any]) -> int:
+    """Predicted tokens of a run's windows; 0 where it has none."""
+    return sum(sum(rows["token_counts"]) for rows in run["evaluation_windows"].values())
 
 
 def guard_overhead(

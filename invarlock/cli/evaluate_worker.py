@@ -145,17 +145,20 @@ def _settings(job: Job, edit: str) -> Any:
         edit_name=edit,
         scenario=job.scenario_id if edit != "noop" else None,
         accepted=job.accept if edit != "noop" else (),
+        telemetry=job.telemetry,
     )
 
 
 def _run_baseline(
     job: Job, baseline: Checkpoint, windows: RunWindows, determinism: dict[str, Any]
 ) -> None:
+    from invarlock.policy import load_policy
     from invarlock.run.report import run_report, write_reference, write_run
 
     measured = _measure(job, baseline, windows, None, None)
     settings, identity = _settings(job, "noop"), baseline.identity()
-    report = run_report(settings, identity, windows, [], measured, determinism)
+    policy = load_policy(job.tier)
+    report = run_report(settings, identity, windows, [], measured, determinism, policy)
     write_reference(job.reference, measured)
     write_run(job.reference, report)
 
@@ -172,7 +175,8 @@ def _write(
 
     subject, windows, failures, measured = run
     settings = _settings(job, job.edit_label)
-    report = run_report(settings, subject, windows, failures, measured, determinism)
+    policy, _ = job.policy(reference.report["meta"]["checkpoint_sha256"])
+    report = run_report(settings, subject, windows, failures, measured, determinism, policy)
     job.out.mkdir(parents=True, exist_ok=True)
     write_run(job.out, report)
     if job.edit_metadata:

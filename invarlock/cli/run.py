@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from invarlock.cli.options import option
 from invarlock.errors import InputError
 from invarlock.model_folder import open_model
 from invarlock.policy import check_profile, load_policy
+from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.lease import lease
 
 
@@ -25,7 +27,7 @@ OPTIONS = RunOptions
 
 def main(options: RunOptions) -> int:
     """Measure the baseline; a checkpoint that fails its invariants is not a baseline."""
-    load_policy(options.tier)
+    policy = load_policy(options.tier)
     check_profile(options.profile)
     checkpoint = open_model(options.model)
     from invarlock.run.determinism import seed_everything, set_environment
@@ -44,6 +46,7 @@ def main(options: RunOptions) -> int:
         token_budget=options.token_budget,
         profile=options.profile,
         tier=options.tier,
+        telemetry=options.telemetry or telemetry_wanted(os.environ),
     )
     determinism = seed_everything(options.determinism, options.threads, options.seed)
     failures = check_checkpoint(checkpoint, checkpoint)
@@ -64,7 +67,8 @@ def main(options: RunOptions) -> int:
     lost = [f for f in measured.loaded_failures if f["severity"] == "fatal"]
     if lost:
         raise InputError(str(lost[0]["message"]), where=str(options.model))
-    report = run_report(settings, checkpoint.identity(), windows, failures, measured, determinism)
+    identity = checkpoint.identity()
+    report = run_report(settings, identity, windows, failures, measured, determinism, policy)
     write_reference(options.out, measured)
     write_run(options.out, report)
     for phase, seconds in measured.timings.items():

@@ -109,7 +109,11 @@ def _print(result: ReportResult) -> None:
     if result.ok:
         _print_point(result)
     else:
-        print(f"VERIFY FAIL {escape(result.ident)}: {counted(len(result.findings), 'finding')}")
+        shown = result.to_json()["verification"]["runtime_provenance"]
+        print(
+            f"VERIFY FAIL {escape(result.ident)}: {counted(len(result.findings), 'finding')} "
+            f"mode={escape(shown['declared_mode'])}"
+        )
     if result.believed:
         print(f"{escape(result.ident)}: not re-checked: {escape('; '.join(result.believed))}")
 

@@ -21,6 +21,7 @@ from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
 from invarlock.guards.guard import STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
+from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
@@ -35,6 +36,7 @@ else:
     from invarlock import numpy_on_use as np
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
+ROUNDED = 1e-6  # relative; more than the digits of a cost leave open
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
@@ -64,8 +66,10 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
         "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/bos_token_id",
-        "/provenance/invarlock_version",
+        "/provenance/invarlock_version", "/structure/parameters/baseline",
     ),
+    # a time alone contradicts the throughput, so that only memory can be another by itself
+    "times and memory, as the machine told them": ("/telemetry/memory_mb_peak",),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
     PRESET: ("/policy_provenance/preset_sha256",),
 }  # fmt: skip
@@ -159,7 +163,9 @@ def comparison_of(report: Report) -> Comparison:
             "metric": meta["metric"],
             "tokenizer_hash": reference["tokenizer_hash"],
             "checkpoint_sha256": reference["checkpoint_sha256"],
+            "parameters": report.get("structure", {}).get("parameters", {}).get("baseline"),
         },
+        "metrics": {k: v["baseline"] for k, v in report.get("system_overhead", {}).items()},
         "checkpoint": report["provenance"]["baseline"]["checkpoint"],
         "data": {
             "source": data["source"],
@@ -178,6 +184,7 @@ def comparison_of(report: Report) -> Comparison:
     }
     subject = {
         "meta": meta,
+        "metrics": costs_of(report.get("telemetry", {})),
         "checkpoint": report["provenance"]["subject"]["checkpoint"],
         "edit": report["edit"],
         "guards": _subject_guards(report, ran, contracts),
@@ -289,6 +296,8 @@ def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
     """What no evidence gives: the version that wrote the report, and of a subject that was not
     run the digest of the baseline's windows."""
     rebuilt["provenance"]["invarlock_version"] = str(report["provenance"]["invarlock_version"])
+    if "min_effective" not in report["policy_digest"]:  # of a version that never called it changed
+        rebuilt["policy_digest"]["changed"] = False
     if not _ran(report):
         ids = report["provenance"]["provider_digest"]["ids_sha256"]
         rebuilt["provenance"]["provider_digest"]["ids_sha256"] = str(ids)
@@ -302,6 +311,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _sources(report)
     yield from _checkpoints(report)
     yield from _vocabulary(report)
+    yield from _costs(report)
     yield from _shift(report, policy)
     if _ran(report):
         yield from _geometry(report)
@@ -381,6 +391,25 @@ def _vocabulary(report: Report) -> Iterator[str]:
     longest = max(part["seq_len"] for part in _parts(report))
     if text and windows and used > windows * longest:
         yield "/vocabulary/used is more than the windows have tokens"
+
+
+def _costs(report: Report) -> Iterator[str]:
+    """Times and memory are positive, and the throughput is the inverse of the latency."""
+    stated = {"/telemetry": costs_of(report.get("telemetry", {}))}
+    stated |= {
+        f"/system_overhead/{side}": {k: v[side] for k, v in found.items()}
+        for side in ("baseline", "subject")
+        if (found := report.get("system_overhead"))
+    }
+    for where, costs in stated.items():
+        if not costs:
+            continue
+        if set(costs) != set(COSTS) or not all(is_number(v) and v > 0 for v in costs.values()):
+            yield f"{where} does not hold {', '.join(COSTS)}, each above 0"
+        elif not math.isclose(costs[LATENCY] * costs[THROUGHPUT], 1000, rel_tol=ROUNDED):
+            yield f"{where}/{THROUGHPUT} is not the inverse of {LATENCY}"
+    if report.get("telemetry", {}).keys() & set(COSTS) and not _ran(report):
+        yield "/telemetry holds times of a subject that was not run"
 
 
 def _is_count(value: object) -> TypeGuard[int]:
