@@ -342,7 +342,7 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     ``subject`` (a change of the run report), ``routers`` (of both runs) and those of
     :func:`run_report`.
     """
-    settable = ("profile", "assurance", "preset_sha256", "bootstrap")
+    settable = ("profile", "assurance", "preset_sha256", "policy_pack", "bootstrap")
     asked = {key: how.pop(key) for key in settable if key in how}
     policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
     change = how.pop("subject", lambda run: None)

@@ -19,6 +19,7 @@ from invarlock.documents.fields import (
     Digest,
     Open,
     Positive,
+    Sha256,
     about,
     extended,
 )
@@ -273,6 +274,14 @@ class EvaluationRealism(Closed):
     metric_is_generation_realistic: Annotated[bool | UnsetType, about("realistic")] = UNSET
 
 
+class NamedPolicyPack(Closed):
+    """A policy pack."""
+
+    name: Annotated[str, about("what it is called")]
+    sha256: Annotated[Sha256, about("digest of what is signed")]
+    signer: Annotated[Digest, about("fingerprint of the key that signed it")]
+
+
 class PolicyProvenance(Open):
     """Where the limits come from."""
 
@@ -284,6 +293,9 @@ class PolicyProvenance(Open):
     policy_digest: Annotated[str | UnsetType, about("digest of all that decides")] = UNSET
     preset_sha256: Annotated[
         str | UnsetType | None, about("digest of the preset; null: none was used")
+    ] = UNSET
+    policy_pack: Annotated[
+        NamedPolicyPack | UnsetType, about("the policy pack in force; absent: none")
     ] = UNSET
 
 
@@ -422,6 +434,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             "overrides": policy.override_records(),
             "policy_digest": policy.digest,
             "preset_sha256": comparison.preset_sha256,
+            **({"policy_pack": dict(comparison.policy_pack)} if comparison.policy_pack else {}),
             "validation_allowlist_source": "contracts",
         },
         "provenance": _provenance(baseline, subject),

@@ -41,6 +41,7 @@ SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
 NOT_RUN = "the windows of a subject that was not run"
+POLICY_PACK = "that the thresholds are those of the policy pack it names"
 PRESET = "that the thresholds are those of the preset it names"
 
 
@@ -72,6 +73,9 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     "times and memory, as the machine told them": ("/telemetry/memory_mb_peak",),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
     PRESET: ("/policy_provenance/preset_sha256",),
+    POLICY_PACK: (
+        "/policy_provenance/policy_pack/name", "/policy_provenance/policy_pack/signer",
+    ),
 }  # fmt: skip
 
 
@@ -204,6 +208,7 @@ def comparison_of(report: Report) -> Comparison:
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
+        policy_pack=report["policy_provenance"].get("policy_pack"),
         accepted=context.get("accept", []),
         contracts=contracts,
     )
@@ -351,12 +356,18 @@ def _slice_names(slices: Sequence[Report] | None, arm: str, rows: Report) -> Ite
 
 
 def _sources(report: Report) -> Iterator[str]:
-    """Thresholds that are not the tier's own are of the report's preset, or set by hand."""
+    """Thresholds that are not the tier's own are of the report's preset or policy pack, or set by
+    hand; a policy pack sets some."""
     preset = report["policy_provenance"]["preset_sha256"]
+    overlay = report["policy_provenance"].get("policy_pack")
+    pack = f"policy-pack:{overlay['sha256'][:12]}" if overlay else None
+    sources = [override["source"] for override in report["policy_provenance"]["overrides"]]
+    if overlay and pack not in sources:
+        yield "/policy_provenance/policy_pack sets none of the thresholds"
     for index, override in enumerate(report["policy_provenance"]["overrides"]):
         by_hand = str(override["path"]).split(".")[0] in ("tail", "distribution")
         known = "config" if by_hand else f"preset:{preset[:12]}" if preset else None
-        if override["source"] != known:
+        if override["source"] != known and not (pack and override["source"] == pack):
             yield f"/policy_provenance/overrides/{index}/source is not the report's preset"
 
 
