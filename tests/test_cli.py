@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from invarlock.cli import COMMANDS, DEBUG, main
+from invarlock.cli import ALIASES, COMMANDS, DEBUG, main
 
 USUAL = [name for name in COMMANDS if " " not in name]
 ADVANCED = [name.partition(" ")[2] for name in COMMANDS if " " in name]
@@ -58,6 +58,17 @@ def test_help_of_a_command(words: str, capsys: pytest.CaptureFixture[str]) -> No
     assert done.value.code == 0
     name = " ".join(word for word in words.split() if word not in ("help", "--help"))
     assert capsys.readouterr().out.startswith(f"usage: invarlock {name} [-h]")
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_its_command(alias: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows the help of the command that it stands for, and is told of in the overview."""
+    with pytest.raises(SystemExit) as done:
+        main([alias, "--help"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: invarlock {ALIASES[alias]} [-h]")
+    assert main([]) == 2
+    assert f"{alias} for {ALIASES[alias]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

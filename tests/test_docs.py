@@ -15,7 +15,7 @@ import pytest
 import yaml
 from repository_copy import program
 
-from invarlock.cli import COMMANDS, parser_of
+from invarlock.cli import ALIASES, COMMANDS, parser_of
 from invarlock.metrics.accuracy import AccuracyPolicy
 from invarlock.policy import bounds_of, load_policy, tier_names
 from invarlock.scenarios import load_catalogue
@@ -64,6 +64,7 @@ def check_invarlock(words: list[str]) -> None:
     """The command, its sub-command and every option exist."""
     if not words or words[0].startswith(("-", "<", "COMMAND")):
         return
+    words = [*ALIASES.get(words[0], words[0]).split(), *words[1:]]
     name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
     assert name, f"no command {words[0]}"
     parser = parser_of(name)

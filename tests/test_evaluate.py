@@ -89,6 +89,29 @@ def worker(monkeypatch, tmp_path):
     return install
 
 
+# --- the same from the two run reports -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["noop", "edited", "rejected"])
+def test_the_two_run_reports_give_the_report_of_evaluate(world, name, request, tmp_path):
+    """`report --run RUN --baseline RUN` writes, byte for byte, what `evaluate` wrote."""
+    out = request.getfixturevalue(name) / "out"
+    words = ["report", "--run", str(out), "--baseline", str(world.run), "--output", str(tmp_path)]
+    assert main(words) == 0
+    report = "evaluation.report.json"
+    assert (tmp_path / report).read_bytes() == (out / report).read_bytes()
+
+
+def test_a_run_against_itself_shows_no_more_than_a_run(world, tmp_path):
+    """`run` measures one model: of itself, too, it says neither what files nor what rows are."""
+    words = ["report", "--run", str(world.run), "--baseline", str(world.run)]
+    assert main([*words, "--output", str(tmp_path)]) == 0
+    report = read(tmp_path)
+    assert (report["edit"]["name"], report["assurance"]["outcome"]) == ("noop", "inconclusive")
+    assert replay(report) == []
+    assert main(["verify", str(tmp_path), "--baseline", str(world.run)]) == 0
+
+
 # --- no-op ----------------------------------------------------------------------------------
 
 

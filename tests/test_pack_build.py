@@ -86,6 +86,31 @@ def test_keygen_if_missing_keeps_the_key(
     assert "kept" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [["advanced", "evidence-pack", "keygen"], ["keygen"]])
+@pytest.mark.parametrize("option", [[], ["--out"]])
+def test_the_key_is_named_by_its_path_alone_or_by_an_option(
+    tmp_path: Path, command: list[str], option: list[str]
+) -> None:
+    """``keygen PATH``, as published, and ``keygen --out PATH`` make the same two files."""
+    assert cli([*command, *option, str(tmp_path / "k.pem")]) == 0
+    assert sorted(packs.snapshot(tmp_path)) == ["k.pem", "k.pub.pem"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "no private key is named; expected PATH, or --out FILE"),
+        (["a.pem", "--out", "b.pem"], "two private keys are named; expected PATH, or --out FILE"),
+    ],
+)
+def test_keygen_wants_one_path(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None, or two different ones: one line, exit 2."""
+    assert cli(["keygen", *words]) == 2
+    assert line in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
 def test_a_key_that_others_can_read_is_refused(suite: Path, tmp_path: Path, mode: int) -> None:
     """Group or other permission on the signing key: exit 2 and no pack."""

@@ -59,6 +59,11 @@ COMMANDS: dict[str, Command] = {
     "advanced runtime-verify": Command("runtime_verify", "check a report's runtime manifest"),
 }
 
+# Published names of commands that stand elsewhere here; each is the command, by another word.
+ALIASES: dict[str, str] = {
+    "calibrate": "advanced calibrate",
+    "keygen": "advanced evidence-pack keygen",
+}
 
 DEBUG = "INVARLOCK_DEBUG"  # set for processes that a command with --debug starts
 ADVANCED = "advanced "  # what the names of commands begin with that few call by hand
@@ -77,7 +82,9 @@ def _overview(group: str = "") -> str:
         if name.startswith(group):
             lines.append(f"  {name.removeprefix(group):<{width}}{command.summary}")
     more = "" if group else "; also --version, --debug (tracebacks)"
-    return "\n".join([*lines, "", f"{usage} --help lists its options{more}"])
+    lines += ["", f"{usage} --help lists its options{more}"]
+    short = ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
+    return "\n".join([*lines, *([] if group else [f"shorter: {short}"])])
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -190,6 +197,8 @@ def _run(argv: list[str], *, debug: bool) -> int:
     if "help" in argv[: 2 if argv[:1] == [ADVANCED.strip()] else 1]:
         argv.remove("help")  # help COMMAND is COMMAND --help
         argv.append("--help")
+    if argv[:1] and argv[0] in ALIASES:
+        argv[:1] = ALIASES[argv[0]].split()
     group = ADVANCED if argv[:1] == [ADVANCED.strip()] else ""
     rest = argv[1:] if group else argv
     if not rest or rest[0] in ("-h", "--help"):

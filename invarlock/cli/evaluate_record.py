@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,12 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
-from invarlock.guards.invariants_decision import acceptance_notes
 from invarlock.metrics.cost import cost
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
-from invarlock.reporting import probes, signals
-from invarlock.reporting.dashboard import headline
+from invarlock.reporting import probes
+from invarlock.reporting.dashboard import told
 from invarlock.reporting.evaluation import evaluation_report
-from invarlock.reporting.outcome import INCONCLUSIVE, PASS, needed, outcome_of, too_little
 from invarlock.reporting.runs import Comparison
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
@@ -182,29 +180,7 @@ def summary_line(out: Path) -> str:
     """One line for the person who typed the command."""
     outcome = read_json_object(out / OUTCOME_NAME)
     report = read_json_object(out / EVALUATION_NAME)
-    what, reasons = _point(report["primary_metric"]), signals.pass_reasons(report)
-    parts = [f"{outcome['scenario']}: {outcome['status']}", what, _result(report, reasons)]
-    return "; ".join([*parts, *acceptance_notes(report)])
-
-
-def _result(report: Mapping[str, Any], reasons: Sequence[str]) -> str:
-    """Whether the gates hold; if not, why, the worst first."""
-    found = outcome_of(reasons)
-    if found == PASS:
-        return "all gates hold"
-    if found == INCONCLUSIVE:
-        return f"{INCONCLUSIVE}: {too_little(needed(report), reasons)}"
-    return "FAIL: " + headline(report)
-
-
-def _point(metric: Mapping[str, Any]) -> str:
-    """The metric with its interval and decision."""
-    if "ratio_vs_baseline" not in metric:
-        return f"not measured ({metric['degraded_reason']})"
-    name, form, unit = METRICS[metric["kind"]].short
-    ci = metric.get("display_ci")
-    interval = "[" + ", ".join(format(v, form) for v in ci) + "]" if ci else "without interval"
-    return f"{name} {metric['ratio_vs_baseline']:{form}}{unit} {interval} {metric['decision']}"
+    return f"{outcome['scenario']}: {outcome['status']}; {told(report)}"
 
 
 def telemetry_line(out: Path) -> str:

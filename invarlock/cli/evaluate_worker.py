@@ -75,7 +75,8 @@ def measure_and_judge(job: Job) -> None:
     if subject is None:
         job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
         identity = Identity(baseline.config, file_parts(job.subject), None, None)
-        _write(job, reference, (identity, windows, failures, None), None, determinism)
+        found = identity, windows, failures, None
+        _write(job, reference, found, None, policy, determinism)
         return
     identity = subject.identity()
     label = findings.label_of(job.edit_label, baseline.parts(), identity.parts)
@@ -97,7 +98,7 @@ def measure_and_judge(job: Job) -> None:
         shift = token_shift(arrays, measured.arms["final"])
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
         identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
-    _write(job, reference, (identity, windows, failures, measured), shift, determinism)
+    _write(job, reference, (identity, windows, failures, measured), shift, policy, determinism)
 
 
 def _take_device(job: Job) -> None:
@@ -168,15 +169,16 @@ def _write(
     reference: Reference,
     run: tuple[Identity, RunWindows, Sequence[Failure], Measurement | None],
     shift: TokenShift | None,
+    policy: Policy,
     determinism: dict[str, Any],
 ) -> None:
     from invarlock.cli.evaluate_record import Result, write_results
-    from invarlock.run.report import run_report, write_run
+    from invarlock.run.report import against, run_report, write_run
 
     subject, windows, failures, measured = run
     settings = _settings(job, job.edit_label)
-    policy, _ = job.policy(reference.report["meta"]["checkpoint_sha256"])
     report = run_report(settings, subject, windows, failures, measured, determinism, policy)
+    report |= against(reference.report, shift, policy)
     job.out.mkdir(parents=True, exist_ok=True)
     write_run(job.out, report)
     if job.edit_metadata:

@@ -28,12 +28,30 @@ ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 class KeygenOptions:
     """Options of ``invarlock advanced evidence-pack keygen``."""
 
-    out: Path = option(metavar="FILE", help="private key to write, mode 0600", writes=True)
+    path: Path | None = option(
+        None, positional=True, metavar="PATH", help="private key to write, mode 0600", writes=True
+    )
+    out: Path | None = option(None, metavar="FILE", help="the same as PATH", writes=True)
     public: Path | None = option(
         None, metavar="FILE", help="public key to write (STEM.pub.pem beside it)", writes=True
     )
     if_missing: bool = option(False, help="keep a key that is there, and say so")
     json: bool = option(False, help="print one JSON object")
+
+    @property
+    def private(self) -> Path:
+        """The private key, by whichever of its two options names it.
+
+        Raises:
+            ConfigError: neither names one, or each names another.
+        """
+        named = {path for path in (self.path, self.out) if path is not None}
+        if len(named) != 1:
+            raise ConfigError(
+                "two private keys are named" if named else "no private key is named",
+                expected="PATH, or --out FILE",
+            )
+        return named.pop()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +172,16 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _keygen(options: KeygenOptions) -> int:
-    public = options.public or keys.default_public_path(options.out)
-    kept = options.if_missing and os.path.lexists(options.out)
+    private = options.private
+    public = options.public or keys.default_public_path(private)
+    kept = options.if_missing and os.path.lexists(private)
     if kept:
-        key = keys.load_signing_key(options.out)
+        key = keys.load_signing_key(private)
         signer = keys.fingerprint(key.public)
         if not os.path.lexists(public):
             keys.write_public(public, key.public)
     else:
-        signer = keys.generate(options.out, public)
+        signer = keys.generate(private, public)
     if options.json:
         _print_json(
             {
@@ -170,14 +189,14 @@ def _keygen(options: KeygenOptions) -> int:
                 "ok": True,
                 "algorithm": "ed25519",
                 "created": not kept,
-                "private_key": str(options.out),
+                "private_key": str(private),
                 "public_key": str(public),
                 "signing_key_fingerprint": signer,
             }
         )
     else:
         what = "kept the signing key that is there" if kept else "made a signing key"
-        print(f"{what}: {options.out} ({signer})")
+        print(f"{what}: {private} ({signer})")
     return 0
 
 

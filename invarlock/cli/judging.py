@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from invarlock.cli.measuring import Purpose
 from invarlock.cli.options import option
+from invarlock.cli.purpose import Purpose
 from invarlock.errors import ConfigError
 from invarlock.evidence.policy_pack import PolicyPack, read_policy_pack
 from invarlock.policy import Override, Policy, check_profile, resolve_policy

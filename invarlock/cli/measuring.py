@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invarlock.cli.options import option
+from invarlock.cli.purpose import Purpose
 
 if TYPE_CHECKING:
     from invarlock.run.loading import Target
@@ -56,14 +57,6 @@ class Arithmetic(Loading):
     def name_of(self, folder: Path) -> str:
         """The name in reports of the checkpoint in ``folder``."""
         return self.model_id or folder.resolve().name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Purpose:
-    """What a measurement is for."""
-
-    profile: str = option("dev", help="dev, ci or release (default: dev)", setting="profile")
-    tier: str = option("balanced", help="tier of the policy (default: balanced)", setting="tier")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ def option(
     repeated: bool = False,
     positional: bool = False,
     writes: bool = False,
+    also: Sequence[str] = (),
 ) -> Any:
     """A field that is an option, named and typed like the field.
 
@@ -53,10 +54,11 @@ def option(
         repeated: a tuple is written as the option again and again.
         positional: the value stands without a name.
         writes: the command makes this file or folder; it claims it before it starts.
+        also: other spellings of its name, such as ``-o``.
     """
     shown = {"help": help, "metavar": metavar, "choices": choices}
     marks = {"setting": setting, "unless": unless, "comma": comma, "repeated": repeated}
-    place = {"positional": positional, "writes": writes}
+    place = {"positional": positional, "writes": writes, "also": tuple(also)}
     return dataclasses.field(default=default, metadata={**shown, **marks, **place})
 
 
@@ -112,23 +114,26 @@ def add_options(parser: argparse.ArgumentParser, record: type) -> None:
         given = {k: o.field.metadata[k] for k in ("help", "metavar", "choices")}
         given = {key: value for key, value in given.items() if value is not None}
         add = groups.get(o.owner, parser).add_argument
+        names = (o.flag, *o.field.metadata["also"])
         if o.kind is bool:
             switch = argparse.BooleanOptionalAction if o.field.default is True else "store_true"
-            add(o.flag, action=switch, default=o.field.default, **given)
+            add(*names, action=switch, default=o.field.default, **given)
             continue
-        if not o.positional:
+        if o.positional:
+            given |= {} if o.required else {"nargs": "?", "default": o.field.default}
+        else:
             # argparse adds further words to the default, which must not be a tuple
             default = None if o.several and not o.field.metadata["comma"] else o.field.default
             given |= {"required": True} if o.required else {"default": default}
         if o.field.metadata["comma"]:
-            add(o.flag, type=_names, **given)
+            add(*names, type=_names, **given)
         elif o.field.metadata["repeated"]:
-            add(o.flag, type=o.kind, action="append", **given)
+            add(*names, type=o.kind, action="append", **given)
         elif o.several:
             number = "+" if o.required else "*"
-            add(o.flag, type=o.kind, nargs=number, action="extend", **given)
+            add(*names, type=o.kind, nargs=number, action="extend", **given)
         else:
-            add(o.flag, type=o.kind, **given)
+            add(*names, type=o.kind, **given)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,20 +1,33 @@
-"""Render an evaluation report, or explain in plain text why it passes or fails."""
+"""Render an evaluation report, or explain in plain text why it passes or fails.
+
+With --run and --baseline: compare two finished runs, and write their evaluation report.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
+from invarlock.cli.judging import Judging
 from invarlock.cli.options import option
 from invarlock.errors import ConfigError, ContractError
 from invarlock.evidence.findings import UNREADABLE
-from invarlock.files import canonical_json, pretty_json, read_json_object, write_text
+from invarlock.files import (
+    canonical_json,
+    pretty_json,
+    read_bytes,
+    read_json_object,
+    write_bytes,
+    write_text,
+)
 
-FORMATS = ("markdown", "report", "json")
+FORMATS = ("markdown", "report", "json", "html")
+RUN_NAME, REPORT_NAME = "report.json", "evaluation.report.json"
+PAGES = {"markdown": "evaluation.md", "html": "evaluation.html"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +41,41 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatOptions(PlaceOptions):
+class ComparingOptions(Judging):
+    """Options for two runs that are compared."""
+
+    run: Path | None = option(
+        None, metavar="RUN", help="the subject's run: a folder or its report.json"
+    )
+    baseline: Path | None = option(None, metavar="RUN", help="the baseline's run")
+    output: Path | None = option(
+        None,
+        metavar="DIR",
+        help=f"folder for {REPORT_NAME}, the page and the subject's report.json (default: print)",
+        writes=True,
+    )
+    profile: str = option("", help="dev, ci or release (default: the run's)")
+    tier: str = option("", help="tier of the policy (default: the run's)")
+    accept: tuple[str, ...] = option(
+        (), comma=True, metavar="NAME[,NAME]", help="differences that are meant (as in evaluate)"
+    )
+    edit_label: str = option("", help="name of the edit, where the run has none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions(ComparingOptions, PlaceOptions):
     """Options of ``invarlock report``."""
+
+    titles: ClassVar[Mapping[type, str]] = {
+        ComparingOptions: "two finished runs that are compared",
+        Judging: "limits of that comparison",
+    }
 
     report: Path | None = option(None, metavar="FILE", help="evaluation.report.json")
     format: str | None = option(
         None,
         choices=FORMATS,
-        help="markdown; report: the compact JSON that digests are taken of; json: indented",
+        help="markdown; html; report: the compact JSON that digests are taken of; json: indented",
     )
 
 
@@ -50,6 +90,10 @@ class ExplainOptions(PlaceOptions):
 class HtmlOptions(ExplainOptions):
     """Options of ``invarlock report html``."""
 
+    report: Path = option(metavar="FILE", help="evaluation.report.json", also=("-i",))
+    out: Path | None = option(
+        None, metavar="FILE", help="file to write (default: print)", writes=True, also=("-o",)
+    )
     embed_css: bool = option(
         True, help="put the style sheet into the page (default), or write it beside the page"
     )
@@ -59,24 +103,126 @@ OPTIONS = FormatOptions
 
 
 def main(options: FormatOptions) -> int:
-    """Render a report in a format that programs read."""
+    """Render a report, or compare two runs."""
+    if options.run is not None:
+        if options.report is not None or options.out is not None:
+            raise ConfigError("--run goes with --baseline and --output, not with --report or --out")
+        return _compare(options, options.run)
+    if options.baseline is not None or options.output is not None:
+        raise ConfigError("no run is named", expected="--run RUN")
     if options.report is None:
-        raise ConfigError("no report is named", expected="--report FILE")
+        raise ConfigError(
+            "no report is named", expected="--report FILE, or --run RUN --baseline RUN"
+        )
     if options.format is None:
         raise ConfigError(
             "no format is named", expected="--format " + "|".join(FORMATS), hint="or html, explain"
         )
+    form = options.format
+    return _write(options.report, lambda report: _text(report, form), options)
 
-    def text(report: dict[str, Any]) -> str:
-        from invarlock.reporting import render
 
-        if options.format == "markdown":
-            return render.render_report_markdown(report)
-        if options.format == "report":
-            return canonical_json(report).decode() + "\n"
-        return pretty_json(report).decode()
+def _text(report: dict[str, Any], form: str) -> str:
+    """A report in one of ``FORMATS``."""
+    from invarlock.reporting import render
 
-    return _write(options.report, text, options)
+    if form == "markdown":
+        return render.render_report_markdown(report)
+    if form == "html":
+        return render.render_report_html(report)
+    if form == "report":
+        return canonical_json(report).decode() + "\n"
+    return pretty_json(report).decode()
+
+
+def _compare(options: FormatOptions, run: Path) -> int:
+    """Compare two runs; of one run alone keep its report, as archives have it."""
+    path = _run_report(run)
+    subject = read_json_object(path)
+    if options.baseline is None:
+        if options.output is None:
+            raise ConfigError("no baseline is named", expected="--baseline RUN, or --output DIR")
+        _keep(path, options.output / RUN_NAME, options.force)
+        print(f"{options.output / RUN_NAME}: kept; without --baseline nothing is compared")
+        return 0
+    report = _compared(options, subject, read_json_object(_run_report(options.baseline)))
+    form = options.format or "report"
+    if options.output is None:
+        sys.stdout.write(_text(report, form))
+        return 0
+    _write_comparison(options, path, report)
+    if form in PAGES:
+        write_text(options.output / PAGES[form], _text(report, form))
+    from invarlock.reporting.dashboard import told
+
+    print(f"{options.output / REPORT_NAME}: {told(report)}")
+    return 0
+
+
+def _compared(
+    options: FormatOptions, subject: dict[str, Any], baseline: dict[str, Any]
+) -> dict[str, Any]:
+    """The evaluation report of two run reports."""
+    from invarlock.reporting.compare_runs import compare_runs
+
+    recorded = subject.get("context", {})
+    judging = replace(
+        options,
+        tier=options.tier or recorded.get("tier", "balanced"),
+        profile=options.profile or recorded.get("profile", "dev"),
+    )
+    judging.check_judging()
+    policy, preset = judging.policy(baseline.get("meta", {}).get("checkpoint_sha256"))
+    return compare_runs(
+        subject,
+        baseline,
+        policy=policy,
+        preset_sha256=preset,
+        replicates=options.replicates,
+        alpha=options.alpha,
+        profile=judging.profile,
+        accepted=options.accept,
+        edit_label=options.edit_label,
+    )
+
+
+def _run_report(path: Path) -> Path:
+    return path / RUN_NAME if path.is_dir() else path
+
+
+def _keep(source: Path, target: Path, force: bool) -> None:
+    """Copy a run report to where reports are kept; one that is there is not lost."""
+    from invarlock.guards.guard import RUN_SCHEMA
+
+    if read_json_object(source).get("schema") != RUN_SCHEMA:
+        raise ContractError("not a run report", where=str(source), expected=RUN_SCHEMA)
+    data = read_bytes(source)
+    if target.is_file() and target.read_bytes() == data:
+        return
+    if target.exists() and not force:
+        raise ConfigError("the file exists", where=str(target), hint="overwrite it with --force")
+    write_bytes(target, data)
+
+
+def _write_comparison(options: FormatOptions, run: Path, report: dict[str, Any]) -> None:
+    """Write the report, its runtime manifest and the run's report.
+
+    A report that is there with the same bytes stays, with the manifest that ``evaluate`` wrote.
+    """
+    from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
+
+    assert options.output is not None
+    target, data = options.output / REPORT_NAME, canonical_json(report) + b"\n"
+    if target.is_file() and target.read_bytes() == data:
+        return
+    if target.exists() and not options.force:
+        raise ConfigError("the file exists", where=str(target), hint="overwrite it with --force")
+    _keep(run, options.output / RUN_NAME, options.force)
+    write_bytes(target, data)
+    # Run reports do not say where they were made and what was allowed: the manifest claims least.
+    circumstances = Circumstances(network=True, remote_code=True, third_party_plugins=True)
+    context = {"command": "report", "profile": report["context"]["profile"]}
+    write_runtime_manifest(target, circumstances, {**context, "tier": report["auto"]["tier"]})
 
 
 def _html(options: HtmlOptions) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 from invarlock.evidence.findings import Finding, dig, first_text
 from invarlock.files import digest_json
 from invarlock.guards import GUARDS
+from invarlock.guards.guard import RUN_SCHEMA, SEPARATE
 from invarlock.metrics import ARMS
 
-RUN_SCHEMA = "invarlock/run-report-v1"
 # Error code, member of the run report, and where the evaluation report repeats it.
 REPEATED = (
     ("E006", "meta/run_id", "baseline_ref/run_id"),
@@ -103,17 +103,23 @@ def _windows(report: Report, run: Report) -> Iterator[tuple[str, str]]:
 def _guards(report: Report, run: Report) -> Iterator[str]:
     """What each guard recorded of the baseline."""
     guards = {guard["name"]: guard for guard in run["guards"] if "modules" in guard}
-    weights, mine = guards["spectral"]["modules"], report["spectral"]["modules"]
+    compared = dig(report, "spectral", "evaluated") is True
+    weights = guards["spectral"]["modules"] if compared else {}
     head = ("name", "family", "layer")
     for column, values in weights.items():
+        mine = report["spectral"]["modules"]
         if mine[column if column in head else f"baseline_{column}"] != values:
             yield f"/spectral/modules/baseline_{column}"
-    products = guards["spectral"].get("operators", {})  # of older runs there are none
+    # of older runs there are none
+    products = guards["spectral"].get("operators", {}) if compared else {}
     for column, values in products.items():
         mine = report["spectral"]["operators"]
         if mine[column if column in (*head, "kind") else f"baseline_{column}"] != values:
             yield f"/spectral/operators/baseline_{column}"
+    separate = dig(report, "context", "runs") == SEPARATE
     for guard in GUARDS:
+        if separate and guard.needs_both:
+            continue
         recorded, mine = guard.recorded(run), guard.baseline_record(report)
         stated = dig(report, guard.name, "measurement_contract_hash")
         if guard.contract is not None and recorded.get("measurement_contract_hash") != stated:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 Block = dict[str, Any]  # a part of a report
 Run = Mapping[str, Any]  # a run report
+RUN_SCHEMA = "invarlock/run-report-v1"  # which says so
+# The reason of a block that only a run with the baseline's at hand could have filled.
+NEEDS_BOTH = "each run measured its own model; this needs both (invarlock evaluate)"
+SEPARATE = "separate"  # what a report of such runs says of them (context.runs)
 STATISTICS = "statistics of weights, activations and routers, and where they were taken"
 
 
@@ -46,6 +50,10 @@ class Runs(Protocol):
     @property
     def reason_not_run(self) -> str:
         """Why the subject was not measured; empty where it was."""
+
+    @property
+    def separate(self) -> bool:
+        """Whether each run measured its own model, and nothing of the other's."""
 
     @property
     def invariants_evaluated(self) -> bool:
@@ -153,6 +161,9 @@ class Guard:
     earlier_contracts: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     phase: ClassVar[str] = ""  # of a run, in the list of its guards
     beside: ClassVar[str] = ""  # the member of a run report that holds it outside that list
+    # Whether what it records of a subject is taken against the baseline: separate runs lack it.
+    needs_both: ClassVar[bool] = False
+    tries: ClassVar[bool] = False  # whether a subject's run tries something by this guard's limits
     whole: ClassVar[bool] = True  # whether a report repeats all that it recorded
     believed: ClassVar[tuple[str, ...]] = ()  # pointers of what only the run can know
     believed_as: ClassVar[str] = STATISTICS  # the subject under which ``verify`` prints them
@@ -193,12 +204,14 @@ class Guard:
 
     def measured(self, runs: Runs) -> bool:
         """Whether the subject was run and its run recorded this guard."""
-        return runs.ran and bool(self.recorded(runs.subject))
+        lacking = self.needs_both and runs.separate
+        return runs.ran and not lacking and bool(self.recorded(runs.subject))
 
     def judged(self, runs: Runs, policy: Policy) -> Block:
         """The decisions in this guard's block, or why there are none."""
         if not self.measured(runs):
-            return {"evaluated": False, "reason": runs.reason_not_run}
+            lacking = self.needs_both and runs.separate
+            return {"evaluated": False, "reason": NEEDS_BOTH if lacking else runs.reason_not_run}
         return self.judge(runs, policy)
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
@@ -260,9 +273,11 @@ class Guard:
 
     def refused(self, report: Report) -> bool:
         """Whether its flag is false, and not because of another guard alone that shares it."""
-        others = (name for name in self._sharing[self.flag] if name != self.name)
+        others = [block(report, name) for name in self._sharing[self.flag] if name != self.name]
         passed = block(report, self.name).get("passed") is True
-        spared = passed and any(block(report, name).get("passed") is False for name in others)
+        spared = passed and any(
+            other.get("passed") is False or other.get("reason") == NEEDS_BOTH for other in others
+        )
         return refused(report, self.flag, self.name) and not spared
 
     def fired(self, report: Report) -> dict[str, bool]:

@@ -84,6 +84,7 @@ class Invariants(Guard):
     fails_as = "invariants_fail"
     of_files = True
     core = True
+    needs_both = True
     whole = False  # the report joins the findings of both looks
     believed = ("/invariants/failures", "/context/execution_log/*/digest")
     believed_as = (

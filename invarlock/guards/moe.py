@@ -395,7 +395,8 @@ class Moe(Guard):
 
     def impossible(self, report: Report) -> Iterator[str]:
         """A line where a mixture of experts has no block of this guard."""
-        if "router" in report["spectral"]["modules"]["family"] and self.name not in report:
+        families = block(block(report, "spectral"), "modules").get("family", ())
+        if "router" in families and self.name not in report:
             yield f"/{self.name} is missing, although the model has routers"
 
     def check(self, report: Report) -> Check:

@@ -394,6 +394,7 @@ class Representation(Guard):
     contract = CONTRACT
     # outside the list of guards, whose order strict assurance knows
     beside = "representation"
+    needs_both = True
     believed = ("/representation/blocks",)
 
     def probe(self) -> Probe:
@@ -402,7 +403,8 @@ class Representation(Guard):
 
     def judged(self, runs: Runs, policy: Policy) -> Block:
         """The decisions; none on a model in which neither run saw such a block."""
-        if runs.ran and not (self._seen(runs.baseline) or self._seen(runs.subject)):
+        seen = self._seen(runs.baseline) or self._seen(runs.subject)
+        if runs.ran and not runs.separate and not seen:
             return {"evaluated": False, "reason": NO_BLOCKS}
         return super().judged(runs, policy)
 

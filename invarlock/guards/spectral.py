@@ -341,6 +341,7 @@ class Spectral(Guard):
     contract = CONTRACT
     earlier_contracts = (matrices.CONTRACT,)
     phase = "weights"
+    needs_both = True  # rows are compared one by one, which no statistic of one run can replace
     believed = ("/spectral/modules", "/spectral/operators")
 
     def probe(self) -> Probe:

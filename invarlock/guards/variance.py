@@ -21,6 +21,8 @@ from msgspec.structs import asdict
 
 from invarlock.documents.fields import Closed, Measured, Open, about
 from invarlock.guards.guard import (
+    NEEDS_BOTH,
+    SEPARATE,
     Block,
     CheckpointRun,
     Guard,
@@ -357,6 +359,7 @@ class Variance(Guard):
     policy_key = "variance"
     contract = CONTRACT
     phase = "held_out_windows"
+    tries = True
     believed = ("/variance/modules",)
     probe_file = ProbeFile(
         file="ve_probe.json",
@@ -384,7 +387,10 @@ class Variance(Guard):
         recorded = self.recorded(runs.subject)["trial"]
         trial = trial_from(recorded) if recorded else None
         before, mine = self._targets(runs)
-        return judge(before, mine, trial, policy.variance)
+        found = judge(before, mine, trial, policy.variance)
+        if runs.separate and found["proposed_scales"]:
+            found["predictive_gate"]["reason"] = NEEDS_BOTH  # no run has tried them
+        return found
 
     def statistics(self, runs: Runs) -> Block:
         """Variances of both runs, and the trial."""
@@ -427,7 +433,8 @@ class Variance(Guard):
         used, recorded = report["rmt"]["calibration"]["window_ids"], report[self.name]
         trial = recorded["trial"]
         if trial is None:
-            if recorded.get("proposed_scales") and len(used) < len(preview):
+            separate = block(report, "context").get("runs") == SEPARATE
+            if recorded.get("proposed_scales") and len(used) < len(preview) and not separate:
                 yield f"/{self.name}/trial is missing, although scales are proposed"
             return
         tried = trial["window_ids"]

@@ -136,6 +136,23 @@ def window_sums(shift: TokenShift) -> dict[str, list[float]]:
     }
 
 
+def shift_columns(shift: TokenShift) -> dict[str, list[Any]]:
+    """What reports hold of every window: agreeing tokens, and the sums; null for what is not
+    finite.
+
+    Raises:
+        MeasurementError: the counts do not add up to the tokens.
+    """
+    sums = window_sums(shift)
+    ends = np.cumsum(shift.token_counts)
+    flips = np.add.reduceat(shift.flips.astype(int), [0, *ends[:-1]])
+    agreed = [int(n) - int(f) for n, f in zip(shift.token_counts, flips, strict=True)]
+    return {
+        "top1_agreement": agreed,
+        **{key: [v if math.isfinite(v) else None for v in vs] for key, vs in sums.items()},
+    }
+
+
 def summarize(shift: TokenShift, policy: DistributionPolicy) -> Block:
     """The ``distribution`` block of a report.
 
@@ -171,6 +188,11 @@ def summarize(shift: TokenShift, policy: DistributionPolicy) -> Block:
             "probability_change": _histogram(change, CHANGE_EDGES),
         },
     }
+    return gated(block, policy)
+
+
+def gated(block: Mapping[str, Any], policy: DistributionPolicy) -> Block:
+    """An evaluated block, decided by the limits of this policy."""
     return {**block, **_gate(block, policy)}
 
 

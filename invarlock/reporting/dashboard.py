@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from invarlock.guards import GUARDS
-from invarlock.guards.invariants_decision import accepted_names
+from invarlock.guards.invariants_decision import acceptance_notes, accepted_names
+from invarlock.metrics.kinds import METRICS
 from invarlock.pages.parts import FAIL, PASS, Check, Table
 from invarlock.pages.reading import NOT_RUN, REJECTED, Report, block
 from invarlock.pages.wording import visible
 from invarlock.reporting import checks, signals
-from invarlock.reporting.outcome import needed, outcome_of, too_little
+from invarlock.reporting.outcome import INCONCLUSIVE, needed, outcome_of, too_little
 
 IDLE = "does not gate"  # the verdict does not depend on it
 
@@ -129,3 +130,28 @@ def explain(report: Report) -> str:
         if check.note:
             lines.append(f"    {check.note}")
     return "\n".join(visible(line) for line in lines) + "\n"
+
+
+def told(report: Report) -> str:
+    """What a report says of its subject, in one line."""
+    what, reasons = _point(report["primary_metric"]), signals.pass_reasons(report)
+    return "; ".join([what, _result(report, reasons), *acceptance_notes(report)])
+
+
+def _result(report: Report, reasons: Sequence[str]) -> str:
+    """Whether the gates hold; if not, why, the worst first."""
+    if not reasons:
+        return "all gates hold"
+    if outcome_of(reasons) == INCONCLUSIVE:
+        return f"{INCONCLUSIVE}: {too_little(needed(report), reasons)}"
+    return "FAIL: " + headline(report)
+
+
+def _point(metric: Report) -> str:
+    """The metric with its interval and decision."""
+    if "ratio_vs_baseline" not in metric:
+        return f"not measured ({metric['degraded_reason']})"
+    name, form, unit = METRICS[metric["kind"]].short
+    ci = metric.get("display_ci")
+    interval = "[" + ", ".join(format(v, form) for v in ci) + "]" if ci else "without interval"
+    return f"{name} {metric['ratio_vs_baseline']:{form}}{unit} {interval} {metric['decision']}"

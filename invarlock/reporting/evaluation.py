@@ -25,6 +25,7 @@ from invarlock.documents.fields import (
 )
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
+from invarlock.guards.guard import SEPARATE
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.cost import costs_of
@@ -36,13 +37,8 @@ from invarlock.policy import Policy
 from invarlock.reporting.assurance import Assurance, assurance_block
 from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
 from invarlock.reporting.primary_metric import PrimaryMetric
-from invarlock.reporting.runs import Comparison, RecordedShift, gather, pairing, shift_columns
+from invarlock.reporting.runs import Comparison, gather, pairing, shift_columns
 from invarlock.reporting.telemetry import Telemetry, system_overhead, telemetry_block
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    from invarlock import numpy_on_use as np
 
 Document = dict[str, Any]
 GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")
@@ -317,6 +313,13 @@ class Context(Open):
     accept: Annotated[
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
+    runs: Annotated[
+        Literal["separate"] | UnsetType,
+        about(
+            "separate: each run measured its own model, so what needs both models is not evaluated;"
+            " absent: the subject's run had the baseline's at hand"
+        ),
+    ] = UNSET
 
 
 @extended(members_of("metrics"))
@@ -454,6 +457,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             ],
             "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
+            **({"runs": SEPARATE} if comparison.separate else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
@@ -625,13 +629,7 @@ def _windows(comparison: Comparison) -> Document:
         result[arm] = {column: rows.get(column, []) for column in columns}
         for column in ("nll_sum", *own):
             result[arm][f"baseline_{column}"] = base[arm][column] if rows else []
-    if isinstance(comparison.shift, RecordedShift):
-        result["final"] |= comparison.shift.columns
-    elif comparison.shift is not None:
-        final, ends = result["final"], np.cumsum(comparison.shift.token_counts)
-        flips = np.add.reduceat(comparison.shift.flips.astype(int), [0, *ends[:-1]])
-        agreed = [n - int(f) for n, f in zip(final["token_counts"], flips, strict=True)]
-        final |= {"top1_agreement": agreed, **shift_columns(comparison.shift)}
+    result["final"] |= shift_columns(comparison.shift)
     return result
 
 

@@ -18,7 +18,7 @@ from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import STATISTICS, Guard
+from invarlock.guards.guard import SEPARATE, STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
 from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
@@ -154,6 +154,7 @@ def comparison_of(report: Report) -> Comparison:
         ContractError: a guard's statistics were measured in another way, or not all of them.
     """
     context, ran, contracts = report["context"], _ran(report), _contracts(report)
+    separate = _separate(report)
     _require_guards(report, ran, contracts)
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
     windows = _windows(report) if ran else {"baseline": _none(), "subject": {}}
@@ -203,8 +204,11 @@ def comparison_of(report: Report) -> Comparison:
         profile=context["profile"],
         assurance=context["assurance"]["mode"],
         reason_not_run="" if ran else str(report["primary_metric"].get("degraded_reason", "")),
+        separate=separate,
         invariants_evaluated=report[Invariants.name].get("evaluated") is True,
-        shift=RecordedShift(
+        shift=None
+        if separate
+        else RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
@@ -216,6 +220,12 @@ def comparison_of(report: Report) -> Comparison:
 
 def _ran(report: Report) -> bool:
     return bool(report["evaluation_windows"]["final"]["window_ids"])
+
+
+def _separate(report: Report) -> bool:
+    """Whether the report compares two runs that each measured their own model: what needs both is
+    lacking, and so are flags that decide."""
+    return equal_text(report["context"].get("runs"), SEPARATE)
 
 
 def _contracts(report: Report) -> Contracts:
@@ -236,7 +246,12 @@ def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
     for name in measured:
         if report[name]["measurement_contract"] != contracts[name]:
             raise ContractError(f"/{name}/measurement_contract: not the one of this version")
-    asked = [name for name in there if not BY_NAME[name].spared(report[name])]
+    separate = _separate(report)
+    asked = [
+        name
+        for name in there
+        if not (BY_NAME[name].spared(report[name]) or (separate and BY_NAME[name].needs_both))
+    ]
     if measured != (asked if ran else []):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
@@ -321,7 +336,8 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     if _ran(report):
         yield from _geometry(report)
         for guard in GUARDS:
-            if not _lacks(report, guard):
+            lacking = guard.needs_both and _separate(report)
+            if not (lacking or _lacks(report, guard)):
                 yield from guard.impossible(report)
 
 
@@ -429,6 +445,8 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _shift(report: Report, policy: Policy) -> Iterator[str]:
     block, final = report["distribution"], report["evaluation_windows"]["final"]
+    if _separate(report):  # which is written again without one
+        return
     if block["evaluated"] is not True:
         sums = [*final.get("kl_sum", []), *final.get("probability_change_sum", [])]
         # a subject that was run has them, and finite ones leave no reason for no block

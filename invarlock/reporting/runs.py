@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.guards import CONTRACTS
+from invarlock.guards.guard import NEEDS_BOTH
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import (
     TokenShift,
+    gated,
     not_evaluated,
     summarize,
-    window_sums,
 )
+from invarlock.metrics.distribution import shift_columns as distribution_columns
 from invarlock.metrics.kind import MetricEvidence, SliceEvidence
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Arm, Bootstrap
@@ -48,6 +50,7 @@ class Comparison:
     profile: str
     assurance: str = "off"
     reason_not_run: str = ""
+    separate: bool = False  # each run measured its own model, and nothing of the other's
     invariants_evaluated: bool = True
     shift: TokenShift | RecordedShift | None = None
     preset_sha256: str | None = None
@@ -155,8 +158,7 @@ def _taken(columns: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 def shift_columns(shift: TokenShift | RecordedShift | None) -> dict[str, Any]:
     """What a shift says of each window of the final arm; what is not finite is None."""
     if isinstance(shift, TokenShift):
-        sums = window_sums(shift)
-        return {k: [v if math.isfinite(v) else None for v in vs] for k, vs in sums.items()}
+        return distribution_columns(shift)
     return {} if shift is None else dict(shift.columns)
 
 
@@ -174,13 +176,14 @@ def arm_from(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Arm:
 def distribution(comparison: Comparison, policy: Policy) -> dict[str, Any]:
     """The summarized shift of the predictions."""
     if comparison.shift is None:
-        reason = comparison.reason_not_run or "not recorded by this kind of run"
+        lacking = NEEDS_BOTH if comparison.separate else "not recorded by this kind of run"
+        reason = comparison.reason_not_run or lacking
         return not_evaluated(reason, policy.distribution)
     if isinstance(comparison.shift, RecordedShift):
         block = comparison.shift.block
         if block["evaluated"] is not True:
             return not_evaluated(str(block["reason"]), policy.distribution)
-        return dict(block)
+        return gated(block, policy.distribution)
     return summarize(comparison.shift, policy.distribution)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CORE, GUARDS
-from invarlock.guards.guard import Guard
+from invarlock.guards.guard import NEEDS_BOTH, Guard
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, objects, refused
 from invarlock.policy import load_policy
@@ -112,8 +112,11 @@ def pass_reasons(report: Report) -> list[str]:
 
 
 def _guard_reasons(report: Report, flag: str) -> list[str]:
-    """Of guards that share a flag, those that do not pass."""
-    failed = (g for g in GUARDS if g.flag == flag and block(report, g.name).get("passed") is False)
+    """Of guards that share a flag, those that do not pass; else that one had no evidence."""
+    sharing = [g for g in GUARDS if g.flag == flag]
+    failed = [g for g in sharing if block(report, g.name).get("passed") is False]
+    if not failed and any(block(report, g.name).get("reason") == NEEDS_BOTH for g in sharing):
+        return [NO_EVIDENCE + flag]
     return [guard.fails_as for guard in failed] or [REASONS.get(flag, f"{flag}_false")]
 
 

@@ -25,17 +25,18 @@ from invarlock.files import (
 )
 from invarlock.guards import BY_NAME, CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
 from invarlock.guards.findings import Failure
+from invarlock.guards.guard import RUN_SCHEMA
 from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
 from invarlock.metrics.cost import cost
-from invarlock.metrics.distribution import TokenShift
+from invarlock.metrics.distribution import TokenShift, shift_columns, summarize
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import metric_for
 from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
 
-SCHEMA = "invarlock/run-report-v1"
+SCHEMA = RUN_SCHEMA
 EVENTS_NAME, REPORT_NAME, GUARDS_NAME = "events.jsonl", "report.json", "guards.safetensors"
 
 
@@ -358,6 +359,28 @@ class Reference:
                 found=str(recorded),
                 hint="measure the baseline again with invarlock run",
             )
+
+
+def against(
+    baseline: Mapping[str, Any], shift: TokenShift | None, policy: Policy
+) -> dict[str, Any]:
+    """What a subject's run measured together with the baseline's: whose it was, the shift of the
+    predictions, and the limits by which guards tried something.
+
+    Args:
+        baseline: the run report of the baseline.
+        shift: None where the subject was not run.
+        policy: of that measurement.
+    """
+    found: dict[str, Any] = {
+        "run_id": baseline["meta"]["run_id"],
+        "report_sha256": digest_json(baseline),
+        "tried_by": {guard.name: dict(guard.limits(policy)) for guard in GUARDS if guard.tries},
+    }
+    if shift is not None:
+        found["distribution"] = summarize(shift, policy.distribution)
+        found["final"] = shift_columns(shift)
+    return {"against": found}
 
 
 def token_shift(arrays: ReferenceArrays, final: ArmResult) -> TokenShift:
