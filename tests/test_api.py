@@ -15,15 +15,18 @@ import pytest
 import report_factory as factory
 from jsonschema import Draft202012Validator
 from repository_copy import ROOT, program, quiet_environment
+from test_compare_runs import BASE, together
 from test_report_verify import runtime
 
 from invarlock import evidence_pack
 from invarlock.cli import main as cli
 from invarlock.contracts import load_contract
-from invarlock.errors import ConfigError
+from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import PackError
 from invarlock.files import canonical_json
 from invarlock.reporting.html import render_report_html
+from invarlock.reporting.replay import replay
+from invarlock.reporting.report_builder import make_report
 from invarlock.reporting.report_schema import (
     REPORT_JSON_SCHEMA,
     REPORT_SCHEMA_VERSION,
@@ -63,6 +66,20 @@ def test_the_schema_is_the_contract() -> None:
     assert departures(CLEAN | {"run_id": "abc"}) == [
         "/run_id is 'abc'; expected at least 4 characters"
     ]
+
+
+def test_two_finished_runs_make_a_report() -> None:
+    """That of evaluate, which is true and judged by the subject's tier; none of other windows."""
+    run = together("quant_8bit_clean", 1.004)
+    report = make_report(run, BASE)
+    assert departures(report) == []
+    assert replay(report) == []
+    assert report["primary_metric"]["ratio_vs_baseline"] == pytest.approx(1.004)
+    assert report["auto"]["tier"] == run["context"]["tier"]
+    other = copy.deepcopy(run)
+    other["evaluation_windows"]["final"]["window_ids"][0] = "0" * 16
+    with pytest.raises(InputError):
+        make_report(other, BASE)
 
 
 def test_a_page_is_that_of_the_command(tmp_path: Path) -> None:
