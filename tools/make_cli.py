@@ -19,8 +19,8 @@ PAGE = ROOT / "docs/cli.md"
 HEAD = """# Command line
 
 Made by `make docs` from the commands' own options; a test fails when it is stale. The workflow
-calls most of them: its settings stand in [config/README.md](../config/README.md). A command whose name
-begins with `advanced` is one that few call by hand.
+calls most of them: its settings stand in [config/README.md](../config/README.md). A command
+whose name begins with `advanced` is one that few call by hand.
 
 Every command takes `--help`, and `--debug` for tracebacks. What goes wrong is one line on standard
 error. Exit codes: 0 done; 1 the policy says no (`verify`, `gate`); 2 usage or configuration; 3 an
