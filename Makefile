@@ -112,6 +112,8 @@ docs: $(VENV)/ready
 	@$(BIN)/python tools/make_config.py
 	@$(BIN)/python tools/make_kinds.py
 	@$(BIN)/python tools/make_contracts.py
+	@$(BIN)/python tools/make_api.py
+	@$(BIN)/python tools/make_cli.py
 
 results: $(VENV)/ready
 	@set -e; only=; for seed in $(DETECTION_SEEDS); do \

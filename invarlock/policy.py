@@ -19,6 +19,7 @@ from invarlock.files import digest_json
 TIERS_FILE = Path(__file__).with_name("data") / "tiers.yaml"
 T = TypeVar("T", bound=msgspec.Struct)
 PROFILES = ("dev", "ci", "release")  # what report verification demands
+ASSURANCE = ("off", "report", "strict")  # which claim it checks
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -259,7 +260,12 @@ def tier_names() -> list[str]:
     return list(_table())
 
 
-def _one_of(value: str, known: Iterable[str], what: str) -> None:
+def one_of(value: str, known: Iterable[str], what: str) -> None:
+    """Refuse a word that is none of those that are known, with a guess.
+
+    Raises:
+        ConfigError: see above.
+    """
     known = list(known)
     if value not in known:
         import difflib
@@ -278,7 +284,7 @@ def check_profile(profile: str) -> str:
     Raises:
         ConfigError: no such profile.
     """
-    _one_of(profile, PROFILES, "profile")
+    one_of(profile, PROFILES, "profile")
     return profile
 
 
@@ -313,7 +319,7 @@ def resolve_policy(
 
 @functools.cache
 def _resolve(tier: str, overrides: tuple[Override, ...], without: tuple[str, ...]) -> Policy:
-    _one_of(tier, _table(), "tier")
+    one_of(tier, _table(), "tier")
     row = copy.deepcopy(_table()[tier])
     bounds = row.pop("adjustable")
     if len({override.path for override in overrides}) < len(overrides):
@@ -336,7 +342,7 @@ def bounds_of(tier: str) -> dict[str, tuple[float, float]]:
     Raises:
         ConfigError: no such tier.
     """
-    _one_of(tier, _table(), "tier")
+    one_of(tier, _table(), "tier")
     table = _table()[tier]["adjustable"]
     return {k: (v["min"], v["max"]) for k, v in table.items() if isinstance(v, dict)}
 

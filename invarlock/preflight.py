@@ -14,6 +14,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.config import Settings
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.evidence.policy_pack import read_policy_pack
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
 from invarlock.metrics.kinds import ASKED, metric_of
@@ -42,6 +43,7 @@ def refusals(settings: Settings, container: bool, judged: bool) -> list[Invarloc
     found = [*_folders(settings)]
     if judged:
         found += [*_host(settings, container), *_floors(settings), *_size_of_pack(settings)]
+        found += _policy_pack(settings)
     return found
 
 
@@ -51,6 +53,15 @@ def doubts(settings: Settings) -> list[InvarlockError]:
     The text may still be on its way when a run is planned, as downloads and disk may.
     """
     return [*_text(settings), *_contexts(settings)]
+
+
+def _policy_pack(settings: Settings) -> Iterator[InvarlockError]:
+    """The policy pack, whose signature, bounds and tier have to hold."""
+    if path := settings.value("policy_pack"):
+        try:
+            read_policy_pack(Path(path)).require_tier(settings.value("tier"))
+        except InvarlockError as error:
+            yield error
 
 
 # --- folders ------------------------------------------------------------------------------------

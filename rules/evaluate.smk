@@ -20,6 +20,7 @@ rule evaluate:
         preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
         subject=L.subject,
         metadata=L.metadata,
+        policy=[C["policy_pack"]] if C["policy_pack"] else [],
     output:
         RUN / "report.json",
         RUN / "events.jsonl",

@@ -377,6 +377,8 @@ RUNTIMES: dict[str, tuple[str, Change]] = {
     "date without offset": ("runtime.rules", member("generated_at_utc", "2026-01-01T00:00:00.0")),
     "config digest of no file": ("runtime.rules", member("config/sha256", "0" * 64)),
     "report digest": ("runtime.digest", member("report/sha256", "0" * 64)),
+    "speed that no time gives": ("runtime.telemetry", member("context/telemetry", {
+        "latency_ms_per_tok": 0.001, "throughput_tok_per_s": 1e6, "memory_mb_peak": 1.0})),
 }  # fmt: skip
 
 ROWS = [

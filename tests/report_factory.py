@@ -342,7 +342,7 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     ``subject`` (a change of the run report), ``routers`` (of both runs) and those of
     :func:`run_report`.
     """
-    settable = ("profile", "assurance", "preset_sha256", "bootstrap")
+    settable = ("profile", "assurance", "preset_sha256", "policy_pack", "bootstrap")
     asked = {key: how.pop(key) for key in settable if key in how}
     policy = resolve_policy(how.pop("tier", "balanced"), how.pop("overrides", ()))
     change = how.pop("subject", lambda run: None)
@@ -402,6 +402,16 @@ def make_full() -> Document:
     moved: Document = {"spread": {DOWN: 0.81}, "gain": 0.02, "edge": {DOWN: 1.1}}
     asked = {"overrides": preset_overrides(thresholds), "preset_sha256": PRESET}
     return make_report("full", 1.004, **moved, **asked)
+
+
+COSTS = {"latency_ms_per_tok": 0.5, "throughput_tok_per_s": 2000.0, "memory_mb_peak": 812.25}
+SLOWER = {"latency_ms_per_tok": 0.625, "throughput_tok_per_s": 1600.0, "memory_mb_peak": 1624.5}
+
+
+def make_timed(baseline: Mapping[str, float] = COSTS) -> Document:
+    """A report of runs that state what they took; ``baseline`` may be empty."""
+    with mock.patch.dict(BASELINE, {"metrics": dict(baseline)}):
+        return make_report("timed", 1.004, subject=lambda run: run.update(metrics=dict(SLOWER)))
 
 
 def make_mixture() -> Document:

@@ -206,6 +206,14 @@ def test_what_kinds_say_elsewhere_is_current(monkeypatch: pytest.MonkeyPatch) ->
     assert not stale, "run: make docs"
 
 
+def test_the_command_line_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what the parsers say, and names every command and option."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    text = (ROOT / "docs/cli.md").read_text()
+    assert program("tools/make_cli.py").page() == text, "run: make docs"
+    assert all(f"\n## `invarlock {name}`\n" in text for name in COMMANDS)
+
+
 def test_contracts_are_current() -> None:
     """Each contract but that of the settings is made of its struct, and none is left over."""
     made = dict(program("tools/make_contracts.py").made())

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from page_factory import make_mixture_report, make_page_report
-from report_factory import make_accuracy, make_crashed, make_rejected, make_report, make_sliced
+from report_factory import (
+    make_accuracy,
+    make_crashed,
+    make_rejected,
+    make_report,
+    make_sliced,
+    make_timed,
+)
 
 from invarlock.pages.parts import Check
 from invarlock.reporting import signals
@@ -40,7 +47,12 @@ def test_same_outline_in_both_forms(name: str) -> None:
     html, markdown = render_report_html(REPORTS[name]), render_report_markdown(REPORTS[name])
     titles = [s.title for s in page.sections]
     assert re.findall(r"<h2>(.*?)</h2>", html) == titles
-    assert re.findall(r"^## (.*)$", markdown, re.M) == titles
+    head = ["## Evaluation dashboard", "## Contents"]
+    parts = dict.fromkeys(s.part for s in page.sections if s.part)
+    shown = re.findall(r"^##.*$", markdown, re.M)
+    assert shown[:2] == head
+    assert [t.lstrip("# ") for t in shown[2:] if t.lstrip("# ") not in parts] == titles
+    assert [t[3:] for t in shown if t[3:] in parts] == list(parts)
     captions = [t.caption for s in page.sections for t in s.tables]
     assert html.count("<caption>") == len(captions) + 1
     assert len(re.findall(r"^\*[^*]+\*$", markdown, re.M)) == len(captions) + 1
@@ -48,6 +60,31 @@ def test_same_outline_in_both_forms(name: str) -> None:
     assert re.findall(r"<figcaption>(.*?)</figcaption>", html) == pictures.copy() or "&" in html
     assert html.count("<svg") == len(pictures)
     assert all(f"{title}: " in markdown for title in pictures)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_contents_lead_to_every_section_and_tables_of_guards_are_folded(name: str) -> None:
+    """Each entry of the list has its place; thresholds and guards' tables stand in details."""
+    markdown = render_report_markdown(REPORTS[name])
+    contents = markdown.partition("## Contents")[2].partition("<a id")[0]
+    linked = re.findall(r"^ *\* \[.+\]\(#([a-z-]+)\)$", contents, re.M)
+    assert linked == re.findall(r'^<a id="([a-z-]+)"></a>$', markdown, re.M)
+    assert linked == [s.id for s in outline(REPORTS[name]).sections]
+    folded = re.findall(r"^<details>$.*?^</details>$", markdown, re.M | re.S)
+    assert markdown.count("<details>") == markdown.count("</details>") == len(folded)
+    thresholds = next(f for f in folded if "| spectral.deadband |" in f)
+    assert thresholds.startswith("<details>\n<summary>Details: Policy configuration</summary>\n\n")
+    assert "| spectral.deadband |" not in re.sub(r"(?ms)^<details>$.*?^</details>$", "", markdown)
+    assert "| Primary metric |" in markdown.partition("<details>")[0]
+
+
+def test_what_a_run_took_is_told_where_it_is_stated() -> None:
+    """With the baseline's beside it; else where it stands."""
+    timed = render_report_markdown(make_timed())
+    assert "* Latency: 0.625 ms a token, 1.250 times the baseline's" in timed
+    assert "* Peak memory: 1624.5 MiB, 2.000 times the baseline's" in timed
+    plain = render_report_markdown(make_report("noop_clean"))
+    assert "* Latency, throughput, memory: runtime.manifest.json" in plain
 
 
 @pytest.mark.parametrize("tier", ["none", "balanced"])

@@ -13,6 +13,7 @@ from report_factory import make_crashed, make_rejected, make_report
 
 from invarlock.cli import main
 from invarlock.pages.wording import visible
+from invarlock.reporting.outline import outline
 from invarlock.reporting.render import (
     escape_markdown,
     explain,
@@ -128,7 +129,11 @@ def test_hostile_names_in_markdown() -> None:
     assert "\u202e" not in text
     html = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table").render(text)
     page = Page(html.replace("<hr />", ""))
-    assert not {"script", "a", "code", "img"} & {tag for tag, _ in page.tags}
+    assert not {"script", "code", "img"} & {tag for tag, _ in page.tags}
+    own = {section.id for section in outline(hostile()).sections}
+    links = page.named("a")
+    assert {a["id"] for a in links if "id" in a} == own  # where the list of contents leads
+    assert {str(a["href"])[1:] for a in links if "href" in a} == own
     assert [t for t, _ in page.tags].count("h1") == 1
     assert "alert(1)</script>" in "".join(page.text)
 

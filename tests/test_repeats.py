@@ -19,6 +19,7 @@ from report_factory import (
     make_outcome,
     make_rejected,
     make_report,
+    make_timed,
     plain,
     scenario,
     write_evaluation,
@@ -29,11 +30,12 @@ from repository_copy import link_repository, quiet_environment
 from invarlock.cli import main
 from invarlock.contracts import violations
 from invarlock.errors import InputError
-from invarlock.files import sha256_file
+from invarlock.files import sha256_bytes, sha256_file
 from invarlock.verdict.repeats import (
     Repeat,
     compare,
     contradictions,
+    digest_of,
     repeats_document,
     strict_difference,
     subject_of,
@@ -76,6 +78,18 @@ def test_the_same_bytes_are_the_same_measurements(report: Document) -> None:
     assert document["edit_name"] == EDIT
     assert len(document["fields"]) > 50
     assert "generated_at" not in document
+
+
+def test_times_are_no_difference() -> None:
+    """Repeats with telemetry have one digest, unless something else differs too."""
+    first, second = plain(make_timed()), plain(make_timed({}))
+    second["telemetry"]["memory_mb_peak"] += 1.0
+    digests = {digest_of(one, json.dumps(one).encode()) for one in (first, second)}
+    assert len(digests) == 1
+    other = changed(second)
+    assert digest_of(other, b"") not in digests
+    untold = plain(make_report(EDIT, 1.01))
+    assert digest_of(untold, b"x") == sha256_bytes(b"x")
 
 
 def test_a_difference_is_found_field_by_field(report: Document) -> None:

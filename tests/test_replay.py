@@ -54,6 +54,8 @@ TRUE = {
     "none": make_report(tier="none"),
     "conservative": make_report(tier="conservative"),
     "strict": make_report(assurance="strict", profile="ci"),
+    "timed": factory.make_timed(),
+    "timed without its baseline": factory.make_timed({}),
 }
 
 
@@ -175,6 +177,78 @@ def test_a_report_says_where_activations_were_watched():
     assert any("/rmt/calibration" in line for line in replay(claimed))
     many = altered(CLEAN, "/rmt/calibration/tokens", lambda value: 2 * value)
     assert any("/rmt/calibration" in line for line in replay(many))
+
+
+def earlier(report):
+    """The report as versions before costs, structure and published names wrote it."""
+    old = copy.deepcopy(report)
+    del old["structure"], old["telemetry"]["times_in"], old["policy_digest"]["min_effective"]
+    del old["artifacts"]["report_path"], old["artifacts"]["events_path"]
+    old["policy_digest"]["changed"] = False
+    return old
+
+
+def test_a_report_from_before_members_were_added_is_as_true():
+    """It lacks what it could not know; half of it is no excuse for another value."""
+    assert FULL["policy_digest"]["changed"] is True
+    assert replay(earlier(FULL)) == []
+    assert replay(altered(FULL, "/policy_digest/changed", False))
+    assert replay(altered(earlier(FULL), "/policy_digest/changed", True))
+
+
+def test_the_policy_says_in_short_whether_it_is_the_tiers():
+    """Thresholds of a preset are not, unless they have the tier's own value."""
+    assert CLEAN["policy_digest"]["changed"] is False
+    same = load_policy("balanced").rmt.epsilon("ffn")
+    overrides = factory.preset_overrides({"rmt.epsilon.ffn": same})
+    report = make_report("x", 1.004, overrides=overrides, preset_sha256=PRESET)
+    assert report["policy_digest"]["changed"] is False
+    assert [t["policy_digest"]["min_effective"] for t in (CLEAN, TRUE["conservative"])] == [
+        0,
+        0.016,
+    ]
+
+
+def test_structure_says_what_of_the_checkpoint_is_another():
+    """Parts of the digest by name; nothing where the subject could not be read."""
+    assert CLEAN["structure"]["parts_changed"] == ["weights"]
+    assert "structure" not in TRUE["crashed"] or TRUE["crashed"]["structure"]["parts_changed"]
+
+
+TIMED = TRUE["timed"]
+
+
+def test_costs_are_copied_and_compared():
+    """Those of the subject's run, and over the baseline's where that states them too."""
+    assert {k: TIMED["telemetry"][k] for k in factory.SLOWER} == factory.SLOWER
+    assert TIMED["telemetry"]["times_in"] == "here"
+    ratios = {name: row["ratio"] for name, row in TIMED["system_overhead"].items()}
+    assert ratios == {
+        "latency_ms_per_tok": 1.25, "throughput_tok_per_s": 0.8, "memory_mb_peak": 2.0
+    }  # fmt: skip
+    assert "system_overhead" not in TRUE["timed without its baseline"]
+    assert CLEAN["telemetry"]["times_in"] == "runtime.manifest.json"
+    assert not set(CLEAN["telemetry"]) & set(factory.COSTS)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value"),
+    [("/telemetry/throughput_tok_per_s", 1601.0), ("/telemetry/latency_ms_per_tok", 0.0),
+     ("/telemetry/memory_mb_peak", None), ("/telemetry/memory_mb_peak", True),
+     ("/system_overhead/latency_ms_per_tok/ratio", 1.0),
+     ("/system_overhead/latency_ms_per_tok/subject", 0.5),
+     ("/system_overhead/memory_mb_peak/baseline", -1.0), ("/telemetry/times_in", "nowhere")],
+)  # fmt: skip
+def test_costs_that_no_run_has_are_found(pointer, value):
+    """Not positive, no inverse, another quotient."""
+    assert replay(altered(TIMED, pointer, value))
+
+
+def test_a_subject_that_was_not_run_took_no_time():
+    """Times of it are invented."""
+    rejected = copy.deepcopy(TRUE["rejected"])
+    rejected["telemetry"] |= factory.COSTS | {"times_in": "here"}
+    assert any("not run" in line for line in replay(rejected))
 
 
 def test_the_tolerance_is_the_callers():

@@ -383,6 +383,45 @@ def test_a_manifest_that_does_not_fit_is_refused(manifest: Document) -> None:
     assert "verifier_failed" in issues(manifest)
 
 
+def timed_manifest(report: bytes, seconds: float = 0.625 * 51.84, **more: object) -> Document:
+    """The manifest of a run whose forward pass took so long."""
+    context = {
+        "timings_seconds": {"forward": seconds},
+        "memory_mb": {"forward": 1000.0, "with_guards": 1624.5 * 2**20 / 1e6},
+        "telemetry": dict(factory.SLOWER),
+    }
+    return runtime(report, context=context | more)
+
+
+def test_what_a_run_took_follows_from_its_times() -> None:
+    """51,840 tokens in 32.4 seconds; another speed, in either file, is refused."""
+    data = canonical_json(factory.make_timed())
+
+    def lines(manifest: Document, report: bytes = data) -> list[str]:
+        result = verify_report(report, canonical_json(manifest), "r", ReportOptions())
+        return [f.message for f in result.findings]
+
+    assert lines(timed_manifest(data)) == []
+    assert "does not follow" in lines(timed_manifest(data, 30.0))[0]
+    assert "not what the report states" in lines(timed_manifest(data, telemetry={}))[0]
+    untold = canonical_json(CLEAN)
+    assert lines(timed_manifest(untold), untold) == []
+    assert "does not follow" in lines(timed_manifest(untold, 30.0), untold)[0]
+    silent = timed_manifest(data)
+    del silent["context"]["telemetry"]
+    assert "missing" in lines(silent)[0]
+
+
+@pytest.mark.parametrize("seconds", [{"forward": "x"}, {"forward": True}, {"forward": [1]}, {}])
+def test_impossible_times_are_no_crash(seconds: Document) -> None:
+    """They are found, or say nothing."""
+    data = canonical_json(CLEAN)
+    for memory in ({}, {"forward": None}, {"forward": 1.0}):
+        context = {"timings_seconds": seconds, "memory_mb": memory, "telemetry": {"x": 1}}
+        manifest = canonical_json(runtime(data, context=context))
+        verify_report(data, manifest, "r", ReportOptions())
+
+
 def test_report_and_manifest_agree_about_the_mode() -> None:
     """A report that declares a host run beside a container manifest is refused.
 

@@ -88,6 +88,7 @@ def report_of(place, windows, baseline, subject, folder):
             [],
             m,
             {"level": "strict", "seeds": {}},
+            POLICY,
         )
         for f, m in (("baseline", baseline), (folder, subject))
     ]

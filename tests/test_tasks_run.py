@@ -13,6 +13,7 @@ from checkpoint_factory import make_bert, make_llama, make_t5
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import main
 from invarlock.errors import InputError
+from invarlock.policy import load_policy
 from invarlock.run.loading import Target
 from invarlock.run.measure import Measurement, RunWindows, measure_checkpoint
 from invarlock.run.report import RunSettings, run_report
@@ -30,7 +31,8 @@ def measure(folder: Path, windows: RunWindows, against=None, budget: int = 128) 
 
 def report(folder: Path, windows: RunWindows, measured: Measurement):
     """Its run report."""
-    return run_report(SETTINGS, Checkpoint.open(folder).identity(), windows, [], measured, {})
+    identity, policy = Checkpoint.open(folder).identity(), load_policy("balanced")
+    return run_report(SETTINGS, identity, windows, [], measured, {}, policy)
 
 
 def write_records(path: Path, count: int = 24) -> list[dict]:

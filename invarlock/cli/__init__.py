@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("evaluate", "measure a subject and compare it with its baseline"),
     "report": Command("report", "render or explain an evaluation report"),
     "verify": Command("verify", "re-check evaluation reports from their recorded evidence"),
+    "policy": Command("policy", "make and verify policy packs"),
     "gate": Command("gate", "turn a verdict, a report or a pack into an exit code"),
     "scenarios": Command("scenarios", "write the effective scenario manifest"),
     "pin": Command("pin", "pin models and data sets by revision and digest"),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from invarlock.cli.options import option
 from invarlock.contracts import validate
 from invarlock.evidence import escape
-from invarlock.files import read_bytes, read_json_object, sha256_bytes, source_date, write_json
+from invarlock.files import read_bytes, read_json_object, source_date, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def _guard_value(options: GuardValueOptions) -> int:
 def _repeats(options: RepeatsOptions) -> int:
     from invarlock.files import parse_json
     from invarlock.verdict import MEASURED
-    from invarlock.verdict.repeats import Repeat, repeats_document
+    from invarlock.verdict.repeats import Repeat, digest_of, repeats_document
 
     repeats = []
     for folder in options.evaluation:
@@ -87,7 +87,8 @@ def _repeats(options: RepeatsOptions) -> int:
         if outcome["status"] in MEASURED:
             path = folder / "evaluation.report.json"
             data = read_bytes(path)
-            report, digest = parse_json(data, str(path)), sha256_bytes(data)
+            report = parse_json(data, str(path))
+            digest = digest_of(report, data)
         repeats.append(Repeat(folder.name, outcome, report, digest))
     moment = source_date()
     generated = moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None

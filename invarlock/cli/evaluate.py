@@ -19,6 +19,7 @@ from invarlock.cli.job import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, EvaluateOptio
 from invarlock.cli.options import to_json
 from invarlock.digests import SWITCH as DIGESTS
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
+from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.files import parse_json, read_json, read_json_object, write_json
 from invarlock.model_folder import open_model, refuse_unusable
 from invarlock.reporting.assurance import require_strict_possible
@@ -34,7 +35,7 @@ REFUSED = ".refused.json"  # in the folder of results: exit code and line of a r
 # Everything that this command, and what renders its results, writes in that folder.
 RESULTS = (
     "outcome.json", "report.json", "events.jsonl", "evaluation.report.json",
-    "runtime.manifest.json", "evaluation.html", "evaluation.md", "verify.json",
+    "runtime.manifest.json", POLICY_PACK, "evaluation.html", "evaluation.md", "verify.json",
     *CONTRACTS,
 )  # fmt: skip
 
@@ -160,6 +161,7 @@ def _job(options: EvaluateOptions) -> Job:
                 edit_label=label,
                 scenario=json.dumps(scenario, sort_keys=True) if scenario else "",
                 gpus=max(1, options.gpus),
+                telemetry=options.telemetry or telemetry_wanted(os.environ),
             )
         ),
         image_ref=execution.image_ref,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock import __version__
 from invarlock.contracts import validate
+from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.files import (
     canonical_json,
     read_json_object,
@@ -16,6 +17,7 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
+from invarlock.metrics.cost import cost
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.reporting import probes
@@ -53,6 +55,7 @@ def write_results(job: Job, result: Result) -> None:
     out = job.out
     measured = result.status in ("reported", "rejected_by_invariants")
     policy, preset = job.policy(result.baseline["meta"]["checkpoint_sha256"])
+    overlay = job.overlay()
     metric = METRICS[result.baseline["meta"]["metric"]]
     comparison = Comparison(
         baseline=result.baseline,
@@ -64,11 +67,14 @@ def write_results(job: Job, result: Result) -> None:
         invariants_evaluated=measured,
         shift=result.shift,
         preset_sha256=preset,
+        policy_pack=overlay.named if overlay else None,
         accepted=job.accept,
     )
     report = evaluation_report(comparison, policy)
     validate(report, "evaluation-report", str(out / EVALUATION_NAME))
     write_bytes(out / EVALUATION_NAME, canonical_json(report) + b"\n")
+    if overlay:
+        write_json(out / POLICY_PACK, dict(overlay.document))
     for name in probes.wanted(job.entry.get("requirements", {}), report):
         probe = probes.probe_of(name, report)
         validate(probe, probes.CONTRACTS[name], str(out / name))
@@ -97,8 +103,14 @@ def _context(job: Job, result: Result) -> dict[str, Any]:
         "invarlock_version": __version__,
         "timings_seconds": dict(result.timings),
         "memory_mb": dict(result.memory_mb),
+        "telemetry": cost(result.timings, result.memory_mb, _tokens(result.subject)),
         "guard_overhead": guard_overhead(result.timings, result.memory_mb),
     }
+
+
+def _tokens(run: Mapping[str, Any]) -> int:
+    """Predicted tokens of a run's windows; 0 where it has none."""
+    return sum(sum(rows["token_counts"]) for rows in run["evaluation_windows"].values())
 
 
 def guard_overhead(

@@ -149,17 +149,20 @@ def _settings(job: Job, edit: str) -> Any:
         scenario=job.scenario_id if edit != "noop" else None,
         accepted=job.accept if edit != "noop" else (),
         edit_config=read_edit_config(config).recorded if config else None,
+        telemetry=job.telemetry,
     )
 
 
 def _run_baseline(
     job: Job, baseline: Checkpoint, windows: RunWindows, determinism: dict[str, Any]
 ) -> None:
+    from invarlock.policy import load_policy
     from invarlock.run.report import run_report, write_reference, write_run
 
     measured = _measure(job, baseline, windows, None, None)
     settings, identity = _settings(job, "noop"), baseline.identity()
-    report = run_report(settings, identity, windows, [], measured, determinism)
+    policy = load_policy(job.tier)
+    report = run_report(settings, identity, windows, [], measured, determinism, policy)
     write_reference(job.reference, measured)
     write_run(job.reference, report)
 
@@ -177,7 +180,7 @@ def _write(
 
     subject, windows, failures, measured = run
     settings = _settings(job, job.edit_label)
-    report = run_report(settings, subject, windows, failures, measured, determinism)
+    report = run_report(settings, subject, windows, failures, measured, determinism, policy)
     report |= against(reference.report, shift, policy)
     job.out.mkdir(parents=True, exist_ok=True)
     write_run(job.out, report)

@@ -16,12 +16,11 @@ from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence import Code, PackError, escape, keys
-from invarlock.policy import PROFILES
+from invarlock.policy import ASSURANCE, PROFILES
 
 if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
-ASSURANCE = ("off", "report", "strict")
 ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 
 
@@ -205,43 +204,33 @@ def _keygen(options: KeygenOptions) -> int:
 
 
 def _build(options: BuildOptions) -> int:
-    from invarlock.evidence import collect
-    from invarlock.evidence.build import BuildRequest, build_pack
-    from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO
+    from invarlock import evidence_pack
 
-    if options.run_dir is not None:
-        if options.report or options.final_verdict:
-            raise ConfigError("--run-dir names the verdict and the reports itself")
-        if not options.run_dir.is_dir():
-            raise InputError("is not a folder", where=str(options.run_dir))
-        inputs = collect.from_run(options.run_dir)
-    elif not options.report or not options.final_verdict:
-        raise ConfigError("name --run-dir, or both --final-verdict and --report")
-    else:
-        inputs = collect.from_reports(options.report, options.final_verdict)
-    inputs.replace(SOURCE_REPO, options.source_repo)
-    inputs.replace(ENVIRONMENT, options.environment)
+    materials: dict[str, Path] = {}
     for text in options.material:
         name, separator, path = text.partition("=")
         if not separator or not path:
             raise ConfigError(
                 "not a material", where="--material", expected="NAME=PATH", found=text
             )
-        inputs.add_material(name, Path(path))
-    collect.add_presets(inputs, options.report)
-    for document in options.analysis:
-        inputs.add_analysis(document)
-    built = build_pack(
-        BuildRequest(
-            out=options.out,
-            inputs=inputs,
-            signing_key=options.signing_key,
-            require_signature=options.require_signature,
-            readme=options.readme,
-            profile=options.profile,
-            report_assurance=options.report_assurance,
-            release_review=options.release_review,
-        )
+        if materials.get(name, Path(path)).resolve() != Path(path).resolve():
+            raise PackError(Code.MANIFEST, f"a repeated material name: {name!r}")
+        materials[name] = Path(path)
+    built = evidence_pack.build(
+        options.out,
+        run_dir=options.run_dir,
+        reports=options.report,
+        final_verdict=options.final_verdict,
+        source_repo=options.source_repo,
+        environment=options.environment,
+        materials=materials,
+        analyses=options.analysis,
+        readme=options.readme,
+        signing_key=options.signing_key,
+        require_signature=options.require_signature,
+        profile=options.profile,
+        report_assurance=options.report_assurance,
+        release_review=options.release_review,
     )
     warnings = [*built.warnings, *built.checked.warnings]
     if options.json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from invarlock.cli.options import option
 from invarlock.cli.purpose import Purpose
 from invarlock.errors import ConfigError
+from invarlock.evidence.policy_pack import PolicyPack, read_policy_pack
 from invarlock.policy import Override, Policy, check_profile, resolve_policy
 from invarlock.preset import read_preset
 
@@ -18,6 +19,12 @@ class Judging(Purpose):
 
     preset: Path | None = option(
         None, metavar="FILE", help="thresholds of this model (default: tier's)"
+    )
+    policy_pack: Path | None = option(
+        None,
+        metavar="FILE",
+        help="signed overlay of the tier's values (invarlock policy create)",
+        setting="policy_pack",
     )
     tail_mode: str = option(
         "", choices=["", "fail"], help="fail: a heavy tail is a failure", setting="tail_mode"
@@ -45,6 +52,19 @@ class Judging(Purpose):
         if not 0 < self.alpha < 1:
             raise ConfigError("--alpha is not a probability", found=str(self.alpha))
 
+    def overlay(self) -> PolicyPack | None:
+        """The policy pack, whose signature and bounds hold.
+
+        Raises:
+            ConfigError: it is for another tier.
+            InputError: it is unreadable, or its signature does not hold.
+        """
+        if not self.policy_pack:
+            return None
+        found = read_policy_pack(self.policy_pack)
+        found.require_tier(self.tier)
+        return found
+
     def policy(self, baseline_sha256: str | None) -> tuple[Policy, str | None]:
         """The policy, and the digest of the preset's content.
 
@@ -63,6 +83,8 @@ class Judging(Purpose):
             if baseline_sha256 is not None:
                 preset.require_for(baseline_sha256, self.tier)
             overrides, digest = preset.overrides, preset.sha256
+        if overlay := self.overlay():
+            overrides = overlay.over(overrides)
         asked: dict[str, float | str] = {
             "tail.mode": self.tail_mode,
             "distribution.kl_mean_max": self.kl_mean_max,

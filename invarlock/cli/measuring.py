@@ -65,3 +65,8 @@ class MeasuringOptions(Purpose, Arithmetic):
 
     windows: Path = option(metavar="FILE", help="windows.json")
     out: Path = option(metavar="DIR", help="folder of the results", writes=True)
+    telemetry: bool = option(
+        False,
+        help="latency, throughput and memory in the reports, whose bytes then differ each time",
+        setting="telemetry",
+    )

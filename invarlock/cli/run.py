@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from invarlock.cli.run_config import read_run_config
 from invarlock.errors import ConfigError, InputError
 from invarlock.model_folder import open_model
 from invarlock.policy import check_profile, load_policy
+from invarlock.reporting.telemetry import telemetry_wanted
 from invarlock.run.lease import lease
 
 
@@ -43,7 +45,7 @@ def main(options: RunOptions) -> int:
         options = prepare(options, read_run_config(options.config))
     if options.model is None or options.windows is None:
         raise ConfigError("no model and windows are named", expected="--model and --windows, or -c")
-    load_policy(options.tier)
+    policy = load_policy(options.tier)
     check_profile(options.profile)
     checkpoint = open_model(options.model)
     from invarlock.run.determinism import seed_everything, set_environment
@@ -62,6 +64,7 @@ def main(options: RunOptions) -> int:
         token_budget=options.token_budget,
         profile=options.profile,
         tier=options.tier,
+        telemetry=options.telemetry or telemetry_wanted(os.environ),
     )
     determinism = seed_everything(options.determinism, options.threads, options.seed)
     failures = check_checkpoint(checkpoint, checkpoint)
@@ -82,7 +85,8 @@ def main(options: RunOptions) -> int:
     lost = [f for f in measured.loaded_failures if f["severity"] == "fatal"]
     if lost:
         raise InputError(str(lost[0]["message"]), where=str(options.model))
-    report = run_report(settings, checkpoint.identity(), windows, failures, measured, determinism)
+    identity = checkpoint.identity()
+    report = run_report(settings, identity, windows, failures, measured, determinism, policy)
     write_reference(options.out, measured)
     write_run(options.out, report)
     for phase, seconds in measured.timings.items():

@@ -12,22 +12,19 @@ from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import escape
-from invarlock.evidence.report_verify import (
-    ReportOptions,
+from invarlock.evidence.report_verify import RUNTIME_PROVENANCE, unloaded
+from invarlock.evidence.tree import REPORT_NAME
+from invarlock.files import write_json
+from invarlock.metrics.kinds import metric_named
+from invarlock.policy import ASSURANCE, PROFILES
+from invarlock.reporting.runtime_manifest import now_utc
+from invarlock.reporting.verify_contract import (
     ReportResult,
     envelope,
     exit_code,
-    unloaded,
-    verify_report,
+    verify_reports,
 )
-from invarlock.evidence.tree import REPORT_NAME
-from invarlock.files import read_bytes, read_json_object, write_json
-from invarlock.metrics.kinds import metric_named
-from invarlock.policy import PROFILES
-from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
-from invarlock.reporting.runtime_manifest import now_utc
 
-RUN_REPORT = "report.json"
 WARNING_POLICIES = {"pass": False, "warn": False, "advisory": False, "fail": True, "strict": True}
 
 
@@ -48,12 +45,12 @@ class VerifyOptions:
     )
     assurance: str = option(
         "report",
-        choices=("off", "report", "strict"),
+        choices=ASSURANCE,
         help="strict: the full claim; report: where the report claims it",
     )
     runtime_provenance: str = option(
         "declared",
-        choices=("declared", "container", "host"),
+        choices=RUNTIME_PROVENANCE,
         help="container: demand one; host: no runtime manifest is needed",
     )
     tolerance: float = option(1e-9, help="of recomputed numbers, relative and absolute")
@@ -75,24 +72,19 @@ def main(options: VerifyOptions) -> int:
     """Run the command: 0 ok, 1 policy, 2 malformed or unusable, 3 typed error in ci and release."""
     if not 0 <= options.tolerance < 1:
         raise ConfigError("not a tolerance", where="--tolerance", expected="0 to 1")
-    demands = ReportOptions(
-        profile=options.profile,
-        assurance=options.assurance,
-        provenance="container" if options.assurance == "strict" else options.runtime_provenance,
-        tolerance=options.tolerance,
-        fail_on_warnings=options.fail_on_warnings or WARNING_POLICIES[options.warning_policy],
-        require_replay=options.replay,
-        truth_only=options.profile == "dev",
-    )
     try:
-        baseline = read_json_object(_baseline(options.baseline)) if options.baseline else None
-        loaded = [_load(path) for path in options.report]
+        results = verify_reports(
+            options.report,
+            profile=options.profile,
+            assurance=options.assurance,
+            runtime_provenance=options.runtime_provenance,
+            tolerance=options.tolerance,
+            fail_on_warnings=options.fail_on_warnings or WARNING_POLICIES[options.warning_policy],
+            replay=options.replay,
+            baseline=options.baseline,
+        )
     except InputError as error:
         raise ConfigError(str(error)) from error  # exit 2, as published
-    results = [
-        verify_report(data, manifest, str(path), demands, baseline)
-        for path, data, manifest in loaded
-    ]
     document = envelope(results, options.profile)
     if options.out:
         write_json(options.out, document)
@@ -111,26 +103,17 @@ def refused(_: Sequence[str], line: str, code: int) -> dict[str, object]:
     return unloaded(escape(line), code)
 
 
-def _load(path: Path) -> tuple[Path, bytes, bytes | None]:
-    report = path / REPORT_NAME if path.is_dir() else path
-    beside = report.parent / RUNTIME_MANIFEST
-    return report, read_bytes(report), read_bytes(beside) if beside.is_file() else None
-
-
-def _baseline(path: Path) -> Path:
-    """The run report of a folder, else its evaluation report."""
-    if not path.is_dir():
-        return path
-    return next((p for p in (path / RUN_REPORT, path / REPORT_NAME) if p.is_file()), path)
-
-
 def _print(result: ReportResult) -> None:
     for finding in result.findings:
         print(f"{escape(result.ident)}: {finding.code} {escape(finding.message)}")
     if result.ok:
         _print_point(result)
     else:
-        print(f"VERIFY FAIL {escape(result.ident)}: {counted(len(result.findings), 'finding')}")
+        shown = result.to_json()["verification"]["runtime_provenance"]
+        print(
+            f"VERIFY FAIL {escape(result.ident)}: {counted(len(result.findings), 'finding')} "
+            f"mode={escape(shown['declared_mode'])}"
+        )
     if result.believed:
         print(f"{escape(result.ident)}: not re-checked: {escape('; '.join(result.believed))}")
 

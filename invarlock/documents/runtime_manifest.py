@@ -55,6 +55,13 @@ class Context(Open):
     memory_mb: Annotated[
         dict[str, Any] | UnsetType, about("peak resident memory without and with guards, MB")
     ] = UNSET
+    telemetry: Annotated[
+        dict[str, Any] | UnsetType,
+        about(
+            "latency (ms a token), throughput (tokens a second) and peak memory (MiB); empty: "
+            "nothing ran"
+        ),
+    ] = UNSET
     guard_overhead: Annotated[
         dict[str, Any] | UnsetType | None,
         about(

@@ -19,6 +19,7 @@ from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
 from invarlock.evidence.findings import dig
 from invarlock.evidence.layout import EDIT_METADATA, ERROR_METADATA, OUTCOME_NAME, group_of
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
+from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
 from invarlock.evidence.tree import MAX_PARSED_FILE, REPORT_NAME, read_source
 from invarlock.files import parse_json
@@ -29,7 +30,7 @@ from invarlock.subject_metadata import takes_tuned
 from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 
 PROBES = tuple(FILES)
-OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
+OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, POLICY_PACK, *PROBES, *DEPLOYABLE_SIDECARS)
 STATS = "calibration_stats.json"
 RENDERED = ("evaluation.html", "evaluation.md")
 # Documents that a run has only when they were asked for: name -> folder in a pack.
@@ -224,6 +225,7 @@ def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
         RUNTIME_MANIFEST,
         EDIT_METADATA,
         ERROR_METADATA,
+        POLICY_PACK,
         *PROBES,
         *RENDERED,
     ):

@@ -60,6 +60,8 @@ from invarlock.evidence.manifest import (
     evidence_level,
     referenced,
 )
+from invarlock.evidence.policy_pack import NAME as POLICY_PACK
+from invarlock.evidence.policy_pack import PolicyPack, policy_pack_of, source_of
 from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
 from invarlock.files import digest_json, parse_json, slug
@@ -610,7 +612,7 @@ class Reports:
         try:
             yield from self._beside(place, report)
         except (InvarlockError, *UNREADABLE) as error:
-            yield f"its preset or probes cannot be read: {escape(str(error)[:200])}"
+            yield f"its preset, policy pack or probes cannot be read: {escape(str(error)[:200])}"
 
     def _outcome(self, place: ReportPlace, report: Report) -> Iterator[str]:
         outcome = self.tree.json_object(place.folder + OUTCOME_NAME)
@@ -667,13 +669,30 @@ class Reports:
         """The thresholds of a report are those of the preset in the pack, its probes its own."""
         from invarlock.reporting.probes import FILES, probe_of
 
-        yield from self._preset(place, report)
+        overlay = self._policy_pack(place, report)
+        yield from self._preset(place, report, overlay)
+        yield from _policy_pack_applied(report, overlay)
         for name in FILES:
             path = place.folder + name
             if path in self.tree.files and self.tree.json_object(path) != probe_of(name, report):
                 yield f"{name} beside it does not follow from it"
 
-    def _preset(self, place: ReportPlace, report: Report) -> Iterator[str]:
+    def _policy_pack(self, place: ReportPlace, report: Report) -> PolicyPack | None:
+        """The policy pack beside a report, whose signature and bounds hold.
+
+        Raises:
+            InvarlockError: they do not, or there is none and the report names one.
+        """
+        path = place.folder + POLICY_PACK
+        if path in self.tree.files:
+            return policy_pack_of(self.tree.json_object(path), POLICY_PACK)
+        if dig(report, "policy_provenance", "policy_pack") is not None:
+            raise InputError("the policy pack that it names is not beside it", where=POLICY_PACK)
+        return None
+
+    def _preset(
+        self, place: ReportPlace, report: Report, overlay: PolicyPack | None
+    ) -> Iterator[str]:
         stated = dig(report, "policy_provenance", "preset_sha256")
         outcome = place.folder + OUTCOME_NAME
         if (
@@ -689,7 +708,8 @@ class Reports:
         if path not in self.presets:
             return  # unusable, which is a finding of its own
         preset = self.presets[path]
-        wanted = sorted((override.path, override.value) for override in preset.overrides)
+        replaced = {override.path for override in overlay.overrides} if overlay else set()
+        wanted = sorted((o.path, o.value) for o in preset.overrides if o.path not in replaced)
         if preset.sha256 != stated:
             yield "it was not judged by the pack's preset"
         elif preset.checkpoint_sha256 != dig(report, "baseline_ref", "checkpoint_sha256"):
@@ -700,6 +720,23 @@ class Reports:
             if str(o["source"]).startswith("preset:")
         ):
             yield "/policy_provenance/overrides are not those of its preset"
+
+
+def _policy_pack_applied(report: Report, overlay: PolicyPack | None) -> Iterator[str]:
+    """A report names the policy pack beside it, is of its tier, and takes all its values."""
+    named = dig(report, "policy_provenance", "policy_pack")
+    if overlay is None:
+        return
+    if named != overlay.named:
+        yield f"/policy_provenance/policy_pack is not the one in {POLICY_PACK} beside it"
+        return
+    if dig(report, "auto", "tier") != overlay.document["tier"]:
+        yield "its policy pack is for another tier"
+    source = source_of(overlay.sha256)
+    stated = report["policy_provenance"]["overrides"]
+    found = sorted((o["path"], o["value"]) for o in stated if o["source"] == source)
+    if found != sorted((o.path, o.value) for o in overlay.overrides):
+        yield "/policy_provenance/overrides are not those of its policy pack"
 
 
 def _done(entry: Entry | None) -> str | None:

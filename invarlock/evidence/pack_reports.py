@@ -137,9 +137,10 @@ def _believed(found: list[ReportPlace], results: list[ReportResult]) -> list[str
     lines, left_open = [], Counter[str]()
     for place, report in zip(found, results, strict=True):
         if report.replayed:
-            from invarlock.reporting.replay import PRESET
+            from invarlock.reporting.replay import POLICY_PACK, PRESET
 
-            left_open.update(claim for claim in report.believed if claim != PRESET)  # traced
+            traced = (PRESET, POLICY_PACK)
+            left_open.update(claim for claim in report.believed if claim not in traced)
         else:
             lines += [f"{escape(place.report)}: {claim}" for claim in report.believed]
     return lines + [

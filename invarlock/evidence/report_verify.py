@@ -22,6 +22,7 @@ from invarlock.files import parse_json, sha256_bytes
 from invarlock.metrics import ARMS
 
 FORMAT = "verify-v1"
+RUNTIME_PROVENANCE = provenance.PROVENANCE_MODES  # what may be demanded of it
 MAX_REPLICATES = 100_000  # bootstrap replicates that a replay may be asked for
 MAX_DRAWS = 20_000_000  # replicates x windows of a replay: drawn in parts, about a second
 MAX_FINDINGS = 200  # of one report that are listed; a pack has up to 2,000 reports

@@ -240,6 +240,10 @@ class Metric:
         """The most tokens that are predicted in a window of ``length`` tokens (see ``exact``)."""
         return length
 
+    def value(self, columns: Columns) -> float | None:
+        """The metric of one run on an arm; None where it is not finite."""
+        raise NotImplementedError
+
     # --- two runs -------------------------------------------------------------------------------
 
     def head(self) -> Block:

@@ -42,6 +42,7 @@ class Section(Struct, frozen=True):
     facts: tuple[tuple[str, str], ...] = ()
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
+    part: str = ""  # of the page that it belongs to, by its title
 
 
 class Outline(Struct, frozen=True):
@@ -53,6 +54,7 @@ class Outline(Struct, frozen=True):
     digest: str
     dashboard: Table
     sections: tuple[Section, ...]
+    folded: tuple[str, ...] = ()  # ids of sections whose tables a reader opens where he wants to
 
 
 def reason(report: Report, name: str) -> str:

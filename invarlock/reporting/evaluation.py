@@ -12,12 +12,23 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import asdict
 
 from invarlock import __version__
-from invarlock.documents.fields import Closed, Count, Digest, Open, Positive, about, extended
+from invarlock.documents.fields import (
+    ADDED,
+    Closed,
+    Count,
+    Digest,
+    Open,
+    Positive,
+    Sha256,
+    about,
+    extended,
+)
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
 from invarlock.guards.guard import SEPARATE
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
+from invarlock.metrics.cost import costs_of
 from invarlock.metrics.distribution import Distribution
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS, members_of
@@ -27,10 +38,53 @@ from invarlock.reporting.assurance import Assurance, assurance_block
 from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
 from invarlock.reporting.primary_metric import PrimaryMetric
 from invarlock.reporting.runs import Comparison, gather, pairing, shift_columns
-from invarlock.reporting.telemetry import Telemetry, telemetry_block
+from invarlock.reporting.telemetry import Telemetry, system_overhead, telemetry_block
 
 Document = dict[str, Any]
 GUARD_FIELDS = ("evaluated", "passed", "decision", "status", "reason")
+
+
+class Artifacts(Open):
+    """Files of the run, beside the report."""
+
+    report: Annotated[str | UnsetType, about("the run report")] = UNSET
+    events: Annotated[str | UnsetType, about("what ran, in order")] = UNSET
+    report_path: Annotated[
+        str | UnsetType | None, about("the run report, by its published name"), ADDED
+    ] = UNSET
+    events_path: Annotated[
+        str | UnsetType | None, about("what ran, by its published name"), ADDED
+    ] = UNSET
+
+
+class PolicyDigest(Open):
+    """The policy in short."""
+
+    policy_version: Annotated[Any | UnsetType, about("version of the policy's form")] = UNSET
+    tier_policy_name: Annotated[Any | UnsetType, about("tier")] = UNSET
+    thresholds_hash: Annotated[Any | UnsetType, about("digest of all that decides")] = UNSET
+    hysteresis: Annotated[Any | UnsetType, about("slack of the limits, by metric")] = UNSET
+    min_effective: Annotated[
+        Any | UnsetType,
+        about("gain from which on the variance guard calls a scale effective, nats a token"),
+        ADDED,
+    ] = UNSET
+    changed: Annotated[Any | UnsetType, about("a threshold in force is not the tier's own")] = UNSET
+
+
+class Structure(Open):
+    """What of the checkpoint is another than the baseline's."""
+
+    parameters: Annotated[
+        dict[str, Any] | UnsetType | None, about("parameters of baseline and subject")
+    ] = UNSET
+    parts_changed: Annotated[
+        list[Any] | UnsetType,
+        about(
+            "parts of the checkpoint's digest that differ: config, copies, files, tokenizer, "
+            "weights"
+        ),
+    ] = UNSET
 
 
 class Plugins(Open):
@@ -216,6 +270,14 @@ class EvaluationRealism(Closed):
     metric_is_generation_realistic: Annotated[bool | UnsetType, about("realistic")] = UNSET
 
 
+class NamedPolicyPack(Closed):
+    """A policy pack."""
+
+    name: Annotated[str, about("what it is called")]
+    sha256: Annotated[Sha256, about("digest of what is signed")]
+    signer: Annotated[Digest, about("fingerprint of the key that signed it")]
+
+
 class PolicyProvenance(Open):
     """Where the limits come from."""
 
@@ -227,6 +289,9 @@ class PolicyProvenance(Open):
     policy_digest: Annotated[str | UnsetType, about("digest of all that decides")] = UNSET
     preset_sha256: Annotated[
         str | UnsetType | None, about("digest of the preset; null: none was used")
+    ] = UNSET
+    policy_pack: Annotated[
+        NamedPolicyPack | UnsetType, about("the policy pack in force; absent: none")
     ] = UNSET
 
 
@@ -269,7 +334,7 @@ class EvaluationReport(Open, kw_only=True):
     schema_version: Annotated[Literal["v1"], about("version of the report format")]
     run_id: Annotated[str, Meta(min_length=4), about("id of the comparison")]
     edit_name: Annotated[str | UnsetType, about("name of the edit")] = UNSET
-    artifacts: Annotated[dict[str, Any], about("files of the run")]
+    artifacts: Artifacts
     meta: Annotated[dict[str, Any], about("model, seeds, device, versions, determinism")]
     plugins: Plugins
     auto: Annotated[dict[str, Any] | UnsetType, about("tier and probes")] = UNSET
@@ -282,12 +347,18 @@ class EvaluationReport(Open, kw_only=True):
     guards: Annotated[list[Any] | UnsetType, about("guard results in canonical order")] = UNSET
     evaluation_windows: EvaluationWindows | UnsetType = UNSET
     evaluation_realism: EvaluationRealism | UnsetType = UNSET
-    system_overhead: Annotated[dict[str, Any] | UnsetType, about("latency and throughput")] = UNSET
+    system_overhead: Annotated[
+        dict[str, Any] | UnsetType,
+        about(
+            "latency, throughput and memory of both runs and the subject's over the baseline's;"
+            " only where both were asked for telemetry"
+        ),
+    ] = UNSET
     guard_warnings: GuardWarnings | UnsetType = UNSET
     primary_metric_tail: PrimaryMetricTail | UnsetType = UNSET
     confidence: Confidence | UnsetType = UNSET
     policy_digest: Annotated[
-        str | dict[str, Any] | UnsetType, about("digest of the policy, or an object of digests")
+        str | PolicyDigest | UnsetType, about("digest of the policy, or an object of digests")
     ] = UNSET
     resolved_policy: Annotated[dict[str, Any] | UnsetType, about("limits in force")] = UNSET
     policy_provenance: PolicyProvenance | UnsetType = UNSET
@@ -298,7 +369,9 @@ class EvaluationReport(Open, kw_only=True):
             " digest is taken of, with the SHA-256 of every file that ships"
         ),
     ] = UNSET
-    structure: Annotated[dict[str, Any] | UnsetType, about("structural changes")] = UNSET
+    structure: Annotated[
+        Structure | UnsetType, about("what of the checkpoint is another"), ADDED
+    ] = UNSET
     context: Context | UnsetType = UNSET
     assurance: Assurance | UnsetType = UNSET
     report_build: Annotated[
@@ -330,7 +403,12 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             "subject_run_id": meta["run_id"],
             "model_profile": _model_profile(evidence.metric.kind, decided.gates),
         },
-        "artifacts": {"report": "report.json", "events": "events.jsonl"},
+        "artifacts": {
+            "report": "report.json",
+            "events": "events.jsonl",
+            "report_path": "report.json",
+            "events_path": "events.jsonl",
+        },
         "plugins": {
             "adapters": [meta["adapter"]],
             "edits": [subject["edit"]["name"]],
@@ -359,6 +437,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             "overrides": policy.override_records(),
             "policy_digest": policy.digest,
             "preset_sha256": comparison.preset_sha256,
+            **({"policy_pack": dict(comparison.policy_pack)} if comparison.policy_pack else {}),
             "validation_allowlist_source": "contracts",
         },
         "provenance": _provenance(baseline, subject),
@@ -386,8 +465,29 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     if counts:
         report["metrics"] = counts
     report["assurance"] = assurance_block(comparison, policy, decided, report)
-    report["telemetry"] = telemetry_block(report)
+    costs = [costs_of(run.get("metrics", {})) for run in (baseline, subject)]
+    report["telemetry"] = telemetry_block(report, costs[1])
+    if overhead := system_overhead(*costs):
+        report["system_overhead"] = overhead
+    if subject["checkpoint"] is not None:
+        report["structure"] = _structure(baseline, subject)
     return report
+
+
+def _structure(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Document:
+    """What of the checkpoint is another; a count that a run does not state is None."""
+    before, after = baseline["checkpoint"], subject["checkpoint"]
+    return {
+        "parameters": {
+            "baseline": baseline["meta"].get("parameters"),
+            "subject": subject["meta"].get("parameters"),
+        },
+        "parts_changed": [
+            part.removesuffix("_sha256")
+            for part in sorted({*before, *after})
+            if before.get(part) != after.get(part)
+        ],
+    }
 
 
 def _model_profile(metric: Metric, gates: Sequence[str]) -> Document:
@@ -441,7 +541,8 @@ def policy_digest(policy: Policy) -> Document:
             for kind in METRICS.values()
             for name, slack in kind.hysteresis(policy).items()
         },
-        "changed": False,
+        "min_effective": policy.variance.min_effect_lognll,
+        "changed": any(o["value"] != o["tier_value"] for o in policy.override_records()),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from invarlock.files import digest_json
 from invarlock.guards import GUARDS
 from invarlock.pages.parts import Outline
@@ -9,19 +11,22 @@ from invarlock.pages.reading import Report, block
 from invarlock.reporting import metric_sections, record_sections
 from invarlock.reporting.dashboard import dashboard, headline, title, verdict_word
 
+GUARD_PART, APPENDIX = "Guard observability", "Appendix"
+
 
 def outline(report: Report) -> Outline:
     """The page of an evaluation report; a rejected subject has one too."""
+    guards = [g for g in GUARDS if g.every_model or block(report, g.name)]
     sections = [
         metric_sections.primary_metric(report),
         metric_sections.tail(report),
-        *(guard.section(report) for guard in GUARDS if guard.every_model),
         metric_sections.distribution(report),
-        *(g.section(report) for g in GUARDS if not g.every_model and block(report, g.name)),
-        record_sections.warnings(report),
-        record_sections.compared(report),
+        *(replace(guard.section(report), part=GUARD_PART) for guard in guards),
+        replace(record_sections.warnings(report), part=GUARD_PART),
         record_sections.policy(report),
-        record_sections.assurance(report),
+        replace(record_sections.compared(report), part=APPENDIX),
+        replace(record_sections.inference(report), part=APPENDIX),
+        replace(record_sections.assurance(report), part=APPENDIX),
         record_sections.does_not_show(report),
     ]
     return Outline(
@@ -31,4 +36,5 @@ def outline(report: Report) -> Outline:
         digest=digest_json(report),
         dashboard=dashboard(report),
         sections=tuple(sections),
+        folded=tuple(s.id for s in sections if s.part == GUARD_PART or s.id == "policy"),
     )

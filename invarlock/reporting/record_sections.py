@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from invarlock.metrics.cost import LATENCY, MEMORY, THROUGHPUT, costs_of
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import LISTED, NOT_EVALUATED, Section, Table, not_evaluated
 from invarlock.pages.reading import Report, block, objects
-from invarlock.pages.wording import vocabulary_use, yes
+from invarlock.pages.wording import fixed, number, vocabulary_use, yes
 from invarlock.reporting.dashboard import all_checks
 
 
@@ -16,7 +17,7 @@ def compared(report: Report) -> Section:
     """Model, checkpoints, text and windows."""
     meta, data = block(report, "meta"), block(report, "dataset")
     provenance, windows = block(report, "provenance"), block(data, "windows")
-    edit, telemetry = block(report, "edit"), block(report, "telemetry")
+    edit = block(report, "edit")
     sides = {side: block(provenance, side) for side in ("baseline", "subject")}
     facts = [
         ("Model", str(meta.get("model_id", "-"))),
@@ -39,9 +40,35 @@ def compared(report: Report) -> Section:
         ("Execution", str(meta.get("execution_mode", "-"))),
         ("InvarLock", str(meta.get("invarlock_version", "-"))),
     ]
+    return Section("compared", "What was compared", facts=tuple(facts))
+
+
+def inference(report: Report) -> Section:
+    """What went through the model, and what that took where the report states it."""
+    meta, telemetry = block(report, "meta"), block(report, "telemetry")
+    overhead, costs = block(report, "system_overhead"), costs_of(telemetry)
+    facts = [
+        ("Loss", str(telemetry.get("loss_type", "-"))),
+        *(
+            (f"Predicted tokens, {what} windows", str(telemetry.get(f"{arm}_total_tokens", "-")))
+            for arm, what in (("preview", "warm-up"), ("final", "scored"))
+        ),
+        ("Determinism", str(block(meta, "determinism").get("level", "-"))),
+    ]
+    for name, what, unit in (
+        (LATENCY, "Latency", "ms a token"),
+        (THROUGHPUT, "Throughput", "tokens a second"),
+        (MEMORY, "Peak memory", "MiB"),
+    ):
+        if name in costs:
+            ratio = number(block(overhead, name).get("ratio"))
+            times = "" if ratio is None else f", {fixed(ratio, 3)} times the baseline's"
+            facts.append((what, f"{_value(costs[name])} {unit}{times}"))
+    if not costs:
+        facts.append(("Latency, throughput, memory", str(telemetry.get("times_in", "-"))))
     if telemetry.get("summary_line"):
         facts.append(("Telemetry", str(telemetry["summary_line"])))
-    return Section("compared", "What was compared", facts=tuple(facts))
+    return Section("inference", "Inference diagnostics", facts=tuple(facts))
 
 
 def _head(data: Mapping[str, Any]) -> str:
@@ -89,7 +116,7 @@ def policy(report: Report) -> Section:
     tier, preset = str(auto.get("tier", "-")), provenance.get("preset_sha256")
     return Section(
         id="policy",
-        title="Policy",
+        title="Policy configuration",
         notes=() if changed else (f"Every threshold is that of tier {tier}.",),
         facts=(
             ("Tier", tier),

@@ -21,6 +21,7 @@ from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
 from invarlock.guards.guard import SEPARATE, STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution
+from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
@@ -35,10 +36,12 @@ else:
     from invarlock import numpy_on_use as np
 
 TOLERANCE = 1e-9  # relative and absolute; the sums are exact, BLAS may order them differently
+ROUNDED = 1e-6  # relative; more than the digits of a cost leave open
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
 NOT_RUN = "the windows of a subject that was not run"
+POLICY_PACK = "that the thresholds are those of the policy pack it names"
 PRESET = "that the thresholds are those of the preset it names"
 
 
@@ -64,10 +67,15 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
         "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/bos_token_id",
-        "/provenance/invarlock_version",
+        "/provenance/invarlock_version", "/structure/parameters/baseline",
     ),
+    # a time alone contradicts the throughput, so that only memory can be another by itself
+    "times and memory, as the machine told them": ("/telemetry/memory_mb_peak",),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
     PRESET: ("/policy_provenance/preset_sha256",),
+    POLICY_PACK: (
+        "/policy_provenance/policy_pack/name", "/policy_provenance/policy_pack/signer",
+    ),
 }  # fmt: skip
 
 
@@ -160,7 +168,9 @@ def comparison_of(report: Report) -> Comparison:
             "metric": meta["metric"],
             "tokenizer_hash": reference["tokenizer_hash"],
             "checkpoint_sha256": reference["checkpoint_sha256"],
+            "parameters": report.get("structure", {}).get("parameters", {}).get("baseline"),
         },
+        "metrics": {k: v["baseline"] for k, v in report.get("system_overhead", {}).items()},
         "checkpoint": report["provenance"]["baseline"]["checkpoint"],
         "data": {
             "source": data["source"],
@@ -179,6 +189,7 @@ def comparison_of(report: Report) -> Comparison:
     }
     subject = {
         "meta": meta,
+        "metrics": costs_of(report.get("telemetry", {})),
         "checkpoint": report["provenance"]["subject"]["checkpoint"],
         "edit": report["edit"],
         "guards": _subject_guards(report, ran, contracts),
@@ -201,6 +212,7 @@ def comparison_of(report: Report) -> Comparison:
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
+        policy_pack=report["policy_provenance"].get("policy_pack"),
         accepted=context.get("accept", []),
         contracts=contracts,
     )
@@ -304,6 +316,8 @@ def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
     """What no evidence gives: the version that wrote the report, and of a subject that was not
     run the digest of the baseline's windows."""
     rebuilt["provenance"]["invarlock_version"] = str(report["provenance"]["invarlock_version"])
+    if "min_effective" not in report["policy_digest"]:  # of a version that never called it changed
+        rebuilt["policy_digest"]["changed"] = False
     if not _ran(report):
         ids = report["provenance"]["provider_digest"]["ids_sha256"]
         rebuilt["provenance"]["provider_digest"]["ids_sha256"] = str(ids)
@@ -317,6 +331,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _sources(report)
     yield from _checkpoints(report)
     yield from _vocabulary(report)
+    yield from _costs(report)
     yield from _shift(report, policy)
     if _ran(report):
         yield from _geometry(report)
@@ -357,12 +372,18 @@ def _slice_names(slices: Sequence[Report] | None, arm: str, rows: Report) -> Ite
 
 
 def _sources(report: Report) -> Iterator[str]:
-    """Thresholds that are not the tier's own are of the report's preset, or set by hand."""
+    """Thresholds that are not the tier's own are of the report's preset or policy pack, or set by
+    hand; a policy pack sets some."""
     preset = report["policy_provenance"]["preset_sha256"]
+    overlay = report["policy_provenance"].get("policy_pack")
+    pack = f"policy-pack:{overlay['sha256'][:12]}" if overlay else None
+    sources = [override["source"] for override in report["policy_provenance"]["overrides"]]
+    if overlay and pack not in sources:
+        yield "/policy_provenance/policy_pack sets none of the thresholds"
     for index, override in enumerate(report["policy_provenance"]["overrides"]):
         by_hand = str(override["path"]).split(".")[0] in ("tail", "distribution")
         known = "config" if by_hand else f"preset:{preset[:12]}" if preset else None
-        if override["source"] != known:
+        if override["source"] != known and not (pack and override["source"] == pack):
             yield f"/policy_provenance/overrides/{index}/source is not the report's preset"
 
 
@@ -397,6 +418,25 @@ def _vocabulary(report: Report) -> Iterator[str]:
     longest = max(part["seq_len"] for part in _parts(report))
     if text and windows and used > windows * longest:
         yield "/vocabulary/used is more than the windows have tokens"
+
+
+def _costs(report: Report) -> Iterator[str]:
+    """Times and memory are positive, and the throughput is the inverse of the latency."""
+    stated = {"/telemetry": costs_of(report.get("telemetry", {}))}
+    stated |= {
+        f"/system_overhead/{side}": {k: v[side] for k, v in found.items()}
+        for side in ("baseline", "subject")
+        if (found := report.get("system_overhead"))
+    }
+    for where, costs in stated.items():
+        if not costs:
+            continue
+        if set(costs) != set(COSTS) or not all(is_number(v) and v > 0 for v in costs.values()):
+            yield f"{where} does not hold {', '.join(COSTS)}, each above 0"
+        elif not math.isclose(costs[LATENCY] * costs[THROUGHPUT], 1000, rel_tol=ROUNDED):
+            yield f"{where}/{THROUGHPUT} is not the inverse of {LATENCY}"
+    if report.get("telemetry", {}).keys() & set(COSTS) and not _ran(report):
+        yield "/telemetry holds times of a subject that was not run"
 
 
 def _is_count(value: object) -> TypeGuard[int]:

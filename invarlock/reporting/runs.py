@@ -54,6 +54,7 @@ class Comparison:
     invariants_evaluated: bool = True
     shift: TokenShift | RecordedShift | None = None
     preset_sha256: str | None = None
+    policy_pack: Mapping[str, str] | None = None  # name, digest and signer
     accepted: Sequence[str] = ()  # names of findings that the user accepts
     # how the guards measured, by their names; a report that is read back may state an older way
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONTRACTS)

@@ -1,17 +1,24 @@
-"""The ``telemetry`` block and its one-line summary; time and memory are in the manifest."""
+"""The ``telemetry`` and ``system_overhead`` blocks, and the one-line summary.
+
+Time and memory differ every time. They stand in the runtime manifest; where the user asks for
+telemetry, the run reports hold them too, and an evaluation report copies them.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from msgspec import UNSET, UnsetType
 
-from invarlock.documents.fields import Count, Open, about, extended
+from invarlock.documents.fields import ADDED, Count, Open, about, extended
+from invarlock.metrics.cost import COSTS
 from invarlock.metrics.kinds import METRICS, members_of
+
+HERE, MANIFEST = "here", "runtime.manifest.json"
 
 
 @extended(members_of("telemetry"))
 class Telemetry(Open):
-    """Counts of what was measured."""
+    """Counts of what was measured, and what that took."""
 
     device: Annotated[str | UnsetType | None, about("device")] = UNSET
     dtype: Annotated[str | UnsetType | None, about("arithmetic")] = UNSET
@@ -22,6 +29,22 @@ class Telemetry(Open):
     final_total_tokens: Annotated[
         Count | UnsetType, about("predicted tokens of the scored windows")
     ] = UNSET
+    times_in: Annotated[
+        str | UnsetType,
+        about("where latency, throughput and memory stand: here, or in the runtime manifest"),
+        ADDED,
+    ] = UNSET
+    latency_ms_per_tok: Annotated[
+        float | UnsetType | None,
+        about("milliseconds of the forward pass per predicted token; only where it was asked for"),
+    ] = UNSET
+    throughput_tok_per_s: Annotated[
+        float | UnsetType | None, about("predicted tokens a second; only where it was asked for")
+    ] = UNSET
+    memory_mb_peak: Annotated[
+        float | UnsetType | None,
+        about("peak memory with guards, MiB; only where it was asked for"),
+    ] = UNSET
     summary_line: Annotated[str | UnsetType, about("all of it in one line")] = UNSET
 
 
@@ -31,8 +54,9 @@ def telemetry_wanted(environment: Mapping[str, str]) -> bool:
     return asked not in ("", "0", "false", "off", "no")
 
 
-def telemetry_block(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts of what was measured, all of them the same on every rerun."""
+def telemetry_block(report: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of what was measured, all of them the same on every rerun, and the subject's costs
+    where its run states them."""
     windows, metric = report["evaluation_windows"], report["primary_metric"]
     tokens = {arm: sum(windows[arm]["token_counts"]) for arm in ("preview", "final")}
     total, kind = tokens["preview"] + tokens["final"], METRICS[metric["kind"]]
@@ -43,8 +67,34 @@ def telemetry_block(report: Mapping[str, Any]) -> dict[str, Any]:
         "preview_total_tokens": tokens["preview"],
         "final_total_tokens": tokens["final"],
         **kind.telemetry(tokens),
+        "times_in": HERE if costs else MANIFEST,
+        **costs,
         "summary_line": _line(report, total),
     }
+
+
+def system_overhead(
+    baseline: Mapping[str, Any], subject: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Each cost of both runs, and the subject's over the baseline's; only what both state."""
+    return {
+        name: {
+            "baseline": baseline[name],
+            "subject": subject[name],
+            "ratio": subject[name] / baseline[name],
+        }
+        for name in COSTS
+        if name in baseline and name in subject
+    }
+
+
+def without_costs(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report without what differs every time, to compare repeats by."""
+    kept = {name: value for name, value in report.items() if name != "system_overhead"}
+    telemetry = report.get("telemetry")
+    if isinstance(telemetry, Mapping):
+        kept["telemetry"] = {k: v for k, v in telemetry.items() if k not in COSTS}
+    return kept
 
 
 def _line(report: Mapping[str, Any], tokens: int) -> str:

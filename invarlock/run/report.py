@@ -28,7 +28,9 @@ from invarlock.guards.findings import Failure
 from invarlock.guards.guard import RUN_SCHEMA
 from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
+from invarlock.metrics.cost import cost
 from invarlock.metrics.distribution import TokenShift, shift_columns, summarize
+from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import metric_for
 from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
@@ -52,6 +54,7 @@ class RunSettings:
     scenario: str | None = None
     accepted: tuple[str, ...] = ()  # names of findings that the user accepts
     edit_config: Mapping[str, Any] | None = None  # what the user says of his own edit
+    telemetry: bool = False  # whether the report holds what the run took; it is no other run
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
@@ -66,14 +69,30 @@ def run_report(
     failures: Sequence[Failure],
     measured: Measurement | None,
     determinism: Mapping[str, Any],
+    policy: Policy,
 ) -> dict[str, Any]:
-    """The report of one run; ``measured`` is None when the checkpoint was not run."""
+    """The report of one run.
+
+    Args:
+        settings: what was asked of it.
+        checkpoint: what was measured.
+        windows: on what.
+        failures: findings of the files.
+        measured: None where the checkpoint was not run.
+        determinism: as it was set.
+        policy: the thresholds it is to be judged by; a baseline's are its tier's own.
+    """
     content = windows.content
     metric = metric_for(checkpoint.config, content.kind)
+    arms = {arm: _arm(windows, arm, measured) for arm in ARMS if measured}
     identity = {
         "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
-        "settings": {k: v for k, v in vars(settings).items() if v or k not in OPTIONAL},
+        "settings": {
+            k: v
+            for k, v in vars(settings).items()
+            if k != "telemetry" and (v or k not in OPTIONAL)
+        },
         "determinism": dict(determinism),
         "version": __version__,
     }
@@ -122,14 +141,41 @@ def run_report(
             "scenario": settings.scenario,
         },
         "guards": _guards(failures, settings.accepted, measured),
-        "evaluation_windows": {arm: _arm(windows, arm, measured) for arm in ARMS if measured},
+        "evaluation_windows": arms,
         **{
             guard.beside: measured.records[guard.name]
             for guard in GUARDS
             if measured and guard.beside and guard.name in measured.records
         },
+        "metrics": _metrics(metric, settings, arms, measured),
+        "policy_resolved": {
+            "tier_policy_name": policy.tier,
+            "thresholds_hash": policy.digest,
+            **policy.resolved,
+        },
         "artifacts": {"events_path": EVENTS_NAME},
         "context": {"profile": settings.profile, "tier": settings.tier},
+    }
+
+
+def _metrics(
+    metric: Metric,
+    settings: RunSettings,
+    arms: Mapping[str, Mapping[str, Any]],
+    measured: Measurement | None,
+) -> dict[str, Any]:
+    """The metric of this run alone, and what the run took where that was asked for."""
+    if measured is None:
+        return {}
+    tokens = sum(sum(rows["token_counts"]) for rows in arms.values())
+    return {
+        "primary_metric": {
+            "kind": metric.name,
+            "unit": metric.unit,
+            "direction": metric.direction,
+            **{arm: metric.value(rows) for arm, rows in arms.items()},
+        },
+        **(cost(measured.timings, measured.memory_mb, tokens) if settings.telemetry else {}),
     }
 
 

@@ -1,6 +1,7 @@
 """``analysis/determinism_repeats.json``: one subject measured again, compared field by field.
 
-Reports hold no time and no run number: repeats that are deterministic have the same bytes.
+Reports hold no time and no run number: repeats that are deterministic have the same bytes, and
+where telemetry was asked for, the same bytes without it (``digest_of``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from invarlock.errors import InputError
+from invarlock.files import digest_json, sha256_bytes
 from invarlock.guards import GUARDS
 from invarlock.guards.invariants_decision import Invariants
+from invarlock.metrics.cost import costs_of
 from invarlock.pages.reading import Report, block, objects
+from invarlock.reporting.telemetry import without_costs
 from invarlock.scenarios import Scenario
 
 SCHEMA = "invarlock/determinism-repeats-v1"
@@ -54,6 +58,18 @@ class Repeat:
         """The report, of a subject that was run: that of one that invariants rejected, and of
         which nothing was measured, can agree with nothing."""
         return self.report if self.report and _ran(self.report) else None
+
+
+def digest_of(report: Report, data: bytes) -> str:
+    """The digest that repeats are compared by.
+
+    Args:
+        report: what was read.
+        data: its bytes, which count where the report holds no times.
+    """
+    if "system_overhead" in report or costs_of(block(report, "telemetry")):
+        return digest_json(without_costs(report))
+    return sha256_bytes(data)
 
 
 def _ran(report: Report) -> bool:

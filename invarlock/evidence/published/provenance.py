@@ -1,7 +1,8 @@
 """``runtime.manifest.json``: where one report was made, bound to the report's bytes.
 
 Checked beyond the published verifier: the date is a date, an image reference that is pinned
-names the recorded digest, and the manifest and the report agree about the execution mode.
+names the recorded digest, and the manifest and the report agree about the execution mode and
+about what the run took, which follows from the phases' times.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any
 from msgspec import Struct, field
 
 from invarlock.contracts import violations
+from invarlock.differences import is_number
 from invarlock.errors import InputError
 from invarlock.evidence.findings import Finding, Kind, dig, first_text
 from invarlock.files import parse_json
+from invarlock.metrics import ARMS
+from invarlock.metrics.cost import cost, costs_of
 from invarlock.reporting.runtime_manifest import NAME
 
 UNKNOWN = "unknown"
@@ -128,7 +132,35 @@ def check(
                 f"the report declares {result.declared[:40]!r} (mismatch)",
             )
         )
+    # check: runtime.telemetry
+    result.issues += [
+        ("verifier_failed", f"{NAME}: {line}") for line in _telemetry(report, document)
+    ]
     return result
+
+
+def _telemetry(report: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    """What the run took is what its times give, and what the report says where it says it."""
+    context = document.get("context", {})
+    told = costs_of(stated) if isinstance(stated := report.get("telemetry"), Mapping) else {}
+    shown = context.get("telemetry")
+    if shown is None:  # of a version that did not state it
+        return ["/context/telemetry is missing, and the report states it"] if told else []
+    found = []
+    if told and told != shown:
+        found.append("/context/telemetry is not what the report states in /telemetry")
+    seconds, memory = (context.get(name, {}) for name in ("timings_seconds", "memory_mb"))
+    counts = [
+        sum(rows)
+        for arm in ARMS
+        if isinstance(rows := dig(report, "evaluation_windows", arm, "token_counts"), list)
+        and all(map(is_number, rows))
+    ]
+    if all(map(is_number, [*seconds.values(), *memory.values()])):
+        given = cost(seconds, memory, int(sum(counts))) if memory or not seconds else None
+        if given is not None and given != shown:
+            found.append("/context/telemetry does not follow from the times and the windows")
+    return found
 
 
 def _rules(document: Mapping[str, Any]) -> list[str]:

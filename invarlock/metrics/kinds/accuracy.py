@@ -152,6 +152,10 @@ class Accuracy(Metric):
         ]
         return {"correct": [answer.correct for answer in answers]}
 
+    def value(self, columns: Columns) -> float | None:
+        correct = columns["correct"]
+        return sum(correct) / len(correct)
+
     # --- two runs -------------------------------------------------------------------------------
 
     def judge(

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from invarlock.documents.fields import Open, about
 from invarlock.metrics.kind import (
     Block,
+    Columns,
     Facts,
     Floor,
     Judged,
@@ -58,6 +59,14 @@ class Perplexity(Metric):
     points: ClassVar[str] = "ratio"
     shows: ClassVar[str] = "Perplexity on this text"
     leaves_open: ClassVar[str] = "task accuracy"
+
+    # --- a run ----------------------------------------------------------------------------------
+
+    def value(self, columns: Columns) -> float | None:
+        if None in columns["nll_sum"]:
+            return None
+        found = _exp(math.fsum(columns["nll_sum"]) / sum(columns["token_counts"]))
+        return found if math.isfinite(found) else None
 
     # --- two runs -------------------------------------------------------------------------------
 
