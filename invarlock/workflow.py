@@ -371,12 +371,43 @@ class Layout:
             runs=[f"{category}={n}" for category, n in values["runs"].items()],
         )
 
-    def expected_signer(self) -> list[str]:
-        """The pin of the signer: given, or our own key's."""
+    # --- the pack ------------------------------------------------------------------------------
+
+    def packed(self, analyses: Iterable[Path]) -> list[Path]:
+        """The files that the pack of this run has whatever comes out, the manifest first."""
+        from invarlock.evidence.collect import ANALYSES, foreseen
+
+        s = self.settings
+        names = foreseen(
+            self.slugs, tuned=bool(s.tuned_types()), signed=bool(s.values["signing_key"])
+        )
+        names += [ANALYSES[path.name] + path.name for path in analyses]
+        return [s.out / "evidence_pack" / name for name in names]
+
+    @property
+    def named_pack(self) -> Path:
+        """The pack that verify_pack is about: a received one, or that of the run."""
+        return Path(self.settings.values["pack"] or self.settings.out / "evidence_pack")
+
+    def verifying(self, *, own: bool) -> str:
+        """Options of verifying the pack of this run, or the one that is named."""
+        from invarlock.cli.evidence_pack import VerifyPackOptions
+
         values = self.settings.values
-        own = "" if values["pack"] else fingerprint_of(values["signing_key"])
-        pin = values["expected_fingerprint"] or own
+        # without a key the run's own pack is unsigned, which strict verification refuses
+        strict = values["verify_strict"] and bool(values["signing_key"] or not own)
+        signer = self._signer(values["pack"] and not own)
+        return self.options(VerifyPackOptions, strict=strict, expected_fingerprint=signer)
+
+    def expected_signer(self) -> list[str]:
+        """The pin of the run's own pack: given, or our own key's."""
+        pin = self._signer(received=False)
         return each("--expected-fingerprint", [pin] if pin else [])
+
+    def _signer(self, received: bool) -> str:
+        values = self.settings.values
+        own = "" if received else fingerprint_of(values["signing_key"])
+        return str(values["expected_fingerprint"] or own)
 
 
 def _braces(names: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from invarlock.cli.tune import TuneOptions
 from invarlock.code_digest import package_digest
 from invarlock.config import check_release, effective_settings
 from invarlock.edits.specs import CANDIDATES, FROM_TEXT, IN_MEMORY
-from invarlock.errors import ConfigError, InvarlockError
+from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import sha256_file, write_text
 from invarlock.workflow import (
     MEASURING,
@@ -187,8 +187,25 @@ def asked(rule, path):
 def analyses(wildcards):
     """What a pack holds beside the verdict: the repeats that are set; the sweep where this command
     asks for it, and once it is there, as it is kept up to date."""
-    swept = SWEEP.exists() or asked("guard_value_sweep", SWEEP)
+    packed = OUT / "evidence_pack/reports" / SWEEP.name
+    swept = SWEEP.exists() or asked("guard_value_sweep", SWEEP) or asked("", packed)
     return [*REPEATS, *([SWEEP] if swept else [])]
+
+
+@stopping
+def made_before(wildcards):
+    """Nothing, if there is a pack to verify: asking for its verification alone makes none. A
+    command that makes the run's own pack too verifies it when it is made."""
+    makes = set(workflow.dag_settings.targets) - {"verify_pack"}
+    if makes and not C["pack"]:
+        return [OUT / "evidence_pack/manifest.json"]
+    if not (L.named_pack / "manifest.json").exists():
+        raise InputError(
+            "verify_pack: there is no pack",
+            where=str(L.named_pack),
+            hint="name one: snakemake verify_pack --config pack=DIR; or make this one: snakemake",
+        )
+    return []
 
 
 def passing(path):

@@ -15,8 +15,14 @@ from typing import Any
 from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import Code, PackError
-from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
-from invarlock.evidence.layout import EDIT_METADATA, ERROR_METADATA, OUTCOME_NAME, group_of
+from invarlock.evidence.checksums import CHECKSUMS, CONTROL_FILES, MANIFEST, MIRRORS, SIGNATURE
+from invarlock.evidence.layout import (
+    EDIT_METADATA,
+    ERROR_METADATA,
+    OUTCOME_NAME,
+    README,
+    group_of,
+)
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
 from invarlock.evidence.tree import MAX_PARSED_FILE, REPORT_NAME, read_source
@@ -28,6 +34,7 @@ from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 
 PROBES = tuple(FILES)
 OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
+RESULTS = ("final_verdict.txt", *(f"{name}.json" for name in DOCUMENTS))  # beside the verdict
 RENDERED = ("evaluation.html", "evaluation.md")
 # Documents that a run has only when they were asked for: name -> folder in a pack.
 ANALYSES = {
@@ -84,6 +91,46 @@ class Inputs:
             self.files[path] = source
 
 
+def foreseen(models: Iterable[str], *, tuned: bool, signed: bool) -> list[str]:
+    """The files that the pack of a run of the workflow has whatever comes out, the manifest first.
+
+    What lies below ``reports/`` depends on what the evaluations show.
+
+    Args:
+        models: their folder names.
+        tuned: whether a scenario takes tuned parameters.
+        signed: whether there is a key.
+    """
+    materials = [
+        "scenarios",
+        "config",
+        "model_revisions",
+        *(["tuned_edit_params"] if tuned else []),
+    ]
+    materials += [name for model in models for name in _of_model(Path(), model)]
+    return [
+        MANIFEST,
+        CHECKSUMS,
+        *([SIGNATURE] if signed else []),
+        README,
+        VERDICT,
+        *(f"results/{name}" for name in RESULTS),
+        SOURCE_REPO,
+        ENVIRONMENT,
+        *(f"metadata/{name}.json" for name in materials),
+    ]
+
+
+def _of_model(out: Path, model: str) -> dict[str, Path]:
+    """The materials of one model, and where a run has them."""
+    presets = out / model / "presets"
+    return {
+        f"baseline.{model}": out / model / "baseline.json",
+        f"preset.{model}": presets / f"calibrated_preset_{model}.json",
+        f"calibration_stats.{model}": presets / "calibration_stats.json",
+    }
+
+
 def read_object(source: Path) -> dict[str, Any]:
     """An input that must be a JSON object; PackError (exit 4) for anything else."""
     try:
@@ -135,7 +182,7 @@ def from_run(out: Path) -> Inputs:
     if wrong:
         raise PackError(Code.MANIFEST, wrong[0], where=str(verdict))
     inputs.add(VERDICT, verdict)
-    for name in ("final_verdict.txt", *(f"{name}.json" for name in DOCUMENTS)):
+    for name in RESULTS:
         folder = out if name.startswith(ANALYSIS) else out / "reports"
         inputs.add(f"results/{name}", _needed(folder / name))
     models = {_add_record(inputs, out, record) for record in document["records"]}
@@ -151,12 +198,7 @@ def from_run(out: Path) -> Inputs:
         if source.exists():
             inputs.add(path, source)
     for model in sorted(models):
-        presets = out / model / "presets"
-        for name, source in (
-            (f"baseline.{model}", out / model / "baseline.json"),
-            (f"preset.{model}", presets / f"calibrated_preset_{model}.json"),
-            (f"calibration_stats.{model}", presets / "calibration_stats.json"),
-        ):
+        for name, source in _of_model(out, model).items():
             if source.exists():
                 inputs.add_material(name, source)
     return inputs

@@ -84,6 +84,7 @@ def _verify_one(tree: Tree, place: ReportPlace, options: VerifyOptions) -> Repor
             provenance="container" if strict else "declared",
             require_replay=options.replay,
         ),
+        options.baseline,
     )
 
 
