@@ -17,6 +17,8 @@ rule build_pack:
             OUT / m.slug / f"presets/calibrated_preset_{m.slug}.json" for m in S.models
         ],
         analyses=analyses,
+        timings=OUT / "analysis/evaluation_optimization_summary.json",
+        references=[OUT / m.slug / "runs/baseline/report.json" for m in S.models],
         tuned=[OUT / "state/tuned_edit_params.json"] if S.tuned_types() else [],
     output:
         L.packed(REPEATS),

@@ -21,7 +21,10 @@ from invarlock.evidence.layout import (
     ERROR_METADATA,
     OUTCOME_NAME,
     README,
+    TIMINGS,
+    VERIFIED,
     group_of,
+    run_path,
 )
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
@@ -35,11 +38,12 @@ from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 PROBES = tuple(FILES)
 OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, *PROBES, *DEPLOYABLE_SIDECARS)
 RESULTS = ("final_verdict.txt", *(f"{name}.json" for name in DOCUMENTS))  # beside the verdict
-RENDERED = ("evaluation.html", "evaluation.md")
+PAGE = "evaluation.html"
+RENDERED = (PAGE, "evaluation.md")
 # Documents that a run has only when they were asked for: name -> folder in a pack.
 ANALYSES = {
     "determinism_repeats.json": "results/analysis/",
-    "guard_value_all_guard_probe_sweep.json": "results/",
+    "guard_value_all_guard_probe_sweep.json": "reports/",
 }
 _RECORD_PATH = re.compile(r"([a-z0-9][a-z0-9._-]*)/reports/([A-Za-z0-9._-]+)/(run_[1-9][0-9]*)")
 _MATERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -115,6 +119,7 @@ def foreseen(models: Iterable[str], *, tuned: bool, signed: bool) -> list[str]:
         README,
         VERDICT,
         *(f"results/{name}" for name in RESULTS),
+        TIMINGS,
         SOURCE_REPO,
         ENVIRONMENT,
         *(f"metadata/{name}.json" for name in materials),
@@ -156,7 +161,7 @@ def from_reports(reports: Iterable[Path], final_verdict: Path) -> Inputs:
         folder = f"reports/report-{number:03d}/"
         inputs.add(folder + REPORT_NAME, report)
         inputs.add(folder + RUNTIME_MANIFEST, _beside(report, RUNTIME_MANIFEST))
-        for name in (*OPTIONAL_SIDECARS, OUTCOME_NAME):
+        for name in (*OPTIONAL_SIDECARS, OUTCOME_NAME, *RENDERED):
             if (report.parent / name).exists():
                 inputs.add(folder + name, report.parent / name)
     return inputs
@@ -197,6 +202,12 @@ def from_run(out: Path) -> Inputs:
         source = out / "state" / Path(path).name
         if source.exists():
             inputs.add(path, source)
+    for path, source in (
+        (TIMINGS, out / TIMINGS.removeprefix("results/")),
+        *((run_path(model), out / model / "runs/baseline/report.json") for model in models),
+    ):
+        if source.exists():
+            inputs.add(path, source)
     for model in sorted(models):
         for name, source in _of_model(out, model).items():
             if source.exists():
@@ -230,6 +241,7 @@ def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
         ERROR_METADATA,
         *PROBES,
         *RENDERED,
+        VERIFIED,
     ):
         if name in needed or (source / name).exists():
             inputs.add(target + name, _needed(source / name))
