@@ -24,7 +24,7 @@ from invarlock.config import Settings
 from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
 from invarlock.files import unreadable
-from invarlock.run.container import check_engine, check_reference
+from invarlock.run.container import Runtime, find_runtime
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_slices
 from invarlock.written import split_slices
@@ -81,12 +81,15 @@ def state_of(*paths: str | Path) -> list[str]:
     return found
 
 
-def check_settings(settings: Settings, container: bool) -> None:
+def check_settings(settings: Settings, container: bool) -> Runtime | None:
     """Refuse what only other parts of the package know to be wrong.
 
     Args:
         settings: the effective configuration.
         container: whether a profile runs the rules in the image.
+
+    Returns:
+        what runs the image; None where nothing has to (snakemake wants it for a dry run too).
 
     Raises:
         InvarlockError: the key, a difference to accept, a source or the image.
@@ -104,9 +107,10 @@ def check_settings(settings: Settings, container: bool) -> None:
     for model in settings.models:
         parse_model_source(model.source)
     parse_slices(settings.text)
-    if container:
-        check_engine()  # snakemake wants one for a dry run too
-        check_reference(values["container_image"], values["container_digest"])
+    if not container:
+        return None
+    names = (values[f"container_{name}"] for name in ("engine", "image", "digest"))
+    return find_runtime(*names)
 
 
 def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:

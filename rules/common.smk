@@ -29,6 +29,7 @@ from invarlock.config import check_release, effective_settings
 from invarlock.edits.specs import CANDIDATES, FROM_TEXT, IN_MEMORY
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import sha256_file, write_text
+from invarlock.run.oci import ENGINES as OCI_ENGINES, VARIABLE as OCI_VARIABLE
 from invarlock.workflow import (
     MEASURING,
     Layout,
@@ -104,7 +105,7 @@ try:
             workflow.config_settings.config_args or [],
         ),
     )
-    check_settings(S, CONTAINER)
+    RUNTIME = check_settings(S, CONTAINER)
 except (InvarlockError, OSError) as error:
     stop(error)
 
@@ -135,12 +136,15 @@ os.environ.update(environment(S, os.environ))
 
 # With the container profile rules run in the image, but for those that say on_host. A container
 # sees this folder and /tmp; other folders that the settings name are bound.
-IMAGE = C["container_image"]
+IMAGE = RUNTIME.image if RUNTIME else C["container_image"]
 IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
     if C["calibrations"]:
         Path(C["calibrations"]).mkdir(parents=True, exist_ok=True)
+    if RUNTIME.engine in OCI_ENGINES:  # snakemake knows apptainer alone
+        os.environ["PATH"] = f"{here('tools/engine')}{os.pathsep}{os.environ['PATH']}"
+        os.environ[OCI_VARIABLE] = RUNTIME.engine
     variable = "APPTAINER_BIND"
     os.environ[variable] = ",".join(
         filter(None, [os.environ.get(variable), *L.bound()])
