@@ -32,7 +32,7 @@ case "$1 $2" in
 run\\ *)
   echo $$ > "$RECORD.pid"
   for last; do :; done
-  exec sh -c "$(printf %s "$last" | sed "s|/usr/local/share|$IMAGE/usr/local/share|g")" ;;
+  exec bash -c "$(printf %s "$last" | sed "s|/usr/local/share|$IMAGE/usr/local/share|g")" ;;
 kill\\ *) kill "$(cat "$RECORD.pid")" ;;
 esac
 """
@@ -144,8 +144,9 @@ def test_a_job_that_is_ended_ends_its_container(engine: str, tmp_path: Path) -> 
     assert recorded(tmp_path)[-1] == ["kill", name.removeprefix("--name=")]
 
 
-def test_which_engine_and_which_image(engine: str, tmp_path: Path) -> None:
+def test_which_engine_and_which_image(engine: str, tmp_path: Path, monkeypatch) -> None:
     """The engine that is there, with the image of make image by its local name, or a pinned one."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # the machine may have the other one
     for wanted in ("auto", engine):
         found = find_runtime(wanted, SIF)
         assert (found.engine, found.image, found.digest) == (
@@ -165,8 +166,9 @@ def test_which_engine_and_which_image(engine: str, tmp_path: Path) -> None:
         find_runtime(engine, str(tmp_path / "own.sif"))
 
 
-def test_apptainer_comes_first(engine: str, tmp_path: Path) -> None:
+def test_apptainer_comes_first(engine: str, tmp_path: Path, monkeypatch) -> None:
     """Where several engines are there and none is named."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin/apptainer").symlink_to(tmp_path / "bin" / engine)
     (tmp_path / SIF).parent.mkdir()
     (tmp_path / SIF).write_bytes(b"image")
