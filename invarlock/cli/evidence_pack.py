@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
 ASSURANCE = ("off", "report", "strict")
-ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +333,9 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
 
 def allows_unverified() -> bool:
     """Whether the environment turns a missing signature into a warning."""
-    return os.environ.get(ALLOW_UNVERIFIED, "").lower() in ("1", "true", "yes", "on")
+    from invarlock.evidence.verify import ALLOW_UNSIGNED
+
+    return os.environ.get(ALLOW_UNSIGNED, "").lower() in ("1", "true", "yes", "on")
 
 
 def verify_and_print(options: VerificationOptions, verify: Callable[[], PackResult]) -> int:
