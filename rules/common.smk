@@ -124,10 +124,13 @@ L = Layout(S)
 LOGS = OUT / "logs"
 ON_GPU = L.on_gpu
 MEASURING_CODE = code(*MEASURING)
+OCI = RUNTIME is not None and RUNTIME.engine in OCI_ENGINES
 # Jobs run the interpreter and the package of this snakemake (inside a container, the image's).
 for variable, first in (
     ("PATH", Path(sys.executable).parent),
     ("PYTHONPATH", workflow.basedir),
+    # snakemake starts containers with apptainer alone
+    *([("PATH", here("tools/engine"))] if OCI else []),
 ):
     os.environ[variable] = os.pathsep.join(
         filter(None, [str(first), os.environ.get(variable)])
@@ -142,9 +145,7 @@ if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
     if C["calibrations"]:
         Path(C["calibrations"]).mkdir(parents=True, exist_ok=True)
-    if RUNTIME.engine in OCI_ENGINES:  # snakemake knows apptainer alone
-        os.environ["PATH"] = f"{here('tools/engine')}{os.pathsep}{os.environ['PATH']}"
-        os.environ[OCI_VARIABLE] = RUNTIME.engine
+    os.environ[OCI_VARIABLE] = RUNTIME.engine
     variable = "APPTAINER_BIND"
     os.environ[variable] = ",".join(
         filter(None, [os.environ.get(variable), *L.bound()])
