@@ -8,6 +8,7 @@
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make image   build the image of the container profile: images/invarlock-runtime.sif
 # make container-smoke  a part of the main job inside that image, ending with a pack that verifies strictly
+#              INVARLOCK_CONTAINER_ENGINE=podman (or docker): the same with invarlock-runtime:local in its storage
 # make slurm-smoke  a small part of the main job on a SLURM cluster of one node with pretend GPUs, which is
 #              started for it (as root; packages munge and slurm-wlm)
 # make mutants switch off each check of the verifier and show that attacks then get through (5 minutes)
@@ -34,6 +35,8 @@ DETECTION_OUT := evidence_pack_runs/detection
 # of the windows; damage is measured with the first. Each run calibrates on the three seeds after its
 # own, so they are four apart.
 DETECTION_SEEDS := 101 105 109 113
+INVARLOCK_CONTAINER_ENGINE ?= apptainer
+export INVARLOCK_CONTAINER_ENGINE
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
@@ -63,16 +66,18 @@ container-smoke: image
 	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
 	PATH="$$(bash tools/build_image.sh engine):$$PATH" $(BIN)/python tools/workflow.py --profile profiles/container \
 		--config suite=smoke scenarios=$(CONTAINER_SCENARIOS) out=$(CONTAINER_OUT) signing_key="$(KEY)" \
-		assurance=strict profile=release; \
+		assurance=strict profile=release container_engine=$(INVARLOCK_CONTAINER_ENGINE); \
 	cat $(CONTAINER_OUT)/reports/final_verdict.txt; \
 	$(BIN)/invarlock advanced evidence-pack verify $(CONTAINER_OUT)/evidence_pack --strict --replay \
 		--report-assurance strict --profile release \
 		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"; \
-	digest=$$(sha256sum images/invarlock-runtime.sif | cut -c1-64); \
+	image=images/invarlock-runtime.sif; digest=$$(sha256sum $$image 2>/dev/null | cut -c1-64); \
+	case $(INVARLOCK_CONTAINER_ENGINE) in podman|docker) image=invarlock-runtime:local; \
+		digest=$$($(INVARLOCK_CONTAINER_ENGINE) image inspect --format '{{.Id}}' $$image); digest=$${digest#sha256:};; esac; \
 	find $(CONTAINER_OUT)/evidence_pack/reports -name runtime.manifest.json | sort | while read -r file; do \
 		grep -q "\"image_digest\": \"sha256:$$digest\"" "$$file" || { echo "$$file: not made in $$digest"; exit 1; }; \
 	done; \
-	echo "Every report was made in images/invarlock-runtime.sif, sha256:$$digest"
+	echo "Every report was made in $$image, sha256:$$digest"
 
 slurm-smoke: $(VENV)/ready
 	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \

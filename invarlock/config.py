@@ -170,8 +170,9 @@ class Settings:
         return range(first, first + int(self.values["calibration"]["seeds"]))
 
     def recorded(self) -> dict[str, Any]:
-        """The effective values and their origins, without paths of this machine."""
-        unsaid = settings_with("path", "secret")
+        """The effective values and their origins, without paths of this machine and without how
+        packs are verified: a pack must not change because somebody looks at it otherwise."""
+        unsaid = settings_with("path", "secret", "check")
         values = {k: v for k, v in self.values.items() if k not in unsaid}
         for key in settings_with("file"):
             values[key] = Path(values[key]).name

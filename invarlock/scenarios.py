@@ -183,8 +183,37 @@ def load_catalogue(path: Path) -> Catalogue:
     from invarlock.contracts import validate
 
     document = read_json_object(path)
+    _refuse_unmade(document, str(path))
     validate(document, "scenarios", str(path), config=True)
     return parse_catalogue(document, str(path))
+
+
+# Classes of published catalogues whose subjects the workflow does not make -> what takes their
+# place. The verification of packs knows them (invarlock/subject_metadata.py).
+UNMADE = {
+    "deployable_optimized_subject": (
+        "no backend packs weights here; bring the optimized checkpoint as it is:"
+        " --config suite=byoe baseline=DIR subject=DIR"
+    ),
+    "evidence_only_pack": (
+        "it has no subject to measure; pack the reports that there are:"
+        " invarlock advanced evidence-pack build OUT --report FILE --final-verdict FILE"
+    ),
+}
+
+
+def _refuse_unmade(document: Mapping[str, Any], where: str) -> None:
+    """A line for a scenario that only packs of published versions have."""
+    entries = document.get("scenarios")
+    for entry in entries if isinstance(entries, list) else ():
+        kind = entry.get("artifact_class") if isinstance(entry, Mapping) else None
+        if kind in UNMADE:
+            raise ConfigError(
+                f"scenario {str(entry.get('id'))[:60]} is of class {kind}, which is verified in"
+                " received packs and not made",
+                where=where,
+                hint=UNMADE[kind],
+            )
 
 
 def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:

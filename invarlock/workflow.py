@@ -24,7 +24,7 @@ from invarlock.config import Settings
 from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
 from invarlock.files import unreadable
-from invarlock.run.container import check_engine, check_reference
+from invarlock.run.container import Runtime, find_runtime
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_slices
 from invarlock.written import split_slices
@@ -81,12 +81,15 @@ def state_of(*paths: str | Path) -> list[str]:
     return found
 
 
-def check_settings(settings: Settings, container: bool) -> None:
+def check_settings(settings: Settings, container: bool) -> Runtime | None:
     """Refuse what only other parts of the package know to be wrong.
 
     Args:
         settings: the effective configuration.
         container: whether a profile runs the rules in the image.
+
+    Returns:
+        what runs the image; None where nothing has to (snakemake wants it for a dry run too).
 
     Raises:
         InvarlockError: the key, a difference to accept, a source or the image.
@@ -104,9 +107,10 @@ def check_settings(settings: Settings, container: bool) -> None:
     for model in settings.models:
         parse_model_source(model.source)
     parse_slices(settings.text)
-    if container:
-        check_engine()  # snakemake wants one for a dry run too
-        check_reference(values["container_image"], values["container_digest"])
+    if not container:
+        return None
+    names = (values[f"container_{name}"] for name in ("engine", "image", "digest"))
+    return find_runtime(*names)
 
 
 def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
@@ -371,12 +375,43 @@ class Layout:
             runs=[f"{category}={n}" for category, n in values["runs"].items()],
         )
 
-    def expected_signer(self) -> list[str]:
-        """The pin of the signer: given, or our own key's."""
+    # --- the pack ------------------------------------------------------------------------------
+
+    def packed(self, analyses: Iterable[Path]) -> list[Path]:
+        """The files that the pack of this run has whatever comes out, the manifest first."""
+        from invarlock.evidence.collect import ANALYSES, foreseen
+
+        s = self.settings
+        names = foreseen(
+            self.slugs, tuned=bool(s.tuned_types()), signed=bool(s.values["signing_key"])
+        )
+        names += [ANALYSES[path.name] + path.name for path in analyses]
+        return [s.out / "evidence_pack" / name for name in names]
+
+    @property
+    def named_pack(self) -> Path:
+        """The pack that verify_pack is about: a received one, or that of the run."""
+        return Path(self.settings.values["pack"] or self.settings.out / "evidence_pack")
+
+    def verifying(self, *, own: bool) -> str:
+        """Options of verifying the pack of this run, or the one that is named."""
+        from invarlock.cli.evidence_pack import VerifyPackOptions
+
         values = self.settings.values
-        own = "" if values["pack"] else fingerprint_of(values["signing_key"])
-        pin = values["expected_fingerprint"] or own
+        # without a key the run's own pack is unsigned, which strict verification refuses
+        strict = values["verify_strict"] and bool(values["signing_key"] or not own)
+        signer = self._signer(values["pack"] and not own)
+        return self.options(VerifyPackOptions, strict=strict, expected_fingerprint=signer)
+
+    def expected_signer(self) -> list[str]:
+        """The pin of the run's own pack: given, or our own key's."""
+        pin = self._signer(received=False)
         return each("--expected-fingerprint", [pin] if pin else [])
+
+    def _signer(self, received: bool) -> str:
+        values = self.settings.values
+        own = "" if received else fingerprint_of(values["signing_key"])
+        return str(values["expected_fingerprint"] or own)
 
 
 def _braces(names: Sequence[str]) -> str:

@@ -27,8 +27,9 @@ from invarlock.cli.tune import TuneOptions
 from invarlock.code_digest import package_digest
 from invarlock.config import check_release, effective_settings
 from invarlock.edits.specs import CANDIDATES, FROM_TEXT, IN_MEMORY
-from invarlock.errors import ConfigError, InvarlockError
+from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import sha256_file, write_text
+from invarlock.run.oci import ENGINES as OCI_ENGINES, VARIABLE as OCI_VARIABLE
 from invarlock.workflow import (
     MEASURING,
     Layout,
@@ -104,7 +105,7 @@ try:
             workflow.config_settings.config_args or [],
         ),
     )
-    check_settings(S, CONTAINER)
+    RUNTIME = check_settings(S, CONTAINER)
 except (InvarlockError, OSError) as error:
     stop(error)
 
@@ -123,10 +124,13 @@ L = Layout(S)
 LOGS = OUT / "logs"
 ON_GPU = L.on_gpu
 MEASURING_CODE = code(*MEASURING)
+OCI = RUNTIME is not None and RUNTIME.engine in OCI_ENGINES
 # Jobs run the interpreter and the package of this snakemake (inside a container, the image's).
 for variable, first in (
     ("PATH", Path(sys.executable).parent),
     ("PYTHONPATH", workflow.basedir),
+    # snakemake starts containers with apptainer alone
+    *([("PATH", here("tools/engine"))] if OCI else []),
 ):
     os.environ[variable] = os.pathsep.join(
         filter(None, [str(first), os.environ.get(variable)])
@@ -135,12 +139,13 @@ os.environ.update(environment(S, os.environ))
 
 # With the container profile rules run in the image, but for those that say on_host. A container
 # sees this folder and /tmp; other folders that the settings name are bound.
-IMAGE = C["container_image"]
+IMAGE = RUNTIME.image if RUNTIME else C["container_image"]
 IMAGE_RECORD = [OUT / "state/image.json"] if CONTAINER else []
 if CONTAINER:
     OUT.mkdir(parents=True, exist_ok=True)
     if C["calibrations"]:
         Path(C["calibrations"]).mkdir(parents=True, exist_ok=True)
+    os.environ[OCI_VARIABLE] = RUNTIME.engine
     variable = "APPTAINER_BIND"
     os.environ[variable] = ",".join(
         filter(None, [os.environ.get(variable), *L.bound()])
@@ -187,8 +192,25 @@ def asked(rule, path):
 def analyses(wildcards):
     """What a pack holds beside the verdict: the repeats that are set; the sweep where this command
     asks for it, and once it is there, as it is kept up to date."""
-    swept = SWEEP.exists() or asked("guard_value_sweep", SWEEP)
+    packed = OUT / "evidence_pack/reports" / SWEEP.name
+    swept = SWEEP.exists() or asked("guard_value_sweep", SWEEP) or asked("", packed)
     return [*REPEATS, *([SWEEP] if swept else [])]
+
+
+@stopping
+def made_before(wildcards):
+    """Nothing, if there is a pack to verify: asking for its verification alone makes none. A
+    command that makes the run's own pack too verifies it when it is made."""
+    makes = set(workflow.dag_settings.targets) - {"verify_pack"}
+    if makes and not C["pack"]:
+        return [OUT / "evidence_pack/manifest.json"]
+    if not (L.named_pack / "manifest.json").exists():
+        raise InputError(
+            "verify_pack: there is no pack",
+            where=str(L.named_pack),
+            hint="name one: snakemake verify_pack --config pack=DIR; or make this one: snakemake",
+        )
+    return []
 
 
 def passing(path):

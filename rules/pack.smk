@@ -1,5 +1,6 @@
 # Reads: the verdict and everything it rests on; a received pack
-# Writes: evidence_pack/ (staged beside it, renamed when whole), verify_pack.json
+# Writes: evidence_pack/ (staged beside it, renamed when whole), verify_pack.json,
+#         verify_pack.<name>.json beside a received pack
 
 
 rule build_pack:
@@ -16,9 +17,11 @@ rule build_pack:
             OUT / m.slug / f"presets/calibrated_preset_{m.slug}.json" for m in S.models
         ],
         analyses=analyses,
+        timings=OUT / "analysis/evaluation_optimization_summary.json",
+        references=[OUT / m.slug / "runs/baseline/report.json" for m in S.models],
         tuned=[OUT / "state/tuned_edit_params.json"] if S.tuned_types() else [],
     output:
-        OUT / "evidence_pack/manifest.json",
+        L.packed(REPEATS),
     log:
         LOGS / "build_pack.log",
     localrule: True
@@ -41,46 +44,64 @@ rule build_pack:
         " > {log:q} 2>&1"
 
 
-if C["pack"]:
+rule packed_report:
+    """A file of the pack below reports/, by its name: what lies there is known when it is built."""
+    input:
+        ancient(OUT / "evidence_pack/manifest.json"),
+    output:
+        # only looked at: it must not be removed before the job, as outputs are
+        update(OUT / "evidence_pack/reports/{file}"),
+    log:
+        LOGS / "evidence_pack/{file}.log",
+    wildcard_constraints:
+        file=r"[^/].*",
+    localrule: True
+    container:
+        on_host
+    params:
+        listed=OUT / "evidence_pack/checksums.sha256",
+    shell:
+        "test -f {output:q} || {{ echo invarlock: {output:q}: the pack holds no such file\\;"
+        " what it holds is listed in {params.listed:q} | tee {log:q} >&2; exit 3; }}"
 
-    rule verify_pack:
-        """Verify a received pack, every time it is asked for."""
-        input:
-            Path(C["pack"]) / "manifest.json",
-        log:
-            LOGS / "verify_pack.received.log",
-        localrule: True
-        container:
-            on_host
-        params:
-            pack=C["pack"],
-            report=str(Path(C["pack"]).resolve().with_name("verify_pack.json")),
-            signer=L.expected_signer(),
-        shell:
-            "python -m invarlock advanced evidence-pack verify {params.pack:q} --strict --replay"
-            " {params.signer} --json-out {params.report:q} 2>&1 | tee {log:q}"
 
-else:
+rule verify_made_pack:
+    """Verify the pack of this run as a stranger would."""
+    input:
+        OUT / "evidence_pack/manifest.json",
+    output:
+        OUT / "verify_pack.json",
+    log:
+        LOGS / "verify_pack.log",
+    localrule: True
+    container:
+        on_host
+    params:
+        pack=OUT / "evidence_pack",
+        # without a key the pack is unsigned, which strict verification refuses
+        options=L.verifying(own=True),
+        unsigned="0" if C["signing_key"] else "1",
+        code=code("evidence_pack"),
+    shell:
+        "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE={params.unsigned}"
+        " python -m invarlock advanced evidence-pack verify {params.pack:q} {params.options}"
+        " --json-out {output:q} > {log:q} 2>&1"
 
-    rule verify_pack:
-        """Verify the pack of this run as a stranger would."""
-        input:
-            OUT / "evidence_pack/manifest.json",
-        output:
-            OUT / "verify_pack.json",
-        log:
-            LOGS / "verify_pack.log",
-        localrule: True
-        container:
-            on_host
-        params:
-            pack=OUT / "evidence_pack",
-            # without a key the pack is unsigned, which strict verification refuses
-            strict="--strict" if C["signing_key"] else "",
-            unsigned="0" if C["signing_key"] else "1",
-            signer=L.expected_signer(),
-            code=code("evidence_pack"),
-        shell:
-            "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE={params.unsigned}"
-            " python -m invarlock advanced evidence-pack verify {params.pack:q} {params.strict} --replay"
-            " {params.signer} --json-out {output:q} > {log:q} 2>&1"
+
+rule verify_pack:
+    """Verify a pack that is there, received or made, every time it is asked for; makes none."""
+    input:
+        made_before,
+    log:
+        LOGS / "verify_pack.received.log",
+    localrule: True
+    container:
+        on_host
+    params:
+        pack=L.named_pack,
+        report=L.named_pack.resolve().with_name(f"verify_pack.{L.named_pack.name}.json"),
+        options=L.verifying(own=False),
+        code=code("evidence_pack"),
+    shell:
+        "python -m invarlock advanced evidence-pack verify {params.pack:q} {params.options}"
+        " --json-out {params.report:q} 2>&1 | tee {log:q}"

@@ -14,6 +14,8 @@ rule image_label:
     localrule: True
     container:
         IMAGE
+    params:
+        digest=RUNTIME.digest if RUNTIME else "",  # of an image that is no file
     shell:
         "cat /usr/local/share/invarlock/image.json > {output:q} 2> {log:q}"
 
@@ -37,10 +39,12 @@ rule image:
             else ""
         ),
         package=package_digest(),
+        engine=RUNTIME.engine if RUNTIME else "apptainer",
+        digest=RUNTIME.digest if RUNTIME else "",
         code=code("provenance"),
     shell:
         "python -m invarlock advanced provenance image --image {params.image:q} --label {input.label:q}"
-        " {params.expected} --out {output:q} > {log:q} 2>&1"
+        " {params.expected} --engine {params.engine} --out {output:q} > {log:q} 2>&1"
 
 
 rule source_repo:

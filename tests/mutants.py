@@ -60,6 +60,8 @@ ALSO_OFF: dict[str, tuple[str, ...]] = {
     "matrix.interval": ("report.replay",),
     "matrix.tokenizer": ("report.replay",),
     "matrix.pairing": ("report.replay",),
+    "run.schema": ("run.parity",),
+    "said.profile": ("said.same",),
     "runtime.mode": ("report.replay",),
     "runtime.container": ("report.assurance",),
 }

@@ -16,10 +16,12 @@ from invarlock.cli import main as cli
 from invarlock.cli.verdict import write_verdict
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.evidence import keys, manifest
+from invarlock.evidence.parity import RUN_SCHEMA
 from invarlock.files import slug
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.scenarios import Scenario, expected_evaluations, parse_catalogue
 from invarlock.verdict.records import Evaluation
+from invarlock.verdict.timings import timings_document
 
 IDS = ("noop_clean", "quant_8bit_clean", "prune_50pct_stress", "nan_injection", "rank1_projection")
 MODEL = slug(factory.MODEL)
@@ -91,6 +93,17 @@ def write_suite(
     (out / MODEL / "models" / "model.safetensors").write_bytes(b"weights")
     expected = expected_evaluations(scenarios, {factory.MODEL}, {1})
     write_verdict(manifest_document, evaluations, expected, out / "reports", out / "analysis")
+    return out
+
+
+def add_records(out: Path) -> Path:
+    """What a run has beside its reports too: the baseline's run, re-checks, pages and times."""
+    write_json(out / MODEL / "runs/baseline/report.json", factory.BASELINE | {"schema": RUN_SCHEMA})
+    reports = sorted(out.rglob("evaluation.report.json"))
+    assert cli(["advanced", "pages", *map(str, reports)]) == 0
+    folders = [path.parent for path in sorted(out.rglob("outcome.json"))]
+    times = timings_document(out, folders, deferred=False)
+    write_json(out / "analysis/evaluation_optimization_summary.json", times)
     return out
 
 

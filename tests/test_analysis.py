@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pack_factory as packs
 import pytest
+from measuring_factory import read
 from report_factory import (
     MODEL,
     catalogue,
@@ -27,7 +29,7 @@ from invarlock.errors import ConfigError
 from invarlock.files import slug, write_json
 from invarlock.verdict.guard_value import guard_value
 from invarlock.verdict.records import Evaluation
-from invarlock.verdict.timings import timings_document
+from invarlock.verdict.timings import contradictions, timings_document
 from invarlock.verdict.verdict import judge_all
 
 PROBES = ("rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew")
@@ -198,7 +200,7 @@ def test_the_sweep_is_packed_and_recomputed(
     def better(document: Document) -> None:
         document["summary"]["rmt"]["found_alone"] = 7
 
-    packs.edit_json(pack / "results" / SWEEP, better)
+    packs.edit_json(pack / "reports" / SWEEP, better)
     packs.relist(pack, key)
     capsys.readouterr()
     assert packs.verify(pack) == 6
@@ -280,14 +282,57 @@ def test_a_removed_benchmark_is_not_timed(timed: tuple[Path, list[Path]]) -> Non
     assert document["avoided_cli_process_invocations"] == 1
 
 
-def test_times_never_get_into_a_pack(timed: tuple[Path, list[Path]], tmp_path: Path) -> None:
-    """The file differs from run to run, so packs refuse it."""
-    out, folders = timed
-    file = tmp_path / "evaluation_optimization_summary.json"
-    words = ["--run-dir", str(out), "--evaluation", *map(str, folders), "--out", str(file)]
+def test_times_are_packed_and_held_to_the_runtime_manifests(tmp_path: Path, key: Path) -> None:
+    """Two packs of one run have the same bytes; sums that the manifests do not give are found."""
+    out = packs.write_suite(tmp_path / "suite")
+    folders = [str(path.parent) for path in sorted(out.rglob("outcome.json"))]
+    file = out / "analysis/evaluation_optimization_summary.json"
+    words = ["--run-dir", str(out), "--evaluation", *folders, "--out", str(file)]
     assert main(["advanced", "analyze", "timings", *words]) == 0
-    suite = packs.write_suite(tmp_path / "suite")
-    assert packs.build(suite, tmp_path / "pack", "--analysis", str(file)) == 4
+    for name in ("one", "two"):
+        assert packs.build(out, tmp_path / name, key=key) == 0
+    assert packs.snapshot(tmp_path / "one") == packs.snapshot(tmp_path / "two")
+    packed = tmp_path / "one/results/analysis/evaluation_optimization_summary.json"
+    assert packed.read_bytes() == file.read_bytes()
+    assert packs.verify(tmp_path / "one", "--strict", "--replay") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda d: d.update(evaluation_reports_timed=3),
+         "/evaluation_reports_timed is 3; there are 2 evaluations"),
+        (lambda d: d.update(baseline_report_reuse_count=1),
+         "/baseline_report_reuse_count is 1; the evaluations give 2"),
+        (lambda d: d.update(deferred_rendering_count=2),
+         "/deferred_rendering_count is 2; the evaluations give 0"),
+        (lambda d: d["run_timing_totals_seconds"].update(load_model=0.0),
+         "/run_timing_totals_seconds/load_model is 0.0; the runtime manifests give 1.000"),
+        (lambda d: d["timing_totals_seconds"].update(total=1.0),
+         "/timing_totals_seconds/total is 1.0; its parts give"),
+    ],
+)  # fmt: skip
+def test_a_summary_of_times_that_contradicts_itself(
+    timed: tuple[Path, list[Path]], change: Callable[[Document], object], line: str
+) -> None:
+    """Counts and phases follow from the evaluations, totals from their parts."""
+    out, folders = timed
+    document = timings_document(out, folders, deferred=False)
+    phases = [read(f, "runtime.manifest.json")["context"]["timings_seconds"] for f in folders]
+    assert list(contradictions(document, phases)) == []
+    change(document)
+    assert any(found.startswith(line) for found in contradictions(document, phases))
+
+
+def test_fewer_times_than_evaluations(timed: tuple[Path, list[Path]]) -> None:
+    """Where a benchmark file was removed the phases are those of the others, and no more."""
+    out, folders = timed
+    phases = [read(f, "runtime.manifest.json")["context"]["timings_seconds"] for f in folders]
+    (out / "logs" / slug(MODEL) / "nan_injection/evaluate.1.benchmark.tsv").unlink()
+    document = timings_document(out, folders, deferred=False)
+    assert list(contradictions(document, phases)) == []
+    document["run_timing_totals_seconds"]["eval"] += 100
+    assert list(contradictions(document, phases))
 
 
 # --- pages --------------------------------------------------------------------------------------
@@ -306,6 +351,9 @@ def test_pages_of_many_reports_are_those_of_one(tmp_path: Path) -> None:
         assert main(["report", "html", *words, str(alone / "evaluation.html")]) == 0
         words = ["verify", str(report), "--runtime-provenance", "host", "--out"]
         assert main([*words, str(alone / "verify.json")]) in (0, 1)  # 1: a gate does not hold
+        # by the report's name alone, as packs name no folder
+        verified = alone / "verify.json"
+        verified.write_text(verified.read_text().replace(str(report), report.name))
         for path in alone.iterdir():
             assert path.read_bytes() == (report.parent / path.name).read_bytes(), path.name
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attacks_beside
 import attacks_identity
 import attacks_json
 import attacks_reports
@@ -38,7 +39,10 @@ from mutants import ALSO_OFF, names_in, without
 from invarlock.contracts import validate
 from invarlock.evidence import consistency, layout, report_verify, result, tree
 
-THEMES = (attacks_tree, attacks_signature, attacks_json, attacks_reports, attacks_identity)
+THEMES = (
+    attacks_tree, attacks_signature, attacks_json, attacks_reports, attacks_identity,
+    attacks_beside,
+)  # fmt: skip
 ROWS = [row for theme in THEMES for row in theme.ROWS]
 HARMLESS = [row for theme in THEMES for row in theme.HARMLESS]
 
@@ -70,7 +74,7 @@ def sound(outcome: Outcome, step: str) -> None:
     assert step in outcome.steps, outcome.document["errors"][:5]
     found = next(s["findings"] for s in outcome.document["steps"] if s["name"] == step)
     assert all(f and "\n" not in f and f"    {f}\n" in outcome.output for f in found)
-    assert outcome.output.splitlines()[-1].startswith(f"NOT VERIFIED (exit {outcome.code})")
+    assert outcome.output.splitlines()[-1].startswith(f"NOT VERIFIED (exit {outcome.code}, ")
 
 
 @pytest.mark.parametrize("row", [*ROWS, *HARMLESS], ids=lambda row: row.name)

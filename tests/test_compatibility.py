@@ -47,9 +47,9 @@ def here(
 def ours(tmp_path_factory: pytest.TempPathFactory, key: Path) -> dict[str, Path]:
     """Packs that we build: by container or host, signed or not, PASS or FAIL."""
     folder = tmp_path_factory.mktemp("ours")
-    strict = published.strict_suite(folder / "strict", SUITE)
+    strict = packs.add_records(published.strict_suite(folder / "strict", SUITE))
     small = published.strict_suite(folder / "small", tamperings.IDS)
-    host = packs.write_suite(folder / "out", SUITE)
+    host = packs.add_records(packs.write_suite(folder / "out", SUITE))
     failed = packs.write_suite(folder / "bad", packs.IDS, packs.failed_clean)
     missed = packs.write_suite(folder / "missed", packs.IDS, packs.harmless_stress)
     made = {name: folder / f"{name}_pack" for name in

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
+import proof_pack_factory as proofs
 import pytest
 from msgspec import UNSET, UnsetType
 from repository_copy import ROOT
@@ -94,6 +97,28 @@ def test_hostile_documents_give_few_and_short_lines() -> None:
     for document in wrong:
         assert max(map(len, violations(document, "outcome"))) < 300
         assert max(map(len, violations({**document, "error": [0] * MOST_VALUES}, "outcome"))) < 300
+
+
+def test_the_published_names_of_contracts(tmp_path: Path) -> None:
+    """The files that published pages name: the same manifest, the older one, the flags."""
+    name = "evidence_pack_manifest"
+    ours, theirs = load_contract(name.replace("_", "-")), load_contract(name)
+    assert {k: v for k, v in theirs.items() if k != "$id"} == {
+        k: v for k, v in ours.items() if k != "$id"
+    }
+    older = load_contract("proof_pack_manifest")
+    for generation in ("first", "openpgp"):
+        proofs.write_contents(tmp_path / generation, generation)
+        bound = {} if generation == "first" else {"checksums_sha256_digest": "0" * 64}
+        manifest = json.loads(proofs.write_manifest(tmp_path / generation, generation, **bound))
+        assert departures(manifest, older) == []
+        assert departures(manifest, ours)
+        assert departures(manifest | {"format": "evidence-pack-v1"}, older)
+    flags = json.loads((ROOT / "contracts/validation_keys.json").read_text())
+    assert len(flags) == 12
+    known = load_contract("evaluation-report")["properties"]["validation"]
+    assert departures(dict.fromkeys(flags, True), known) == []
+    assert departures({"another": True}, known)
 
 
 def test_an_unknown_contract_is_an_error() -> None:

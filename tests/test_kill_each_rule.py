@@ -57,12 +57,13 @@ RULES = {
     "verdict": ("invarlock verdict ", RENAME),
     "timings": ("analyze timings ", RENAME),
     "build_pack": ("evidence-pack build ", RENAME),
-    "verify_pack": ("evidence-pack verify ", RENAME),
+    "verify_made_pack": ("evidence-pack verify ", RENAME),
 }
 # One shell command without Python; no files; other branches of the same commands.
 OTHERS = {
     "tune", "tuning_windows", "tuning_baseline", "effective_config", "fetch", "release", "image",
     "image_label", "render_together", "guard_value_sweep", "table", "all", "suite", "pack",
+    "packed_report", "verify_pack",
 }  # fmt: skip
 
 

@@ -160,6 +160,42 @@ def test_a_pack_verifies_and_holds_only_the_allow_list(
     assert f"{packs.DAMAGE}/error_metadata.json" in packs.snapshot(tmp_path / "pack")
 
 
+def test_a_pack_of_a_run_holds_what_was_recorded_beside_the_reports(
+    key: Path, tmp_path: Path
+) -> None:
+    """Re-checks, pages, the baseline's run and the times: verified with replay, and removed by a
+    build that finds one wrong."""
+    out = packs.add_records(packs.write_suite(tmp_path / "out"))
+    assert packs.build(out, tmp_path / "pack", key=key) == 0
+    held = packs.snapshot(tmp_path / "pack")
+    for folder in (packs.CLEAN, packs.STRESS, packs.DAMAGE):
+        assert {f"{folder}/verify.json", f"{folder}/evaluation.html"} <= set(held)
+    assert f"reports/{packs.MODEL}/baseline/report.json" in held
+    assert "results/analysis/evaluation_optimization_summary.json" in held
+    assert not any(str(tmp_path).encode() in data for data in held.values())
+    assert packs.verify(tmp_path / "pack", "--strict", "--replay") == 0
+    wrong = next(out.rglob("verify.json"))
+    packs.edit_json(wrong, lambda d: d["results"][0].update(passes=None))
+    assert packs.build(out, tmp_path / "other", key=key) == 7
+
+
+def test_named_reports_get_their_pages(key: Path, tmp_path: Path) -> None:
+    """`build --report` packs the page that lies beside a report, and makes one where none does."""
+    out = packs.write_suite(tmp_path / "out")
+    report = next(out.rglob("quant_8bit_clean/run_1")) / "evaluation.report.json"
+    verdict = tmp_path / "final_verdict.json"
+    packs.write_json(verdict, {"verdict": "PASS"})
+    build = ["advanced", "evidence-pack", "build"]
+    words = ["--report", str(report), "--final-verdict", str(verdict), "--signing-key", str(key)]
+    page = "reports/report-001/evaluation.html"
+    assert packs.cli([*build, str(tmp_path / "beside"), *words]) == 0
+    assert (tmp_path / "beside" / page).read_text() == "<p>report</p>\n"
+    (report.parent / "evaluation.html").unlink()
+    assert packs.cli([*build, str(tmp_path / "made"), *words]) == 0
+    assert "<html" in (tmp_path / "made" / page).read_text()
+    assert packs.verify(tmp_path / "made", "--strict") == 0
+
+
 def test_a_pack_has_a_time_only_where_it_is_given(
     suite: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from invarlock.scenarios import (
     Scenario,
     effective_manifest,
     expected_evaluations,
+    load_catalogue,
     parse_catalogue,
 )
 from invarlock.tuned import load_tuned, read_or_empty, resolve_spec
@@ -292,6 +293,27 @@ def test_contract(path: tuple[Any, ...], value: object, message: str) -> None:
         parse_catalogue(changed, "x.json")
     assert message in str(caught.value)
     assert "x.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [
+        ("deployable_optimized_subject", "--config suite=byoe baseline=DIR subject=DIR"),
+        ("evidence_only_pack", "evidence-pack build OUT --report FILE --final-verdict FILE"),
+    ],
+)
+def test_classes_that_are_not_made(kind: str, instead: str, tmp_path: Path) -> None:
+    """A scenario of a published class that only received packs have: a line with what to do."""
+    document = json.loads(CATALOGUE.read_text())
+    document["scenarios"][0]["artifact_class"] = kind
+    document["scenarios"][0]["generation"] = {"kind": "deployable_edit"}
+    (tmp_path / "scenarios.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError) as caught:
+        load_catalogue(tmp_path / "scenarios.json")
+    line = str(caught.value)
+    assert f"scenario {document['scenarios'][0]['id']} is of class {kind}" in line
+    assert line.endswith(instead)
+    assert "\n" not in line
 
 
 def test_effective_manifest() -> None:

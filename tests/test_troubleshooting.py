@@ -21,7 +21,7 @@ from invarlock.config import check_release
 from invarlock.errors import InvarlockError
 from invarlock.evidence.keys import load_signing_key
 from invarlock.preflight import doubts, refusals
-from invarlock.run.container import check_engine, check_reference
+from invarlock.run.container import SIF, check_engine, check_reference, find_runtime
 from invarlock.sources.disk import plan_disk
 from invarlock.sources.preflight import refuse_cold
 
@@ -125,6 +125,13 @@ def _subject(change: Change) -> Callable[[Path], str]:
     return raised
 
 
+def _deployable(folder: Path) -> str:
+    document = json.loads((ROOT / "scenarios/scenarios.json").read_text())
+    document["scenarios"][0]["artifact_class"] = "deployable_optimized_subject"
+    (folder / "scenarios.json").write_text(json.dumps(document))
+    return refusal(catalogue=str(folder / "scenarios.json"))
+
+
 # Before the first job: what raises the line, given a folder to write to.
 BEFORE: dict[str, Callable[[Path], str]] = {
     "unknown setting": lambda _: refusal(suit="smoke"),
@@ -153,6 +160,7 @@ BEFORE: dict[str, Callable[[Path], str]] = {
     "subject without tokenizer": _subject(UNUSABLE["no tokenizer"][0]),
     "text of one document": _one_document,
     "no tuned parameters": _untuned,
+    "class that is not made": _deployable,
 }
 
 
@@ -177,6 +185,18 @@ def test_no_container_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "singularity").write_text("#!/bin/sh\n")
     (tmp_path / "singularity").chmod(0o755)
     check_engine()
+
+
+def test_an_engine_without_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman alone is there, and knows no image; and a file that is Apptainer's."""
+    podman = tmp_path / "podman"
+    podman.write_text("#!/bin/sh\necho 'Error: image not known' >&2\nexit 125\n")
+    podman.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = line_of(lambda: find_runtime("podman", SIF))
+    assert matches("no image in the engine", found), found
+    found = line_of(lambda: find_runtime("podman", str(tmp_path / "own.sif")))
+    assert matches("file for another engine", found), found
 
 
 def _needs_code(bench: Bench) -> list[str]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import write_tiny_folder
-from repository_copy import snakemake
+from repository_copy import ROOT, snakemake
 from test_workflow import SMOLLM2, counts, expected_counts, graph
+
+KEPT = ROOT / "tests/packs"
 
 
 def test_repeats_are_measured_and_packed(repository: Path) -> None:
@@ -71,3 +77,128 @@ def test_the_sweep_is_made_and_packed_when_it_is_asked_for(repository: Path) -> 
         (pack,) = (job for job in jobs if job.rule == "build_pack")
         assert counts(jobs).get("guard_value_sweep", 0) == len(asked)
         assert (sweep in pack.words("input")) is bool(asked)
+
+
+# --- the pack's files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checksums.sha256", "manifest.signature.json", "README.md", "results/final_verdict.json",
+     "metadata/environment.json", "results/analysis/edit_artifact_summary.json"],
+)  # fmt: skip
+def test_a_file_of_the_pack_is_a_target(repository: Path, key: Path, name: str) -> None:
+    """Naming one makes the pack, which is built once; unsigned packs have no signature."""
+    config = ("--profile", "profiles/cpu", "--config", "out=out", "scenarios=noop_clean")
+    target = f"out/evidence_pack/{name}"
+    jobs = counts(graph(repository, target, *config, f"signing_key={key}"))
+    assert (jobs["build_pack"], jobs["evaluate"]) == (1, 1)
+    assert "verify_made_pack" not in jobs
+    if "signature" in name:
+        done = snakemake(repository, "-n", target, *config)
+        assert done.returncode == 1
+        assert "MissingRuleException" in done.stderr + done.stdout
+
+
+def test_a_report_of_the_pack_is_a_target(repository: Path, tmp_path: Path) -> None:
+    """Where it lies depends on what comes out, so that it is looked for in the pack; the sweep
+    there is made first."""
+    config = ("--profile", "profiles/cpu", "--config", "out=out", "scenarios=noop_clean")
+    report = f"out/evidence_pack/reports/{SMOLLM2}/noop_clean/run_1/evaluation.report.json"
+    jobs = counts(graph(repository, report, *config))
+    assert (jobs["build_pack"], jobs["packed_report"]) == (1, 1)
+    sweep = "out/evidence_pack/reports/guard_value_all_guard_probe_sweep.json"
+    assert counts(graph(repository, sweep, *config))["guard_value_sweep"] == 1
+
+    pack = repository / "out/evidence_pack"
+    shutil.copytree(KEPT / "v1-pass", pack)
+    found = next((pack / "reports").rglob("evaluation.report.json")).relative_to(repository)
+    before = found.name, (repository / found).read_bytes()
+    only = ("--allowed-rules", "packed_report", "--cores", "1", "--config", "out=out")
+    for name, code in ((str(found), 0), (str(found.with_name("none.json")), 1)):
+        done = snakemake(repository, name, *only)
+        assert done.returncode == code, done.stderr
+    assert "none.json: the pack holds no such file" in done.stderr
+    assert before == (found.name, (repository / found).read_bytes())
+
+
+def verified(repository: Path, *config: str, **spoken: str) -> subprocess.CompletedProcess[str]:
+    """The documented command of a received pack."""
+    return snakemake(repository, "verify_pack", "--cores", "1", config=config, **spoken)
+
+
+def test_verify_pack_alone_makes_no_pack(repository: Path) -> None:
+    """On a fresh clone it says in one line what it needs; with a pack in place it verifies that."""
+    done = verified(repository)
+    assert done.returncode == 3  # as the verifier's own for a pack that is not there
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("invarlock: "))
+    assert line.endswith(
+        "evidence_pack_runs/smoke/evidence_pack: verify_pack: there is no pack; name one: "
+        "snakemake verify_pack --config pack=DIR; or make this one: snakemake"
+    )
+    assert not (repository / "evidence_pack_runs").exists()
+    shutil.copytree(KEPT / "v1-pass", repository / "evidence_pack_runs/smoke/evidence_pack")
+    done = verified(repository)
+    assert done.returncode == 0, done.stderr
+    assert "build_pack" not in done.stdout + done.stderr
+    assert (repository / "evidence_pack_runs/smoke/verify_pack.evidence_pack.json").is_file()
+
+
+def test_verify_pack_beside_a_pack_that_is_made(repository: Path) -> None:
+    """A command that makes the pack as well verifies the pack that it makes."""
+    jobs = counts(graph(repository, "pack", "verify_pack", "--profile", "profiles/cpu"))
+    assert (jobs["build_pack"], jobs["verify_pack"]) == (1, 1)
+
+
+def test_two_packs_side_by_side(repository: Path, tmp_path: Path) -> None:
+    """Each has a result of its own beside it, and the output ends with the verifier's meaning."""
+    for name in ("one", "two"):
+        shutil.copytree(KEPT / "v1-pass", tmp_path / name)
+    with open(tmp_path / "two/README.md", "a") as readme:
+        readme.write("more\n")
+    for name, code, end in (("one", 0, "VERIFIED: "),
+                            ("two", 6, "NOT VERIFIED (exit 6, integrity): ")):  # fmt: skip
+        done = verified(repository, f"pack={tmp_path / name}")
+        assert done.returncode == int(bool(code))
+        (line,) = (line for line in done.stdout.splitlines() if "VERIFIED" in line)
+        assert line.startswith(end)
+        result = json.loads((tmp_path / f"verify_pack.{name}.json").read_text())
+        assert (result["exit_code"], result["strict"], result["replay"]) == (code, True, True)
+        log = repository / "evidence_pack_runs/smoke/logs/verify_pack.received.log"
+        assert line in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "said"),
+    [
+        ("verify_strict=false", 0, "is not listed in checksums.sha256"),
+        ("verify_assurance=strict", 7, "container"),
+        ("verify_profile=ci", 0, "VERIFIED"),
+        ("trust_store=store.json", 5, "is not in the trust store"),
+        ("verify_baseline=other.json", 7, "is not that of the baseline run"),
+    ],
+)
+def test_how_a_pack_is_verified_is_set(
+    repository: Path, tmp_path: Path, setting: str, code: int, said: str
+) -> None:
+    """Assurance, profile, trust store, strictness and baseline are keys, with the CLI's results."""
+    pack = tmp_path / "pack"
+    shutil.copytree(KEPT / "v1-pass", pack)
+    if "strict=false" in setting:
+        (pack / "extra.txt").write_text("x")
+    (repository / "store.json").write_text(json.dumps(["sha256:" + "0" * 64]))
+    other = {"schema": "invarlock/run-report-v1", "meta": {}, "data": {}, "guards": []}
+    windows = {arm: {"window_ids": []} for arm in ("preview", "final")}
+    (repository / "other.json").write_text(json.dumps(other | {"evaluation_windows": windows}))
+    done = verified(repository, f"pack={pack}", setting)
+    result = json.loads((tmp_path / "verify_pack.pack.json").read_text())
+    assert result["exit_code"] == code, result["errors"]
+    assert said in done.stdout
+
+
+def test_replay_can_be_left_out(repository: Path, tmp_path: Path) -> None:
+    """verify_replay=false believes what the evidence in a pack does not give."""
+    pack = tmp_path / "pack"
+    shutil.copytree(KEPT / "v1-pass", pack)
+    verified(repository, f"pack={pack}", "verify_replay=false")
+    assert json.loads((tmp_path / "verify_pack.pack.json").read_text())["replay"] is False

@@ -1,15 +1,27 @@
 #!/usr/bin/env bash
 # make image: images/invarlock-runtime.sif from Debian's archive and pip, without a registry and
 # without privileges that a container lacks. Does nothing when neither code nor lists have changed.
-#   build_image.sh          PYTHON: the interpreter of .venv; TORCH: pip's arguments for torch
-#   build_image.sh engine   only see to Apptainer; print the folder it lies in
+#   build_image.sh          PYTHON: the interpreter of .venv; TORCH: pip's arguments for torch;
+#                           INVARLOCK_CONTAINER_ENGINE: podman or docker get invarlock-runtime:local
+#                           into their storage instead
+#   build_image.sh engine   only see to Apptainer, or to the other engine; print the folder it lies in
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${PYTHON:=.venv/bin/python}" "${TORCH:=torch==2.13.0}"
+: "${PYTHON:=.venv/bin/python}" "${TORCH:=torch==2.13.0}" "${INVARLOCK_CONTAINER_ENGINE:=apptainer}"
+[[ $INVARLOCK_CONTAINER_ENGINE == auto ]] && INVARLOCK_CONTAINER_ENGINE=apptainer
 [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON # it is called from other folders too
 lists=(envs/debian-packages.txt envs/requirements.lock envs/requirements-embedded.lock)
 image=images/invarlock-runtime.sif
 own=$PWD/.tools/apptainer/usr/bin
+oci=
+case $INVARLOCK_CONTAINER_ENGINE in
+  apptainer) ;;
+  podman | docker) oci=$INVARLOCK_CONTAINER_ENGINE image=invarlock-runtime:local ;;
+  *)
+    echo "make image: INVARLOCK_CONTAINER_ENGINE is $INVARLOCK_CONTAINER_ENGINE; expected apptainer, podman or docker" >&2
+    exit 2
+    ;;
+esac
 
 need() { # need PROGRAM...: all of them, or one line that names Debian's packages
   local missing=() program
@@ -21,7 +33,12 @@ need() { # need PROGRAM...: all of them, or one line that names Debian's package
   exit 3
 }
 
-engine() { # the folder of apptainer: on the PATH, or fetched once
+engine() { # the folder of apptainer: on the PATH, or fetched once; that of another engine
+  if [[ $oci ]]; then
+    need "$oci"
+    dirname "$(command -v "$oci")"
+    return
+  fi
   if command -v apptainer >/dev/null; then
     dirname "$(command -v apptainer)"
     return
@@ -38,6 +55,13 @@ engine() { # the folder of apptainer: on the PATH, or fetched once
 }
 
 compile() { # with the image's own Python; checked by nothing when it is used
+  if [[ $oci ]]; then # as root of a name space of its own, where this is not root
+    local as=()
+    [[ $(id -u) -eq 0 ]] || as=(unshare --map-root-user)
+    "${as[@]}" chroot "$root" python3 -m compileall -qq -j0 --invalidation-mode unchecked-hash "${1#"$root"}" 2>/dev/null ||
+      true # byte code only saves time
+    return
+  fi
   apptainer --silent exec --contain --no-home --writable "$root" \
     python -m compileall -qq -j0 --invalidation-mode unchecked-hash "${1#"$root"}"
 }
@@ -49,11 +73,18 @@ fi
 
 packages=$(cat "${lists[@]}" envs/trim_packages.sh <(echo "$TORCH") | sha256sum | cut -c1-16)
 code=$("$PYTHON" -c 'from invarlock.code_digest import package_digest; print(package_digest())')
-if [[ -f $image && $(cat "$image.made" 2>/dev/null) == "$packages $code" ]]; then
+made() { # of which packages and code the image is that is there
+  if [[ $oci ]]; then
+    "$oci" image inspect --format '{{index .Config.Labels "invarlock.made"}}' "$image" 2>/dev/null || true
+  elif [[ -f $image ]]; then
+    cat "$image.made" 2>/dev/null || true
+  fi
+}
+if [[ $(made) == "$packages $code" ]]; then
   echo "$image is up to date"
   exit
 fi
-need mmdebstrap mksquashfs tar
+if [[ $oci ]]; then need mmdebstrap tar; else need mmdebstrap mksquashfs tar; fi
 folder=$(engine)
 PATH=$folder:$PATH
 pip=("$PYTHON" -m pip install -qq --disable-pip-version-check --no-compile --python-version 3.11 --only-binary=:all:)
@@ -94,7 +125,16 @@ lists=("${lists[@]/#/$PWD/}")
   --out "$OLDPWD/$root/usr/local/share/invarlock/image.json")
 compile "$site/invarlock"
 
-# 3. One file of it, in place by a rename.
+# 3. Into the storage of the engine. Apptainer's mark stays outside, where the engine makes its own.
+if [[ $oci ]]; then
+  tar -C "$root" --exclude=./.singularity.d --owner=0 --group=0 -c . |
+    "$oci" import --change 'ENV PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1' \
+      --change "LABEL invarlock.made=\"$packages $code\"" - "$image" >/dev/null
+  echo "$image in the storage of $oci, $("$oci" image inspect --format '{{.Id}}' "$image")"
+  exit
+fi
+
+# Or one file of it, in place by a rename.
 mkdir -p images
 fast=()
 if apptainer build --help | grep -q mksquashfs-args; then

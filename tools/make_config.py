@@ -28,7 +28,7 @@ SETTING = re.compile(
     r"(?: +# (?:\[(?P<allowed>(?:[^]/]|/\S*/)*)\] )?(?P<meaning>.*))?$"
 )
 # What a setting is, before what a value may be; config.yaml says what each word means.
-TRAITS = ("path", "file", "files", "source", "secret", "fetch")
+TRAITS = ("path", "file", "files", "source", "secret", "check", "fetch")
 NUMBER = r"(-?[\d.]+)"
 # Words of what a value may be -> the keywords of JSON Schema that they stand for, with the numbers
 # or texts in them.

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from invarlock import documents
+from invarlock.evidence.manifest import OLD_FORMAT
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -103,11 +104,27 @@ def contract(name: str) -> Schema:
     return {**head, **Contract(module.DOCUMENT).schema(), "description": said}
 
 
+def published() -> Iterator[tuple[str, Any]]:
+    """Contracts under the names by which people of published versions look for them."""
+    manifest = contract("evidence-pack-manifest")
+    name = "evidence_pack_manifest.schema"
+    yield name, manifest | {"$id": ID.format("evidence_pack_manifest")}
+    older = json.loads(json.dumps(manifest))
+    older |= {"$id": ID.format("proof_pack_manifest"), "title": "manifest.json of a proof pack"}
+    older["description"] = "Signed statement of the older format, which is read and never written."
+    older["properties"]["format"]["const"] = OLD_FORMAT
+    older["required"].remove("checksums_sha256_digest")  # its first generation has none
+    yield "proof_pack_manifest.schema", older
+    report = contract("evaluation-report")
+    yield "validation_keys", sorted(report["properties"]["validation"]["properties"])
+
+
 def made() -> Iterator[tuple[Path, str]]:
     """Every file and what it has to say."""
-    for name in documents.names():
-        text = json.dumps(contract(name), indent=2, ensure_ascii=False) + "\n"
-        yield ROOT / f"contracts/{name}.schema.json", text
+    files = [(f"{name}.schema", contract(name)) for name in documents.names()]
+    for name, document in (*files, *published()):
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        yield ROOT / f"contracts/{name}.json", text
 
 
 def main() -> int:

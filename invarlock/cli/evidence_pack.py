@@ -21,7 +21,6 @@ from invarlock.policy import ASSURANCE, PROFILES
 if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
-ALLOW_UNVERIFIED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,23 +112,35 @@ class SignerOptions:
     expected_fingerprint: str | None = option(
         None, metavar="F", help="the signer must be sha256:..."
     )
-    trust_store: Path | None = option(None, metavar="FILE", help="the signer must be in this file")
+    trust_store: Path | None = option(
+        None, metavar="FILE", help="the signer must be in this file", setting="trust_store"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyPackOptions(SignerOptions, VerificationOptions):
     """Options of ``invarlock advanced evidence-pack verify``."""
 
-    replay: bool = option(False, help="evidence that is missing for the replay fails")
+    replay: bool = option(
+        False, help="evidence that is missing for the replay fails", setting="verify_replay"
+    )
     report_assurance: str = option(
         "report",
         choices=ASSURANCE,
         help="strict: container runs with the full claim; report: where a report claims it",
+        setting="verify_assurance",
     )
     profile: str = option(
         "dev",
         choices=PROFILES,
         help="dev: an honest FAIL is in order; ci, release: controls that failed fail",
+        setting="verify_profile",
+    )
+    baseline: Path | None = option(
+        None,
+        metavar="FILE",
+        help="the baseline's run (report.json), which every report has to be of",
+        setting="verify_baseline",
     )
 
 
@@ -315,13 +326,25 @@ def _verify(options: VerifyPackOptions) -> int:
         trusted=trusted,
         trust_store=str(store) if store else None,
         allow_unsigned=allows_unverified(),
+        baseline=_baseline(options.baseline),
     )
     return verify_and_print(options, lambda: verify_pack(options.pack, demands))
 
 
+def _baseline(path: Path | None) -> dict[str, Any] | None:
+    from invarlock.files import read_json_object
+
+    try:
+        return read_json_object(path) if path else None
+    except InputError as error:
+        raise ConfigError(str(error)) from error  # exit 2: unusable, like any other option
+
+
 def allows_unverified() -> bool:
     """Whether the environment turns a missing signature into a warning."""
-    return os.environ.get(ALLOW_UNVERIFIED, "").lower() in ("1", "true", "yes", "on")
+    from invarlock.evidence.verify import ALLOW_UNSIGNED
+
+    return os.environ.get(ALLOW_UNSIGNED, "").lower() in ("1", "true", "yes", "on")
 
 
 def verify_and_print(options: VerificationOptions, verify: Callable[[], PackResult]) -> int:
@@ -403,7 +426,8 @@ def _print_outcome(result: PackResult) -> None:
             print(f"{name}: {escape(claim)}")
     if result.exit_code:
         findings = counted(len(result.errors), "finding")
-        print(f"NOT VERIFIED (exit {result.exit_code}): {findings}")
+        meaning = Code(result.exit_code).meaning
+        print(f"NOT VERIFIED (exit {result.exit_code}, {meaning}): {findings}")
         return
     signer = f"signed by {result.signer}" if result.signer else "not signed"
     level = result.recomputed.evidence_level

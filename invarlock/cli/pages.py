@@ -9,7 +9,8 @@ from invarlock.cli.options import option
 from invarlock.cli.report import read_report
 from invarlock.errors import ContractError
 from invarlock.evidence.findings import UNREADABLE
-from invarlock.evidence.report_verify import ReportOptions, envelope, verify_report
+from invarlock.evidence.layout import VERIFIED
+from invarlock.evidence.report_verify import envelope, page_options, verify_report
 from invarlock.files import read_bytes, write_json, write_text
 from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
@@ -31,12 +32,11 @@ OPTIONS = PagesOptions
 def main(options: PagesOptions) -> int:
     """Run the command; a report that does not pass its re-check is a result, and in verify.json."""
     for path in options.report:
-        truth = options.profile == "dev"  # as in ``verify``
-        _pages(path, ReportOptions(profile=options.profile, provenance="host", truth_only=truth))
+        _pages(path, options.profile)
     return 0
 
 
-def _pages(path: Path, options: ReportOptions) -> None:
+def _pages(path: Path, profile: str) -> None:
     from invarlock.reporting import render
 
     report = read_report(path)
@@ -49,7 +49,8 @@ def _pages(path: Path, options: ReportOptions) -> None:
         ) from error
     beside = path.with_name(RUNTIME_MANIFEST)
     manifest = read_bytes(beside) if beside.is_file() else None
-    checked = verify_report(read_bytes(path), manifest, str(path), options, None)
+    # by its name alone: it goes into packs, which name no folder of a machine
+    checked = verify_report(read_bytes(path), manifest, path.name, page_options(profile))
     write_text(path.with_name("evaluation.md"), markdown)
     write_text(path.with_name("evaluation.html"), html)
-    write_json(path.with_name("verify.json"), envelope([checked], options.profile))
+    write_json(path.with_name(VERIFIED), envelope([checked], profile))

@@ -28,9 +28,12 @@ class LabelOptions(EnvironmentOptions):
 class ImageOptions(EnvironmentOptions):
     """Options of ``invarlock advanced provenance image``."""
 
-    image: str = option(help="a .sif file or docker://NAME@sha256:...")
+    image: str = option(help="a .sif file, docker://NAME@sha256:... or docker-daemon://NAME")
     label: Path = option(metavar="FILE", help="copy of its label")
     expected_digest: str = option("", metavar="sha256:...")
+    engine: str = option(
+        "apptainer", choices=("apptainer", "podman", "docker"), help="what runs the image"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,9 @@ def _label(options: LabelOptions) -> int:
 def _image(options: ImageOptions) -> int:
     from invarlock.run import container
 
-    document = container.resolve(options.image, options.label, options.expected_digest)
+    document = container.resolve(
+        options.image, options.label, options.expected_digest, options.engine
+    )
     write_json(options.out, document)
     return 0
 

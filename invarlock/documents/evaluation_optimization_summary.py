@@ -1,4 +1,4 @@
-"""``analysis/evaluation_optimization_summary.json``; not in packs."""
+"""``analysis/evaluation_optimization_summary.json``; in packs below results/."""
 
 from typing import Annotated, Literal
 

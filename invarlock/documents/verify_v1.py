@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from invarlock.documents.fields import Closed, Count, about
+from invarlock.documents.fields import ADDED, Closed, Count, about
 
 TITLE = "Result of invarlock verify"
 
@@ -143,6 +143,7 @@ class VerifyV1(Closed, kw_only=True):
         about("when it was printed; absent from files"),
     ] = UNSET
     component: Annotated[Literal["cli"], about("what wrote this")]
+    profile: Annotated[str | UnsetType, ADDED, about("profile that was asked for")] = UNSET
     exit_code: Annotated[Count | UnsetType, about("exit code of the command")] = UNSET
     resolution: Resolution | UnsetType = UNSET
     error: Error | UnsetType = UNSET

@@ -23,6 +23,11 @@ class Code(IntEnum):
     INTEGRITY = 6
     REPORTS = 7
 
+    @property
+    def meaning(self) -> str:
+        """What ended the command, in the words of the steps (``docs/pack-format.md``)."""
+        return "pack incomplete" if self is Code.INCOMPLETE else self.name.lower()
+
 
 class PackError(InvarlockError):
     """An evidence-pack command cannot go on; ``exit_code`` is one of :class:`Code`."""

@@ -19,8 +19,8 @@ from invarlock.errors import ConfigError, InputError
 from invarlock.evidence import Code, PackError, consistency
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
-from invarlock.evidence.collect import Inputs, read_object
-from invarlock.evidence.findings import first_text
+from invarlock.evidence.collect import PAGE, Inputs, read_object
+from invarlock.evidence.findings import UNREADABLE, first_text
 from invarlock.evidence.keys import SigningKey, fingerprint, load_signing_key
 from invarlock.evidence.layout import README, ReportPlace, expects_pass, places, read_scenarios
 from invarlock.evidence.readme import Summary, render
@@ -169,6 +169,7 @@ def _finish(
     """Add README, checksums, manifest and signature to a stage, and verify it."""
     tree = read_tree(stage)
     scenarios, _ = read_scenarios(tree)
+    unrendered = _add_pages(stage, tree, digests)
     draft = _references(request, digests)
     found = consistency.recompute(tree, draft, scenarios)
     verdict = found.verdict or tree.json_object(manifests.VERDICT)
@@ -224,9 +225,27 @@ def _finish(
         signer=signer,
         hashed=len(digests),
         reports=reports,
-        warnings=(*warnings, *_host_paths(tree, request.inputs)),
+        warnings=(*warnings, *unrendered, *_host_paths(tree, request.inputs)),
         checked=checked,
     )
+
+
+def _add_pages(stage: Path, tree: Tree, digests: dict[str, str]) -> list[str]:
+    """Add the page of each report that has none beside it; what cannot be rendered is said."""
+    warnings = []
+    for place in places(tree):
+        page = place.folder + PAGE
+        if page in tree.files:
+            continue
+        from invarlock.reporting.render import render_report_html
+
+        try:
+            text = render_report_html(tree.json_object(place.report))
+        except (InputError, *UNREADABLE) as error:  # of another version; the verification says more
+            warnings.append(f"{place.report} cannot be rendered: {type(error).__name__}")
+            continue
+        digests[page] = _write(stage / page, text.encode())
+    return warnings
 
 
 def _references(request: BuildRequest, digests: Mapping[str, str]) -> dict[str, Any]:

@@ -15,9 +15,18 @@ from typing import Any
 from invarlock.contracts import violations
 from invarlock.errors import InputError, InvarlockError
 from invarlock.evidence import Code, PackError
-from invarlock.evidence.checksums import CONTROL_FILES, MIRRORS
+from invarlock.evidence.checksums import CHECKSUMS, CONTROL_FILES, MANIFEST, MIRRORS, SIGNATURE
 from invarlock.evidence.findings import dig
-from invarlock.evidence.layout import EDIT_METADATA, ERROR_METADATA, OUTCOME_NAME, group_of
+from invarlock.evidence.layout import (
+    EDIT_METADATA,
+    ERROR_METADATA,
+    OUTCOME_NAME,
+    README,
+    TIMINGS,
+    VERIFIED,
+    group_of,
+    run_path,
+)
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
 from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
@@ -32,11 +41,13 @@ from invarlock.verdict.summaries import ANALYSIS, DOCUMENTS
 PROBES = tuple(FILES)
 OPTIONAL_SIDECARS = (EDIT_METADATA, ERROR_METADATA, POLICY_PACK, *PROBES, *DEPLOYABLE_SIDECARS)
 STATS = "calibration_stats.json"
-RENDERED = ("evaluation.html", "evaluation.md")
+RESULTS = ("final_verdict.txt", *(f"{name}.json" for name in DOCUMENTS))  # beside the verdict
+PAGE = "evaluation.html"
+RENDERED = (PAGE, "evaluation.md")
 # Documents that a run has only when they were asked for: name -> folder in a pack.
 ANALYSES = {
     "determinism_repeats.json": "results/analysis/",
-    "guard_value_all_guard_probe_sweep.json": "results/",
+    "guard_value_all_guard_probe_sweep.json": "reports/",
 }
 _RECORD_PATH = re.compile(r"([a-z0-9][a-z0-9._-]*)/reports/([A-Za-z0-9._-]+)/(run_[1-9][0-9]*)")
 _MATERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -88,6 +99,47 @@ class Inputs:
             self.files[path] = source
 
 
+def foreseen(models: Iterable[str], *, tuned: bool, signed: bool) -> list[str]:
+    """The files that the pack of a run of the workflow has whatever comes out, the manifest first.
+
+    What lies below ``reports/`` depends on what the evaluations show.
+
+    Args:
+        models: their folder names.
+        tuned: whether a scenario takes tuned parameters.
+        signed: whether there is a key.
+    """
+    materials = [
+        "scenarios",
+        "config",
+        "model_revisions",
+        *(["tuned_edit_params"] if tuned else []),
+    ]
+    materials += [name for model in models for name in _of_model(Path(), model)]
+    return [
+        MANIFEST,
+        CHECKSUMS,
+        *([SIGNATURE] if signed else []),
+        README,
+        VERDICT,
+        *(f"results/{name}" for name in RESULTS),
+        TIMINGS,
+        SOURCE_REPO,
+        ENVIRONMENT,
+        *(f"metadata/{name}.json" for name in materials),
+    ]
+
+
+def _of_model(out: Path, model: str) -> dict[str, Path]:
+    """The materials of one model, and where a run has them."""
+    presets = out / model / "presets"
+    return {
+        f"baseline.{model}": out / model / "baseline.json",
+        f"preset.{model}": presets / f"calibrated_preset_{model}.json",
+        f"calibration_stats.{model}": presets / STATS,
+    }
+
+
 def read_object(source: Path) -> dict[str, Any]:
     """An input that must be a JSON object; PackError (exit 4) for anything else."""
     try:
@@ -113,7 +165,7 @@ def from_reports(reports: Iterable[Path], final_verdict: Path) -> Inputs:
         folder = f"reports/report-{number:03d}/"
         inputs.add(folder + REPORT_NAME, report)
         inputs.add(folder + RUNTIME_MANIFEST, _beside(report, RUNTIME_MANIFEST))
-        for name in (*OPTIONAL_SIDECARS, OUTCOME_NAME):
+        for name in (*OPTIONAL_SIDECARS, OUTCOME_NAME, *RENDERED):
             if (report.parent / name).exists():
                 inputs.add(folder + name, report.parent / name)
     return inputs
@@ -174,7 +226,7 @@ def from_run(out: Path) -> Inputs:
     if wrong:
         raise PackError(Code.MANIFEST, wrong[0], where=str(verdict))
     inputs.add(VERDICT, verdict)
-    for name in ("final_verdict.txt", *(f"{name}.json" for name in DOCUMENTS)):
+    for name in RESULTS:
         folder = out if name.startswith(ANALYSIS) else out / "reports"
         inputs.add(f"results/{name}", _needed(folder / name))
     models = {_add_record(inputs, out, record) for record in document["records"]}
@@ -189,13 +241,14 @@ def from_run(out: Path) -> Inputs:
         source = out / "state" / Path(path).name
         if source.exists():
             inputs.add(path, source)
+    for path, source in (
+        (TIMINGS, out / TIMINGS.removeprefix("results/")),
+        *((run_path(model), out / model / "runs/baseline/report.json") for model in models),
+    ):
+        if source.exists():
+            inputs.add(path, source)
     for model in sorted(models):
-        presets = out / model / "presets"
-        for name, source in (
-            (f"baseline.{model}", out / model / "baseline.json"),
-            (f"preset.{model}", presets / f"calibrated_preset_{model}.json"),
-            (f"calibration_stats.{model}", presets / STATS),
-        ):
+        for name, source in _of_model(out, model).items():
             if source.exists():
                 inputs.add_material(name, source)
     return inputs
@@ -228,6 +281,7 @@ def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
         POLICY_PACK,
         *PROBES,
         *RENDERED,
+        VERIFIED,
     ):
         if name in needed or (source / name).exists():
             inputs.add(target + name, _needed(source / name))

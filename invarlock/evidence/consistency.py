@@ -39,7 +39,8 @@ from invarlock.evidence.layout import (
     REPEATS,
     REVISIONS,
     SCENARIOS,
-    SWEEP,
+    SWEEPS,
+    TIMINGS,
     TUNED,
     VERDICT_TEXT,
     Entry,
@@ -95,7 +96,7 @@ Report = Mapping[str, Any]
 Shapes = dict[str, list[int]]  # of weights, by name
 
 
-def _lines(found: Iterator[Difference], source: str) -> Iterator[str]:
+def lines_of(found: Iterator[Difference], source: str) -> Iterator[str]:
     """The differences of one document, escaped, and how many are left out."""
     every = list(found)
     yield from (escape(difference.line(source)) for difference in every[:MAX_DIFFERENCES])
@@ -297,9 +298,10 @@ def _judge_again(tree: Tree, scenarios: Mapping[str, Entry] | None, results: Rec
         verdict = compile_verdict(document, evaluations, expected)
         found = documents(verdict, catalogue.scenarios, evaluations)
         results.documents = {f"results/{name}.json": value for name, value in found.items()}
-        if SWEEP in tree.files:
+        if sweeps := [path for path in SWEEPS if path in tree.files]:
             judged = judge_all(catalogue.scenarios, evaluations)
-            results.documents[SWEEP] = guard_value(catalogue.scenarios, evaluations, judged)
+            value = guard_value(catalogue.scenarios, evaluations, judged)
+            results.documents |= dict.fromkeys(sweeps, value)
     except InvarlockError as error:
         results.findings.append(escape(error))
         return
@@ -375,7 +377,7 @@ def _compare(
     may_lack = partial(is_added, FinalVerdict)
     for path, stored, computed in documents:
         found = differences(stored, computed, may_lack=may_lack)
-        yield from (f"{path}: {line}" for line in _lines(found, "the reports give"))
+        yield from (f"{path}: {line}" for line in lines_of(found, "the reports give"))
     first = first_line(verdict).encode()
     # only what it claims: the layout of the table is free to change between versions
     stated = tree.data(VERDICT_TEXT).partition(b"\n")[0] if VERDICT_TEXT in tree.files else first
@@ -546,7 +548,7 @@ def check_manifest(
         stated = dig(manifest, *pointer.split("/")[1:]) or {}
         for name in members.keys() & stated.keys():
             found = differences(stated[name], members[name], pointer=f"{pointer}/{name}")
-            yield from (f"manifest.json: {line}" for line in _lines(found, "the files give"))
+            yield from (f"manifest.json: {line}" for line in lines_of(found, "the files give"))
 
 
 def check_repeats(tree: Tree) -> Iterator[str]:
@@ -563,6 +565,26 @@ def check_repeats(tree: Tree) -> Iterator[str]:
         return  # of a published version, which has another shape and says nothing
     wrong = violations(document, "determinism-repeats") or contradictions(document)
     yield from (f"{REPEATS}: {escape(line)}" for line in wrong)
+
+
+def check_timings(tree: Tree) -> Iterator[str]:
+    """What the summary of times says that the times of the reports do not give.
+
+    Of a published version it has another shape, and says nothing here.
+    """
+    outcomes = places(tree, OUTCOME_NAME)
+    if TIMINGS not in tree.files or not outcomes:
+        return
+    from invarlock.verdict.timings import contradictions
+
+    document = object_in(tree, TIMINGS)
+    phases = [
+        dig(object_in(tree, place.folder + RUNTIME_MANIFEST), "context", "timings_seconds")
+        for place in outcomes
+    ]
+    wrong = violations(document, "evaluation-optimization-summary")
+    wrong = wrong or list(contradictions(document, phases))  # check: claims.timings
+    yield from (f"{TIMINGS}: {escape(line)}" for line in wrong)
 
 
 # --- step 8: reports, and what lies beside them ----------------------------------------------

@@ -16,13 +16,16 @@ from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 README = "README.md"
 VERDICT_TEXT = "results/final_verdict.txt"
-SWEEP = "results/guard_value_all_guard_probe_sweep.json"
+SWEEP = "reports/guard_value_all_guard_probe_sweep.json"
+SWEEPS = (SWEEP, "results/guard_value_all_guard_probe_sweep.json")  # the other one in earlier packs
+TIMINGS = "results/analysis/evaluation_optimization_summary.json"
 REPEATS = "results/analysis/determinism_repeats.json"
 SCENARIOS = "metadata/scenarios.json"
 CONFIG = "metadata/config.json"
 REVISIONS = "metadata/model_revisions.json"
 TUNED = "metadata/tuned_edit_params.json"
 OUTCOME_NAME = "outcome.json"
+VERIFIED = "verify.json"  # beside a report: what verify says of it
 EDIT_METADATA, ERROR_METADATA = "edit_metadata.json", "error_metadata.json"
 OBSERVED = "observed"  # reports that are neither asked to pass nor to fail
 MAX_SCENARIOS = 1_000  # of one pack; the published suites have at most about 70
@@ -42,6 +45,11 @@ def preset_path(model: str) -> str:
 def stats_path(model: str) -> str:
     """Where a pack keeps the statistics that the preset was derived from."""
     return f"metadata/calibration_stats.{model}.json"
+
+
+def run_path(model: str) -> str:
+    """Where a pack keeps the run report of a model's baseline."""
+    return f"reports/{model}/baseline/report.json"
 
 
 class ReportPlace(Struct, frozen=True):

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 from invarlock.counts import counted
+from invarlock.differences import differences
+from invarlock.documents.fields import is_added
+from invarlock.documents.verify_v1 import VerifyV1
+from invarlock.errors import InputError
 from invarlock.evidence import Code, escape
-from invarlock.evidence.consistency import Reports
+from invarlock.evidence.consistency import Reports, lines_of
 from invarlock.evidence.findings import UNREADABLE, Kind, dig
-from invarlock.evidence.layout import Entry, ReportPlace, expects_pass, places
+from invarlock.evidence.layout import (
+    OUTCOME_NAME,
+    VERIFIED,
+    Entry,
+    ReportPlace,
+    expects_pass,
+    object_in,
+    places,
+    run_path,
+)
+from invarlock.evidence.parity import RUN_SCHEMA
 from invarlock.evidence.report_verify import (
     REPLAYED,
     ReportOptions,
     ReportResult,
     envelope,
+    page_options,
     verify_report,
 )
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
-from invarlock.evidence.tree import Tree
+from invarlock.evidence.tree import REPORT_NAME, Tree
+from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: PackResult) -> None:
@@ -48,8 +62,9 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     if options.replay and result.recomputed.verdict is None and found:
         step.findings.append(f"the verdict cannot be replayed: {result.recomputed.why_believed}")
     results = []
+    baselines = {place.model: _baseline(tree, place.model, step) for place in found}
     for place in found:
-        report = _verify_one(tree, place, options)
+        report = _verify_one(tree, place, options, baselines[place.model])
         results.append(report)
         step.findings += [
             f"{escape(place.report)}: {text}"
@@ -58,6 +73,7 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
         step.findings += [
             f"{escape(place.report)}: {text}" for text in consistent.check(place, report.report)
         ]
+        step.findings += _said(tree, place, report)
         report.report = _without_evidence(report.report)
     result.envelope = _envelope(found, results, expected_pass, options.profile)
     if any(report.replayed for report in results):
@@ -71,7 +87,48 @@ def check_reports(tree: Tree, scenarios: Mapping[str, Entry] | None, result: Pac
     )
 
 
-def _verify_one(tree: Tree, place: ReportPlace, options: VerifyOptions) -> ReportResult:
+def _baseline(tree: Tree, model: str, step: Step) -> dict[str, Any] | None:
+    """The run report of a model's baseline, where the pack holds it."""
+    path = run_path(model)
+    if path not in tree.files:
+        return None
+    try:
+        document = tree.json_object(path)
+    except InputError as error:
+        step.findings.append(escape(error))
+        return None
+    if document.get("schema") != RUN_SCHEMA:  # check: run.schema
+        step.findings.append(f"{escape(path)}: /schema is not {RUN_SCHEMA}")
+        return None
+    return document
+
+
+def _said(tree: Tree, place: ReportPlace, report: ReportResult) -> Iterator[str]:
+    """Where ``verify.json`` beside a report of ours says something else than ``verify`` does."""
+    path = place.folder + VERIFIED
+    if report.report is None or not {path, place.folder + OUTCOME_NAME} <= tree.files.keys():
+        return
+    stored = object_in(tree, path)
+    profile = stored.get("profile")
+    if profile not in PROFILES:  # check: said.profile
+        yield f"{escape(path)}: /profile is none of {', '.join(PROFILES)}"
+        return
+    beside = tree.files.get(place.folder + RUNTIME_MANIFEST)
+    again = verify_report(
+        tree.data(place.report),
+        beside.data if beside else None,
+        REPORT_NAME,
+        page_options(profile),
+        known=report,
+    )
+    found = differences(stored, envelope([again], profile), may_lack=partial(is_added, VerifyV1))
+    # check: said.same
+    yield from (f"{escape(path)}: {line}" for line in lines_of(found, "verify says"))
+
+
+def _verify_one(
+    tree: Tree, place: ReportPlace, options: VerifyOptions, baseline: dict[str, Any] | None
+) -> ReportResult:
     beside = tree.files.get(place.folder + RUNTIME_MANIFEST)
     strict = options.report_assurance == "strict"
     return verify_report(
@@ -84,6 +141,7 @@ def _verify_one(tree: Tree, place: ReportPlace, options: VerifyOptions) -> Repor
             provenance="container" if strict else "declared",
             require_replay=options.replay,
         ),
+        options.baseline or baseline,  # check: run.parity
     )
 
 

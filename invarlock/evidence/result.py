@@ -22,7 +22,8 @@ class VerifyOptions(Struct, frozen=True):
 
     ``pinned``: the signer must be this fingerprint; ``trusted``: and one of these, where a trust
     store is used, named in ``trust_store``; ``public_keys``: OpenPGP keys, one of which must have
-    signed an older pack. ``allow_unsigned``: a missing signature is a warning
+    signed an older pack. ``baseline``: the run report that every report has to be of, instead of
+    the one in the pack. ``allow_unsigned``: a missing signature is a warning
     (never with ``strict``). ``pack_whatever_is_true``: for ``build`` - a pack that truthfully
     says that controls failed, or holds none that has to pass, is in order.
     """
@@ -37,6 +38,7 @@ class VerifyOptions(Struct, frozen=True):
     trust_store: str | None = None
     public_keys: tuple[Path, ...] = ()
     allow_unsigned: bool = False
+    baseline: dict[str, Any] | None = None
     pack_whatever_is_true: bool = False
 
 

@@ -41,6 +41,7 @@ SMALL = {
     "manifest.json.asc": 1 << 16,
     "outcome.json": 1 << 18,
     "determinism_repeats.json": 1 << 20,
+    "verify.json": 1 << 20,
     "runtime.manifest.json": 1 << 18,
 }
 # And all JSON.

@@ -27,13 +27,25 @@ from invarlock.counts import counted
 from invarlock.evidence import Code, PackError, consistency, escape
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
-from invarlock.evidence.layout import REPEATS, SCENARIOS, Entry, check_json, read_scenarios
+from invarlock.evidence.layout import (
+    REPEATS,
+    SCENARIOS,
+    TIMINGS,
+    Entry,
+    check_json,
+    places,
+    read_scenarios,
+    run_path,
+)
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
 from invarlock.evidence.tree import Tree, read_tree
 
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
 SUITE = "that the scenarios are all of the suite they name"
 REPEATS_CLAIM = "how the repeats came out: their reports are not in the pack"
+ALLOW_UNSIGNED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
+TIMES = "how long jobs took, beyond what the runtime manifests say of their phases"
+RUNS = "what the baselines' report.json record beyond what the reports repeat of them"
 PAGES = "pages for people: README.md below its first line, evaluation.html, evaluation.md"
 
 
@@ -141,7 +153,10 @@ def unsigned(problem: str, manifest: Mapping[str, Any], result: PackResult) -> b
     result.authenticity = "unsigned"
     wanted = options.pinned or options.trusted is not None or options.public_keys
     if not options.allow_unsigned or options.strict or wanted:
-        step.findings.append(problem)  # check: signature.missing
+        # earlier published versions only warned, so people expect to get at its contents
+        strict = " and without --strict" if options.strict else ""
+        hint = "" if wanted else f"; to look at it all the same: {ALLOW_UNSIGNED}=1{strict}"
+        step.findings.append(problem + hint)  # check: signature.missing
     elif manifest.get("signing_key_fingerprint"):  # check: signature.named
         step.findings.append(f"{problem}, although its manifest names a signer")
     else:
@@ -245,10 +260,15 @@ def _claims(
     )
     step.findings += results.findings
     step.findings += consistency.check_repeats(tree)
+    step.findings += consistency.check_timings(tree)
     # check: claims.manifest
     step.findings += consistency.check_manifest(tree, manifest, listed, scenarios, results.verdict)
     if REPEATS in tree.files:
         result.believed.append(REPEATS_CLAIM)
+    if TIMINGS in tree.files:
+        result.believed.append(TIMES)
+    if any(run_path(place.model) in tree.files for place in places(tree)):
+        result.believed.append(RUNS)
     level = f"evidence level {results.evidence_level}"
     if results.verdict is not None:
         result.replayed.append(VERDICT_CLAIM)

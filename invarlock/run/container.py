@@ -21,13 +21,15 @@ from invarlock.contracts import decoded, validate
 from invarlock.documents.image import Image, Label
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_json, read_json_object, sha256_bytes, sha256_file
+from invarlock.run import oci
 
 # Docker, Podman, Apptainer and Singularity.
 MARKS = (".dockerenv", "run/.containerenv", ".singularity.d")
 LABEL = "usr/local/share/invarlock/image.json"
 HOST = "host"  # the image reference of a run outside every image
 
-ENGINES = ("apptainer", "singularity")  # what snakemake starts containers with
+APPTAINER = ("apptainer", "singularity")  # what snakemake starts containers with
+SIF = "images/invarlock-runtime.sif"  # what make image makes for them
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://(?P<name>.+)")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BUILD = "run: make image"
@@ -96,31 +98,77 @@ def new_label(packages: Iterable[Path]) -> dict[str, str]:
     }
 
 
-def check_engine() -> None:
-    """Refuse to go on where a profile asks for containers and nothing can start one.
+class Runtime(Struct, frozen=True):
+    """What runs the image of a profile, and the image as Snakemake is told of it."""
+
+    engine: str  # apptainer, podman or docker
+    image: str
+    digest: str = ""  # sha256:<hex> where the name or the engine says it; a file is read later
+
+
+def check_engine(wanted: str = "auto") -> str:
+    """The engine that starts containers; the first that is there where any will do.
 
     Raises:
-        ConfigError: neither apptainer nor singularity is on the PATH.
+        ConfigError: it is not on the PATH.
     """
     import shutil
 
-    if not any(map(shutil.which, ENGINES)):
-        raise ConfigError(
-            "the profile runs everything in a container, and there is no engine on the PATH",
-            expected=" or ".join(ENGINES),
-            hint="install Apptainer, or take another profile, such as profiles/cpu",
-        )
+    commands = {"apptainer": APPTAINER, **{name: (name,) for name in oci.ENGINES}}
+    asked = commands if wanted == "auto" else {wanted: commands[wanted]}
+    for engine, names in asked.items():
+        if any(map(shutil.which, names)):
+            return engine
+    raise ConfigError(
+        "the profile runs everything in a container, and there is no engine on the PATH",
+        expected=" or ".join(name for names in asked.values() for name in names),
+        hint="install Apptainer, Podman or Docker, or take another profile, such as profiles/cpu",
+    )
 
 
-def check_reference(image: str, expected: str = "") -> None:
+def find_runtime(engine: str, image: str, expected: str = "") -> Runtime:
+    """The engine and the image of a profile, before any job.
+
+    Args:
+        engine: ``container_engine``.
+        image: ``container_image``: a .sif file, docker://NAME@sha256:..., or a name in the storage
+            of podman or docker, which ``make image`` gives to the image that it makes for them.
+        expected: ``container_digest``.
+
+    Raises:
+        ConfigError: no such engine, or an image that it does not run.
+        InputError: there is no such image.
+    """
+    engine = check_engine(engine)
+    if engine in oci.ENGINES and not _REMOTE.fullmatch(image):
+        if image == SIF:  # the default, which is Apptainer's
+            image = oci.NAME
+        elif image.endswith(".sif") or Path(image).exists():
+            raise ConfigError(
+                f"container_image is a file, which {engine} does not run",
+                expected=f"{oci.NAME} or docker://NAME@sha256:...",
+                found=image,
+                hint=f"run: make image {oci.VARIABLE}={engine}",
+            )
+        image = oci.LOCAL + image
+    return Runtime(engine, image, check_reference(image, expected, engine))
+
+
+def check_reference(image: str, expected: str = "", engine: str = "apptainer") -> str:
     """Refuse, without opening it, an image whose digest cannot be resolved.
+
+    Returns:
+        its digest, where its name or the engine says it.
 
     Raises:
         ConfigError: a name that may mean another image tomorrow, a folder, or another digest.
         InputError: there is no such file.
     """
-    remote = _REMOTE.fullmatch(image)
-    if remote:
+    remote, digest = _REMOTE.fullmatch(image), ""
+    if image.startswith(oci.LOCAL) and engine in oci.ENGINES:
+        digest = oci.digest_of(engine, image.removeprefix(oci.LOCAL))
+        _require(digest, expected)
+    elif remote:
         _, _, digest = image.rpartition("@")
         if not _DIGEST.fullmatch(digest):
             raise ConfigError(
@@ -138,22 +186,27 @@ def check_reference(image: str, expected: str = "") -> None:
         )
     elif not Path(image).is_file():
         raise InputError("there is no such container image", where=image, hint=_BUILD)
+    return digest
 
 
-def resolve(image: str, label: Path, expected: str = "") -> dict[str, Any]:
+def resolve(
+    image: str, label: Path, expected: str = "", engine: str = "apptainer"
+) -> dict[str, Any]:
     """Reference and digest of an image whose label was copied to ``label``.
 
     The reference holds no path: ``<file name>@sha256:...`` for a file, ``<name>@sha256:...`` for
-    a pinned one.
+    a pinned one and for one in the engine's own storage.
 
     Raises:
         ConfigError: no digest can be resolved, it is another than ``expected``, or the image
             holds other code than this.
         InputError: the image or its label is missing.
     """
-    check_reference(image, expected)
+    known = check_reference(image, expected, engine)
     remote = _REMOTE.fullmatch(image)
-    if remote:
+    if image.startswith(oci.LOCAL):
+        name, digest = image.removeprefix(oci.LOCAL), known
+    elif remote:
         name, _, digest = remote["name"].rpartition("@")
     else:
         name, digest = Path(image).name, f"sha256:{sha256_file(Path(image))}"

@@ -1,14 +1,15 @@
 """``analysis/evaluation_optimization_summary.json``: where the time of a run went.
 
 From the benchmark files of the jobs and the timings in ``runtime.manifest.json``. It holds
-times, so that two runs of the same inputs differ in it; it is no part of a pack.
+times, as those manifests do, so that two runs of the same inputs differ in it; two packs of one
+run do not.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SCHEMA = "invarlock/evidence-pack-evaluation-optimization-summary-v1"
 GUARD_PHASES = ("invariants", "spectral", "rmt", "variance", "bare_batch")
 # Phases of the published harness that are no steps of their own here.
 NOT_SEPARATE = ("load_dataset", "prepare", "prepare_guards")
+ROUNDED = 0.01  # seconds that sums of numbers with three decimals may be off by
 
 
 def timings_document(run_dir: Path, evaluations: Sequence[Path], deferred: bool) -> dict[str, Any]:
@@ -81,6 +83,59 @@ def timings_document(run_dir: Path, evaluations: Sequence[Path], deferred: bool)
         "timing_totals_seconds": _rounded({**totals, "total": math.fsum(totals.values())}),
         "run_timing_totals_seconds": _rounded(steps),
     }
+
+
+def contradictions(document: Mapping[str, Any], phases: Sequence[object]) -> Iterator[str]:
+    """What a document that follows its contract says, and the evaluations beside it do not.
+
+    How long whole jobs took is in no other file; how long their phases took is.
+
+    Args:
+        document: the summary.
+        phases: ``timings_seconds`` of each evaluation's runtime manifest, whatever it is.
+    """
+    count, timed = len(phases), document["evaluation_reports_timed"]
+    deferred = document["controls"]["PACK_DEFER_REPORT_RENDERING"] == "1"
+    wanted: dict[str, float] = {
+        "baseline_report_reuse_count": count,
+        "deferred_rendering_count": count if deferred else 0,
+        "avoided_cli_process_invocations": max(0, count - 1) if deferred else 0,
+    }
+    for name, number in wanted.items():
+        if document[name] != number:
+            yield f"/{name} is {document[name]}; the evaluations give {number}"
+    if timed > count:
+        yield f"/evaluation_reports_timed is {timed}; there are {count} evaluations"
+    totals, steps = document["timing_totals_seconds"], document["run_timing_totals_seconds"]
+    measured = Counter[str]()
+    for one in phases:
+        measured.update(_numbers(one))
+    guards = math.fsum(measured[name] for name in GUARD_PHASES)
+    given = {"load_model": measured["load_model"], "guards": guards, "eval": measured["forward"]}
+    for name, number in given.items():
+        # without some benchmark files, fewer evaluations are timed than the pack holds
+        if steps[name] > number + ROUNDED or (timed == count and steps[name] < number - ROUNDED):
+            yield (
+                f"/run_timing_totals_seconds/{name} is {steps[name]}; "
+                f"the runtime manifests give {number:.3f}"
+            )
+    sums = (
+        ("/timing_totals_seconds/total", totals["total"],
+         math.fsum(v for k, v in totals.items() if k != "total")),
+        ("/timing_totals_seconds/subject", totals["subject"],
+         steps["load_model"] + steps["guards"] + steps["eval"]),
+        ("/run_timing_totals_seconds/execute", steps["execute"], steps["guards"] + steps["eval"]),
+        ("/run_timing_totals_seconds/finalize", steps["finalize"], totals["evaluation_report"]),
+    )  # fmt: skip
+    for pointer, said, number in sums:
+        if abs(said - number) > ROUNDED:
+            yield f"{pointer} is {said}; its parts give {number:.3f}"
+
+
+def _numbers(phases: object) -> dict[str, float]:
+    """The phases that are numbers; of a manifest that is none, the step of the reports speaks."""
+    found = phases if isinstance(phases, Mapping) else {}
+    return {str(k): float(v) for k, v in found.items() if isinstance(v, int | float)}
 
 
 def _rounded(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
