@@ -163,6 +163,7 @@ _TABLE: tuple[Variable, ...] = (
     _read("HF_HUB_VERBOSITY", "what the hub's library tells; `error` where it is not set"),
     _read("DATASETS_VERBOSITY", "what the library datasets tells; `critical` where it is not set"),
     _read("DO_NOT_TRACK", "set by the commands: 1"),
+    _read("XDG_CONFIG_HOME", "folder of what a user sets up (`~/.config`): key, trusted signers"),
     _read("XDG_CACHE_HOME", "folder of caches (`~/.cache`)"),
     _read("TMPDIR", "folder of temporary files"),
     _read("SOURCE_DATE_EPOCH", "the time that a pack states, in seconds of 1970"),

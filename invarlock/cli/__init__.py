@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "edit": Command("edit", "make an edited checkpoint"),
     "inject": Command("inject", "make a deliberately damaged checkpoint"),
     "verdict": Command("verdict", "judge all evaluations of a suite"),
+    "doctor": Command("doctor", "say what works on this machine and what to do"),
     "advanced calibrate": Command("calibrate", "measure what null edits change in a baseline"),
     "advanced preset": Command("preset", "derive thresholds for one baseline from calibration"),
     "advanced tune": Command("tune", "find parameters of clean edits that pass"),
