@@ -149,6 +149,7 @@ _TABLE: tuple[Variable, ...] = (
     _read("INVARLOCK_CALIBRATIONS", "set by the workflow for its jobs: `calibrations`"),
     _read("INVARLOCK_SIGNING_KEY", "set by the workflow for its jobs: `signing_key`"),
     _read(SETTINGS, "set by the workflow for its jobs: the settings in force"),
+    _read("INVARLOCK_TEST_MODEL", "of the tests: a folder of the embedded model that is ready"),
     _read("HF_HOME", "folder of the hub's library; its cache is `hub` in it"),
     _read("HF_HUB_CACHE", "cache of the hub, for models and data sets"),
     _read("HUGGINGFACE_HUB_CACHE", "the older name of `HF_HUB_CACHE`"),
