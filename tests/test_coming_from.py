@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from repository_copy import ROOT, quiet_environment, snakemake
 
-from invarlock.cli import COMMANDS, parser_of
+from invarlock.cli import COMMANDS, main, parser_of
 from invarlock.variables import VARIABLES
 
 PAGE = ROOT / "docs/coming_from.md"
@@ -83,7 +83,7 @@ def fenced() -> Iterator[str]:
 
 def spans() -> Iterator[str]:
     """Everything that is code and is to be run: what is for now, in blocks, and in sentences."""
-    for name in ("Commands", "Variables", "Words", "Archive and clean up"):
+    for name in ("Commands", "Variables", "Words", "Pages", "Archive and clean up"):
         for row in rows(name):
             yield from meant(row)
             for cell in row[2:]:
@@ -100,6 +100,9 @@ def lines(program: str) -> list[str]:
 def parse(line: str) -> None:
     """What the command line itself makes of a line; nothing is run."""
     words = shlex.split(line)[1:]
+    if words == ["--help"]:
+        assert main(words) == 0
+        return
     name = next(n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS)
     rest = words[len(name.split()) :]
     if "--help" in rest or (not rest and name == "doctor"):
@@ -204,6 +207,18 @@ def test_each_name_is_imported() -> None:
             except ModuleNotFoundError:
                 module, _, member = name.rpartition(".")
                 assert hasattr(importlib.import_module(module), member), name
+
+
+def test_each_link_leads_somewhere() -> None:
+    """Pages, and headings of this page and of others."""
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGE.read_text())
+    assert len(links) > 12
+    for link in links:
+        path, _, heading = link.partition("#")
+        page = PAGE.parent / path if path else PAGE
+        assert page.is_file(), link
+        titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+        assert not heading or heading in [t.lower().replace(" ", "-") for t in titles], link
 
 
 def test_each_rule_is_one() -> None:
