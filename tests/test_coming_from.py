@@ -139,7 +139,7 @@ def test_the_workflow_plans_each_line(repository: Path) -> None:
 
     def planned(line: str) -> str:
         words = [word for word in shlex.split(line)[1:] if word != "-n"]
-        done = snakemake(repository, "-n", "--nolock", "--quiet", "all", *words)
+        done = snakemake(repository, "-n", *words, "--nolock", "--quiet", "all")
         known = "KEY.pem" in line and "KEY.pem: cannot be read" in done.stderr
         return "" if done.returncode == 0 or known else f"{line}: {done.stderr}{done.stdout}"
 

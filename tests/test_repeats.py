@@ -163,7 +163,7 @@ def test_the_subject_that_is_repeated() -> None:
     assert subject_of(byoe).id == "byoe"
     assert subject_of([*byoe, scenario("quant_4bit_stress")]).id == "byoe"
     assert subject_of([*byoe, scenario(EDIT)]).id == EDIT
-    assert subject_of([s for s in byoe if s.category != "custom"]).id == "nan_injection"
+    assert subject_of([s for s in byoe if s.category != "custom"]).id == "noop_clean"
 
 
 # --- the command ----------------------------------------------------------------------------
