@@ -2,10 +2,12 @@
 # make smoke-all  every scenario of the catalogue that fits the embedded model (about an hour); its table
 #              goes into docs/results.md
 # make setup   set up .venv with what tests and linters need; smoke alone installs less
+# make telemetry  the smallest evaluation of the embedded model on the CPU: its telemetry and the line of it
 # make test    the same, and run all tests
 # make cases  subjects as people make them, through the workflow on the embedded model: what comes out of
 #              each (about half an hour)
 # make lint    ruff, mypy, snakefmt, snakemake --lint
+# make dev-install, make runtime-image  other names of setup and image
 # make image   build the image of the container profile: images/invarlock-runtime.sif
 # make container-smoke  a part of the main job inside that image, ending with a pack that verifies strictly
 #              INVARLOCK_CONTAINER_ENGINE=podman (or docker): the same with invarlock-runtime:local in its storage
@@ -30,6 +32,8 @@ KEY ?= $(CONFIG_HOME)/invarlock/signing-key.pem
 # further settings of smoke, smoke-all and results, for example CONFIG="scenarios=noop_clean,nan_injection"
 CONFIG ?=
 CONTAINER_OUT := evidence_pack_runs/container
+TELEMETRY_OUT := evidence_pack_runs/telemetry
+TELEMETRY_REPORT := $(TELEMETRY_OUT)/huggingfacetb__smollm2-135m-instruct/reports/noop_clean/run_1/evaluation.report.json
 SLURM_OUT := evidence_pack_runs/slurm
 DETECTION_OUT := evidence_pack_runs/detection
 # of the windows; damage is measured with the first. Each run calibrates on the three seeds after its
@@ -40,7 +44,7 @@ export INVARLOCK_CONTAINER_ENGINE
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
-.PHONY: smoke smoke-all image container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
+.PHONY: smoke smoke-all telemetry image runtime-image dev-install container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
 
 # the suite of the target's name, ending with a verified pack
 define run_suite
@@ -58,6 +62,20 @@ smoke: $(VENV)/ready
 smoke-all: $(VENV)/ready
 	$(run_suite)
 	@$(BIN)/python tools/results_page.py evidence_pack_runs/$@
+
+# what the report of a run says of itself; of that run alone
+telemetry: $(VENV)/ready
+	@rm -rf $(TELEMETRY_OUT)
+	@$(BIN)/python tools/workflow.py $(TELEMETRY_REPORT) --profile profiles/cpu \
+		--config suite=smoke scenarios=noop_clean out=$(TELEMETRY_OUT) tier=none telemetry=true device=cpu \
+		calibration="{seeds: 3, windows: 8}" long_context="{windows: 0}" \
+		windows="{seq_len: 64, preview: 6, final: 6, seed: 43}" $(CONFIG)
+	@$(BIN)/python -c 'import json, sys; t = json.load(open(sys.argv[1]))["telemetry"]; \
+		line = t.pop("summary_line"); print(json.dumps(t, indent=2, sort_keys=True)); print(line)' $(TELEMETRY_REPORT)
+
+dev-install: setup
+
+runtime-image: image
 
 image: $(VENV)/ready
 	@PYTHON=$(BIN)/python TORCH="$(TORCH)" bash tools/build_image.sh

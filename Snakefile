@@ -10,9 +10,6 @@ from snakemake.utils import min_version
 min_version("9.27.0")
 
 
-configfile: "config/config.yaml"
-
-
 include: "rules/common.smk"
 include: "rules/resources.smk"
 include: "rules/provenance.smk"

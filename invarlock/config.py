@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,8 @@ from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
-from invarlock.written import ONE, listed, spelled, split_slices, texts
-
-ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+from invarlock.variables import given_by
+from invarlock.written import INCLUDE, ONE, listed, read_yaml, spelled, split_slices, texts
 
 Document = Mapping[str, Any]
 
@@ -40,45 +39,7 @@ def settings_with(*traits: str) -> tuple[str, ...]:
     return tuple(name for name, one in known.items() if {*traits} & {*one.get("traits", ())})
 
 
-def _flag(text: str) -> bool:
-    word = text.strip().lower()
-    if word not in (*ON, *OFF):
-        raise ValueError(text)
-    return word in ON
-
-
-def _free_gb(text: str) -> float:
-    """GB from an environment variable; the contract cannot refuse NaN, which JSON cannot hold."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if value != -1 and not 0 <= value < math.inf:
-        raise ConfigError(
-            "MIN_FREE_DISK_GB cannot be read",
-            expected="GB that must stay free, 0 or more, or -1 for the suite's",
-            found=repr(text),
-        )
-    return value
-
-
-# Environment variable -> (key, how to read it).
-ENVIRONMENT: dict[str, tuple[str, Any]] = {
-    "PACK_NET": ("net", lambda text: int(_flag(text))),
-    "PACK_TUNED_EDIT_PARAMS_FILE": ("tuned_edit_params", str),
-    "PACK_DETERMINISM": ("determinism", str),
-    "PACK_REPEATS": ("repeats", int),
-    "PACK_DEFER_REPORT_RENDERING": ("defer_rendering", _flag),
-    "PACK_BASELINE_STORAGE_MODE": ("baseline_storage", str),
-    "PACK_CLEANUP_MODELS": ("keep_subjects", lambda text: not _flag(text)),
-    "PACK_SIGNING_KEY": ("signing_key", str),
-    "MIN_FREE_DISK_GB": ("min_free_disk_gb", _free_gb),
-    "INVARLOCK_TIER": ("tier", str),
-    "INVARLOCK_ALLOW_REMOTE_CODE": ("allow_remote_code", _flag),
-    "INVARLOCK_ALLOW_HOST_EXECUTION": ("allow_host_execution", _flag),
-    "INVARLOCK_TELEMETRY": ("telemetry", _flag),
-    "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("allow_config_include_outside", _flag),
-}
+AUTO = "auto"  # a new output folder at each start
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
 
 
@@ -130,6 +91,10 @@ class Settings:
         for key in name.split("."):
             value = value[key]
         return value
+
+    def where(self, key: str) -> str:
+        """The file or variable that a setting's value stands in."""
+        return _where(self.origins[key])
 
     @property
     def fetching(self) -> tuple[str, ...]:
@@ -239,7 +204,7 @@ def effective_settings(
     return Settings(
         values=values,
         origins=origins,
-        out=Path(values["out"] or f"evidence_pack_runs/{values['suite']}"),
+        out=_output_folder(values["out"], values["suite"]),
         text=values["text"] or suite["text"],
         min_free_disk_gb=values["min_free_disk_gb"]
         if values["min_free_disk_gb"] >= 0
@@ -248,6 +213,13 @@ def effective_settings(
         scenarios=scenarios,
         edit_specs=_edit_specs(values, models, scenarios),
     )
+
+
+def _output_folder(out: str, suite: str) -> Path:
+    """Where the run writes."""
+    if out == AUTO:
+        return Path(f"evidence_pack_runs/{suite}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}")
+    return Path(out or f"evidence_pack_runs/{suite}")
 
 
 def check_release(settings: Settings, container: bool) -> None:
@@ -281,19 +253,13 @@ def _merge(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     values = {key: _from_command_line(value, file.get(key)) for key, value in given.items()}
     origins = {k: "given" if k in spoken or values[k] != file.get(k) else "config" for k in values}
-    for name, value in file.items():
-        if isinstance(value, list):  # on a command line A,B too
-            values[name] = listed(values.get(name))
-    for name, (key, read) in ENVIRONMENT.items():
-        if environment.get(name) and origins.get(key) == "config":
-            try:
-                values[key] = read(environment[name])
-            except ValueError as error:
-                raise ConfigError(
-                    f"{name} cannot be read", expected=f"a value for {key}",
-                    found=repr(environment[name]),
-                ) from error  # fmt: skip
+    for name in filter(_is_list, file):  # on a command line A,B too
+        values[name] = listed(values.get(name))
+    for name, key, value in given_by(environment):
+        if origins.get(key) == "config":
+            values[key] = listed(value) if _is_list(key) else value
             origins[key] = f"environment {name}"
+    _fill(values, origins, file)
     if isinstance(values.get("include"), list):
         _include(values, origins, file, spoken)
     return values, origins
@@ -306,13 +272,16 @@ def _include(
     for name in values["include"]:
         for key, value in _read_include(str(name), values, file).items():
             if origins[key] == "config" or origins[key].startswith("include "):
-                values[key] = (
-                    listed(value) if isinstance(file[key], list) else _merged(values[key], value)
-                )
+                values[key] = listed(value) if _is_list(key) else _merged(values[key], value)
                 origins[key] = f"include {_unplaced(str(name))}"
             elif isinstance(value, Mapping) and isinstance(values[key], Mapping):
-                said = _typed(spoken.get(key, values[key]))
+                said = _typed(_filled(spoken.get(key, values[key]), values))
                 values[key] = _merged(_merged(values[key], value), said)
+
+
+def _is_list(key: str) -> bool:
+    known = load_contract("config")["properties"].get(key, {})
+    return bool(known.get("type") == "array")
 
 
 def _merged(lower: Any, upper: Any) -> Any:
@@ -323,6 +292,22 @@ def _merged(lower: Any, upper: Any) -> Any:
 
 
 def _read_include(name: str, values: Document, file: Document) -> Document:
+    found = _included(name, values)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError("holds no settings", where=name, expected="lines `key: value`")
+    found = texts(found, spelled(read_bytes(Path(name))))
+    for key in found:
+        if key not in file or key in NOT_IN_INCLUDES:
+            near = difflib.get_close_matches(str(key), list(file), n=1)
+            guess = f"did you mean {near[0]}?" if near and near[0] != key else ""
+            raise ConfigError(f"/{key} is no key of an included file", where=name, hint=guess)
+    return found
+
+
+def _included(name: str, values: Document, within: tuple[str, ...] = ()) -> Any:
+    """What a file holds that settings include, with the files that it includes in their places."""
     path, here = Path(name), Path.cwd().resolve()
     outside = not path.resolve().is_relative_to(here)
     if outside and values.get("allow_config_include_outside") is not True:
@@ -331,19 +316,41 @@ def _read_include(name: str, values: Document, file: Document) -> Document:
             expected=f"a file below {here}",
             hint="move it there, or allow it: allow_config_include_outside: true",
         )  # fmt: skip
-    try:
-        found = yaml.safe_load(read_bytes(path)) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError("is not YAML", where=name, found=" ".join(str(error).split())) from error
-    if not isinstance(found, dict):
-        raise ConfigError("holds no settings", where=name, expected="lines `key: value`")
-    found = texts(found, spelled(read_bytes(path)))
-    for key in found:
-        if key not in file or key in NOT_IN_INCLUDES:
-            near = difflib.get_close_matches(str(key), list(file), n=1)
-            guess = f"did you mean {near[0]}?" if near and near[0] != key else ""
-            raise ConfigError(f"/{key} is no key of an included file", where=name, hint=guess)
-    return found
+    if name in within:
+        raise ConfigError("includes itself", where=name, found=" -> ".join((*within, name)))
+    return _filled(read_yaml(path, name), values, (*within, name))
+
+
+def _filled(value: Any, values: Document, within: tuple[str, ...] = ()) -> Any:
+    """A value with what files hold in the place of each ``!include FILE``."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner, values, within) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, values, within) for inner in value]
+    if isinstance(value, str) and value.startswith(INCLUDE):
+        return _included(value.removeprefix(INCLUDE).strip(), values, within)
+    return value
+
+
+def _fill(values: dict[str, Any], origins: dict[str, str], file: Document) -> None:
+    """Put what files hold into the settings that name them by the tag ``!include``."""
+    for key, value in values.items():
+        found = _filled(value, values)
+        if found is not value and found != value:
+            below = _filled(file[key], values) if origins[key] != "config" else {}
+            values[key] = _merged(below, found)
+            if origins[key] == "config":
+                origins[key] = f"include {_unplaced(_first_file(value))}"
+
+
+def _first_file(value: Any) -> str:
+    """The file that a value names by the tag, or the first that a part of it does."""
+    if isinstance(value, str):
+        return value.removeprefix(INCLUDE).strip() if value.startswith(INCLUDE) else ""
+    parts = value.values() if isinstance(value, Mapping) else value
+    return (
+        next(filter(None, map(_first_file, parts)), "") if isinstance(value, Mapping | list) else ""
+    )
 
 
 def _unplaced_source(entry: str) -> str:
@@ -372,7 +379,8 @@ def _typed(section: Any) -> Any:
     """``--config 'windows={seq_len: 16}'`` arrives with every inner value as text."""
     if isinstance(section, Mapping):
         return {key: _typed(value) for key, value in section.items()}
-    return yaml.safe_load(section) if isinstance(section, str) else section
+    plain = isinstance(section, str) and not section.startswith(INCLUDE)
+    return yaml.safe_load(section) if plain else section
 
 
 def _validate(values: Document, origins: Mapping[str, str]) -> None:
@@ -454,7 +462,8 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
                 f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key]),
                 hint=no_folder(Path(values[key])).hint,
             )  # fmt: skip
-    if values["require_signature"] and not values["signing_key"]:
+    # a received pack is verified, and nothing is signed
+    if values["require_signature"] and not values["signing_key"] and not values["pack"]:
         raise ConfigError(
             "require_signature is on and no signing_key is given",
             where=_where(origins["require_signature"]),

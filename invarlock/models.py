@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -11,10 +12,11 @@ from typing import Any
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import slug
+from invarlock.variables import MODEL_SLOTS
 
-MODEL_SLOTS = tuple(f"MODEL_{n}" for n in range(1, 9))
 GEOMETRY = ("seq_len", "preview", "final")
 LOCAL = "local:"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@\w+)?")
 
 Table = Mapping[str, Any]
 
@@ -59,7 +61,8 @@ def slotted(listed: Sequence[str], environment: Mapping[str, str]) -> tuple[list
 def resolve_models(
     entries: Sequence[str], suites: Table, geometry: Table, windows: Table, where: Mapping[str, str]
 ) -> tuple[Model, ...]:
-    """The models of ``entries``: ids of ``suites.yaml``, ``hub:``, ``package:`` or ``local:``.
+    """The models of ``entries``: ids of ``suites.yaml``, ``hub:`` (also without the word),
+    ``package:`` or ``local:``.
 
     A number of the geometry is taken from ``geometry`` (by model id), else from ``windows`` where
     that is not zero, else from the model's row, else from ``default_geometry``. ``where`` says of a
@@ -114,6 +117,13 @@ def _row(entry: str, table: Table, where: str) -> tuple[str, str, Table]:
     """Model id, source and row of an entry of the model list."""
     if entry.startswith(("/", "./", "../")):  # the published slots take folders as they stand
         entry = LOCAL + entry
+    elif entry not in table and _REPOSITORY.fullmatch(entry):
+        if Path(entry).is_dir():
+            raise ConfigError(
+                "/models names a folder, or a repository of the hub", where=where, found=entry,
+                hint=f"say which: {LOCAL}{entry} or hub:{entry}",
+            )  # fmt: skip
+        entry = f"hub:{entry}"
     kind, _, name = entry.partition(":")
     if kind == "local" and name:
         return _local(name, where)
@@ -122,7 +132,7 @@ def _row(entry: str, table: Table, where: str) -> tuple[str, str, Table]:
         ids = {row["source"]: model_id for model_id, row in table.items()}
         model_id = ids.get(f"{kind}:{plain}", plain)
         return model_id, entry, table.get(model_id, {})
-    more = ", hub:OWNER/NAME[@REVISION], package:NAME, local:FOLDER"
+    more = ", [hub:]OWNER/NAME[@REVISION], package:NAME, local:FOLDER"
     one_of("models", entry, list(table), where, more)
     return entry, table[entry]["source"], table[entry]
 

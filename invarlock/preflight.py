@@ -214,7 +214,8 @@ def _host(settings: Settings, container: bool) -> Iterator[InvarlockError]:
     hint = "take the container profile: --profile profiles/container"
     if not values["allow_host_execution"] and not container:
         yield ConfigError(
-            "host execution is not allowed, and this profile runs on the host", where=CONFIG,
+            "host execution is not allowed, and this profile runs on the host",
+            where=settings.where("allow_host_execution"),
             hint=f"{hint}, or allow_host_execution: true",
         )  # fmt: skip
     if values["assurance"] == "strict":
@@ -225,7 +226,7 @@ def _host(settings: Settings, container: bool) -> Iterator[InvarlockError]:
         if not container:
             yield ConfigError(
                 "strict assurance needs the image, and this profile runs on the host",
-                where=CONFIG, hint=f"{hint}, or assurance: off",
+                where=settings.where("assurance"), hint=f"{hint}, or assurance: off",
             )  # fmt: skip
 
 

@@ -17,6 +17,40 @@ SLICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 ONE, LONG = "text", "long"  # name of a text that has none; slice of long windows
 
 
+INCLUDE = "!include "  # what the tag of YAML becomes: this and the name of the file
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the tag ``!include FILE``, which becomes a text that says so."""
+
+
+def _tag(loader: Any, node: yaml.ScalarNode) -> str:
+    return f"{INCLUDE}{loader.construct_scalar(node)}"
+
+
+_Loader.add_constructor("!include", _tag)
+
+
+def take_tags() -> None:
+    """Let snakemake read the tag too; its files are read by PyYAML's full loader."""
+    yaml.FullLoader.add_constructor("!include", _tag)
+
+
+def read_yaml(path: Path, where: str = "") -> Any:
+    """A file of settings, ``!include`` as a text.
+
+    Raises:
+        ConfigError: it is not YAML.
+        InputError: it cannot be read.
+    """
+    try:
+        return yaml.load(read_bytes(path), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            "is not YAML", where=where or str(path), found=" ".join(str(error).split())
+        ) from error
+
+
 def as_written(files: Iterable[Path], words: Iterable[str]) -> dict[str, str]:
     """Settings of YAML files, and over them of ``key=value`` words, as they are spelled.
 

@@ -15,6 +15,7 @@ import yaml
 sys.path.insert(0, workflow.basedir)  # the package of this checkout, installed or not
 
 from snakemake.settings.types import DeploymentMethod
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 from invarlock.cli.baseline import BaselineOptions
 from invarlock.cli.calibrate import CalibrateOptions
@@ -25,7 +26,7 @@ from invarlock.cli.preset import PresetOptions
 from invarlock.cli.run import RunOptions
 from invarlock.cli.tune import TuneOptions
 from invarlock.code_digest import package_digest
-from invarlock.config import check_release, effective_settings
+from invarlock.config import AUTO, check_release, effective_settings
 from invarlock.edits.specs import CANDIDATES, FROM_TEXT, IN_MEMORY
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import sha256_file, write_text
@@ -42,7 +43,12 @@ from invarlock.workflow import (
     recorded,
     state_of,
 )
-from invarlock.written import as_written
+from invarlock.written import as_written, read_yaml, take_tags
+
+take_tags()
+
+
+configfile: "config/config.yaml"
 
 
 def here(name):
@@ -96,7 +102,7 @@ CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deploymen
 try:
     S = effective_settings(
         config,
-        yaml.safe_load(here("config/config.yaml").read_text()),
+        read_yaml(here("config/config.yaml")),
         yaml.safe_load(here("config/suites.yaml").read_text()),
         os.environ,
         workflow.config_settings.overwrite_config,
@@ -121,6 +127,13 @@ if (
 C = S.values
 OUT = S.out
 L = Layout(S)
+# The folder of a start (out: auto) is that of its jobs too, which read the settings again.
+if C["out"] == AUTO:
+    said = workflow.config_settings.config_args or []
+    others = [word for word in said if not word.startswith("out=")]
+    workflow.config_settings.config_args = [*others, f"out={OUT}"]
+    if workflow.exec_mode == ExecMode.DEFAULT:
+        print(f"invarlock: to go on with this run: out={OUT}", file=sys.stderr)
 LOGS = OUT / "logs"
 ON_GPU = L.on_gpu
 MEASURING_CODE = code(*MEASURING)

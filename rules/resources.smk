@@ -4,8 +4,6 @@
 
 import functools
 
-from snakemake_interface_executor_plugins.settings import ExecMode
-
 from invarlock.files import remove_leftovers
 from invarlock.preflight import doubts, refusals
 from invarlock.run import packed_weights
@@ -18,8 +16,13 @@ from invarlock.sources.disk import (
 )
 from invarlock.sources.preflight import check_start
 from invarlock.superseded import ANSWERS, record_asked, set_aside, supersede
+from invarlock.variables import warnings
 
 ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
+
+if ROOT_PROCESS:
+    for line in warnings(os.environ):
+        print(f"invarlock: warning: {line}", file=sys.stderr)
 
 try:
     PINS = known_pins(OUT)

@@ -15,7 +15,8 @@ PARTS = (
     "Snakefile", "config", "contracts", "invarlock", "profiles", "rules", "scenarios", "tools",
     "ci", "container", "cpu", "gpu", "release", "slurm",
 )  # fmt: skip
-SPEAKING = ("PACK_", "MODEL_", "INVARLOCK_", "MIN_FREE_DISK_GB", "SNAKEMAKE_", "CONTAINER")
+SPEAKING = ("PACK_", "MODEL_", "INVARLOCK_", "MIN_FREE_DISK_GB", "SNAKEMAKE_", "CONTAINER",
+            "OUTPUT_DIR")  # fmt: skip
 
 
 def link_repository(folder: Path) -> Path:

@@ -12,10 +12,11 @@ import pytest
 from repository_copy import ROOT
 from settings_factory import FILE, MISTRAL, SMOLLM2, SUITES, refusal, settings
 
-from invarlock.config import ENVIRONMENT, effective_settings, settings_with
+from invarlock.config import effective_settings, settings_with
 from invarlock.contracts import load_contract
 from invarlock.errors import ConfigError, InputError
 from invarlock.scenarios import load_catalogue
+from invarlock.variables import VARIABLES
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 
@@ -77,7 +78,7 @@ def test_a_suite_may_name_its_catalogue(tmp_path: Path) -> None:
         ({"runs": {"clean": 1}}, ["/runs lacks the key stress"]),
         ({"suite": "smok"}, ["'smok'", "did you mean smoke?", "subset"]),
         ({"tier": "balance"}, ["'balance'", "did you mean balanced?"]),
-        ({"models": ["mistralai/Mistral-7B"]}, [f"did you mean {MISTRAL}?", "local:FOLDER"]),
+        ({"models": ["Mistral-7B-v0.1"]}, [f"did you mean {MISTRAL}?", "local:FOLDER"]),
         ({"geometry": {"Mistral": {"seq_len": 8}}}, ["/geometry is 'Mistral'", SMOLLM2]),
         ({"geometry": {SMOLLM2: {"seqlen": 8}}}, ["/seqlen", "did you mean seq_len?"]),
         ({"geometry": {SMOLLM2: {"preview": 0}}}, ["/preview is 0"]),
@@ -142,13 +143,25 @@ def test_a_missing_tuned_file_does_not_matter_where_it_is_not_used(tmp_path: Pat
 
 # Variable -> (text, value that it must give).
 SPOKEN: dict[str, tuple[str, object]] = {
+    "PACK_SUITE": ("subset", "subset"),
+    "PACK_MODELS": (MISTRAL, [MISTRAL]),
+    "PACK_MODELS_CSV": (MISTRAL, [MISTRAL]),
+    "PACK_SCENARIO_IDS": ("noop_clean", ["noop_clean"]),
+    "PACK_SCENARIOS_MANIFEST_FILE": ("./scenarios/scenarios.json", "./scenarios/scenarios.json"),
+    "OUTPUT_DIR": ("runs/mine", "runs/mine"),
+    "PACK_OUTPUT_DIR": ("runs/mine", "runs/mine"),
     "PACK_NET": ("1", 1),
+    "INVARLOCK_ALLOW_NETWORK": ("1", 1),
     "PACK_TUNED_EDIT_PARAMS_FILE": ("other/tuned.json", "other/tuned.json"),
     "PACK_DETERMINISM": ("throughput", "throughput"),
+    "INVARLOCK_DETERMINISM": ("throughput", "throughput"),
+    "INVARLOCK_OMP_THREADS": ("2", 2),
     "PACK_REPEATS": ("3", 3),
     "PACK_DEFER_REPORT_RENDERING": ("1", True),
     "PACK_BASELINE_STORAGE_MODE": ("snapshot_symlink", "snapshot_symlink"),
     "PACK_CLEANUP_MODELS": ("0", True),  # not cleaning up is keeping
+    "PACK_VERIFY_PROFILE": ("ci", "ci"),
+    "PACK_EVALUATE_ASSURANCE": ("strict", "strict"),
     "PACK_SIGNING_KEY": ("keys/key.pem", "keys/key.pem"),
     "MIN_FREE_DISK_GB": ("7.5", 7.5),
     "INVARLOCK_TIER": ("aggressive", "aggressive"),
@@ -156,19 +169,25 @@ SPOKEN: dict[str, tuple[str, object]] = {
     "INVARLOCK_ALLOW_HOST_EXECUTION": ("no", False),
     "INVARLOCK_TELEMETRY": ("1", True),
     "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": ("1", True),
+    "INVARLOCK_CONTAINER_ENGINE": ("podman", "podman"),
+    "INVARLOCK_RUNTIME_IMAGE": ("images/mine.sif", "images/mine.sif"),
+    "INVARLOCK_RUNTIME_IMAGE_DIGEST": (f"sha256:{'a' * 64}", f"sha256:{'a' * 64}"),
 }
+SIGNING = {"PACK_STRICT_MODE", "PACK_SIGN_MANIFEST", "PACK_GPG_SIGN"}  # tests/test_variables.py
 
 
 def test_every_environment_variable_is_tested() -> None:
     """The table of this test and the one of the package hold the same variables."""
-    assert set(SPOKEN) == set(ENVIRONMENT)
+    assert set(SPOKEN) | SIGNING == {v.name for v in VARIABLES.values() if v.gives}
 
 
 @pytest.mark.parametrize("name", sorted(SPOKEN))
 def test_the_environment_overrides_the_file(name: str) -> None:
     """Each variable changes its key, and the origin says so; empty it says nothing."""
     text, value = SPOKEN[name]
-    key = ENVIRONMENT[name][0]
+    gives = VARIABLES[name].gives
+    assert gives is not None
+    (key,) = gives(text)
     found = settings({name: text})
     assert found.values[key] == value != FILE[key]
     assert found.origins[key] == f"environment {name}"
@@ -192,7 +211,7 @@ def test_the_command_line_overrides_the_environment() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("MODEL_1", "mistralai/Mistral-7B", f"did you mean {MISTRAL}?"),
+        ("MODEL_1", "Mistral-7B-v0.1", f"did you mean {MISTRAL}?"),
         ("MODEL_1", "local:/nope", "/models names no folder; found /nope"),
         ("INVARLOCK_TIER", "weird", "/tier is 'weird'"),
         ("PACK_REPEATS", "1", "repeats is 1; expected 0, or 2 and more"),

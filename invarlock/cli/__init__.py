@@ -17,6 +17,7 @@ from invarlock.cli.options import add_options, outputs, parsed
 from invarlock.cli.output import flush_output
 from invarlock.errors import InputError, InvarlockError
 from invarlock.output_locks import claimed
+from invarlock.variables import SETTINGS, warnings
 
 
 class Command(NamedTuple):
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "edit": Command("edit", "make an edited checkpoint"),
     "inject": Command("inject", "make a deliberately damaged checkpoint"),
     "verdict": Command("verdict", "judge all evaluations of a suite"),
+    "doctor": Command("doctor", "say what works on this machine and what to do"),
     "advanced calibrate": Command("calibrate", "measure what null edits change in a baseline"),
     "advanced preset": Command("preset", "derive thresholds for one baseline from calibration"),
     "advanced tune": Command("tune", "find parameters of clean edits that pass"),
@@ -217,6 +219,9 @@ def _run(argv: list[str], *, debug: bool) -> int:
         print(f"invarlock: {group}{rest[0]} is not a command; {guess}", file=sys.stderr)
         return 2
     name, rest = chosen
+    if SETTINGS not in os.environ:  # of a job, for which the workflow has said it
+        for line in warnings(os.environ, ours=True):
+            print(f"invarlock: warning: {line}", file=sys.stderr)
     # NumPy's algebra is small here: starting its threads would take longer. torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module, parser = module_of(name), parser_of(name, rest)
