@@ -29,6 +29,7 @@ from invarlock.guards.invariants_decision import judge
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import TokenShift
 from invarlock.metrics.kinds import metric_for
+from invarlock.pictures import processor_digest
 from invarlock.run.forward import ArmResult, TopTokens
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
 
@@ -98,6 +99,11 @@ def run_report(
             "seq_len": content.seq_len,
             "stride": content.stride,
             **({} if content.bos is None else {"bos_token_id": content.bos}),
+            **(
+                {"processor_sha256": processor_digest(windows.pictures.files)}
+                if windows.pictures
+                else {}
+            ),
             "seed": content.seed,
             "n_documents": content.n_documents,
             "vocabulary": {
