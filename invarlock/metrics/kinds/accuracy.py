@@ -139,7 +139,7 @@ class Accuracy(Metric):
     def reader(
         self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
     ) -> ToExample:
-        return answered
+        return asked
 
     def others(
         self, windows: Sequence[Record], example: ToExample
@@ -322,14 +322,14 @@ class Answered(Struct, frozen=True):
         return all(self.right_nll < other for other in self.wrong_nll)
 
 
-def answered(record: Record, number: int | None = None) -> Example:
+def asked(record: Record, number: int | None = None) -> Example:
     """An answer of a record, the right one by default, after its prompt."""
     return continuation(record.prompt, record.answers[record.label if number is None else number])
 
 
 def shown(pictures: Pictures, record: PicturedRecord, number: int | None = None) -> Example:
     """The same, with the picture that is part of the prompt."""
-    plain, seen = answered(record, number), pictures.seen(record)
+    plain, seen = asked(record, number), pictures.seen(record)
     before = len(record.prompt) - len(seen.tokens)  # a begin-of-text token
     after = len(plain.inputs["input_ids"]) - len(record.prompt)
     # what a processor says of each token is 0 for text
