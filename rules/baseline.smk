@@ -39,7 +39,7 @@ rule windows:
         others=[],
     output:
         OUT / "{model}/windows.json",
-        map(directory, L.with_pictures(OUT / "{model}/windows.json")),
+        [directory(folder) for folder in L.with_pictures(OUT / "{model}/windows.json")],
     log:
         LOGS / "{model}/windows.log",
     priority: 60  # everything waits for it

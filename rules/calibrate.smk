@@ -11,7 +11,10 @@ PRESETS = OUT / "{model}/presets"
 use rule windows as calibration_windows with:
     output:
         PRESETS / "windows_seed_{seed}.json",
-        map(directory, L.with_pictures(PRESETS / "windows_seed_{seed}.json")),
+        [
+            directory(folder)
+            for folder in L.with_pictures(PRESETS / "windows_seed_{seed}.json")
+        ],
     log:
         LOGS / "{model}/windows_seed_{seed}.log",
     wildcard_constraints:

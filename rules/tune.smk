@@ -47,7 +47,7 @@ use rule windows as tuning_windows with:
         others=L.kept_apart,
     output:
         TUNING / "windows_{set}.json",
-        map(directory, L.with_pictures(TUNING / "windows_{set}.json")),
+        [directory(folder) for folder in L.with_pictures(TUNING / "windows_{set}.json")],
     log:
         LOGS / "{model}/tuning/windows_{set}.log",
     wildcard_constraints:
