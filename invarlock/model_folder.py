@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError
 from invarlock.folders import LISTED, NotACheckpointError
+from invarlock.library_classes import CAUSAL, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 
 # What each way of packing weights adds to a tensor's name, and what else reads it.
@@ -59,10 +59,7 @@ UNMERGED = (".lora_A.", ".lora_B.", ".base_layer.")
 SLOW_TOKENIZERS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
 # Ends of class names in config.json's architectures.
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
-OTHER_HEADS = (
-    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering",
-    "ForMultipleChoice", "RewardModel",
-)  # fmt: skip
+OTHER_HEADS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
 
 
 def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
@@ -150,7 +147,7 @@ def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
 
     An architecture that the role table lacks is measured if it says that it predicts the next
     token and the library (or code of its own) has it: by the name of its class, or because the
-    class is the one that the library takes for it (one of Gemma 3's is for images too).
+    class is the one that the library takes for it, also with images.
 
     Raises:
         NotACheckpointError: names what is supported.
@@ -161,35 +158,19 @@ def refuse_architecture(config: Mapping[str, Any], folder: Path) -> None:
     heads = [c for c in classes if c.endswith(OTHER_HEADS)]
     if heads:
         raise NotACheckpointError(
-            f"is {heads[0]}: a head of another kind, not a language model", where=where,
-            hint="name the language model",
+            f"is {heads[0]}: its head gives labels or scores, and what is measured predicts tokens",
+            where=where, expected="a language model, or one for images and text",
         )  # fmt: skip
     causal = "auto_map" in config or any(c.endswith(LANGUAGE_MODELS) for c in classes)
     if kind in ARCHITECTURES or (kind and causal and ("auto_map" in config or is_in_library(kind))):
         return
-    if kind and _causal_classes().get(kind) in classes:
+    if kind and (classes_of(CAUSAL).get(kind) in classes or reads_images(config)):
         return
     raise NotACheckpointError(
         f"the architecture {kind!r} is not supported" if kind else "no model_type", where=where,
         expected=", ".join(ARCHITECTURES) + ", or another whose class ends in ForCausalLM",
         found=", ".join(classes) or "no architectures",
     )  # fmt: skip
-
-
-@functools.cache
-def _causal_classes() -> Mapping[str, str]:
-    """The causal class of each ``model_type``, by the library's own table.
-
-    Read from the file of the table: to import it is to import torch.
-    """
-    library = importlib.util.find_spec("transformers")
-    if library is None or library.origin is None:
-        return {}
-    path = Path(library.origin).parent / "models/auto/modeling_auto.py"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    table = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES\b(.*?)^\)", text, re.M | re.S)
-    found = re.findall(r'\(\s*"([^"]+)",\s*"(\w+)",?\s*\)', table[1]) if table else []
-    return dict(found)
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from invarlock.architecture import Architecture, Role
+from invarlock.library_classes import CAUSAL, classes_of, loader_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,24 +77,24 @@ def _built(config: str) -> Architecture | None:
 
 
 def meta_model(config: Mapping[str, Any]) -> Any:
-    """The causal model of a ``config.json`` without weights; None where there is none.
+    """The model of a ``config.json`` without weights, as it is loaded; None where there is none.
 
     Code that comes with a checkpoint is not run.
     """
     import torch
+    import transformers
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = config.get("model_type")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
+    kind, loader = config.get("model_type"), loader_of(config, CAUSAL)
+    if kind not in classes_of(loader) or kind not in CONFIG_MAPPING:
         return None
     values = {k: _floats(v) for k, v in config.items() if k not in ("model_type", "auto_map")}
     try:
         # the meta device as context: whatever the class makes while it is built has no storage
         with torch.device("meta"):
-            build: Any = AutoModelForCausalLM
+            build: Any = getattr(transformers, loader)
             return build.from_config(AutoConfig.for_model(str(kind), **values))
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError,
             StrictDataclassError):  # fmt: skip

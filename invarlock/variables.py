@@ -121,6 +121,7 @@ _TABLE: tuple[Variable, ...] = (
           "0 keeps the edited checkpoints"),
     _sets("PACK_VERIFY_PROFILE", "profile"),
     _sets("PACK_EVALUATE_ASSURANCE", "assurance"),
+    _sets("PACK_REPORT_ASSURANCE", "verify_assurance"),
     Variable("PACK_STRICT_MODE", "`require_signature`; 0 changes nothing, since `snakemake"
              " verify_pack` is strict in any case", _strict, expected=_YES_NO),
     Variable("PACK_SIGN_MANIFEST", "1: `require_signature`; 0: no signature, whatever"
@@ -220,8 +221,6 @@ _TABLE: tuple[Variable, ...] = (
     *_inert("a repeated command makes again what failed", "PACK_RETRY_FAILED_ON_RESUME"),
     *_inert("the pack is evidence_pack in the output folder", "PACK_DIR", "PACK_PACK_LAYOUT"),
     *_inert("pages are made for every report", "PACK_SKIP_HTML"),
-    *_inert("say it to the verifier: invarlock advanced evidence-pack verify --report-assurance",
-            "PACK_REPORT_ASSURANCE"),
     *_inert("snakemake release demands it: --profile profiles/release", "PACK_RELEASE_REVIEW",
             "PACK_REQUIRE_PASS", "PACK_REQUIRE_RUNTIME_MANIFESTS"),
     *_inert("ask the verdict: invarlock gate FILE", "PACK_FAILED_VERDICT_FILE"),

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,9 +30,18 @@ from invarlock.checkpoints import tokenizer_digest
 from invarlock.counts import counted
 from invarlock.documents.windows import Record, Slice, Window, WindowSet
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import canonical_json, digest_json, read_json_object, write_bytes
+from invarlock.files import (
+    canonical_json,
+    digest_json,
+    read_json_object,
+    sha256_bytes,
+    write_bytes,
+)
 from invarlock.records import TEXT, Encode, LabelledRecord, check_record, encode_record
 from invarlock.tokenizer_meaning import read_tokenizer
+
+if TYPE_CHECKING:
+    from invarlock.pictures import Processor
 
 SCHEMA = "invarlock/windows-v1"
 
@@ -294,16 +303,22 @@ def make_record_windows(
     plan: WindowPlan,
     source: Mapping[str, Any],
     kind: str,
+    processor: Processor | None = None,
 ) -> dict[str, Any]:
     """The document ``windows.json`` of labelled records; equal records count once.
 
     Both arms are the first of an order permuted by the seed.
 
+    Args:
+        processor: of the model, where records have pictures.
+
     Raises:
         InputError, ConfigError: as :func:`make_windows`; a record longer than ``plan.seq_len``.
     """
     config, encode = _config_for(folder, plan), load_encoder(folder)
-    encoded = [encode_record(record, encode, plan.seq_len, plan.head) for record in records]
+    encoded = [
+        encode_record(record, encode, plan.seq_len, plan.head, processor) for record in records
+    ]
     by_id = {record.window_id: record for record in encoded}
     distinct = [by_id[name] for name in by_id if name not in plan.excluded]
     wanted = plan.preview + plan.final
@@ -318,7 +333,16 @@ def make_record_windows(
     rng = random.Random(plan.seed)
     chosen = sorted(distinct, key=lambda _: rng.random())[:wanted]
     arms = tuple(chosen[: plan.preview]), tuple(chosen[plan.preview :])
-    head = {"source": dict(source), "n_documents": len(records), "kind": kind}
+    head: dict[str, Any] = {
+        "source": dict(source),
+        "n_documents": len(records),
+        "kind": kind,
+    }
+    if processor is not None:
+        head["processor"] = {
+            name: {"bytes": len(data), "sha256": sha256_bytes(data)}
+            for name, data in processor.files().items()
+        }
     return _document(folder, config, arms, plan, head)
 
 
@@ -428,7 +452,7 @@ def write_windows(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_windows(path: Path, tokenizer_sha256: str | None = None) -> WindowSet:
-    """Read ``windows.json`` and check every window against its id.
+    """Read ``windows.json`` and check every window against its id; pictures stay where they are.
 
     Raises:
         InputError: against its contract, a wrong length, count or id, a window given twice, or

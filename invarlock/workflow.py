@@ -24,6 +24,7 @@ from invarlock.config import Settings
 from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
 from invarlock.files import unreadable
+from invarlock.pictures import folder_of
 from invarlock.run.container import Runtime, find_runtime
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_slices
@@ -217,7 +218,12 @@ class Layout:
         sources = [parse_model_source(m.source) for m in self.settings.models]
         found = [str(source.folder) for source in sources if source.folder]
         texts = parse_slices(self.settings.text).values()
-        return [*found, *(text.name for text in texts if text.kind == "local")]
+        for text in texts:
+            if text.kind == "local":
+                found.append(text.name)
+                if text.image:  # pictures lie below the folder of their records
+                    found.append(str(Path(text.name).parent))
+        return found
 
     def bound(self) -> list[str]:
         """Folders that a container has to see beside the one that snakemake runs in, and /tmp."""
@@ -342,6 +348,11 @@ class Layout:
             final=preview if final is None else final,
             **{"text": self.guarded_text, **given},
         )
+
+    def with_pictures(self, windows: str | Path) -> list[Path]:
+        """The folder beside windows whose records have pictures; of other windows there is none."""
+        texts = parse_slices(self.settings.text).values()
+        return [folder_of(Path(windows))] if any(text.image for text in texts) else []
 
     def judged_cut(self, wildcards: Wildcards) -> str:
         """How the windows are cut that scenarios are judged on: of every text, some long ones."""

@@ -39,6 +39,7 @@ rule windows:
         others=[],
     output:
         OUT / "{model}/windows.json",
+        [directory(folder) for folder in L.with_pictures(OUT / "{model}/windows.json")],
     log:
         LOGS / "{model}/windows.log",
     priority: 60  # everything waits for it
@@ -56,7 +57,7 @@ rule windows:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --revisions {input.revisions:q}"
         " {params.cut}"
         " {params.apart} {input.others:q}"
-        " $([ {resources.net} -eq 0 ] || echo --net) --out {output:q} > {log:q} 2>&1"
+        " $([ {resources.net} -eq 0 ] || echo --net) --out {output[0]:q} > {log:q} 2>&1"
 
 
 rule baseline_report:
@@ -66,6 +67,7 @@ rule baseline_report:
         opened=opened_subjects,
         model=OUT / "{model}/models/baseline",
         windows=OUT / "{model}/windows.json",
+        pictures=L.with_pictures(OUT / "{model}/windows.json"),
     output:
         OUT / "{model}/runs/baseline/report.json",
         OUT / "{model}/runs/baseline/events.jsonl",

@@ -11,6 +11,10 @@ PRESETS = OUT / "{model}/presets"
 use rule windows as calibration_windows with:
     output:
         PRESETS / "windows_seed_{seed}.json",
+        [
+            directory(folder)
+            for folder in L.with_pictures(PRESETS / "windows_seed_{seed}.json")
+        ],
     log:
         LOGS / "{model}/windows_seed_{seed}.log",
     wildcard_constraints:
@@ -27,6 +31,11 @@ rule calibrate:
         model=OUT / "{model}/models/baseline",
         windows=expand(
             PRESETS / "windows_seed_{seed}.json",
+            seed=S.calibration_seeds(),
+            allow_missing=True,
+        ),
+        pictures=expand(
+            L.with_pictures(PRESETS / "windows_seed_{seed}.json"),
             seed=S.calibration_seeds(),
             allow_missing=True,
         ),

@@ -17,6 +17,7 @@ rule evaluate:
         reference=OUT / "{model}/runs/baseline/report.json",
         tokens=OUT / "{model}/runs/baseline/guards.safetensors",
         windows=OUT / "{model}/windows.json",
+        pictures=L.with_pictures(OUT / "{model}/windows.json"),
         preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
         subject=L.subject,
         metadata=L.metadata,

@@ -47,6 +47,7 @@ use rule windows as tuning_windows with:
         others=L.kept_apart,
     output:
         TUNING / "windows_{set}.json",
+        [directory(folder) for folder in L.with_pictures(TUNING / "windows_{set}.json")],
     log:
         LOGS / "{model}/tuning/windows_{set}.log",
     wildcard_constraints:
@@ -63,6 +64,7 @@ rule tuning_baseline:
     input:
         model=OUT / "{model}/models/baseline",
         windows=TUNING / "windows_{set}.json",
+        pictures=L.with_pictures(TUNING / "windows_{set}.json"),
     output:
         report=TUNING / "run_{set}/report.json",
         events=TUNING / "run_{set}/events.jsonl",

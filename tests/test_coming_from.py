@@ -17,8 +17,6 @@ from invarlock.cli import COMMANDS, main, parser_of
 from invarlock.variables import VARIABLES
 
 PAGE = ROOT / "docs/coming_from.md"
-# Rows whose thing is not there yet, by their first cell: empty where all of them are.
-PENDING: set[str] = set()
 SAME = "the same"
 SPAN = re.compile(r"`([^`]+)`")
 
@@ -36,14 +34,13 @@ def rows(name: str) -> list[tuple[str, ...]]:
     for line in section(name).splitlines():
         if line.startswith("| ") and not line.startswith("| then"):
             row = tuple(cell.strip() for cell in line.strip("|").split("|"))
-            if row[0] not in PENDING:
-                found.append(row)
+            found.append(row)
     assert found, name
     return found
 
 
 def meant(row: tuple[str, ...]) -> list[str]:
-    """What stands as code in the cell for now; where it says the same, in the first cell."""
+    """What stands as code in the cell; where it says the same, in the first cell."""
     return SPAN.findall(row[0] if row[1].startswith(SAME) else row[1])
 
 
@@ -207,8 +204,3 @@ def test_each_rule_is_one() -> None:
     }
     assert named >= {"calibrate", "preset", "scenarios", "determinism"}
     assert named <= known
-
-
-def test_rows_that_wait_are_rows() -> None:
-    """Nothing waits under a name that the page does not have."""
-    assert {first for first in PENDING if f"| {first} |" not in PAGE.read_text()} == set()

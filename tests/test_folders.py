@@ -189,7 +189,11 @@ UNUSABLE: dict[str, tuple[Change, list[str]]] = {
     ),
     "classifier": (
         config(architectures=["LlamaForSequenceClassification"]),
-        ["LlamaForSequenceClassification", "not a language model"],
+        ["LlamaForSequenceClassification", "labels or scores", "a language model"],
+    ),
+    "a classifier of images": (
+        config(architectures=["ViTForImageClassification"], model_type="vit"),
+        ["ViTForImageClassification", "labels or scores", "a language model"],
     ),
     "unknown architecture": (config(model_type="nonesuch"), ["'nonesuch' is not supported"]),
     "no architecture": (config(model_type=None), ["no model_type"]),

@@ -62,7 +62,9 @@ def rows_of(head: torch.nn.Module) -> Iterator[list[int]]:
 def record(model: torch.nn.Module, examples: list[Example]) -> ArmResult:
     """A baseline's pass, then a subject's against it, as one result."""
     start = examples[0].start(16)
-    logits = logits_function(model, {name: torch.tensor([ids]) for name, ids in start.items()})
+    logits = logits_function(
+        model, {name: torch.tensor([ids]) for name, ids in start.inputs.items()}
+    )
     groups = list(batches(examples, range(len(examples)), BUDGET))
     return merge(run_batch(logits, examples, rows, Keep(top=True), "cpu") for rows in groups)
 
@@ -77,7 +79,7 @@ def assert_same_bits(
     inputs = sum(example.shape[-1] for example in examples)
     probe = min(16, examples[0].shape[-1])
     calls = {"by_chunks": 2 * probe + predicted, "whole": 2 * probe + inputs}
-    start = {name: torch.tensor([ids]) for name, ids in examples[0].start(16).items()}
+    start = {name: torch.tensor([ids]) for name, ids in examples[0].start(16).inputs.items()}
     assert sum(counts) == calls[logits_function(model, start).__name__]
     monkeypatch.setattr(forward, "before_head", one_position)
     old = record(model, examples)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from invarlock.documents.windows import Record, Window
 from invarlock.errors import ConfigError, InputError
 from invarlock.metrics.kinds import METRICS
-from invarlock.metrics.kinds.accuracy import Answered, continuation, right_answer
+from invarlock.metrics.kinds.accuracy import Answered, asked, continuation
 from invarlock.metrics.kinds.ppl_mlm import Masking, draws, masked
 from invarlock.records import encode_record, parse_record, record_id
 from invarlock.run.forward import Keep, batches, logits_function, merge, run_batch
@@ -52,7 +52,7 @@ def content(kind: str = "text", seed: int = 43) -> SimpleNamespace:
 
 def run(model, examples, budget: int = 200):
     """All examples through a model."""
-    probe = {name: torch.tensor([ids]) for name, ids in examples[0].start(8).items()}
+    probe = {name: torch.tensor([ids]) for name, ids in examples[0].start(8).inputs.items()}
     logits = logits_function(model, probe)
     rows = batches(examples, range(len(examples)), budget)
     return merge(run_batch(logits, examples, mine, Keep(), "cpu") for mine in rows)
@@ -188,7 +188,7 @@ def test_logits_are_made_only_where_they_count(metric: str, tmp_path: Path) -> N
     assert task.metric.name == metric
     model = load_model(folder, CPU32, task.metric.adapter).model
     example = task.examples(some_windows(1))[0]
-    probe = {name: torch.tensor([ids]) for name, ids in example.start(8).items()}
+    probe = {name: torch.tensor([ids]) for name, ids in example.start(8).inputs.items()}
     assert logits_function(model, probe).__name__ == "by_chunks"
 
 
@@ -230,9 +230,9 @@ def test_an_exact_answer_is_what_greedy_decoding_gives(model) -> None:
 
 def answered(model, records) -> list[bool]:
     """Whether the model gets each record right."""
-    examples = [right_answer(one) for one in records]
+    examples = [asked(one) for one in records]
     right = run(model, examples)
-    wrong, owners = METRICS["accuracy"].others(records)
+    wrong, owners = METRICS["accuracy"].others(records, asked)
     lost = run(model, wrong).nll_sum if wrong else {}
     return [
         Answered(

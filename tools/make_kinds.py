@@ -70,8 +70,12 @@ def kinds() -> Schema:
         },
         "damage": list(DAMAGES),
         "scopes": list(SCOPES),
-        # whether windows of this kind are labelled records
-        "windows": {TEXT: False, **{kind.windows: kind.labelled for kind in ASKED.values()}},
+        # what windows of this kind are made of
+        "windows": {
+            TEXT: TEXT,
+            **{kind.windows: "records" if kind.labelled else TEXT for kind in ASKED.values()},
+            **{kind.pictured: "pictured" for kind in ASKED.values() if kind.pictured},
+        },
     }
 
 

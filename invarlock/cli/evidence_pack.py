@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from invarlock.evidence.result import PackResult
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class KeygenOptions:
     """Options of ``invarlock advanced evidence-pack keygen``."""

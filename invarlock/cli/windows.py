@@ -14,7 +14,9 @@ from invarlock.begin_of_text import ADD_BOS, begin_token
 from invarlock.cli.options import option
 from invarlock.documents.model_revisions import PinnedText
 from invarlock.errors import ConfigError, InputError
-from invarlock.metrics import MIN_DOCUMENTS
+from invarlock.files import sha256_bytes
+from invarlock.metrics import ARMS, MIN_DOCUMENTS
+from invarlock.pictures import Processor, keep
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.pins import read_revisions
 from invarlock.sources.spec import TextSource, parse_slices
@@ -85,8 +87,16 @@ def main(options: WindowsOptions) -> int:
     first = texts[0]
     if first.source.labelled:
         records = labelled_records(first.source, first.pin, hub)
-        kind = first.source.windows
-        document = make_record_windows(options.tokenizer, records, plan, first.recorded, kind)
+        kind, processor = first.source.windows, None
+        if first.source.image:
+            processor = Processor(options.tokenizer)
+        document = make_record_windows(
+            options.tokenizer, records, plan, first.recorded, kind, processor
+        )
+        if processor is not None:  # before the file that names them
+            chosen = {row["image"] for arm in ARMS for row in document[arm]}
+            pictures = (record.picture for record in records if record.picture is not None)
+            keep(options.out, (p for p in pictures if sha256_bytes(p) in chosen), processor.files())
     else:
         document = _of_texts(options, plan, texts, hub)
     write_windows(options.out, document)

@@ -108,6 +108,25 @@ class Record(Closed):
         return sum(self.answers, self.prompt)
 
 
+class PicturedRecord(Record):
+    """One labelled record with a picture."""
+
+    image: Annotated[
+        Sha256,
+        about(
+            "SHA-256 of the file of its picture, which stands under that name in NAME.pictures "
+            "beside NAME.json; its 32 bytes end what window_id is over."
+        ),
+    ]
+    text: Annotated[
+        Text,
+        about(
+            "The prompt as the model is asked it, with the mark of the picture: by its chat "
+            "template where it has one."
+        ),
+    ]
+
+
 class Slice(Closed, kw_only=True):
     """A kind of text, or a length, that is judged by itself."""
 
@@ -212,14 +231,40 @@ class RecordWindows(Windows, kw_only=True):
     ]
 
 
-def _kind(name: str, labelled: bool) -> Any:
+class PicturedWindows(Windows, kw_only=True):
+    """Labelled records with pictures."""
+
+    processor: Annotated[
+        dict[str, File],
+        Meta(min_length=1),
+        about(
+            "The files of the baseline's processor by name; each stands under its SHA-256 in "
+            "NAME.pictures."
+        ),
+    ]
+    preview: Annotated[
+        list[PicturedRecord],
+        Meta(min_length=1),
+        about("Warm-up records, in the order they were taken."),
+    ]
+    final: Annotated[
+        list[PicturedRecord],
+        Meta(min_length=1),
+        about("Scored records, in the order they were taken."),
+    ]
+
+
+_BASES = {"text": TextWindows, "records": RecordWindows, "pictured": PicturedWindows}
+
+
+def _kind(name: str, of: str) -> Any:
     """The document of one kind of windows."""
-    base = RecordWindows if labelled else TextWindows
+    base = _BASES[of]
     return defstruct(name, [], bases=(base,), tag=name, namespace={"__doc__": base.__doc__})
 
 
 if TYPE_CHECKING:
-    WindowSet: TypeAlias = TextWindows | RecordWindows
+    WindowSet: TypeAlias = TextWindows | RecordWindows | PicturedWindows
 else:
     WindowSet = Union[tuple(_kind(*one) for one in KINDS["windows"].items())]  # noqa: UP007
 

@@ -31,6 +31,7 @@ REPEATED = (
     ("E006", "data/seed", "dataset/windows/seed"),
     ("E006", "data/slices", "dataset/slices"),
     ("E006", "data/vocabulary", "vocabulary"),
+    ("E002", "data/processor_sha256", "provenance/provider_digest/processor_sha256"),
     ("E006", "checkpoint", "provenance/baseline/checkpoint"),
 )
 # Column of an arm in the run report, and in the evaluation report.
@@ -42,7 +43,12 @@ COLUMNS = (
     ("correct", "baseline_correct"),
     ("slices", "slices"),
 )
-PUBLISHED = (("E006", "ids_sha256"), ("E002", "tokenizer_sha256"), ("E003", "masking_sha256"))
+PUBLISHED = (
+    ("E006", "ids_sha256"),
+    ("E002", "tokenizer_sha256"),
+    ("E002", "processor_sha256"),
+    ("E003", "masking_sha256"),
+)
 Report = Mapping[str, Any]
 
 

@@ -27,11 +27,21 @@ from invarlock.pages.wording import fixed
 from invarlock.records import TEXT
 
 if TYPE_CHECKING:
+    import torch
+
+    from invarlock.pictures import Pictures
     from invarlock.policy import ConfidencePolicy, Policy
 
 Block = dict[str, Any]  # a part of a report
 Columns = Mapping[str, Any]  # what a run recorded of the windows of an arm
 Facts = list[tuple[str, str]]  # rows of a page: what it is, and its value
+
+
+class Picture(Struct, frozen=True):
+    """The inputs of an example that are of a picture, each a batch of one; made when needed."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # by argument of the model
+    arrays: Callable[[], Mapping[str, torch.Tensor]]
 
 
 class Example(Struct, frozen=True):
@@ -40,18 +50,27 @@ class Example(Struct, frozen=True):
     inputs: Mapping[str, Sequence[int]]  # argument of the model -> token ids
     positions: Sequence[int]  # rows of the logits that predict
     targets: Sequence[int]  # the right token of each
+    picture: Picture | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Length of every input; examples of one shape can share a batch."""
+        """Length of every input."""
         return tuple(map(len, self.inputs.values()))
 
-    def start(self, tokens: int) -> dict[str, list[int]]:
-        """The inputs, cut after ``tokens``."""
-        return {name: list(ids[:tokens]) for name, ids in self.inputs.items()}
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """Equal for examples that can share a batch."""
+        return (self.shape, self.picture.shapes if self.picture else ())
+
+    def start(self, tokens: int) -> Example:
+        """The example cut after ``tokens``; whole where the tokens of a picture would be cut."""
+        if self.picture:
+            return self
+        inputs = {name: list(ids[:tokens]) for name, ids in self.inputs.items()}
+        return Example(inputs, (), ())
 
 
-ToExample = Callable[[Any], Example]  # from a window, or from a record where they are labelled
+ToExample = Callable[..., Example]  # from a window; from a record, and the number of an answer
 
 
 class SliceEvidence(Struct, frozen=True):
@@ -158,6 +177,7 @@ class Metric:
     # The kind of windows it is measured on. With any other than of a text it is asked for by name
     # (``?metric=NAME`` of a text source), whatever the model is trained for.
     windows: ClassVar[str] = TEXT
+    pictured: ClassVar[str] = ""  # the kind of its windows that are records with pictures
     labelled: ClassVar[bool] = False  # whether windows are labelled records, each of its own length
     # --- how it is measured
     adapter: ClassVar[str]  # name of the kind of model in reports
@@ -203,20 +223,31 @@ class Metric:
             ConfigError: the metric was asked for, and the model is of another kind.
         """
 
-    def reader(self, folder: Path, config: Mapping[str, Any], seed: int) -> ToExample:
+    def on(self, windows: str) -> Metric:
+        """The kind as it is measured on windows of a kind that it is measured on."""
+        return self
+
+    def reader(
+        self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
+    ) -> ToExample:
         """What makes of a window what the model in ``folder`` has to predict.
 
         Args:
             config: its ``config.json``.
             seed: of the windows.
+            pictures: those of the windows, where they have any.
 
         Raises:
             InputError: the folder lacks what the task needs.
         """
         raise NotImplementedError
 
-    def others(self, windows: Sequence[Any]) -> tuple[list[Example], list[int]]:
-        """What else the model is asked of these windows, and the index of each one's window."""
+    def others(self, windows: Sequence[Any], example: ToExample) -> tuple[list[Example], list[int]]:
+        """What else the model is asked of these windows, and the index of each one's window.
+
+        Args:
+            example: of :meth:`reader`.
+        """
         return [], []
 
     def recorded(

@@ -656,6 +656,7 @@ def _provenance(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Docu
         "provider_digest": {
             "ids_sha256": digest_json(sorted(ids)),
             "tokenizer_sha256": baseline["meta"]["tokenizer_hash"],
+            **{k: baseline["data"][k] for k in ("processor_sha256",) if k in baseline["data"]},
         },
         "windows_sha256": baseline["data"]["windows_sha256"],
         "dataset_split": str(baseline["data"]["source"].get("split") or "all"),

@@ -147,6 +147,12 @@ def _lacks(report: Report, guard: Guard) -> bool:
 # --- both runs, read back --------------------------------------------------------------------
 
 
+def _processor(report: Report) -> dict[str, str]:
+    """The digest of the processor, where there were pictures; none of ours can contradict it."""
+    digest = report["provenance"].get("provider_digest", {})
+    return {k: digest[k] for k in ("processor_sha256",) if k in digest}
+
+
 def comparison_of(report: Report) -> Comparison:
     """Both runs as far as the report records them.
 
@@ -182,6 +188,7 @@ def comparison_of(report: Report) -> Comparison:
             "windows_sha256": data["hash"]["dataset"],
             "vocabulary": report["vocabulary"],
             **({"slices": data["slices"]} if "slices" in data else {}),
+            **_processor(report),
         },
         "evaluation_windows": windows["baseline"],
         "guards": _baseline_guards(report, contracts) if ran else [],

@@ -80,11 +80,11 @@ def batches(
     examples: Sequence[Example], rows: Iterable[int], token_budget: int
 ) -> Iterator[Sequence[int]]:
     """These rows in groups of one shape that fit the budget, at least one example at a time."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
+    by_shape: dict[tuple[object, ...], list[int]] = {}
     for row in rows:
-        by_shape.setdefault(examples[row].shape, []).append(row)
-    for shape, group in by_shape.items():
-        size = max(1, token_budget // sum(shape))
+        by_shape.setdefault(examples[row].alike, []).append(row)
+    for group in by_shape.values():
+        size = max(1, token_budget // sum(examples[group[0]].shape))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
@@ -98,16 +98,21 @@ def logits_function(model: Any, probe: Mapping[str, torch.Tensor]) -> Logits:
     import torch
 
     head = model.get_output_embeddings()
+    dtype = getattr(model, "dtype", torch.float32)
+
+    def cast(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Pixels come in float32, and some models take them as they come."""
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def by_chunks(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
-        (hidden,) = before_head(model, head, inputs)
+        (hidden,) = before_head(model, head, cast(inputs))
         flat = hidden.reshape(-1, hidden.shape[-1])[at]
         step = rows_within(CHUNK_BYTES, flat.device, flat.element_size() * head.weight.shape[0])
         for start in range(0, flat.shape[0], step):
             yield head(flat[start : start + step])
 
     def whole(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**cast(inputs), use_cache=False).logits
         flat = logits.reshape(-1, logits.shape[-1])
         step = rows_within(CHUNK_BYTES, flat.device, flat.element_size() * flat.shape[-1])
         for start in range(0, len(at), step):
@@ -116,8 +121,9 @@ def logits_function(model: Any, probe: Mapping[str, torch.Tensor]) -> Logits:
     if head is None:
         return whole
     with torch.inference_mode():
-        from_head = [head(hidden) for hidden in before_head(model, head, probe)]
-        from_model = model(**probe, use_cache=False).logits
+        shown = cast(probe)
+        from_head = [head(hidden) for hidden in before_head(model, head, shown)]
+        from_model = model(**shown, use_cache=False).logits
     exact = len(from_head) == 1 and torch.equal(from_head[0], from_model)
     return by_chunks if exact else whole
 
@@ -198,7 +204,7 @@ def as_batch(examples: Sequence[Example], device: str) -> Batch:
     """
     import torch
 
-    if len({example.shape for example in examples}) > 1:
+    if len({example.alike for example in examples}) > 1:
         raise MeasurementError(f"different lengths: {sorted(e.shape for e in examples)}")
     width = examples[0].shape[-1]
     at = [row * width + p for row, example in enumerate(examples) for p in example.positions]
@@ -207,6 +213,9 @@ def as_batch(examples: Sequence[Example], device: str) -> Batch:
         name: torch.tensor([list(e.inputs[name]) for e in examples], device=device)
         for name in examples[0].inputs
     }
+    shown = [e.picture.arrays() for e in examples if e.picture]
+    for name in shown[0] if shown else ():  # what processors give of one picture has a batch of one
+        inputs[name] = torch.cat([arrays[name] for arrays in shown]).to(device)
     return Batch(inputs, torch.tensor(at, device=device), torch.tensor(targets, device=device))
 
 

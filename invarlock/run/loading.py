@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
+from invarlock.library_classes import loader_of
 from invarlock.loading_faults import library, quiet
-from invarlock.metrics.kinds import DEFAULT, METRICS, metric_of
+from invarlock.metrics.kinds import BY_WINDOWS, DEFAULT, METRICS, metric_of
 from invarlock.run.spread import spread
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-LOADERS = {kind.adapter: kind.loader for kind in METRICS.values()}
+LOADERS = {kind.adapter: kind.loader for kind in (*METRICS.values(), *BY_WINDOWS.values())}
 # Heads of BERT's pre-training that its masked-LM model does not have.
 UNUSED_HEADS = ("bert.pooler.", "cls.seq_relationship.")
 
@@ -104,8 +105,8 @@ def check_loadable(folder: Path, allow_remote_code: bool) -> None:
     from transformers import AutoConfig
 
     quiet()
-    kind = metric_of(read_json_object(folder / "config.json"))
-    auto_model: Any = getattr(transformers, kind.loader)
+    written = read_json_object(folder / "config.json")
+    auto_model: Any = getattr(transformers, loader_of(written, metric_of(written).loader))
     with library(folder):
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=allow_remote_code, local_files_only=True
@@ -136,8 +137,9 @@ def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> 
     import transformers
     from transformers import AutoConfig
 
+    loader = loader_of(read_json_object(folder / "config.json"), LOADERS[adapter])
     # the library's loader returns a pair when asked to, which its annotations do not know
-    auto_model: Any = getattr(transformers, LOADERS[adapter])
+    auto_model: Any = getattr(transformers, loader)
     quiet()
     device, dtype = resolve_target(target)
     with library(folder):

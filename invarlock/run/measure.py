@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.documents.windows import Record, Window, WindowSet
+from invarlock.documents.windows import PicturedWindows, Record, Window, WindowSet
 from invarlock.files import sha256_file
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
@@ -28,11 +28,13 @@ from invarlock.guards.invariants import check_loaded
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
+from invarlock.pictures import Pictures, folder_of
 from invarlock.policy import Policy
 from invarlock.run.forward import (
     ArmResult,
     Keep,
     TopTokens,
+    as_batch,
     batches,
     logits_function,
     merge,
@@ -55,6 +57,7 @@ class RunWindows:
 
     content: WindowSet
     sha256: str
+    pictures: Pictures | None = None
 
     @classmethod
     def read(cls, path: Path, tokenizer_sha256: str | None) -> RunWindows:
@@ -63,7 +66,11 @@ class RunWindows:
         Raises:
             InputError: see :func:`invarlock.windows.read_windows`.
         """
-        return cls(read_windows(path, tokenizer_sha256), sha256_file(path))
+        content = read_windows(path, tokenizer_sha256)
+        pictures = None
+        if isinstance(content, PicturedWindows):
+            pictures = Pictures(folder_of(path), content.processor)
+        return cls(content, sha256_file(path), pictures)
 
     def token_ids(self) -> Iterator[Sequence[int]]:
         """The tokens of every window, or of every record."""
@@ -146,7 +153,7 @@ def measure_checkpoint(
         InputError: the folder cannot be loaded.
     """
     clock = _Clock()
-    task = task_for(checkpoint.folder, windows.content)
+    task = task_for(checkpoint.folder, windows.content, windows.pictures)
     loaded = load_model(checkpoint.folder, target, task.metric.adapter)
     clock.lap("load_model")
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)
@@ -214,7 +221,7 @@ def observe(
     loaded: Loaded, checkpoint: Checkpoint, windows: RunWindows, token_budget: int
 ) -> Observation:
     """One pass of a loaded checkpoint over the windows, in the batches of a run."""
-    task = task_for(checkpoint.folder, windows.content)
+    task = task_for(checkpoint.folder, windows.content, windows.pictures)
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, None, task, False)
     preview, final = the_pass.plain()
     probe, grams = ActivationProbe(), GramProbe()
@@ -239,13 +246,9 @@ class _Pass:
     to_compare: bool = True  # a baseline's: its most likely tokens are kept for its subjects
 
     def __post_init__(self) -> None:
-        import torch
-
         self.examples = {arm: self.task.examples(self.windows.arm(arm)) for arm in ARMS}
-        start = self.examples["final"][0].start(PROBE_TOKENS)
-        device = self.loaded.device
-        probe = {name: torch.tensor([ids], device=device) for name, ids in start.items()}
-        self.logits = logits_function(self.loaded.model, probe)
+        probe = as_batch([self.examples["final"][0].start(PROBE_TOKENS)], self.loaded.device)
+        self.logits = logits_function(self.loaded.model, probe.inputs)
         guarded = self.examples["preview"][: self.windows.guarded]
         self.calibration = evenly_spaced(commonest_shape(guarded), CALIBRATION_WINDOWS)
         preview = range(len(self.examples["preview"]))
@@ -273,7 +276,7 @@ class _Pass:
 
     def _others(self, arm: str) -> dict[int, list[float]]:
         """Losses of what else the metric asks, such as wrong choices: nats, by window."""
-        examples, owners = self.task.metric.others(self.windows.arm(arm))
+        examples, owners = self.task.metric.others(self.windows.arm(arm), self.task.example)
         groups = batches(examples, range(len(examples)), self.token_budget)
         done = merge(
             run_batch(self.logits, examples, group, Keep(), self.loaded.device) for group in groups

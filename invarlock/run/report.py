@@ -32,6 +32,7 @@ from invarlock.metrics.cost import cost
 from invarlock.metrics.distribution import TokenShift, shift_columns, summarize
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import metric_for
+from invarlock.pictures import processor_digest
 from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
 from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
@@ -89,9 +90,7 @@ def run_report(
         "checkpoint": checkpoint.sha256,
         "windows": windows.sha256,
         "settings": {
-            k: v
-            for k, v in vars(settings).items()
-            if k != "telemetry" and (v or k not in OPTIONAL)
+            k: v for k, v in vars(settings).items() if k != "telemetry" and (v or k not in OPTIONAL)
         },
         "determinism": dict(determinism),
         "version": __version__,
@@ -121,6 +120,11 @@ def run_report(
             "seq_len": content.seq_len,
             "stride": content.stride,
             **({} if content.bos is None else {"bos_token_id": content.bos}),
+            **(
+                {"processor_sha256": processor_digest(windows.pictures.files)}
+                if windows.pictures
+                else {}
+            ),
             "seed": content.seed,
             "n_documents": content.n_documents,
             "vocabulary": {

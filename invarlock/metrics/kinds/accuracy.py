@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,6 +17,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from invarlock.documents.fields import Count, Open, about
 from invarlock.errors import ConfigError
+from invarlock.files import read_json_object
+from invarlock.library_classes import IMAGE_TEXT, reads_images
 from invarlock.metrics import ARMS
 from invarlock.metrics.accuracy import (
     AccuracyPolicy,
@@ -34,6 +37,7 @@ from invarlock.metrics.kind import (
     Judged,
     Metric,
     MetricEvidence,
+    Picture,
     Shortage,
     ToExample,
     drift_block,
@@ -43,9 +47,11 @@ from invarlock.metrics.kinds.ppl_causal import PplCausal
 from invarlock.metrics.perplexity import Arm
 from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import fixed, number, pair
+from invarlock.records import PICTURED
 
 if TYPE_CHECKING:
-    from invarlock.documents.windows import Record
+    from invarlock.documents.windows import PicturedRecord, Record
+    from invarlock.pictures import Pictures
     from invarlock.policy import ConfidencePolicy, Policy
 
 
@@ -84,6 +90,7 @@ class Accuracy(Metric):
 
     name: ClassVar[str] = "accuracy"
     windows: ClassVar[str] = "records"
+    pictured: ClassVar[str] = PICTURED
     labelled: ClassVar[bool] = True
     adapter: ClassVar[str] = PplCausal.adapter
     loader: ClassVar[str] = PplCausal.loader
@@ -126,15 +133,22 @@ class Accuracy(Metric):
                 found=trained.loss_type,
             )
 
-    def reader(self, folder: Path, config: Mapping[str, Any], seed: int) -> ToExample:
-        return right_answer
+    def on(self, windows: str) -> Metric:
+        return PicturedAccuracy() if windows == self.pictured else self
 
-    def others(self, windows: Sequence[Record]) -> tuple[list[Example], list[int]]:
+    def reader(
+        self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
+    ) -> ToExample:
+        return asked
+
+    def others(
+        self, windows: Sequence[Record], example: ToExample
+    ) -> tuple[list[Example], list[int]]:
         """The choices that are not the right ones, and the index of each one's record."""
         owned = [
-            (continuation(record.prompt, answer), index)
+            (example(record, number), index)
             for index, record in enumerate(windows)
-            for number, answer in enumerate(record.answers)
+            for number in range(len(record.answers))
             if number != record.label
         ]
         return [example for example, _ in owned], [index for _, index in owned]
@@ -266,6 +280,35 @@ class Accuracy(Metric):
         return None  # of answers, and the picture is of losses
 
 
+class PicturedAccuracy(Accuracy):
+    """The same of records with pictures, which a model for images and text reads."""
+
+    adapter: ClassVar[str] = "hf_image_text"
+    loader: ClassVar[str] = IMAGE_TEXT
+
+    def require_model(self, trained: Metric, folder: Path) -> None:
+        config = read_json_object(folder / "config.json")
+        if not reads_images(config):
+            raise ConfigError(
+                "records with pictures need a model for images and text",
+                where=str(folder / "config.json"),
+                expected=f"a class of {IMAGE_TEXT} in architectures",
+                found=f"{config.get('model_type')}: {config.get('architectures')}",
+            )
+
+    def reader(
+        self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
+    ) -> ToExample:
+        if pictures is None:
+            raise ConfigError(
+                "records with pictures are for measuring, and nothing is trained or weighed on"
+                " them",
+                where=str(folder),
+                hint="leave out edits that need a text",
+            )
+        return partial(shown, pictures)
+
+
 class Answered(Struct, frozen=True):
     """What a model made of a record: its loss on the right answer and on the other choices."""
 
@@ -283,9 +326,24 @@ class Answered(Struct, frozen=True):
         return all(self.right_nll < other for other in self.wrong_nll)
 
 
-def right_answer(record: Record) -> Example:
-    """The right answer of a record, after its prompt."""
-    return continuation(record.prompt, record.answers[record.label])
+def asked(record: Record, number: int | None = None) -> Example:
+    """An answer of a record, the right one by default, after its prompt."""
+    return continuation(record.prompt, record.answers[record.label if number is None else number])
+
+
+def shown(pictures: Pictures, record: PicturedRecord, number: int | None = None) -> Example:
+    """The same, with the picture that is part of the prompt."""
+    plain, seen = asked(record, number), pictures.seen(record)
+    before = len(record.prompt) - len(seen.tokens)  # a begin-of-text token
+    after = len(plain.inputs["input_ids"]) - len(record.prompt)
+    # what a processor says of each token is 0 for text
+    more = {name: [*[0] * before, *ids, *[0] * after] for name, ids in seen.by_token.items()}
+    return Example(
+        {**more, **plain.inputs},
+        plain.positions,
+        plain.targets,
+        Picture(seen.shapes, lambda: pictures.seen(record).arrays),
+    )
 
 
 def continuation(prompt: Sequence[int], answer: Sequence[int]) -> Example:

@@ -11,6 +11,7 @@ from invarlock.metrics.kinds.perplexity import Perplexity
 
 if TYPE_CHECKING:
     from invarlock.documents.windows import Window
+    from invarlock.pictures import Pictures
 
 
 class PplCausal(Perplexity):
@@ -22,7 +23,9 @@ class PplCausal(Perplexity):
     loader: ClassVar[str] = "AutoModelForCausalLM"
     loss_type: ClassVar[str] = "causal"
 
-    def reader(self, folder: Path, config: Mapping[str, Any], seed: int) -> ToExample:
+    def reader(
+        self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
+    ) -> ToExample:
         return shifted
 
     def predicted(self, length: int) -> float:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invarlock.documents.windows import Window
+    from invarlock.pictures import Pictures
 else:
     from invarlock import numpy_on_use as np
 
@@ -57,7 +58,9 @@ class PplMlm(Perplexity):
         "telemetry": MaskedTelemetry,
     }
 
-    def reader(self, folder: Path, config: Mapping[str, Any], seed: int) -> ToExample:
+    def reader(
+        self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
+    ) -> ToExample:
         return partial(masked, Masking.of(folder, int(config["vocab_size"])), seed)
 
     def predicted(self, length: int) -> float:

@@ -13,6 +13,7 @@ from invarlock.metrics.kinds.perplexity import Perplexity
 
 if TYPE_CHECKING:
     from invarlock.documents.windows import Window
+    from invarlock.pictures import Pictures
 
 
 class PplSeq2Seq(Perplexity):
@@ -28,7 +29,9 @@ class PplSeq2Seq(Perplexity):
     loss_type: ClassVar[str] = "seq2seq"
     one_piece: ClassVar[bool] = False
 
-    def reader(self, folder: Path, config: Mapping[str, Any], seed: int) -> ToExample:
+    def reader(
+        self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None
+    ) -> ToExample:
         start = config.get("decoder_start_token_id")
         if not isinstance(start, int):
             where = str(folder / "config.json")
