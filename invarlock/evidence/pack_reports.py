@@ -25,7 +25,6 @@ from invarlock.evidence.layout import (
     places,
     run_path,
 )
-from invarlock.evidence.parity import RUN_SCHEMA
 from invarlock.evidence.report_verify import (
     REPLAYED,
     ReportOptions,
@@ -36,6 +35,7 @@ from invarlock.evidence.report_verify import (
 )
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
 from invarlock.evidence.tree import REPORT_NAME, Tree
+from invarlock.guards.guard import RUN_SCHEMA
 from invarlock.policy import PROFILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
