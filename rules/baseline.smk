@@ -38,8 +38,11 @@ rule windows:
         tokenizer=OUT / "{model}/models/baseline",
         others=[],
     output:
-        OUT / "{model}/windows.json",
-        [directory(folder) for folder in L.with_pictures(OUT / "{model}/windows.json")],
+        windows=OUT / "{model}/windows.json",
+        pictures=[
+            directory(folder)
+            for folder in L.with_pictures(OUT / "{model}/windows.json")
+        ],
     log:
         LOGS / "{model}/windows.log",
     priority: 60  # everything waits for it
@@ -57,7 +60,7 @@ rule windows:
         "python -m invarlock windows --tokenizer {input.tokenizer:q} --revisions {input.revisions:q}"
         " {params.cut}"
         " {params.apart} {input.others:q}"
-        " $([ {resources.net} -eq 0 ] || echo --net) --out {output[0]:q} > {log:q} 2>&1"
+        " $([ {resources.net} -eq 0 ] || echo --net) --out {output.windows:q} > {log:q} 2>&1"
 
 
 rule baseline_report:

@@ -10,8 +10,8 @@ PRESETS = OUT / "{model}/presets"
 
 use rule windows as calibration_windows with:
     output:
-        PRESETS / "windows_seed_{seed}.json",
-        [
+        windows=PRESETS / "windows_seed_{seed}.json",
+        pictures=[
             directory(folder)
             for folder in L.with_pictures(PRESETS / "windows_seed_{seed}.json")
         ],

@@ -45,7 +45,7 @@ use rule windows as training_windows with:
             allow_missing=True,
         ),
     output:
-        OUT / "{model}/training_windows.json",
+        windows=OUT / "{model}/training_windows.json",
     log:
         LOGS / "{model}/training_windows.log",
     params:

@@ -79,7 +79,8 @@ def forget_others(asked):
     """Set aside what was said of other folders, or other states of them, than are asked about.
 
     The description of the subject stays: it is no answer, its rule makes it anew, and without the
-    file snakemake would measure the baseline and every control again (see opened_subjects)."""
+    file snakemake would measure the baseline and every control again (see opened_subjects).
+    """
     custom = [
         f"{m.slug}/{kind}/{s}"
         for m in S.models

@@ -46,8 +46,11 @@ use rule windows as tuning_windows with:
         tokenizer=OUT / "{model}/models/baseline",
         others=L.kept_apart,
     output:
-        TUNING / "windows_{set}.json",
-        [directory(folder) for folder in L.with_pictures(TUNING / "windows_{set}.json")],
+        windows=TUNING / "windows_{set}.json",
+        pictures=[
+            directory(folder)
+            for folder in L.with_pictures(TUNING / "windows_{set}.json")
+        ],
     log:
         LOGS / "{model}/tuning/windows_{set}.log",
     wildcard_constraints:

@@ -162,6 +162,7 @@ SPOKEN: dict[str, tuple[str, object]] = {
     "PACK_CLEANUP_MODELS": ("0", True),  # not cleaning up is keeping
     "PACK_VERIFY_PROFILE": ("ci", "ci"),
     "PACK_EVALUATE_ASSURANCE": ("strict", "strict"),
+    "PACK_REPORT_ASSURANCE": ("strict", "strict"),
     "PACK_SIGNING_KEY": ("keys/key.pem", "keys/key.pem"),
     "MIN_FREE_DISK_GB": ("7.5", 7.5),
     "INVARLOCK_TIER": ("aggressive", "aggressive"),
@@ -192,7 +193,7 @@ def test_the_environment_overrides_the_file(name: str) -> None:
     assert found.values[key] == value != FILE[key]
     assert found.origins[key] == f"environment {name}"
     recorded = found.recorded()  # state/config.json
-    if key not in settings_with("path", "secret"):
+    if key not in settings_with("path", "secret", "check"):
         assert recorded["values"][key] in (value, Path(text).name)
         assert recorded["origins"][key] == f"environment {name}"
     unsaid = settings({name: ""})

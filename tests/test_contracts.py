@@ -167,7 +167,7 @@ WINDOWS: dict[str, Any] = {"schema": "invarlock/windows-v1", "seq_len": 1}
     [
         ({"kind": "text"}, "/seq_len is 1; expected at least 2"),
         ({"kind": "text", "preview": [{}]}, "/preview/0 lacks the key window_id"),
-        ({"kind": "prose"}, "/kind is 'prose'; expected one of 'text', 'records'"),
+        ({"kind": "prose"}, "/kind is 'prose'; expected one of 'text', 'records', 'vision_text'"),
         ({}, "/ lacks the key kind"),
     ],
 )

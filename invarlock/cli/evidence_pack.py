@@ -15,7 +15,7 @@ from invarlock.cli.options import option
 from invarlock.cli.output import printing
 from invarlock.counts import counted
 from invarlock.errors import ConfigError, InputError, InvarlockError
-from invarlock.evidence import Code, PackError, escape, keys
+from invarlock.evidence import ALLOW_UNSIGNED, Code, PackError, escape, keys
 from invarlock.policy import ASSURANCE, PROFILES
 
 if TYPE_CHECKING:
@@ -341,8 +341,6 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
 
 def allows_unverified() -> bool:
     """Whether the environment turns a missing signature into a warning."""
-    from invarlock.evidence.verify import ALLOW_UNSIGNED
-
     return os.environ.get(ALLOW_UNSIGNED, "").lower() in ("1", "true", "yes", "on")
 
 

@@ -11,6 +11,9 @@ from enum import IntEnum
 
 from invarlock.errors import InvarlockError
 
+# The variable that turns a missing signature into a warning.
+ALLOW_UNSIGNED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
+
 
 class Code(IntEnum):
     """Exit codes of the evidence-pack commands."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.counts import counted
-from invarlock.evidence import Code, PackError, consistency, escape
+from invarlock.evidence import ALLOW_UNSIGNED, Code, PackError, consistency, escape
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
 from invarlock.evidence.layout import (
@@ -43,7 +43,6 @@ from invarlock.evidence.tree import Tree, read_tree
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
 SUITE = "that the scenarios are all of the suite they name"
 REPEATS_CLAIM = "how the repeats came out: their reports are not in the pack"
-ALLOW_UNSIGNED = "INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE"
 TIMES = "how long jobs took, beyond what the runtime manifests say of their phases"
 RUNS = "what the baselines' report.json record beyond what the reports repeat of them"
 PAGES = "pages for people: README.md below its first line, evaluation.html, evaluation.md"
