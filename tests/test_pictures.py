@@ -149,6 +149,15 @@ def test_a_noop_passes_and_the_report_is_rebuilt_from_its_evidence(place: Path) 
     assert main(words) == 1
 
 
+def test_null_edits_are_measured_on_pictures(place: Path) -> None:
+    """What a preset is derived from; the baseline in smaller batches is the baseline."""
+    words = ["advanced", "calibrate", "--baseline", "m", "--windows", "w.json", "--out", "c.json"]
+    assert main([*words, *SETTINGS]) == 0
+    stats = json.loads(Path("c.json").read_text())
+    assert [run["edit"] for run in stats["runs"]] == stats["null_edits"]
+    assert stats["dataset"]["final_n"] == 20
+
+
 def test_damage_of_the_language_blocks_is_found(place: Path) -> None:
     """A matrix of rank one, value heads moved by one, a value of the tower that is no number."""
     tensors = weights(Path("m"))

@@ -106,7 +106,8 @@ class _Weights:
     """A checkpoint in memory, with the statistics of its operators."""
 
     def __init__(self, plan: Calibration, checkpoint: Checkpoint) -> None:
-        task = task_for(checkpoint.folder, plan.windows[0].content)
+        first = plan.windows[0]
+        task = task_for(checkpoint.folder, first.content, first.pictures)
         self.plan, self.checkpoint = plan, checkpoint
         self.loaded = load_model(checkpoint.folder, plan.target, task.metric.adapter)
         self.operators = measure_weights(checkpoint, self.loaded.device).operators
