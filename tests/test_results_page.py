@@ -65,6 +65,11 @@ def test_readings_are_those_of_the_planted_change(readings: ModuleType) -> None:
     assert variance.margin == pytest.approx(0.1 / variance.threshold)
     assert readings.spoke(report) == ["spectral", "rmt", "variance"]
     assert readings.spoke(make_report()) == []
+    assert readings.refusing(make_report()) == []
+    assert readings.refusing(make_report(edge={DOWN: 1.5})) == ["rmt"]
+    # a cap that the tier allows is told, and decides nothing
+    capped = make_report(scale={f"{UP}.weight": 1.5})
+    assert (readings.spoke(capped), readings.refusing(capped)) == (["spectral"], [])
     rank = readings.spectral_reading(make_report(rank={f"{UP}.weight": 0.05}))
     assert (rank.what, rank.margin) == ("stable rank ratio", pytest.approx(0.25 / 0.05))
     assert readings.metric_reading(make_report(ratio=2.0)).margin > 1
@@ -76,6 +81,7 @@ def test_what_was_not_measured_has_no_reading(readings: ModuleType) -> None:
         others = [read(report) for name, read in readings.READINGS.items() if name != "invariants"]
         assert others == [None] * 4
     assert readings.spoke(make_rejected()) == ["invariants"]
+    assert "invariants" in readings.refusing(make_rejected())
     assert readings.invariants_reading(make_rejected()).more == "non_finite_tensor (fatal)"
     assert readings.spoke(make_crashed()) == []
 
@@ -121,8 +127,11 @@ def results(pages: ModuleType) -> list[Any]:
 def test_summary_counts_what_the_reports_say(pages: ModuleType, results: list[Any]) -> None:
     """Found, missed with its margin, false alarms; a crash is no find, the impossible not asked."""
     text = "\n".join(pages.summary(*pages.sorted_out(results)))
-    assert "spoke on 1 of 3 (1 - 91 %) of the clean evaluations" in text
+    assert "refused 1 of 3 (1 - 91 %) of the clean evaluations" in text
+    assert "`quant_rtn:8:0:all`, seed 102: rmt (edge growth 0.5, threshold 0.2)" in text
+    assert "spoke on 1 of 3 (1 - 91 %) of them" in text
     assert "`quant_rtn:8:0:all`, seed 102: rmt spoke" in text
+    assert "(some check refused 2 of 2 (16 - 100 %) of them)" in text
     assert "3 of 4 (19 - 99 %) at published strength" in text
     assert "2 of 2 (16 - 100 %) of those that" in text
     assert "0 of 1 (0 - 98 %) at half strength" in text
@@ -134,6 +143,7 @@ def test_summary_counts_what_the_reports_say(pages: ModuleType, results: list[An
 
 def test_nothing_missed_is_said(pages: ModuleType, results: list[Any]) -> None:
     """Without a miss and without a false alarm the page says so."""
+    assert "refused 0 of 1" in "\n".join(pages.summary(*pages.sorted_out(results[:1])))
     text = "\n".join(pages.summary(*pages.sorted_out(results[:2])))
     assert "spoke on 0 of 1" in text
     assert "Nothing escaped" in text

@@ -45,6 +45,17 @@ def spoke(report: Report) -> list[str]:
     return [*names, "tail (warning)"] if warned and "tail" not in names else names
 
 
+def refusing(report: Report) -> list[str]:
+    """The checks for which the subject would not pass, by short names: the others only tell."""
+    refused = {guard.name for guard in GUARDS if guard.flag and guard.refused(report)}
+    flags = {"primary_metric": "primary_metric_acceptable",
+             "primary_metric_tail": "primary_metric_tail_acceptable",
+             "drift": "preview_final_drift_acceptable"}  # fmt: skip
+    said = block(report, "validation")
+    refused |= {name for name, flag in flags.items() if said.get(flag) is False}
+    return [SHORT.get(name, name) for name in CHECKS if name in refused]
+
+
 def sigma_reading(report: Report) -> Reading | None:
     """The operator whose largest singular value moved most, in units of its family's threshold."""
     table = block(report, "spectral").get("operators")

@@ -23,6 +23,7 @@ from detection_readings import (
     Reading,
     fired,
     reading_of,
+    refusing,
     rmt_reading,
     sigma_reading,
     spoke,
@@ -53,7 +54,7 @@ follow a run's own. Tier none has the thresholds of balanced without its floors 
 the KL divergence.
 """
 CLEAN = """
-## Clean edits: nothing may speak
+## Clean edits: nothing may refuse
 
 {preview} + {final} windows of {seq_len} tokens, fewer than tier balanced asks for: *pass* is the
 decision of the interval. *ln sigma ratio*: of the module whose largest singular value moved most,
@@ -315,14 +316,18 @@ def summary(clean: Sequence[Measured], damaged: Sequence[Damaged]) -> list[str]:
     published = at["published"]
     must = [r for r in published if r.scenario.strictness == "must_detect"]
     return [
-        f"* False alarms: a check spoke on {count(bool(spoke(r.report)) for r in clean)} of the"
+        f"* False alarms: a check refused {count(bool(refusing(r.report)) for r in clean)} of the"
         " clean evaluations (in brackets: the 95 % interval of a proportion).",
+        *(f"  * {line}" for r in clean for line in alarms(r)),
+        f"* A check spoke on {count(bool(spoke(r.report)) for r in clean)} of them. Most only tell:"
+        " a cap that the tier allows, a scale worth trying, another spelling.",
         *(f"  * {line}" for r in clean for line in noise(r)),
         "",
         "  Edits and windows of one model are no independent draws: take the interval as rough.",
         "* The check aimed at found",
         f"  * {count(r.found for r in published)} at published strength;",
-        f"  * {count(r.found for r in must)} of those that the catalogue says must be detected;",
+        f"  * {count(r.found for r in must)} of those that the catalogue says must be detected",
+        f"    (some check refused {count(bool(refusing(r.report)) for r in must)} of them);",
         f"  * {count(r.found for r in at['half'])} at half strength;",
         f"  * {count(r.found for r in at['double'])} at double strength.",
         f"* Any check spoke on {count(bool(spoke(r.report)) for r in published)} at"
@@ -338,14 +343,28 @@ def count(hits: Iterable[bool]) -> str:
     return proportion(sum(values), len(values))
 
 
+def named(result: Measured) -> str:
+    """A clean edit on the windows of a seed."""
+    return f"`{result.scenario.edit_spec}`, seed {result.windows['seed']}"
+
+
+def alarms(result: Measured) -> list[str]:
+    """By which checks a clean evaluation would not pass, with what decided."""
+    said = []
+    for check in refusing(result.report):
+        reading = reading_of(check, result.report)
+        said.append(f"{check} ({statistic_cell(reading)}, threshold {number(reading.threshold)})"
+                    if reading else check)  # fmt: skip
+    return [f"{named(result)}: {', '.join(said)}"] if said else []
+
+
 def noise(result: Measured) -> list[str]:
     """What is not as wanted about a clean evaluation."""
     metric = block(result.report, "primary_metric").get("decision")
     names = spoke(result.report)
-    name = f"`{result.scenario.edit_spec}`, seed {result.windows['seed']}"
-    lines = [f"{name}: {', '.join(names)} spoke"] if names else []
+    lines = [f"{named(result)}: {', '.join(names)} spoke"] if names else []
     if metric != "pass":
-        lines.append(f"{name}: the metric says {metric}")
+        lines.append(f"{named(result)}: the metric says {metric}")
     return lines
 
 
