@@ -415,6 +415,11 @@ def read_preset(path: Path) -> Preset:
 
 
 def from_yaml(data: bytes, path: Path) -> Any:
+    """Decode YAML.
+
+    Raises:
+        InputError: it is none.
+    """
     import yaml
 
     try:

@@ -19,7 +19,7 @@ from invarlock.errors import ConfigError, ContractError, InputError
 from invarlock.evidence.findings import UNREADABLE
 from invarlock.files import parse_json, read_bytes, read_json_object, sha256_bytes
 from invarlock.guards import contract_fields
-from invarlock.pages.reading import block, evaluated
+from invarlock.pages.reading import block, evaluated, objects
 from invarlock.policy import Policy, bounds_of, load_policy
 from invarlock.preset import STATISTICS, STATS_CONTRACT, STATS_SCHEMA
 from invarlock.verdict.intervals import binomial_tail, rate
@@ -76,7 +76,9 @@ def _of_report(report: Mapping[str, Any], policy: Policy) -> dict[str, float]:
         found["drift.half_width"] = abs(metric["drift"]["ratio"] - 1)
     if evaluated(report, "distribution"):
         shift = report["distribution"]
-        found["distribution.kl_mean_max"] = shift["kl"]["mean"]
+        # of a text of slices, each is held to the limit by itself
+        means = [part["kl_mean"] for part in objects(metric.get("slices")) if "kl_mean" in part]
+        found["distribution.kl_mean_max"] = max(shift["kl"]["mean"], *means, 0.0)
         found["distribution.flip_fraction_max"] = shift["flips"]["fraction"]
     if evaluated(report, "primary_metric_tail"):
         found["pm_tail.quantile_max"] = report["primary_metric_tail"]["stats"]["quantile_low"]
