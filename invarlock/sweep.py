@@ -31,7 +31,7 @@ DIGITS = 6  # significant digits of a value, rounded up
 EXACT = 12  # digits up to which a number is taken for itself: 1.1 - 1 is 0.1
 # Depend on the weights alone: a second run of a checkpoint on other windows shows nothing more.
 OF_WEIGHTS = ("spectral",)
-SCENARIOS = "state/scenarios.json"  # of a suite, from which its run folders are four levels down
+SCENARIOS = ("state/scenarios.json", "metadata/scenarios.json")  # of a suite, and of a pack
 
 Document = dict[str, Any]
 
@@ -139,7 +139,7 @@ def collect(paths: Sequence[Path], sweep: str, policy: Policy) -> Sweep:
 
     Args:
         paths: a report or calibration that is named is taken as one of harmless edits; of a
-            suite's folder those of its clean scenarios are.
+            suite's or pack's folder those of its clean scenarios are.
         sweep: one of ``SWEEPS``.
         policy: whose limits they are held against.
 
@@ -193,14 +193,20 @@ def _harmless(file: Path) -> bool:
         return True
     if _damaged(file):
         return False
-    scenario = file.parent.parent.name
-    suite = file.resolve().parents[4] if len(file.resolve().parents) > 4 else None
-    if suite is None or not (suite / SCENARIOS).is_file():
+    scenarios = _scenarios_of(file)
+    if scenarios is None:
         return True
     from invarlock.scenarios import parse_catalogue
 
-    known = parse_catalogue(read_json_object(suite / SCENARIOS), str(suite / SCENARIOS))
-    return any(s.id == scenario and s.category == "clean" for s in known.scenarios)
+    known = parse_catalogue(read_json_object(scenarios), str(scenarios)).scenarios
+    name = file.resolve().parent.parent.name  # SCENARIO/run_1
+    return any(s.id == name and s.category == "clean" for s in known)
+
+
+def _scenarios_of(file: Path) -> Path | None:
+    """The scenarios of the suite or pack that a file lies in; of the nearest one."""
+    places = (above / name for above in file.resolve().parents for name in SCENARIOS)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _runs_of(document: Any, where: str, sweep: str, policy: Policy) -> Iterator[Run]:

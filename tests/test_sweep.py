@@ -20,7 +20,7 @@ from test_preset import stats
 from invarlock.cli import main
 from invarlock.files import read_json_object, write_json
 from invarlock.policy import TIERS_FILE, Override, load_policy
-from invarlock.sweep import SCENARIOS, kept, read_proposal, rounded_up, runs_needed, upper_bound
+from invarlock.sweep import kept, read_proposal, rounded_up, runs_needed, upper_bound
 
 Document = dict[str, Any]
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -246,13 +246,20 @@ def test_damage_in_a_folder_is_left_out(sweep: Path, tmp_path: Path) -> None:
     assert (found["runs"], found["left_out"]) == (EDITS - 2, 2)
 
 
-def test_of_a_suite_clean_scenarios_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scenarios", "model"),
+    [("state/scenarios.json", "acme__tiny/reports"),
+     ("metadata/scenarios.json", "reports/acme__tiny")],
+)  # fmt: skip
+def test_of_a_suite_and_a_pack_clean_scenarios_count(
+    scenarios: str, model: str, tmp_path: Path
+) -> None:
     """Stress edits move more than harmless ones may."""
     catalogue = json.loads(factory.CATALOGUE.read_text())
-    write_json(tmp_path / "suite" / SCENARIOS, catalogue)
+    write_json(tmp_path / "suite" / scenarios, catalogue)
     kinds = {entry["category"]: entry["id"] for entry in catalogue["scenarios"]}
     for i, name in enumerate((kinds["clean"], kinds["stress"], "unheard_of")):
-        folder = tmp_path / f"suite/acme__tiny/reports/{name}/run_1"
+        folder = tmp_path / f"suite/{model}/{name}/run_1"
         write_json(folder / "evaluation.report.json", report(i + 1))
     found = proposal("null-sweep", tmp_path / "suite")
     assert (found["runs"], found["left_out"]) == (1, 2)

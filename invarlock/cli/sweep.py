@@ -18,7 +18,7 @@ class SweepOptions:
     runs: tuple[Path, ...] = option(
         metavar="PATH",
         help="evaluation.report.json or calibration_stats.json of harmless edits, or folders with "
-        "them: of a suite's folder its clean scenarios count",
+        "them: of a suite's or pack's folder its clean scenarios count",
     )
     tier: str = option("balanced", help="tier whose limits they are held against")
     false_alarm: float | None = option(
