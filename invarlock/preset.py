@@ -409,12 +409,17 @@ def read_preset(path: Path) -> Preset:
         ConfigError: it names no tier of ours.
     """
     data = read_bytes(path)
-    document = parse_json(data, str(path)) if path.suffix == ".json" else _from_yaml(data, path)
+    document = parse_json(data, str(path)) if path.suffix == ".json" else from_yaml(data, path)
     validate(document, "calibrated-preset", str(path))
     return preset_of(document, str(path))
 
 
-def _from_yaml(data: bytes, path: Path) -> Any:
+def from_yaml(data: bytes, path: Path) -> Any:
+    """Decode YAML.
+
+    Raises:
+        InputError: it is none.
+    """
     import yaml
 
     try:

@@ -153,18 +153,18 @@ def parser_of(name: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     Args:
         name: the command.
-        words: what follows it on the command line. Of sub-commands only the one that they begin
-            with is declared; all of them, where they begin with none.
+        words: what follows it on the command line. Where they begin with a sub-command, that one
+            alone is declared; else the command's own options and all sub-commands.
     """
     module = module_of(name)
     parser = _Parser(prog=f"invarlock {name}", description=module.__doc__, allow_abbrev=False)
-    if hasattr(module, "OPTIONS"):
+    asked = [action for action in words[:1] if action in getattr(module, "ACTIONS", {})]
+    if hasattr(module, "OPTIONS") and not asked:  # what it requires, a sub-command does not
         add_options(parser, module.OPTIONS)
     if hasattr(module, "ACTIONS"):
         names = parser.add_subparsers(
             dest="action", required=not hasattr(module, "OPTIONS"), metavar="|".join(module.ACTIONS)
         )
-        asked = [action for action in words[:1] if action in module.ACTIONS]
         for action in asked or module.ACTIONS:
             record, _, summary = module.ACTIONS[action]
             about = {"help": summary, "description": summary}

@@ -1,6 +1,7 @@
 """Measure what null edits change in a baseline: calibration_stats.json, the input of a preset.
 
 The null edits are the baseline itself in smaller batches and 8-bit rounding of all projections.
+With null-sweep or ve-sweep: propose values of a tier from finished runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.cli import sweep
 from invarlock.cli.measuring import Arithmetic
 from invarlock.cli.options import option
 from invarlock.counts import counted
@@ -39,6 +41,7 @@ class CalibrateOptions(Arithmetic):
 
 
 OPTIONS = CalibrateOptions
+ACTIONS = sweep.ACTIONS
 
 
 def main(options: CalibrateOptions) -> int:

@@ -26,6 +26,11 @@ class CreateOptions:
         metavar="PATH=VALUE",
         help="a threshold, such as rmt.epsilon.ffn=0.15, within the tier's bounds",
     )
+    proposal: Path | None = option(
+        None,
+        metavar="FILE",
+        help="take the values of a proposal (advanced calibrate null-sweep), JSON or YAML",
+    )
     signing_key: Path = option(metavar="FILE", help="Ed25519 private key (keygen)")
     out: Path = option(metavar="FILE", help="policy pack to write", writes=True)
     json: bool = option(False, help="print one JSON object")
@@ -41,7 +46,7 @@ class VerifyOptions(SignerOptions):
 
 def _create(options: CreateOptions) -> int:
     """Sign the values."""
-    values: dict[str, float | str] = {}
+    values = _proposed(options)
     for text in options.set:
         path, separator, value = text.partition("=")
         if not separator or not path or path in values:
@@ -53,6 +58,23 @@ def _create(options: CreateOptions) -> int:
     write_json(options.out, dict(made.document))
     _tell(made, str(options.out), options.json)
     return 0
+
+
+def _proposed(options: CreateOptions) -> dict[str, float | str]:
+    """The values of a proposal for the same tier."""
+    if options.proposal is None:
+        return {}
+    from invarlock.sweep import read_proposal
+
+    found, where = read_proposal(options.proposal), str(options.proposal)
+    if found["tier"] != options.tier:
+        raise ConfigError(
+            "the proposal is for another tier", where=where, expected=f"--tier {found['tier']}",
+            found=options.tier,
+        )  # fmt: skip
+    if not found["values"]:
+        raise ConfigError("the proposal has no values", where=where, hint="its limits say why")
+    return dict(found["values"])
 
 
 def _value(text: str) -> float | str:
