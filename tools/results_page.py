@@ -327,7 +327,8 @@ def summary(clean: Sequence[Measured], damaged: Sequence[Damaged]) -> list[str]:
         "* The check aimed at found",
         f"  * {count(r.found for r in published)} at published strength;",
         f"  * {count(r.found for r in must)} of those that the catalogue says must be detected",
-        f"    (some check refused {count(bool(refusing(r.report)) for r in must)} of them);",
+        f"    (some check refused {count(bool(refusing(r.report)) for r in must)} of them"
+        f"{let_through([r for r in must if not refusing(r.report)])});",
         f"  * {count(r.found for r in at['half'])} at half strength;",
         f"  * {count(r.found for r in at['double'])} at double strength.",
         f"* Any check spoke on {count(bool(spoke(r.report)) for r in published)} at"
@@ -346,6 +347,12 @@ def count(hits: Iterable[bool]) -> str:
 def named(result: Measured) -> str:
     """A clean edit on the windows of a seed."""
     return f"`{result.scenario.edit_spec}`, seed {result.windows['seed']}"
+
+
+def let_through(results: Sequence[Measured]) -> str:
+    """The damage that no check refused, with what spoke."""
+    said = (f"`{r.scenario.id}` ({', '.join(spoke(r.report)) or 'none'} spoke)" for r in results)
+    return f", not {', '.join(said)}" if results else ""
 
 
 def alarms(result: Measured) -> list[str]:
