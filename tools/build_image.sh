@@ -94,6 +94,7 @@ site=$root/usr/local/lib/python3.11/dist-packages
 # 1. Everything but our own package; kept, because it changes seldom.
 if [[ ! -f $root.ready ]]; then
   rm -rf .tools/image-*
+  mkdir -p .tools # Apptainer, which makes it otherwise, is not fetched for Podman and Docker
   echo "Making $image: Debian 12 and the Python packages (once; about two minutes)"
   mmdebstrap --quiet --variant=minbase --include="$(paste -sd, envs/debian-packages.txt)" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
