@@ -355,6 +355,13 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     return plain(evaluation_report(Comparison(subject=subject, **(settings | asked)), policy))
 
 
+def make_overlaid() -> Document:
+    """A report one of whose thresholds is a policy pack's."""
+    named = {"name": "acme-strict", "sha256": "ab" * 32, "signer": "sha256:" + "cd" * 32}
+    override = Override("rmt.epsilon.ffn", 0.16, f"policy-pack:{named['sha256'][:12]}")
+    return make_report("quant_8bit_clean", 1.004, overrides=(override,), policy_pack=named)
+
+
 def make_rejected(
     name: str = "nan_injection", failures: Sequence[Document] = (FATAL,), **asked: Any
 ) -> Document:

@@ -34,7 +34,7 @@ def test_every_leaf_counts_or_is_said_to_be_believed(golden: Golden) -> None:
     seen: set[str] = set()
     open_: list[str] = []
     reports = [FULL, EXCHANGED, ACCURACY, MIXTURE, SLICED]
-    reports += [factory.make_timed({}), factory.make_timed()]
+    reports += [factory.make_timed({}), factory.make_timed(), factory.make_overlaid()]
     reports += [factory.make_rejected(), factory.make_crashed()]
     for report in reports:
         assert replay(report) == []

@@ -74,7 +74,8 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
     PRESET: ("/policy_provenance/preset_sha256",),
     POLICY_PACK: (
-        "/policy_provenance/policy_pack/name", "/policy_provenance/policy_pack/signer",
+        "/policy_provenance/policy_pack/name", "/policy_provenance/policy_pack/sha256",
+        "/policy_provenance/policy_pack/signer",
     ),
 }  # fmt: skip
 
