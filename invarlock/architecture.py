@@ -34,6 +34,7 @@ class Architecture(Struct, frozen=True):
     attn_outputs: tuple[str, ...] = ("o_proj", "c_proj", "output.dense", "o")
     last_norm: str = r"(?:model\.)?norm\.weight"  # pattern of the norm before the head
     other_tables: str = ""  # pattern of embeddings whose rows are positions, not tokens
+    more_rows: int = 0  # of the token embedding, beyond vocab_size: classes that add some
     transposed: str = ""  # pattern of matrices stored (inputs, outputs)
 
     def role_of(self, tensor_name: str) -> Role:

@@ -110,6 +110,13 @@ def _floats(value: Any) -> Any:
     return [_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
+def _more_rows(model: Any) -> int:
+    """Rows that the class itself adds to the embedding of the tokens: for pictures, for silence."""
+    rows = getattr(getattr(model.get_input_embeddings(), "weight", None), "shape", (0,))[0]
+    declared = getattr(model.config.get_text_config(), "vocab_size", None)
+    return max(0, rows - declared) if isinstance(declared, int) else 0
+
+
 def describe(model: Any) -> Architecture:
     """What the tensors of a built model mean, under the names that its files have."""
     found = list(_parameters(model))
@@ -127,6 +134,7 @@ def describe(model: Any) -> Architecture:
         head=_as_stored(model, f"{names.get(id(head), 'lm_head')}.weight"),
         tied_by_default=tied,
         layer_count=_layer_count(model.config),
+        more_rows=_more_rows(model),
         ffn_output=_output_name(stored, (Role.FFN, Role.EXPERT)) or _output_name(stored, _BLOCKS),
         attn_outputs=tuple(_output_names(stored, (Role.ATTN, Role.MIXER))),
         last_norm=_pattern(weights[-1], model) if weights else "",

@@ -192,7 +192,7 @@ def _packed(suite: Suite, scenarios: Sequence[Scenario], key: Path) -> Iterator[
     )  # fmt: skip
     verdict = json.loads((suite.out / "reports" / "final_verdict.json").read_text())
     if verdict["verdict"] != "PASS":
-        failed = [f"{r['scenario']}: {r['reasons']}" for r in verdict["records"] if not r["passed"]]
+        failed = [f"{r['name']}: {r['why']}" for r in verdict["records"] if not r["passed"]]
         yield f"the verdict is {verdict['verdict']}: {failed}"
     pack = suite.work / "pack"
     if packs.build(suite.out, pack, key=key):

@@ -120,6 +120,11 @@ def test_whether_the_head_is_the_embedding() -> None:
     assert built("gpt_neox").head == "embed_out.weight"
 
 
+def test_rows_that_a_class_adds_to_the_embedding() -> None:
+    """Beyond vocab_size: eight for pictures, one for silence; a padded file of others has none."""
+    assert [built(name).more_rows for name in ("mllama", "moshi", "gemma")] == [8, 1, 0]
+
+
 def test_no_model_is_built_of_what_the_library_lacks() -> None:
     """A kind without causal class, and one whose values are impossible."""
     assert architecture_from_modules({"model_type": "nosuch"}) is None

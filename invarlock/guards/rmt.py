@@ -476,9 +476,8 @@ class Rmt(Guard):
             step = len(used) * length if kind.one_piece else 1  # norms of queries saw a row a head
             tokens = {*range(step, MAX_TOKENS, max(step, 1)), MAX_TOKENS}
         else:
-            rows = len(used) * min(length, WINDOW_TOKENS)
-            whole = kind.one_piece and alike
-            tokens = {rows} if whole else {*range(1, len(used) * WINDOW_TOKENS + 1)}
+            # blocks may see more than a window (a prompt, streams of n-grams) or less (patches)
+            tokens = {*range(1, len(used) * WINDOW_TOKENS + 1)}
         if not (
             set(used) <= preview
             and len(set(used)) == len(used) == calibration["windows"]
