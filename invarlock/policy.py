@@ -16,6 +16,7 @@ from invarlock.differences import is_number
 from invarlock.errors import ConfigError
 from invarlock.files import digest_json
 
+POLICY_PACK = "policy_pack.json"  # the copy of a policy pack beside a report
 TIERS_FILE = Path(__file__).with_name("data") / "tiers.yaml"
 T = TypeVar("T", bound=msgspec.Struct)
 PROFILES = ("dev", "ci", "release")  # what report verification demands

@@ -159,7 +159,7 @@ def test_an_image_named_on_the_host_is_not_believed(world, inside, tmp_path, mon
     write_json(config, {"values": {"suite": "smoke"}})
     more = ["--image", str(inside.record), "--config-record", str(config), "--allow-network"]
     assert world.evaluate(world.baseline, tmp_path / "out", *more) == 0
-    warning = next(line for line in capfd.readouterr().err.splitlines() if "warning" in line)
+    warning = next(line for line in capfd.readouterr().err.splitlines() if "host-bypass" in line)
     assert "recorded as host-bypass: there is no" in warning
     manifest = read(tmp_path / "out", "runtime.manifest.json")
     assert manifest["execution_mode"] == manifest["context"]["execution_mode"] == "host-bypass"

@@ -15,13 +15,12 @@ from invarlock.cli.job import EvaluateOptions
 from invarlock.errors import ConfigError, ContractError, InputError
 from invarlock.evidence import keys
 from invarlock.evidence.policy_pack import (
-    NAME,
     PolicyPack,
     create,
     policy_pack_of,
     read_policy_pack,
 )
-from invarlock.policy import Override
+from invarlock.policy import POLICY_PACK, Override
 from invarlock.reporting.replay import believed, replay
 from invarlock.verdict.records import Evaluation
 
@@ -151,7 +150,7 @@ def pack(made: PolicyPack, key: Path, tmp_path: Path) -> Path:
     ids = ("noop_clean", EDIT, "rank1_projection")
     run = packs.write_suite(tmp_path / "run", ids, judged)
     for report in run.rglob("evaluation.report.json"):
-        packs.write_json(report.with_name(NAME), dict(made.document))
+        packs.write_json(report.with_name(POLICY_PACK), dict(made.document))
     assert packs.build(run, tmp_path / "pack", key=key) == 0
     return tmp_path / "pack"
 
@@ -161,7 +160,7 @@ def test_a_pack_carries_it_and_verification_applies_it(
 ) -> None:
     """Beside each report; left out, exchanged or forged it is found, whoever signs the pack."""
     assert packs.verify(pack, "--strict", "--replay") == 0
-    beside, *others = pack.glob(f"reports/**/{NAME}")
+    beside, *others = pack.glob(f"reports/**/{POLICY_PACK}")
     assert len(others) == 2
     looser = create("acme-strict", "balanced", {"rmt.epsilon.ffn": 0.4},
                     keys.load_signing_key(key))  # fmt: skip

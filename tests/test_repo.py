@@ -44,7 +44,7 @@ LAYERS = (
     ("verdict",),
     ("evidence",),
     ("evidence_pack",),
-    ("preflight", "superseded"),
+    ("preflight", "superseded", "sweep"),
     ("cli",),
     ("__main__", "workflow"),
 )

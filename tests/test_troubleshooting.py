@@ -136,7 +136,7 @@ def _deployable(folder: Path) -> str:
 BEFORE: dict[str, Callable[[Path], str]] = {
     "unknown setting": lambda _: refusal(suit="smoke"),
     "unknown suite": lambda _: refusal(suite="smok"),
-    "unknown model": lambda _: refusal(models=["mistralai/Mistral-7B"]),
+    "unknown model": lambda _: refusal(models=["Mistral-7B"]),
     "unknown scenario": lambda _: refusal(scenarios="noop_claen"),
     "nothing selected": lambda _: refusal(categories="custom"),
     "every model turned off": lambda _: refusal(environment={"MODEL_1": ""}),
@@ -265,4 +265,5 @@ AFTER = ("verdict FAIL", "verdict INCONCLUSIVE", "unsigned pack", "pack of anoth
 
 def test_every_row_is_tried() -> None:
     """The page and the tables of this test hold the same cases."""
-    assert set(ROWS) == {*BEFORE, "no container engine", *DURING, *AFTER}
+    engines = {"no container engine", "no image in the engine", "file for another engine"}
+    assert set(ROWS) == {*BEFORE, *engines, *DURING, *AFTER}

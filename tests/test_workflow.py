@@ -328,7 +328,7 @@ def before() -> dict[str, str]:
         ("sources/text.py", {"pin", "windows"}),
         ("sources/kinds/hub.py", {"baseline", "pin", "windows"}),
         ("cli/verdict.py", {"verdict"}),
-        ("reporting/templates/report.html.j2", {"pages", "report"}),
+        ("reporting/templates/report.html.j2", {"evidence_pack", "pages", "report"}),
         ("evidence/keys.py", {"evidence_pack"}),
         ("errors.py", set(VERBS)),
     ],

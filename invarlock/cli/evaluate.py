@@ -19,9 +19,9 @@ from invarlock.cli.job import EXIT_NOT_LOADED, EXIT_OUT_OF_MEMORY, EvaluateOptio
 from invarlock.cli.options import to_json
 from invarlock.digests import SWITCH as DIGESTS
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
-from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.files import parse_json, read_json, read_json_object, write_json
 from invarlock.model_folder import open_model, refuse_unusable
+from invarlock.policy import POLICY_PACK
 from invarlock.reporting.assurance import require_strict_possible
 from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted

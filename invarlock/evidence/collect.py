@@ -28,10 +28,10 @@ from invarlock.evidence.layout import (
     run_path,
 )
 from invarlock.evidence.manifest import ENVIRONMENT, SOURCE_REPO, VERDICT
-from invarlock.evidence.policy_pack import NAME as POLICY_PACK
 from invarlock.evidence.published.deployable import DEPLOYABLE_SIDECARS
 from invarlock.evidence.tree import MAX_PARSED_FILE, REPORT_NAME, read_source
 from invarlock.files import parse_json
+from invarlock.policy import POLICY_PACK
 from invarlock.preset import read_preset
 from invarlock.reporting.probes import FILES
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST

@@ -26,7 +26,6 @@ from invarlock.evidence.keys import (
 from invarlock.files import canonical_json, digest_json, read_json_object
 from invarlock.policy import Override, resolve_policy
 
-NAME = "policy_pack.json"  # of the copy beside a report
 SCHEMA = "invarlock/policy-pack-v1"
 SIGNED = ("schema", "name", "tier", "values")
 
