@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -81,7 +82,8 @@ def decoded(data: bytes, where: str) -> Any:
             "not a picture", where=where, expected=", ".join(FORMATS), found=f"{len(data)} bytes"
         ) from error
     # what decoders raise on bytes that are not what they say
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error,
+            Image.DecompressionBombError) as error:  # fmt: skip
         raise InputError(f"the picture cannot be read: {error}", where=where) from error
 
 
@@ -244,7 +246,12 @@ class Pictures:
         with tempfile.TemporaryDirectory() as place:
             for name, file in self.files.items():
                 path = Path(place, name)
-                path.parent.mkdir(exist_ok=True)
+                if not path.resolve().is_relative_to(Path(place).resolve()):
+                    raise InputError(
+                        "a file of the processor lies outside of its folder",
+                        where=str(self.folder), found=name[:120],
+                    )  # fmt: skip
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._data(file.sha256, MAX_PROCESSOR_BYTES))
             return Processor(Path(place))
 

@@ -207,7 +207,7 @@ def _refuse_unmade(document: Mapping[str, Any], where: str) -> None:
     entries = document.get("scenarios")
     for entry in entries if isinstance(entries, list) else ():
         kind = entry.get("artifact_class") if isinstance(entry, Mapping) else None
-        if kind in UNMADE:
+        if isinstance(kind, str) and kind in UNMADE:
             raise ConfigError(
                 f"scenario {str(entry.get('id'))[:60]} is of class {kind}, which is verified in"
                 " received packs and not made",

@@ -228,7 +228,8 @@ class Layout:
     def bound(self) -> list[str]:
         """Folders that a container has to see beside the one that snakemake runs in, and /tmp."""
         values = self.settings.values
-        named = [values[key] for key in ("baseline", "subject", "catalogue", "calibrations")]
+        keys = ("baseline", "subject", "catalogue", "calibrations", "policy_pack")
+        named = [values[key] for key in keys]
         named += [self.settings.out, *self.local_sources()]
         return sorted({str(Path(name).resolve()) for name in named if name})
 

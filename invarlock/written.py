@@ -13,6 +13,8 @@ from invarlock.contracts import load_contract
 from invarlock.errors import ConfigError
 from invarlock.files import read_bytes
 
+# What PyYAML raises: its own, Python's on impossible dates and numbers, and on deep nesting.
+BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 SLICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 ONE, LONG = "text", "long"  # name of a text that has none; slice of long windows
 
@@ -45,7 +47,7 @@ def read_yaml(path: Path, where: str = "") -> Any:
     """
     try:
         return yaml.load(read_bytes(path), Loader=_Loader)
-    except yaml.YAMLError as error:
+    except BAD_YAML as error:
         raise ConfigError(
             "is not YAML", where=where or str(path), found=" ".join(str(error).split())
         ) from error

@@ -79,7 +79,9 @@ rule guard_value_sweep:
 rule timings:
     """Sum up where the time went; a removed benchmark file causes no new measurement."""
     input:
-        [folder / "outcome.json" for folder in L.evaluations()],
+        outcomes=[folder / "outcome.json" for folder in L.evaluations()],
+        # the times themselves: outcomes that were measured again have the same bytes
+        manifests=[folder / "runtime.manifest.json" for folder in L.evaluations()],
     output:
         OUT / "analysis/evaluation_optimization_summary.json",
     log:

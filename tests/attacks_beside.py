@@ -111,6 +111,8 @@ ROWS = [
           "a guard's time that none took":
               lambda d: d["run_timing_totals_seconds"].update(guards=50.0, execute=50.0),
           "a total that is no sum": lambda d: d["timing_totals_seconds"].update(total=5.0),
+          "times beyond what a number holds": lambda d: d["timing_totals_seconds"].update(
+              total=1e308, baseline=1e308, subject=1e308),
       }.items()),
 ]  # fmt: skip
 HARMLESS = [

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pack_factory import new_key
 from report_factory import (
     BASELINE,
     BOOTSTRAP,
@@ -278,3 +279,46 @@ def test_options_that_do_not_go_together(
     run = write(tmp_path / "run", BASE)
     assert main(["report", *(word.format(run=run) for word in words)]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_a_comparison_by_a_policy_pack_verifies(tmp_path: Path) -> None:
+    """The report names the pack, and a copy of it lies beside the report."""
+    run, base = write(tmp_path / "run", alone()), write(tmp_path / "base", BASE)
+    key, pack = new_key(tmp_path / "key.pem"), tmp_path / "policy.json"
+    create = ["policy", "create", "--name", "acme", "--set", "rmt.epsilon.ffn=0.16"]
+    assert main([*create, "--signing-key", str(key), "--out", str(pack)]) == 0
+    words = ["report", "--run", str(run), "--baseline", str(base), "--policy-pack", str(pack)]
+    assert main([*words, "--output", str(tmp_path / "a")]) == 0
+    assert (tmp_path / "a/policy_pack.json").read_bytes() == pack.read_bytes()
+    assert main(["verify", str(tmp_path / "a"), "--replay"]) == 0
+
+
+def test_a_comparison_of_timed_runs_verifies(tmp_path: Path) -> None:
+    """What the runs took is in the report and in the manifest beside it."""
+    costs = {"latency_ms_per_tok": 2.5, "throughput_tok_per_s": 400.0, "memory_mb_peak": 900.0}
+    timed = [copy.deepcopy(one) for one in (alone(), BASE)]
+    for one in timed:
+        one["metrics"] = {**one.get("metrics", {}), **costs}
+    run, base = write(tmp_path / "run", timed[0]), write(tmp_path / "base", timed[1])
+    words = ["report", "--run", str(run), "--baseline", str(base)]
+    assert main([*words, "--output", str(tmp_path / "a")]) == 0
+    report = json.loads((tmp_path / "a/evaluation.report.json").read_text())
+    assert report["telemetry"]["latency_ms_per_tok"] == 2.5
+    assert main(["verify", str(tmp_path / "a")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("member", "value"), [("meta", 3), ("meta", []), ("evaluation_windows", []), ("guards", 0)]
+)
+def test_a_run_report_of_another_shape_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], member: str, value: object
+) -> None:
+    """One line, whatever stands there."""
+    run, base = write(tmp_path / "run", alone()), write(tmp_path / "base", BASE)
+    for folder in (run, base):
+        bad = json.loads((folder / "report.json").read_text()) | {member: value}
+        (tmp_path / "bad.json").write_text(json.dumps(bad))
+        both = (tmp_path / "bad.json", base) if folder == run else (run, tmp_path / "bad.json")
+        words = ["report", "--run", str(both[0]), "--baseline", str(both[1])]
+        assert main([*words, "--output", str(tmp_path / "a")]) in (2, 3)
+        assert capsys.readouterr().err.count("\n") == 1

@@ -40,6 +40,8 @@ def test_a_file_names_an_edit(tmp_path: Path, name: str, text: str, label: str) 
         ("plan: 3", "/plan is no edit's; expected text or a mapping"),
         ("parameters: 3", "/parameters is no edit's; expected a mapping"),
         ("{name: a, label: b}", "name and label differ; found a and b"),
+        ("parameters: {calibrated: 2024-05-01}", "write dates as text"),
+        ("parameters: {scale: .nan}", "numbers that are finite"),
     ],
 )
 def test_a_file_that_names_none_is_refused(tmp_path: Path, text: str, line: str) -> None:
@@ -56,9 +58,10 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """A missing file, and one that is no YAML."""
     with pytest.raises(InputError):
         read_edit_config(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="not YAML"):
-        read_edit_config(tmp_path / "bad.yaml")
+    for text in ("a: [", "plan: 2023-13-45", "plan: !!int foo", "[" * 5000):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(InputError, match="not YAML"):
+            read_edit_config(tmp_path / "bad.yaml")
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,21 @@ def test_a_picture_that_was_lost_or_changed_is_refused(place: Path, tmp_path: Pa
         assert name in said
 
 
+def test_a_processor_writes_nothing_outside_of_its_folder(
+    place: Path, tmp_path: Path, capsys
+) -> None:
+    """Names of its files in somebody's windows.json are no way out, with the right digests too."""
+    for name in (str(tmp_path / "outside"), "../outside", "a/../../outside"):
+        windows = json.loads(Path("w.json").read_text())
+        first = next(iter(windows["processor"]))
+        windows["processor"][name] = windows["processor"][first]
+        (tmp_path / "w.json").write_text(json.dumps(windows))
+        shutil.copytree("w.pictures", tmp_path / "w.pictures", dirs_exist_ok=True)
+        assert run(windows=str(tmp_path / "w.json"), out=str(tmp_path / "out")) == 3
+        assert "outside of its folder" in capsys.readouterr().err
+        assert not (tmp_path / "outside").exists()
+
+
 def test_rows_of_parquet_are_the_same_records(fresh: Path) -> None:
     """Pictures as data sets store them: an object of bytes and path."""
     import pyarrow

@@ -11,9 +11,10 @@ import yaml
 
 from invarlock.documents.kinds import EDITS
 from invarlock.errors import ConfigError, InputError
-from invarlock.files import parse_json, read_bytes
+from invarlock.files import canonical_json, parse_json, read_bytes
 from invarlock.models import one_of
 from invarlock.scenarios import UNCHANGED
+from invarlock.written import BAD_YAML
 
 MEMBERS = ("name", "label", "plan", "parameters")
 
@@ -39,7 +40,7 @@ def read_edit_config(path: Path) -> EditConfig:
     else:
         try:
             document = yaml.safe_load(data)
-        except yaml.YAMLError as error:
+        except BAD_YAML as error:
             found = str(error).splitlines()[0]
             raise InputError("not YAML", where=str(path), found=found) from error
     if isinstance(document, Mapping) and list(document) == ["edit"]:
@@ -59,7 +60,15 @@ def read_edit_config(path: Path) -> EditConfig:
             raise ConfigError(f"/{key} is no edit's", where=str(path), expected=expected)
     plan = document.get("plan", "")
     label = names.pop() if names else plan.partition(":")[0] if isinstance(plan, str) else ""
-    return EditConfig(label, {k: document[k] for k in ("plan", "parameters") if k in document})
+    recorded = {k: document[k] for k in ("plan", "parameters") if k in document}
+    try:
+        canonical_json(recorded)  # as the reports will hold it, which are written last
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"holds what no report can: {error}", where=str(path),
+            hint="write dates as text, and numbers that are finite",
+        ) from error  # fmt: skip
+    return EditConfig(label, recorded)
 
 
 def label_of_folder(folder: Path) -> str:

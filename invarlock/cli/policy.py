@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +80,10 @@ def _proposed(options: CreateOptions) -> dict[str, float | str]:
 
 def _value(text: str) -> float | str:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text  # no limit, and refused as one
 
 
 def _verify(options: VerifyOptions) -> int:

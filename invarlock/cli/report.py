@@ -15,15 +15,18 @@ from typing import Any, ClassVar
 from invarlock.cli.judging import Judging
 from invarlock.cli.options import option
 from invarlock.errors import ConfigError, ContractError
-from invarlock.evidence.findings import UNREADABLE
+from invarlock.evidence.findings import UNREADABLE, dig
 from invarlock.files import (
     canonical_json,
     pretty_json,
     read_bytes,
     read_json_object,
     write_bytes,
+    write_json,
     write_text,
 )
+from invarlock.metrics.cost import costs_of
+from invarlock.policy import POLICY_PACK
 
 FORMATS = ("markdown", "report", "json", "html")
 RUN_NAME, REPORT_NAME = "report.json", "evaluation.report.json"
@@ -165,19 +168,22 @@ def _compared(
     """The evaluation report of two run reports."""
     from invarlock.reporting.compare_runs import compare_runs
 
-    recorded = subject.get("context", {})
+    tier, profile = dig(subject, "context", "tier"), dig(subject, "context", "profile")
     judging = replace(
         options,
-        tier=options.tier or recorded.get("tier", "balanced"),
-        profile=options.profile or recorded.get("profile", "dev"),
+        tier=options.tier or (tier if isinstance(tier, str) else "balanced"),
+        profile=options.profile or (profile if isinstance(profile, str) else "dev"),
     )
     judging.check_judging()
-    policy, preset = judging.policy(baseline.get("meta", {}).get("checkpoint_sha256"))
+    checkpoint = dig(baseline, "meta", "checkpoint_sha256")
+    policy, preset = judging.policy(checkpoint if isinstance(checkpoint, str) else None)
+    overlay = judging.overlay()
     return compare_runs(
         subject,
         baseline,
         policy=policy,
         preset_sha256=preset,
+        policy_pack=overlay.named if overlay else None,
         replicates=options.replicates,
         alpha=options.alpha,
         profile=judging.profile,
@@ -219,10 +225,14 @@ def _write_comparison(options: FormatOptions, run: Path, report: dict[str, Any])
         raise ConfigError("the file exists", where=str(target), hint="overwrite it with --force")
     _keep(run, options.output / RUN_NAME, options.force)
     write_bytes(target, data)
+    tier = report["auto"]["tier"]
+    if (overlay := replace(options, tier=tier).overlay()) is not None:
+        write_json(options.output / POLICY_PACK, dict(overlay.document))
     # Run reports do not say where they were made and what was allowed: the manifest claims least.
     circumstances = Circumstances(network=True, remote_code=True, third_party_plugins=True)
     context = {"command": "report", "profile": report["context"]["profile"]}
-    write_runtime_manifest(target, circumstances, {**context, "tier": report["auto"]["tier"]})
+    took = {"telemetry": costs_of(report["telemetry"])} if costs_of(report["telemetry"]) else {}
+    write_runtime_manifest(target, circumstances, {**context, "tier": tier, **took})
 
 
 def _html(options: HtmlOptions) -> int:

@@ -12,6 +12,7 @@ import yaml
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
 from invarlock.models import one_of
+from invarlock.written import BAD_YAML
 
 PRESETS = Path(__file__).resolve().parents[2] / "config" / "presets" / "causal_lm"
 # Members by the section they stand in, and the kind of value; a mapping is a section.
@@ -79,7 +80,7 @@ def read_run_config(path: Path) -> RunConfig:
         raise InputError("no such file", where=str(path), hint=hint)
     try:
         document = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError as error:
+    except BAD_YAML as error:
         raise InputError("not YAML", where=str(path), found=str(error).splitlines()[0]) from error
     values: dict[str, Any] = {}
     _read(document, "", path, values)

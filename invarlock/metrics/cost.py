@@ -30,7 +30,7 @@ def cost(
     return {
         LATENCY: _rounded(1000 * forward / tokens),
         THROUGHPUT: _rounded(tokens / forward),
-        MEMORY: _rounded(max(memory_mb.values()) * 1e6 / 2**20),
+        **({MEMORY: _rounded(max(memory_mb.values()) * 1e6 / 2**20)} if memory_mb else {}),
     }
 
 

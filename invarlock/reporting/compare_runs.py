@@ -42,6 +42,7 @@ def compare_runs(
     *,
     policy: Policy | None = None,
     preset_sha256: str | None = None,
+    policy_pack: Mapping[str, str] | None = None,
     replicates: int = REPLICATES,
     alpha: float = ALPHA,
     profile: str = "",
@@ -55,6 +56,7 @@ def compare_runs(
         baseline: the ``report.json`` of the baseline's run.
         policy: limits; None: those of the tier that the subject's run names.
         preset_sha256: digest of the preset that the policy holds.
+        policy_pack: name, digest and signer of the policy pack that it holds.
         replicates: of the bootstrap.
         alpha: two-sided error of the interval.
         profile: what verification will demand; empty: the one that the subject's run names.
@@ -92,6 +94,7 @@ def compare_runs(
             bootstrap=bootstrap,
             profile=profile,
             preset_sha256=preset_sha256,
+            policy_pack=policy_pack,
             accepted=accepted,
             **runs,
         )

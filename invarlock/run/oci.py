@@ -125,9 +125,24 @@ def run_words(
         f"--workdir={asked.pwd or asked.home}",
         *(f"--env={pair}" for pair in (f"HOME={asked.home}", *given, *asked.env)),
         *(f"--volume={volume}" for volume in volumes),
-        asked.image.read_text().strip(),
+        _named(asked.image),
         *asked.command,
     ]  # fmt: skip
+
+
+def _named(image: Path) -> str:
+    """The name in the file that stands for an image of the engine.
+
+    Raises:
+        InputError: the file is an image itself, pulled for Apptainer.
+    """
+    try:
+        with image.open("rb") as file:
+            return file.read(1024).decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            "the kept image is one of another engine", where=str(image), hint="remove that file"
+        ) from error
 
 
 def _user(engine: str) -> list[str]:
