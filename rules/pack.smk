@@ -1,6 +1,6 @@
 # Reads: the verdict and everything it rests on; a received pack
 # Writes: evidence_pack/ (staged beside it, renamed when whole), verify_pack.json,
-#         verify_pack.<name>.json beside a received pack
+#         verify_pack.<name>.json of the pack that target verify_pack is asked about
 
 
 rule build_pack:
