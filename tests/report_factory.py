@@ -217,7 +217,7 @@ def guards(windows: Document, how: Mapping[str, Any]) -> list[Document]:
             "phase": "activations",
             "calibration": {
                 "windows": len(ids),
-                "tokens": len(ids) * WINDOW_TOKENS,
+                "tokens": len(ids) * WINDOW_TOKENS - 8,
                 "window_ids": ids,
             },
             "modules": rmt.to_table(seen),

@@ -421,7 +421,7 @@ class Rmt(Guard):
     earlier_contracts = (BY_COLUMNS,)
     phase = "activations"
     whole = False  # of the variances, only those of the variance guard's targets
-    believed = ("/rmt/modules",)
+    believed = ("/rmt/modules", "/rmt/calibration/tokens")
     probe_file = ProbeFile(
         file="rmt_probe.json",
         contract="rmt-probe",
