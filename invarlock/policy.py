@@ -261,6 +261,11 @@ def tier_names() -> list[str]:
     return list(_table())
 
 
+def source_of(policy_pack_sha256: str) -> str:
+    """Where a report says that a threshold of a policy pack comes from."""
+    return f"policy-pack:{policy_pack_sha256[:12]}"
+
+
 def one_of(value: str, known: Iterable[str], what: str) -> None:
     """Refuse a word that is none of those that are known, with a guess.
 

@@ -122,8 +122,8 @@ _TABLE: tuple[Variable, ...] = (
     _sets("PACK_VERIFY_PROFILE", "profile"),
     _sets("PACK_EVALUATE_ASSURANCE", "assurance"),
     _sets("PACK_REPORT_ASSURANCE", "verify_assurance"),
-    Variable("PACK_STRICT_MODE", "`require_signature`; 0 changes nothing, since `snakemake"
-             " verify_pack` is strict in any case", _strict, expected=_YES_NO),
+    Variable("PACK_STRICT_MODE", "1: `require_signature`; 0 changes nothing: `snakemake"
+             " verify_pack` is strict unless `verify_strict` is false", _strict, expected=_YES_NO),
     Variable("PACK_SIGN_MANIFEST", "1: `require_signature`; 0: no signature, whatever"
              " `signing_key` says in the file", _signing, expected=_YES_NO),
     Variable("PACK_GPG_SIGN", "0: no signature; 1 changes nothing, since signatures are Ed25519,"
@@ -135,7 +135,7 @@ _TABLE: tuple[Variable, ...] = (
     _sets("INVARLOCK_ALLOW_REMOTE_CODE", "allow_remote_code", flag,
           "asked for only where a model brings code of its own"),
     _sets("INVARLOCK_ALLOW_HOST_EXECUTION", "allow_host_execution", flag),
-    _sets("INVARLOCK_TELEMETRY", "telemetry", flag, "`invarlock evaluate` reads it too"),
+    _sets("INVARLOCK_TELEMETRY", "telemetry", flag, "`invarlock run` and `evaluate` read it too"),
     _sets("INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE", "allow_config_include_outside", flag),
     _sets("INVARLOCK_CONTAINER_ENGINE", "container_engine"),
     _sets("INVARLOCK_RUNTIME_IMAGE", "container_image"),

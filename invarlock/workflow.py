@@ -115,8 +115,9 @@ def check_settings(settings: Settings, container: bool) -> Runtime | None:
 
 
 def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the jobs: what changes no result and is no parameter, so that a change of it
-    measures nothing again. Containers get them by a second name.
+    """Variables of the jobs: what is no parameter, so that a change of it measures nothing again.
+    Telemetry is a parameter too, since it is in reports; here it asks for the line in the log.
+    Containers get them by a second name.
 
     Args:
         settings: the effective configuration.

@@ -46,6 +46,7 @@ from invarlock.workflow import (
 from invarlock.written import as_written, read_yaml, take_tags
 
 take_tags()
+ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
 
 
 configfile: "config/config.yaml"
@@ -132,7 +133,7 @@ if C["out"] == AUTO:
     said = workflow.config_settings.config_args or []
     others = [word for word in said if not word.startswith("out=")]
     workflow.config_settings.config_args = [*others, f"out={OUT}"]
-    if workflow.exec_mode == ExecMode.DEFAULT:
+    if ROOT_PROCESS:
         print(f"invarlock: to go on with this run: out={OUT}", file=sys.stderr)
 LOGS = OUT / "logs"
 ON_GPU = L.on_gpu

@@ -18,8 +18,6 @@ from invarlock.sources.preflight import check_start
 from invarlock.superseded import ANSWERS, record_asked, set_aside, supersede
 from invarlock.variables import warnings
 
-ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
-
 if ROOT_PROCESS:
     for line in warnings(os.environ):
         print(f"invarlock: warning: {line}", file=sys.stderr)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "Snakefile", "config", "contracts", "invarlock", "profiles", "rules", "scenarios", "tools",
@@ -66,10 +68,13 @@ def engine_of_a_version(folder: Path) -> Path:
 
 
 def program(path: str) -> ModuleType:
-    """A file below ``tools`` or ``benchmarks`` as a module."""
+    """A file below ``tools`` or ``benchmarks`` as a module; it finds those beside it, as a program
+    does that is called by its path."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str((ROOT / path).parent))
+        spec.loader.exec_module(module)
     return module

@@ -201,17 +201,15 @@ def test_what_is_made_of_the_settings_is_current() -> None:
     assert made == (ROOT / "contracts/config.schema.json").read_text(), "run: make docs"
 
 
-def test_what_kinds_say_elsewhere_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_kinds_say_elsewhere_is_current() -> None:
     """The page and the table of edits and damage are what their generator makes now."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     module = program("tools/make_kinds.py")
     stale = [str(path) for path, text in module.made() if path.read_text() != text]
     assert not stale, "run: make docs"
 
 
-def test_the_command_line_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_page_is_current() -> None:
     """It is what the parsers say, and names every command and option."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     text = (ROOT / "docs/cli.md").read_text()
     assert program("tools/make_cli.py").page() == text, "run: make docs"
     assert all(f"\n## `invarlock {name}`\n" in text for name in COMMANDS)

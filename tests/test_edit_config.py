@@ -101,7 +101,7 @@ def test_the_report_repeats_the_edit(world: World, tmp_path: Path) -> None:
     ("words", "line"),
     [
         (["--execution-mode", "container"], "this is not the image: no record of an image was"),
-        (["--execution-mode", "container"], "snakemake --profile container"),
+        (["--execution-mode", "container"], "snakemake --profile profiles/container"),
         (["--execution-mode", "host", "--require-container"], "host goes without --require-cont"),
         (["--edit-config", "{config}", "--edit-label", "other"], "name two edits; expected other"),
     ],

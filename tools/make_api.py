@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from generated import write_or_check
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/api.md"
 MODULES = (
@@ -158,14 +160,5 @@ def exported(tree: ast.Module) -> list[str]:
     return []
 
 
-def main() -> int:
-    """Write the page, or with ``--check`` say whether it is stale."""
-    text = page()
-    if "--check" in sys.argv:
-        return 0 if PAGE.is_file() and PAGE.read_text() == text else 1
-    PAGE.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check([(PAGE, page())]))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from generated import write_or_check
 from make_config import code, table
 
 from invarlock.cli import COMMANDS, module_of, parser_of
@@ -99,14 +100,5 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def main() -> int:
-    """Write the page, or with ``--check`` say whether it is stale."""
-    text = page()
-    if "--check" in sys.argv:
-        return 0 if PAGE.is_file() and PAGE.read_text() == text else 1
-    PAGE.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check([(PAGE, page())]))

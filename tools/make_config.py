@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from generated import write_or_check
 
 from invarlock.variables import VARIABLES, Variable
 
@@ -249,15 +250,9 @@ def page() -> str:
     return "\n".join([HEAD, *keys(), *lines]).rstrip() + "\n"
 
 
-def main() -> None:
-    """Write both, or with ``--check`` say whether they are current."""
-    made = {PAGE: page(), CONTRACT: contract((ROOT / "config/config.yaml").read_text())}
-    for path, text in made.items():
-        if sys.argv[1:] != ["--check"]:
-            path.write_text(text)
-        elif not path.is_file() or path.read_text() != text:
-            sys.exit(f"{path.relative_to(ROOT)} is stale; run: make docs")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(
+        write_or_check(
+            {PAGE: page(), CONTRACT: contract((ROOT / "config/config.yaml").read_text())}.items()
+        )
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from generated import write_or_check
 
 from invarlock import documents
 from invarlock.evidence.manifest import OLD_FORMAT
@@ -127,16 +128,5 @@ def made() -> Iterator[tuple[Path, str]]:
         yield ROOT / f"contracts/{name}.json", text
 
 
-def main() -> int:
-    """Write the files, or check them."""
-    stale = [path for path, text in made() if not path.is_file() or path.read_text() != text]
-    if "--check" in sys.argv[1:]:
-        print("\n".join(f"{path.relative_to(ROOT)} is stale: make docs" for path in stale))
-        return int(bool(stale))
-    for path, text in made():
-        path.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(made()))

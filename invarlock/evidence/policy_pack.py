@@ -24,7 +24,7 @@ from invarlock.evidence.keys import (
     verify_signature,
 )
 from invarlock.files import canonical_json, digest_json, read_json_object
-from invarlock.policy import Override, resolve_policy
+from invarlock.policy import Override, resolve_policy, source_of
 
 SCHEMA = "invarlock/policy-pack-v1"
 SIGNED = ("schema", "name", "tier", "values")
@@ -118,11 +118,6 @@ def _resolved(document: Mapping[str, Any]) -> PolicyPack:
     overrides = tuple(Override(path, value, source) for path, value in values)
     resolve_policy(document["tier"], overrides)
     return PolicyPack(document, overrides)
-
-
-def source_of(sha256: str) -> str:
-    """Where a report says that a threshold comes from."""
-    return f"policy-pack:{sha256[:12]}"
 
 
 def _content(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
-from invarlock.policy import Override, Policy, resolve_policy
+from invarlock.policy import Override, Policy, resolve_policy, source_of
 from invarlock.reporting.evaluation import EvaluationReport, evaluation_report
 from invarlock.reporting.runs import Comparison, RecordedShift
 
@@ -384,7 +384,7 @@ def _sources(report: Report) -> Iterator[str]:
     hand; a policy pack sets some."""
     preset = report["policy_provenance"]["preset_sha256"]
     overlay = report["policy_provenance"].get("policy_pack")
-    pack = f"policy-pack:{overlay['sha256'][:12]}" if overlay else None
+    pack = source_of(overlay["sha256"]) if overlay else None
     sources = [override["source"] for override in report["policy_provenance"]["overrides"]]
     if overlay and pack not in sources:
         yield "/policy_provenance/policy_pack sets none of the thresholds"
