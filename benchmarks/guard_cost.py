@@ -31,8 +31,8 @@ def measure_run(model: Path, windows: Path, kind: str) -> dict[str, float]:
 
     loaded_at: list[float] = []
 
-    def load(folder: Path, target: loading.Target, adapter: str) -> loading.Loaded:
-        loaded = loading.load_model(folder, target, adapter)
+    def load(*arguments: Any) -> loading.Loaded:
+        loaded = loading.load_checkpoint(*arguments)
         loaded_at.append(time.process_time())
         return loaded
 
@@ -41,7 +41,7 @@ def measure_run(model: Path, windows: Path, kind: str) -> dict[str, float]:
         Reference.read(model.with_suffix(".run")).arrays(), checkpoint=Checkpoint.open(model)
     )
     if kind == "full":
-        vars(measure)["load_model"] = load
+        vars(measure)["load_checkpoint"] = load
         found = measure.measure_checkpoint(
             Checkpoint.open(model),
             content,

@@ -6,21 +6,23 @@ Which files hold the weights, and how, is the business of :mod:`invarlock.format
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from invarlock.digests import Seen
 from invarlock.errors import InputError
 from invarlock.files import digest_json, read_json, read_json_object, sha256_file
-from invarlock.folders import readable_format, refuse_broken_files
-from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format
+from invarlock.folders import names_of, readable_format, refuse_broken_files
+from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format, PackedTensor
 from invarlock.formats.kinds import as_configured
+from invarlock.formats.packed import QUANTIZED
 from invarlock.roles import Role, role_of
 from invarlock.shards import DTYPES, TensorInfo, read_header
 from invarlock.shipped_files import file_digests
@@ -120,6 +122,7 @@ class Identity:
     parts: Mapping[str, Any]  # of which the digest is taken
     tokenizer_sha256: str | None
     n_parameters: int | None
+    packing: Mapping[str, Any] = field(default_factory=dict)  # how the weights are packed, if so
 
     @property
     def sha256(self) -> str:
@@ -131,7 +134,9 @@ class Identity:
 class Checkpoint:
     """A folder with ``config.json`` and weights of a known format, known by their headers.
 
-    ``tensors`` is sorted by name, ``shards`` lists file names in sorted order.
+    ``tensors`` is sorted by name, ``shards`` lists file names in sorted order. Of a packed model
+    the tensors are what its weights stand for, and ``source`` is what was named: a file, or a
+    folder that lacks configuration and tokenizer, which are then in ``folder``.
     """
 
     folder: Path
@@ -140,30 +145,61 @@ class Checkpoint:
     shards: tuple[str, ...]
     metadata: dict[str, dict[str, str]]  # shard -> its __metadata__
     form: Format
+    source: Path
+    packed: dict[str, PackedTensor] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _seen: dict[str, Seen] = field(default_factory=dict, repr=False, compare=False)
     _recorded: set[str] = field(default_factory=set, repr=False, compare=False)
+    _kept: object = field(default=None, repr=False, compare=False)  # what goes with this object
 
     @classmethod
-    def open(cls, folder: Path | str) -> Checkpoint:
-        """Read the configuration and the headers of the weights of ``folder``.
+    def open(cls, source: Path | str, beside: Path | None = None) -> Checkpoint:
+        """Read the configuration and the headers of the weights of a folder, or of a file.
+
+        Args:
+            source: what was named.
+            beside: the folder of the baseline, from which a subject takes the small files that
+                its format does not hold.
 
         Raises:
             NotACheckpointError: the folder holds something else (:mod:`invarlock.folders`).
             InputError: a file of it is missing or damaged.
         """
-        folder = Path(folder)
-        refuse_broken_files(folder)
-        form = readable_format(folder)
+        source = Path(source)
+        refuse_broken_files(source)
+        form = readable_format(source)
+        folder, kept = source, None
+        if not form.configured:
+            form = form.beside(source, beside)
+            kept = TemporaryDirectory(prefix="invarlock-")
+            folder = Path(kept.name)
+            form.small_files(source, beside, folder)
         config = read_json_object(folder / "config.json")
         form = as_configured(form, config)
         # looked at before they are read, so that a change in between is noticed
-        seen = {name: Seen.now(folder / name) for name in form.files(os.listdir(folder))}
-        held = form.inventory(folder)
+        seen = {n: Seen.now(source / n) for n in form.files(names_of(source)) if source.is_dir()}
+        held = form.inventory(source)
         if not held.tensors:
-            raise InputError("the checkpoint holds no tensor", where=str(folder))
-        seen = {name: seen.get(name) or Seen.now(folder / name) for name in held.files}
-        return cls(folder, config, held.tensors, held.files, held.metadata, form, _seen=seen)
+            raise InputError("the checkpoint holds no tensor", where=str(source))
+        seen = {n: seen.get(n) or Seen.now(source / n) for n in held.files if source.is_dir()}
+        return cls(
+            folder, config, held.tensors, held.files, held.metadata, form, source, held.packed,
+            # digests are kept of stored bytes; those of values depend on how they are unpacked
+            _seen={} if held.packed or not form.configured else seen, _kept=kept,
+        )  # fmt: skip
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """``config.json`` without what the format reads of it: how the weights are packed."""
+        if self.form.dense:
+            return self.config
+        return {k: v for k, v in self.config.items() if k not in QUANTIZED}
+
+    @cached_property
+    def stored(self) -> dict[str, str]:
+        """SHA-256 of each file of weights of a packed model."""
+        place = self.source if self.source.is_dir() else self.source.parent
+        return {name: sha256_file(place / name) for name in self.shards}
 
     @property
     def indexed(self) -> bool:
@@ -201,7 +237,7 @@ class Checkpoint:
         """
         info = self.info(name)
         digest = None if name in self._digests else hashlib.sha256()
-        for chunk in self.form.chunks(self.folder, info, size):
+        for chunk in self.form.chunks(self.source, info, size):
             if digest is not None:
                 digest.update(chunk)
             yield chunk
@@ -252,7 +288,8 @@ class Checkpoint:
         rows = {n: (i.dtype, i.shape, self.tensor_digest(n)) for n, i in self.tensors.items()}
         for shard, seen in self._seen.items():
             self._record(seen, shard)
-        return checkpoint_parts(self.config, rows, self.folder)
+        parts = checkpoint_parts(self.config, rows, self.folder)
+        return parts | {"packed_files": self.stored} if self.packed else parts
 
     def digest(self) -> str:
         """:func:`checkpoint_digest` of this checkpoint."""
@@ -280,4 +317,30 @@ class Checkpoint:
     def identity(self) -> Identity:
         """What a report says of this checkpoint."""
         parts = self.parts()
-        return Identity(self.config, parts, parts["tokenizer_sha256"], self.n_parameters)
+        sha256 = parts["tokenizer_sha256"]
+        return Identity(self.config, parts, sha256, self.n_parameters, self.packing())
+
+    def packing(self) -> dict[str, Any]:
+        """How the weights are packed, as reports state it; empty where they are dense.
+
+        ``schemes``: of each way to pack a tensor, how many there are, their elements and the bytes
+        that they take.
+        """
+        if self.form.dense:
+            return {}
+        schemes: dict[str, dict[str, Any]] = {}
+        for tensor in self.packed.values():
+            row = schemes.setdefault(
+                tensor.scheme, {"bits": tensor.bits, "tensors": 0, "elements": 0, "bytes": 0}
+            )
+            row["tensors"] += 1
+            row["elements"] += math.prod(tensor.shape)
+            row["bytes"] += tensor.stored_bytes
+        place = self.source if self.source.is_dir() else self.source.parent
+        return {
+            "format": self.form.name,
+            "title": self.form.title,
+            "schemes": dict(sorted(schemes.items())),
+            "bytes_packed": sum((place / name).stat().st_size for name in self.shards),
+            "bytes_dense": sum(2 * info.numel for info in self.tensors.values()),
+        }

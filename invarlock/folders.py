@@ -55,9 +55,12 @@ def refuse_broken_files(folder: Path) -> None:
         InputError: the system refuses to read it.
         NotACheckpointError: what it is, and what to do.
     """
+    if os.path.isfile(folder) and named_file(folder):
+        _refuse_content(folder)
+        return
     if not os.path.isdir(folder):
         raise no_folder(folder)
-    names = _names(folder)
+    names = names_of(folder)
     if not names:
         raise NotACheckpointError(
             "the folder is empty", where=str(folder), hint="copy or download the checkpoint again"
@@ -78,10 +81,11 @@ def readable_format(folder: Path) -> Format:
     Raises:
         NotACheckpointError: what it holds instead, and what to do.
     """
-    names = _names(folder)
+    names = names_of(folder)
     form = format_in(names)
-    whole = CONFIG_NAME in names and form is not None and form.opened
-    if ADAPTER_NAME in names:
+    ready = form is not None and (CONFIG_NAME in names or not form.configured)
+    whole = ready and form is not None and form.opened
+    if ADAPTER_NAME in names and (form is None or form.configured):
         raise _adapter(folder, whole)
     if form is not None and whole:
         return form
@@ -92,7 +96,20 @@ def readable_format(folder: Path) -> Format:
     raise AssertionError("unreachable")
 
 
-def _names(folder: Path) -> list[str]:
+def named_file(path: Path) -> bool:
+    """Whether a file alone is a model of some format, by its name."""
+    form = format_in([path.name])
+    return form is not None and form.opened and not form.configured
+
+
+def names_of(folder: Path) -> list[str]:
+    """The names in a folder, sorted; of a file, its own.
+
+    Raises:
+        InputError: the system refuses to read it.
+    """
+    if os.path.isfile(folder):
+        return [Path(folder).name]
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
@@ -302,7 +319,7 @@ def _unfinished(folder: Path, names: Sequence[str]) -> InputError | None:
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return [shlex.quote(str(folder / n)) for n in _names(folder) if (folder / n).is_dir()]
+    return [shlex.quote(str(folder / n)) for n in names_of(folder) if (folder / n).is_dir()]
 
 
 def _below(folder: Path, names: Sequence[str]) -> InputError | None:

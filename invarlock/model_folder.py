@@ -17,6 +17,8 @@ from typing import Any
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError
 from invarlock.folders import LISTED, NotACheckpointError
+from invarlock.formats.execution import require_package
+from invarlock.formats.packed import QUANTIZED
 from invarlock.library_classes import CAUSAL, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 
@@ -45,7 +47,6 @@ METHODS = {
     "fp8": ("FP8", PACKED[".weight_scale_inv"][1]),
     "mxfp4": ("MXFP4", PACKED["_blocks"][1]),
 }
-QUANTIZED = ("quantization_config", "compression_config", "quantization")  # of config.json
 DENSE = ["F64", "F32", "F16", "BF16"]
 # What wraps a model puts its own word before every name of a tensor.
 WRAPPERS = {
@@ -69,14 +70,18 @@ def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
         NotACheckpointError: it cannot: what it is, and what to do.
         InputError: its files are damaged.
     """
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, baseline)
     if checkpoint.form.dense:
         _refuse_packed(checkpoint)
     _refuse_names(checkpoint)
     refuse_architecture(checkpoint.config, folder)
-    names = os.listdir(folder)
+    names = os.listdir(checkpoint.folder)
     if "tokenizer.json" not in names:
         raise no_tokenizer(str(folder), names, baseline)
+    for package in checkpoint.form.packages:
+        require_package(
+            package.module, package.extra, f"{checkpoint.form.title} models", str(folder)
+        )
     return checkpoint
 
 

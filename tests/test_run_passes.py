@@ -20,7 +20,7 @@ from invarlock.reporting.evaluation import evaluation_report
 from invarlock.reporting.replay import replay
 from invarlock.reporting.runs import Comparison
 from invarlock.run import measure
-from invarlock.run.loading import Target, load_model
+from invarlock.run.loading import Target, load_checkpoint, load_model
 from invarlock.run.measure import RunWindows, measure_checkpoint
 from invarlock.run.report import RunSettings, run_report, token_shift
 from invarlock.windows import WindowPlan
@@ -104,13 +104,13 @@ class Counter:
         self.rows = []
 
         def load(*arguments):
-            loaded = load_model(*arguments)
+            loaded = load_checkpoint(*arguments)
             loaded.model.get_input_embeddings().register_forward_pre_hook(
                 lambda _module, inputs: self.rows.extend(map(tuple, inputs[0].tolist()))
             )
             return loaded
 
-        monkeypatch.setattr(measure, "load_model", load)
+        monkeypatch.setattr(measure, "load_checkpoint", load)
 
     def count(self, window):
         """How often a window was run."""

@@ -191,6 +191,11 @@ class Windows(Closed, kw_only=True, tag_field="kind"):
         return [] if isinstance(self.slices, UnsetType) else self.slices
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest window; of records, at most."""
+        return max(self.seq_len, *(part.seq_len for part in self.of_slices), 0)
+
+    @property
     def bos(self) -> int | None:
         """The begin-of-text token at the head of each window; None for none."""
         return None if self.bos_token_id is UNSET else self.bos_token_id

@@ -9,9 +9,11 @@
 A file like that in ``invarlock/formats/kinds`` is all that a new format needs: folders of it are
 opened and compared, and models of it are placed as baselines, rewritten as safetensors.
 
-A format gives the *effective* weights, under the model's own names: what packs them unpacks them
-here, one tensor at a time (``chunks``). How a model of the format is run is another question, which
-its files answer to the library that loads them.
+A format gives two views of a model. The *effective weights*, under the model's own names: what
+packs them unpacks them here, one tensor at a time (``chunks``; :mod:`invarlock.formats.packed` for
+weights that are packed into safetensors). And the *execution*: transformers, with what the format
+adds to its loader (``loading``), or a program of its own (``engine``). Weights are judged by the
+first, losses and activations by the second; neither stands for the other.
 """
 
 from __future__ import annotations
@@ -25,10 +27,24 @@ from typing import Any, ClassVar
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import pretty_json, unreadable
+from invarlock.formats.execution import Engine, EngineSettings
 from invarlock.shards import ShardEntry, TensorInfo, write_shard
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor of the model that is stored as something else."""
+
+    name: str  # of the model's tensor
+    dtype: str  # of the values that it stands for, by its safetensors code
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]  # names of the stored tensors that it is made of
+    scheme: str  # as people call it: "int4, groups of 128", "FP8 E4M3, a scale per row", "Q4_K"
+    bits: float  # of one stored value, scales not counted
+    stored_bytes: int  # of all its parts
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,15 @@ class Inventory:
     tensors: dict[str, TensorInfo]
     files: tuple[str, ...]
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)  # of each file, free text
+    packed: dict[str, PackedTensor] = field(default_factory=dict)  # by the model's names
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that runs models of a format."""
+
+    module: str  # as it is imported
+    extra: str  # of invarlock that installs it
 
 
 class Format:
@@ -52,6 +77,11 @@ class Format:
     opened: ClassVar[bool] = True  # whether it has an inventory, so that a folder can be compared
     switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
     note: ClassVar[str | None] = None  # what the record of a rewritten baseline says
+    title: ClassVar[str] = ""  # what people call it
+    # Whether a folder has to have ``config.json``; else the format writes what it lacks
+    # (``small_files``), and a single file may be named in place of a folder.
+    configured: ClassVar[bool] = True
+    packages: ClassVar[tuple[Package, ...]] = ()  # what execution needs beside transformers
 
     def files(self, names: Collection[str]) -> set[str]:
         """The files of weights among the names of a folder; empty where it is of another format."""
@@ -68,6 +98,58 @@ class Format:
             InputError: a file that lists the others is damaged, or one of them is not there.
         """
         return self.files(names)
+
+    def small_files(self, source: Path, baseline: Path | None, folder: Path) -> None:
+        """Write configuration, tokenizer and what ships beside them into ``folder``.
+
+        Only where the format is not ``configured``. What the source does not hold is the
+        baseline's, linked; what it does hold is its own.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: the folder of the baseline, where there is one.
+            folder: it is there and empty.
+
+        Raises:
+            InputError: the source is damaged, or does not say what is needed.
+        """
+        raise NotImplementedError
+
+    def faults(self, source: Path, baseline: Mapping[str, TensorInfo]) -> Iterator[str]:
+        """What is wrong with the way the weights are packed, a line each: damage, which rejects.
+
+        Not what the tensors themselves show: values that are not finite, shapes, missing names.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: its tensors, by name.
+        """
+        yield from ()
+
+    def beside(self, source: Path, baseline: Path | None) -> Format:
+        """The format of this source, where it needs a baseline to be read, as an adapter does.
+
+        Raises:
+            NotACheckpointError: there is none, or it is the wrong one.
+        """
+        return self
+
+    def loading(self, source: Path, config: Mapping[str, Any], device: str) -> Mapping[str, object]:
+        """Further arguments of transformers' ``from_pretrained``, which loads the small files'
+        folder (the source itself, where that holds them); they replace those that are given."""
+        return {}
+
+    def loaded(self, model: Any, source: Path) -> Any:
+        """The model as it is to be run, from what transformers loaded."""
+        return model
+
+    def engine(self, source: Path, settings: EngineSettings) -> Engine | None:
+        """The program that runs the model; None: transformers does.
+
+        Raises:
+            InputError: its package is missing, or it does not load the model.
+        """
+        return None
 
     def refusal(self, where: str) -> ConfigError:
         """The line for a model that needs ``switch`` while it is off."""

@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from invarlock.formats.execution import Engine, Written
 from invarlock.guards.guard import CheckpointRun, Probe
 from invarlock.roles import Role, is_token_table, layer_of, role_of
 
@@ -31,6 +32,8 @@ EMBED, STREAM = "embed", "stream"  # what enters the stream, and what is read at
 # What a block that writes a constant leaves after centring, in units of what it writes, is rounding
 # of float32.
 CONSTANT = 1e-6
+# The family of guards that a kind of place belongs to, where the model is no mixture of experts.
+FAMILIES = {ATTENTION: "attn", FFN: "ffn", MIXER: "other", EMBED: "embed", STREAM: "other"}
 # of a module that has parameters of several, the first
 _BLOCK_ROLES = (Role.ROUTER, Role.ATTN, Role.EXPERT, Role.FFN, Role.MIXER)
 WINDOW_TOKENS = 64  # of each calibration window, evenly spaced; of a shorter one all
@@ -40,7 +43,7 @@ class Place(NamedTuple):
     """A module at which the stream is written or read."""
 
     name: str
-    module: torch.nn.Module
+    module: torch.nn.Module | None  # None: an engine shows it
     kind: str
     layer: int | None
     family: str  # of the guards
@@ -179,6 +182,8 @@ class RowsProbe(Probe):
     the device where the module is.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = (ATTENTION, FFN, MIXER, EMBED, STREAM)
+
     def __init__(self) -> None:
         self.bytes = 0  # most that the hooks held at a time, by the sizes of their arrays
         self.seconds = 0.0  # wall time spent in the hooks
@@ -206,7 +211,12 @@ class RowsProbe(Probe):
     @contextmanager
     def attached(self, run: CheckpointRun) -> Iterator[None]:
         """Watch the pass over the calibration windows."""
-        with self.watching(run.model, run.checkpoint.config, len(run.calibration)):
+        windows = len(run.calibration)
+        if run.engine is not None:
+            watching = self.shown_by(run.engine, windows)
+        else:
+            watching = self.watching(run.model, run.checkpoint.config, windows)
+        with watching:
             yield
         run.seconds += self.seconds
         run.probe_bytes += self.bytes
@@ -225,11 +235,33 @@ class RowsProbe(Probe):
         finally:
             for hook in hooks:
                 hook.remove()
+        self._end()
+
+    @contextmanager
+    def shown_by(self, engine: Engine, windows: int) -> Iterator[None]:
+        """Watch what an engine shows of the windows that it runs inside the block, this many."""
+        import torch
+
+        self._centred = engine.centred
+
+        def take(written: Written) -> None:
+            if written.kind in self.kinds:
+                family = FAMILIES[written.kind]
+                place = Place(written.name, None, written.kind, written.layer, family)
+                self._look(place, torch.from_numpy(written.values)[None], windows)
+
+        with engine.watching(take):
+            yield
+        self._end()
+
+    def _end(self) -> None:
+        """Take what was seen of fewer windows than were announced."""
         for each in self.seen:
             if each.name in self._rows:
                 self._finish(each)
 
     def _hooks(self, place: Place, windows: int) -> Iterator[Any]:
+        assert place.module is not None
         if place.reads:
             yield place.module.register_forward_pre_hook(self._before(place, windows))
         elif not place.among or place.within is None:

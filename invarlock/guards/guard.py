@@ -22,6 +22,7 @@ from invarlock.policy import Policy
 
 if TYPE_CHECKING:
     from invarlock.checkpoints import Checkpoint
+    from invarlock.formats.execution import Engine
 
 Block = dict[str, Any]  # a part of a report
 Run = Mapping[str, Any]  # a run report
@@ -90,7 +91,7 @@ class CheckpointRun(Struct):
     """A loaded checkpoint in the middle of its run, and what guards leave for one another."""
 
     checkpoint: Checkpoint
-    model: Any
+    model: Any  # None where an engine runs it
     device: str
     calibration: Sequence[str]  # ids of the windows that hooks watch
     limits: Policy | None = None  # None: nothing is tried
@@ -105,6 +106,7 @@ class CheckpointRun(Struct):
     probe_bytes: int = 0  # most that the hooks held at a time
     trial_tokens: int = 0  # run a second time
     bare_nll: Sequence[float] = ()  # nats, of the calibration windows without hooks
+    engine: Engine | None = None  # what runs it in place of transformers
 
 
 class Probe:

@@ -45,16 +45,22 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def open_subject(folder: Path) -> tuple[Checkpoint | None, list[Failure]]:
+def open_subject(
+    folder: Path, baseline: Path | None = None
+) -> tuple[Checkpoint | None, list[Failure]]:
     """The subject, or what is wrong with its files if they cannot be read as a checkpoint.
+
+    Args:
+        folder: the subject, a folder or a file.
+        baseline: the folder of its baseline, where there is one.
 
     Raises:
         InputError: the folder holds no checkpoint, or the system refuses to read it.
     """
     try:
-        subject = Checkpoint.open(folder)
-        tokenizer_digest(folder)
-        file_digests(folder)
+        subject = Checkpoint.open(folder, baseline)
+        tokenizer_digest(subject.folder)
+        file_digests(subject.folder)
     except InputError as error:
         if isinstance(error, NotACheckpointError) or isinstance(error.__cause__, OSError):
             raise
@@ -85,6 +91,7 @@ def check_checkpoint(
         *_check_vocabulary(baseline, subject),
         *_check_tying(baseline, subject),
         *_check_finite(subject),
+        *_check_packing(baseline, subject),
         *check_shipped(baseline.folder, subject.folder),
     ]
 
@@ -96,7 +103,7 @@ def reads_alike(failures: Sequence[Failure]) -> bool:
 
 def _check_config(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     try:
-        found = effective_config.differences(baseline.config, subject.config)
+        found = effective_config.differences(baseline.settings, subject.settings)
     except InputError as error:
         return [_failure("config_unreadable", f"config.json: {error.what}")]
     failures = []
@@ -175,7 +182,11 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
             found.append(
                 _failure("shape_changed", f"{name}: shape was {list(b.shape)}, is {list(s.shape)}")
             )
-    types = [n for n in both if baseline.tensors[n].dtype != subject.tensors[n].dtype]
+    types = [
+        n
+        for n in both
+        if baseline.tensors[n].dtype != subject.tensors[n].dtype and n not in subject.packed
+    ]
     if types:
         b, s = baseline.tensors[types[0]], subject.tensors[types[0]]
         found.append(
@@ -309,6 +320,13 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
                 )
             )
     return found
+
+
+def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
+    """What the format itself finds wrong with how the weights are packed."""
+    return [
+        _failure("packing", text) for text in subject.form.faults(subject.source, baseline.tensors)
+    ]
 
 
 def check_loaded(missing: Sequence[str], unexpected: Sequence[str]) -> list[Failure]:

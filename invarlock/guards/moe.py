@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -176,6 +176,8 @@ class RouterProbe(Probe):
 
     def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows."""
+        if run.model is None:  # an engine shows no routers
+            return nullcontext()
         return self.attach(run.model, run.checkpoint.config)
 
     def record(self, run: CheckpointRun) -> Block | None:

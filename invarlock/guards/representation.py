@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
@@ -195,6 +195,8 @@ def distance(baseline: NDArray[np.float16], subject: NDArray[np.float16]) -> flo
 
 class GramProbe(RowsProbe):
     """The sketches of what attention and feed-forward blocks wrote."""
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invarlock.errors import MeasurementError
+from invarlock.formats.execution import Engine
 from invarlock.metrics.distribution import TOP_K, truncated_kl
 from invarlock.metrics.kind import Example
 
@@ -126,6 +127,20 @@ def logits_function(model: Any, probe: Mapping[str, torch.Tensor]) -> Logits:
         from_model = model(**shown, use_cache=False).logits
     exact = len(from_head) == 1 and torch.equal(from_head[0], from_model)
     return by_chunks if exact else whole
+
+
+def logits_of(engine: Engine) -> Logits:
+    """The same of a model that an engine runs, window by window."""
+    import torch
+
+    def by_window(inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Iterator[torch.Tensor]:
+        ids = inputs["input_ids"]
+        rows, positions = at // ids.shape[1], at % ids.shape[1]
+        for row, window in enumerate(ids.tolist()):
+            logits = torch.from_numpy(engine.logits(window))
+            yield logits[positions[rows == row]]
+
+    return by_window
 
 
 def rows_within(budgets: Mapping[str, int], device: torch.device, row_bytes: int) -> int:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
+from invarlock.formats.execution import Described, Engine, EngineSettings, kernels_of, version_of
+from invarlock.formats.kind import Format
+from invarlock.formats.packed import DENSE
 from invarlock.library_classes import loader_of
 from invarlock.loading_faults import library, quiet
 from invarlock.metrics.kinds import BY_WINDOWS, DEFAULT, METRICS, metric_of
@@ -35,11 +39,19 @@ class Target:
 class Loaded:
     """A model in evaluation mode with what loading reported."""
 
-    model: Any  # a transformers PreTrainedModel
+    model: Any  # a transformers PreTrainedModel; None where an engine runs it
     device: str
     dtype: str
     missing: list[str]
     unexpected: list[str]
+    engine: Engine | None = None
+
+    def describe(self) -> Described:
+        """What runs."""
+        if self.engine is not None:
+            return self.engine.describe()
+        versions = {name: version_of(name) for name in ("transformers", "torch")}
+        return Described("transformers", versions, kernels_of(self.model), device_name(self.device))
 
 
 def resolve_target(target: Target) -> tuple[str, torch.dtype]:
@@ -125,8 +137,37 @@ def _attention(auto_model: Any, config: Any) -> str:
     return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
 
 
-def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> Loaded:
+def load_checkpoint(
+    checkpoint: Checkpoint, target: Target, context: int, adapter: str = DEFAULT.adapter
+) -> Loaded:
+    """Load a checkpoint for what runs models of its format.
+
+    Args:
+        checkpoint: what is loaded.
+        target: device and dtype; an engine has a dtype of its own.
+        context: tokens of the longest window.
+        adapter: the kind of model.
+
+    Raises:
+        See :func:`load_model`.
+    """
+    import torch
+
+    device, _ = resolve_target(target)
+    settings = EngineSettings(device, torch.get_num_threads(), context)
+    engine = checkpoint.form.engine(checkpoint.source, settings)
+    if engine is not None:
+        return Loaded(None, device, engine.dtype, [], [], engine)
+    return load_model(checkpoint, target, adapter)
+
+
+def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.adapter) -> Loaded:
     """Load a language model of the kind ``adapter`` from safetensors, without the network.
+
+    Args:
+        place: a checkpoint, or a folder of one.
+        target: device and dtype.
+        adapter: the kind of model.
 
     Raises:
         InputError: the library does not load it, whatever its parts raise; the cause is chained.
@@ -137,7 +178,13 @@ def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> 
     import transformers
     from transformers import AutoConfig
 
-    loader = loader_of(read_json_object(folder / "config.json"), LOADERS[adapter])
+    form: Format = DENSE
+    if isinstance(place, Checkpoint):
+        folder, source, form = place.folder, place.source, place.form
+    else:
+        folder = source = place
+    written = read_json_object(folder / "config.json")
+    loader = loader_of(written, LOADERS[adapter])
     # the library's loader returns a pair when asked to, which its annotations do not know
     auto_model: Any = getattr(transformers, loader)
     quiet()
@@ -146,16 +193,18 @@ def load_model(folder: Path, target: Target, adapter: str = DEFAULT.adapter) -> 
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=target.allow_remote_code, local_files_only=True
         )
-        model, info = auto_model.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=_attention(auto_model, config),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=target.allow_remote_code,
-            output_loading_info=True,
-        )
+        options: dict[str, Any] = {
+            "config": config,
+            "dtype": dtype,
+            "attn_implementation": _attention(auto_model, config),
+            "use_safetensors": True,
+            "local_files_only": True,
+            "trust_remote_code": target.allow_remote_code,
+            "output_loading_info": True,
+        }
+        options |= form.loading(source, written, device)
+        model, info = auto_model.from_pretrained(folder, **options)
+        model = form.loaded(model, source)
     model.requires_grad_(False)
     model.eval()
     if device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for

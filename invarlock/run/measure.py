@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ import numpy as np
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.documents.windows import PicturedWindows, Record, Window, WindowSet
-from invarlock.files import sha256_file
+from invarlock.files import digest_json, sha256_file
+from invarlock.formats.execution import Described
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
@@ -37,10 +38,11 @@ from invarlock.run.forward import (
     as_batch,
     batches,
     logits_function,
+    logits_of,
     merge,
     run_batch,
 )
-from invarlock.run.loading import Loaded, Target, device_name, load_model
+from invarlock.run.loading import Loaded, Target, device_name, load_checkpoint
 from invarlock.run.packed_weights import packed_weights
 from invarlock.run.tasks import Task, commonest_shape, task_for
 from invarlock.windows import read_windows
@@ -115,6 +117,7 @@ class Measurement:
     # of the windows of an arm, what the metric takes beside their losses
     columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)  # what probes keep for subjects' runs
+    ran: Described | None = None  # what executed the model
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -154,7 +157,7 @@ def measure_checkpoint(
     """
     clock = _Clock()
     task = task_for(checkpoint.folder, windows.content, windows.pictures)
-    loaded = load_model(checkpoint.folder, target, task.metric.adapter)
+    loaded = load_checkpoint(checkpoint, target, windows.content.longest, task.metric.adapter)
     clock.lap("load_model")
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)
     preview, final = the_pass.plain()
@@ -169,6 +172,7 @@ def measure_checkpoint(
         baseline_activations=against.activations if against else None,
         baseline_arrays=against.arrays if against else None,
         baseline_checkpoint=against.checkpoint if against else None,
+        engine=loaded.engine,
     )
     probes = {guard.name: guard.probe() for guard in GUARDS}
     for probe in probes.values():
@@ -184,11 +188,12 @@ def measure_checkpoint(
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
     arms = {"preview": merge(preview), "final": merge(final)}
-    run.again = partial(the_pass.again, arms["preview"])
+    if loaded.engine is None:  # an engine's modules cannot be scaled
+        run.again = partial(the_pass.again, arms["preview"])
     for probe in probes.values():
         probe.after(run)
     clock.lap("variance")
-    digest = loaded_digest(loaded.model)
+    digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
     failures = check_loaded(loaded.missing, loaded.unexpected)
     clock.lap("invariants")
     records = {name: probe.record(run) for name, probe in probes.items()}
@@ -204,6 +209,7 @@ def measure_checkpoint(
         memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
         columns={arm: the_pass.columns(arm, result) for arm, result in arms.items()},
         arrays={k: v for probe in probes.values() for k, v in probe.arrays().items()},
+        ran=loaded.describe(),
     )
 
 
@@ -248,7 +254,10 @@ class _Pass:
     def __post_init__(self) -> None:
         self.examples = {arm: self.task.examples(self.windows.arm(arm)) for arm in ARMS}
         probe = as_batch([self.examples["final"][0].start(PROBE_TOKENS)], self.loaded.device)
-        self.logits = logits_function(self.loaded.model, probe.inputs)
+        engine = self.loaded.engine
+        self.logits = (
+            logits_of(engine) if engine else logits_function(self.loaded.model, probe.inputs)
+        )
         guarded = self.examples["preview"][: self.windows.guarded]
         self.calibration = evenly_spaced(commonest_shape(guarded), CALIBRATION_WINDOWS)
         preview = range(len(self.examples["preview"]))
@@ -270,9 +279,13 @@ class _Pass:
     def plain(self) -> tuple[list[ArmResult], list[ArmResult]]:
         """Everything but the calibration windows: no guard has a hand in it."""
         everything = range(len(self.examples["final"]))
-        with packed_weights(self.loaded.model, self.token_budget):
+        with self._packed():
             self.others = {arm: self._others(arm) for arm in ARMS}
             return self.batches("preview", self.rest), self.batches("final", everything)
+
+    def _packed(self) -> AbstractContextManager[None]:
+        model = self.loaded.model
+        return nullcontext() if model is None else packed_weights(model, self.token_budget)
 
     def _others(self, arm: str) -> dict[int, list[float]]:
         """Losses of what else the metric asks, such as wrong choices: nats, by window."""
@@ -311,8 +324,7 @@ class _Pass:
         if not rows:
             return None
         # packed, as these windows were in the pass: only what is changed may make a difference
-        packed = packed_weights(self.loaded.model, self.token_budget)
-        with packed, changed:
+        with self._packed(), changed:
             parts = self.batches("preview", rows)
         scaled, windows = merge(parts), self.windows.arm("preview")
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def run_report(
             "determinism": dict(determinism),
             "checkpoint_sha256": checkpoint.sha256,
             "parameters": checkpoint.n_parameters,
+            **_execution(checkpoint, measured),
         },
         "data": {
             "windows_sha256": windows.sha256,
@@ -160,6 +161,14 @@ def run_report(
         "artifacts": {"events_path": EVENTS_NAME},
         "context": {"profile": settings.profile, "tier": settings.tier},
     }
+
+
+def _execution(checkpoint: Identity, measured: Measurement | None) -> dict[str, Any]:
+    """Of a packed model: how its weights are packed, and what multiplied them."""
+    if not checkpoint.packing:
+        return {}
+    ran = measured.ran if measured else None
+    return {"execution": {**checkpoint.packing, **({} if ran is None else asdict(ran))}}
 
 
 def _metrics(

@@ -1,0 +1,124 @@
+"""What a program other than transformers has to answer that runs a model of some format.
+
+    class LlamaCpp(Engine):
+        name = "llama.cpp"
+        def logits(self, ids): ...
+
+A format returns one from ``Format.engine``. It gives logits of every position, so that losses,
+divergences and agreement are taken as of any other model, and shows what blocks write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from invarlock.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is to run."""
+
+    device: str  # cpu, or cuda and cuda:N
+    threads: int
+    context: int  # tokens of the longest window
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one block wrote to the residual stream, or what entered or left it, for one window."""
+
+    name: str  # of the module, as transformers calls it: "model.layers.3.mlp.down_proj"
+    kind: str  # attention, ffn, embed or stream (invarlock.guards.block_outputs)
+    layer: int | None
+    values: NDArray[np.float32]  # (tokens, features)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What ran: for the report, and for ``backend_inventory.json``."""
+
+    backend: str  # transformers, llama.cpp
+    versions: Mapping[str, str]  # of the packages that ran, by name
+    kernels: Mapping[str, int]  # what multiplies -> how many matrices of the model it multiplies
+    device: str
+    detail: Mapping[str, str] = field(default_factory=dict)  # what else says which code ran
+
+
+class Engine:
+    """A loaded model; one window at a time."""
+
+    name: ClassVar[str]
+    dtype: ClassVar[str]  # of its arithmetic, as reports name it
+    centred: bool = False  # whether the norms of the model take the mean over the features away
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position of one window: (tokens, vocabulary)."""
+        raise NotImplementedError
+
+    def watching(self, take: Callable[[Written], None]) -> AbstractContextManager[None]:
+        """Windows inside the block are shown to ``take``, in the order in which blocks write."""
+        raise NotImplementedError
+
+    def greedy(self, ids: Sequence[int], count: int) -> Iterator[int]:
+        """The ``count`` most likely tokens after a prompt, one by one, as the backend generates."""
+        raise NotImplementedError
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """The ids of a text without special ones; None where the backend has no tokenizer."""
+        return None
+
+    def describe(self) -> Described:
+        """What runs."""
+        raise NotImplementedError
+
+
+def require_package(module: str, extra: str, what: str, where: str) -> None:
+    """Refuse in one line where a package is missing.
+
+    Args:
+        module: as it is imported.
+        extra: of invarlock that installs it.
+        what: what needs it, such as "GPTQ weights".
+        where: the subject.
+
+    Raises:
+        InputError: with the command that installs it.
+    """
+    if find_spec(module) is None:
+        raise InputError(
+            f"{what} need the package {module}, which is not installed", where=where,
+            hint=f'pip install "invarlock[{extra}]"',
+        )  # fmt: skip
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package; empty where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def kernels_of(model: Any) -> dict[str, int]:
+    """Classes of the modules of a torch model that multiply by a matrix -> how many there are."""
+    found: dict[str, int] = {}
+    for module in model.modules():
+        own = list(module.children())
+        kind = type(module)
+        if own or not ("Linear" in kind.__name__ or hasattr(module, "in_features")):
+            continue
+        found[f"{kind.__module__}.{kind.__name__}"] = (
+            found.get(f"{kind.__module__}.{kind.__name__}", 0) + 1
+        )
+    return dict(sorted(found.items()))
