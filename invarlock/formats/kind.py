@@ -166,6 +166,11 @@ class Format:
         """The model as it is to be run, from what transformers loaded."""
         return model
 
+    def detail(self, model: Any) -> Mapping[str, str]:
+        """What reports say of a loaded model beside its kernels: what was done to the weights, how
+        activations are rounded, what other hardware would do instead."""
+        return {}
+
     def engine(self, source: Path, settings: EngineSettings) -> Engine | None:
         """The program that runs the model; None: transformers does.
 

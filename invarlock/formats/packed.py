@@ -11,14 +11,17 @@ The rest follows: folders are opened, compared and measured by what the weights 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from invarlock.counts import counted
 from invarlock.files import read_json_object
-from invarlock.formats.kind import Format, Inventory, PackedTensor, byte_range
+from invarlock.formats.kind import Format, Inventory, PackedTensor, Tensors, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
+from invarlock.formats.numbers import nothing_left
 from invarlock.shards import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ class Packed(Format):
         Args:
             stored: what the files hold, by name.
             config: ``config.json``.
-            where: the folder, for errors.
+            where: the folder, for errors, and for a shape that is stored as numbers.
 
         Raises:
             InputError: parts are missing or do not fit together, such as a group size that does
@@ -92,6 +95,43 @@ class Packed(Format):
     def drops(self, name: str) -> bool:
         """Whether a stored tensor is no weight although no packed tensor is made of it."""
         return False
+
+    def scales(
+        self, tensor: PackedTensor, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> Scales | None:
+        """The scales of a packed tensor; None where there are none, or they serve no blocks.
+
+        Args:
+            tensor: one of :meth:`layout`.
+            parts: those of its stored tensors that :meth:`scale_parts` names.
+            config: ``config.json``.
+        """
+        return None
+
+    def scale_parts(self, tensor: PackedTensor) -> Sequence[str]:
+        """The names of the stored tensors that its scales are made of."""
+        return ()
+
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
+        """Scales that are zero where the baseline is not, and scales of activations that are no
+        positive numbers."""
+        held = DENSE.inventory(source).tensors
+        config = read_json_object(source / "config.json")
+        for tensor in self.layout(held, config, str(source)):
+            names = self.scale_parts(tensor)
+            parts = {name: stored_tensor(source, held[name]) for name in names}
+            scales = self.scales(tensor, parts, config) if parts else None
+            dense = baseline.tensors.get(tensor.name)
+            if scales is None or dense is None or dense.shape != tensor.shape:
+                continue
+            zero = nothing_left(scales.values, scales.block, partial(baseline.load, dense.name))
+            if zero:
+                text = counted(zero, "scale is", "scales are")
+                yield f"{tensor.name}: {text} zero where the baseline's weights are not"
+        for name in sorted(n for n in held if self.drops(n) and n.endswith("scale")):
+            values = stored_tensor(source, held[name]).float()
+            if not bool(((values > 0) & values.isfinite()).all()):
+                yield f"{name} is no positive number"
 
     def inventory(self, folder: Path) -> Inventory:
         held = DENSE.inventory(folder)
@@ -136,12 +176,28 @@ class Made(TensorInfo):
     stored: tuple[TensorInfo, ...]
 
 
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a tensor, (..., blocks of rows, blocks of columns), and a block's size."""
+
+    values: torch.Tensor  # float32
+    block: tuple[int, int]
+
+
 def elements(shape: tuple[int, ...]) -> int:
     """Number of elements."""
     count = 1
     for size in shape:
         count *= size
     return count
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """The dtype of a safetensors code."""
+    import torch
+
+    found: torch.dtype = getattr(torch, DTYPES[code][1])
+    return found
 
 
 def stored_tensor(folder: Path, info: TensorInfo) -> torch.Tensor:
@@ -152,7 +208,7 @@ def stored_tensor(folder: Path, info: TensorInfo) -> torch.Tensor:
     """
     import torch
 
-    dtype: torch.dtype = getattr(torch, DTYPES[info.dtype][1])
+    dtype = torch_dtype(info.dtype)
     if not info.nbytes:
         return torch.empty(info.shape, dtype=dtype)
     (chunk,) = byte_range(folder / info.file, info, info.nbytes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +47,15 @@ class Loaded:
     unexpected: list[str]
     engine: Engine | None = None
     packages: tuple[str, ...] = ()  # that run it beside transformers
+    detail: Mapping[str, str] = field(default_factory=dict)  # of its format
 
     def describe(self) -> Described:
         """What runs."""
         if self.engine is not None:
             return self.engine.describe()
         versions = {name: version_of(name) for name in ("transformers", "torch", *self.packages)}
-        return Described("transformers", versions, kernels_of(self.model), device_name(self.device))
+        kernels, device = kernels_of(self.model), device_name(self.device)
+        return Described("transformers", versions, kernels, device, self.detail)
 
 
 def resolve_target(target: Target) -> tuple[str, torch.dtype]:
@@ -224,4 +227,5 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
         missing=sorted(missing),
         unexpected=sorted(n for n in info["unexpected_keys"] if not n.startswith(UNUSED_HEADS)),
         packages=tuple(package.module for package in form.packages),
+        detail=form.detail(model),
     )
