@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,15 @@ def library(folder: Path) -> Iterator[None]:
     lasts less than the folder and the environment do. Lack of memory goes through, and lines of
     this program's own do.
 
+    Progress bars and warnings are dropped, which quantizers write whatever they are told.
+
     Raises:
         LoadingError: the folder's fault; the exception is its cause.
         InputError, ConfigError: a package is missing, or code of the model's own is not allowed.
     """
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     except Exception as error:
         if lacks_memory(error) or isinstance(error, InvarlockError):
             raise

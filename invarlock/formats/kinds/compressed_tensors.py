@@ -249,7 +249,6 @@ class CompressedTensors(Packed):
         A part of the model may be run before; and of NVFP4 and MXFP4 the package makes bfloat16,
         whatever the dtype of the run.
         """
-        compressor = model.hf_quantizer.compressor
         if not hasattr(model, "ct_decompress_hook"):
             return model
         from compressed_tensors.compressors import decompress_module
@@ -263,7 +262,7 @@ class CompressedTensors(Packed):
             if not rounds:  # what it had before is the class's own
                 vars(module).pop("forward", None)
             module.weight.data = module.weight.data.to(model.dtype)
-        compressor.remove_decompression_hook(model)
+        model.hf_quantizer.compressor.remove_decompression_hook(model)
         return model
 
     def detail(self, model: Any) -> Mapping[str, str]:
