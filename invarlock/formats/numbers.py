@@ -8,7 +8,6 @@ in words of 32 bits, the first in the lowest bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ WORD = 32  # bits
 NOT_A_NUMBER = 255  # as an E8M0 byte
 BIAS = 127
 SMALLEST = 2.0**-126  # a scale of less is zero
-# Of the largest number of a matrix: a group of less may have a scale that a small float rounds off.
-NOTHING = 1e-5
 
 
 def fp4(packed: torch.Tensor) -> torch.Tensor:
@@ -62,55 +59,17 @@ def words_for(count: int, bits: int) -> int:
     return -(-count * bits // WORD)
 
 
-def by_block(
-    values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], zeros: torch.Tensor | None
-) -> torch.Tensor:
-    """(values - zeros) * scales, where each block of a matrix has one scale and one zero.
-
-    In place: ``values`` (..., rows, columns) are changed.
+def spread(numbers: torch.Tensor, block: tuple[int, int], shape: tuple[int, ...]) -> torch.Tensor:
+    """What each element of a matrix shares with its block, in a shape that broadcasts to its own.
 
     Args:
-        values: float32.
-        scales: (..., blocks of rows, blocks of columns), float32.
+        numbers: (..., blocks of rows, blocks of columns).
         block: rows and columns of a block; those at the edges may be smaller.
-        zeros: in the shape of the scales, float32; None for none.
+        shape: (..., rows, columns).
     """
-    rows, columns = values.shape[-2:]
-    high, wide = block
-    whole = (rows, columns) == (scales.shape[-2] * high, scales.shape[-1] * wide)
-    view = values.view(*values.shape[:-2], -1, high, columns // wide, wide) if whole else values
-
-    def spread(numbers: torch.Tensor) -> torch.Tensor:
-        if whole:
-            return numbers[..., :, None, :, None]
-        tall = numbers.repeat_interleave(high, -2)[..., :rows, :]
-        return tall.repeat_interleave(wide, -1)[..., :columns]
-
-    if zeros is not None:
-        view.sub_(spread(zeros))
-    view.mul_(spread(scales))
-    return values
-
-
-def nothing_left(
-    scales: torch.Tensor, block: tuple[int, int], dense: Callable[[], torch.Tensor]
-) -> int:
-    """How many scales are zero where the dense matrix is not.
-
-    Args:
-        scales: as of :func:`by_block`.
-        block: the same.
-        dense: gives the matrix (..., rows, columns); asked only where a scale is zero.
-    """
-    import torch
-
-    zero = scales.abs() < SMALLEST
-    if not zero.any():
-        return 0
-    values = dense().float().abs()
-    high, wide = block
-    padding = (0, -values.shape[-1] % wide, 0, -values.shape[-2] % high)
-    padded = torch.nn.functional.pad(values, padding)
-    across = padded.shape[-1] // wide
-    largest = padded.reshape(*padded.shape[:-2], -1, high, across, wide).amax((-3, -1))
-    return int((zero & (largest > NOTHING * largest.max())).sum())
+    rows, columns = shape[-2:]
+    if numbers.shape[-2] > 1:
+        numbers = numbers.repeat_interleave(block[0], -2)[..., :rows, :]
+    if numbers.shape[-1] > 1:
+        numbers = numbers.repeat_interleave(block[1], -1)[..., :columns]
+    return numbers

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,10 +22,9 @@ from msgspec import Struct, ValidationError, convert
 
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.kind import Package, PackedTensor
-from invarlock.formats.numbers import by_block, fp4, powers, whole_numbers, words_for
+from invarlock.formats.numbers import SMALLEST, fp4, powers, spread, whole_numbers, words_for
 from invarlock.formats.packed import (
     Packed,
-    Scales,
     dtype_of,
     method_of,
     quantization_of,
@@ -203,29 +202,19 @@ class CompressedTensors(Packed):
             assert words is not None
             numbers = whole_numbers(words, args.num_bits, columns).float()
             numbers -= 1 << (args.num_bits - 1)
-        block = args.block(rows, columns)
         scales = _scales(module, tensor.shape, parts)
-        zeros = None
         if module + ZERO in parts:
             zeros = _zeros(parts[module + ZERO], args, rows).float().view(scales.shape)
-        order = parts.get(module + ORDER)
-        if order is not None:  # columns of a group need not stand side by side
-            scales = scales.index_select(-1, order.int())
-            zeros = None if zeros is None else zeros.index_select(-1, order.int())
-            block = (1, 1)
-        return by_block(numbers, scales, block, zeros).to(torch_dtype(tensor.dtype))
+            numbers -= _spread(module, args, zeros, tensor.shape, parts)
+        numbers *= _spread(module, args, scales, tensor.shape, parts)
+        return numbers.to(torch_dtype(tensor.dtype))
 
     def scales(
         self, tensor: PackedTensor, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
-    ) -> Scales | None:
+    ) -> torch.Tensor | None:
         module, args = _module_of(tensor, config)
-        if module + ORDER in tensor.parts:
-            return None
-        rows, columns = tensor.shape[-2:]
-        return Scales(_scales(module, tensor.shape, parts), args.block(rows, columns))
-
-    def scale_parts(self, tensor: PackedTensor) -> Sequence[str]:
-        return [part for part in tensor.parts if part.endswith((SCALE, GLOBAL))]
+        scales = _scales(module, tensor.shape, parts)
+        return _spread(module, args, scales, tensor.shape, parts)
 
     def loading(self, source: Path, config: Mapping[str, Any], device: str) -> Mapping[str, object]:
         from transformers import CompressedTensorsConfig
@@ -303,7 +292,7 @@ def _module_of(tensor: PackedTensor, config: Mapping[str, Any]) -> tuple[str, Ar
 
 
 def _scales(module: str, shape: tuple[int, ...], parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The scales as a matrix of blocks, float32."""
+    """The scales as a matrix of blocks, float32; those of next to nothing are zero."""
     import torch
 
     own = parts[module + SCALE]
@@ -311,9 +300,24 @@ def _scales(module: str, shape: tuple[int, ...], parts: Mapping[str, torch.Tenso
     scales = scales.float()
     if module + GLOBAL in parts:
         scales = scales / parts[module + GLOBAL].float()
+    scales = scales.masked_fill(scales.abs() < SMALLEST, 0.0)
     if scales.numel() == 1:
         return scales.view(*(1 for _ in shape))
     return scales if scales.dim() == len(shape) else scales.unsqueeze(-1)
+
+
+def _spread(
+    module: str,
+    args: Args,
+    numbers: torch.Tensor,
+    shape: tuple[int, ...],
+    parts: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """Numbers of blocks as the elements of the matrix have them."""
+    order = parts.get(module + ORDER)
+    if order is not None:  # the columns of a group need not stand side by side
+        return numbers.index_select(-1, order.int())
+    return spread(numbers, args.block(*shape[-2:]), shape)
 
 
 def _zeros(packed: torch.Tensor, args: Args, rows: int) -> torch.Tensor:
