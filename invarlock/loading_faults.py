@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -11,6 +12,10 @@ from typing import Any
 
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import read_json_object
+
+
+# Of kernels that are for other devices, and of inputs that they round.
+PACKAGES = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 class LoadingError(InputError):
@@ -28,8 +33,11 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def quiet() -> None:
-    """Only errors of the library: what matters is in ours."""
+    """Only errors of the library, and of packages that it loads: what matters is in ours."""
     import transformers
+
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     library_log: Any = transformers.utils.logging
     library_log.set_verbosity_error()
