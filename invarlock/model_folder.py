@@ -133,22 +133,25 @@ def _refuse_mixed(checkpoint: Checkpoint) -> None:
 
 
 def _not_dense(checkpoint: Checkpoint) -> list[str]:
-    """Tensors of more than one dimension that no weights of a model are, as they stand."""
+    """Tensors that are no weights of a model as they stand, by their type or their names."""
+    marks = tuple(mark for form in FORMATS if isinstance(form, Packed) for mark in form.marks)
     return [
         name
         for name, info in checkpoint.tensors.items()
-        if len(info.shape) > 1 and info.dtype not in DENSE
+        if name not in checkpoint.packed
+        and (name.endswith(marks) or (len(info.shape) > 1 and info.dtype not in DENSE))
     ]
 
 
 def _as_which(checkpoint: Checkpoint) -> str:
-    """The format of whose tensors some are, by their names."""
-    for form in FORMATS:
-        if not isinstance(form, Packed) or form.name == checkpoint.form.name:
-            continue
-        if any(name.endswith(form.marks) for name in checkpoint.tensors):
-            return f", but look like {form.title}"
-    return ""
+    """The other formats whose tensors some are, by their names."""
+    others = [form for form in FORMATS if isinstance(form, Packed) and form != checkpoint.form]
+    titles = [
+        form.title
+        for form in others
+        if any(name.endswith(form.marks) for name in _not_dense(checkpoint))
+    ]
+    return f", but look like {' or '.join(titles)}" if titles else ""
 
 
 def _left(key: str, checkpoint: Checkpoint) -> NotACheckpointError:
