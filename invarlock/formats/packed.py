@@ -223,6 +223,17 @@ def stored_tensor(folder: Path, info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(chunk, dtype=dtype).reshape(info.shape)
 
 
+def in_one_dtype(model: Any) -> Any:
+    """The model with the parameters that were not packed in the dtype of the run, too: of a packed
+    model the library leaves them as they are stored."""
+    import torch
+
+    if model.config.dtype == torch.float32:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+    return model
+
+
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned integers of some bits that int32 words hold end to end, lowest bit first.
 
