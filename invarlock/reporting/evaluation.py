@@ -32,6 +32,7 @@ from invarlock.metrics.cost import costs_of
 from invarlock.metrics.distribution import Distribution
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS, members_of
+from invarlock.metrics.looks import EarlyDecision
 from invarlock.metrics.tail import PrimaryMetricTail
 from invarlock.policy import Policy
 from invarlock.reporting.assurance import Assurance, assurance_block
@@ -313,6 +314,10 @@ class Context(Open):
     accept: Annotated[
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
+    early_decision: Annotated[
+        EarlyDecision | UnsetType,
+        about("the looks at a control; absent: nobody looked before all windows ran"),
+    ] = UNSET
     runs: Annotated[
         Literal["separate"] | UnsetType,
         about(
@@ -457,6 +462,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             ],
             "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
+            **({"early_decision": dict(comparison.early)} if comparison.early else {}),
             **({"runs": SEPARATE} if comparison.separate else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},

@@ -56,6 +56,7 @@ class Comparison:
     preset_sha256: str | None = None
     policy_pack: Mapping[str, str] | None = None  # name, digest and signer
     accepted: Sequence[str] = ()  # names of findings that the user accepts
+    early: Mapping[str, Any] | None = None  # the looks at a control (invarlock.metrics.looks)
     # how the guards measured, by their names; a report that is read back may state an older way
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONTRACTS)
 
@@ -63,6 +64,17 @@ class Comparison:
     def ran(self) -> bool:
         """Whether the subject was measured."""
         return bool(self.subject["evaluation_windows"])
+
+
+def of_windows(baseline: Run, subject: Run) -> Run:
+    """A baseline's run as if it had measured the subject's windows alone."""
+    arms: dict[str, Any] = {}
+    for arm, mine in subject["evaluation_windows"].items():
+        rows = baseline["evaluation_windows"][arm]
+        place = {window: i for i, window in enumerate(rows["window_ids"])}
+        at = [place[window] for window in mine["window_ids"] if window in place]
+        arms[arm] = {name: [column[i] for i in at] for name, column in rows.items()}
+    return {**baseline, "evaluation_windows": arms}
 
 
 def gather(comparison: Comparison, policy: Policy) -> Evidence:
