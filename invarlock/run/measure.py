@@ -203,19 +203,14 @@ def measure_checkpoint(
         preview.append(the_pass.batch("preview", the_pass.calibration))
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
-    if loaded.engine is None:  # an engine's modules cannot be scaled
-        run.again = partial(the_pass.again, preview)
-    for probe in probes.values():
-        probe.after(run)
-    clock.lap("variance")
     digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
     failures = check_loaded(loaded.missing, loaded.unexpected)
     clock.lap("invariants")
-    records = {name: probe.record(run) for name, probe in probes.items()}
-    memory["with_guards"] = peak_memory_mb(loaded.device)
 
     def found() -> Measurement:
         """What was measured so far."""
+        records = {name: probe.record(run) for name, probe in probes.items()}
+        memory["with_guards"] = peak_memory_mb(loaded.device)
         arms = {"preview": merge(preview), "final": merge(final)}
         return Measurement(
             dtype=loaded.dtype,
@@ -238,6 +233,11 @@ def measure_checkpoint(
         preview += more[0]
         final += more[1]
         clock.lap("forward")
+    if loaded.engine is None:  # an engine's modules cannot be scaled
+        run.again = partial(the_pass.again, merge(preview))
+    for probe in probes.values():
+        probe.after(run)
+    clock.lap("variance")
     return found()
 
 
@@ -296,8 +296,6 @@ class _Pass:
         )
         guarded = self.examples["preview"][: self.windows.guarded]
         self.calibration = evenly_spaced(commonest_shape(guarded), CALIBRATION_WINDOWS)
-        preview = range(len(self.examples["preview"]))
-        self.rest = [i for i in preview if i not in self.calibration]
         self.others: dict[str, dict[int, list[float]]] = {}
         self.done: dict[str, set[int]] = {arm: set() for arm in ARMS}  # windows that ran
 
@@ -354,34 +352,32 @@ class _Pass:
         )
 
     def again(
-        self, preview: list[ArmResult], changed: AbstractContextManager[Any], share: float
+        self, preview: ArmResult, changed: AbstractContextManager[Any], share: float
     ) -> dict[str, list[Any]] | None:
         """Held-out windows once more inside a context, with their losses of the pass, nats.
 
         Args:
-            preview: the arm as it came out of the pass; held-out windows that it lacks are added.
+            preview: the arm as it came out of the pass.
             changed: what is different this time.
-            share: of all windows, how many.
+            share: of the windows that ran, how many.
 
         Returns:
             columns of the windows; None where none was held out.
         """
-        everything = sum(map(len, self.examples.values()))
-        held_out = [i for i in self.rest if i < self.windows.guarded]
+        everything = sum(map(len, self.done.values())) + len(self.calibration)
+        held_out = [i for i in sorted(self.done["preview"]) if i < self.windows.guarded]
         rows = evenly_spaced(held_out, int(share * everything))
         if not rows:
             return None
         # packed, as these windows were in the pass: only what is changed may make a difference
-        with self._packed():
-            preview += self._not_yet("preview", rows)
-            with changed:
-                parts = self.batches("preview", rows)
-        plain, scaled, windows = merge(preview), merge(parts), self.windows.arm("preview")
+        with self._packed(), changed:
+            parts = self.batches("preview", rows)
+        scaled, windows = merge(parts), self.windows.arm("preview")
         return {
             "window_ids": [windows[i].window_id for i in rows],
             "clusters": [windows[i].cluster for i in rows],
-            "token_counts": [len(plain.logprob[i]) for i in rows],
-            "plain_nll": [plain.nll_sum[i] for i in rows],
+            "token_counts": [len(preview.logprob[i]) for i in rows],
+            "plain_nll": [preview.nll_sum[i] for i in rows],
             "scaled_nll": [scaled.nll_sum[i] for i in rows],
         }
 
