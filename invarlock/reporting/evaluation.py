@@ -38,7 +38,7 @@ from invarlock.policy import Policy
 from invarlock.reporting.assurance import Assurance, assurance_block
 from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
 from invarlock.reporting.primary_metric import PrimaryMetric
-from invarlock.reporting.runs import Comparison, gather, pairing, shift_columns
+from invarlock.reporting.runs import Comparison, gather, ids_of, pairing, shift_columns
 from invarlock.reporting.telemetry import Telemetry, system_overhead, telemetry_block
 
 Document = dict[str, Any]
@@ -656,11 +656,9 @@ def resolved_policy(policy: Policy, contracts: Mapping[str, Mapping[str, Any]]) 
 
 
 def _provenance(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Document:
-    windows = baseline["evaluation_windows"]
-    ids = [i for arm in ("preview", "final") for i in windows[arm]["window_ids"]]
     return {
         "provider_digest": {
-            "ids_sha256": digest_json(sorted(ids)),
+            "ids_sha256": ids_of(baseline),
             "tokenizer_sha256": baseline["meta"]["tokenizer_hash"],
             **{k: baseline["data"][k] for k in ("processor_sha256",) if k in baseline["data"]},
         },

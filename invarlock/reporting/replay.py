@@ -41,7 +41,7 @@ ROUNDED = 1e-6  # relative; more than the digits of a cost leave open
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
-NOT_RUN = "the windows of a subject that was not run"
+NOT_RUN = "the windows of a subject that was not run, or not on all of them"
 POLICY_PACK = "that the thresholds are those of the policy pack it names"
 PRESET = "that the thresholds are those of the preset it names"
 
@@ -112,7 +112,7 @@ def believed(report: Report) -> list[str]:
     return [
         subject
         for subject, pointers in BELIEVED.items()
-        if not (subject == NOT_RUN and _ran(report))
+        if not (subject == NOT_RUN and _ran(report) and _look(report) == 1.0)
         and any(_says(report, pointer.split("/")[1:]) for pointer in pointers)
     ]
 
@@ -328,7 +328,7 @@ def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
     rebuilt["provenance"]["invarlock_version"] = str(report["provenance"]["invarlock_version"])
     if "min_effective" not in report["policy_digest"]:  # of a version that never called it changed
         rebuilt["policy_digest"]["changed"] = False
-    if not _ran(report):
+    if not _ran(report) or _look(report) < 1.0:
         ids = report["provenance"]["provider_digest"]["ids_sha256"]
         rebuilt["provenance"]["provider_digest"]["ids_sha256"] = str(ids)
 

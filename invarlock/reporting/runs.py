@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
+from invarlock.files import digest_json
 from invarlock.guards import CONTRACTS
 from invarlock.guards.guard import NEEDS_BOTH
 from invarlock.metrics import ARMS
@@ -74,7 +75,15 @@ def of_windows(baseline: Run, subject: Run) -> Run:
         place = {window: i for i, window in enumerate(rows["window_ids"])}
         at = [place[window] for window in mine["window_ids"] if window in place]
         arms[arm] = {name: [column[i] for i in at] for name, column in rows.items()}
-    return {**baseline, "evaluation_windows": arms}
+    return {**baseline, "evaluation_windows": arms, "ids_sha256": ids_of(baseline)}
+
+
+def ids_of(run: Run) -> str:
+    """The digest of the ids of all windows that there were to be measured."""
+    if "ids_sha256" in run:
+        return str(run["ids_sha256"])
+    windows = run["evaluation_windows"]
+    return digest_json(sorted(i for arm in ARMS for i in windows[arm]["window_ids"]))
 
 
 def gather(comparison: Comparison, policy: Policy) -> Evidence:
