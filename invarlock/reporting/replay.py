@@ -41,7 +41,8 @@ ROUNDED = 1e-6  # relative; more than the digits of a cost leave open
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
-NOT_RUN = "the windows of a subject that was not run, or not on all of them"
+NOT_RUN = "the windows of a subject that was not run"
+NOT_ALL = "the windows of a control that were not measured"
 POLICY_PACK = "that the thresholds are those of the policy pack it names"
 PRESET = "that the thresholds are those of the preset it names"
 
@@ -73,6 +74,7 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     # a time alone contradicts the throughput, so that only memory can be another by itself
     "times and memory, as the machine told them": ("/telemetry/memory_mb_peak",),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
+    NOT_ALL: ("/provenance/provider_digest/ids_sha256",),
     PRESET: ("/policy_provenance/preset_sha256",),
     POLICY_PACK: (
         "/policy_provenance/policy_pack/name", "/policy_provenance/policy_pack/sha256",
@@ -112,7 +114,8 @@ def believed(report: Report) -> list[str]:
     return [
         subject
         for subject, pointers in BELIEVED.items()
-        if not (subject == NOT_RUN and _ran(report) and _look(report) == 1.0)
+        if not (subject == NOT_RUN and _ran(report))
+        and not (subject == NOT_ALL and _look(report) == 1.0)
         and any(_says(report, pointer.split("/")[1:]) for pointer in pointers)
     ]
 
