@@ -101,7 +101,7 @@ def _windows(report: Report, run: Report) -> Iterator[tuple[str, str]]:
         return
     for arm in ARMS:
         rows = run["evaluation_windows"][arm]
-        if dig(report, "context", "early_decision"):  # check: identity.look
+        if dig(report, "context", "early_decision"):
             rows = _looked_at(report, arm, rows)
         for theirs, mine in COLUMNS:
             if dig(windows, arm, mine) != rows.get(theirs):
