@@ -39,7 +39,7 @@ def raw(dtype: str, shape: tuple[int, int], content: str) -> torch.Tensor:
     rest = ~(ones << low)
     exponents = (bits >> low) & ones
     if content == "ordinary":  # magnitudes of a weight: sixteen binades below 1
-        exponents = (exponents % 16) + (ones >> 1) - 16
+        exponents = (exponents % 16) + max(0, (ones >> 1) - 16)
     elif content == "wide":  # all finite numbers
         exponents = exponents.clamp(max=ones - 1)
     elif content == "ties":  # eight magnitudes
