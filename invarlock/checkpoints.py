@@ -262,7 +262,11 @@ class Checkpoint:
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
         if not self.form.dense or info.begin % DTYPES[info.dtype][0]:
-            return torch.frombuffer(bytearray(self.read(name)), dtype=dtype).reshape(info.shape)
+            held, done = bytearray(info.nbytes), 0
+            for chunk in self.chunks(name):
+                held[done : done + len(chunk)] = chunk
+                done += len(chunk)
+            return torch.frombuffer(held, dtype=dtype).reshape(info.shape)
         page = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
         path = self.folder / info.file
         try:

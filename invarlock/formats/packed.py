@@ -21,6 +21,7 @@ from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import Format, Inventory, PackedTensor, Tensors, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
+from invarlock.formats.numbers import WORD, whole_numbers
 from invarlock.shards import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -244,15 +245,8 @@ def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     Returns:
         (32 W / bits, ...) of int64.
     """
-    import torch
-
-    wide = torch.cat([words, torch.zeros_like(words[:1])]).to(torch.int64) & 0xFFFFFFFF
-    starts = torch.arange(words.shape[0] * 32 // bits) * bits
-    word, shift = starts // 32, (starts % 32).reshape(-1, *[1] * (words.dim() - 1))
-    pair = (
-        wide[word] | wide[word + 1] << 32
-    )  # bits above 63 fall off, and none of them is asked for
-    return pair >> shift & (1 << bits) - 1
+    count = words.shape[0] * WORD // bits
+    return whole_numbers(words.movedim(0, -1), bits, count).movedim(-1, 0).long()
 
 
 def parts_of(
