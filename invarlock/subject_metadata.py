@@ -12,12 +12,12 @@ from typing import Any
 from invarlock.differences import ABSENT, Difference, differences
 from invarlock.documents.kinds import ORDER
 from invarlock.errors import InputError
+from invarlock.scenarios import DEPLOYABLE
 from invarlock.tuned import MARK
 
 EDIT_SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 ERROR_SCHEMA = "invarlock/error-metadata-v1"
 VALIDATION = "validation_subject_checkpoint"
-DEPLOYABLE = "deployable_optimized_subject"
 FAULT = "fault_injection_fixture"
 EVIDENCE_ONLY = "evidence_only_pack"  # reports of a checkpoint that the run did not make
 CLASSES = {"error": FAULT, "deployable_edit": DEPLOYABLE, "edit": VALIDATION}
