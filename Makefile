@@ -174,8 +174,9 @@ $(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(VENV)/ready-test: $(VENV)/ready envs/requirements-test.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-test.lock
+$(VENV)/ready-test: $(VENV)/ready envs/requirements-test.lock envs/requirements-formats.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-test.lock \
+		-r envs/requirements-formats.lock
 	@touch $@
 
 clean:

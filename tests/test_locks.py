@@ -1,4 +1,4 @@
-"""What is installed for a run, and what only for tests: two locks, each without gaps."""
+"""What is installed for a run, for packed subjects, and only for tests: locks without gaps."""
 
 from __future__ import annotations
 
@@ -64,16 +64,19 @@ def test_each_lock_holds_what_is_asked_for_and_no_more() -> None:
     assert run >= needed(asked) - own - {"setuptools"}
     assert run <= needed(asked) | own
     assert test == needed(tests) - needed(asked) - own
+    packed = names("requirements-formats.lock")
+    assert packed == needed(names("requirements-formats.in")) - needed(asked) - own
     assert "scipy" in test
 
 
 def test_a_run_needs_nothing_of_the_tests(tmp_path: Path) -> None:
-    """Baseline and subject are measured with every package blocked that only tests need."""
+    """Dense models are measured with every package blocked that tests or packed ones need."""
     folder, windows = make_llama(tmp_path / "model"), tmp_path / "windows.json"
     write_tiny_windows(folder, windows, WindowPlan(24, 10, 10, 43))
     words = ["--baseline", folder, "--subject", folder, "--windows", windows]
     words += ["--out", tmp_path / "out", *SETTINGS, "--tier", "none"]
-    blocked = " ".join(sorted(names("requirements-test.lock")))
+    others = names("requirements-test.lock") | names("requirements-formats.lock")
+    blocked = " ".join(sorted(others))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, blocked, "evaluate", *map(str, words)],
         cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
