@@ -56,7 +56,12 @@ def main(options: ScenariosOptions) -> int:
     if options.out is not None:
         runs = dict(_runs(text) for text in options.runs)
         manifest = effective_manifest(
-            catalogue, options.suite, options.scenario, options.category, runs, options.artifact_class
+            catalogue,
+            options.suite,
+            options.scenario,
+            options.category,
+            runs,
+            options.artifact_class,
         )
         write_json(options.out, manifest)
     return 0

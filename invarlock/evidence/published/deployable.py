@@ -34,7 +34,8 @@ DEPLOYABLE_SIDECARS = {
 }
 
 
-def check_ours(tree: Tree, folder: str, report: Mapping[str, Any], entry: Mapping[str, Any]
+def check_ours(
+    tree: Tree, folder: str, report: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> list[str]:
     """Findings about the five sidecars that a run of ours wrote beside a report.
 
