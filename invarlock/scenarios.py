@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from invarlock.deployment import parse_packing_spec
 from invarlock.documents.fields import Category, Strictness
 from invarlock.documents.kinds import EDITS
 from invarlock.errors import ConfigError
@@ -25,7 +26,11 @@ RESERVED = ("errors", "observed")  # folders of a pack that stand between model 
 NOOP = "noop"  # the edit that changes no byte
 UNCHANGED = {name for name, kind in EDITS.items() if kind.get("keeps_weights")}
 CUSTOM_SPEC = "custom"  # edit_spec of the subject that the user brings
+# Classes of subjects.
+VALIDATION = "validation_subject_checkpoint"  # dense, made to be measured
 DEPLOYABLE = "deployable_optimized_subject"  # what a backend serves
+FAULT = "fault_injection_fixture"
+EVIDENCE_ONLY = "evidence_only_pack"  # evaluated elsewhere: the run has no checkpoint of it
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,7 @@ def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
     scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
     seen: set[tuple[str, str]] = set()
     for scenario in scenarios:
+        _check_class(scenario, where)
         if scenario.id in RESERVED:  # check: scenarios.reserved
             raise ConfigError(
                 f"{scenario.id} is no id of a scenario: a pack has a folder of that name",
@@ -218,6 +224,26 @@ def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
                 )
             seen.add((scenario.id, suite))
     return Catalogue(where=where, document=document, scenarios=scenarios)
+
+
+def _check_class(scenario: Scenario, where: str) -> None:
+    """Refuse a class that the way of making the subject cannot give."""
+    brought = scenario.edit_spec == CUSTOM_SPEC
+    possible = {
+        "edit": (VALIDATION, *((DEPLOYABLE, EVIDENCE_ONLY) if brought else ())),
+        "deployable_edit": (DEPLOYABLE,),
+        "error": (FAULT,),
+    }[scenario.kind]
+    if scenario.artifact_class not in possible:
+        raise ConfigError(
+            f"scenario {scenario.id} is of class {scenario.artifact_class}, which its generation"
+            f" ({scenario.kind} {scenario.edit_spec or scenario.error_type}) does not make",
+            where=where,
+            expected=" or ".join(possible),
+            hint="deployable_edit packs by a backend; edit_spec custom is what you bring",
+        )
+    if scenario.is_packed_by_backend:
+        parse_packing_spec(str(scenario.edit_spec))
 
 
 def _scenario(entry: Mapping[str, Any]) -> Scenario:

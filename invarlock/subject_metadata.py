@@ -12,14 +12,11 @@ from typing import Any
 from invarlock.differences import ABSENT, Difference, differences
 from invarlock.documents.kinds import ORDER
 from invarlock.errors import InputError
-from invarlock.scenarios import DEPLOYABLE
+from invarlock.scenarios import DEPLOYABLE, FAULT, VALIDATION
 from invarlock.tuned import MARK
 
 EDIT_SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 ERROR_SCHEMA = "invarlock/error-metadata-v1"
-VALIDATION = "validation_subject_checkpoint"
-FAULT = "fault_injection_fixture"
-EVIDENCE_ONLY = "evidence_only_pack"  # reports of a checkpoint that the run did not make
 CLASSES = {"error": FAULT, "deployable_edit": DEPLOYABLE, "edit": VALIDATION}
 # Values by which a scenario leaves a parameter of damage to the model or to the injector's mode.
 LEFT_OPEN = (-1, 0, "")

@@ -48,7 +48,7 @@ def main(options: DeployableOptions) -> int:
     report = read_json_object(file)
     found = documents(options, report, _spec(options.scenario))
     for name, document in found.items():
-        validate(document, deployable.contract_of(name), str(options.out / name))
+        validate(document, deployable.CONTRACTS[name], str(options.out / name))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, document in found.items():
         write_json(options.out / name, document)
@@ -74,13 +74,14 @@ def documents(options: DeployableOptions, report: dict[str, Any], spec: str) -> 
     who = deployable.Identities(
         *(report["provenance"][side]["checkpoint_sha256"] for side in ("baseline", "subject"))
     )
+    subject: Checkpoint | None = None
+    prompts: list[list[int]] = []
     try:
         subject = Checkpoint.open(options.subject, options.baseline)
     except InputError as error:
-        subject, seen = None, {"error": str(error).splitlines()[0][:300]}
+        seen: dict[str, Any] = {"error": str(error).splitlines()[0][:300]}
         answered = there = seen
-        prompts: list[list[int]] = []
-    else:
+    if subject is not None:
         _require_same(subject, report, options)
         prompts = prompts_of(baseline.folder)
         job = SmokeJob(
@@ -109,7 +110,7 @@ def documents(options: DeployableOptions, report: dict[str, Any], spec: str) -> 
     )
     found[deployable.MEMORY] = deployable.memory_report(answered, there, files, who)
     claim = deployable.claim_of(spec, quantization_of(subject.config) if subject else {}, modules)
-    ran = seen.get("ran") or {}
+    ran: dict[str, Any] = seen.get("ran") or {}
     found[deployable.INVENTORY] = deployable.backend_inventory(
         modules, packing, claim, found, ran, who
     )

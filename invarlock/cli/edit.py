@@ -25,8 +25,7 @@ from invarlock.edits.specs import FROM_TEXT, parse_edit_spec
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
-from invarlock.scenarios import DEPLOYABLE
-from invarlock.subject_metadata import VALIDATION
+from invarlock.scenarios import DEPLOYABLE, VALIDATION
 
 if TYPE_CHECKING:
     from invarlock.edits.apply import FromText

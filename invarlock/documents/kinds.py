@@ -22,7 +22,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     name: (*kind["parameters"], *(["scope"] if kind.get("scoped") else []))
     for name, kind in EDITS.items()
 }
-ORDER |= {name: ("form", "damage") for name in BACKENDS}
+ORDER |= dict.fromkeys(BACKENDS, ("form", "damage"))
 CUSTOM = "custom"  # a subject that the user brings
 _BOUNDS = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt"}
 

@@ -7,8 +7,8 @@ from invarlock.contracts import validate
 from invarlock.deployment import PackingSpec
 from invarlock.documents.kinds import CUSTOM
 from invarlock.edits.apply import Edited, six_digits
-from invarlock.scenarios import DEPLOYABLE
-from invarlock.subject_metadata import EDIT_SCHEMA, VALIDATION
+from invarlock.scenarios import DEPLOYABLE, VALIDATION
+from invarlock.subject_metadata import EDIT_SCHEMA
 
 
 def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:

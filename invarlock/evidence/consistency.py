@@ -70,12 +70,8 @@ from invarlock.metrics import ARMS
 from invarlock.policy import POLICY_PACK, source_of
 from invarlock.reporting.deployable import VALIDATION as DEPLOYABLE_VALIDATION
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
-from invarlock.scenarios import NOOP
+from invarlock.scenarios import DEPLOYABLE, EVIDENCE_ONLY, FAULT, NOOP, VALIDATION
 from invarlock.subject_metadata import (
-    DEPLOYABLE,
-    EVIDENCE_ONLY,
-    FAULT,
-    VALIDATION,
     artifact_class,
     edit_type,
     member_differences,

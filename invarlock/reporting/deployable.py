@@ -25,6 +25,13 @@ FORMATS = {
     INVENTORY: "invarlock/backend-inventory-v1",
     VALIDATION: "invarlock/deployable-artifact-validation-v1",
 }
+CONTRACTS = {
+    LOAD: "load-smoke",
+    INFERENCE: "inference-smoke",
+    MEMORY: "memory-report",
+    INVENTORY: "backend-inventory",
+    VALIDATION: "deployable-artifact-validation",
+}
 # What scales, zero points and matrices left in more bits may add to the bits that are claimed. The
 # most that a common form adds is 2.6 (groups of 16 with a scale and a zero point); a checkpoint
 # that stores 16 exceeds it whatever it claims.
@@ -32,11 +39,6 @@ OVERHEAD_BITS = 4.0
 DENSE_BITS = 16.0
 MAX_NAMES = 3  # of tensors in a line
 Record = Mapping[str, Any]
-
-
-def contract_of(name: str) -> str:
-    """The contract of one of the five."""
-    return name.removesuffix(".json").replace("_", "-")
 
 
 class Claim(NamedTuple):
@@ -191,20 +193,32 @@ def memory_report(
         for side, (found, size) in sides.items()
     }
     before, after = (taken[side]["reported_bytes"] for side in ("baseline", "subject"))
-    known = bool(before and after)
-    saved = before - after if known else None
     return {
         "schema": FORMATS[MEMORY],
-        "ok": known,
         "subject_checkpoint_sha256": who.subject,
         "measurement_method": "reported: parameters and buffers of the loaded model, or the files"
         " that an engine maps; resident: growth of a fresh process that loads and answers",
         **taken,
         "baseline_reported_bytes": before,
         "quantized_reported_bytes": after,
-        "reduction_bytes": saved,
-        "reduction_ratio": round(saved / before, 6) if known else None,
-        "runtime_memory_reduction_observed": known and saved > 0,
+        **_reduction(before, after),
+    }
+
+
+def _reduction(before: int | None, after: int | None) -> dict[str, object]:
+    """What less memory the subject takes, as far as both sizes are known."""
+    if not before or not after:
+        return {
+            "ok": False,
+            "reduction_bytes": None,
+            "reduction_ratio": None,
+            "runtime_memory_reduction_observed": False,
+        }
+    return {
+        "ok": True,
+        "reduction_bytes": before - after,
+        "reduction_ratio": round((before - after) / before, 6),
+        "runtime_memory_reduction_observed": before > after,
     }
 
 
@@ -395,6 +409,8 @@ def _inventory(document: Record, report: Record, entry: Record) -> Iterator[str]
 
 def _against(document: Record, packed: Mapping[str, Record], execution: object) -> Iterator[str]:
     """Where the inventory is not that of the model that was evaluated."""
+    if not isinstance(execution, Mapping) and not document["modules"]:
+        return  # neither the evaluation nor this could open it, which is an issue
     if not isinstance(execution, Mapping):
         yield "the report says nothing of packed weights (/meta/execution)"
         return
@@ -423,16 +439,8 @@ def _memory(document: Record, inventory: Record) -> Iterator[str]:
     held = inventory["memory_footprint"]["reported_bytes"]
     if (document["quantized_reported_bytes"] or 0) != held:
         yield f"/quantized_reported_bytes is not that of {INVENTORY}"  # check: deployable.footprint
-    before, after = (document[f"{n}_reported_bytes"] for n in ("baseline", "quantized"))
-    known = bool(before and after)
-    saved = before - after if known else None
-    wanted = {
-        "ok": known,
-        "reduction_bytes": saved,
-        "reduction_ratio": round(saved / before, 6) if saved is not None else None,
-        "runtime_memory_reduction_observed": saved is not None and saved > 0,
-    }
-    for name, value in wanted.items():
+    sizes = (document[f"{name}_reported_bytes"] for name in ("baseline", "quantized"))
+    for name, value in _reduction(*sizes).items():
         if document[name] != value:
             yield f"/{name} is not what its sizes give"  # check: deployable.reduction
 

@@ -76,7 +76,9 @@ def _quantization(spec: PackingSpec) -> Any:
         from transformers import TorchAoConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig())
-    from transformers import BitsAndBytesConfig
+    import transformers
+
+    BitsAndBytesConfig: Any = transformers.BitsAndBytesConfig  # has no annotations
 
     if spec.form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -49,7 +49,7 @@ def check_ours(
     found = []
     for name in ours.FORMATS:
         document, problem = _read(tree, folder + name)
-        wrong = [problem] if problem else violations(document, ours.contract_of(name))
+        wrong = [problem] if problem else violations(document, ours.CONTRACTS[name])
         found += [f"{name}: {escape(line)}" for line in wrong[:1]]  # check: deployable.contract
         documents[name] = document
     if found:
