@@ -111,14 +111,21 @@ def version_of(package: str) -> str:
 
 
 def kernels_of(model: Any) -> dict[str, int]:
-    """Classes of the modules of a torch model that multiply by a matrix -> how many there are."""
+    """What multiplies by a matrix in a torch model -> how many modules are of it.
+
+    By the class of the module; where its weight is of a class of its own, which then multiplies, by
+    that too.
+    """
     found: dict[str, int] = {}
     for module in model.modules():
-        own = list(module.children())
         kind = type(module)
-        if own or not ("Linear" in kind.__name__ or hasattr(module, "in_features")):
+        if list(module.children()):
             continue
-        found[f"{kind.__module__}.{kind.__name__}"] = (
-            found.get(f"{kind.__module__}.{kind.__name__}", 0) + 1
-        )
+        if not ("Linear" in kind.__name__ or hasattr(module, "in_features")):
+            continue
+        name = f"{kind.__module__}.{kind.__name__}"
+        weight = type(getattr(module, "weight", None))
+        if hasattr(weight, "__tensor_flatten__"):
+            name += f" of {weight.__module__}.{weight.__name__}"
+        found[name] = found.get(name, 0) + 1
     return dict(sorted(found.items()))

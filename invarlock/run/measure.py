@@ -343,15 +343,38 @@ def evenly_spaced(items: Sequence[int], count: int) -> list[int]:
 
 
 def loaded_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over names and bytes of all parameters in memory, in sorted order."""
+    """SHA-256 over names and bytes of all parameters in memory, in sorted order.
+
+    Of packed ones too: by the parts of a tensor that is of a class of its own, and by what a module
+    saves beside its parameters, such as scales.
+    """
+    kept = {
+        *dict(model.named_parameters(remove_duplicate=False)),
+        *dict(model.named_buffers(remove_duplicate=False)),
+    }
+    beside = {name: value for name, value in model.state_dict().items() if name not in kept}
+    digest = hashlib.sha256()
+    for name, parameter in sorted({**dict(model.named_parameters()), **beside}.items()):
+        for part, tensor in _plain_tensors(name, parameter):
+            _digest_tensor(digest, part, tensor)
+    return digest.hexdigest()
+
+
+def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of bytes that one is made of: itself, but where a class of its own packs it."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
+
+
+def _digest_tensor(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     import torch
 
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        raw = parameter.detach().contiguous().view(-1).view(torch.uint8)
-        digest.update(raw.cpu().numpy().data)
-    return digest.hexdigest()
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    digest.update(raw.cpu().numpy().data)
 
 
 class _Clock:
