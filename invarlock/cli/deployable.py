@@ -95,7 +95,9 @@ def documents(options: DeployableOptions, report: dict[str, Any], spec: str) -> 
         )
         seen = in_fresh_process(job)
         answered = seen if seen["error"] else in_fresh_process(replace(job, prompts=prompts))
-        there = in_fresh_process(replace(job, source=str(options.baseline), prompts=prompts))
+        # in the type that it is stored in, or what it takes would be twice what it has
+        plain = replace(job, source=str(options.baseline), dtype=_stored_dtype(baseline))
+        there = in_fresh_process(replace(plain, prompts=prompts))
     modules = modules_of(subject) if subject else {}
     packing = (subject.packing() if subject else {}) or {
         "format": subject.form.name if subject else "unknown",
@@ -187,6 +189,19 @@ def _require_same(subject: Checkpoint, report: dict[str, Any], options: Deployab
             "is not the subject of the report: its files are other ones",
             where=str(options.subject), hint="evaluate it again: invarlock evaluate",
         )  # fmt: skip
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """The type of most of its values."""
+    from invarlock.run.loading import DTYPES as KNOWN
+    from invarlock.shards import DTYPES
+
+    sizes: dict[str, int] = {}
+    for info in checkpoint.tensors.values():
+        name = DTYPES[info.dtype][1]
+        sizes[name] = sizes.get(name, 0) + info.numel
+    most = max(sizes, key=lambda name: sizes[name])
+    return most if most in KNOWN else "auto"
 
 
 def _file_bytes(checkpoint: Checkpoint) -> int:
