@@ -183,13 +183,19 @@ def _deployable_subjects(
     """The deployable lane in a few words."""
     names = {scenario.id for scenario in scenarios if scenario.is_deployable}
     members = [e for e in evaluations if e.scenario in names]
-    ran = {_text(e.deployable.get("backend")) for e in members if e.deployable is not None}
+    ran = {_ran(e.deployable) for e in members if e.deployable is not None}
     return {
         "count": len({(e.model, e.scenario) for e in members}),
-        "backends": sorted(name for name in ran if name),
+        "backends": sorted(filter(None, ran)),
         "all_reload_smokes_passed": _all_say(members, "load_smoke"),
         "all_inference_smokes_passed": _all_say(members, "inference_smoke"),
     }
+
+
+def _ran(document: Mapping[str, Any]) -> str | None:
+    """What ran a subject, and the format of its files; None where nothing did."""
+    backend = _text(document.get("backend"))
+    return f"{backend} ({document.get('format')})" if backend else None
 
 
 def _text(value: object) -> str | None:
