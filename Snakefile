@@ -24,6 +24,7 @@ include: "rules/decide.smk"
 include: "rules/analysis.smk"
 include: "rules/pack.smk"
 include: "rules/release.smk"
+include: "rules/sentinels.smk"
 
 
 rule all:

@@ -79,6 +79,15 @@ def stated_parameters(entry: Entry) -> dict[str, object]:
     return {} if values == [MARK] else dict(zip(ORDER.get(edit, ()), values, strict=False))
 
 
+def spec_of_metadata(metadata: Mapping[str, Any]) -> str:
+    """The spec string by which an edit was made that ``edit_metadata.json`` describes."""
+    edit, parameters = str(metadata["edit_type"]), metadata["parameters"]
+    values = {**parameters, "scope": metadata["scope"]}
+    found = (values[name] for name in ORDER.get(edit, ()))
+    plain = (int(v) if isinstance(v, float) and v.is_integer() else v for v in found)
+    return ":".join([edit, *map(str, plain)])
+
+
 def parameter_differences(
     wanted: Mapping[str, object], metadata: Mapping[str, Any]
 ) -> Iterator[Difference]:

@@ -159,7 +159,8 @@ def test_a_sound_subject() -> None:
     for name, document in found.items():
         assert violations(document, CONTRACTS[name]) == []
     assert said(found) == []
-    assert found[VALIDATION]["issues"] == [] and found[VALIDATION]["ok"] is True
+    assert found[VALIDATION]["issues"] == []
+    assert found[VALIDATION]["ok"] is True
     assert found[INVENTORY]["stored_bits"] == 4.5
     assert (found[INVENTORY]["claimed_bits"], found[INVENTORY]["claimed_by"]) == (4, "weights")
     assert [row["agreed"] for row in found[INFERENCE]["answers"]] == [2, 3]
@@ -237,7 +238,7 @@ def test_answers_that_are_none(answer: Document, issue: str) -> None:
     assert said(found) == []
 
 
-# --- lies ------------------------------------------------------------------------------------------
+# --- lies -----------------------------------------------------------------------------------
 
 LIES: dict[str, tuple[str, Callable[[Document], object]]] = {
     "another subject": (LOAD, lambda d: d.update(subject_checkpoint_sha256="d" * 64)),
@@ -332,7 +333,7 @@ def test_each_of_the_five_has_to_be_there(name: str, tmp_path: Path) -> None:
     assert line.startswith(f"{name}: ")
 
 
-# --- the verdict -----------------------------------------------------------------------------------
+# --- the verdict ----------------------------------------------------------------------------
 
 
 def test_the_verdict_counts_it() -> None:
@@ -361,7 +362,7 @@ def test_the_verdict_counts_it() -> None:
     assert said_so["all_reload_smokes_passed"] is False
 
 
-# --- processes of their own ------------------------------------------------------------------------
+# --- processes of their own -----------------------------------------------------------------
 
 
 def job(world: World, source: Path) -> SmokeJob:
@@ -388,7 +389,8 @@ def test_the_library_writes_the_same_tokens(world: World) -> None:
             min_new_tokens=5, pad_token_id=0,
         )  # fmt: skip
         assert answer["tokens"] == wanted[0, len(prompt) :].tolist()
-        assert answer["finite"] and answer["logits_shape"][0] == len(prompt)
+        assert answer["finite"]
+        assert answer["logits_shape"][0] == len(prompt)
     held = [*model.parameters(), *model.buffers()]
     assert found["reported_bytes"] == sum(tensor.nbytes for tensor in held)
 
@@ -397,7 +399,8 @@ def test_what_ends_the_process_is_a_finding(world: World, tmp_path: Path) -> Non
     """A subject that cannot be loaded gives a line, and ends nothing here."""
     (tmp_path / "config.json").write_text("{}")
     found = in_fresh_process(job(world, tmp_path))
-    assert found.keys() == {"error"} and found["error"]
+    assert found.keys() == {"error"}
+    assert found["error"]
 
 
 def needs(module: str) -> None:
@@ -456,8 +459,10 @@ def test_dense_weights_are_no_deployable_subject(packed: Path) -> None:
         "edit", "--spec", "custom", "--baseline", packed / "base", "--subject", packed / "base",
         "--artifact-class", "deployable_optimized_subject", "--metadata", packed / "no.json",
     )  # fmt: skip
-    assert done.returncode == 3 and "its weights are dense" in done.stderr
-    assert done.stderr.count("\n") == 1 and not (packed / "no.json").exists()
+    assert done.returncode == 3
+    assert "its weights are dense" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (packed / "no.json").exists()
 
 
 def test_backends_are_chosen() -> None:
@@ -467,7 +472,9 @@ def test_backends_are_chosen() -> None:
     plain = [s.id for s in settings(suite="deployable").scenarios]
     some = settings(suite="deployable", deploy_backends=["bitsandbytes"])
     kept = [s for s in some.scenarios if s.is_packed_by_backend]
-    assert kept and {s.edit_type for s in kept} == {"bitsandbytes"}
-    assert len(some.scenarios) < len(plain) and some.narrowed
+    assert kept
+    assert {s.edit_type for s in kept} == {"bitsandbytes"}
+    assert len(some.scenarios) < len(plain)
+    assert some.narrowed
     with pytest.raises(ConfigError, match="deploy_backends leaves none"):
         settings(suite="deployable", deploy_backends=["vllm"], scenarios=["deployable_nf4"])

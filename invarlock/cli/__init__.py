@@ -56,6 +56,9 @@ COMMANDS: dict[str, Command] = {
         "deployable", "load and ask a packed subject in fresh processes; record what it takes"
     ),
     "advanced pack-weights": Command("pack_weights", "pack a baseline by a deployment backend"),
+    "advanced sentinels": Command(
+        "sentinels", "evaluate and verify the kept subjects of a finished run again"
+    ),
     "advanced disk": Command("disk", "wait until an edited checkpoint fits on the disk"),
     "advanced provenance": Command("provenance", "record image, source and machine of a run"),
     "advanced evidence-pack": Command(
