@@ -32,9 +32,11 @@ REPORT, VERIFIED = "evaluation.report.json", "verify.json"
 class SentinelsOptions:
     """Options of ``invarlock advanced sentinels``."""
 
-    run: Path = option(metavar="DIR", help="output folder of a finished run", setting="run")
+    run: Path | None = option(
+        None, metavar="DIR", help="output folder of a finished run", setting="run"
+    )
     model: str = option(
-        metavar="ID", help="a model of it, by its id or its folder", setting="model"
+        "", metavar="ID", help="a model of it, by its id or its folder", setting="model"
     )
     mode: str = option(
         "all",
