@@ -141,6 +141,15 @@ class Format:
         """
         yield from ()
 
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        """What people should know of a subject and rejects nothing, a line each.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: the folder of the baseline.
+        """
+        yield from ()
+
     def beside(self, source: Path, baseline: Path | None) -> Format:
         """The format of this source, where it needs a baseline to be read, as an adapter does.
 
@@ -157,6 +166,11 @@ class Format:
     def loaded(self, model: Any, source: Path) -> Any:
         """The model as it is to be run, from what transformers loaded."""
         return model
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        """What reports say of a loaded model beside its kernels: what was done to the weights, how
+        activations are rounded, what other hardware would do instead."""
+        return {}
 
     def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
         """Why dense kernels multiply the effective weights in place of the format's own; empty

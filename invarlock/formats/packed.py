@@ -90,7 +90,7 @@ class Packed(Format):
         Args:
             stored: what the files hold, by name.
             config: ``config.json``.
-            where: the folder, for errors.
+            where: the folder, for errors, and for a shape that is stored as numbers.
 
         Raises:
             InputError: parts are missing or do not fit together, such as a group size that does
@@ -157,7 +157,10 @@ class Packed(Format):
         yield from sliced(self.values(info.of, info.read(folder), config), info, size)
 
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
-        """See :meth:`Format.faults`: scales of zero, where the baseline's weights are not."""
+        """See :meth:`Format.faults`: scales of zero where the baseline's weights are not.
+
+        And scales of activations that are no positive numbers.
+        """
         config = read_json_object(source / "config.json")
         lost: dict[str, int] = {}
         for name, info in self.inventory(source).tensors.items():
@@ -178,6 +181,11 @@ class Packed(Format):
                 f"scales of zero take {counted(sum(lost.values()), 'weight')} away that the"
                 f" baseline has, in {counted(len(lost), 'tensor')}: first {first}"
             )
+        stored = DENSE.inventory(source).tensors
+        for name in (n for n in stored if self.drops(n) and n.endswith("scale")):
+            values = stored_tensor(source, stored[name]).float()
+            if not bool(((values > 0) & values.isfinite()).all()):
+                yield f"{name} is no positive number: what is rounded by it is lost"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Loaded:
     unexpected: list[str]
     engine: Engine | None = None
     packages: tuple[str, ...] = ()  # that run it beside transformers
+    detail: Mapping[str, str] = field(default_factory=dict)  # of its format
     dense_because: str = ""  # why dense kernels run it in place of those of its format
 
     def describe(self) -> Described:
@@ -54,7 +55,7 @@ class Loaded:
         if self.engine is not None:
             return self.engine.describe()
         versions = {name: version_of(name) for name in ("transformers", "torch", *self.packages)}
-        detail = {}
+        detail = self.detail
         if self.dense_because:
             detail = {
                 "weights": "dequantized",
@@ -243,7 +244,11 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
             model = form.loaded(model, source)
     model.requires_grad_(False)
     model.eval()
-    if device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for
+    if "device_map" in options:  # it lies where it belongs
+        pass
+    elif (
+        device == "cuda" and torch.cuda.device_count() > 1
+    ):  # as many are visible as were asked for
         spread(model, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
     else:
         model.to(device)
@@ -259,5 +264,6 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
         missing=sorted(missing),
         unexpected=sorted(n for n in info["unexpected_keys"] if not n.startswith(UNUSED_HEADS)),
         packages=() if because else tuple(package.module for package in form.packages),
+        detail={} if because else form.detail(model),
         dense_because=because,
     )

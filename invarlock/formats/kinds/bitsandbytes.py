@@ -8,7 +8,6 @@ twice (``nested_*``); the shape and the sizes of blocks stand as JSON in ``quant
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,8 +52,6 @@ class Bitsandbytes(Packed):
         return method_of(config) == "bitsandbytes"
 
     def loading(self, source: Path, config: Mapping[str, Any], device: str) -> Mapping[str, object]:
-        # it says of every product that it rounds its input
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return {"device_map": {"": device}, "dtype": torch_dtype(dtype_of(config))}
 
     def layout(
