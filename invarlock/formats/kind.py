@@ -23,12 +23,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import pretty_json, unreadable
 from invarlock.formats.execution import Engine, EngineSettings
 from invarlock.shards import ShardEntry, TensorInfo, write_shard
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -55,6 +58,17 @@ class Inventory:
     files: tuple[str, ...]
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)  # of each file, free text
     packed: dict[str, PackedTensor] = field(default_factory=dict)  # by the model's names
+
+
+class Tensors(Protocol):
+    """A checkpoint, as far as formats ask of a baseline."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors, by name."""
+
+    def load(self, name: str) -> torch.Tensor:
+        """The values of one."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +129,14 @@ class Format:
         """
         raise NotImplementedError
 
-    def faults(self, source: Path, baseline: Mapping[str, TensorInfo]) -> Iterator[str]:
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         """What is wrong with the way the weights are packed, a line each: damage, which rejects.
 
         Not what the tensors themselves show: values that are not finite, shapes, missing names.
 
         Args:
             source: the folder or file that was named.
-            baseline: its tensors, by name.
+            baseline: what it was made from; its values are read where they are asked for.
         """
         yield from ()
 
