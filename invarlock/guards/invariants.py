@@ -20,6 +20,7 @@ from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.folders import NotACheckpointError
+from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
@@ -327,6 +328,17 @@ def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     return [
         _failure("packing", text) for text in subject.form.faults(subject.source, baseline)
     ]
+
+
+def check_engine_tokens(
+    engine: Engine, folder: Path, windows: Iterable[Sequence[int]]
+) -> list[Failure]:
+    """Whether what runs the model reads text as its tokenizer does, by the windows' texts."""
+    told = tokenizer_meaning.other_ids(folder, engine.tokenize, windows)
+    if told is None:
+        return []
+    text = f"{engine.name} gives other ids than the tokenizer to {told}"
+    return [{**_failure("tokenizer_mismatch", text), "accept": "tokenizer"}]
 
 
 def check_loaded(missing: Sequence[str], unexpected: Sequence[str]) -> list[Failure]:

@@ -28,10 +28,11 @@ from invarlock.formats.execution import (
     require_package,
     version_of,
 )
+from invarlock.formats.gguf.architectures import architecture_of
 from invarlock.formats.gguf.reading import Gguf
 from invarlock.loading_faults import LoadingError
 
-ERROR = 3  # level of a log line (ggml_log_level)
+ERROR = 4  # level of a log line (ggml_log_level)
 LINES = 64  # kept of the log
 F32 = 4  # bytes
 # What the activations are turned into before weights of a type multiply them.
@@ -40,16 +41,17 @@ ACTIVATIONS = {
     "Q5_0": "Q8_0", "Q8_0": "Q8_0", "IQ4_NL": "Q8_0", "MXFP4": "Q8_0", "NVFP4": "Q8_0",
 }  # fmt: skip
 IN_SUPERBLOCKS = "Q8_K"  # the same for all types of blocks of 256
-# How the graphs name what a block writes -> the module of transformers that writes it, and its kind.
-# Where a norm follows the block (Gemma 2 and 3, OLMo 2), it is still what the projection gave.
-WRITTEN = {"attn_out": ("self_attn.o_proj", "attention"), "ffn_out": ("mlp.down_proj", "ffn")}
-ENTERS, LEAVES = "embd", "l_out"
-# Architectures whose graphs were compared with transformers', tensor by tensor.
-WATCHED = {
-    "llama", "qwen2", "qwen3", "phi3", "granite", "smollm3", "starcoder2", "stablelm",
-}  # fmt: skip
+# How graphs name what a feed-forward block writes, what enters the stream and what leaves it.
+# Where a norm follows a block (Gemma 2 and 3, OLMo 2), it is still what the projection gave.
+FFN_WRITES, ENTERS, LEAVES = "ffn_out", "embd", "l_out"
+# What the attention's projection is given. What comes out has no name of its own in most graphs: it
+# is what follows, after its bias where there is one.
+ATTENTION_READS = "kqv_out"
+# Whose embedding module in transformers gives something else than is looked up.
+SCALED = {**dict.fromkeys(("gemma", "gemma2", "gemma3"), "inp_scaled"), "granite": ""}
 LAYER_NORMS = {"starcoder2", "stablelm"}  # the norms take the mean over the features away
-_NAME = re.compile(r"(?P<what>\w+?)(?:-(?P<layer>\d+))?")
+_NAME = re.compile(r"(?P<what>\w+)-(?P<layer>\d+)")
+Place = tuple[str, str, int | None]  # module, kind, layer
 
 
 class LlamaCpp(Engine):
@@ -74,11 +76,14 @@ class LlamaCpp(Engine):
         self._log: deque[tuple[int, str]] = deque(maxlen=LINES)
         self._buffers: dict[str, str] = {}
         self._take: Callable[[Written], None] | None = None
+        self._wanted: dict[int, Place] = {}  # tensors of the graph that are to be shown
+        self._until: tuple[int, int] | None = None  # tensors to an attention's output, and layer
         # C keeps these pointers; the objects have to live as long
         self._on_log = binding.llama_log_callback(self._logged)
         self._on_tensor = binding.ggml_backend_sched_eval_callback(self._shown)
         binding.llama_log_set(self._on_log, ctypes.c_void_p(0))
         binding.llama_backend_init()
+        self._names = architecture_of(gguf).block
         self.centred = gguf.architecture in LAYER_NORMS
         self._model = self._load()
         self._vocabulary = binding.llama_model_get_vocab(self._model)
@@ -120,7 +125,8 @@ class LlamaCpp(Engine):
     def _refused(self, what: str) -> InputError:
         told = [text for level, text in self._log if level == ERROR]
         # the first is the cause, what follows says that loading failed
-        cause = re.sub(r"^\w+: ", "", told[0]).strip() if told else "it does not say why"
+        cause = re.sub(r"^\w+: |error loading model[\w ]*: ", "", told[0]) if told else ""
+        cause = cause or "it does not say why"
         return LoadingError(f"{what}: {cause[:200]}", where=str(self._gguf.source))
 
     def _logged(self, level: int, text: bytes, _data: object) -> None:
@@ -198,54 +204,59 @@ class LlamaCpp(Engine):
 
     # --- blocks -------------------------------------------------------------------------------
 
-    @property
-    def shows_blocks(self) -> bool:
-        """Whether it is known which tensors of its graph are what blocks write."""
-        return self._gguf.architecture in WATCHED
-
     @contextmanager
     def watching(self, take: Callable[[Written], None]) -> Iterator[None]:
         before = self._take
-        if self.shows_blocks:
-            # guards are attached one inside the other, and each is shown everything
-            self._take = take if before is None else _both(before, take)
+        # guards are attached one inside the other, and each is shown everything
+        self._take = take if before is None else _both(before, take)
         try:
             yield
         finally:
             self._take = before
+            self._wanted.clear()
 
     def _shown(self, tensor: int, ask: bool, _data: object) -> bool:
         """The callback of llama.cpp: asked whether a tensor is wanted, then shown it."""
-        take = self._take
-        if take is None:
+        if self._take is None:
             return not ask  # not wanted; and the pass goes on
-        place = self._place(self._base.ggml_get_name(tensor).decode(errors="replace"))
-        if place is None or ask:
-            return place is not None or not ask
-        count, rows = self._base.ggml_nelements(tensor), self._base.ggml_nrows(tensor)
-        size = self._base.ggml_nbytes(tensor)
-        if size == F32 * count:
+        if ask:
+            place = self._place(self._base.ggml_get_name(tensor).decode(errors="replace"))
+            if place is not None:
+                self._wanted[tensor] = place
+            return place is not None
+        place = self._wanted.pop(tensor, None)
+        count, size = self._base.ggml_nelements(tensor), self._base.ggml_nbytes(tensor)
+        if place is not None and size == F32 * count:
+            rows = self._base.ggml_nrows(tensor)
             values = np.empty((rows, count // rows), np.float32)
             self._base.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, size)
-            take(Written(*place, values))
+            self._take(Written(*place, values))
         return True
 
-    def _place(self, name: str) -> tuple[str, str, int | None] | None:
-        """Module, kind and layer of a tensor of the graph; None where nobody looks at it."""
+    def _place(self, name: str) -> Place | None:
+        """Module, kind and layer of the next tensor of the graph; None where nobody looks."""
+        if self._until is not None:
+            left, layer = self._until
+            self._until = (left - 1, layer) if left > 1 else None
+            if left == 1:
+                return self._block("attn_output", layer), "attention", layer
+        if name == SCALED.get(self._gguf.architecture, ENTERS):
+            return "model.embed_tokens", "embed", None
         found = _NAME.fullmatch(name)
         if found is None:
             return None
-        what, layer = found["what"], found["layer"]
-        if what == ENTERS and layer is None:
-            return "model.embed_tokens", "embed", None
-        if layer is None:
-            return None
-        if what == LEAVES and int(layer) == self._layers - 1:
+        what, layer = found["what"], int(found["layer"])
+        if what == ATTENTION_READS:
+            biased = f"blk.{layer}.attn_output.bias" in self._gguf.tensors
+            self._until = 1 + biased, layer
+        if what == FFN_WRITES:
+            return self._block("ffn_down", layer), "ffn", layer
+        if what == LEAVES and layer == self._layers - 1:
             return "model.norm", "stream", None
-        if what not in WRITTEN:
-            return None
-        module, kind = WRITTEN[what]
-        return f"model.layers.{layer}.{module}", kind, int(layer)
+        return None
+
+    def _block(self, part: str, layer: int) -> str:
+        return f"model.layers.{layer}.{self._names[part]}"
 
     # --- what runs ----------------------------------------------------------------------------
 
