@@ -73,11 +73,11 @@ def write_gguf(
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
+    _write_tokenizer(writer, folder, tokens)
     for key, value in (metadata or {}).items():
         number = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         write = writer.add_string if isinstance(value, str) else number
         write(key.format(arch=arch), value)
-    _write_tokenizer(writer, folder, tokens)
     names = gguf.get_tensor_name_map(
         next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config["num_hidden_layers"]
     )

@@ -325,9 +325,7 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
 
 def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """What the format itself finds wrong with how the weights are packed."""
-    return [
-        _failure("packing", text) for text in subject.form.faults(subject.source, baseline)
-    ]
+    return [_failure("packing", text) for text in subject.form.faults(subject.source, baseline)]
 
 
 def check_engine_tokens(

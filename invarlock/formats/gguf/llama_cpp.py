@@ -99,9 +99,7 @@ class LlamaCpp(Engine):
         # read, not mapped: the file may be replaced, and what is resident shall be the model's
         options.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
         options.n_gpu_layers = -1 if self._on_gpu() else 0
-        model = self._llama.llama_model_load_from_file(
-            str(self._gguf.paths[0]).encode(), options
-        )
+        model = self._llama.llama_model_load_from_file(str(self._gguf.paths[0]).encode(), options)
         if not model:
             raise self._refused("llama.cpp does not load it")
         return model
@@ -168,7 +166,9 @@ class LlamaCpp(Engine):
             self._vocabulary, data, len(data), room, len(room), False, False
         )
         if found < 0:
-            raise MeasurementError("llama.cpp gives no ids for a text", where=self._gguf.source.name)
+            raise MeasurementError(
+                "llama.cpp gives no ids for a text", where=self._gguf.source.name
+            )
         return list(room[:found])
 
     def _forget(self) -> None:

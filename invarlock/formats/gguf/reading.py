@@ -190,5 +190,7 @@ def _reader(path: Path) -> GGUFReader:
         if math.prod(map(int, tensor.shape)) != tensor.n_elements or (
             int(tensor.data_offset) + int(tensor.n_bytes) > size
         ):
-            raise InputError(f"tensor {tensor.name} ends behind the file", where=str(path), hint=hint)
+            raise InputError(
+                f"tensor {tensor.name} ends behind the file", where=str(path), hint=hint
+            )
     return reader
