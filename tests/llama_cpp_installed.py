@@ -1,4 +1,4 @@
-"""Whether tests that need llama.cpp run: where it is missing they are skipped, but not with CI=1."""
+"""Whether tests that need llama.cpp run: skipped where it is missing, but not where CI is set."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_folder_of_several_models(llama: Path, tmp_path: Path) -> None:
     """Which one is meant has to be said."""
     for name in ("Q8_0", "Q4_0"):
         write_gguf(llama, tmp_path / f"m.{name}.gguf", kind=name)
-    with pytest.raises(NotACheckpointError, match="holds 2 GGUF models.*name the file of one"):
+    with pytest.raises(NotACheckpointError, match=r"holds 2 GGUF models.*name the file of one"):
         refuse_unusable(tmp_path, llama)
 
 

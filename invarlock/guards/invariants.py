@@ -17,9 +17,8 @@ from invarlock.alignment import Alignment, align, head_and_embedding, is_token_t
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.counts import counted
 from invarlock.effective_config import Weight, token_ids, value_of
-from invarlock.errors import InputError
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
-from invarlock.folders import NotACheckpointError
 from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped

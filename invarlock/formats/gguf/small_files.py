@@ -127,10 +127,12 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
     for name in ("rope_parameters", "rope_scaling"):
         stated = config.get(name)
         if isinstance(stated, dict):
-            config[name] = own = dict(stated)
+            own: Fields = dict(stated)
+            config[name] = own
             full = own.get("full_attention")  # where layers rotate by their kind
             if isinstance(full, dict):
-                own["full_attention"] = own = dict(full)
+                own["full_attention"] = full = dict(full)
+                own = full
             places.append(own)
     for place in places:
         if theta is not None and "rope_theta" in place:
@@ -142,11 +144,11 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
         kind = kind or SCALINGS.get(str(gguf.of_model("rope.scaling.type") or "none"), before)
         if kind != before:
             place[key] = kind
-        for own, field in (
+        for said, field in (
             ("factor", "factor"),
             ("original_context_length", "original_max_position_embeddings"),
         ):
-            value = gguf.of_model(f"rope.scaling.{own}")
+            value = gguf.of_model(f"rope.scaling.{said}")
             if value is not None and (field in place or kind in ("linear", "yarn")):
                 place[field] = _said(place.get(field), value)
 
@@ -223,7 +225,7 @@ def _added(index: int, token: str, special: bool) -> Fields:
 
 
 def _write_template(gguf: Gguf, baseline: Path, folder: Path) -> None:
-    """The chat template where the baseline has its own; the last blanks of a file are none of it."""
+    """The chat template where the baseline has its own; blanks at the end are none of it."""
     template = gguf.get(TEMPLATE)
     settings = baseline / "tokenizer_config.json"
     stated = read_json_object(settings) if settings.is_file() else None

@@ -140,7 +140,8 @@ class GgufFile(Format):
             scales = scales_of(stored)
             odd = int((~np.isfinite(scales)).any(axis=-1).sum())
             if odd:
-                yield f"{name}: {odd} of {scales[..., 0].size} blocks have a scale that is not finite"
+                blocks = scales[..., 0].size
+                yield f"{name}: {odd} of {blocks} blocks have a scale that is not finite"
             empty = (scales == 0).all(axis=-1)
             info = baseline.tensors.get(name)
             if not empty.any() or info is None or info.shape != stored.shape:
