@@ -144,3 +144,10 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     rows = values.shape[0]
     pairs = values.reshape(heads, rows // heads // 2, 2, -1)
     return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Undo :func:`unpermute`."""
+    rows = values.shape[0]
+    halves = values.reshape(heads, 2, rows // heads // 2, -1)
+    return halves.swapaxes(1, 2).reshape(values.shape)

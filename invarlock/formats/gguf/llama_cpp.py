@@ -66,7 +66,7 @@ class LlamaCpp(Engine):
     dtype: ClassVar[str] = "float32"  # of sums and of what passes between products
 
     def __init__(self, gguf: Gguf, settings: EngineSettings) -> None:
-        require_package("llama_cpp", "llama-cpp", "GGUF models", str(gguf.source))
+        require_package("llama_cpp", "gguf", "GGUF models", str(gguf.source))
         import llama_cpp.llama_cpp as binding
 
         self._llama: Any = binding

@@ -18,6 +18,7 @@ from invarlock.errors import InputError
 from invarlock.formats.gguf.architectures import FACTORS, architecture_of, heads, unpermute
 from invarlock.formats.gguf.conversion import convert, converted_bytes, write_llama_files
 from invarlock.formats.gguf.reading import Gguf, Stored, model_files
+from invarlock.formats.gguf.scales import SCALES, scales_of
 from invarlock.formats.gguf.small_files import write_beside
 from invarlock.formats.kind import Format, Inventory, Package, PackedTensor, Tensors
 from invarlock.formats.packed import elements
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
 SMALL_FILES_BYTES = 16 << 20  # bytes set aside for tokenizer and configuration of a conversion
 PLAIN = {"F16": "F16", "BF16": "BF16"}  # what is not packed and keeps its type; F32 is all others'
 BITS = {"TQ1_0": 1.6}  # of a value, where the name's number is another
-# Where the blocks of a type keep the scale (and the offset) of all their values: bytes from the
-# start, each a float16.
-SCALES = {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
-    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ2_XXS": (0,),
-    "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ1_S": (0,), "IQ4_NL": (0,),
-    "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,),
-}  # fmt: skip
 TINY = 1e-6  # a block of weights below it may have a scale of zero: float16 has no smaller ones
 
 
@@ -51,7 +44,7 @@ class GgufFile(Format):
     packed: ClassVar[bool] = True
     configured: ClassVar[bool] = False
     title: ClassVar[str] = "GGUF"
-    packages: ClassVar[tuple[Package, ...]] = (Package("llama_cpp", "llama-cpp"),)
+    packages: ClassVar[tuple[Package, ...]] = (Package("llama_cpp", "gguf"),)
 
     def __init__(self) -> None:
         self._opened: tuple[Path, Gguf] | None = None
@@ -137,7 +130,7 @@ class GgufFile(Format):
             name = known.name_of(stored.name)
             if stored.kind not in SCALES or name is None:
                 continue
-            scales = scales_of(stored)
+            scales = scales_of(stored.tensor)
             odd = int((~np.isfinite(scales)).any(axis=-1).sum())
             if odd:
                 blocks = scales[..., 0].size
@@ -191,22 +184,6 @@ def bits_of(kind: str) -> float:
     """Bits of one value of a type of GGUF, without its scales."""
     number = re.search(r"\d+", kind)
     return BITS.get(kind, float(number[0]) if number else 0.0)
-
-
-def scales_of(stored: Stored) -> NDArray[np.float32]:
-    """The scales of all blocks, and their offsets where the type has them: (rows, blocks, 1 or 2).
-
-    Of a vector, one row.
-    """
-    import numpy as np
-    from gguf.constants import GGML_QUANT_SIZES
-
-    _, block_bytes = GGML_QUANT_SIZES[stored.tensor.tensor_type]
-    raw = np.asarray(stored.tensor.data)
-    blocks = raw.reshape(int(np.prod(raw.shape[:-1])), -1, block_bytes)
-    at = [blocks[..., place : place + 2] for place in SCALES[stored.kind]]
-    halves = [np.ascontiguousarray(part).view("<f2")[..., 0] for part in at]
-    return np.stack(halves, axis=-1).astype(np.float32)
 
 
 def _stored_as(values: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
