@@ -370,6 +370,7 @@ class Layout:
             "scenario": scenario.text,
             "edit_label": values["edit_label"] if own else scenario.label,
             "accept": values["accept"] if own else (),
+            "early_decision": values["early_decision"] and scenario.is_control,
         }
 
     def injection(self, wildcards: Wildcards) -> str:

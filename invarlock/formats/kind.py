@@ -13,7 +13,8 @@ A format gives two views of a model. The *effective weights*, under the model's 
 packs them unpacks them here, one tensor at a time (``chunks``; :mod:`invarlock.formats.packed` for
 weights that are packed into safetensors). And the *execution*: transformers, with what the format
 adds to its loader (``loading``), or a program of its own (``engine``). Weights are judged by the
-first, losses and activations by the second; neither stands for the other.
+first, losses and activations by the second; neither stands for the other. Where no kernels of a
+format run here, dense ones multiply its effective weights, and reports say so (``dense_because``).
 """
 
 from __future__ import annotations
@@ -140,6 +141,15 @@ class Format:
         """
         yield from ()
 
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        """What people should know of a subject and rejects nothing, a line each.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: the folder of the baseline.
+        """
+        yield from ()
+
     def beside(self, source: Path, baseline: Path | None) -> Format:
         """The format of this source, where it needs a baseline to be read, as an adapter does.
 
@@ -156,6 +166,17 @@ class Format:
     def loaded(self, model: Any, source: Path) -> Any:
         """The model as it is to be run, from what transformers loaded."""
         return model
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        """What reports say of a loaded model beside its kernels: what was done to the weights, how
+        activations are rounded, what other hardware would do instead."""
+        return {}
+
+    def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
+        """Why dense kernels multiply the effective weights in place of the format's own; empty
+        where its own do. Reports say it: what is judged then is what the weights stand for, and not
+        the kernels that will serve them."""
+        return ""
 
     def engine(self, source: Path, settings: EngineSettings) -> Engine | None:
         """The program that runs the model; None: transformers does.

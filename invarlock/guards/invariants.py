@@ -324,7 +324,11 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
 
 def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """What the format itself finds wrong with how the weights are packed."""
-    return [_failure("packing", text) for text in subject.form.faults(subject.source, baseline)]
+    form, source = subject.form, subject.source
+    return [
+        *(_failure("packing", text) for text in form.faults(source, baseline)),
+        *(_failure("packing", text, "warning") for text in form.notes(source, baseline.folder)),
+    ]
 
 
 def check_engine_tokens(

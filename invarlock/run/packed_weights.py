@@ -58,6 +58,8 @@ def packed_weights(model: torch.nn.Module, rows: int) -> Iterator[None]:
 def _sortable(weight: torch.Tensor) -> bool:
     import torch
 
+    if type(weight) is not torch.nn.Parameter:  # packed by a class of its own
+        return False
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
     return on_cpu and weight.is_contiguous() and weight.numel() >= WORTH_IT
 
