@@ -139,8 +139,6 @@ def no_folder(path: Path) -> InputError:
     hint = "name the folder that holds config.json and the weights"
     if name.endswith((".zip", ".tar", ".tgz", ".tar.gz", ".tar.zst", ".7z", ".nemo")):
         hint = "unpack it and name the folder"
-    elif name.endswith(".gguf"):
-        hint = _from_gguf(path.parent, path.name)
     elif name.endswith((*PICKLE_SUFFIXES, ".safetensors")):
         hint = f"name the folder that holds it: {shlex.quote(str(path.parent))}"
     return NotACheckpointError(
@@ -231,16 +229,7 @@ class _Format:
 
     marks: tuple[str, ...]  # patterns of names
     what: str
-    hint: str  # {folder}, {name}: the folder, and the first file that is known
-
-
-def _from_gguf(folder: Path, name: str) -> str:
-    return (
-        "write it as safetensors: python -c 'from transformers import AutoModelForCausalLM as M,"
-        f' AutoTokenizer as T; d, f = "{folder}", "{name}";'
-        ' M.from_pretrained(d, gguf_file=f).save_pretrained("DENSE");'
-        ' T.from_pretrained(d, gguf_file=f).save_pretrained("DENSE")\''
-    )
+    hint: str  # {folder}: the folder
 
 
 _ORIGINAL = "take the repository's model*.safetensors, config.json and tokenizer.json instead"
@@ -268,7 +257,10 @@ FORMATS = (
         "a checkpoint of Megatron-LM",
         "convert it with Megatron's own tool (tools/checkpoint/convert.py)",
     ),
-    _Format(("*.gguf",), "a GGUF model (llama.cpp)", "{gguf}"),
+    _Format(
+        ("*.gguf",), "the part of a GGUF model that reads images",
+        "name the file of the language model beside it",
+    ),
     _Format(("model_index.json",), "a diffusers pipeline", "name the folder of a language model"),
     _Format(("*.onnx", "onnx"), "an ONNX model", _OTHER_FRAMEWORK),
     _Format(("tf_model*.h5", "saved_model.pb"), "a TensorFlow model", _OTHER_FRAMEWORK),
@@ -290,11 +282,9 @@ def _format(folder: Path, names: Sequence[str]) -> InputError | None:
     for form in FORMATS:
         found = [n for mark in form.marks for n in names if fnmatchcase(n, mark)]
         if found:
-            gguf = _from_gguf(folder, found[0]) if form.hint == "{gguf}" else ""
-            hint = gguf or form.hint.format(folder=shlex.quote(str(folder)))
             return NotACheckpointError(
                 f"holds {form.what}, which is not read here", where=str(folder),
-                found=_listed(found), hint=hint,
+                found=_listed(found), hint=form.hint.format(folder=shlex.quote(str(folder))),
             )  # fmt: skip
     return None
 

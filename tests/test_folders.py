@@ -115,7 +115,7 @@ OTHER: dict[str, tuple[Change, list[str]]] = {
         lambda f: (f / "adapter_config.json").write_text("{}"),
         ["two models", "remove adapter_config.json"],
     ),
-    "gguf": (without_weights("m.Q4_K.gguf"), ["GGUF", "gguf_file", "m.Q4_K.gguf"]),
+    "part of a gguf": (without_weights("mmproj-m-f16.gguf"), ["reads images", "beside it"]),
     "gguf in disguise": (lambda f: (f / WEIGHTS).write_bytes(b"GGUF" + bytes(60)), ["a GGUF file"]),
     "web page": (lambda f: (f / WEIGHTS).write_text("<!DOCTYPE html><html>"), ["a web page"]),
     "pickle in disguise": (
@@ -238,11 +238,11 @@ def test_what_cannot_be_measured_is_named(whole: Path, tmp_path: Path, case: str
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["m.gguf", "m.safetensors", "m.tar.gz", "m"])
+@pytest.mark.parametrize("name", ["m.safetensors", "m.tar.gz", "m"])
 def test_a_file_is_no_folder(tmp_path: Path, name: str) -> None:
     """What to name instead depends on the file."""
     (tmp_path / name).write_text("x")
-    words = {"m.gguf": "gguf_file", "m.safetensors": str(tmp_path), "m.tar.gz": "unpack"}
+    words = {"m.safetensors": str(tmp_path), "m.tar.gz": "unpack"}
     with pytest.raises(NotACheckpointError, match="is a file, not a folder") as caught:
         Checkpoint.open(tmp_path / name)
     assert words.get(name, "config.json") in str(caught.value)

@@ -19,6 +19,7 @@ from invarlock.counts import counted
 from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
+from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
@@ -328,6 +329,17 @@ def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
         *(_failure("packing", text) for text in form.faults(source, baseline)),
         *(_failure("packing", text, "warning") for text in form.notes(source, baseline.folder)),
     ]
+
+
+def check_engine_tokens(
+    engine: Engine, folder: Path, windows: Iterable[Sequence[int]]
+) -> list[Failure]:
+    """Whether what runs the model reads text as its tokenizer does, by the windows' texts."""
+    told = tokenizer_meaning.other_ids(folder, engine.tokenize, windows)
+    if told is None:
+        return []
+    text = f"{engine.name} gives other ids than the tokenizer to {told}"
+    return [{**_failure("tokenizer_mismatch", text), "accept": "tokenizer"}]
 
 
 def check_loaded(missing: Sequence[str], unexpected: Sequence[str]) -> list[Failure]:

@@ -25,7 +25,7 @@ from invarlock.formats.execution import Described
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
-from invarlock.guards.invariants import check_loaded
+from invarlock.guards.invariants import check_engine_tokens, check_loaded
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
@@ -205,6 +205,8 @@ def measure_checkpoint(
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
     digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
     failures = check_loaded(loaded.missing, loaded.unexpected)
+    if loaded.engine is not None:
+        failures += check_engine_tokens(loaded.engine, checkpoint.folder, windows.token_ids())
     clock.lap("invariants")
 
     def found() -> Measurement:
