@@ -41,7 +41,8 @@ def library(folder: Path) -> Iterator[None]:
 
     Models, quantizers and packages that they ask for raise what they like: KeyError for a kind of
     rope that is not known, ImportError, AttributeError. None of it is a fault of this program, or
-    lasts less than the folder and the environment do. Lack of memory goes through.
+    lasts less than the folder and the environment do. Lack of memory goes through, and lines of
+    this program's own do.
 
     Raises:
         LoadingError: the folder's fault; the exception is its cause.
@@ -50,7 +51,7 @@ def library(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if lacks_memory(error):
+        if lacks_memory(error) or isinstance(error, InvarlockError):
             raise
         raise loading_fault(folder, error) from error
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.errors import InputError
-from invarlock.folders import LISTED, NotACheckpointError
+from invarlock.errors import InputError, NotACheckpointError
+from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
 from invarlock.formats.packed import QUANTIZED
 from invarlock.library_classes import CAUSAL, classes_of, reads_images

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import evaluate, main
-from invarlock.errors import InputError
-from invarlock.folders import NotACheckpointError
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.guards.invariants import open_subject
 from invarlock.model_folder import open_model, refuse_architecture, refuse_unusable
 

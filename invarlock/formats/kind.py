@@ -126,6 +126,15 @@ class Format:
         """
         yield from ()
 
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        """What people should know of a subject and rejects nothing, a line each.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: the folder of the baseline.
+        """
+        yield from ()
+
     def beside(self, source: Path, baseline: Path | None) -> Format:
         """The format of this source, where it needs a baseline to be read, as an adapter does.
 

@@ -45,12 +45,13 @@ class Loaded:
     missing: list[str]
     unexpected: list[str]
     engine: Engine | None = None
+    packages: tuple[str, ...] = ()  # that run it beside transformers
 
     def describe(self) -> Described:
         """What runs."""
         if self.engine is not None:
             return self.engine.describe()
-        versions = {name: version_of(name) for name in ("transformers", "torch")}
+        versions = {name: version_of(name) for name in ("transformers", "torch", *self.packages)}
         return Described("transformers", versions, kernels_of(self.model), device_name(self.device))
 
 
@@ -222,4 +223,5 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
         dtype=str(dtype).removeprefix("torch."),
         missing=sorted(missing),
         unexpected=sorted(n for n in info["unexpected_keys"] if not n.startswith(UNUSED_HEADS)),
+        packages=tuple(package.module for package in form.packages),
     )
