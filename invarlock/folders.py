@@ -207,10 +207,9 @@ def _adapter(folder: Path, beside: bool) -> InputError:
             " weights and merge it",
         )
     return NotACheckpointError(
-        f"is a PEFT adapter{of}, not a model", where=str(folder),
-        hint="merge it: python -c 'from peft import AutoPeftModelForCausalLM as M;"
-        f' M.from_pretrained("{folder}").merge_and_unload().save_pretrained("MERGED")\''
-        ", copy the tokenizer there, and name MERGED",
+        f"is a PEFT adapter{of} without adapter_model.safetensors", where=str(folder),
+        found=_listed([n for n in names_of(folder) if n.startswith("adapter_model")]),
+        hint="copy or download that file too, or save the adapter with safe_serialization=True",
     )  # fmt: skip
 
 
