@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.folders import readable_format
+from invarlock.guards.block_outputs import block_outputs, stream_ends
 from invarlock.guards.invariants import check_checkpoint
 from invarlock.model_folder import open_model
 from invarlock.run.loading import Target, load_checkpoint
@@ -132,11 +133,14 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_peft_executes_it_and_nothing_is_merged(base: Path, adapter: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"use_dora": True, "modules_to_save": ["norm"]}])
+def test_peft_executes_it_and_nothing_is_merged(base: Path, adapter: Path, more: Document) -> None:
     """The logits are those of peft's own model; layers keep the baseline's matrices."""
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
+    if more:
+        train(base, adapter, r=4, target_modules=["q_proj", "o_proj", "down_proj"], **more)
     subject = open_model(adapter, base)
     loaded = load_checkpoint(subject, Target("cpu", "float32"), 16)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -149,6 +153,11 @@ def test_peft_executes_it_and_nothing_is_merged(base: Path, adapter: Path) -> No
     assert not torch.equal(ours, without)
     layer = loaded.model.model.layers[0].self_attn.q_proj
     assert not layer.merged
+    config = subject.config  # hooks find what they find in the baseline
+    for found in (block_outputs, stream_ends):
+        assert [p.name for p in found(loaded.model, config)] == [
+            p.name for p in found(AutoModelForCausalLM.from_pretrained(base), config)
+        ]
     described = loaded.describe()
     assert described.versions["peft"] == peft.__version__
     assert (loaded.missing, loaded.unexpected) == ([], [])

@@ -470,21 +470,33 @@ class Peft(Format):
         from peft import PeftModel
 
         adapted = PeftModel.from_pretrained(model, str(source))
-        held = {
-            name.replace(".default", "").replace("vector.weight", "vector")
-            for name, _ in adapted.named_parameters()
-        }
-        held |= {name.replace(".modules_to_save", "") for name in held}
-        lost = sorted(
-            name for name in self.bound.stored
-            if name.replace("vector.weight", "vector") not in held
-        )  # fmt: skip
+        lost = sorted(self.bound.stored.keys() - _held(adapted))
         if lost:
             raise LoadingError(
                 f"peft does not load {len(lost)} of the adapter's tensors: {_first(lost)}",
                 where=str(source),
             )
-        return adapted.get_base_model()
+        plain = adapted.get_base_model()
+        for module in plain.modules():
+            inner = getattr(module, "base_layer", None) or _saved_in(module)
+            if inner is not None:
+                # hooks find a layer by the parameters that it owns; what peft puts in its place
+                # owns none, and shows what the layer inside and the adapter write together
+                module._parameters.update(inner._parameters)
+        return plain
+
+
+def _saved_in(module: Any) -> Any:
+    """The module that a wrapper of peft runs in place of the baseline's; None where it is none."""
+    saved = getattr(module, "modules_to_save", None)
+    return saved["default"] if saved is not None and "default" in saved else None
+
+
+def _held(adapted: Any) -> set[str]:
+    """The parameters of peft's model, by the names that adapters are stored under."""
+    names = {name.replace(".default", "") for name, _ in adapted.named_parameters()}
+    names |= {name.replace(".modules_to_save", "") for name in names}
+    return names | {name.replace("magnitude_vector.weight", "magnitude_vector") for name in names}
 
 
 def _first(names: list[str]) -> str:
