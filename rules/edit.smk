@@ -137,7 +137,7 @@ rule describe_subject:
         mem_mb=lambda wc, attempt: 1000 * attempt + edit_mb(wc, attempt),
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
-        options=L.options(EditOptions, "allow_remote_code", label=C["edit_label"]),
+        options=L.options(EditOptions, "allow_remote_code", "allow_pickle", label=C["edit_label"]),
         state=state_of(C["subject"]),
         code=code("edit"),
     shell:

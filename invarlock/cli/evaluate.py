@@ -128,7 +128,7 @@ def check_options(options: EvaluateOptions) -> None:
 def _job(options: EvaluateOptions) -> Job:
     execution = _execution(options)
     open_model(options.baseline)
-    refuse_unusable(options.subject, options.baseline)
+    refuse_unusable(options.subject, options.baseline, options.allowed)
     if options.accept:
         check_accept(options.accept, options.baseline, options.subject, "--accept")
     scenario = _scenario(options.scenario)

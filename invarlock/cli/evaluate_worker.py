@@ -62,7 +62,7 @@ def measure_and_judge(job: Job) -> None:
     from invarlock.scenarios import CUSTOM_SPEC, NOOP
 
     baseline = Checkpoint.open(job.baseline)
-    subject, failures = open_subject(job.subject, job.baseline)
+    subject, failures = open_subject(job.subject, job.baseline, job.allowed)
     windows = RunWindows.read(job.windows, tokenizer_digest(baseline.folder))
     if not (job.reference / "report.json").is_file():
         baseline.digest()

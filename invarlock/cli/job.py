@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.cli.judging import Judging
-from invarlock.cli.measuring import MeasuringOptions
+from invarlock.cli.measuring import MeasuringOptions, Permissions
 from invarlock.cli.options import option
 from invarlock.reporting.assurance import MODES
 from invarlock.run.container import Execution
@@ -17,7 +17,7 @@ EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the measuring process
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(MeasuringOptions, Judging):
+class EvaluateOptions(MeasuringOptions, Judging, Permissions):
     """Options of ``invarlock evaluate``."""
 
     baseline: Path = option(metavar="DIR", help="baseline checkpoint")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.files import read_json_object
-from invarlock.formats.kind import Format, Inventory, PackedTensor, byte_range
+from invarlock.formats.kind import CODES, Format, Inventory, PackedTensor, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
 from invarlock.shards import DTYPES, TensorInfo
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 DENSE = Safetensors()
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
-# The safetensors code of a dtype that config.json names.
-CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
