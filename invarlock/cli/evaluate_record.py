@@ -64,7 +64,7 @@ def write_results(job: Job, result: Result) -> None:
         profile=job.profile,
         assurance=job.assurance,
         reason_not_run="" if result.status == "reported" else result.status,
-        invariants_evaluated=measured,
+        invariants_evaluated=measured and not job.backend,
         shift=result.shift,
         preset_sha256=preset,
         policy_pack=overlay.named if overlay else None,
@@ -82,7 +82,7 @@ def write_results(job: Job, result: Result) -> None:
     write_runtime_manifest(
         out / EVALUATION_NAME,
         Circumstances(
-            network=network_allowed(),
+            network=network_allowed() or bool(job.backend),
             remote_code=job.allow_remote_code,
             third_party_plugins=plugins_allowed(),
             execution=job.execution,

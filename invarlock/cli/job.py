@@ -21,7 +21,14 @@ class EvaluateOptions(MeasuringOptions, Judging, Permissions):
     """Options of ``invarlock evaluate``."""
 
     baseline: Path = option(metavar="DIR", help="baseline checkpoint")
-    subject: Path = option(metavar="DIR", help="edited checkpoint")
+    subject: Path | None = option(
+        None, metavar="DIR", help="edited checkpoint: a folder, or a file of a format that is one"
+    )
+    backend: str = option(
+        "",
+        metavar="openai:URL[#MODEL]",
+        help="in place of --subject: a running server, of which the metric alone is measured",
+    )
     baseline_report: Path | None = option(
         None,
         metavar="DIR",
@@ -84,6 +91,11 @@ class EvaluateOptions(MeasuringOptions, Judging, Permissions):
     config_record: Path | None = option(
         None, metavar="FILE", help="effective configuration, to be named"
     )
+
+    @property
+    def named(self) -> str:
+        """The subject, for lines about it."""
+        return self.backend or str(self.subject)
 
     @property
     def reference(self) -> Path:

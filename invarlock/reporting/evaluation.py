@@ -25,7 +25,7 @@ from invarlock.documents.fields import (
 )
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
-from invarlock.guards.guard import SEPARATE
+from invarlock.guards.guard import SEPARATE, SERVED
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.cost import costs_of
@@ -314,9 +314,10 @@ class Context(Open):
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
     runs: Annotated[
-        Literal["separate"] | UnsetType,
+        Literal["separate", "server"] | UnsetType,
         about(
             "separate: each run measured its own model, so what needs both models is not evaluated;"
+            " server: the subject is a running server, and only its losses were measured;"
             " absent: the subject's run had the baseline's at hand"
         ),
     ] = UNSET
@@ -458,6 +459,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
             **({"runs": SEPARATE} if comparison.separate else {}),
+            **({"runs": SERVED} if comparison.served else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
