@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -69,10 +69,14 @@ def refuse_broken_files(folder: Path) -> None:
             _refuse_content(path)
 
 
-def readable_format(folder: Path) -> Format:
+def readable_format(folder: Path, allowed: Collection[str] = ()) -> Format:
     """The format of a checkpoint's weights.
 
     A folder that lacks the files a checkpoint begins with, or holds an adapter beside, is refused.
+
+    Args:
+        folder: what was named.
+        allowed: the permissions that are given (``Format.switch``).
 
     Raises:
         NotACheckpointError: what it holds instead, and what to do.
@@ -81,6 +85,7 @@ def readable_format(folder: Path) -> Format:
     form = format_in(names)
     ready = form is not None and (CONFIG_NAME in names or not form.configured)
     whole = ready and form is not None and form.opened
+    whole = whole and form is not None and (not form.switch or form.switch in allowed)
     if ADAPTER_NAME in names and (form is None or form.configured):
         raise _adapter(folder, whole)
     if form is not None and whole:
@@ -205,10 +210,9 @@ def _adapter(folder: Path, beside: bool) -> InputError:
             " weights and merge it",
         )
     return NotACheckpointError(
-        f"is a PEFT adapter{of}, not a model", where=str(folder),
-        hint="merge it: python -c 'from peft import AutoPeftModelForCausalLM as M;"
-        f' M.from_pretrained("{folder}").merge_and_unload().save_pretrained("MERGED")\''
-        ", copy the tokenizer there, and name MERGED",
+        f"is a PEFT adapter{of} without adapter_model.safetensors", where=str(folder),
+        found=_listed([n for n in names_of(folder) if n.startswith("adapter_model")]),
+        hint="copy or download that file too, or save the adapter with safe_serialization=True",
     )  # fmt: skip
 
 
@@ -346,8 +350,9 @@ def _lacking(folder: Path, names: Sequence[str]) -> InputError | None:
         return NotACheckpointError(
             "only pickle weights (" + _listed(pickles) + "), which can run code when loaded",
             where=str(folder), expected=SINGLE_NAME,
-            hint="convert the checkpoint to safetensors: load it where you trust it, and save it"
-            " with save_pretrained",
+            hint="allow them with --allow-pickle (allow_pickle_checkpoints: true), or convert the"
+            " checkpoint to safetensors: load it where you trust it, and save it with"
+            " save_pretrained",
         )  # fmt: skip
     return NotACheckpointError(
         "no weights in the folder", where=str(folder), expected=f"{SINGLE_NAME} or {INDEX_NAME}",

@@ -145,6 +145,7 @@ _TABLE: tuple[Variable, ...] = (
     # --- read by commands and libraries ---------------------------------------------------------
     _read("INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE", "1: an unsigned pack is a warning of `invarlock"
           " advanced evidence-pack verify`, not exit 5, unless `--strict`"),
+    _read("INVARLOCK_BACKEND_KEY", "key that a running server is asked with (`--backend`)"),
     _read("INVARLOCK_DIGESTS", "`none`: digests of weight files are computed each time, and none"
           " is kept"),
     _read("INVARLOCK_DEBUG", "1: processes that a command starts show tracebacks; set by"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,10 @@ def _dangling(folder: Path) -> None:
     (folder / WEIGHTS).symlink_to("../../blobs/" + "0" * 64)
 
 
-def _adapter(folder: Path) -> None:
+def _adapter(folder: Path, kind: str = "LORA") -> None:
     only("adapter_model.safetensors")(folder)
     (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+        json.dumps({"peft_type": kind, "base_model_name_or_path": "org/base"})
     )
 
 
@@ -110,7 +111,12 @@ OTHER: dict[str, tuple[Change, list[str]]] = {
     "pointer of the weights": (pointer(WEIGHTS), [WEIGHTS, "git-lfs pointer", "git lfs pull"]),
     "pointer of the tokenizer": (pointer("tokenizer.json"), ["tokenizer.json", "git lfs pull"]),
     "dangling link": (_dangling, ["points nowhere", "blobs/", "hf download", "cp -rL"]),
-    "adapter": (_adapter, ["PEFT adapter (LORA) of org/base", "merge_and_unload"]),
+    "adapter": (_adapter, ["PEFT adapter (LoRA) of org/base", "subject", "merge_and_unload"]),
+    "adapter of another kind": (partial(_adapter, kind="IA3"), ["kind IA3", "merge_and_unload"]),
+    "adapter without weights": (
+        lambda f: [_adapter(f), (f / "adapter_model.safetensors").rename(f / "adapter_model.bin")],
+        ["without adapter_model.safetensors", "adapter_model.bin", "safe_serialization"],
+    ),
     "adapter beside": (
         lambda f: (f / "adapter_config.json").write_text("{}"),
         ["two models", "remove adapter_config.json"],

@@ -86,7 +86,7 @@ def write_results(job: Job, result: Result) -> None:
     overlay = job.overlay()
     comparison = replace(
         comparison_for(job, result),
-        invariants_evaluated=measured,
+        invariants_evaluated=measured and not job.backend,
         preset_sha256=preset,
         policy_pack=overlay.named if overlay else None,
     )
@@ -102,7 +102,7 @@ def write_results(job: Job, result: Result) -> None:
     write_runtime_manifest(
         out / EVALUATION_NAME,
         Circumstances(
-            network=network_allowed(),
+            network=network_allowed() or bool(job.backend),
             remote_code=job.allow_remote_code,
             third_party_plugins=plugins_allowed(),
             execution=job.execution,

@@ -62,8 +62,12 @@ def measure_and_judge(job: Job) -> None:
     from invarlock.scenarios import CUSTOM_SPEC, NOOP
 
     baseline = Checkpoint.open(job.baseline)
-    subject, failures = open_subject(job.subject, job.baseline)
     windows = RunWindows.read(job.windows, tokenizer_digest(baseline.folder))
+    subject: Checkpoint | None = None
+    failures: list[Failure] = []
+    place = job.subject
+    if place is not None:
+        subject, failures = open_subject(place, job.baseline, job.allowed)
     if not (job.reference / "report.json").is_file():
         baseline.digest()
         _take_device(job)
@@ -71,10 +75,13 @@ def measure_and_judge(job: Job) -> None:
     reference = Reference.read(job.reference)
     reference.require_same_inputs(windows, baseline.digest())
     policy, _ = job.policy(baseline.digest())
+    if place is None:
+        _evaluate_server(job, baseline, windows, reference, policy, determinism)
+        return
     started = time.perf_counter()
     if subject is None:
         job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
-        identity = Identity(baseline.config, file_parts(job.subject), None, None)
+        identity = Identity(baseline.config, file_parts(place), None, None)
         found = identity, windows, failures, None
         _write(job, reference, found, None, policy, determinism)
         return
@@ -134,6 +141,26 @@ def _looks(
         return outcome(report) == FAIL and settled(job.entry.get("requirements", {}), report)
 
     return Looks(SHARES, decides)
+
+
+def _evaluate_server(
+    job: Job,
+    baseline: Checkpoint,
+    windows: RunWindows,
+    reference: Reference,
+    policy: Policy,
+    determinism: dict[str, Any],
+) -> None:
+    """The same of a running server, of which only losses are seen."""
+    from invarlock.run.server import identity_of, measure_server
+    from invarlock.scenarios import CUSTOM_SPEC
+
+    server, measured = measure_server(job.backend, baseline.folder, windows)
+    identity = replace(
+        identity_of(server, baseline), tokenizer_sha256=baseline.identity().tokenizer_sha256
+    )
+    job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
+    _write(job, reference, (identity, windows, [], measured), None, policy, determinism)
 
 
 def _take_device(job: Job) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from invarlock.counts import counted
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
-from invarlock.formats.kind import Format, Inventory, PackedTensor, Tensors, byte_range
+from invarlock.formats.kind import CODES, Format, Inventory, PackedTensor, Tensors, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
 from invarlock.formats.numbers import WORD, whole_numbers
 from invarlock.shards import DTYPES, TensorInfo
@@ -32,8 +32,6 @@ DENSE = Safetensors()
 NEGLIGIBLE = 1e-5
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
-# The safetensors code of a dtype that config.json names.
-CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ loading reports parameters that were not initialized from the file and tensors t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from invarlock import effective_config, tokenizer_meaning
@@ -46,19 +46,20 @@ def _names(names: Sequence[str]) -> str:
 
 
 def open_subject(
-    folder: Path, baseline: Path | None = None
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
 ) -> tuple[Checkpoint | None, list[Failure]]:
     """The subject, or what is wrong with its files if they cannot be read as a checkpoint.
 
     Args:
         folder: the subject, a folder or a file.
         baseline: the folder of its baseline, where there is one.
+        allowed: the permissions that are given.
 
     Raises:
         InputError: the folder holds no checkpoint, or the system refuses to read it.
     """
     try:
-        subject = Checkpoint.open(folder, baseline)
+        subject = Checkpoint.open(folder, baseline, allowed)
         tokenizer_digest(subject.folder)
         file_digests(subject.folder)
     except InputError as error:
@@ -92,7 +93,7 @@ def check_checkpoint(
         *_check_tying(baseline, subject),
         *_check_finite(subject),
         *_check_packing(baseline, subject),
-        *check_shipped(baseline.folder, subject.folder),
+        *check_shipped(baseline.folder, subject.folder, subject.read_files),
     ]
 
 

@@ -25,7 +25,7 @@ from invarlock.documents.fields import (
 )
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
-from invarlock.guards.guard import SEPARATE
+from invarlock.guards.guard import SEPARATE, SERVED
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.cost import costs_of
@@ -319,9 +319,10 @@ class Context(Open):
         about("the looks at a control; absent: nobody looked before all windows ran"),
     ] = UNSET
     runs: Annotated[
-        Literal["separate"] | UnsetType,
+        Literal["separate", "server"] | UnsetType,
         about(
             "separate: each run measured its own model, so what needs both models is not evaluated;"
+            " server: the subject is a running server, and only its losses were measured;"
             " absent: the subject's run had the baseline's at hand"
         ),
     ] = UNSET
@@ -464,6 +465,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
             **({"early_decision": dict(comparison.early)} if comparison.early else {}),
             **({"runs": SEPARATE} if comparison.separate else {}),
+            **({"runs": SERVED} if comparison.served else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }

@@ -18,7 +18,7 @@ from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import SEPARATE, STATISTICS, Guard
+from invarlock.guards.guard import SEPARATE, SERVED, STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics import ARMS, distribution, looks
 from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
@@ -165,6 +165,7 @@ def comparison_of(report: Report) -> Comparison:
         ContractError: a guard's statistics were measured in another way, or not all of them.
     """
     context, ran, contracts = report["context"], _ran(report), _contracts(report)
+    shown = ran and not _served(report)  # by the guards
     separate = _separate(report)
     _require_guards(report, ran, contracts)
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
@@ -196,8 +197,8 @@ def comparison_of(report: Report) -> Comparison:
             **_processor(report),
         },
         "evaluation_windows": windows["baseline"],
-        "guards": _baseline_guards(report, contracts) if ran else [],
-        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside},
+        "guards": _baseline_guards(report, contracts) if shown else [],
+        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside and shown is ran},
     }
     subject = {
         "meta": meta,
@@ -206,7 +207,7 @@ def comparison_of(report: Report) -> Comparison:
         "edit": report["edit"],
         "guards": _subject_guards(report, ran, contracts),
         "evaluation_windows": windows["subject"],
-        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and ran},
+        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and shown},
     }
     final = report["evaluation_windows"]["final"]
     return Comparison(
@@ -219,7 +220,7 @@ def comparison_of(report: Report) -> Comparison:
         separate=separate,
         invariants_evaluated=report[Invariants.name].get("evaluated") is True,
         shift=None
-        if separate
+        if separate or _served(report)
         else RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
@@ -239,6 +240,11 @@ def _separate(report: Report) -> bool:
     """Whether the report compares two runs that each measured their own model: what needs both is
     lacking, and so are flags that decide."""
     return equal_text(report["context"].get("runs"), SEPARATE)
+
+
+def _served(report: Report) -> bool:
+    """Whether the subject is a running server, of which only losses were measured."""
+    return equal_text(report["context"].get("runs"), SERVED)
 
 
 def _contracts(report: Report) -> Contracts:
@@ -265,7 +271,7 @@ def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
         for name in there
         if not (BY_NAME[name].spared(report[name]) or (separate and BY_NAME[name].needs_both))
     ]
-    if measured != (asked if ran else []):
+    if measured != (asked if ran and not _served(report) else []):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
@@ -350,7 +356,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
         yield from _early(report, policy)
         yield from _geometry(report)
         for guard in GUARDS:
-            lacking = guard.needs_both and _separate(report)
+            lacking = _served(report) or (guard.needs_both and _separate(report))
             if not (lacking or _lacks(report, guard)):
                 yield from guard.impossible(report)
 
@@ -496,7 +502,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _shift(report: Report, policy: Policy) -> Iterator[str]:
     block, final = report["distribution"], report["evaluation_windows"]["final"]
-    if _separate(report):  # which is written again without one
+    if _separate(report) or _served(report):  # which is written again without one
         return
     if block["evaluated"] is not True:
         sums = [*final.get("kl_sum", []), *final.get("probability_change_sum", [])]

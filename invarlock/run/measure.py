@@ -51,6 +51,7 @@ from invarlock.windows import read_windows
 if TYPE_CHECKING:
     import torch
 
+SERVER = "server"  # the device of what a running server has
 PROBE_TOKENS = 16  # tokens on which the output head is compared with the whole model
 
 

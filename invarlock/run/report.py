@@ -35,7 +35,7 @@ from invarlock.metrics.kinds import metric_for
 from invarlock.pictures import processor_digest
 from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
-from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
+from invarlock.run.measure import SERVER, Measurement, ReferenceArrays, RunWindows
 
 SCHEMA = RUN_SCHEMA
 OPTIONAL = ("accepted", "edit_config")  # settings that a run's id names only where they are given
@@ -202,6 +202,8 @@ def _guards(
     ]
     if measured is None:
         return guards
+    if measured.device == SERVER:  # which no guard has looked at
+        return []
     for guard in GUARDS:
         if guard.name in measured.records and not guard.beside:
             head = {"name": guard.name, "phase": guard.phase}
