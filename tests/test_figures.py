@@ -11,10 +11,11 @@ from page_factory import make_mixture_report, make_page_report
 from report_factory import make_report
 
 from invarlock.guards import BY_NAME, variance
+from invarlock.metrics import readings
 from invarlock.pages.changes import module_changes, ratio_label
 from invarlock.pages.panels import NAMED
 from invarlock.pages.plots import LEFT, RIGHT, Plot
-from invarlock.reporting import figures, metric_sections, readings
+from invarlock.reporting import figures, metric_sections
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 HARMFUL = make_report("prune_50pct_stress", 1.6)

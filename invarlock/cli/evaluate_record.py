@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Result:
     exit_code: int = 0
     error: str | None = None
     shift: TokenShift | None = None
+    excerpts: Sequence[Mapping[str, Any]] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)
 
@@ -66,6 +67,7 @@ def write_results(job: Job, result: Result) -> None:
         reason_not_run="" if result.status == "reported" else result.status,
         invariants_evaluated=measured,
         shift=result.shift,
+        excerpts=result.excerpts,
         preset_sha256=preset,
         policy_pack=overlay.named if overlay else None,
         accepted=job.accept,

@@ -48,6 +48,13 @@ class EvaluateOptions(MeasuringOptions, Judging):
         help="differences of the subject that are meant: chat_template, generation_config, "
         "tokenizer_config, special_tokens, a field of config.json ...; the report says so",
     )
+    excerpts: str = option(
+        "auto",
+        choices=("auto", "on", "off"),
+        help="text of the windows that lost most in the report, token by token; auto (default): not "
+        "of a text that is a file of this machine",
+        setting="excerpts",
+    )
     scenario: str = option("", metavar="JSON", help="the scenario's catalogue entry")
     edit_metadata: Path | None = option(
         None, metavar="FILE", help="metadata to keep with the report"

@@ -133,6 +133,7 @@ def _together(subject: Run, against: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "subject": subject,
         "shift": RecordedShift(against["distribution"], against["final"]) if ran else None,
+        "excerpts": against.get("excerpts", ()),
         "reason_not_run": "" if ran else REJECTED,
     }
 

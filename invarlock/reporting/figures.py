@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invarlock.counts import counted
+from invarlock.metrics.readings import WindowDifference, quantile, weighted_mean
 from invarlock.pages.plots import LEFT, RIGHT, Canvas, Plot, disc, linear_axis, scale
 from invarlock.pages.reading import block
 from invarlock.pages.wording import fixed, number, share
-from invarlock.reporting.readings import WindowDifference, quantile, weighted_mean
 
 MAX_DOTS = 400  # more windows are shown as that many quantiles
 TOP, BOTTOM, HEIGHT = 16, 222, 260
