@@ -103,8 +103,8 @@ def measure_and_judge(job: Job) -> None:
         )
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
         identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
-    found = identity, windows, failures, measured
-    _write(job, reference, found, shift, excerpts, policy, determinism)
+    run = identity, windows, failures, measured
+    _write(job, reference, run, shift, excerpts, policy, determinism)
 
 
 def _take_device(job: Job) -> None:

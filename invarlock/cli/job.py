@@ -51,8 +51,8 @@ class EvaluateOptions(MeasuringOptions, Judging):
     excerpts: str = option(
         "auto",
         choices=("auto", "on", "off"),
-        help="text of the windows that lost most in the report, token by token; auto (default): not "
-        "of a text that is a file of this machine",
+        help="the windows that lost most in the report, token by token with their text; auto "
+        "(default): not where a text is a file of this machine",
         setting="excerpts",
     )
     scenario: str = option("", metavar="JSON", help="the scenario's catalogue entry")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from invarlock.pages.passages import Passage
 from invarlock.pages.plots import Plot
 from invarlock.pages.reading import NOT_RUN, Report, block, evaluated
 
@@ -40,6 +41,7 @@ class Section(Struct, frozen=True):
     title: str
     notes: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    passages: tuple[Passage, ...] = ()
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
     part: str = ""  # of the page that it belongs to, by its title
@@ -52,6 +54,7 @@ class Outline(Struct, frozen=True):
     verdict: str
     headline: str
     digest: str
+    judged: str  # weights and what ran them, in a line; empty where they are dense
     dashboard: Table
     sections: tuple[Section, ...]
     folded: tuple[str, ...] = ()  # ids of sections whose tables a reader opens where he wants to

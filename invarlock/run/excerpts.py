@@ -47,7 +47,7 @@ def excerpts_of(
     ):
         return []
     tokenizer = read_tokenizer(tokenizer_file)
-    scored = windows.arm("final")
+    scored: list[Any] = [*windows.arm("final")]
     counts, losses = final.n_tokens(), final.losses()
     before = [-_total(base.correct[base.rows([i])]) for i in range(len(scored))]
     chosen = worst(
