@@ -15,12 +15,19 @@ NOT_EVALUATED, NOT_MEASURED = "not evaluated", "not measured"
 
 
 class Table(Struct, frozen=True):
-    """Rows of text; the first cell of a row names it. ``status`` is the column of a status word."""
+    """Rows of text; the first cell of a row names it.
+
+    ``status`` is the column of a status word. On a phone the rows of a ``stacked`` table, and of
+    one with a status, become blocks; a ``narrow`` one has short cells, so that it fits; any other
+    scrolls in its own box.
+    """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     status: int | None = None
+    stacked: bool = False
+    narrow: bool = False
 
 
 class Check(Struct, frozen=True):

@@ -61,15 +61,16 @@ def passage(caption: str, tokens: Sequence[str], changes: Sequence[float]) -> Pa
     """
     marks: list[Mark] = []
     for token, change in zip(tokens, changes, strict=True):
-        style, text = style_of(change), shown(token)
-        plain = marks and not marks[-1].style and not marks[-1].ends_line
-        if style:
-            words = f"{change:+.2f} nats"
-            marks.append(Mark(text or PART, style, words, ends_line="\n" in token))
-        elif plain:
-            marks[-1] = Mark(marks[-1].text + text, ends_line="\n" in token)
-        else:
-            marks.append(Mark(text, ends_line="\n" in token))
+        style = style_of(change)
+        for line in token.splitlines(keepends=True) or [""]:
+            text, ends = shown(line), line.endswith("\n")
+            last = marks[-1] if marks else None
+            if style:
+                marks.append(Mark(text or PART, style, f"{change:+.2f} nats", ends))
+            elif last is None or last.style or last.ends_line:
+                marks.append(Mark(text, ends_line=ends))
+            else:
+                marks[-1] = Mark(last.text + text, ends_line=ends)
     return Passage(caption, tuple(marks))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from invarlock.guards import GUARDS
 from invarlock.guards.invariants_decision import Invariants
 from invarlock.metrics.kinds import metric_named
-from invarlock.pages.parts import Table
+from invarlock.pages.parts import Section, Table
 from invarlock.pages.reading import NOT_RUN, Report, block, objects
 from invarlock.pages.wording import number
 from invarlock.reporting import signals
@@ -125,12 +125,12 @@ ADVICE: Mapping[str, Advice] = {
 _OF_GUARDS = {guard.fails_as for guard in GUARDS} - {""}
 
 
-def next_steps(report: Report) -> Iterator[Table]:
+def next_steps(report: Report) -> tuple[Section, ...]:
     """One row a finding: what it is, where, and what to do; none where nothing was found."""
-    rows = [*_of_reasons(report), *_of_guards(report)]
-    if rows:
-        header = ("Finding", "Where", "What to do")
-        yield Table("What to do next", header, tuple(rows))
+    rows = (*_of_reasons(report), *_of_guards(report))
+    header = ("Finding", "Where", "What to do")
+    table = Table("Findings, the one that decides first", header, rows, stacked=True)
+    return (Section("next-steps", "What to do next", tables=(table,)),) if rows else ()
 
 
 def _of_reasons(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from invarlock.guards import GUARDS
 from invarlock.pages.parts import Outline
 from invarlock.pages.reading import Report, block
 from invarlock.reporting import metric_sections, record_sections
+from invarlock.reporting.advice import next_steps
 from invarlock.reporting.dashboard import dashboard, headline, title, verdict_word
 from invarlock.reporting.judged import judged, judged_line
 from invarlock.reporting.where import where
@@ -21,6 +22,7 @@ def outline(report: Report) -> Outline:
     guards = [g for g in GUARDS if g.every_model or block(report, g.name)]
     sections = [
         *judged(report),
+        *next_steps(report),
         *where(report),
         metric_sections.primary_metric(report),
         metric_sections.tail(report),

@@ -1,11 +1,11 @@
-"""The section that says where a subject changed, and what to do about it."""
+"""The section that says where a subject changed: in which text, slices and layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from invarlock.metrics.excerpts import TOKENS, WINDOWS
+from invarlock.metrics.excerpts import CHARACTERS, TOKENS, WINDOWS
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import Section, Table
 from invarlock.pages.passages import Passage, passage, quoted
@@ -13,15 +13,14 @@ from invarlock.pages.plots import Plot
 from invarlock.pages.reading import Report, block, columns, evaluated, objects
 from invarlock.pages.wording import fixed, number, pair
 from invarlock.reporting import figures
-from invarlock.reporting.advice import next_steps
 
-TITLE = "Where it changed, and what to do next"
+TITLE = "Where it changed"
 LISTED = 5  # tokens of an excerpt that a table repeats
 AHEAD = 16  # characters before a token there
 
 
 def where(report: Report) -> tuple[Section, ...]:
-    """Excerpts, slices, layers and advice; none where there is nothing to say."""
+    """Excerpts, slices and layers; none where there is nothing to say."""
     excerpts = [_Excerpt(report, one) for one in objects(report.get("excerpts"))[:WINDOWS]]
     excerpts = [one for one in excerpts if one.tokens]
     section = Section(
@@ -29,9 +28,9 @@ def where(report: Report) -> tuple[Section, ...]:
         title=TITLE,
         passages=tuple(one.passage() for one in excerpts),
         plots=tuple(_plots(report)),
-        tables=(*next_steps(report), *(one.table() for one in excerpts)),
+        tables=tuple(one.table() for one in excerpts),
     )
-    return (section,) if section.passages or section.plots or section.tables else ()
+    return (section,) if section.passages or section.plots else ()
 
 
 class _Excerpt:
@@ -39,7 +38,7 @@ class _Excerpt:
 
     def __init__(self, report: Report, found: Mapping[str, Any]) -> None:
         rows = columns(found, ("tokens", "nll", "baseline_nll"))[:TOKENS]
-        read = [(str(token), number(mine), number(base)) for token, mine, base in rows]
+        read = [(str(token)[:CHARACTERS], number(mine), number(base)) for token, mine, base in rows]
         self.tokens = [
             (token, mine, base, mine - base)
             for token, mine, base in read
@@ -64,11 +63,17 @@ class _Excerpt:
         """The tokens that lost most, in numbers."""
         ordered = sorted(enumerate(self.tokens), key=lambda one: (-one[1][3], one[0]))
         rows = tuple(
-            (quoted(token), self._ahead(row), fixed(base, 2), fixed(mine, 2), f"{change:+.2f}")
+            (
+                quoted(token),
+                self._ahead(row),
+                f"{fixed(base, 2)} to {fixed(mine, 2)}",
+                f"{change:+.2f}",
+            )
             for row, (token, mine, base, change) in ordered[:LISTED]
         )
         caption = f"Tokens whose loss grew most, document {self.place}, nats"
-        return Table(caption, ("Token", "After", "Baseline", "Subject", "Change"), rows)
+        header = ("Token", "After", "Loss", "Change")
+        return Table(caption, header, rows, narrow=True)
 
     def _ahead(self, row: int) -> str:
         """The end of the text before a token."""
