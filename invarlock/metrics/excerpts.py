@@ -110,6 +110,16 @@ def impossible(excerpts: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) 
                 yield f"/excerpts/{number}/{column} does not add up to the window's {sums}"
 
 
+def read_back(excerpts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Excerpts of a report with the members that excerpts have, and no others."""
+    found = [_members(one, Excerpt) for one in excerpts]
+    return [one | {k: _members(v, Rest) for k, v in one.items() if k == "rest"} for one in found]
+
+
+def _members(value: Mapping[str, Any], kind: type[Closed]) -> dict[str, Any]:
+    return {k: v for k, v in value.items() if k in kind.__struct_fields__}
+
+
 def _single(value: float) -> float:
     """The float32 that a decimal stands for."""
     with np.errstate(over="ignore"):  # what is too large adds up to nothing

@@ -121,7 +121,9 @@ def explain(report: Report) -> str:
     Plain text; names from the report are shown as they stand there, control characters escaped.
     """
     lines = [f"{verdict_word(report)}: {title(report)}", headline(report)]
-    lines += [line for line in (judged_line(report), "") if line or lines[-1]]
+    if line := judged_line(report):
+        lines.append(line)
+    lines.append("")
     for check in all_checks(report):
         mark = "" if gates(check, report) else f"  ({IDLE})"
         lines.append(f"{check.name}: {check.status}{mark}")

@@ -59,13 +59,13 @@ def _schemes(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _weights(found: Mapping[str, Any]) -> str:
     schemes = _schemes(found)
-    ways = ", ".join(name for name, _ in schemes[:2])
+    ways = "; ".join(name for name, _ in schemes[:2])
     more = f" and {len(schemes) - 2} more" if len(schemes) > 2 else ""
     bits = sorted({b for _, row in schemes if (b := number(row.get("bits"))) is not None})
     width = f"{bits[0]:g}" + (f" to {bits[-1]:g}" if len(bits) > 1 else "") if bits else "-"
     name = str(found.get("title") or found.get("format") or "packed")
     return (
-        f"{name} weights ({ways}{more}; {width} bits), {_megabytes(found.get('bytes_packed'))} "
+        f"{name} weights of {width} bits ({ways}{more}), {_megabytes(found.get('bytes_packed'))} "
         f"packed, {_megabytes(found.get('bytes_dense'))} as 16-bit numbers"
     )
 

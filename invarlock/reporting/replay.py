@@ -222,7 +222,7 @@ def comparison_of(report: Report) -> Comparison:
         else RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
-        excerpts=report.get("excerpts", ()),
+        excerpts=excerpts.read_back(report.get("excerpts", ())),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
         policy_pack=report["policy_provenance"].get("policy_pack"),
         accepted=context.get("accept", []),
