@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
 from invarlock.pages.passages import Passage
@@ -39,6 +41,16 @@ class Check(Struct, frozen=True):
     threshold: str
     note: str
     flag: str = ""  # the validation flag that carries the result
+
+
+class Advice(NamedTuple):
+    """A kind of finding in words, and the next step of whoever made the subject."""
+
+    finding: str
+    step: str
+
+
+LESS = "leave it out of the edit, or edit it less (more bits, smaller groups, lower sparsity)"
 
 
 class Section(Struct, frozen=True):

@@ -1,14 +1,13 @@
-"""What to do about each finding, in one table."""
+"""What to do next: advice on each reason and on what each guard found, in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from invarlock.guards import GUARDS
-from invarlock.guards.invariants_decision import Invariants
+from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import metric_named
-from invarlock.pages.parts import Section, Table
+from invarlock.pages.parts import Advice, Section, Table
 from invarlock.pages.reading import NOT_RUN, Report, block, objects
 from invarlock.pages.wording import number
 from invarlock.reporting import signals
@@ -19,48 +18,8 @@ NAMED = 3  # places that a row names
 LONGEST = 160  # characters of a finding that a row repeats
 
 
-class Advice(NamedTuple):
-    """A finding in words, and the next step."""
-
-    finding: str
-    step: str
-
-
-LESS = "leave it out of the edit, or edit it less (more bits, smaller groups, lower sparsity)"
-# By the name of the guard that spoke, or the reason for which the report does not pass.
+# By the reason for which a report does not pass; what a guard found, the guard gives advice on.
 ADVICE: Mapping[str, Advice] = {
-    "invariants": Advice(
-        "A file or tensor is not what it has to be",
-        "Mend what the finding names and make the subject again. A difference that is meant and"
-        " has a name can be accepted by it: --accept NAME.",
-    ),
-    "spectral": Advice(
-        "A weight matrix has another scale, rank or other rows",
-        f"Begin with the matrix that is named: {LESS}. Where rows are named, look at the embedding"
-        " of these tokens.",
-    ),
-    "rmt": Advice(
-        "What a module puts out has another spread",
-        f"Look at the module that is named and the matrices that feed it: {LESS}.",
-    ),
-    "representation": Advice(
-        "A block no longer tells tokens apart as it did",
-        f"Begin with the first block that is named: {LESS}. A whole block that moved alone points"
-        " to copied, exchanged or misplaced weights.",
-    ),
-    "variance": Advice(
-        "A scale would win back some of the loss",
-        "Multiply the matrix that is named by the scale in the guard's section, and evaluate"
-        " again.",
-    ),
-    "moe": Advice(
-        "A router sends tokens elsewhere",
-        "Leave the router that is named as it was: routers are small and gain nothing from fewer"
-        " bits.",
-    ),
-    "guard_overhead": Advice(
-        "Measuring took more than its limit", "Nothing: it decides nothing about the subject."
-    ),
     "primary_metric_fail": Advice(
         "The subject predicts worse than the limit allows",
         "Edit less: more bits, smaller groups, lower sparsity, a lower learning rate. Begin with"
@@ -68,8 +27,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "distribution_fail": Advice(
         "Predictions moved further than their limit",
-        "Read the excerpts, edit less, and begin with the blocks that moved most; a loss that stays"
-        " can hide it.",
+        "Read the windows that lost most, edit less, and begin with the blocks that moved most; a"
+        " loss that stays can hide it.",
     ),
     "primary_metric_degraded": Advice(
         "Losses are no numbers",
@@ -78,8 +37,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "tail_fail": Advice(
         "Few windows lost much more than the rest",
-        "Read the excerpts: what do they share - a language, numbers, code, length? Add such text"
-        " to what the edit is calibrated on.",
+        "Read the windows that lost most: what do they share - a language, numbers, code, length?"
+        " Add such text to what the edit is calibrated on.",
     ),
     "drift_fail": Advice(
         "Warm-up and scored windows disagree",
@@ -163,16 +122,17 @@ def _of_text(report: Report, code: str) -> str:
 def _of_guards(report: Report) -> Iterator[tuple[str, str, str]]:
     """Rows of the guards that found something, with the modules that they name."""
     found = objects(block(report, "guard_warnings").get("warnings"))
+    through = accepted_names(report)
     for guard in GUARDS:
         section = block(report, guard.name)
         mine = [w for w in found if w.get("guard") == guard.name]
         failed = section.get("passed") is False and guard.flag and guard.gates
-        if not (mine or failed) or guard.name not in ADVICE:
-            continue
-        places = dict.fromkeys(str(w["module"]) for w in mine if w.get("module"))
-        if guard.name == Invariants.name:
-            failures = worst_first(objects(section.get("failures")))
-            places = dict.fromkeys(str(f.get("message"))[:LONGEST] for f in failures)
-        more = len(places) - NAMED
-        words = "; ".join([*places][:NAMED]) + (f"; and {more} more" if more > 0 else "")
-        yield ADVICE[guard.name].finding, words or "-", ADVICE[guard.name].step
+        # findings of files name no module
+        files = [f for f in objects(section.get("failures")) if f.get("accept") not in through]
+        places = [str(w["module"]) for w in mine if w.get("module")]
+        places += [str(f.get("message"))[:LONGEST] for f in worst_first(files)]
+        places = [*dict.fromkeys(places)]
+        if guard.advice is not None and (places or failed):
+            more = len(places) - NAMED
+            words = "; ".join(places[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+            yield guard.advice.finding, words or "-", guard.advice.step

@@ -12,8 +12,6 @@ from invarlock.counts import counted
 from invarlock.metrics.readings import WindowDifference, quantile, weighted_mean
 from invarlock.pages.plots import (
     LEFT,
-    MARK,
-    MARKERS,
     RIGHT,
     Canvas,
     Plot,
@@ -38,16 +36,6 @@ class SliceResult(Struct, frozen=True):
     name: str
     value: float | None
     interval: tuple[float, float] | None
-
-
-class BlockDistance(Struct, frozen=True):
-    """How far what a block writes is from what it wrote in the baseline; None: not finite."""
-
-    name: str
-    kind: str
-    layer: int | None
-    order: int
-    distance: float | None
 
 
 def windows_plot(differences: Sequence[WindowDifference], limit: float | None) -> Plot | None:
@@ -153,49 +141,6 @@ def slices_plot(slices: Sequence[SliceResult], limit: float | None, noun: str) -
     words += f" The line is the limit, {fixed(limit)}." if limit is not None else ""
     return canvas.plot(
         "slices", f"{noun.capitalize()} by slice, with its interval", words, bottom + 24
-    )
-
-
-def distances_plot(distances: Sequence[BlockDistance]) -> Plot | None:
-    """How far each block is from the baseline's, layer by layer; None where none moved."""
-    seen = [d for d in distances if d.layer is not None and d.distance is not None]
-    if not any(d.distance for d in seen):
-        return None
-    last = max(d.layer or 0 for d in seen)
-    high = max(d.distance or 0.0 for d in seen) * 1.08
-    bottom = TOP + BARS
-    x, y = scale(-0.5, last + 0.5, LEFT, RIGHT), scale(0.0, high, bottom, TOP)
-    canvas = Canvas()
-    linear_axis(canvas, (0.0, high), y)
-    canvas.draw("axis", f"M{LEFT} {TOP}V{bottom}H{RIGHT}")
-    for layer in range(0, last + 1, max(1, math.ceil((last + 1) / 16))):
-        canvas.write("tick", x(layer), bottom + 14, str(layer), "middle")
-    kinds = [k for k in ("attention", "ffn") if any(d.kind == k for d in seen)]
-    for kind in kinds:
-        mine = sorted(
-            ((d.layer or 0, d.distance or 0.0) for d in seen if d.kind == kind),
-        )
-        marker = MARKERS["attn" if kind == "attention" else "ffn"]
-        points = [(x(layer), y(distance)) for layer, distance in mine]
-        canvas.draw("zero", "M" + "L".join(f"{a:g} {b:g}" for a, b in points))
-        canvas.draw("within", "".join(marker(a, b, MARK) for a, b in points))
-    for place, kind in enumerate(kinds):
-        at = LEFT + 10 + 130 * place
-        canvas.draw(
-            "within", MARKERS["attn" if kind == "attention" else "ffn"](at, bottom + 29, MARK)
-        )
-        canvas.write("tick", at + 9, bottom + 33, f"{kind} blocks")
-    canvas.write("label", RIGHT, bottom + 33, "layer", "end")
-    canvas.write_upwards((TOP + bottom) / 2, "Gram distance")
-    worst = max(seen, key=lambda d: (d.distance or 0.0, d.name))
-    first = min((d for d in seen if (d.distance or 0.0) >= 0.5 * (worst.distance or 0.0)),
-                key=lambda d: d.order)  # fmt: skip
-    words = (
-        f"0: as the baseline; 1.414: nothing in common. The largest is {fixed(worst.distance)} in "
-        f"{worst.name}; the first block that reaches half of that is {first.name}."
-    )
-    return canvas.plot(
-        "distances", "Distance of each block from the baseline, by layer", words, bottom + 40
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from invarlock.guards import GUARDS
 from invarlock.metrics.excerpts import CHARACTERS, TOKENS, WINDOWS
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import Section, Table
 from invarlock.pages.passages import Passage, passage, quoted
 from invarlock.pages.plots import Plot
-from invarlock.pages.reading import Report, block, columns, evaluated, objects
+from invarlock.pages.reading import Report, block, columns, objects
 from invarlock.pages.wording import fixed, number, pair
 from invarlock.reporting import figures
 
@@ -92,21 +93,8 @@ def _plots(report: Report) -> Iterator[Plot]:
         for part in objects(metric.get("slices"))
     ]
     noun = metric_named(metric.get("kind")).noun
-    section = block(report, "representation")
-    names = ("name", "kind", "layer", "order", "distance")
-    found = columns(block(section, "blocks"), names) if evaluated(report, "representation") else []
-    distances = [
-        figures.BlockDistance(
-            str(name),
-            str(kind),
-            layer if isinstance(layer, int) and not isinstance(layer, bool) else None,
-            order if isinstance(order, int) else 0,
-            number(distance),
-        )
-        for name, kind, layer, order, distance in found
-    ]
-    plots = (
-        figures.slices_plot(slices, number(metric.get("limit")), noun),
-        figures.distances_plot(distances),
-    )
-    yield from (plot for plot in plots if plot is not None)
+    plot = figures.slices_plot(slices, number(metric.get("limit")), noun)
+    if plot is not None:
+        yield plot
+    for guard in GUARDS:
+        yield from guard.where(report)
