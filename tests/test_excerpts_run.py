@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import measuring_factory as measuring
+import numpy as np
 import pytest
 import torch
 from checkpoint_factory import make_llama
@@ -21,7 +22,9 @@ from invarlock.cli import main
 from invarlock.metrics import excerpts
 from invarlock.reporting.compare_runs import compare_runs
 from invarlock.reporting.replay import replay
-from invarlock.run.excerpts import CONTEXT, texts
+from invarlock.run.excerpts import CONTEXT, excerpts_of, texts
+from invarlock.run.forward import ArmResult, TopTokens
+from invarlock.run.measure import RunWindows
 from invarlock.tokenizer_meaning import read_tokenizer
 from invarlock.windows import SliceText, WindowPlan, make_sliced_windows, write_windows
 
@@ -136,6 +139,26 @@ def test_private_text_stays_out(place: Path) -> None:
     for name in ("local", "off"):
         for file in ("report.json", "evaluation.report.json"):
             assert '"tokens":["' not in (place / name / file).read_text().replace(" ", "")
+
+
+def test_a_window_that_lost_its_numbers_is_no_excerpt(place: Path) -> None:
+    """Losses that are NaN or infinite are left to the metric, which calls them degraded."""
+    windows = RunWindows.read(place / "package.json", None)
+    counts = [len(window.tokens) - 1 for window in windows.arm("final")]
+    starts = np.cumsum([0, *counts])
+    size = int(starts[-1])
+    correct = np.full(size, -1.0, np.float32)
+    empty = np.zeros((size, 1), np.int32)
+    base = TopTokens(starts.tolist(), empty[:, 0], empty, empty.astype(np.float16), correct)
+    final = ArmResult()
+    for row, n in enumerate(counts):
+        final.logprob[row] = np.full(n, -1.0 - row / 10, np.float32)
+    final.logprob[13][3], final.logprob[12][0] = np.nan, -np.inf
+    final.nll_sum = {row: -float(found.sum()) for row, found in final.logprob.items()}
+    found = excerpts_of("on", windows, place / "baseline", base, final)
+    scored = [window.window_id for window in windows.arm("final")]
+    assert [scored.index(one["window_id"]) for one in found] == [11, 10, 9, 8]
+    json.dumps(found, allow_nan=False)
 
 
 # --- texts of tokens ----------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def judged(report: Report) -> tuple[Section, ...]:
     )
     header = ("Scheme", "Bits of a value", "Tensors", "Stored in")
     caption = f"How the weights are packed ({len(rows)} of {len(schemes)})"
-    tables = (Table(caption, header, rows),) if rows else ()
+    tables = (Table(caption, header, rows, stacked=True),) if rows else ()
     return (Section("judged", "What was judged", facts=tuple(facts), tables=tables),)
 
 
