@@ -64,6 +64,10 @@ ADVICE: Mapping[str, Advice] = {
     "no_labelled_examples": Advice(
         "No example has a label", "Name a text whose records have labels."
     ),
+    "metric_only": Advice(
+        "Only losses were seen: a server shows no weights",
+        "Evaluate the folder or file that the server loads as well.",
+    ),
     "crashed": Advice(
         "The subject could not be loaded or run", "Read the error in outcome.json; load the subject"
         " with the library that made it.",

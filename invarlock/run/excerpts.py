@@ -47,19 +47,20 @@ def excerpts_of(
     ):
         return []
     tokenizer = read_tokenizer(tokenizer_file)
-    scored: list[Any] = [*windows.arm("final")]
+    ran = sorted(final.logprob)  # a control's measurement may have ended early
+    scored: dict[int, Any] = {row: windows.arm("final")[row] for row in ran}
     counts, losses = final.n_tokens(), final.losses()
-    before = [-_total(base.correct[base.rows([i])]) for i in range(len(scored))]
+    before = [-_total(base.correct[base.rows([row])]) for row in ran]
     chosen = worst(
         {
-            "window_ids": [window.window_id for window in scored],
-            "clusters": [window.cluster for window in scored],
+            "window_ids": [scored[row].window_id for row in ran],
+            "clusters": [scored[row].cluster for row in ran],
             "token_counts": counts,
             "nll_sum": losses,
             "baseline_nll_sum": before,
         }
     )
-    rows = {window.window_id: row for row, window in enumerate(scored)}
+    rows = {scored[row].window_id: row for row in ran}
     return [
         _excerpt(
             window,
