@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Result:
     exit_code: int = 0
     error: str | None = None
     shift: TokenShift | None = None
+    excerpts: Sequence[Mapping[str, Any]] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)
     share: float | None = None  # of the look that it is of; None: nobody looked before the end
@@ -87,6 +88,7 @@ def write_results(job: Job, result: Result) -> None:
     comparison = replace(
         comparison_for(job, result),
         invariants_evaluated=measured and not job.backend,
+        excerpts=result.excerpts,
         preset_sha256=preset,
         policy_pack=overlay.named if overlay else None,
     )

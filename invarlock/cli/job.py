@@ -55,6 +55,13 @@ class EvaluateOptions(MeasuringOptions, Judging, Permissions):
         help="differences of the subject that are meant: chat_template, generation_config, "
         "tokenizer_config, special_tokens, a field of config.json ...; the report says so",
     )
+    excerpts: str = option(
+        "auto",
+        choices=("auto", "on", "off"),
+        help="the windows that lost most in the report, token by token with their text; auto "
+        "(default): not where a text is a file of this machine",
+        setting="excerpts",
+    )
     scenario: str = option("", metavar="JSON", help="the scenario's catalogue entry")
     edit_metadata: Path | None = option(
         None, metavar="FILE", help="metadata to keep with the report"

@@ -16,7 +16,8 @@ from msgspec import UNSET, Struct, UnsetType, field
 from invarlock.documents.fields import Closed, Decided, Judged, Open, about
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
-from invarlock.pages.parts import FAIL, PASS, Check, Section, status_of
+from invarlock.pages.parts import FAIL, PASS, Advice, Check, Section, status_of
+from invarlock.pages.plots import Plot
 from invarlock.pages.reading import Report, block, evaluated, refused
 from invarlock.policy import Policy
 
@@ -147,6 +148,7 @@ class Guard:
     name: ClassVar[str]  # of its block in a report
     title: ClassVar[str]  # of its row and section
     block: ClassVar[type[Decided]] = Judged  # of a report
+    advice: ClassVar[Advice | None] = None  # on what it finds; None: it finds nothing to mend
     # --- what it decides
     _sharing: ClassVar[dict[str, list[str]]] = {}  # names of guards, by flag
     flag: ClassVar[str] = ""  # the validation flag that says it passed; empty: it only reports
@@ -336,6 +338,10 @@ class Guard:
     def check(self, report: Report) -> Check:
         """This guard's row in the table of checks."""
         raise NotImplementedError
+
+    def where(self, report: Report) -> tuple[Plot, ...]:
+        """Pictures of where in the model this guard saw a change."""
+        return ()
 
     def section(self, report: Report) -> Section:
         """This guard's section of the page."""

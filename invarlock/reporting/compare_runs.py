@@ -135,6 +135,7 @@ def _together(subject: Run, against: Mapping[str, Any]) -> dict[str, Any]:
         "shift": RecordedShift(against["distribution"], against["final"])
         if "distribution" in against
         else None,
+        "excerpts": against.get("excerpts", ()),
         "reason_not_run": "" if ran else REJECTED,
         "invariants_evaluated": bool(subject["guards"]),
     }

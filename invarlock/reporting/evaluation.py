@@ -30,6 +30,7 @@ from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.cost import costs_of
 from invarlock.metrics.distribution import Distribution
+from invarlock.metrics.excerpts import WINDOWS, Excerpt
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS, members_of
 from invarlock.metrics.looks import EarlyDecision
@@ -385,6 +386,13 @@ class EvaluationReport(Open, kw_only=True):
         about("fields that were synthesized, repaired or taken from a fallback"),
     ] = UNSET
     distribution: Distribution | UnsetType = UNSET
+    excerpts: Annotated[
+        Annotated[list[Excerpt], Meta(min_length=1, max_length=WINDOWS)] | UnsetType,
+        about(
+            "the windows whose loss per token grew most, token by token; absent: not asked for, or"
+            " none grew"
+        ),
+    ] = UNSET
     telemetry: Telemetry | UnsetType = UNSET
     metrics: Metrics | UnsetType = UNSET
 
@@ -477,6 +485,8 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     report["telemetry"] = telemetry_block(report, costs[1])
     if overhead := system_overhead(*costs):
         report["system_overhead"] = overhead
+    if comparison.excerpts:
+        report["excerpts"] = list(comparison.excerpts)
     if subject["checkpoint"] is not None:
         report["structure"] = _structure(baseline, subject)
     return report

@@ -20,7 +20,7 @@ from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
 from invarlock.guards.guard import SEPARATE, SERVED, STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
-from invarlock.metrics import ARMS, distribution, looks
+from invarlock.metrics import ARMS, distribution, excerpts, looks
 from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
@@ -66,6 +66,9 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     "how many token ids the windows use, from windows that are not here": ("/vocabulary",),
     "quantiles of the shift of the predictions, within their histograms' bins": (
         "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
+    ),
+    "texts of the tokens in excerpts, and how the loss of a window lies on them": (
+        "/excerpts/*/tokens", "/excerpts/*/before",
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
         "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/bos_token_id",
@@ -224,6 +227,7 @@ def comparison_of(report: Report) -> Comparison:
         else RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
+        excerpts=excerpts.read_back(report.get("excerpts", ())),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
         policy_pack=report["policy_provenance"].get("policy_pack"),
         accepted=context.get("accept", []),
@@ -352,6 +356,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _vocabulary(report)
     yield from _costs(report)
     yield from _shift(report, policy)
+    yield from _excerpts(report)
     if _ran(report):
         yield from _early(report, policy)
         yield from _geometry(report)
@@ -518,6 +523,16 @@ def _shift(report: Report, policy: Policy) -> Iterator[str]:
     yield from (f"/distribution{field}: contradicts the windows" for field in found)
     if not 0 < block["top_k"] <= distribution.TOP_K:
         yield f"/distribution/top_k is not from 1 to {distribution.TOP_K}"
+
+
+def _excerpts(report: Report) -> Iterator[str]:
+    found = report.get("excerpts")
+    if found is None:
+        return
+    if _separate(report) or _served(report) or not METRICS[report["meta"]["metric"]].flows:
+        yield "/excerpts are of losses that such a run does not record"
+        return
+    yield from excerpts.impossible(found, report["evaluation_windows"]["final"])
 
 
 def _further(value: object, known: object, at: str = "") -> Iterator[str]:

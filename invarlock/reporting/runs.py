@@ -54,6 +54,7 @@ class Comparison:
     separate: bool = False  # each run measured its own model, and nothing of the other's
     invariants_evaluated: bool = True
     shift: TokenShift | RecordedShift | None = None
+    excerpts: Sequence[Mapping[str, Any]] = ()  # of what lost most, as reports hold them
     preset_sha256: str | None = None
     policy_pack: Mapping[str, str] | None = None  # name, digest and signer
     accepted: Sequence[str] = ()  # names of findings that the user accepts

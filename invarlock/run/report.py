@@ -380,7 +380,10 @@ class Reference:
 
 
 def against(
-    baseline: Mapping[str, Any], shift: TokenShift | None, policy: Policy
+    baseline: Mapping[str, Any],
+    shift: TokenShift | None,
+    policy: Policy,
+    excerpts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What a subject's run measured together with the baseline's: whose it was, the shift of the
     predictions, and the limits by which guards tried something.
@@ -389,6 +392,7 @@ def against(
         baseline: the run report of the baseline.
         shift: None where the subject was not run.
         policy: of that measurement.
+        excerpts: of the windows that lost most, where they are wanted.
     """
     found: dict[str, Any] = {
         "run_id": baseline["meta"]["run_id"],
@@ -398,6 +402,8 @@ def against(
     if shift is not None:
         found["distribution"] = summarize(shift, policy.distribution)
         found["final"] = shift_columns(shift)
+    if excerpts:
+        found["excerpts"] = list(excerpts)
     return {"against": found}
 
 
