@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py --baseline DIR --windows FILE [--count 12] [--page FILE] GGUF [GGUF ...]
 
-Rows: a plain loop over transformers' model of the baseline and of the dense view of each file; what
+Rows: plain loops over transformers, of the baseline and of the dense view of each file; what
 this project measures, guards and all; and llama.cpp by its own binding, with the divergence from
 the baseline's bfloat16 weights as a GGUF file that ``llama-perplexity --kl-divergence`` takes. One
 process, one thread, one window after another. With --page the table goes between its markers there.
