@@ -110,7 +110,7 @@ def binding_loop(path: Path, length: int) -> Logits:
 
 def measured(baseline: Path, files: Sequence[Path], windows: Path, count: int) -> Iterator[Row]:
     """What this project records, with all guards, of the baseline and of each file."""
-    from invarlock.checkpoints import Checkpoint
+    from invarlock.checkpoints import Checkpoint, tokenizer_digest
     from invarlock.run.loading import Target
     from invarlock.run.measure import RunWindows, measure_checkpoint
 
@@ -121,7 +121,7 @@ def measured(baseline: Path, files: Sequence[Path], windows: Path, count: int) -
     document["counts"] = {"preview": count, "final": count}
     document.pop("slices", None)
     place.write_text(json.dumps(document))
-    read = RunWindows.read(place)
+    read = RunWindows.read(place, tokenizer_digest(baseline))
     against = None
     tokens = sum(len(ids) for ids in read.token_ids())
     for path in (baseline, *files):

@@ -22,9 +22,10 @@ from invarlock.edits.kinds import EDITS
 from invarlock.edits.kinds.importance_prune import ImportancePrune
 from invarlock.edits.scope import SCOPES
 from invarlock.edits.specs import FROM_TEXT, parse_edit_spec
-from invarlock.errors import ConfigError
+from invarlock.errors import ConfigError, InputError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
+from invarlock.scenarios import DEPLOYABLE, VALIDATION
 
 if TYPE_CHECKING:
     from invarlock.edits.apply import FromText
@@ -48,10 +49,18 @@ class EditOptions(Loading):
         writes=True,
     )
     metadata: Path = option(metavar="FILE", help="edit_metadata.json to write", writes=True)
-    subject: Path | None = option(None, metavar="DIR", help="your folder (spec custom)")
+    subject: Path | None = option(
+        None, metavar="PATH", help="your folder, or file of a format that is one (spec custom)"
+    )
     label: str = option(
         "",
         help="what was done to it (spec custom); without it noop where no weight differs",
+    )
+    artifact_class: str = option(
+        "",
+        choices=("", VALIDATION, DEPLOYABLE),
+        help=f"what it is for (spec custom; default: {VALIDATION})",
+        setting="artifact_class",
     )
     windows: Path | None = option(
         None, metavar="FILE", help="windows of a text for " + ", ".join(FROM_TEXT)
@@ -126,6 +135,13 @@ def _describe(options: EditOptions, folder: Path) -> int:
         # said here, in seconds: the baseline would be measured before anybody loads the subject
         check_loadable(folder, options.allow_remote_code)
     label = label_of(options.label, baseline.parts(), subject.parts())
-    write_json(options.metadata, custom_metadata(baseline, subject, label))
+    kind = options.artifact_class or VALIDATION
+    if kind == DEPLOYABLE and not subject.packing():
+        raise InputError(
+            f"is of class {DEPLOYABLE}, and its weights are dense", where=str(folder),
+            expected="weights that a backend has packed", found=subject.form.name,
+            hint=f"name the packed checkpoint, or leave out artifact_class={DEPLOYABLE}",
+        )  # fmt: skip
+    write_json(options.metadata, custom_metadata(baseline, subject, label, kind))
     print(f"{label}: {counted(len(subject.tensors), 'tensor')} compared with {options.baseline}")
     return 0
