@@ -37,6 +37,7 @@ CONFIG ?=
 CONTAINER_OUT := evidence_pack_runs/container
 TELEMETRY_OUT := evidence_pack_runs/telemetry
 TELEMETRY_REPORT := $(TELEMETRY_OUT)/huggingfacetb__smollm2-135m-instruct/reports/noop_clean/run_1/evaluation.report.json
+DEPLOYABLE_OUT := evidence_pack_runs/deployable
 SLURM_OUT := evidence_pack_runs/slurm
 DETECTION_OUT := evidence_pack_runs/detection
 # of the windows; damage is measured with the first. Each run calibrates on the three seeds after its
@@ -65,6 +66,16 @@ smoke: $(VENV)/ready
 smoke-all: $(VENV)/ready
 	$(run_suite)
 	@$(BIN)/python tools/results_page.py evidence_pack_runs/$@
+
+# subjects that llama.cpp's quantizer makes, each loaded and asked in fresh processes, too
+deployable-smoke: $(VENV)/ready-backends
+	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
+	$(BIN)/python tools/workflow.py --profile profiles/cpu --config suite=deployable deploy_backends=llama_cpp \
+		out=$(DEPLOYABLE_OUT) signing_key="$(KEY)" $(CONFIG); \
+	cat $(DEPLOYABLE_OUT)/reports/final_verdict.txt; \
+	echo; echo "Evidence pack: $(DEPLOYABLE_OUT)/evidence_pack"; \
+	$(BIN)/invarlock advanced evidence-pack verify $(DEPLOYABLE_OUT)/evidence_pack --strict --replay \
+		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"
 
 backends: $(VENV)/ready-backends
 	@$(BIN)/python -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__, "runs GGUF models")'
