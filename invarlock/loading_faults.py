@@ -13,7 +13,6 @@ from typing import Any
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import read_json_object
 
-
 # Of kernels that are for other devices, and of inputs that they round.
 PACKAGES = ("torchao", "bitsandbytes", "torch.utils._pytree")
 

@@ -15,8 +15,10 @@ import torch
 from checkpoint_factory import make_llama, weights, write_weights
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.guards.invariants import check_checkpoint, check_loaded
-from invarlock.model_folder import open_model
+from invarlock.errors import InputError, NotACheckpointError
+from invarlock.formats.kinds.compressed_tensors import CompressedTensors
+from invarlock.guards.invariants import check_checkpoint, check_loaded, open_subject
+from invarlock.model_folder import open_model, refuse_unusable
 from invarlock.run.loading import Loaded, Target, load_model
 
 pytestmark = pytest.mark.skipif(
@@ -227,3 +229,299 @@ def test_what_runs_holds_these_values(packed: Callable[[str], Path], name: str) 
         plain = torch.nn.functional.linear(inputs, layer.weight)
         assert torch.equal(layer(inputs), plain) != rounds
         loaded.model(torch.arange(5).view(1, 5))  # nothing is left to unpack
+
+
+def test_columns_of_a_group_may_stand_anywhere(dense: Path, tmp_path: Path) -> None:
+    """``g_idx`` names the group of each column: by hand, since the package unpacks it no longer."""
+    folder = pack(dense, tmp_path / "model", "W4A16 asymmetric")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before = Checkpoint.open(folder).load(name)
+    stored = weights(folder)
+    module = name.removesuffix(".weight")
+    order = torch.arange(HIDDEN).flip(0) // 16  # the first columns are of the last group
+    stored[f"{module}.weight_g_idx"] = order.int()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    write_weights(folder, stored)
+    words = stored[f"{module}.weight_packed"].long() & 0xFFFFFFFF
+    rows = words.shape[0]
+    codes = torch.stack([(words >> 4 * i) & 15 for i in range(8)], -1).view(rows, HIDDEN)
+    zeros = stored[f"{module}.weight_zero_point"].long() & 0xFFFFFFFF
+    zeros = torch.stack([(zeros >> 4 * i) & 15 for i in range(8)], 1).view(rows, HIDDEN // 16)
+    scales = stored[f"{module}.weight_scale"].float()
+    expected = torch.empty(rows, HIDDEN)
+    for row in range(rows):
+        for column in range(HIDDEN):
+            group = int(order[column])
+            code = int(codes[row, column]) - int(zeros[row, group])
+            expected[row, column] = code * float(scales[row, group])
+    after = Checkpoint.open(folder).load(name)
+    assert torch.equal(after, expected.bfloat16())
+    assert not torch.equal(after, before)
+
+
+# --- damage, and what cannot be read ------------------------------------------------------------
+
+MODULE = "model.layers.1.mlp.up_proj"
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """Change the stored tensors of a folder."""
+    stored = weights(folder)
+    edit(stored)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    write_weights(folder, stored)
+    return folder
+
+
+def configure(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """Change ``config.json``."""
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def group(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the packed weights."""
+    found: dict[str, Any] = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    return found
+
+
+Stored = dict[str, torch.Tensor]
+
+
+def filled(part: str, value: float) -> Callable[[Stored], object]:
+    """One number of a part is another."""
+
+    def edit(stored: Stored) -> None:
+        stored[f"{MODULE}.{part}"].view(-1)[0] = value
+
+    return edit
+
+
+FINDINGS: dict[str, tuple[str, Callable[[Stored], object], str, str]] = {
+    "scale is not a number": (
+        "FP8 dynamic", filled("weight_scale", torch.nan), "non_finite_tensor", "up_proj"),
+    "power is not a number": (
+        "MXFP4A16", filled("weight_scale", 255), "non_finite_tensor", "up_proj"),
+    "scale of zero": ("W4A16 groups", filled("weight_scale", 0), "packing", "16 weights"),
+    "row of zero": ("W8A8", filled("weight_scale", 0), "packing", "64 weights"),
+    "scale of a small float is zero": (
+        "NVFP4A16", filled("weight_scale", 0), "packing", "16 weights"),
+    "power is the smallest": ("MXFP4A16", filled("weight_scale", 0), "packing", "32 weights"),
+    "global scale of infinity": (
+        "NVFP4A16", filled("weight_global_scale", torch.inf), "packing", "weights away"),
+    "global scale of zero": (
+        "NVFP4A16", filled("weight_global_scale", 0), "non_finite_tensor", "up_proj"),
+    "input scale is not a number": (
+        "FP8 static", filled("input_scale", torch.nan), "packing", f"{MODULE}.input_scale"),
+    "input scale of zero": (
+        "FP8 static", filled("input_scale", 0), "packing", f"{MODULE}.input_scale"),
+    "one module is dense": (
+        "W4A16 groups",
+        lambda s: [s.pop(f"{MODULE}.weight_{part}") for part in ("packed", "scale", "shape")],
+        "missing_tensors",
+        f"{MODULE}.weight",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FINDINGS)
+def test_damage_rejects(
+    dense: Path, packed: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    """Before anything runs, and as one finding that names the place."""
+    name, edit, kind, words = FINDINGS[case]
+    folder = change(shutil.copytree(packed(name), tmp_path / "subject"), edit)
+    (found,) = check_checkpoint(Checkpoint.open(dense), open_model(folder, dense))
+    assert (found["type"], found["severity"]) == (kind, "fatal")
+    assert words in found["message"]
+
+
+def test_a_group_that_the_baseline_has_of_zeros_may_have_a_scale_of_zero(
+    dense: Path, tmp_path: Path
+) -> None:
+    """A maker rounds nothing by nothing."""
+    source = shutil.copytree(dense, tmp_path / "dense")
+    change(source, lambda s: s[f"{MODULE}.weight"][0, :16].zero_())
+    folder = pack(source, tmp_path / "subject", "W4A16 groups")
+    change(folder, filled("weight_scale", 0))
+    assert check_checkpoint(Checkpoint.open(source), Checkpoint.open(folder)) == []
+
+
+def without(part: str) -> Callable[[Stored], object]:
+    """A module lacks a part."""
+    return lambda stored: stored.pop(f"{MODULE}.{part}")
+
+
+def cut(part: str) -> Callable[[Stored], object]:
+    """A part lacks its last row."""
+
+    def edit(stored: Stored) -> None:
+        stored[f"{MODULE}.{part}"] = stored[f"{MODULE}.{part}"][:-1].clone()
+
+    return edit
+
+
+def same(_: object) -> None:
+    """Nothing is changed."""
+
+
+Config = dict[str, Any]
+UNREADABLE: dict[str, tuple[str, Callable[[Stored], object], Callable[[Config], object], str]] = {
+    "a group size that does not divide": (
+        "W4A16 groups", same, lambda c: group(c).update(group_size=40), "groups of 40 do not"),
+    "another group size": (
+        "W4A16 groups", same, lambda c: group(c).update(group_size=32), "do not fit together"),
+    "another width": ("W4A16 groups", same, lambda c: group(c).update(num_bits=8), "fit together"),
+    "no scales": ("FP8 dynamic", lambda s: [s.pop(n) for n in list(s) if n.endswith("_scale")],
+                  same, "not packed as config.json says"),
+    "a module without scales": ("W4A16 groups", without("weight_scale"), same, "weight_scale"),
+    "scales without a weight": ("FP8 dynamic", without("weight"), same, "one packed weight"),
+    "words without a shape": ("W4A16 groups", without("weight_shape"), same, "no weight_shape"),
+    "no zero points": ("W4A16 asymmetric", without("weight_zero_point"), same, "zero points"),
+    "scales of fewer rows": ("W8A8", cut("weight_scale"), same, "scales"),
+    "no group": ("W8A8", same, lambda c: c["quantization_config"].update(config_groups={}),
+                 "no group of quantization_config"),
+    "a number that is a word": (
+        "W8A8", same, lambda c: group(c).update(num_bits="eight"), "num_bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_parts_that_do_not_fit_are_one_line(
+    dense: Path, packed: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    """Damage that is a finding about the subject: it cannot be read as a checkpoint, and why."""
+    name, edit, setting, words = UNREADABLE[case]
+    folder = change(shutil.copytree(packed(name), tmp_path / "subject"), edit)
+    configure(folder, setting)
+    with pytest.raises(InputError) as caught:
+        open_model(folder, dense)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+REFUSED: dict[str, tuple[Callable[[Stored], object], Callable[[Config], object], str]] = {
+    "dense weights": (same, same, "remove quantization_config"),
+    "sparse": (
+        same,
+        lambda c: c["quantization_config"].update(sparsity_config={"format": "sparse-24-bitmask"}),
+        "sparse-24-bitmask",
+    ),
+    "rotated": (
+        same,
+        lambda c: c["quantization_config"].update(transform_config={"config_groups": {"u": {}}}),
+        "rotated",
+    ),
+    "two configurations": (
+        same,
+        lambda c: c.update(compression_config={"quant_method": "gptq", "bits": 4}),
+        "says twice",
+    ),
+    "another format beside": (
+        lambda s: s.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, 4).int()}),
+        same,
+        "qweight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_such_subject_is_refused(
+    dense: Path, packed: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    """Nothing is said about an edit; one line says what to do."""
+    edit, setting, words = REFUSED[case]
+    folder = shutil.copytree(packed("W8A8"), tmp_path / "subject")
+    if case == "dense weights":
+        shutil.copy(dense / "model.safetensors", folder)
+    change(folder, edit)
+    configure(folder, setting)
+    with pytest.raises(NotACheckpointError) as caught:
+        refuse_unusable(folder, dense)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_may_be_packed_in_several_ways(
+    dense: Path, packed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Groups are told apart by pattern and class; what runs agrees."""
+    folder = shutil.copytree(packed("FP8 dynamic"), tmp_path / "subject")
+    other = weights(packed("W4A16 groups"))
+
+    def mix(stored: Stored) -> None:
+        for name in [n for n in stored if ".mlp." in n]:
+            del stored[name]
+        stored.update({name: tensor for name, tensor in other.items() if ".mlp." in name})
+
+    change(folder, mix)
+    four = json.loads((packed("W4A16 groups") / "config.json").read_text())
+    own = four["quantization_config"]["config_groups"]["group_0"]
+
+    def say(config: Config) -> None:
+        quantization = config["quantization_config"]
+        quantization["format"] = "mixed-precision"
+        quantization["config_groups"]["group_1"] = own | {"targets": ["re:.*mlp.*"]}
+
+    configure(folder, say)
+    subject = Checkpoint.open(folder)
+    for name in subject.packed:
+        source = packed("W4A16 groups" if ".mlp." in name else "FP8 dynamic")
+        assert torch.equal(subject.load(name), Checkpoint.open(source).load(name))
+    assert check_checkpoint(Checkpoint.open(dense), subject) == []
+    loaded = load(folder)
+    assert check_loaded(loaded.missing, loaded.unexpected) == []
+    held = dict(loaded.model.named_parameters())
+    assert all(torch.equal(held[name], subject.load(name)) for name in subject.packed)
+    assert "8 products" in loaded.describe().detail["activations"]
+
+
+def test_caches_with_scales_are_told(dense: Path, tmp_path: Path) -> None:
+    """They are no tensors of the model, and no pass without a cache rounds by them."""
+    folder = pack(dense, tmp_path / "model", "FP8 static")
+    scheme = floats(8, **ONE, dynamic=False)
+    configure(folder, lambda c: c["quantization_config"].update(kv_cache_scheme=scheme))
+
+    def add(stored: Stored) -> None:
+        for layer in range(2):
+            for kind in "kv":
+                name = f"model.layers.{layer}.self_attn.{kind}_scale"
+                stored[name] = torch.tensor([0.1], dtype=torch.bfloat16)
+
+    change(folder, add)
+    subject = open_model(folder, dense)
+    assert check_checkpoint(Checkpoint.open(dense), subject) == []
+    loaded = load(folder)
+    assert check_loaded(loaded.missing, loaded.unexpected) == []
+    assert "2 layers" in loaded.describe().detail["cache"]
+    change(folder, lambda s: s["model.layers.0.self_attn.k_scale"].zero_())
+    (found,) = check_checkpoint(Checkpoint.open(dense), Checkpoint.open(folder))
+    assert "self_attn.k_scale" in found["message"]
+
+
+def test_a_package_that_is_missing_is_one_line(
+    packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the command that installs it."""
+    monkeypatch.setattr("invarlock.formats.execution.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install "invarlock\[compressed-tensors\]"'):
+        open_model(packed("W8A8"))
+
+
+def test_a_truncated_file_is_a_finding(packed: Callable[[str], Path], tmp_path: Path) -> None:
+    """As of any other checkpoint."""
+    folder = shutil.copytree(packed("W8A8"), tmp_path / "subject")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-9])
+    subject, found = open_subject(folder)
+    assert subject is None
+    assert found[0]["type"] == "unreadable_checkpoint"
+
+
+def test_the_format_is_told_by_its_configuration() -> None:
+    assert CompressedTensors().packs({"compression_config": {"quant_method": "compressed-tensors"}})
+    assert not CompressedTensors().packs({"quantization_config": {"quant_method": "fp8"}})

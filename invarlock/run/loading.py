@@ -246,7 +246,9 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
     model.eval()
     if "device_map" in options:  # it lies where it belongs
         pass
-    elif device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for
+    elif (
+        device == "cuda" and torch.cuda.device_count() > 1
+    ):  # as many are visible as were asked for
         spread(model, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
     else:
         model.to(device)

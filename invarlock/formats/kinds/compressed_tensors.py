@@ -159,6 +159,7 @@ class CompressedTensors(Packed):
 
     name: ClassVar[str] = "compressed-tensors"
     title: ClassVar[str] = "compressed-tensors"
+    marks: ClassVar[tuple[str, ...]] = (PACKED, SCALE)
     packages: ClassVar[tuple[Package, ...]] = (Package("compressed_tensors", "compressed-tensors"),)
 
     def packs(self, config: Mapping[str, Any]) -> bool:
@@ -369,7 +370,7 @@ def _packed(
     known = {(*shape[:-2], *blocks)}
     known |= {(*shape[:-2], blocks[0])} if blocks[1] == 1 else set()
     known |= {(), (1,)} if blocks == (1, 1) else set()
-    scaled = f"{args.words()}: {(*shape[:-2], *blocks)}"
+    scaled = f"scales of {(*shape[:-2], *blocks)} ({args.words()})"
     _require(scales in known, scaled, scales, module, where)
     if not args.symmetric:
         zeros = stored.get(module + ZERO)

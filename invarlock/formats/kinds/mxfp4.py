@@ -32,7 +32,7 @@ class Mxfp4(Packed):
 
     name: ClassVar[str] = "mxfp4"
     title: ClassVar[str] = "MXFP4"
-    marks: ClassVar[tuple[str, ...]] = (BLOCKS, SCALES)
+    marks: ClassVar[tuple[str, ...]] = (f".gate_up_proj{BLOCKS}", f".down_proj{BLOCKS}")
 
     def packs(self, config: Mapping[str, Any]) -> bool:
         return method_of(config) == "mxfp4"
