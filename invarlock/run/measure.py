@@ -194,7 +194,7 @@ def measure_checkpoint(
         probe.after(run)
     clock.lap("variance")
     digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
-    failures = check_loaded(loaded.missing, loaded.unexpected)
+    failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
     clock.lap("invariants")
     records = {name: probe.record(run) for name, probe in probes.items()}
     return Measurement(
