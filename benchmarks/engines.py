@@ -1,6 +1,6 @@
 """One GGUF model by several programs on the same text: numbers and cost, as a Markdown table.
 
-    python benchmarks/engines.py --baseline DIR --windows FILE [--count 12] [--page FILE] GGUF [GGUF ...]
+    python benchmarks/engines.py --baseline DIR --windows FILE [--count 12] [--page FILE] GGUF...
 
 Rows: plain loops over transformers, of the baseline and of the dense view of each file; what
 this project measures, guards and all; and llama.cpp by its own binding, with the divergence from

@@ -27,7 +27,7 @@ from invarlock.roles import ARCHITECTURES, model_type_of
 PACKED = {
     ".weight_scale_2": ("NVFP4 (ModelOpt)", "TensorRT-LLM or vLLM"),
     ".codebooks": ("AQLM", "transformers with aqlm"),
-    ".W_q": ("HQQ", "transformers with hqq"),
+    ".W_q": ("HQQ", "hqq itself or vLLM (transformers 5.23 does not)"),
     ".weight._data": ("quanto", "transformers with optimum-quanto"),
     ".biases": ("MLX", "mlx-lm"),
     ".centroids": ("VPTQ", "transformers with vptq"),

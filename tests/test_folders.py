@@ -175,6 +175,20 @@ UNUSABLE: dict[str, tuple[Change, list[str]]] = {
         ),
         ["packed (AQLM)", "transformers with aqlm", "dequantize"],
     ),
+    "HQQ": (
+        lambda f: (
+            config(quantization_config={"quant_method": "hqq"})(f),
+            tensors(lambda n: n.replace("q_proj.weight", "q_proj.W_q"), torch.uint8)(f),
+        ),
+        ["packed (HQQ)", "hqq itself or vLLM", "transformers 5.23 does not"],
+    ),
+    "GPTQ of another layout": (
+        lambda f: (
+            config(quantization_config={"quant_method": "gptq", "checkpoint_format": "marlin"})(f),
+            tensors(lambda n: n.replace("q_proj.weight", "q_proj.qweight"), torch.int32)(f),
+        ),
+        ["packed (gptq)", "not read here", "dequantize"],
+    ),
     "GPTQ without a word": (
         tensors(lambda n: n.replace("q_proj.weight", "q_proj.qweight"), torch.int32),
         ["config.json does not say how", "look like AWQ or GPTQ", "quantization_config"],

@@ -343,9 +343,26 @@ def check_engine_tokens(
     return [{**_failure("tokenizer_mismatch", text), "accept": "tokenizer"}]
 
 
-def check_loaded(missing: Sequence[str], unexpected: Sequence[str]) -> list[Failure]:
-    """After loading: parameters left at random values, and tensors nobody read."""
+def check_loaded(
+    missing: Sequence[str], unexpected: Sequence[str], dense_because: str = ""
+) -> list[Failure]:
+    """After loading: parameters left at random values, tensors nobody read, and which kernels run.
+
+    Args:
+        missing: parameters that no tensor was for.
+        unexpected: tensors that no parameter was for.
+        dense_because: why dense kernels run packed weights, where they do.
+    """
     found: list[Failure] = []
+    if dense_because:
+        found.append(
+            _failure(
+                "dense_kernels",
+                f"weights judged: dequantized; kernels judged: dense, not those that will serve"
+                f" ({dense_because})",
+                severity="warning",
+            )
+        )
     if missing:
         found.append(
             _failure(

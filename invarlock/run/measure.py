@@ -205,7 +205,7 @@ def measure_checkpoint(
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
     digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
-    failures = check_loaded(loaded.missing, loaded.unexpected)
+    failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
     if loaded.engine is not None:
         failures += check_engine_tokens(loaded.engine, checkpoint.folder, windows.token_ids())
     clock.lap("invariants")
