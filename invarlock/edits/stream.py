@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.checkpoints import (
     INDEX_NAME,
+    READ_CHUNK,
     Checkpoint,
     TensorInfo,
     checkpoint_digest,
@@ -61,13 +62,19 @@ class NewTensor:
 
 
 def rewritten_matrices(
-    source: Checkpoint, info: TensorInfo, kernel: Kernel, loss: Loss, *, only_first: bool = False
+    source: Checkpoint,
+    info: TensorInfo,
+    kernel: Kernel,
+    loss: Loss,
+    *,
+    only_first: bool = False,
+    by_rows: bool = False,
 ) -> NewTensor:
     """The tensor with ``kernel`` applied to its matrix, or to each matrix of a 3-D stack.
 
     ``kernel`` gets a view (rows, columns) in storage order, a vector as one row; what it reports
     is added to ``loss`` when the tensor is written. With ``only_first`` the other matrices of a
-    stack stay.
+    stack stay. With ``by_rows`` it gets some rows at a time, which keeps less in memory.
     """
 
     import torch
@@ -76,12 +83,14 @@ def rewritten_matrices(
         itemsize, dtype_name = DTYPES[info.dtype]
         dtype: torch.dtype = getattr(torch, dtype_name)
         rows, columns = (1, *info.shape)[-2:]
-        matrices = source.chunks(info.name, max(1, rows * columns * itemsize))
+        row = max(1, columns * itemsize)
+        size = max(1, READ_CHUNK // row) * row if by_rows else max(1, rows * row)
+        matrices = source.chunks(info.name, size)
         for number, chunk in enumerate(matrices):
             if only_first and number:
                 yield chunk
                 continue
-            matrix = torch.frombuffer(chunk, dtype=dtype).view(rows, columns)
+            matrix = torch.frombuffer(chunk, dtype=dtype).view(-1, columns)
             try:
                 loss.add(kernel(matrix))
             except InputError as error:

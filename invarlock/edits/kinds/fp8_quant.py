@@ -35,6 +35,7 @@ class Fp8Quant(EditSpec):
 
     edit_type: ClassVar[str] = "fp8_quant"
     storage_format: ClassVar[str] = "float_dequantized"
+    by_rows: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = (
         "e5m2:ffn",
         "e5m2:attn",
@@ -59,7 +60,7 @@ def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
     largest = FP8_MAX[fmt]
 
     def transform(work: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-        result, large = room
+        result, large = room[0], room[1]
         scale = scales_to(largest, torch.abs(work, out=result))
         clamp_coarse_(result.div_(scale), scale, largest)
         round_to_fp8_(result, fmt, large)

@@ -30,6 +30,7 @@ class QuantRtn(EditSpec):
 
     edit_type: ClassVar[str] = "quant_rtn"
     storage_format: ClassVar[str] = "float_dequantized"
+    by_rows: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = (
         "4:32:ffn",
         "4:32:attn",
