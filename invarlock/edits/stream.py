@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.checkpoints import (
     INDEX_NAME,
-    READ_CHUNK,
     Checkpoint,
     TensorInfo,
     checkpoint_digest,
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 
 Chunks = Iterable[bytes | bytearray | memoryview]
 Kernel = Callable[["torch.Tensor"], Loss]  # changes one matrix in place; 2-D, in storage order
+
+_ROWS = 4 << 20  # bytes of the rows that are edited at a time
 
 # Weights in another form would still be the baseline's, so they are not carried over.
 _OTHER_WEIGHTS = (
@@ -84,7 +85,7 @@ def rewritten_matrices(
         dtype: torch.dtype = getattr(torch, dtype_name)
         rows, columns = (1, *info.shape)[-2:]
         row = max(1, columns * itemsize)
-        size = max(1, READ_CHUNK // row) * row if by_rows else max(1, rows * row)
+        size = max(1, _ROWS // row) * row if by_rows else max(1, rows * row)
         matrices = source.chunks(info.name, size)
         for number, chunk in enumerate(matrices):
             if only_first and number:

@@ -208,7 +208,7 @@ class Format:
         return stored
 
 
-READ_CHUNK = 4 << 20  # bytes held while hashing or copying
+READ_CHUNK = 1 << 20  # bytes held while hashing or copying
 
 
 class ShardNames:
