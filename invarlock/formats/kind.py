@@ -246,7 +246,7 @@ class Format:
         return stored
 
 
-READ_CHUNK = 4 << 20  # bytes held while hashing or copying
+READ_CHUNK = 1 << 20  # bytes held while hashing or copying
 
 
 class ShardNames:
