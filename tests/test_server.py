@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_factory import make_llama
 from completion_server import Completions, serving
 from measuring_factory import World, change, read
 
@@ -77,10 +77,10 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def sharp(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sharp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that is sure of what it says, unlike a random one."""
-    folder = shutil.copytree(world.baseline, tmp_path_factory.mktemp("sharp") / "model")
-    return change(folder, lambda t: t.update({n: v * 40 for n, v in t.items() if "embed" in n}))
+    folder = make_llama(tmp_path_factory.mktemp("sharp") / "model", hidden=32, tied=False)
+    return change(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] * 40}))
 
 
 @pytest.mark.parametrize("way", REFUSED)
@@ -179,12 +179,11 @@ def test_a_server_never_passes(world: World, tmp_path: Path, capsys: Any) -> Non
     assert "metric only" in told, told
 
 
-def test_a_server_of_a_worse_model_fails(world: World, tmp_path: Path, capsys: Any) -> None:
+def test_a_server_of_a_worse_model_fails(
+    world: World, sharp: Path, tmp_path: Path, capsys: Any
+) -> None:
     """What is measured and bad stays bad."""
-    worse = shutil.copytree(world.baseline, tmp_path / "worse")
-    change(worse, lambda t: t.update({n: torch.randn_like(v) for n, v in t.items()
-                                      if "down_proj" in n}))  # fmt: skip
-    with serving(Completions(worse)) as address:
+    with serving(Completions(sharp)) as address:
         assert main(command(world, tmp_path / "out", address)) == 0
     assert read(tmp_path / "out")["assurance"]["outcome"] == "fail"
     assert "FAIL" in capsys.readouterr().out

@@ -211,8 +211,6 @@ class Guard:
 
     def applies(self, runs: Runs) -> bool:
         """Whether a report of these runs has a block for this guard."""
-        if runs.served:
-            return self.every_model
         return self.every_model or bool(self.recorded(runs.baseline))
 
     def measured(self, runs: Runs) -> bool:

@@ -200,8 +200,12 @@ def comparison_of(report: Report) -> Comparison:
             **_processor(report),
         },
         "evaluation_windows": windows["baseline"],
-        "guards": _baseline_guards(report, contracts) if shown else [],
-        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside and shown is ran},
+        "guards": _baseline_guards(report, contracts) if shown else _named(report, False),
+        **(
+            {g.beside: g.baseline_record(report) for g in GUARDS if g.beside}
+            if shown is ran
+            else {g["beside"]: g for g in _named(report, True)}
+        ),
     }
     subject = {
         "meta": meta,
@@ -333,6 +337,14 @@ def _baseline_guards(report: Report, contracts: Contracts) -> list[dict[str, Any
         for guard in GUARDS
         if not guard.beside and (record := guard.baseline_record(report)) is not None
     ]
+
+
+def _named(report: Report, beside: bool) -> list[dict[str, Any]]:
+    """What is known of the baseline's guards beside a running server: that there were some."""
+    if not _served(report):
+        return []
+    mine = (g for g in GUARDS if bool(g.beside) is beside and g.name in report)
+    return [{"name": guard.name, "beside": guard.beside} for guard in mine]
 
 
 def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
