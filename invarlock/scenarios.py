@@ -241,10 +241,18 @@ def _check_class(scenario: Scenario, where: str) -> None:
     """Refuse a class that the way of making the subject cannot give."""
     brought = scenario.edit_spec == CUSTOM_SPEC
     possible = {
-        "edit": (VALIDATION, *((DEPLOYABLE, EVIDENCE_ONLY) if brought else ())),
+        "edit": (VALIDATION, *((DEPLOYABLE,) if brought else ())),
         "deployable_edit": (DEPLOYABLE,),
         "error": (FAULT,),
     }[scenario.kind]
+    if scenario.artifact_class == EVIDENCE_ONLY:
+        raise ConfigError(
+            f"scenario {scenario.id} is of class {EVIDENCE_ONLY}: a run has no subject of it to"
+            " measure",
+            where=where,
+            hint="pack the reports that were made elsewhere: invarlock advanced evidence-pack build"
+            " OUT --report FILE --final-verdict FILE --material scenarios=FILE",
+        )
     if scenario.artifact_class not in possible:
         raise ConfigError(
             f"scenario {scenario.id} is of class {scenario.artifact_class}, which its generation"

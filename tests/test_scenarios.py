@@ -300,7 +300,6 @@ def test_contract(path: tuple[Any, ...], value: object, message: str) -> None:
     ("kind", "generation"),
     [
         ("deployable_optimized_subject", {"kind": "edit", "edit_spec": "noop"}),
-        ("evidence_only_pack", {"kind": "edit", "edit_spec": "noop"}),
         ("validation_subject_checkpoint", {"kind": "deployable_edit", "edit_spec": "torchao:int8"}),
         ("deployable_optimized_subject", {"kind": "error", "error_type": "nan_injection"}),
     ],
@@ -316,6 +315,15 @@ def test_classes_that_are_not_made(kind: str, generation: dict[str, str], tmp_pa
     assert f"scenario {document['scenarios'][0]['id']} is of class {kind}" in line
     assert "edit_spec custom is what you bring" in line
     assert "\n" not in line
+
+
+def test_evidence_alone_is_packed_by_hand() -> None:
+    """A run has nothing to measure of such a scenario; the line names the command."""
+    document = json.loads(CATALOGUE.read_text())
+    document["scenarios"][0]["artifact_class"] = "evidence_only_pack"
+    with pytest.raises(ConfigError, match="evidence-pack build OUT --report FILE") as caught:
+        parse_catalogue(document, "x.json")
+    assert "noop_clean is of class evidence_only_pack" in str(caught.value)
 
 
 @pytest.mark.parametrize(

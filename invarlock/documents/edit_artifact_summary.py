@@ -31,7 +31,7 @@ class ByScenario(Closed):
     category: Annotated[Category, about("its category")]
     failure_class: Annotated[str, about("what is done")]
     generation_kind: Annotated[
-        Literal["edit", "error", "deployable_edit", "evidence"], about("how the subject is made")
+        Literal["edit", "error", "deployable_edit"], about("how the subject is made")
     ]
     edit_type: Annotated[str | None, about("edit or error type")]
     storage_format: Annotated[str | None, about("storage format named by the metadata")]

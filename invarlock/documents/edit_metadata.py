@@ -149,9 +149,7 @@ class EditMetadata(Closed):
         about("Name and version of this format."),
     ]
     artifact_class: Annotated[
-        Literal[
-            "validation_subject_checkpoint", "deployable_optimized_subject", "evidence_only_pack"
-        ],
+        Literal["validation_subject_checkpoint", "deployable_optimized_subject"],
         about("What the checkpoint is for: to be measured, or to be served as it is."),
     ]
     edit_type: Annotated[EditType, about("The edit, or custom for a checkpoint made elsewhere.")]
