@@ -9,7 +9,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invarlock import progress
 from invarlock.checkpoints import Checkpoint
 from invarlock.documents.windows import PicturedWindows, Record, Window, WindowSet
 from invarlock.files import digest_json, sha256_file
@@ -269,7 +270,12 @@ class _Pass:
         keep = Keep()
         if arm == "final":
             keep = Keep(top=top, against=self.against.top if self.against else None)
-        return run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
+        found = run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
+        progress.done(len(rows), self._tokens(arm, rows))
+        return found
+
+    def _tokens(self, arm: str, rows: Iterable[int]) -> int:
+        return sum(self.examples[arm][row].shape[-1] for row in rows)
 
     def batches(self, arm: str, rows: Sequence[int]) -> list[ArmResult]:
         """These windows of an arm in batches that fit the budget."""
@@ -279,6 +285,9 @@ class _Pass:
     def plain(self) -> tuple[list[ArmResult], list[ArmResult]]:
         """Everything but the calibration windows: no guard has a hand in it."""
         everything = range(len(self.examples["final"]))
+        for arm in ARMS:
+            rows = range(len(self.examples[arm]))
+            progress.expect(len(rows), self._tokens(arm, rows))
         with self._packed():
             self.others = {arm: self._others(arm) for arm in ARMS}
             return self.batches("preview", self.rest), self.batches("final", everything)
