@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 from checkpoint_factory import make_llama
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +29,6 @@ from invarlock.policy import load_policy, tier_names
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 from invarlock.run.kept_baselines import LISTING, KeptBaselines
 
-DOWN = "model.layers.1.mlp.down_proj.weight"
 WORDS = ("--threads", "1", "--device", "cpu", "--text", "text.jsonl")
 
 
@@ -76,9 +74,8 @@ def desk(tmp_path_factory):
     words = ["edit", "--baseline", str(root / "base"), "--spec", "quant_rtn:8:32:all"]
     assert main([*words, "--out", str(root / "good"), "--metadata", str(root / "good.json")]) == 0
 
-    def edit(tensors):
-        noise = torch.randn(tensors[DOWN].shape, generator=torch.Generator().manual_seed(2))
-        tensors[DOWN] = (tensors[DOWN].float() * 3 + noise).bfloat16()
+    def edit(tensors):  # surer of everything, and no more often right
+        tensors["model.norm.weight"] *= 8
 
     change(shutil.copytree(root / "base", root / "bad"), edit)
     assert main(["keygen", str(root / "key.pem")]) == 0
@@ -206,7 +203,7 @@ def test_quick_needs_a_tier_with_floors(desk):
 def test_bad_input_gets_one_line_before_anything_is_measured(desk, words, code, line):
     """The same line on standard error and in the object; nothing is left in the folder."""
     before = sorted(p.name for p in desk.root.iterdir())
-    found, out, err = desk.compare(*words, *WORDS, "--json", cache="unused")
+    found, out, err = desk.compare(*WORDS, *words, "--json", cache="unused")
     assert code is None or found == code
     assert found not in (0, 1, 8)
     assert len(err.splitlines()) == 1, err
