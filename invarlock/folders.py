@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from invarlock.errors import InputError
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import unreadable
 from invarlock.formats.kind import INDEX_NAME, SINGLE_NAME, Format
 from invarlock.formats.kinds import format_in
@@ -42,10 +42,6 @@ OTHER_CONTENT = {
 }
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2")
 LISTED = 4  # names in a line
-
-
-class NotACheckpointError(InputError):
-    """What was named holds no checkpoint that is read here; that says nothing about an edit."""
 
 
 def refuse_broken_files(folder: Path) -> None:

@@ -60,6 +60,17 @@ class Scenario:
         return json.dumps(dict(self.entry), sort_keys=True)
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is there to be refused, so that a part of the windows may be enough: not
+        where the metric has to find it acceptable."""
+        passes = ("primary_metric_acceptable", "preview_final_drift_acceptable")
+        kept = any(
+            detector.get("flag") in passes and detector.get("expected") is not False
+            for detector in (*self.detectors_any_of, *self.detectors_all_of)
+        )
+        return self.category in ("stress", "error_injection") and not kept
+
+    @property
     def is_edit(self) -> bool:
         """Whether ``invarlock edit`` makes the subject (or the user brings it)."""
         return self.kind == "edit"

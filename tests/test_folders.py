@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.cli import evaluate, main
-from invarlock.errors import InputError
-from invarlock.folders import NotACheckpointError
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.guards.invariants import open_subject
 from invarlock.model_folder import open_model, refuse_architecture, refuse_unusable
 
@@ -163,23 +162,34 @@ UNUSABLE: dict[str, tuple[Change, list[str]]] = {
         config(quantization_config={"quant_method": "compressed-tensors", "format": "dense"}),
         ["compressed-tensors", "dense", "remove quantization_config"],
     ),
-    "GPTQ": (
+    "AQLM": (
         lambda f: (
-            config(quantization_config={"quant_method": "gptq", "bits": 4})(f),
-            tensors(lambda n: n.replace("q_proj.weight", "q_proj.qweight"), torch.int32)(f),
+            config(quantization_config={"quant_method": "aqlm"})(f),
+            tensors(lambda n: n.replace("q_proj.weight", "q_proj.codebooks"))(f),
         ),
-        ["packed (GPTQ)", "vLLM", "dequantize"],
+        ["packed (AQLM)", "transformers with aqlm", "dequantize"],
+    ),
+    "GPTQ without a word": (
+        tensors(lambda n: n.replace("q_proj.weight", "q_proj.qweight"), torch.int32),
+        ["config.json does not say how", "look like AWQ or GPTQ", "quantization_config"],
     ),
     "bitsandbytes without a word": (
         tensors(lambda n: n.replace("q_proj.weight", "q_proj.SCB")),
-        ["packed (bitsandbytes, 8 bits)"],
+        ["config.json does not say how", "look like bitsandbytes"],
     ),
     "8 bits": (
         lambda f: (
-            config(quantization_config={"quant_method": "fp8"})(f),
+            config(quantization_config={"quant_method": "quark"})(f),
             tensors(lambda n: n, torch.float8_e4m3fn)(f),
         ),
-        ["packed (FP8)"],
+        ["packed (quark)", "not read here"],
+    ),
+    "other bits than it says": (
+        lambda f: (
+            config(quantization_config={"quant_method": "mxfp4"})(f),
+            tensors(lambda n: n, torch.float8_e4m3fn)(f),
+        ),
+        ["not packed as config.json says", "MXFP4", "F8_E4M3"],
     ),
     "compiled": (tensors(lambda n: f"_orig_mod.{n}"), ["_orig_mod.", "torch.compile"]),
     "wrapped by PEFT": (tensors(lambda n: f"base_model.model.{n}"), ["PEFT", "names"]),

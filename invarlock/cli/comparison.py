@@ -43,11 +43,14 @@ from invarlock.cli.run import RunOptions
 from invarlock.code_digest import code_digest
 from invarlock.config import SHIPPED, Settings, shipped_settings
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
+from invarlock.evidence import PackError
 from invarlock.evidence.keys import load_signing_key
 from invarlock.evidence.layout import EDIT_METADATA, VERIFIED
 from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import atomic_directory, read_json_object, temporary_sibling, write_json
+from invarlock.folders import no_folder
 from invarlock.metrics.kinds import ASKED, metric_of
+from invarlock.models import is_elsewhere
 from invarlock.output_locks import claimed
 from invarlock.pictures import folder_of
 from invarlock.policy import POLICY_PACK, load_policy
@@ -59,7 +62,7 @@ from invarlock.reporting.outcome import INCONCLUSIVE, PASS, outcome
 from invarlock.run.accept import check_accept
 from invarlock.run.kept_baselines import KeptBaselines, default_folder, key_of
 from invarlock.run.surroundings import environment
-from invarlock.sources.spec import parse_slices
+from invarlock.sources.spec import TEXT_SUFFIXES, parse_slices
 from invarlock.windows import read_windows
 
 QUICK = 48  # windows of each arm
@@ -140,9 +143,7 @@ class Comparison:
             InvarlockError: something that was named cannot be used.
             NotMeasuredError: the baseline could not be measured.
         """
-        self._check_out()
-        if self.options.pack:
-            load_signing_key(self.options.pack)
+        self._check_names()
         self.settings = self._settings()
         self._refuse()
         self.words, self.job = JobWords(self.settings), Job(self.settings.models[0].slug)
@@ -159,7 +160,19 @@ class Comparison:
 
     # --- before anything is measured ------------------------------------------------------------
 
-    def _check_out(self) -> None:
+    def _check_names(self) -> None:
+        """What is named has to be there, and what is made must replace nothing else."""
+        for folder in (Path(self.options.baseline), self.options.subject):
+            if not (folder.is_dir() or is_elsewhere(str(folder))):
+                raise no_folder(folder)
+        text = self.options.text
+        if text.endswith(TEXT_SUFFIXES) and not ({":", "="} & {*text} or Path(text).is_file()):
+            raise InputError("no such file", where=text)
+        if self.options.pack:
+            try:
+                load_signing_key(self.options.pack)
+            except PackError as error:
+                raise InputError(str(error)) from error
         known = {*SHOWN, PACK}
         if os.path.lexists(self.out) and (not self.out.is_dir() or {*os.listdir(self.out)} - known):
             raise ConfigError(
@@ -237,7 +250,13 @@ class Comparison:
         model = self.settings.models[0]
         named = [f"{model.model_id}={model.source}"]
         words = self.words.options(PinOptions, model=named, text=self.words.text_sources)
-        _call("pin", words, *self._net, "--out", self._revisions)
+        try:
+            _call("pin", words, *self._net, "--out", self._revisions)
+        except InputError as error:
+            if self.options.net or "network" not in error.what:
+                raise
+            hint = "allow it for once with --net"
+            raise InputError(error.what, where=error.where, hint=hint) from error
         write_json(self.state / "config.json", self.settings.recorded())
         _call("scenarios", self.words.selection(), "--out", self.state / "scenarios.json")
 

@@ -52,6 +52,11 @@ class EvaluateOptions(MeasuringOptions, Judging):
     edit_metadata: Path | None = option(
         None, metavar="FILE", help="metadata to keep with the report"
     )
+    early_decision: bool = option(
+        False,
+        help="end the measurement of a control as soon as something refuses it: looked at when a "
+        "tenth, a quarter, half and three quarters of the documents ran",
+    )
     run_number: int = option(1, metavar="N")
     timeout_minutes: float = option(
         0, metavar="M", help="0: none (default)", setting="timeout_minutes"

@@ -76,6 +76,7 @@ class JobWords:
             "scenario": scenario.text,
             "edit_label": values["edit_label"] if own else scenario.label,
             "accept": values["accept"] if own else (),
+            "early_decision": values["early_decision"] and scenario.is_control,
         }
 
     def selection(self) -> str:

@@ -16,6 +16,7 @@ scenarios and outcomes can be held to all of it. Verdicts of packs without them 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -834,6 +835,9 @@ def _parts_alike(report: Report) -> dict[str, str]:
     """Digests of what all reports about one model in one pack must hold alike, by name: their
     baseline run, and how they were judged. A rejected subject's report has no windows."""
     bootstrap = dig(report, "context", "bootstrap")
+    early = dig(report, "context", "early_decision", "levels")
+    if isinstance(early, list) and isinstance(bootstrap, Mapping):  # of all its looks together
+        bootstrap = {**bootstrap, "alpha": float(f"{math.fsum(early):.12g}")}
     parts = {
         "baseline run": dig(report, "baseline_ref", "run_id"),
         "baseline checkpoint": dig(report, "baseline_ref", "checkpoint_sha256"),
@@ -851,7 +855,8 @@ def _parts_alike(report: Report) -> dict[str, str]:
             dig(windows, arm, column)
             for column in ("window_ids", "clusters", "token_counts", "baseline_nll_sum")
         ]
-        if all(isinstance(column, list) and column for column in columns):
+        # of a look the windows are held to those of the baseline's run
+        if early is None and all(isinstance(column, list) and column for column in columns):
             parts[f"{arm} windows and baseline losses"] = columns
     for guard, member in (
         ("spectral", "modules"),

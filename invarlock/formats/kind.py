@@ -13,7 +13,8 @@ A format gives two views of a model. The *effective weights*, under the model's 
 packs them unpacks them here, one tensor at a time (``chunks``; :mod:`invarlock.formats.packed` for
 weights that are packed into safetensors). And the *execution*: transformers, with what the format
 adds to its loader (``loading``), or a program of its own (``engine``). Weights are judged by the
-first, losses and activations by the second; neither stands for the other.
+first, losses and activations by the second; neither stands for the other. Where no kernels of a
+format run here, dense ones multiply its effective weights, and reports say so (``dense_because``).
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import pretty_json, unreadable
 from invarlock.formats.execution import Engine, EngineSettings
 from invarlock.shards import ShardEntry, TensorInfo, write_shard
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -55,6 +59,17 @@ class Inventory:
     files: tuple[str, ...]
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)  # of each file, free text
     packed: dict[str, PackedTensor] = field(default_factory=dict)  # by the model's names
+
+
+class Tensors(Protocol):
+    """A checkpoint, as far as formats ask of a baseline."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors, by name."""
+
+    def load(self, name: str) -> torch.Tensor:
+        """The values of one."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +130,23 @@ class Format:
         """
         raise NotImplementedError
 
-    def faults(self, source: Path, baseline: Mapping[str, TensorInfo]) -> Iterator[str]:
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         """What is wrong with the way the weights are packed, a line each: damage, which rejects.
 
         Not what the tensors themselves show: values that are not finite, shapes, missing names.
 
         Args:
             source: the folder or file that was named.
-            baseline: its tensors, by name.
+            baseline: what it was made from; its values are read where they are asked for.
+        """
+        yield from ()
+
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        """What people should know of a subject and rejects nothing, a line each.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: the folder of the baseline.
         """
         yield from ()
 
@@ -142,6 +166,17 @@ class Format:
     def loaded(self, model: Any, source: Path) -> Any:
         """The model as it is to be run, from what transformers loaded."""
         return model
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        """What reports say of a loaded model beside its kernels: what was done to the weights, how
+        activations are rounded, what other hardware would do instead."""
+        return {}
+
+    def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
+        """Why dense kernels multiply the effective weights in place of the format's own; empty
+        where its own do. Reports say it: what is judged then is what the weights stand for, and not
+        the kernels that will serve them."""
+        return ""
 
     def engine(self, source: Path, settings: EngineSettings) -> Engine | None:
         """The program that runs the model; None: transformers does.

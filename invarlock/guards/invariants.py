@@ -17,9 +17,8 @@ from invarlock.alignment import Alignment, align, head_and_embedding, is_token_t
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
 from invarlock.counts import counted
 from invarlock.effective_config import Weight, token_ids, value_of
-from invarlock.errors import InputError
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
-from invarlock.folders import NotACheckpointError
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
@@ -324,8 +323,10 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
 
 def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """What the format itself finds wrong with how the weights are packed."""
+    form, source = subject.form, subject.source
     return [
-        _failure("packing", text) for text in subject.form.faults(subject.source, baseline.tensors)
+        *(_failure("packing", text) for text in form.faults(source, baseline)),
+        *(_failure("packing", text, "warning") for text in form.notes(source, baseline.folder)),
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
+from invarlock.files import digest_json
 from invarlock.guards import CONTRACTS
 from invarlock.guards.guard import NEEDS_BOTH
 from invarlock.metrics import ARMS
@@ -56,6 +57,7 @@ class Comparison:
     preset_sha256: str | None = None
     policy_pack: Mapping[str, str] | None = None  # name, digest and signer
     accepted: Sequence[str] = ()  # names of findings that the user accepts
+    early: Mapping[str, Any] | None = None  # the looks at a control (invarlock.metrics.looks)
     # how the guards measured, by their names; a report that is read back may state an older way
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONTRACTS)
 
@@ -63,6 +65,25 @@ class Comparison:
     def ran(self) -> bool:
         """Whether the subject was measured."""
         return bool(self.subject["evaluation_windows"])
+
+
+def of_windows(baseline: Run, subject: Run) -> Run:
+    """A baseline's run as if it had measured the subject's windows alone."""
+    arms: dict[str, Any] = {}
+    for arm, mine in subject["evaluation_windows"].items():
+        rows = baseline["evaluation_windows"][arm]
+        place = {window: i for i, window in enumerate(rows["window_ids"])}
+        at = [place[window] for window in mine["window_ids"] if window in place]
+        arms[arm] = {name: [column[i] for i in at] for name, column in rows.items()}
+    return {**baseline, "evaluation_windows": arms, "ids_sha256": ids_of(baseline)}
+
+
+def ids_of(run: Run) -> str:
+    """The digest of the ids of all windows that there were to be measured."""
+    if "ids_sha256" in run:
+        return str(run["ids_sha256"])
+    windows = run["evaluation_windows"]
+    return digest_json(sorted(i for arm in ARMS for i in windows[arm]["window_ids"]))
 
 
 def gather(comparison: Comparison, policy: Policy) -> Evidence:
