@@ -477,7 +477,8 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
             raise ConfigError(what, where=place, expected="no { and }", found=str(values[key]))
     for key in ("baseline", "subject", "pack"):
         elsewhere = key == "baseline" and is_elsewhere(values[key])
-        if values[key] and not elsewhere and not Path(values[key]).is_dir():
+        file = key == "subject" and Path(values[key]).is_file()  # what opens it knows the formats
+        if values[key] and not (elsewhere or file) and not Path(values[key]).is_dir():
             raise InputError(
                 f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key]),
                 hint=no_folder(Path(values[key])).hint,

@@ -162,9 +162,11 @@ class Comparison:
 
     def _check_names(self) -> None:
         """What is named has to be there, and what is made must replace nothing else."""
-        for folder in (Path(self.options.baseline), self.options.subject):
-            if not (folder.is_dir() or is_elsewhere(str(folder))):
-                raise no_folder(folder)
+        baseline, subject = self.options.baseline, self.options.subject
+        if not (Path(baseline).is_dir() or is_elsewhere(baseline)):
+            raise no_folder(Path(baseline))
+        if not subject.exists():  # it may be one file: what opens it says whether it can be read
+            raise no_folder(subject)
         text = self.options.text
         if text.endswith(TEXT_SUFFIXES) and not ({":", "="} & {*text} or Path(text).is_file()):
             raise InputError("no such file", where=text)
