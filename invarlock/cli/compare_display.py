@@ -77,7 +77,11 @@ class Terminal(Display):
             return
         windows = self.before[0] + min(progress.windows, self.now.windows)
         tokens = self.before[1] + min(progress.tokens, self.now.tokens)
-        what = self.now.name if progress.windows else f"{self.now.name}: loading"
+        what = self.now.name
+        if not progress.windows:
+            what += ": loading"
+        elif progress.tokens >= self.now.tokens:
+            what += ": guards"  # look at the weights, and at windows once more
         self.bar.update(
             self.task, completed=tokens, description=what, windows=self._windows(windows)
         )
