@@ -150,6 +150,8 @@ _TABLE: tuple[Variable, ...] = (
           " is kept"),
     _read("INVARLOCK_DEBUG", "1: processes that a command starts show tracebacks; set by"
           " `--debug`"),
+    _read("INVARLOCK_PROGRESS", "a file that measuring processes add a line to after each batch:"
+          " windows done, of all, tokens done, of all; set by `invarlock compare`"),
     _read("INVARLOCK_CALIBRATIONS", "set by the workflow for its jobs: `calibrations`"),
     _read("INVARLOCK_SIGNING_KEY", "set by the workflow for its jobs: `signing_key`"),
     _read(SETTINGS, "set by the workflow for its jobs: the settings in force"),
