@@ -18,6 +18,7 @@ import pytest
 import report_factory as factory
 from conftest import GOLDEN, Golden
 from page_factory import make_mixture_report
+from test_edits_bytes import KERNELS as WITH_KERNELS
 
 from invarlock.cli import COMMANDS, main, parser_of
 from invarlock.evidence.readme import Summary, render
@@ -273,4 +274,6 @@ def test_every_golden_file_has_a_test() -> None:
               for kind, end in (("verdicts", ".txt"), ("packs", ".md"))}  # fmt: skip
     lines = {f"commands/{name}.txt" for name in (*LINES, "help")}
     found = {p.relative_to(GOLDEN).as_posix() for p in GOLDEN.rglob("*") if p.is_file()}
-    assert found == pages | suites | lines | {"believed.txt"}  # of test_leaves.py
+    # of test_leaves.py and test_edits_bytes.py
+    others = {"believed.txt", *(f"edits/{edit}.json" for edit in WITH_KERNELS)}
+    assert found == pages | suites | lines | others
