@@ -9,7 +9,7 @@ import hashlib
 import math
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from invarlock.files import digest_json, read_json, read_json_object, sha256_fil
 from invarlock.folders import names_of, readable_format, refuse_broken_files
 from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format, PackedTensor
 from invarlock.formats.kinds import as_configured
-from invarlock.formats.packed import QUANTIZED
+from invarlock.formats.packed import QUANTIZED, refuse_two
 from invarlock.roles import Role, role_of
 from invarlock.shards import DTYPES, TensorInfo, read_header
 from invarlock.shipped_files import file_digests
@@ -153,13 +153,16 @@ class Checkpoint:
     _kept: object = field(default=None, repr=False, compare=False)  # what goes with this object
 
     @classmethod
-    def open(cls, source: Path | str, beside: Path | None = None) -> Checkpoint:
+    def open(
+        cls, source: Path | str, beside: Path | None = None, allowed: Collection[str] = ()
+    ) -> Checkpoint:
         """Read the configuration and the headers of the weights of a folder, or of a file.
 
         Args:
             source: what was named.
             beside: the folder of the baseline, from which a subject takes the small files that
                 its format does not hold.
+            allowed: the permissions that are given, for formats that need one.
 
         Raises:
             NotACheckpointError: the folder holds something else (:mod:`invarlock.folders`).
@@ -167,7 +170,7 @@ class Checkpoint:
         """
         source = Path(source)
         refuse_broken_files(source)
-        form = readable_format(source)
+        form = readable_format(source, allowed)
         folder, kept = source, None
         if not form.configured:
             form = form.beside(source, beside)
@@ -175,6 +178,7 @@ class Checkpoint:
             folder = Path(kept.name)
             form.small_files(source, beside, folder)
         config = read_json_object(folder / "config.json")
+        refuse_two(config, str(folder))
         form = as_configured(form, config)
         # looked at before they are read, so that a change in between is noticed
         seen = {n: Seen.now(source / n) for n in form.files(names_of(source)) if source.is_dir()}
@@ -200,6 +204,11 @@ class Checkpoint:
         """SHA-256 of each file of weights of a packed model."""
         place = self.source if self.source.is_dir() else self.source.parent
         return {name: sha256_file(place / name) for name in self.shards}
+
+    @property
+    def read_files(self) -> set[str]:
+        """Files of weights, and what lists them."""
+        return {*self.shards} | self.form.lists
 
     @property
     def indexed(self) -> bool:
@@ -261,7 +270,11 @@ class Checkpoint:
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
         if not self.form.dense or info.begin % DTYPES[info.dtype][0]:
-            return torch.frombuffer(bytearray(self.read(name)), dtype=dtype).reshape(info.shape)
+            held, done = bytearray(info.nbytes), 0
+            for chunk in self.chunks(name):
+                held[done : done + len(chunk)] = chunk
+                done += len(chunk)
+            return torch.frombuffer(held, dtype=dtype).reshape(info.shape)
         page = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
         path = self.folder / info.file
         try:

@@ -48,6 +48,10 @@ class InputError(InvarlockError):
     exit_code = 3
 
 
+class NotACheckpointError(InputError):
+    """What was named holds no checkpoint that is read here; that says nothing about an edit."""
+
+
 class ContractError(InputError):
     """A JSON document does not follow its contract."""
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import read_json_object
+
+# Of kernels that are for other devices, and of inputs that they round.
+PACKAGES = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 class LoadingError(InputError):
@@ -27,8 +32,11 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def quiet() -> None:
-    """Only errors of the library: what matters is in ours."""
+    """Only errors of the library, and of packages that it loads: what matters is in ours."""
     import transformers
+
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     library_log: Any = transformers.utils.logging
     library_log.set_verbosity_error()
@@ -41,16 +49,20 @@ def library(folder: Path) -> Iterator[None]:
 
     Models, quantizers and packages that they ask for raise what they like: KeyError for a kind of
     rope that is not known, ImportError, AttributeError. None of it is a fault of this program, or
-    lasts less than the folder and the environment do. Lack of memory goes through.
+    lasts less than the folder and the environment do. Lack of memory goes through, and lines of
+    this program's own do.
+
+    Progress bars and warnings are dropped, which quantizers write whatever they are told.
 
     Raises:
         LoadingError: the folder's fault; the exception is its cause.
         InputError, ConfigError: a package is missing, or code of the model's own is not allowed.
     """
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     except Exception as error:
-        if lacks_memory(error):
+        if lacks_memory(error) or isinstance(error, InvarlockError):
             raise
         raise loading_fault(folder, error) from error
 

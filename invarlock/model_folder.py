@@ -15,37 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.errors import InputError
-from invarlock.folders import LISTED, NotACheckpointError
+from invarlock.errors import InputError, NotACheckpointError
+from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
-from invarlock.formats.packed import QUANTIZED
+from invarlock.formats.kinds import FORMATS
+from invarlock.formats.packed import QUANTIZED, Packed, method_of
 from invarlock.library_classes import CAUSAL, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 
-# What each way of packing weights adds to a tensor's name, and what else reads it.
+# What other ways of packing weights add to a tensor's name, and what reads it.
 PACKED = {
-    ".g_idx": ("GPTQ", "transformers with gptqmodel, or vLLM"),
-    ".qweight": ("GPTQ or AWQ", "transformers with gptqmodel or autoawq, or vLLM"),
-    ".weight_scale_inv": ("FP8 in blocks", "transformers or vLLM on a GPU with FP8"),
     ".weight_scale_2": ("NVFP4 (ModelOpt)", "TensorRT-LLM or vLLM"),
-    ".weight_packed": ("compressed-tensors", "transformers with compressed-tensors, or vLLM"),
-    ".weight_scale": ("compressed-tensors or FP8", "transformers with compressed-tensors, or vLLM"),
-    ".SCB": ("bitsandbytes, 8 bits", "transformers with bitsandbytes"),
-    ".absmax": ("bitsandbytes, 4 bits", "transformers with bitsandbytes"),
-    "_blocks": ("MXFP4", "transformers with kernels, or vLLM"),
     ".codebooks": ("AQLM", "transformers with aqlm"),
     ".W_q": ("HQQ", "transformers with hqq"),
     ".weight._data": ("quanto", "transformers with optimum-quanto"),
     ".biases": ("MLX", "mlx-lm"),
     ".centroids": ("VPTQ", "transformers with vptq"),
-}
-METHODS = {
-    "gptq": ("GPTQ", PACKED[".g_idx"][1]),
-    "awq": ("AWQ", "transformers with autoawq, or vLLM"),
-    "bitsandbytes": ("bitsandbytes", PACKED[".SCB"][1]),
-    "compressed-tensors": ("compressed-tensors", PACKED[".weight_packed"][1]),
-    "fp8": ("FP8", PACKED[".weight_scale_inv"][1]),
-    "mxfp4": ("MXFP4", PACKED["_blocks"][1]),
 }
 DENSE = ["F64", "F32", "F16", "BF16"]
 # What wraps a model puts its own word before every name of a tensor.
@@ -63,16 +48,21 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 OTHER_HEADS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
 
 
-def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
-    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from.
+def open_model(
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
+) -> Checkpoint:
+    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from, and
+    ``allowed`` are the permissions that are given.
 
     Raises:
         NotACheckpointError: it cannot: what it is, and what to do.
         InputError: its files are damaged.
     """
-    checkpoint = Checkpoint.open(folder, baseline)
-    if checkpoint.form.dense:
+    checkpoint = Checkpoint.open(folder, baseline, allowed)
+    if not checkpoint.form.packed:
         _refuse_packed(checkpoint)
+    elif isinstance(checkpoint.form, Packed):
+        _refuse_mixed(checkpoint)
     _refuse_names(checkpoint)
     refuse_architecture(checkpoint.config, folder)
     names = os.listdir(checkpoint.folder)
@@ -85,7 +75,9 @@ def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
     return checkpoint
 
 
-def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
+def refuse_unusable(
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
+) -> None:
     """Refuse what cannot be measured, but not damage: that is a finding of the measurement.
 
     Raises:
@@ -93,7 +85,7 @@ def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
         InputError: the system refuses to read the folder.
     """
     try:
-        open_model(folder, baseline)
+        open_model(folder, baseline, allowed)
     except NotACheckpointError:
         raise
     except InputError as error:
@@ -102,30 +94,78 @@ def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
 
 
 def _refuse_packed(checkpoint: Checkpoint) -> None:
-    where = str(checkpoint.folder / "config.json")
+    """Refuse packed weights of a format that is not read, or that ``config.json`` does not name."""
     key = next((k for k in QUANTIZED if isinstance(checkpoint.config.get(k), dict)), None)
-    method = str(checkpoint.config[key].get("quant_method", "")) if key else ""
+    method = method_of(checkpoint.config)
     mark = next((m for m in PACKED for n in checkpoint.tensors if n.endswith(m)), None)
-    if mark == "_blocks" and not any(n.endswith("_scales") for n in checkpoint.tensors):
-        mark = None
-    other = {i.dtype for i in checkpoint.tensors.values() if len(i.shape) > 1} - set(DENSE)
-    if mark is None and not (key and other):
-        if key is None:
-            return
-        stored = sorted({i.dtype for i in checkpoint.tensors.values()})
-        raise NotACheckpointError(
-            f"a {key} ({method or 'of no method'}) is left in config.json, but the weights are"
-            f" dense ({', '.join(stored)}), and loaders would treat them as packed",
-            where=where, hint=f"remove {key} from config.json",
-        )  # fmt: skip
     if mark == ".biases" and not any(n.endswith(".scales") for n in checkpoint.tensors):
+        mark = None
+    other = _not_dense(checkpoint)
+    if mark is None and not other:
+        if key is not None:
+            raise _left(key, checkpoint)
         return
-    what, reader = METHODS.get(method) or PACKED.get(mark or "", (method or "quantized", ""))
+    what, reader = PACKED.get(mark or "", (method or "quantized", ""))
+    if mark is None and key is None:
+        found = f"{other[0]} of {checkpoint.tensors[other[0]].dtype}"
+        raise NotACheckpointError(
+            f"the weights are packed, and config.json does not say how{_as_which(checkpoint)}",
+            where=str(checkpoint.folder), found=found,
+            hint="copy the config.json that was written with them, with its quantization_config",
+        )  # fmt: skip
     raise NotACheckpointError(
         f"the weights are packed ({what}), which is not read here", where=str(checkpoint.folder),
         expected="dense weights (bfloat16, float16 or float32)",
         hint=(f"{reader} would read them; " if reader else "")
         + "name the dense checkpoint they were packed from, or dequantize them and save that",
+    )  # fmt: skip
+
+
+def _refuse_mixed(checkpoint: Checkpoint) -> None:
+    """Refuse weights that are not packed as ``config.json`` says, all or some."""
+    other = _not_dense(checkpoint)
+    title = checkpoint.form.title
+    if not checkpoint.packed and not other:
+        raise _left(next(k for k in QUANTIZED if k in checkpoint.config), checkpoint)
+    if other:
+        what = "some of the weights are" if checkpoint.packed else "the weights are"
+        raise NotACheckpointError(
+            f"{what} not packed as config.json says ({title}){_as_which(checkpoint)}",
+            where=str(checkpoint.folder),
+            found=", ".join(f"{n} of {checkpoint.tensors[n].dtype}" for n in other[:LISTED]),
+            hint="copy the files of one checkpoint, and none of another",
+        )  # fmt: skip
+
+
+def _not_dense(checkpoint: Checkpoint) -> list[str]:
+    """Tensors that are no weights of a model as they stand, by their type or their names."""
+    marks = tuple(mark for form in FORMATS if isinstance(form, Packed) for mark in form.marks)
+    return [
+        name
+        for name, info in checkpoint.tensors.items()
+        if name not in checkpoint.packed
+        and (name.endswith(marks) or (len(info.shape) > 1 and info.dtype not in DENSE))
+    ]
+
+
+def _as_which(checkpoint: Checkpoint) -> str:
+    """The other formats whose tensors some are, by their names."""
+    others = [form for form in FORMATS if isinstance(form, Packed) and form != checkpoint.form]
+    titles = [
+        form.title
+        for form in others
+        if any(name.endswith(form.marks) for name in _not_dense(checkpoint))
+    ]
+    return f", but look like {' or '.join(titles)}" if titles else ""
+
+
+def _left(key: str, checkpoint: Checkpoint) -> NotACheckpointError:
+    method = method_of(checkpoint.config) or "of no method"
+    stored = sorted({info.dtype for info in checkpoint.tensors.values()})
+    return NotACheckpointError(
+        f"a {key} ({method}) is left in config.json, but the weights are dense"
+        f" ({', '.join(stored)}), and loaders would treat them as packed",
+        where=str(checkpoint.folder / "config.json"), hint=f"remove {key} from config.json",
     )  # fmt: skip
 
 

@@ -156,11 +156,11 @@ BEFORE: dict[str, Callable[[Path], str]] = {
     "pointer of git-lfs": _subject(OTHER["pointer of the weights"][0]),
     "link of a cache": _subject(OTHER["dangling link"][0]),
     "quantization left behind": _subject(UNUSABLE["left quantization"][0]),
-    "packed weights": _subject(UNUSABLE["GPTQ"][0]),
+    "packed weights": _subject(UNUSABLE["AQLM"][0]),
     "subject without tokenizer": _subject(UNUSABLE["no tokenizer"][0]),
     "text of one document": _one_document,
     "no tuned parameters": _untuned,
-    "class that is not made": _deployable,
+    "class that no edit makes": _deployable,
 }
 
 

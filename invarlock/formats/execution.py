@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
@@ -95,6 +93,8 @@ def require_package(module: str, extra: str, what: str, where: str) -> None:
     Raises:
         InputError: with the command that installs it.
     """
+    from importlib.util import find_spec
+
     if find_spec(module) is None:
         raise InputError(
             f"{what} need the package {module}, which is not installed", where=where,
@@ -104,6 +104,8 @@ def require_package(module: str, extra: str, what: str, where: str) -> None:
 
 def version_of(package: str) -> str:
     """The installed version of a package; empty where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -111,14 +113,22 @@ def version_of(package: str) -> str:
 
 
 def kernels_of(model: Any) -> dict[str, int]:
-    """Classes of the modules of a torch model that multiply by a matrix -> how many there are."""
+    """What multiplies by a matrix in a torch model -> how many modules are of it.
+
+    By the class of the module; where its weight is of a class of its own, which then multiplies, by
+    that too.
+    """
     found: dict[str, int] = {}
     for module in model.modules():
-        own = list(module.children())
         kind = type(module)
-        if own or not ("Linear" in kind.__name__ or hasattr(module, "in_features")):
+        if list(module.children()):
             continue
-        found[f"{kind.__module__}.{kind.__name__}"] = (
-            found.get(f"{kind.__module__}.{kind.__name__}", 0) + 1
-        )
+        stacked = any(p.dim() == 3 for p in module.parameters())  # matrices of experts
+        if not (stacked or "Linear" in kind.__name__ or hasattr(module, "in_features")):
+            continue
+        name = f"{kind.__module__}.{kind.__name__}"
+        weight = type(getattr(module, "weight", None))
+        if hasattr(weight, "__tensor_flatten__"):
+            name += f" of {weight.__module__}.{weight.__name__}"
+        found[name] = found.get(name, 0) + 1
     return dict(sorted(found.items()))

@@ -13,7 +13,8 @@ A format gives two views of a model. The *effective weights*, under the model's 
 packs them unpacks them here, one tensor at a time (``chunks``; :mod:`invarlock.formats.packed` for
 weights that are packed into safetensors). And the *execution*: transformers, with what the format
 adds to its loader (``loading``), or a program of its own (``engine``). Weights are judged by the
-first, losses and activations by the second; neither stands for the other.
+first, losses and activations by the second; neither stands for the other. Where no kernels of a
+format run here, dense ones multiply its effective weights, and reports say so (``dense_because``).
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import pretty_json, unreadable
 from invarlock.formats.execution import Engine, EngineSettings
-from invarlock.shards import ShardEntry, TensorInfo, write_shard
+from invarlock.shards import DTYPES, ShardEntry, TensorInfo, write_shard
 
+if TYPE_CHECKING:
+    import torch
+
+# The safetensors code of a dtype, by torch's name of it.
+CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -57,6 +63,17 @@ class Inventory:
     packed: dict[str, PackedTensor] = field(default_factory=dict)  # by the model's names
 
 
+class Tensors(Protocol):
+    """A checkpoint, as far as formats ask of a baseline."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors, by name."""
+
+    def load(self, name: str) -> torch.Tensor:
+        """The values of one."""
+
+
 @dataclass(frozen=True)
 class Package:
     """A Python package that runs models of a format."""
@@ -76,6 +93,7 @@ class Format:
     in_folders: ClassVar[bool] = True  # whether a folder that somebody names may be of it
     opened: ClassVar[bool] = True  # whether it has an inventory, so that a folder can be compared
     switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
+    lists: ClassVar[frozenset[str]] = frozenset()  # files that list those of weights
     note: ClassVar[str | None] = None  # what the record of a rewritten baseline says
     title: ClassVar[str] = ""  # what people call it
     # Whether a folder has to have ``config.json``; else the format writes what it lacks
@@ -115,14 +133,23 @@ class Format:
         """
         raise NotImplementedError
 
-    def faults(self, source: Path, baseline: Mapping[str, TensorInfo]) -> Iterator[str]:
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         """What is wrong with the way the weights are packed, a line each: damage, which rejects.
 
         Not what the tensors themselves show: values that are not finite, shapes, missing names.
 
         Args:
             source: the folder or file that was named.
-            baseline: its tensors, by name.
+            baseline: what it was made from; its values are read where they are asked for.
+        """
+        yield from ()
+
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        """What people should know of a subject and rejects nothing, a line each.
+
+        Args:
+            source: the folder or file that was named.
+            baseline: the folder of the baseline.
         """
         yield from ()
 
@@ -142,6 +169,17 @@ class Format:
     def loaded(self, model: Any, source: Path) -> Any:
         """The model as it is to be run, from what transformers loaded."""
         return model
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        """What reports say of a loaded model beside its kernels: what was done to the weights, how
+        activations are rounded, what other hardware would do instead."""
+        return {}
+
+    def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
+        """Why dense kernels multiply the effective weights in place of the format's own; empty
+        where its own do. Reports say it: what is judged then is what the weights stand for, and not
+        the kernels that will serve them."""
+        return ""
 
     def engine(self, source: Path, settings: EngineSettings) -> Engine | None:
         """The program that runs the model; None: transformers does.
@@ -264,3 +302,13 @@ def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:
         if not got:
             raise InputError("the shard became shorter while being read", where=str(path))
         done += got
+
+
+def copied(values: torch.Tensor, info: TensorInfo, size: int) -> Iterator[memoryview]:
+    """The bytes of a tensor from ``info.begin`` to ``info.end``, ``size`` at a time; a copy, since
+    whoever gets a chunk may write to it."""
+    import torch
+
+    flat = values.detach().contiguous().view(-1).view(torch.uint8)
+    for start in range(info.begin, info.end, max(size, 1)):
+        yield flat[start : min(start + size, info.end)].clone().numpy().data

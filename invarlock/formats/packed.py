@@ -16,25 +16,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from invarlock.counts import counted
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
-from invarlock.formats.kind import Format, Inventory, PackedTensor, byte_range
+from invarlock.formats.kind import CODES, Format, Inventory, PackedTensor, Tensors, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
+from invarlock.formats.numbers import WORD, whole_numbers
 from invarlock.shards import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
 DENSE = Safetensors()
+# Of a tensor's largest value, what counts for nothing where a scale is zero.
+NEGLIGIBLE = 1e-5
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
-# The safetensors code of a dtype that config.json names.
-CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """How ``config.json`` says that the weights are packed; empty where it says nothing."""
     found = next((config[k] for k in QUANTIZED if isinstance(config.get(k), dict)), None)
     return found if found is not None else {}
+
+
+def refuse_two(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a ``config.json`` that says twice, and not the same, how the weights are packed.
+
+    Raises:
+        NotACheckpointError: one loader would read one model, and another another.
+    """
+    said = {key: config[key] for key in QUANTIZED if isinstance(config.get(key), dict)}
+    if len(said) > 1 and len({str(sorted(map(str, v.items()))) for v in said.values()}) > 1:
+        raise NotACheckpointError(
+            "config.json says twice how the weights are packed, and not the same",
+            where=f"{where}/config.json", found=" and ".join(said),
+            hint="remove the one that does not tell what the files hold",
+        )  # fmt: skip
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -55,6 +73,8 @@ class Packed(Format):
 
     inside: ClassVar[str] = "safetensors"
     packed: ClassVar[bool] = True
+    # How the names of its stored tensors end, which no dense model's do.
+    marks: ClassVar[tuple[str, ...]] = ()
 
     def files(self, names: Collection[str]) -> set[str]:
         return DENSE.files(names)
@@ -69,13 +89,22 @@ class Packed(Format):
         Args:
             stored: what the files hold, by name.
             config: ``config.json``.
-            where: the folder, for errors.
+            where: the folder, for errors, and for a shape that is stored as numbers.
 
         Raises:
             InputError: parts are missing or do not fit together, such as a group size that does
                 not divide the columns.
         """
         raise NotImplementedError
+
+    def scales(
+        self, tensor: PackedTensor, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> torch.Tensor | None:
+        """What each value is multiplied by, in a shape that broadcasts to the tensor's.
+
+        Scales of zero are looked for in it; None where the format has none of its own.
+        """
+        return None
 
     def values(
         self, tensor: PackedTensor, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
@@ -124,8 +153,38 @@ class Packed(Format):
             yield from DENSE.chunks(folder, info, size)
             return
         config = read_json_object(folder / "config.json")
-        parts = {part.name: stored_tensor(folder, part) for part in info.stored}
-        yield from sliced(self.values(info.of, parts, config), info, size)
+        yield from sliced(self.values(info.of, info.read(folder), config), info, size)
+
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
+        """See :meth:`Format.faults`: scales of zero where the baseline's weights are not.
+
+        And scales of activations that are no positive numbers.
+        """
+        config = read_json_object(source / "config.json")
+        lost: dict[str, int] = {}
+        for name, info in self.inventory(source).tensors.items():
+            if not isinstance(info, Made) or name not in baseline.tensors:
+                continue
+            scales = self.scales(info.of, info.read(source), config)
+            if scales is None or bool(scales.all()):
+                continue
+            before = baseline.load(name)
+            if before.shape == info.shape:
+                # what rounds to a scale of zero by itself is no damage
+                small = before.abs().max() * NEGLIGIBLE
+                lost[name] = int(((scales == 0).expand(info.shape) & (before.abs() > small)).sum())
+        lost = {name: count for name, count in lost.items() if count}
+        if lost:
+            first = next(iter(lost))
+            yield (
+                f"scales of zero take {counted(sum(lost.values()), 'weight')} away that the"
+                f" baseline has, in {counted(len(lost), 'tensor')}: first {first}"
+            )
+        stored = DENSE.inventory(source).tensors
+        for name in (n for n in stored if self.drops(n) and n.endswith("scale")):
+            values = stored_tensor(source, stored[name]).float()
+            if not bool(((values > 0) & values.isfinite()).all()):
+                yield f"{name} is no positive number: what is rounded by it is lost"
 
 
 @dataclass(frozen=True)
@@ -134,6 +193,10 @@ class Made(TensorInfo):
 
     of: PackedTensor
     stored: tuple[TensorInfo, ...]
+
+    def read(self, folder: Path) -> dict[str, torch.Tensor]:
+        """What it is made of, by name."""
+        return {part.name: stored_tensor(folder, part) for part in self.stored}
 
 
 def elements(shape: tuple[int, ...]) -> int:
@@ -152,11 +215,101 @@ def stored_tensor(folder: Path, info: TensorInfo) -> torch.Tensor:
     """
     import torch
 
-    dtype: torch.dtype = getattr(torch, DTYPES[info.dtype][1])
+    dtype = torch_dtype(info.dtype)
     if not info.nbytes:
         return torch.empty(info.shape, dtype=dtype)
     (chunk,) = byte_range(folder / info.file, info, info.nbytes)
     return torch.frombuffer(chunk, dtype=dtype).reshape(info.shape)
+
+
+def in_one_dtype(model: Any) -> Any:
+    """The model with the parameters that were not packed in the dtype of the run, too: of a packed
+    model the library leaves them as they are stored."""
+    import torch
+
+    if model.config.dtype == torch.float32:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+    return model
+
+
+def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unsigned integers of some bits that int32 words hold end to end, lowest bit first.
+
+    Args:
+        words: (W, ...); integers may reach from one word into the next.
+        bits: of each integer.
+
+    Returns:
+        (32 W / bits, ...) of int64.
+    """
+    count = words.shape[0] * WORD // bits
+    return whole_numbers(words.movedim(0, -1), bits, count).movedim(-1, 0).long()
+
+
+def parts_of(
+    stored: Mapping[str, TensorInfo], mark: str, needed: Collection[str], where: str
+) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
+    """The modules whose weight is packed: the name of each, and its stored tensors by their ends.
+
+    Args:
+        stored: what the files hold, by name.
+        mark: the end of a name that tells a packed module, such as ".qweight".
+        needed: the ends of the names of what else it has to have.
+        where: the folder, for errors.
+
+    Raises:
+        InputError: a module lacks a part, or a part its module.
+    """
+    for name in stored:
+        end = next((end for end in (mark, *needed) if name.endswith(end)), None)
+        if end is None:
+            continue
+        module = name.removesuffix(end)
+        lacking = [part for part in (mark, *needed) if module + part not in stored]
+        if lacking:
+            raise InputError(
+                f"{name} is there without {module}{lacking[0]}", where=where,
+                hint="pack the weights again, or copy all of their files",
+            )  # fmt: skip
+        if end == mark:
+            yield module, {part: stored[module + part] for part in (mark, *needed)}
+
+
+def two(info: TensorInfo, where: str) -> tuple[int, int]:
+    """The shape of a matrix.
+
+    Raises:
+        InputError: it is none, or is empty.
+    """
+    if len(info.shape) != 2 or not info.numel:
+        raise InputError(f"{info.name} is no matrix", where=where, found=str(list(info.shape)))
+    return info.shape[0], info.shape[1]
+
+
+def uneven(size: int, columns: int, module: str, where: str) -> InputError:
+    """The line for groups that do not fill the columns of a weight."""
+    return InputError(
+        f"the group size {size} does not divide the {columns} columns of {module}", where=where,
+        hint="pack the weights again with a group size that does",
+    )  # fmt: skip
+
+
+def disagreement(found: Mapping[str, Any], beside: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Where a second file says something else of the packing: some loaders read that one."""
+    names = {"bits": "w_bit", "group_size": "q_group_size"}
+    for key, older in names.items():
+        other = beside.get(key, beside.get(older))
+        if key in found and other is not None and other != found[key]:
+            yield f"config.json says {key}: {found[key]}, and {name} says {other}"
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """The dtype of a safetensors code."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, DTYPES[code][1])
+    return dtype
 
 
 def sliced(values: torch.Tensor, info: TensorInfo, size: int) -> Iterator[memoryview]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
 from invarlock.formats.execution import Described, Engine, EngineSettings, kernels_of, version_of
 from invarlock.formats.kind import Format
-from invarlock.formats.packed import DENSE
+from invarlock.formats.packed import DENSE, QUANTIZED
 from invarlock.library_classes import loader_of
 from invarlock.loading_faults import library, quiet
 from invarlock.metrics.kinds import BY_WINDOWS, DEFAULT, METRICS, metric_of
@@ -45,13 +46,24 @@ class Loaded:
     missing: list[str]
     unexpected: list[str]
     engine: Engine | None = None
+    packages: tuple[str, ...] = ()  # that run it beside transformers
+    detail: Mapping[str, str] = field(default_factory=dict)  # of its format
+    dense_because: str = ""  # why dense kernels run it in place of those of its format
 
     def describe(self) -> Described:
         """What runs."""
         if self.engine is not None:
             return self.engine.describe()
-        versions = {name: version_of(name) for name in ("transformers", "torch")}
-        return Described("transformers", versions, kernels_of(self.model), device_name(self.device))
+        versions = {name: version_of(name) for name in ("transformers", "torch", *self.packages)}
+        detail = self.detail
+        if self.dense_because:
+            detail = {
+                "weights": "dequantized",
+                "kernels": f"dense {self.dtype} ones, not those that will serve",
+                "because": self.dense_because,
+            }
+        kernels, device = kernels_of(self.model), device_name(self.device)
+        return Described("transformers", versions, kernels, device, detail)
 
 
 def resolve_target(target: Target) -> tuple[str, torch.dtype]:
@@ -161,6 +173,26 @@ def load_checkpoint(
     return load_model(checkpoint, target, adapter)
 
 
+def _dense(
+    auto_model: Any, checkpoint: Checkpoint, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A model of dense modules that holds what a checkpoint's weights stand for.
+
+    They go through memory, once as they are and once in the dtype of the run, and through no file.
+    """
+    import torch
+
+    config = options["config"]
+    for key in QUANTIZED:
+        if hasattr(config, key):
+            delattr(config, key)
+    with torch.device("meta"):
+        kind = type(auto_model.from_config(config, trust_remote_code=options["trust_remote_code"]))
+    state = {name: checkpoint.load(name) for name in checkpoint.tensors}
+    model, info = kind.from_pretrained(None, state_dict=state, **options)
+    return model, info
+
+
 def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.adapter) -> Loaded:
     """Load a language model of the kind ``adapter`` from safetensors, without the network.
 
@@ -202,12 +234,21 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
             "trust_remote_code": target.allow_remote_code,
             "output_loading_info": True,
         }
-        options |= form.loading(source, written, device)
-        model, info = auto_model.from_pretrained(folder, **options)
-        model = form.loaded(model, source)
+        because = form.dense_because(source, written)
+        if because and isinstance(place, Checkpoint):
+            model, info = _dense(auto_model, place, options)
+        else:
+            options |= form.loading(source, written, device)
+            dtype = options["dtype"]
+            model, info = auto_model.from_pretrained(folder, **options)
+            model = form.loaded(model, source)
     model.requires_grad_(False)
     model.eval()
-    if device == "cuda" and torch.cuda.device_count() > 1:  # as many are visible as were asked for
+    if "device_map" in options:  # it lies where it belongs
+        pass
+    elif (
+        device == "cuda" and torch.cuda.device_count() > 1
+    ):  # as many are visible as were asked for
         spread(model, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
     else:
         model.to(device)
@@ -222,4 +263,7 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
         dtype=str(dtype).removeprefix("torch."),
         missing=sorted(missing),
         unexpected=sorted(n for n in info["unexpected_keys"] if not n.startswith(UNUSED_HEADS)),
+        packages=() if because else tuple(package.module for package in form.packages),
+        detail={} if because else form.detail(model),
+        dense_because=because,
     )

@@ -35,7 +35,9 @@ def packed_weights(model: torch.nn.Module, rows: int) -> Iterator[None]:
     import torch
 
     onednn: Any = torch.backends.mkldnn
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _sortable(m.weight)]
+    linear = [m for m in model.modules() if type(m) is torch.nn.Linear and _sortable(m.weight)]
+    # one whose product somebody replaced, such as by one of quantized activations, keeps it
+    layers = [m for m in linear if "forward" not in vars(m)]
     size = sum({m.weight.data_ptr(): m.weight.nbytes for m in layers}.values())
     if not onednn.is_available() or size > LARGEST:
         layers = []
@@ -56,6 +58,8 @@ def packed_weights(model: torch.nn.Module, rows: int) -> Iterator[None]:
 def _sortable(weight: torch.Tensor) -> bool:
     import torch
 
+    if type(weight) is not torch.nn.Parameter:  # packed by a class of its own
+        return False
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
     return on_cpu and weight.is_contiguous() and weight.numel() >= WORTH_IT
 

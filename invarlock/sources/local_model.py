@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.documents.model_revisions import PinnedModel
-from invarlock.errors import ConfigError
+from invarlock.errors import ConfigError, NotACheckpointError
 from invarlock.files import read_json_object
-from invarlock.folders import NotACheckpointError, readable_format, refuse_broken_files
+from invarlock.folders import readable_format, refuse_broken_files
 from invarlock.formats.kind import INDEX_NAME, Format
 from invarlock.formats.kinds import format_in, format_of
 from invarlock.model_folder import no_tokenizer, open_model, refuse_architecture
