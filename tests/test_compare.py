@@ -183,6 +183,21 @@ def test_quick_needs_a_tier_with_floors(desk):
     assert "--quick could pass" in err
 
 
+# --- on the real model ----------------------------------------------------------------------------
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize(("spec", "more", "code"), [
+    ("quant_rtn:8:0:all", (), 0), ("quant_rtn:3:64:all", ("--quick",), 1),
+])  # fmt: skip
+def test_edits_of_the_embedded_model(smollm2, tmp_path, spec, more, code):
+    """With the texts of installed packages: eight bits pass, three fail even a quick look."""
+    words = ["edit", "--baseline", str(smollm2), "--spec", spec, "--out", str(tmp_path / "edited")]
+    assert main([*words, "--metadata", str(tmp_path / "edit.json")]) == 0
+    found, out, err = Desk(tmp_path).compare(str(smollm2), "edited", *more)
+    assert found == code, out + err
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 
