@@ -22,11 +22,13 @@ from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
 from invarlock.files import unreadable
 from invarlock.pictures import folder_of
+from invarlock.reporting.deployable import FORMATS
 from invarlock.run.container import Runtime, find_runtime
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_slices
 
 PAGES = ("evaluation.html", "evaluation.md", "verify.json")  # of an evaluation, for people
+DEPLOYABLE_RECORDS = tuple(FORMATS)  # beside the evaluation of a deployable subject
 # Commands whose code decides what is measured.
 MEASURING = (
     "baseline", "windows", "run", "calibrate", "edit", "inject", "evaluate", "evaluate_worker",
@@ -168,6 +170,16 @@ class Layout(JobWords):
         return [s.id for s in self.settings.scenarios if s.edit_spec == CUSTOM_SPEC]
 
     @functools.cached_property
+    def packed_by_backend(self) -> list[str]:
+        """Ids of the scenarios whose subject a deployment backend makes."""
+        return [s.id for s in self.settings.scenarios if s.is_packed_by_backend]
+
+    @functools.cached_property
+    def deployable(self) -> list[str]:
+        """Ids of the scenarios whose subject has to load and answer as it is served."""
+        return [s.id for s in self.settings.scenarios if s.is_deployable]
+
+    @functools.cached_property
     def training(self) -> list[str]:
         """Ids of the scenarios whose edit is trained."""
         return [s for s in self.edits if self.settings.scenario(s).edit_type in FROM_TEXT]
@@ -219,6 +231,12 @@ class Layout(JobWords):
             for scenario in s.scenarios
             for n in s.runs(scenario)
         ]
+
+    def deployable_records(self) -> list[Path]:
+        """The first of the five records beside each evaluation of a deployable subject."""
+        named = set(self.deployable)
+        folders = [f for f in self.evaluations() if f.parent.name in named]
+        return [folder / DEPLOYABLE_RECORDS[0] for folder in folders]
 
     def evaluation_words(self, name: str = "") -> list[str]:
         """The same folders, or a file in each, for bash to expand: thousands of paths do not fit

@@ -49,10 +49,12 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "accuracy": factory.make_accuracy,
     "sliced": lambda: factory.make_sliced({"prose": 0.98, "code": 1.14}, kl={"code": 0.3}),
     "not_evaluated": factory.make_unevaluated,
+    "excerpted": factory.make_excerpted,
+    "packed": factory.make_packed,
 }
 
 # Both forms are rendered from one outline; these together show every section and picture.
-IN_HTML = ("every_block", "failed_guard", "rejected", "accepted", "accuracy")
+IN_HTML = ("every_block", "failed_guard", "rejected", "accepted", "accuracy", "excerpted", "packed")
 
 
 class VisibleText(HTMLParser):

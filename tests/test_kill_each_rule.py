@@ -63,7 +63,7 @@ RULES = {
 OTHERS = {
     "tune", "tuning_windows", "tuning_baseline", "effective_config", "fetch", "release", "image",
     "image_label", "render_together", "guard_value_sweep", "table", "all", "suite", "pack",
-    "packed_report", "verify_pack",
+    "packed_report", "verify_pack", "pack_weights", "deployable", "sentinels",
 }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ class JobWords:
     def selection(self) -> str:
         """Options of the scenario manifest: which scenarios, and how often each is evaluated."""
         s, values = self.settings, self.settings.values
-        chosen = values["scenarios"] or values["categories"]
+        chosen = values["scenarios"] or values["categories"] or s.narrowed
         return self.options(
             ScenariosOptions,
             scenario=[scenario.id for scenario in s.scenarios] if chosen else (),

@@ -37,6 +37,7 @@ def compared(report: Report) -> Section:
         ("Windows file", _digest(provenance.get("windows_sha256"))),
         ("Tokenizer", _digest(meta.get("tokenizer_hash"))),
         ("Device and precision", f"{meta.get('device', '-')}, {meta.get('dtype', '-')}"),
+        *_packing(block(meta, "execution")),
         ("Execution", str(meta.get("execution_mode", "-"))),
         ("InvarLock", str(meta.get("invarlock_version", "-"))),
     ]
@@ -69,6 +70,21 @@ def inference(report: Report) -> Section:
     if telemetry.get("summary_line"):
         facts.append(("Telemetry", str(telemetry["summary_line"])))
     return Section("inference", "Inference diagnostics", facts=tuple(facts))
+
+
+def _packing(execution: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of a packed subject: which weights were judged, and which kernels."""
+    if not execution:
+        return
+    schemes, kernels = block(execution, "schemes"), block(execution, "kernels")
+    packed = [f"{name} ({block(schemes, name).get('tensors', '-')} tensors)" for name in schemes]
+    title = execution.get("title") or execution.get("format", "-")
+    yield "Weights judged", f"{title}, dequantized: {', '.join(packed) or '-'}"
+    ran = ", ".join(f"{name} ({count})" for name, count in kernels.items())
+    detail = block(execution, "detail")
+    if detail.get("because"):
+        ran += f": {detail.get('kernels')}, because {detail['because']}"
+    yield "Kernels judged", f"{execution.get('backend', '-')}: {ran or '-'}"
 
 
 def _head(data: Mapping[str, Any]) -> str:

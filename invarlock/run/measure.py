@@ -26,7 +26,7 @@ from invarlock.formats.execution import Described
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
-from invarlock.guards.invariants import check_loaded
+from invarlock.guards.invariants import check_engine_tokens, check_loaded
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
@@ -52,6 +52,7 @@ from invarlock.windows import read_windows
 if TYPE_CHECKING:
     import torch
 
+SERVER = "server"  # the device of what a running server has
 PROBE_TOKENS = 16  # tokens on which the output head is compared with the whole model
 
 
@@ -205,7 +206,9 @@ def measure_checkpoint(
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
     digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
-    failures = check_loaded(loaded.missing, loaded.unexpected)
+    failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
+    if loaded.engine is not None:
+        failures += check_engine_tokens(loaded.engine, checkpoint.folder, windows.token_ids())
     clock.lap("invariants")
 
     def found() -> Measurement:
