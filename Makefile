@@ -138,7 +138,7 @@ test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 cases: setup
-	@$(BIN)/python -m pytest tests/test_cases.py -m cases
+	@$(BIN)/python -m pytest tests/test_cases.py tests/test_compare.py -m cases
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -40,14 +42,16 @@ class Desk:
     cache: str = "cache"
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *words: str, cache: str = "") -> subprocess.Popen[str]:
+    def start(
+        self, *words: str, cache: str = "", stderr: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """Start a comparison in the folder."""
         home = {"XDG_CACHE_HOME": str(self.root / (cache or self.cache))}
         command = [sys.executable, "-m", "invarlock", "compare", *words]
         found = quiet_environment() | home | {"PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             command, cwd=self.root, env=found, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
         )  # fmt: skip
 
     def compare(self, *words: str, cache: str = "") -> tuple[int, str, str]:
@@ -159,6 +163,28 @@ def test_quick_accuses_or_leaves_it_open(desk, subject, code):
     assert json.loads(report.read_text())["policy_provenance"]["preset_sha256"] is None
 
 
+@pytest.mark.usefixtures("first")
+def test_a_terminal_shows_a_bar_with_the_time_left(desk):
+    """And the object on standard output is alone there all the same."""
+    ours, theirs = pty.openpty()
+    words = ["base", "bad", *WORDS, "--quick", "--json", "--out", "bar", "--no-cache"]
+    process = desk.start(*words, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal whose other side is closed
+        while found := os.read(ours, 4096):
+            shown += found
+    out, _ = process.communicate()
+    os.close(ours)
+    text = shown.decode()
+    done = [int(number) for number in re.findall(r"(\d+) of 192 windows", text)]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 192)
+    assert "subject" in text
+    assert " left" in text
+    assert json.loads(out)["outcome"] == "fail"
+
+
 @given(st.sampled_from([PASS, FAIL, INCONCLUSIVE]), st.booleans())
 def test_no_outcome_of_a_quick_comparison_is_a_pass(found, quick):
     """Whatever a report says; and nothing else is changed."""
@@ -181,6 +207,21 @@ def test_quick_needs_a_tier_with_floors(desk):
     code, out, err = desk.compare("base", "good", *WORDS, "--quick", "--tier", "none")
     assert (code, out) == (2, "")
     assert "--quick could pass" in err
+
+
+# --- on the real model ----------------------------------------------------------------------------
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize(("spec", "more", "code"), [
+    ("quant_rtn:8:0:all", (), 0), ("quant_rtn:3:64:all", ("--quick",), 1),
+])  # fmt: skip
+def test_edits_of_the_embedded_model(smollm2, tmp_path, spec, more, code):
+    """With the texts of installed packages: eight bits pass, three fail even a quick look."""
+    words = ["edit", "--baseline", str(smollm2), "--spec", spec, "--out", str(tmp_path / "edited")]
+    assert main([*words, "--metadata", str(tmp_path / "edit.json")]) == 0
+    found, out, err = Desk(tmp_path).compare(str(smollm2), "edited", *more)
+    assert found == code, out + err
 
 
 # --- bad input ---------------------------------------------------------------------------------

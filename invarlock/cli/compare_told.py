@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from invarlock.evidence import escape
 from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import METRICS
+from invarlock.pages.parts import FAIL as BAD
 from invarlock.pages.reading import block
 from invarlock.reporting import signals
-from invarlock.reporting.dashboard import headline
+from invarlock.reporting.dashboard import all_checks, gates, headline
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS, needed, too_little
 
 if TYPE_CHECKING:
     from invarlock.cli.comparison import Compared
 
 FORMAT = "comparison-v1"
-WIDTH = 12  # of the names in front of the lines
+WIDTH, TEXT = 12, 84  # characters of the names in front of the lines, and behind them
 COLOURS = {PASS: "32", FAIL: "31", INCONCLUSIVE: "33"}
 
 
@@ -61,7 +63,11 @@ def told(result: Compared, coloured: bool = False) -> str:
     word = result.outcome.upper()
     head = f"\033[1;{COLOURS[result.outcome]}m{word}\033[0m" if coloured else word
     lines = [f"{head}: {escape(_what(result))}"]
-    lines += [f"  {name:<{WIDTH}}{escape(text)}" for name, text in _rows(result)]
+    for name, text in _rows(result):
+        # paths stay whole, for whoever copies them
+        rows = textwrap.wrap(escape(text), TEXT, break_long_words=False, break_on_hyphens=False)
+        names = [name, *[""] * len(rows)]
+        lines += [f"  {n:<{WIDTH}}{row}" for n, row in zip(names, rows, strict=False)]
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +79,8 @@ def _what(result: Compared) -> str:
 
 def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     report, out = result.report, result.out
-    yield "why", _why(result)
+    for number, reason in enumerate(_reasons(result)):
+        yield "" if number else "why", reason
     yield from _metric(report["primary_metric"])
     yield "guards", ", ".join(_spoke(report)) or "none spoke"
     if accepted := accepted_names(report):
@@ -84,6 +91,16 @@ def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     if result.signer:
         yield "pack", f"{out / 'evidence_pack'}, signed by {result.signer}"
     yield "next", _next(result)
+
+
+def _reasons(result: Compared) -> list[str]:
+    """What was found bad, each by itself; else the one sentence of the report."""
+    found = [
+        f"{check.name}: {check.note or check.status}"
+        for check in all_checks(result.report)
+        if check.status == BAD and gates(check, result.report)
+    ]
+    return found or [_why(result)]
 
 
 def _why(result: Compared) -> str:
