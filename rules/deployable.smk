@@ -52,9 +52,9 @@ rule deployable:
         LOGS / "{model}/{scenario}/deployable.{run}.log",
     benchmark:
         LOGS / "{model}/{scenario}/deployable.{run}.benchmark.tsv"
-    priority: 30
     wildcard_constraints:
         scenario=any_of(L.deployable),
+    priority: 30
     container:
         IMAGE
     threads: C["threads"]
