@@ -6,6 +6,9 @@
 # make test    the same, and run all tests
 # make cases  subjects as people make them, through the workflow on the embedded model: what comes out of
 #              each (about half an hour)
+# make backends  compile llama.cpp into .venv, which runs GGUF models (once; seven minutes on two cores)
+# make deployable-smoke  GGUF files of the embedded model, quantized by llama.cpp, through the workflow: what is
+#              sound passes, two bits and exchanged scales fail; ends with a pack that verifies (needs backends)
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make dev-install, make runtime-image  other names of setup and image
 # make image   build the image of the container profile: images/invarlock-runtime.sif
@@ -44,7 +47,7 @@ export INVARLOCK_CONTAINER_ENGINE
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
-.PHONY: smoke smoke-all telemetry image runtime-image dev-install container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
+.PHONY: smoke smoke-all backends deployable-smoke telemetry image runtime-image dev-install container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
 
 # the suite of the target's name, ending with a verified pack
 define run_suite
@@ -62,6 +65,9 @@ smoke: $(VENV)/ready
 smoke-all: $(VENV)/ready
 	$(run_suite)
 	@$(BIN)/python tools/results_page.py evidence_pack_runs/$@
+
+backends: $(VENV)/ready-backends
+	@$(BIN)/python -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__, "runs GGUF models")'
 
 # what the report of a run says of itself; of that run alone
 telemetry: $(VENV)/ready
@@ -177,6 +183,13 @@ $(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.
 $(VENV)/ready-test: $(VENV)/ready envs/requirements-test.lock envs/requirements-formats.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-test.lock \
 		-r envs/requirements-formats.lock
+	@touch $@
+
+$(VENV)/ready-backends: $(VENV)/ready envs/requirements-backends.lock
+	@command -v cmake >/dev/null && command -v c++ >/dev/null || \
+		{ echo "llama.cpp is compiled, which needs the Debian packages cmake and g++: apt-get install cmake g++"; exit 1; }
+	@echo "Compiling llama.cpp into $(VENV) (once; pip keeps the wheel)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-backends.lock
 	@touch $@
 
 clean:

@@ -19,10 +19,12 @@ include: "rules/calibrate.smk"
 include: "rules/edit.smk"
 include: "rules/tune.smk"
 include: "rules/evaluate.smk"
+include: "rules/deployable.smk"
 include: "rules/decide.smk"
 include: "rules/analysis.smk"
 include: "rules/pack.smk"
 include: "rules/release.smk"
+include: "rules/sentinels.smk"
 
 
 rule all:

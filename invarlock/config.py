@@ -21,10 +21,10 @@ import yaml
 from invarlock.contracts import load_contract, validate, violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
-from invarlock.folders import no_folder
+from invarlock.folders import named_file, no_folder
 from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
-from invarlock.scenarios import CUSTOM_SPEC, Scenario, load_catalogue
+from invarlock.scenarios import CUSTOM_SPEC, Scenario, in_class, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
 from invarlock.variables import given_by
 from invarlock.written import INCLUDE, ONE, listed, read_yaml, spelled, split_slices, texts
@@ -39,7 +39,9 @@ def settings_with(*traits: str) -> tuple[str, ...]:
     return tuple(name for name, one in known.items() if {*traits} & {*one.get("traits", ())})
 
 
+DEPLOYABLE_SUITE = "deployable"  # its scenarios are asked for by its name
 AUTO = "auto"  # a new output folder at each start
+OF_BYOE = ("baseline", "subject", "accept", "artifact_class")  # settings of that suite alone
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
 
 
@@ -65,6 +67,7 @@ class Settings:
     min_free_disk_gb: float
     models: tuple[Model, ...]
     scenarios: tuple[Scenario, ...]
+    narrowed: bool  # the suite holds scenarios of the deployable lane that are not asked for
     # (model slug, scenario id) -> edit spec, or why there is none
     edit_specs: Mapping[tuple[str, str], str | ConfigError]
 
@@ -200,7 +203,17 @@ def effective_settings(
     models = resolve_models(entries, suites, values["geometry"], values["windows"], where)
     catalogue = load_catalogue(Path(values["catalogue"]))
     chosen = catalogue.select(values["suite"], values["scenarios"], values["categories"])
-    scenarios = tuple(s for s in chosen if _has_subject(s, values))
+    scenarios = tuple(
+        in_class(s, values["artifact_class"])
+        for s in chosen
+        if _has_subject(s, values) and _in_lane(s, values)
+    )
+    if not scenarios:
+        raise ConfigError(
+            "every selected scenario makes a deployable subject, and deploy_backends leaves none",
+            where=_where(origins["deploy_backends"]),
+            expected=", ".join(sorted({str(s.edit_type) for s in chosen})),
+        )
     return Settings(
         values=values,
         origins=origins,
@@ -211,6 +224,7 @@ def effective_settings(
         else suite["min_free_disk_gb"],
         models=models,
         scenarios=scenarios,
+        narrowed=any(not _in_lane(s, values) for s in chosen),
         edit_specs=_edit_specs(values, models, scenarios),
     )
 
@@ -398,7 +412,7 @@ def _where(origin: str) -> str:
 
 def _refuse_ignored(values: Document, origins: Mapping[str, str]) -> None:
     """A setting that would have no effect is a mistake, not something to pass over."""
-    ignored = ("models",) if values["suite"] == "byoe" else ("baseline", "subject", "accept")
+    ignored = ("models",) if values["suite"] == "byoe" else OF_BYOE
     for key in ignored:
         if values[key]:
             kind, _, names = origins[key].partition(" ")
@@ -429,6 +443,15 @@ def _has_subject(scenario: Scenario, values: Document) -> bool:
     return scenario.edit_spec != CUSTOM_SPEC or bool(values["subject"])
 
 
+def _in_lane(scenario: Scenario, values: Document) -> bool:
+    """Whether a scenario is asked for whose subject a deployment backend packs; all others are."""
+    if not scenario.is_packed_by_backend:
+        return True
+    asked = values["deployable_edits"] or values["suite"] == DEPLOYABLE_SUITE
+    backends = values["deploy_backends"]
+    return bool(asked and (not backends or scenario.edit_type in backends))
+
+
 def _edit_specs(
     values: Document, models: Sequence[Model], scenarios: Sequence[Scenario]
 ) -> dict[tuple[str, str], str | ConfigError]:
@@ -437,7 +460,7 @@ def _edit_specs(
     The error is raised only when that edit is made: a search for missing tuned parameters has to
     be able to start without them.
     """
-    edits = [s for s in scenarios if s.is_edit]
+    edits = [s for s in scenarios if s.is_edit or s.is_packed_by_backend]
     path = Path(values["tuned_edit_params"])
     tuned = read_or_empty(path if any(map(tuned_type, edits)) else None)
     found: dict[tuple[str, str], str | ConfigError] = {}
@@ -457,7 +480,8 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
             what, place = f"/{key} holds a brace, a wildcard to Snakemake", _where(origins[key])
             raise ConfigError(what, where=place, expected="no { and }", found=str(values[key]))
     for key in ("baseline", "subject", "pack"):
-        if values[key] and not Path(values[key]).is_dir():
+        alone = key == "subject" and named_file(Path(values[key]))  # a file that is a model
+        if values[key] and not alone and not Path(values[key]).is_dir():
             raise InputError(
                 f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key]),
                 hint=no_folder(Path(values[key])).hint,

@@ -48,15 +48,18 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 OTHER_HEADS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
 
 
-def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
-    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from.
+def open_model(
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
+) -> Checkpoint:
+    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from, and
+    ``allowed`` are the permissions that are given.
 
     Raises:
         NotACheckpointError: it cannot: what it is, and what to do.
         InputError: its files are damaged.
     """
-    checkpoint = Checkpoint.open(folder, baseline)
-    if checkpoint.form.dense:
+    checkpoint = Checkpoint.open(folder, baseline, allowed)
+    if not checkpoint.form.packed:
         _refuse_packed(checkpoint)
     elif isinstance(checkpoint.form, Packed):
         _refuse_mixed(checkpoint)
@@ -72,7 +75,9 @@ def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
     return checkpoint
 
 
-def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
+def refuse_unusable(
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
+) -> None:
     """Refuse what cannot be measured, but not damage: that is a finding of the measurement.
 
     Raises:
@@ -80,7 +85,7 @@ def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
         InputError: the system refuses to read the folder.
     """
     try:
-        open_model(folder, baseline)
+        open_model(folder, baseline, allowed)
     except NotACheckpointError:
         raise
     except InputError as error:

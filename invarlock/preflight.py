@@ -7,16 +7,19 @@ cannot be read yet (a model of the hub that is not pinned) is left to the job th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.config import Settings
+from invarlock.deployment import BACKENDS
 from invarlock.edits.specs import parse_edit_spec
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.policy_pack import read_policy_pack
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
+from invarlock.formats.kinds.pickle import Pickle
 from invarlock.metrics.kinds import ASKED, metric_of
 from invarlock.model_folder import is_in_library, open_model
 from invarlock.models import Model
@@ -40,7 +43,7 @@ def refusals(settings: Settings, container: bool, judged: bool) -> list[Invarloc
         container: whether a profile runs the rules in the image.
         judged: whether evaluations are judged, not only made ready.
     """
-    found = [*_folders(settings)]
+    found = [*_folders(settings), *_backends(settings)]
     if judged:
         found += [*_host(settings, container), *_floors(settings), *_size_of_pack(settings)]
         found += _policy_pack(settings)
@@ -83,8 +86,9 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
             yield error
     if values["subject"]:
         baseline = local_folder(settings.models[0]) if settings.models else None
+        allowed = (Pickle.switch,) if allow.pickle else ()
         try:
-            open_model(Path(values["subject"]), baseline)
+            open_model(Path(values["subject"]), baseline, allowed)
         except InvarlockError as error:
             yield error
 
@@ -94,7 +98,9 @@ def _edits(settings: Settings, model: Model, config: Mapping[str, Any]) -> Itera
     problems: dict[str, str] = {}
     for scenario in settings.scenarios:
         text = settings.edit_specs.get((model.slug, scenario.id))
-        if not isinstance(text, str) or text == CUSTOM_SPEC:  # an error is said when it is needed
+        if scenario.is_packed_by_backend or text == CUSTOM_SPEC:
+            continue
+        if not isinstance(text, str):  # an error is said when it is needed
             continue
         try:
             problem = parse_edit_spec(text).unsuited(config)
@@ -109,6 +115,21 @@ def _edits(settings: Settings, model: Model, config: Mapping[str, Any]) -> Itera
             f"{next(iter(problems.values()))}; concerned: {', '.join(problems)}",
             where=f"{model.source.removeprefix('local:')}/config.json",
             hint=f"leave them out: scenarios={','.join(rest)}" if rest else "",
+        )
+
+
+def _backends(settings: Settings) -> Iterator[InputError]:
+    """Backends that scenarios of the deployable lane are packed by and that are not installed."""
+    asked = {str(s.edit_type) for s in settings.scenarios if s.is_packed_by_backend}
+    there = {name for name in asked if find_spec(BACKENDS[name].module) is not None}
+    rest = ",".join(sorted(there))
+    for name in sorted(asked - there):
+        yield InputError(
+            f"scenarios are packed by {name}, and the package {BACKENDS[name].module} is not"
+            " installed",
+            where=settings.where("catalogue"),
+            hint=f'pip install "invarlock[{BACKENDS[name].extra}]"'
+            + (f", or leave it out: deploy_backends={rest}" if rest else ""),
         )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from invarlock.deployment import parse_packing_spec
 from invarlock.documents.fields import Category, Strictness
 from invarlock.documents.kinds import EDITS
 from invarlock.errors import ConfigError
@@ -25,6 +26,11 @@ RESERVED = ("errors", "observed")  # folders of a pack that stand between model 
 NOOP = "noop"  # the edit that changes no byte
 UNCHANGED = {name for name, kind in EDITS.items() if kind.get("keeps_weights")}
 CUSTOM_SPEC = "custom"  # edit_spec of the subject that the user brings
+# Classes of subjects.
+VALIDATION = "validation_subject_checkpoint"  # dense, made to be measured
+DEPLOYABLE = "deployable_optimized_subject"  # what a backend serves
+FAULT = "fault_injection_fixture"
+EVIDENCE_ONLY = "evidence_only_pack"  # evaluated elsewhere: the run has no checkpoint of it
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,30 @@ class Scenario:
         return json.dumps(dict(self.entry), sort_keys=True)
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is there to be refused, so that a part of the windows may be enough: not
+        where the metric has to find it acceptable."""
+        passes = ("primary_metric_acceptable", "preview_final_drift_acceptable")
+        kept = any(
+            detector.get("flag") in passes and detector.get("expected") is not False
+            for detector in (*self.detectors_any_of, *self.detectors_all_of)
+        )
+        return self.category in ("stress", "error_injection") and not kept
+
+    @property
     def is_edit(self) -> bool:
         """Whether ``invarlock edit`` makes the subject (or the user brings it)."""
         return self.kind == "edit"
+
+    @property
+    def is_packed_by_backend(self) -> bool:
+        """Whether a deployment backend makes the subject (``invarlock advanced pack-weights``)."""
+        return self.kind == "deployable_edit"
+
+    @property
+    def is_deployable(self) -> bool:
+        """Whether the subject has to load and answer, and to be as small as claimed."""
+        return self.artifact_class == DEPLOYABLE
 
     @property
     def is_error(self) -> bool:
@@ -183,37 +210,8 @@ def load_catalogue(path: Path) -> Catalogue:
     from invarlock.contracts import validate
 
     document = read_json_object(path)
-    _refuse_unmade(document, str(path))
     validate(document, "scenarios", str(path), config=True)
     return parse_catalogue(document, str(path))
-
-
-# Classes of published catalogues whose subjects the workflow does not make -> what takes their
-# place. The verification of packs knows them (invarlock/subject_metadata.py).
-UNMADE = {
-    "deployable_optimized_subject": (
-        "no backend packs weights here; bring the optimized checkpoint as it is:"
-        " --config suite=byoe baseline=DIR subject=DIR"
-    ),
-    "evidence_only_pack": (
-        "it has no subject to measure; pack the reports that there are:"
-        " invarlock advanced evidence-pack build OUT --report FILE --final-verdict FILE"
-    ),
-}
-
-
-def _refuse_unmade(document: Mapping[str, Any], where: str) -> None:
-    """A line for a scenario that only packs of published versions have."""
-    entries = document.get("scenarios")
-    for entry in entries if isinstance(entries, list) else ():
-        kind = entry.get("artifact_class") if isinstance(entry, Mapping) else None
-        if isinstance(kind, str) and kind in UNMADE:
-            raise ConfigError(
-                f"scenario {str(entry.get('id'))[:60]} is of class {kind}, which is verified in"
-                " received packs and not made",
-                where=where,
-                hint=UNMADE[kind],
-            )
 
 
 def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
@@ -224,6 +222,7 @@ def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
     scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
     seen: set[tuple[str, str]] = set()
     for scenario in scenarios:
+        _check_class(scenario, where)
         if scenario.id in RESERVED:  # check: scenarios.reserved
             raise ConfigError(
                 f"{scenario.id} is no id of a scenario: a pack has a folder of that name",
@@ -236,6 +235,26 @@ def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
                 )
             seen.add((scenario.id, suite))
     return Catalogue(where=where, document=document, scenarios=scenarios)
+
+
+def _check_class(scenario: Scenario, where: str) -> None:
+    """Refuse a class that the way of making the subject cannot give."""
+    brought = scenario.edit_spec == CUSTOM_SPEC
+    possible = {
+        "edit": (VALIDATION, *((DEPLOYABLE, EVIDENCE_ONLY) if brought else ())),
+        "deployable_edit": (DEPLOYABLE,),
+        "error": (FAULT,),
+    }[scenario.kind]
+    if scenario.artifact_class not in possible:
+        raise ConfigError(
+            f"scenario {scenario.id} is of class {scenario.artifact_class}, which its generation"
+            f" ({scenario.kind} {scenario.edit_spec or scenario.error_type}) does not make",
+            where=where,
+            expected=" or ".join(possible),
+            hint="deployable_edit packs by a backend; edit_spec custom is what you bring",
+        )
+    if scenario.is_packed_by_backend:
+        parse_packing_spec(str(scenario.edit_spec))
 
 
 def _scenario(entry: Mapping[str, Any]) -> Scenario:
@@ -268,15 +287,18 @@ def effective_manifest(
     ids: Sequence[str] = (),
     categories: Sequence[str] = (),
     runs: Mapping[str, int] | None = None,
+    artifact_class: str = "",
 ) -> dict[str, Any]:
     """The document of ``state/scenarios.json``: only what was selected, and how.
 
-    ``runs``: evaluations of each scenario by category (``custom`` counts as ``clean``).
+    ``runs``: evaluations of each scenario by category (``custom`` counts as ``clean``);
+    ``artifact_class``: of the subject that the user brings.
 
     Raises:
         ConfigError: see :meth:`Catalogue.select`.
     """
-    chosen = catalogue.select(suite, ids, categories)
+    selected = catalogue.select(suite, ids, categories)
+    chosen = [in_class(scenario, artifact_class) for scenario in selected]
     narrowed = bool(ids or categories)
     meta = {key: value for key, value in catalogue.document["_meta"].items() if key != "notes"} | {
         "applied_suite": suite,
@@ -303,6 +325,18 @@ def _labelled(scenario: Scenario, runs: Mapping[str, int]) -> dict[str, Any]:
     if scenario.strictness == "must_detect":
         entry |= {"strictness": "must_fail", "judged_as": "must_detect"}
     return entry
+
+
+def in_class(scenario: Scenario, artifact_class: str) -> Scenario:
+    """The scenario of the user's subject, in the class that the user says; any other as it is."""
+    if not artifact_class or scenario.edit_spec != CUSTOM_SPEC:
+        return scenario
+    packed = artifact_class == DEPLOYABLE
+    entry = dict(scenario.entry) | {
+        "artifact_class": artifact_class,
+        "optimized_deployment_backend": packed,
+    }
+    return replace(scenario, artifact_class=artifact_class, entry=entry)
 
 
 def expected_evaluations(

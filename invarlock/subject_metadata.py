@@ -12,14 +12,11 @@ from typing import Any
 from invarlock.differences import ABSENT, Difference, differences
 from invarlock.documents.kinds import ORDER
 from invarlock.errors import InputError
+from invarlock.scenarios import DEPLOYABLE, FAULT, VALIDATION
 from invarlock.tuned import MARK
 
 EDIT_SCHEMA = "invarlock/evidence-pack-edit-metadata-v1"
 ERROR_SCHEMA = "invarlock/error-metadata-v1"
-VALIDATION = "validation_subject_checkpoint"
-DEPLOYABLE = "deployable_optimized_subject"
-FAULT = "fault_injection_fixture"
-EVIDENCE_ONLY = "evidence_only_pack"  # reports of a checkpoint that the run did not make
 CLASSES = {"error": FAULT, "deployable_edit": DEPLOYABLE, "edit": VALIDATION}
 # Values by which a scenario leaves a parameter of damage to the model or to the injector's mode.
 LEFT_OPEN = (-1, 0, "")
@@ -80,6 +77,15 @@ def stated_parameters(entry: Entry) -> dict[str, object]:
         return {k: v for k, v in env.items() if isinstance(v, bool) or v not in LEFT_OPEN}
     edit, *values = spec.split(":") if isinstance(spec, str) else [""]
     return {} if values == [MARK] else dict(zip(ORDER.get(edit, ()), values, strict=False))
+
+
+def spec_of_metadata(metadata: Mapping[str, Any]) -> str:
+    """The spec string by which an edit was made that ``edit_metadata.json`` describes."""
+    edit, parameters = str(metadata["edit_type"]), metadata["parameters"]
+    values = {**parameters, "scope": metadata["scope"]}
+    found = (values[name] for name in ORDER.get(edit, ()))
+    plain = (int(v) if isinstance(v, float) and v.is_integer() else v for v in found)
+    return ":".join([edit, *map(str, plain)])
 
 
 def parameter_differences(

@@ -106,6 +106,8 @@ _TABLE: tuple[Variable, ...] = (
     _sets("PACK_MODELS_CSV", "models"),
     _sets("PACK_SCENARIO_IDS", "scenarios"),
     _sets("PACK_SCENARIOS_MANIFEST_FILE", "catalogue"),
+    _sets("PACK_INCLUDE_DEPLOYABLE_EDITS", "deployable_edits", flag),
+    _sets("PACK_DEPLOY_BACKENDS", "deploy_backends"),
     _sets("OUTPUT_DIR", "out", note="`auto`: a folder with the time in its name"),
     _sets("PACK_OUTPUT_DIR", "out"),
     _sets("PACK_NET", "net", lambda text: int(flag(text))),
@@ -143,6 +145,7 @@ _TABLE: tuple[Variable, ...] = (
     # --- read by commands and libraries ---------------------------------------------------------
     _read("INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE", "1: an unsigned pack is a warning of `invarlock"
           " advanced evidence-pack verify`, not exit 5, unless `--strict`"),
+    _read("INVARLOCK_BACKEND_KEY", "key that a running server is asked with (`--backend`)"),
     _read("INVARLOCK_DIGESTS", "`none`: digests of weight files are computed each time, and none"
           " is kept"),
     _read("INVARLOCK_DEBUG", "1: processes that a command starts show tracebacks; set by"
@@ -215,8 +218,6 @@ _TABLE: tuple[Variable, ...] = (
             "PACK_PRESET_EDIT_TYPES"),
     *_inert("a scenario says whether it is probed", "PACK_ENABLE_RMT_CROSS_PROBE",
             "PACK_RMT_PROBE_WINDOWS", "PACK_ENABLE_VE_CROSS_PROBE", "PACK_VE_PROBE_WINDOWS"),
-    *_inert("the workflow makes no deployable subjects", "PACK_INCLUDE_DEPLOYABLE_EDITS",
-            "PACK_DEPLOY_BACKENDS"),
     *_inert("there is one image: container_image", "PACK_RUNTIME_IMAGE_FLAVOR"),
     *_inert("a repeated command makes again what failed", "PACK_RETRY_FAILED_ON_RESUME"),
     *_inert("the pack is evidence_pack in the output folder", "PACK_DIR", "PACK_PACK_LAYOUT"),

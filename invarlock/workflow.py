@@ -25,12 +25,14 @@ from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
 from invarlock.files import unreadable
 from invarlock.pictures import folder_of
+from invarlock.reporting.deployable import FORMATS
 from invarlock.run.container import Runtime, find_runtime
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_slices
 from invarlock.written import split_slices
 
 PAGES = ("evaluation.html", "evaluation.md", "verify.json")  # of an evaluation, for people
+DEPLOYABLE_RECORDS = tuple(FORMATS)  # beside the evaluation of a deployable subject
 # Commands whose code decides what is measured.
 MEASURING = (
     "baseline", "windows", "run", "calibrate", "edit", "inject", "evaluate", "evaluate_worker",
@@ -182,6 +184,16 @@ class Layout:
         return [s.id for s in self.settings.scenarios if s.edit_spec == CUSTOM_SPEC]
 
     @functools.cached_property
+    def packed_by_backend(self) -> list[str]:
+        """Ids of the scenarios whose subject a deployment backend makes."""
+        return [s.id for s in self.settings.scenarios if s.is_packed_by_backend]
+
+    @functools.cached_property
+    def deployable(self) -> list[str]:
+        """Ids of the scenarios whose subject has to load and answer as it is served."""
+        return [s.id for s in self.settings.scenarios if s.is_deployable]
+
+    @functools.cached_property
     def training(self) -> list[str]:
         """Ids of the scenarios whose edit is trained."""
         return [s for s in self.edits if self.settings.scenario(s).edit_type in FROM_TEXT]
@@ -245,6 +257,12 @@ class Layout:
             for scenario in s.scenarios
             for n in s.runs(scenario)
         ]
+
+    def deployable_records(self) -> list[Path]:
+        """The first of the five records beside each evaluation of a deployable subject."""
+        named = set(self.deployable)
+        folders = [f for f in self.evaluations() if f.parent.name in named]
+        return [folder / DEPLOYABLE_RECORDS[0] for folder in folders]
 
     def evaluation_words(self, name: str = "") -> list[str]:
         """The same folders, or a file in each, for bash to expand: thousands of paths do not fit
@@ -370,6 +388,7 @@ class Layout:
             "scenario": scenario.text,
             "edit_label": values["edit_label"] if own else scenario.label,
             "accept": values["accept"] if own else (),
+            "early_decision": values["early_decision"] and scenario.is_control,
         }
 
     def injection(self, wildcards: Wildcards) -> str:
@@ -381,7 +400,7 @@ class Layout:
     def selection(self) -> str:
         """Options of the scenario manifest: which scenarios, and how often each is evaluated."""
         s, values = self.settings, self.settings.values
-        chosen = values["scenarios"] or values["categories"]
+        chosen = values["scenarios"] or values["categories"] or s.narrowed
         return self.options(
             ScenariosOptions,
             scenario=[scenario.id for scenario in s.scenarios] if chosen else (),

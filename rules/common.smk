@@ -32,6 +32,7 @@ from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import sha256_file, write_text
 from invarlock.run.oci import ENGINES as OCI_ENGINES, VARIABLE as OCI_VARIABLE
 from invarlock.workflow import (
+    DEPLOYABLE_RECORDS,
     MEASURING,
     Layout,
     any_of,
@@ -177,7 +178,7 @@ FETCHING_IMAGE = on_host if L.uses_hub else IMAGE
 
 wildcard_constraints:
     model=any_of(L.slugs),
-    scenario=any_of(L.edits + L.damage + L.custom),
+    scenario=any_of(L.edits + L.damage + L.custom + L.packed_by_backend),
     run=r"[1-9][0-9]?",
 
 

@@ -1,4 +1,4 @@
-# Reads: every evaluation of every selected scenario and model, all runs
+# Reads: every evaluation (and the records of deployable subjects) of every selected scenario and model, all runs
 # Writes: reports/*.json, reports/final_verdict.txt, analysis/edit_artifact_summary.json
 
 
@@ -8,6 +8,7 @@ rule verdict:
         scenarios=OUT / "state/scenarios.json",
         outcomes=judged_outcomes,
         reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
+        deployable=L.deployable_records(),
     output:
         OUT / "reports/final_verdict.json",
         OUT / "reports/final_verdict.txt",

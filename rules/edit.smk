@@ -81,7 +81,7 @@ rule train:
         runtime=lambda wc, attempt: train_minutes(wc, attempt) + ROOM_MINUTES,
     params:
         spec=stopping(L.edit_spec),
-        options=L.options(EditOptions),
+        options=L.options(EditOptions, artifact_class=""),
         code=code("edit"),
     shell:
         ROOM
@@ -137,7 +137,13 @@ rule describe_subject:
         mem_mb=lambda wc, attempt: 1000 * attempt + edit_mb(wc, attempt),
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
-        options=L.options(EditOptions, "allow_remote_code", label=C["edit_label"]),
+        options=L.options(
+            EditOptions,
+            "allow_remote_code",
+            "allow_pickle",
+            "artifact_class",
+            label=C["edit_label"],
+        ),
         state=state_of(C["subject"]),
         code=code("edit"),
     shell:

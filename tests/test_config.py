@@ -148,6 +148,8 @@ SPOKEN: dict[str, tuple[str, object]] = {
     "PACK_MODELS_CSV": (MISTRAL, [MISTRAL]),
     "PACK_SCENARIO_IDS": ("noop_clean", ["noop_clean"]),
     "PACK_SCENARIOS_MANIFEST_FILE": ("./scenarios/scenarios.json", "./scenarios/scenarios.json"),
+    "PACK_INCLUDE_DEPLOYABLE_EDITS": ("1", True),
+    "PACK_DEPLOY_BACKENDS": ("bitsandbytes,torchao", ["bitsandbytes", "torchao"]),
     "OUTPUT_DIR": ("runs/mine", "runs/mine"),
     "PACK_OUTPUT_DIR": ("runs/mine", "runs/mine"),
     "PACK_NET": ("1", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -296,24 +297,45 @@ def test_contract(path: tuple[Any, ...], value: object, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "instead"),
+    ("kind", "generation"),
     [
-        ("deployable_optimized_subject", "--config suite=byoe baseline=DIR subject=DIR"),
-        ("evidence_only_pack", "evidence-pack build OUT --report FILE --final-verdict FILE"),
+        ("deployable_optimized_subject", {"kind": "edit", "edit_spec": "noop"}),
+        ("evidence_only_pack", {"kind": "edit", "edit_spec": "noop"}),
+        ("validation_subject_checkpoint", {"kind": "deployable_edit", "edit_spec": "torchao:int8"}),
+        ("deployable_optimized_subject", {"kind": "error", "error_type": "nan_injection"}),
     ],
 )
-def test_classes_that_are_not_made(kind: str, instead: str, tmp_path: Path) -> None:
-    """A scenario of a published class that only received packs have: a line with what to do."""
+def test_classes_that_are_not_made(kind: str, generation: dict[str, str], tmp_path: Path) -> None:
+    """A class that the way of making a subject cannot give: a line with what can."""
     document = json.loads(CATALOGUE.read_text())
-    document["scenarios"][0]["artifact_class"] = kind
-    document["scenarios"][0]["generation"] = {"kind": "deployable_edit"}
+    document["scenarios"][0] |= {"artifact_class": kind, "generation": generation}
     (tmp_path / "scenarios.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError) as caught:
         load_catalogue(tmp_path / "scenarios.json")
     line = str(caught.value)
     assert f"scenario {document['scenarios'][0]['id']} is of class {kind}" in line
-    assert line.endswith(instead)
+    assert "edit_spec custom is what you bring" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("gptq:4", "known: bitsandbytes, llama_cpp, torchao"),
+        ("llama_cpp:Q4_K", "did you mean Q4_K_M?"),
+        ("torchao:int8:zeros", "known: scales_damaged"),
+        ("torchao:int8:scales_damaged:2", "torchao:FORM"),
+    ],
+)
+def test_packing_that_no_backend_does(spec: str, said: str) -> None:
+    """An unknown backend, form or damage is refused when the catalogue is read."""
+    document = json.loads(CATALOGUE.read_text())
+    document["scenarios"][0] |= {
+        "artifact_class": "deployable_optimized_subject",
+        "generation": {"kind": "deployable_edit", "edit_spec": spec},
+    }
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_catalogue(document, "x.json")
 
 
 def test_effective_manifest() -> None:

@@ -160,7 +160,7 @@ BEFORE: dict[str, Callable[[Path], str]] = {
     "subject without tokenizer": _subject(UNUSABLE["no tokenizer"][0]),
     "text of one document": _one_document,
     "no tuned parameters": _untuned,
-    "class that is not made": _deployable,
+    "class that no edit makes": _deployable,
 }
 
 

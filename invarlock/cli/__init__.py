@@ -52,6 +52,13 @@ COMMANDS: dict[str, Command] = {
     "advanced tuned-params": Command("tuned_params", "join tables of tuned parameters"),
     "advanced pages": Command("pages", "render and re-check evaluation reports in their folders"),
     "advanced analyze": Command("analyze", "guards, repeats and times of a suite's evaluations"),
+    "advanced deployable": Command(
+        "deployable", "load and ask a packed subject in fresh processes; record what it takes"
+    ),
+    "advanced pack-weights": Command("pack_weights", "pack a baseline by a deployment backend"),
+    "advanced sentinels": Command(
+        "sentinels", "evaluate and verify the kept subjects of a finished run again"
+    ),
     "advanced disk": Command("disk", "wait until an edited checkpoint fits on the disk"),
     "advanced provenance": Command("provenance", "record image, source and machine of a run"),
     "advanced evidence-pack": Command(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.cli.measuring import Loading
+from invarlock.cli.measuring import Loading, Permissions
 from invarlock.cli.options import option
 from invarlock.counts import counted
 from invarlock.edits.kind import TextEdit, TrainedEdit
@@ -22,16 +22,17 @@ from invarlock.edits.kinds import EDITS
 from invarlock.edits.kinds.importance_prune import ImportancePrune
 from invarlock.edits.scope import SCOPES
 from invarlock.edits.specs import FROM_TEXT, parse_edit_spec
-from invarlock.errors import ConfigError
+from invarlock.errors import ConfigError, InputError
 from invarlock.files import write_json
 from invarlock.model_folder import open_model
+from invarlock.scenarios import DEPLOYABLE, VALIDATION
 
 if TYPE_CHECKING:
     from invarlock.edits.apply import FromText
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(Loading):
+class EditOptions(Loading, Permissions):
     """Options of ``invarlock edit``."""
 
     titles: ClassVar = {Loading: "where a text goes through the model; and the seed"}
@@ -48,10 +49,18 @@ class EditOptions(Loading):
         writes=True,
     )
     metadata: Path = option(metavar="FILE", help="edit_metadata.json to write", writes=True)
-    subject: Path | None = option(None, metavar="DIR", help="your folder (spec custom)")
+    subject: Path | None = option(
+        None, metavar="PATH", help="your folder, or file of a format that is one (spec custom)"
+    )
     label: str = option(
         "",
         help="what was done to it (spec custom); without it noop where no weight differs",
+    )
+    artifact_class: str = option(
+        "",
+        choices=("", VALIDATION, DEPLOYABLE),
+        help=f"what it is for (spec custom; default: {VALIDATION})",
+        setting="artifact_class",
     )
     windows: Path | None = option(
         None, metavar="FILE", help="windows of a text for " + ", ".join(FROM_TEXT)
@@ -119,13 +128,21 @@ def _describe(options: EditOptions, folder: Path) -> int:
     from invarlock.edits.metadata import custom_metadata
     from invarlock.guards.findings import label_of
 
-    baseline, subject = open_model(options.baseline), open_model(folder, options.baseline)
+    baseline = open_model(options.baseline)
+    subject = open_model(folder, options.baseline, options.allowed)
     if subject.config != baseline.config:
         from invarlock.run.loading import check_loadable
 
         # said here, in seconds: the baseline would be measured before anybody loads the subject
-        check_loadable(folder, options.allow_remote_code)
+        check_loadable(subject.folder, options.allow_remote_code)
     label = label_of(options.label, baseline.parts(), subject.parts())
-    write_json(options.metadata, custom_metadata(baseline, subject, label))
+    kind = options.artifact_class or VALIDATION
+    if kind == DEPLOYABLE and not subject.packing():
+        raise InputError(
+            f"is of class {DEPLOYABLE}, and its weights are dense", where=str(folder),
+            expected="weights that a backend has packed", found=subject.form.name,
+            hint=f"name the packed checkpoint, or leave out artifact_class={DEPLOYABLE}",
+        )  # fmt: skip
+    write_json(options.metadata, custom_metadata(baseline, subject, label, kind))
     print(f"{label}: {counted(len(subject.tensors), 'tensor')} compared with {options.baseline}")
     return 0

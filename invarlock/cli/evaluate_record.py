@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from invarlock.files import (
 )
 from invarlock.metrics.cost import cost
 from invarlock.metrics.kinds import METRICS
+from invarlock.metrics.looks import level_of, stated
 from invarlock.metrics.perplexity import Bootstrap
 from invarlock.policy import POLICY_PACK
 from invarlock.reporting import probes
 from invarlock.reporting.dashboard import told
 from invarlock.reporting.evaluation import evaluation_report
-from invarlock.reporting.runs import Comparison
+from invarlock.reporting.runs import Comparison, of_windows
 from invarlock.reporting.runtime_manifest import Circumstances, write_runtime_manifest
 from invarlock.run.determinism import network_allowed, plugins_allowed, set_offline
 from invarlock.scenarios import CUSTOM_SPEC
@@ -48,6 +49,33 @@ class Result:
     shift: TokenShift | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)
+    share: float | None = None  # of the look that it is of; None: nobody looked before the end
+
+
+def comparison_for(job: Job, result: Result) -> Comparison:
+    """The comparison of an evaluation; of the baseline's windows those that the subject ran."""
+    metric = METRICS[result.baseline["meta"]["metric"]]
+    alpha, early = job.alpha, None
+    if result.share is not None:
+        alpha = level_of(result.share, job.alpha)
+        planned = {arm: len(rows["window_ids"]) for arm, rows in _arms(result.baseline).items()}
+        early = stated(result.share, job.alpha, planned)
+    return Comparison(
+        baseline=of_windows(result.baseline, result.subject) if early else result.baseline,
+        subject=result.subject,
+        bootstrap=Bootstrap(job.replicates, alpha, job.seed, metric.interval),
+        profile=job.profile,
+        assurance=job.assurance,
+        reason_not_run="" if result.status == "reported" else result.status,
+        shift=result.shift,
+        accepted=job.accept,
+        early=early,
+    )
+
+
+def _arms(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    arms: Mapping[str, Any] = run["evaluation_windows"]
+    return arms
 
 
 def write_results(job: Job, result: Result) -> None:
@@ -56,19 +84,11 @@ def write_results(job: Job, result: Result) -> None:
     measured = result.status in ("reported", "rejected_by_invariants")
     policy, preset = job.policy(result.baseline["meta"]["checkpoint_sha256"])
     overlay = job.overlay()
-    metric = METRICS[result.baseline["meta"]["metric"]]
-    comparison = Comparison(
-        baseline=result.baseline,
-        subject=result.subject,
-        bootstrap=Bootstrap(job.replicates, job.alpha, job.seed, metric.interval),
-        profile=job.profile,
-        assurance=job.assurance,
-        reason_not_run="" if result.status == "reported" else result.status,
-        invariants_evaluated=measured,
-        shift=result.shift,
+    comparison = replace(
+        comparison_for(job, result),
+        invariants_evaluated=measured and not job.backend,
         preset_sha256=preset,
         policy_pack=overlay.named if overlay else None,
-        accepted=job.accept,
     )
     report = evaluation_report(comparison, policy)
     validate(report, "evaluation-report", str(out / EVALUATION_NAME))
@@ -82,7 +102,7 @@ def write_results(job: Job, result: Result) -> None:
     write_runtime_manifest(
         out / EVALUATION_NAME,
         Circumstances(
-            network=network_allowed(),
+            network=network_allowed() or bool(job.backend),
             remote_code=job.allow_remote_code,
             third_party_plugins=plugins_allowed(),
             execution=job.execution,

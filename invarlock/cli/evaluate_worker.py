@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invarlock.guards.findings import Failure
     from invarlock.metrics.distribution import TokenShift
     from invarlock.policy import Policy
-    from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
+    from invarlock.run.measure import Looks, Measurement, ReferenceArrays, RunWindows
     from invarlock.run.report import Reference
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -62,8 +62,12 @@ def measure_and_judge(job: Job) -> None:
     from invarlock.scenarios import CUSTOM_SPEC, NOOP
 
     baseline = Checkpoint.open(job.baseline)
-    subject, failures = open_subject(job.subject, job.baseline)
     windows = RunWindows.read(job.windows, tokenizer_digest(baseline.folder))
+    subject: Checkpoint | None = None
+    failures: list[Failure] = []
+    place = job.subject
+    if place is not None:
+        subject, failures = open_subject(place, job.baseline, job.allowed)
     if not (job.reference / "report.json").is_file():
         baseline.digest()
         _take_device(job)
@@ -71,10 +75,13 @@ def measure_and_judge(job: Job) -> None:
     reference = Reference.read(job.reference)
     reference.require_same_inputs(windows, baseline.digest())
     policy, _ = job.policy(baseline.digest())
+    if place is None:
+        _evaluate_server(job, baseline, windows, reference, policy, determinism)
+        return
     started = time.perf_counter()
     if subject is None:
         job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
-        identity = Identity(baseline.config, file_parts(job.subject), None, None)
+        identity = Identity(baseline.config, file_parts(place), None, None)
         found = identity, windows, failures, None
         _write(job, reference, found, None, policy, determinism)
         return
@@ -93,12 +100,67 @@ def measure_and_judge(job: Job) -> None:
         reference.require_same_arithmetic(*job.arithmetic())
         arrays = replace(reference.arrays(), checkpoint=baseline)
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
-        measured = _measure(job, aligned, windows, arrays, policy)
+        looks = _looks(job, reference, identity, windows, failures, arrays, policy, determinism)
+        measured = _measure(job, aligned, windows, arrays, policy, looks)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
         identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
     _write(job, reference, (identity, windows, failures, measured), shift, policy, determinism)
+
+
+def _looks(
+    job: Job,
+    reference: Reference,
+    identity: Identity,
+    windows: RunWindows,
+    failures: Sequence[Failure],
+    arrays: ReferenceArrays,
+    policy: Policy,
+    determinism: dict[str, Any],
+) -> Looks | None:
+    """When the measurement of a control may end: where the report that would be written fails, and
+    shows what the scenario asks for. None: with the last window."""
+    from invarlock.cli.evaluate_record import Result, comparison_for
+    from invarlock.metrics.looks import SHARES
+    from invarlock.reporting.evaluation import evaluation_report
+    from invarlock.reporting.outcome import FAIL, outcome
+    from invarlock.run.measure import Looks
+    from invarlock.run.report import token_shift
+    from invarlock.verdict.detectors import settled
+
+    if not job.early_decision:
+        return None
+
+    def decides(measured: Measurement, share: float) -> bool:
+        shift = token_shift(arrays, measured.arms["final"])
+        run = identity, windows, failures, measured
+        subject = _run_report(job, reference, run, shift, policy, determinism)
+        result = Result(reference.report, subject, "reported", shift=shift, share=share)
+        report = evaluation_report(comparison_for(job, result), policy)
+        return outcome(report) == FAIL and settled(job.entry.get("requirements", {}), report)
+
+    return Looks(SHARES, decides)
+
+
+def _evaluate_server(
+    job: Job,
+    baseline: Checkpoint,
+    windows: RunWindows,
+    reference: Reference,
+    policy: Policy,
+    determinism: dict[str, Any],
+) -> None:
+    """The same of a running server, of which only losses are seen."""
+    from invarlock.run.server import identity_of, measure_server
+    from invarlock.scenarios import CUSTOM_SPEC
+
+    server, measured = measure_server(job.backend, baseline.folder, windows)
+    identity = replace(
+        identity_of(server, baseline), tokenizer_sha256=baseline.identity().tokenizer_sha256
+    )
+    job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
+    _write(job, reference, (identity, windows, [], measured), None, policy, determinism)
 
 
 def _take_device(job: Job) -> None:
@@ -121,6 +183,7 @@ def _measure(
     windows: RunWindows,
     against: ReferenceArrays | None,
     policy: Policy | None,
+    looks: Looks | None = None,
 ) -> Measurement:
     from invarlock.run.measure import measure_checkpoint
 
@@ -131,6 +194,7 @@ def _measure(
         token_budget=job.token_budget,
         against=against,
         policy=policy,
+        looks=looks,
     )
 
 
@@ -176,12 +240,9 @@ def _write(
     determinism: dict[str, Any],
 ) -> None:
     from invarlock.cli.evaluate_record import Result, write_results
-    from invarlock.run.report import against, run_report, write_run
+    from invarlock.run.report import write_run
 
-    subject, windows, failures, measured = run
-    settings = _settings(job, job.edit_label)
-    report = run_report(settings, subject, windows, failures, measured, determinism, policy)
-    report |= against(reference.report, shift, policy)
+    report, measured = _run_report(job, reference, run, shift, policy, determinism), run[3]
     job.out.mkdir(parents=True, exist_ok=True)
     write_run(job.out, report)
     if job.edit_metadata:
@@ -195,8 +256,25 @@ def _write(
             shift=shift,
             timings=measured.timings if measured else {},
             memory_mb=measured.memory_mb if measured else {},
+            share=measured.share if measured else None,
         ),
     )
+
+
+def _run_report(
+    job: Job,
+    reference: Reference,
+    run: tuple[Identity, RunWindows, Sequence[Failure], Measurement | None],
+    shift: TokenShift | None,
+    policy: Policy,
+    determinism: dict[str, Any],
+) -> dict[str, Any]:
+    """The report of the subject's run, with what was measured against the baseline's."""
+    from invarlock.run.report import against, run_report
+
+    settings = _settings(job, job.edit_label)
+    report = run_report(settings, *run, determinism, policy)
+    return report | against(reference.report, shift, policy)
 
 
 def main() -> int:

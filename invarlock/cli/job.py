@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.cli.judging import Judging
-from invarlock.cli.measuring import MeasuringOptions
+from invarlock.cli.measuring import MeasuringOptions, Permissions
 from invarlock.cli.options import option
 from invarlock.reporting.assurance import MODES
 from invarlock.run.container import Execution
@@ -17,11 +17,18 @@ EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the measuring process
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(MeasuringOptions, Judging):
+class EvaluateOptions(MeasuringOptions, Judging, Permissions):
     """Options of ``invarlock evaluate``."""
 
     baseline: Path = option(metavar="DIR", help="baseline checkpoint")
-    subject: Path = option(metavar="DIR", help="edited checkpoint")
+    subject: Path | None = option(
+        None, metavar="DIR", help="edited checkpoint: a folder, or a file of a format that is one"
+    )
+    backend: str = option(
+        "",
+        metavar="openai:URL[#MODEL]",
+        help="in place of --subject: a running server, of which the metric alone is measured",
+    )
     baseline_report: Path | None = option(
         None,
         metavar="DIR",
@@ -51,6 +58,11 @@ class EvaluateOptions(MeasuringOptions, Judging):
     scenario: str = option("", metavar="JSON", help="the scenario's catalogue entry")
     edit_metadata: Path | None = option(
         None, metavar="FILE", help="metadata to keep with the report"
+    )
+    early_decision: bool = option(
+        False,
+        help="end the measurement of a control as soon as something refuses it: looked at when a "
+        "tenth, a quarter, half and three quarters of the documents ran",
     )
     run_number: int = option(1, metavar="N")
     timeout_minutes: float = option(
@@ -84,6 +96,11 @@ class EvaluateOptions(MeasuringOptions, Judging):
     config_record: Path | None = option(
         None, metavar="FILE", help="effective configuration, to be named"
     )
+
+    @property
+    def named(self) -> str:
+        """The subject, for lines about it."""
+        return self.backend or str(self.subject)
 
     @property
     def reference(self) -> Path:

@@ -32,6 +32,9 @@ class ScenariosOptions:
         metavar="CATEGORY=N",
         help="evaluations of each scenario of a category; repeatable",
     )
+    artifact_class: str = option(
+        "", help="class of the subject that the user brings", setting="artifact_class"
+    )
     out: Path | None = option(None, help="file to write", writes=True)
     list: bool = option(False, help="print the selection")
 
@@ -53,7 +56,12 @@ def main(options: ScenariosOptions) -> int:
     if options.out is not None:
         runs = dict(_runs(text) for text in options.runs)
         manifest = effective_manifest(
-            catalogue, options.suite, options.scenario, options.category, runs
+            catalogue,
+            options.suite,
+            options.scenario,
+            options.category,
+            runs,
+            options.artifact_class,
         )
         write_json(options.out, manifest)
     return 0

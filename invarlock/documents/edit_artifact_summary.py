@@ -30,7 +30,9 @@ class ByScenario(Closed):
     artifact_class: Annotated[str, about("class of the subject")]
     category: Annotated[Category, about("its category")]
     failure_class: Annotated[str, about("what is done")]
-    generation_kind: Annotated[Literal["edit", "error"], about("how the subject is made")]
+    generation_kind: Annotated[
+        Literal["edit", "error", "deployable_edit", "evidence"], about("how the subject is made")
+    ]
     edit_type: Annotated[str | None, about("edit or error type")]
     storage_format: Annotated[str | None, about("storage format named by the metadata")]
     metadata_present: Annotated[bool, about("whether every evaluation carries its metadata file")]

@@ -24,6 +24,12 @@ class Custom(Closed):
     label: Annotated[
         str | UnsetType, about("What was done to a subject that the user brings (custom).")
     ] = UNSET
+    form: Annotated[
+        str | UnsetType, about("How a deployment backend packed the weights, as it calls it.")
+    ] = UNSET
+    damage: Annotated[
+        str | UnsetType, about("What was broken after a deployment backend packed them.")
+    ] = UNSET
 
 
 if TYPE_CHECKING:
@@ -143,33 +149,36 @@ class EditMetadata(Closed):
         about("Name and version of this format."),
     ]
     artifact_class: Annotated[
-        Literal["validation_subject_checkpoint"],
-        about("What the checkpoint is for; ours are made to be measured, not deployed."),
+        Literal[
+            "validation_subject_checkpoint", "deployable_optimized_subject", "evidence_only_pack"
+        ],
+        about("What the checkpoint is for: to be measured, or to be served as it is."),
     ]
     edit_type: Annotated[EditType, about("The edit, or custom for a checkpoint made elsewhere.")]
     edit_semantics: Annotated[
-        Literal["external_subject_validation_edit"],
+        Literal["external_subject_validation_edit", "backend_deployable_edit"],
         about("Whether the edit is simulated in the weights or packed by a deployment backend."),
     ]
     deployable_as_hf_checkpoint: Annotated[
         bool, about("Whether the folder loads as an ordinary Hugging Face checkpoint.")
     ]
     optimized_deployment_backend: Annotated[
-        Literal[False], about("Whether an optimized backend holds the weights.")
+        bool, about("Whether an optimized backend holds the weights.")
     ]
-    backend: Annotated[None, about("Name of that backend; null without one.")]
+    backend: Annotated[str | None, about("Format that it reads; null without one.")]
     storage_format: Annotated[StorageFormat, about("How the edited values are stored.")]
     actual_storage_format: Annotated[
-        StorageFormat, about("The storage format that was really written.")
+        str, about("The storage format that was really written; of packed weights, its name.")
     ]
     packed_quantized_storage: Annotated[
-        Literal[False], about("Whether weights are stored as packed low-bit integers.")
+        bool, about("Whether weights are stored as packed low-bit integers.")
     ]
     runtime_memory_reduction: Annotated[
-        Literal[False], about("Whether a reduction of memory at run time was observed.")
+        Literal[False],
+        about("Never here: what was observed is in memory_report.json of a deployable subject."),
     ]
     runtime_memory_reduction_expected: Annotated[
-        Literal[False], about("Whether the edit is expected to reduce memory at run time.")
+        bool, about("Whether the files take less room than dense weights of two bytes.")
     ]
     run_directory_contains_edit_artifacts: Annotated[
         bool, about("Whether the run folder, unlike the pack, held the edited weights.")

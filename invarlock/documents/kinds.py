@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
+from invarlock.deployment import BACKENDS
 from invarlock.documents.fields import about, matches
 from invarlock.files import read_json_object
 
@@ -21,6 +22,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     name: (*kind["parameters"], *(["scope"] if kind.get("scoped") else []))
     for name, kind in EDITS.items()
 }
+ORDER |= dict.fromkeys(BACKENDS, ("form", "damage"))
 CUSTOM = "custom"  # a subject that the user brings
 _BOUNDS = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt"}
 
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     EditSpecText: TypeAlias = str
     Scope: TypeAlias = str
 else:
-    EditType = Literal[(*EDITS, CUSTOM)]
+    EditType = Literal[(*EDITS, *BACKENDS, CUSTOM)]
     StorageFormat = Literal[
         (*dict.fromkeys(kind["storage_format"] for kind in EDITS.values()), CUSTOM)
     ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.contracts import validate
+from invarlock.deployment import PackingSpec
 from invarlock.documents.kinds import CUSTOM
 from invarlock.edits.apply import Edited, six_digits
-from invarlock.subject_metadata import EDIT_SCHEMA, VALIDATION
+from invarlock.scenarios import DEPLOYABLE, VALIDATION
+from invarlock.subject_metadata import EDIT_SCHEMA
 
 
 def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
@@ -34,8 +36,22 @@ def edit_metadata(baseline: Checkpoint, edited: Edited) -> dict[str, object]:
     )
 
 
-def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> dict[str, object]:
-    """The document of a subject that somebody else made: which tensors differ, by content."""
+def custom_metadata(
+    baseline: Checkpoint,
+    subject: Checkpoint,
+    label: str,
+    artifact_class: str = VALIDATION,
+    packing: PackingSpec | None = None,
+) -> dict[str, object]:
+    """The document of a subject that no edit made: which tensors differ, by content.
+
+    Args:
+        baseline: what it came from.
+        subject: what somebody brought, or what a backend packed.
+        label: what was done to a subject that somebody brought.
+        artifact_class: what it is for.
+        packing: what a backend of ours packed it as.
+    """
     shared = sorted(set(baseline.tensors) & set(subject.tensors))
     differing = {
         name: subject.tensor_digest(name)
@@ -47,12 +63,12 @@ def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> di
         baseline,
         sum(baseline.tensors[name].numel for name in differing),
         {
-            "edit_type": CUSTOM,
+            **_storage(subject, artifact_class),
+            "edit_type": packing.backend if packing else CUSTOM,
             "storage_format": CUSTOM,
-            "actual_storage_format": CUSTOM,
-            "run_directory_contains_edit_artifacts": False,
+            "run_directory_contains_edit_artifacts": packing is not None,
             "scope": "none",
-            "parameters": {"label": label},
+            "parameters": _packed_as(packing) if packing else {"label": label},
             "seed": 0,
             "details": {},
             "edited_tensors": differing,
@@ -61,6 +77,30 @@ def custom_metadata(baseline: Checkpoint, subject: Checkpoint, label: str) -> di
         },
         len(differing),
     )
+
+
+def _storage(subject: Checkpoint, artifact_class: str) -> dict[str, object]:
+    """How a subject stores its weights, and what for."""
+    held = subject.packing()
+    deployable = artifact_class == DEPLOYABLE
+    return {
+        "artifact_class": artifact_class,
+        "edit_semantics": "backend_deployable_edit"
+        if deployable
+        else "external_subject_validation_edit",
+        "deployable_as_hf_checkpoint": subject.form.configured,
+        "optimized_deployment_backend": deployable,
+        "backend": held["format"] if held else None,
+        "actual_storage_format": held["format"] if held else CUSTOM,
+        "packed_quantized_storage": bool(held),
+        "runtime_memory_reduction_expected": bool(held)
+        and held["bytes_packed"] < held["bytes_dense"],
+    }
+
+
+def _packed_as(packing: PackingSpec) -> dict[str, str]:
+    """Form and damage of a packing, as metadata state parameters."""
+    return {"form": packing.form} | ({"damage": packing.damage} if packing.damage else {})
 
 
 def _document(

@@ -280,6 +280,7 @@ def _add_record(inputs: Inputs, out: Path, record: Mapping[str, Any]) -> str:
         ERROR_METADATA,
         POLICY_PACK,
         *PROBES,
+        *DEPLOYABLE_SIDECARS,
         *RENDERED,
         VERIFIED,
     ):

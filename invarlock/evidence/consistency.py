@@ -16,6 +16,7 @@ scenarios and outcomes can be held to all of it. Verdicts of packs without them 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -68,13 +69,10 @@ from invarlock.files import digest_json, parse_json, slug
 from invarlock.guards import representation
 from invarlock.metrics import ARMS
 from invarlock.policy import POLICY_PACK, source_of
+from invarlock.reporting.deployable import VALIDATION as DEPLOYABLE_VALIDATION
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
-from invarlock.scenarios import NOOP
+from invarlock.scenarios import DEPLOYABLE, EVIDENCE_ONLY, FAULT, NOOP, VALIDATION
 from invarlock.subject_metadata import (
-    DEPLOYABLE,
-    EVIDENCE_ONLY,
-    FAULT,
-    VALIDATION,
     artifact_class,
     edit_type,
     member_differences,
@@ -110,7 +108,7 @@ def lines_of(found: Iterator[Difference], source: str) -> Iterator[str]:
 def check_subjects(tree: Tree, scenarios: Mapping[str, Entry]) -> list[str]:
     """Findings about the metadata beside the reports of known scenarios."""
     findings = []
-    reported = set()
+    reported = {place.scenario for place in places(tree, OUTCOME_NAME)}
     for place in places(tree):
         entry = scenarios.get(place.scenario or "")
         if entry is not None:
@@ -131,7 +129,8 @@ def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
     name = ERROR_METADATA if kind == FAULT else EDIT_METADATA
     path = place.folder + name
     if path not in tree.files and path not in tree.refused:
-        needed = ours if kind == FAULT else kind != EVIDENCE_ONLY and edit_type(entry) != CUSTOM
+        brought = edit_type(entry) == CUSTOM and kind != DEPLOYABLE
+        needed = ours if kind == FAULT else kind != EVIDENCE_ONLY and not brought
         if needed:  # check: scenarios.needed
             yield f"{name}: is missing"
         return
@@ -159,7 +158,11 @@ def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
     if report and takes_tuned(entry) and TUNED in tree.files:
         yield from (f"{name}: {line}" for line in _tuned(tree, report, metadata))
     if kind == DEPLOYABLE:
-        yield from deployable.check(tree, place.folder)
+        # check: scenarios.deployable
+        if not ours:
+            yield from deployable.check(tree, place.folder)
+        if ours or "modules" in object_in(tree, place.folder + deployable.INVENTORY):
+            yield from deployable.check_ours(tree, place.folder, report, entry)
 
 
 def _tuned(tree: Tree, report: Report, metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -277,7 +280,8 @@ def _judge_again(tree: Tree, scenarios: Mapping[str, Entry] | None, results: Rec
         try:
             evaluation = _evaluation(tree, place, scenarios)
             evaluations.append(evaluation)
-            held += size_of(evaluation.outcome) + size_of(evaluation.metadata)
+            beside = evaluation.outcome, evaluation.metadata, evaluation.deployable
+            held += sum(map(size_of, beside))
         except InvarlockError as error:
             results.findings.append(escape(error))  # check: claims.outcomes
         if held + tree.outlined > MAX_JUDGED:  # check: claims.judged
@@ -344,7 +348,9 @@ def _evaluation(tree: Tree, place: ReportPlace, scenarios: Mapping[str, Entry]) 
         report = tree.outline(place.report)
     names = (place.folder + name for name in (EDIT_METADATA, ERROR_METADATA))
     metadata = next((tree.json_object(name) for name in names if name in tree.files), None)
-    return Evaluation(*key, report, outcome, canonical_path(*key), metadata)
+    name = place.folder + DEPLOYABLE_VALIDATION
+    deployable = tree.json_object(name) if name in tree.files else None
+    return Evaluation(*key, report, outcome, canonical_path(*key), metadata, deployable)
 
 
 def _pinned_models(tree: Tree) -> set[str]:
@@ -834,6 +840,9 @@ def _parts_alike(report: Report) -> dict[str, str]:
     """Digests of what all reports about one model in one pack must hold alike, by name: their
     baseline run, and how they were judged. A rejected subject's report has no windows."""
     bootstrap = dig(report, "context", "bootstrap")
+    early = dig(report, "context", "early_decision", "levels")
+    if isinstance(early, list) and isinstance(bootstrap, Mapping):  # of all its looks together
+        bootstrap = {**bootstrap, "alpha": float(f"{math.fsum(early):.12g}")}
     parts = {
         "baseline run": dig(report, "baseline_ref", "run_id"),
         "baseline checkpoint": dig(report, "baseline_ref", "checkpoint_sha256"),
@@ -851,7 +860,8 @@ def _parts_alike(report: Report) -> dict[str, str]:
             dig(windows, arm, column)
             for column in ("window_ids", "clusters", "token_counts", "baseline_nll_sum")
         ]
-        if all(isinstance(column, list) and column for column in columns):
+        # of a look the windows are held to those of the baseline's run
+        if early is None and all(isinstance(column, list) and column for column in columns):
             parts[f"{arm} windows and baseline losses"] = columns
     for guard, member in (
         ("spectral", "modules"),

@@ -13,7 +13,7 @@ from typing import Any
 from invarlock.evidence.findings import Finding, dig, first_text
 from invarlock.files import digest_json
 from invarlock.guards import GUARDS
-from invarlock.guards.guard import RUN_SCHEMA, SEPARATE
+from invarlock.guards.guard import RUN_SCHEMA, SEPARATE, SERVED
 from invarlock.metrics import ARMS
 
 # Error code, member of the run report, and where the evaluation report repeats it.
@@ -100,14 +100,32 @@ def _windows(report: Report, run: Report) -> Iterator[tuple[str, str]]:
     if not dig(windows, "final", "window_ids"):
         return
     for arm in ARMS:
+        rows = run["evaluation_windows"][arm]
+        if dig(report, "context", "early_decision"):
+            rows = _looked_at(report, arm, rows)
         for theirs, mine in COLUMNS:
-            wanted = run["evaluation_windows"][arm].get(theirs)
-            if dig(windows, arm, mine) != wanted:
+            if dig(windows, arm, mine) != rows.get(theirs):
                 yield "E006", f"/evaluation_windows/{arm}/{mine}"
 
 
+def _looked_at(report: Report, arm: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What a look at a control sees of the baseline's windows: those of its share, and of the
+    warm-up windows also those of the calibration."""
+    from invarlock.metrics.looks import SHARES, rows_of
+
+    share = dig(report, "context", "early_decision", "share")
+    seen = set(rows_of(share if share in SHARES else 1.0, rows["clusters"], rows.get("slices", ())))
+    if arm == "preview":
+        guarded = dig(report, "rmt", "calibration", "window_ids")
+        kept = set(guarded if isinstance(guarded, list) else ())
+        seen |= {i for i, window in enumerate(rows["window_ids"]) if window in kept}
+    return {name: [column[i] for i in sorted(seen)] for name, column in rows.items()}
+
+
 def _guards(report: Report, run: Report) -> Iterator[str]:
-    """What each guard recorded of the baseline."""
+    """What each guard recorded of the baseline; beside a running server, nothing."""
+    if dig(report, "context", "runs") == SERVED:
+        return
     guards = {guard["name"]: guard for guard in run["guards"] if "modules" in guard}
     compared = dig(report, "spectral", "evaluated") is True
     weights = guards["spectral"]["modules"] if compared else {}

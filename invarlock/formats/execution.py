@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
@@ -95,6 +93,8 @@ def require_package(module: str, extra: str, what: str, where: str) -> None:
     Raises:
         InputError: with the command that installs it.
     """
+    from importlib.util import find_spec
+
     if find_spec(module) is None:
         raise InputError(
             f"{what} need the package {module}, which is not installed", where=where,
@@ -104,6 +104,8 @@ def require_package(module: str, extra: str, what: str, where: str) -> None:
 
 def version_of(package: str) -> str:
     """The installed version of a package; empty where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -121,7 +123,8 @@ def kernels_of(model: Any) -> dict[str, int]:
         kind = type(module)
         if list(module.children()):
             continue
-        if not ("Linear" in kind.__name__ or hasattr(module, "in_features")):
+        stacked = any(p.dim() == 3 for p in module.parameters())  # matrices of experts
+        if not (stacked or "Linear" in kind.__name__ or hasattr(module, "in_features")):
             continue
         name = f"{kind.__module__}.{kind.__name__}"
         weight = type(getattr(module, "weight", None))

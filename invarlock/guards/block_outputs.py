@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from invarlock.formats.execution import Engine, Written
 from invarlock.guards.guard import CheckpointRun, Probe
 from invarlock.roles import Role, is_token_table, layer_of, role_of
 
 if TYPE_CHECKING:
     import torch
+
+    from invarlock.formats.execution import Engine, Written
 
 ATTENTION, FFN, MIXER = "attention", "ffn", "mixer"
 EMBED, STREAM = "embed", "stream"  # what enters the stream, and what is read at its end

@@ -30,6 +30,9 @@ RUN_SCHEMA = "invarlock/run-report-v1"  # which says so
 # The reason of a block that only a run with the baseline's at hand could have filled.
 NEEDS_BOTH = "each run measured its own model; this needs both (invarlock evaluate)"
 SEPARATE = "separate"  # what a report of such runs says of them (context.runs)
+# The reason of what a subject does not show that only a running server holds, and its word there.
+NO_WEIGHTS = "a running server shows log-probabilities of prompts, no weights and no activations"
+SERVED = "server"
 STATISTICS = "statistics of weights, activations and routers, and where they were taken"
 
 
@@ -55,6 +58,10 @@ class Runs(Protocol):
     @property
     def separate(self) -> bool:
         """Whether each run measured its own model, and nothing of the other's."""
+
+    @property
+    def served(self) -> bool:
+        """Whether the subject is a running server, of which only losses are known."""
 
     @property
     def invariants_evaluated(self) -> bool:
@@ -202,18 +209,24 @@ class Guard:
 
     def applies(self, runs: Runs) -> bool:
         """Whether a report of these runs has a block for this guard."""
+        if runs.served:
+            return self.every_model
         return self.every_model or bool(self.recorded(runs.baseline))
 
     def measured(self, runs: Runs) -> bool:
         """Whether the subject was run and its run recorded this guard."""
-        lacking = self.needs_both and runs.separate
-        return runs.ran and not lacking and bool(self.recorded(runs.subject))
+        return runs.ran and not self.lacking(runs) and bool(self.recorded(runs.subject))
+
+    def lacking(self, runs: Runs) -> str:
+        """Why runs of this kind have no evidence for this guard; empty where they have."""
+        if runs.served:
+            return NO_WEIGHTS
+        return NEEDS_BOTH if self.needs_both and runs.separate else ""
 
     def judged(self, runs: Runs, policy: Policy) -> Block:
         """The decisions in this guard's block, or why there are none."""
         if not self.measured(runs):
-            lacking = self.needs_both and runs.separate
-            return {"evaluated": False, "reason": NEEDS_BOTH if lacking else runs.reason_not_run}
+            return {"evaluated": False, "reason": self.lacking(runs) or runs.reason_not_run}
         return self.judge(runs, policy)
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
@@ -278,7 +291,8 @@ class Guard:
         others = [block(report, name) for name in self._sharing[self.flag] if name != self.name]
         passed = block(report, self.name).get("passed") is True
         spared = passed and any(
-            other.get("passed") is False or other.get("reason") == NEEDS_BOTH for other in others
+            other.get("passed") is False or other.get("reason") in (NEEDS_BOTH, NO_WEIGHTS)
+            for other in others
         )
         return refused(report, self.flag, self.name) and not spared
 

@@ -406,7 +406,7 @@ class Representation(Guard):
     def judged(self, runs: Runs, policy: Policy) -> Block:
         """The decisions; none on a model in which neither run saw such a block."""
         seen = self._seen(runs.baseline) or self._seen(runs.subject)
-        if runs.ran and not runs.separate and not seen:
+        if runs.ran and not self.lacking(runs) and not seen:
             return {"evaluated": False, "reason": NO_BLOCKS}
         return super().judged(runs, policy)
 

@@ -132,8 +132,11 @@ def _together(subject: Run, against: Mapping[str, Any]) -> dict[str, Any]:
     ran = bool(subject["evaluation_windows"])
     return {
         "subject": subject,
-        "shift": RecordedShift(against["distribution"], against["final"]) if ran else None,
+        "shift": RecordedShift(against["distribution"], against["final"])
+        if "distribution" in against
+        else None,
         "reason_not_run": "" if ran else REJECTED,
+        "invariants_evaluated": bool(subject["guards"]),
     }
 
 

@@ -25,19 +25,20 @@ from invarlock.documents.fields import (
 )
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
-from invarlock.guards.guard import SEPARATE
+from invarlock.guards.guard import SEPARATE, SERVED
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.cost import costs_of
 from invarlock.metrics.distribution import Distribution
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS, members_of
+from invarlock.metrics.looks import EarlyDecision
 from invarlock.metrics.tail import PrimaryMetricTail
 from invarlock.policy import Policy
 from invarlock.reporting.assurance import Assurance, assurance_block
 from invarlock.reporting.judgement import Evidence, GuardWarnings, Judgement, Validation, judge
 from invarlock.reporting.primary_metric import PrimaryMetric
-from invarlock.reporting.runs import Comparison, gather, pairing, shift_columns
+from invarlock.reporting.runs import Comparison, gather, ids_of, pairing, shift_columns
 from invarlock.reporting.telemetry import Telemetry, system_overhead, telemetry_block
 
 Document = dict[str, Any]
@@ -313,10 +314,15 @@ class Context(Open):
     accept: Annotated[
         list[str] | UnsetType, about("names of findings that the user accepts; absent: none")
     ] = UNSET
+    early_decision: Annotated[
+        EarlyDecision | UnsetType,
+        about("the looks at a control; absent: nobody looked before all windows ran"),
+    ] = UNSET
     runs: Annotated[
-        Literal["separate"] | UnsetType,
+        Literal["separate", "server"] | UnsetType,
         about(
             "separate: each run measured its own model, so what needs both models is not evaluated;"
+            " server: the subject is a running server, and only its losses were measured;"
             " absent: the subject's run had the baseline's at hand"
         ),
     ] = UNSET
@@ -457,7 +463,9 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             ],
             "bootstrap": comparison.bootstrap.recorded,
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
+            **({"early_decision": dict(comparison.early)} if comparison.early else {}),
             **({"runs": SEPARATE} if comparison.separate else {}),
+            **({"runs": SERVED} if comparison.served else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
@@ -650,11 +658,9 @@ def resolved_policy(policy: Policy, contracts: Mapping[str, Mapping[str, Any]]) 
 
 
 def _provenance(baseline: Mapping[str, Any], subject: Mapping[str, Any]) -> Document:
-    windows = baseline["evaluation_windows"]
-    ids = [i for arm in ("preview", "final") for i in windows[arm]["window_ids"]]
     return {
         "provider_digest": {
-            "ids_sha256": digest_json(sorted(ids)),
+            "ids_sha256": ids_of(baseline),
             "tokenizer_sha256": baseline["meta"]["tokenizer_hash"],
             **{k: baseline["data"][k] for k in ("processor_sha256",) if k in baseline["data"]},
         },

@@ -18,9 +18,9 @@ from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import SEPARATE, STATISTICS, Guard
+from invarlock.guards.guard import SEPARATE, SERVED, STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
-from invarlock.metrics import ARMS, distribution
+from invarlock.metrics import ARMS, distribution, looks
 from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
@@ -28,6 +28,7 @@ from invarlock.metrics.perplexity import Bootstrap
 from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy, source_of
 from invarlock.reporting.evaluation import EvaluationReport, evaluation_report
+from invarlock.reporting.outcome import FAIL, outcome
 from invarlock.reporting.runs import Comparison, RecordedShift
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
 NOT_RUN = "the windows of a subject that was not run"
+NOT_ALL = "the windows of a control that were not measured"
 POLICY_PACK = "that the thresholds are those of the policy pack it names"
 PRESET = "that the thresholds are those of the preset it names"
 
@@ -72,6 +74,7 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     # a time alone contradicts the throughput, so that only memory can be another by itself
     "times and memory, as the machine told them": ("/telemetry/memory_mb_peak",),
     NOT_RUN: ("/provenance/provider_digest/ids_sha256",),
+    NOT_ALL: ("/provenance/provider_digest/ids_sha256",),
     PRESET: ("/policy_provenance/preset_sha256",),
     POLICY_PACK: (
         "/policy_provenance/policy_pack/name", "/policy_provenance/policy_pack/sha256",
@@ -112,6 +115,7 @@ def believed(report: Report) -> list[str]:
         subject
         for subject, pointers in BELIEVED.items()
         if not (subject == NOT_RUN and _ran(report))
+        and not (subject == NOT_ALL and _look(report) == 1.0)
         and any(_says(report, pointer.split("/")[1:]) for pointer in pointers)
     ]
 
@@ -161,6 +165,7 @@ def comparison_of(report: Report) -> Comparison:
         ContractError: a guard's statistics were measured in another way, or not all of them.
     """
     context, ran, contracts = report["context"], _ran(report), _contracts(report)
+    shown = ran and not _served(report)  # by the guards
     separate = _separate(report)
     _require_guards(report, ran, contracts)
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
@@ -192,8 +197,8 @@ def comparison_of(report: Report) -> Comparison:
             **_processor(report),
         },
         "evaluation_windows": windows["baseline"],
-        "guards": _baseline_guards(report, contracts) if ran else [],
-        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside},
+        "guards": _baseline_guards(report, contracts) if shown else [],
+        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside and shown is ran},
     }
     subject = {
         "meta": meta,
@@ -202,7 +207,7 @@ def comparison_of(report: Report) -> Comparison:
         "edit": report["edit"],
         "guards": _subject_guards(report, ran, contracts),
         "evaluation_windows": windows["subject"],
-        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and ran},
+        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and shown},
     }
     final = report["evaluation_windows"]["final"]
     return Comparison(
@@ -215,13 +220,14 @@ def comparison_of(report: Report) -> Comparison:
         separate=separate,
         invariants_evaluated=report[Invariants.name].get("evaluated") is True,
         shift=None
-        if separate
+        if separate or _served(report)
         else RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
         policy_pack=report["policy_provenance"].get("policy_pack"),
         accepted=context.get("accept", []),
+        early=context.get("early_decision"),
         contracts=contracts,
     )
 
@@ -234,6 +240,11 @@ def _separate(report: Report) -> bool:
     """Whether the report compares two runs that each measured their own model: what needs both is
     lacking, and so are flags that decide."""
     return equal_text(report["context"].get("runs"), SEPARATE)
+
+
+def _served(report: Report) -> bool:
+    """Whether the subject is a running server, of which only losses were measured."""
+    return equal_text(report["context"].get("runs"), SERVED)
 
 
 def _contracts(report: Report) -> Contracts:
@@ -260,7 +271,7 @@ def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
         for name in there
         if not (BY_NAME[name].spared(report[name]) or (separate and BY_NAME[name].needs_both))
     ]
-    if measured != (asked if ran else []):
+    if measured != (asked if ran and not _served(report) else []):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
@@ -326,7 +337,7 @@ def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
     rebuilt["provenance"]["invarlock_version"] = str(report["provenance"]["invarlock_version"])
     if "min_effective" not in report["policy_digest"]:  # of a version that never called it changed
         rebuilt["policy_digest"]["changed"] = False
-    if not _ran(report):
+    if not _ran(report) or _look(report) < 1.0:
         ids = report["provenance"]["provider_digest"]["ids_sha256"]
         rebuilt["provenance"]["provider_digest"]["ids_sha256"] = str(ids)
 
@@ -342,9 +353,10 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _costs(report)
     yield from _shift(report, policy)
     if _ran(report):
+        yield from _early(report, policy)
         yield from _geometry(report)
         for guard in GUARDS:
-            lacking = guard.needs_both and _separate(report)
+            lacking = _served(report) or (guard.needs_both and _separate(report))
             if not (lacking or _lacks(report, guard)):
                 yield from guard.impossible(report)
 
@@ -361,7 +373,8 @@ def _lengths(report: Report) -> Iterator[str]:
         if len({len(rows[column]) for column in columns}) != 1 or not whole:
             yield f"/evaluation_windows/{arm}: columns of different lengths, or impossible counts"
             return
-        yield from _slice_names(report["dataset"].get("slices"), arm, rows)
+        if _look(report) == 1.0:
+            yield from _slice_names(report["dataset"].get("slices"), arm, rows)
     ids = [window for arm in ARMS for window in windows[arm]["window_ids"]]
     if len(set(ids)) != len(ids) or len({bool(windows[arm]["window_ids"]) for arm in ARMS}) > 1:
         yield "/evaluation_windows: a window is in there twice, or a sample is missing"
@@ -377,6 +390,42 @@ def _slice_names(slices: Sequence[Report] | None, arm: str, rows: Report) -> Ite
     twice = len({part["name"] for part in slices}) != len(slices)
     if rows["window_ids"] and (rows.get("slices") != names or twice):
         yield f"/evaluation_windows/{arm}/slices does not hold what /dataset/slices says"
+
+
+def _look(report: Report) -> float:
+    """The share of the windows that a report is of: less than 1 only of a control."""
+    early = report["context"].get("early_decision")
+    return 1.0 if early is None else float(early["share"])
+
+
+def _early(report: Report, policy: Policy) -> Iterator[str]:
+    """Looks at a control: of this version, with the errors that they leave, and the windows are
+    those of the last one, which refused it."""
+    early = report["context"].get("early_decision")
+    if early is None:
+        return
+    where, share, windows = "/context/early_decision", _look(report), report["evaluation_windows"]
+    alpha = math.fsum(early["levels"])
+    most = policy.coverage.alpha * (1 + TOLERANCE)
+    if share not in looks.SHARES or alpha > most:
+        yield f"{where}: no look of this version, or more errors than {policy.coverage.alpha:g}"
+        return
+    stated = looks.stated(share, alpha, early["planned"])
+    if any(differences(early, stated, tolerance=TOLERANCE)):
+        yield f"{where}: not the looks of this version"
+    if not math.isclose(report["context"]["bootstrap"]["alpha"], looks.level_of(share, alpha)):
+        yield "/context/bootstrap/alpha is not the error of that look"
+    slices = report["dataset"].get("slices")
+    of_slices = {str(part["name"]): part["counts"] for part in slices or ()}
+    planned = of_slices or {"": early["planned"]}
+    rows = windows["final"]
+    counts = {name: counts["final"] for name, counts in planned.items()}
+    if not looks.is_look(share, rows["clusters"], rows.get("slices", ()), counts):
+        yield "/evaluation_windows/final is not what that look sees"
+    if any(early["planned"][arm] < len(windows[arm]["window_ids"]) for arm in ARMS):
+        yield f"{where}/planned: more windows were measured"
+    if share < 1.0 and outcome(report) != FAIL:
+        yield f"{where}: nothing refuses the subject, and not all windows were measured"
 
 
 def _sources(report: Report) -> Iterator[str]:
@@ -453,7 +502,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _shift(report: Report, policy: Policy) -> Iterator[str]:
     block, final = report["distribution"], report["evaluation_windows"]["final"]
-    if _separate(report):  # which is written again without one
+    if _separate(report) or _served(report):  # which is written again without one
         return
     if block["evaluated"] is not True:
         sums = [*final.get("kl_sum", []), *final.get("probability_change_sum", [])]

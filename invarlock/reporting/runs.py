@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
+from invarlock.files import digest_json
 from invarlock.guards import CONTRACTS
-from invarlock.guards.guard import NEEDS_BOTH
+from invarlock.guards.guard import NEEDS_BOTH, NO_WEIGHTS, SERVED
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import (
     TokenShift,
@@ -56,13 +57,39 @@ class Comparison:
     preset_sha256: str | None = None
     policy_pack: Mapping[str, str] | None = None  # name, digest and signer
     accepted: Sequence[str] = ()  # names of findings that the user accepts
+    early: Mapping[str, Any] | None = None  # the looks at a control (invarlock.metrics.looks)
     # how the guards measured, by their names; a report that is read back may state an older way
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONTRACTS)
+
+    @property
+    def served(self) -> bool:
+        """Whether the subject is a running server, which its run report says."""
+        ran = self.subject["meta"].get("execution")
+        return isinstance(ran, Mapping) and ran.get("format") == SERVED
 
     @property
     def ran(self) -> bool:
         """Whether the subject was measured."""
         return bool(self.subject["evaluation_windows"])
+
+
+def of_windows(baseline: Run, subject: Run) -> Run:
+    """A baseline's run as if it had measured the subject's windows alone."""
+    arms: dict[str, Any] = {}
+    for arm, mine in subject["evaluation_windows"].items():
+        rows = baseline["evaluation_windows"][arm]
+        place = {window: i for i, window in enumerate(rows["window_ids"])}
+        at = [place[window] for window in mine["window_ids"] if window in place]
+        arms[arm] = {name: [column[i] for i in at] for name, column in rows.items()}
+    return {**baseline, "evaluation_windows": arms, "ids_sha256": ids_of(baseline)}
+
+
+def ids_of(run: Run) -> str:
+    """The digest of the ids of all windows that there were to be measured."""
+    if "ids_sha256" in run:
+        return str(run["ids_sha256"])
+    windows = run["evaluation_windows"]
+    return digest_json(sorted(i for arm in ARMS for i in windows[arm]["window_ids"]))
 
 
 def gather(comparison: Comparison, policy: Policy) -> Evidence:
@@ -177,6 +204,7 @@ def distribution(comparison: Comparison, policy: Policy) -> dict[str, Any]:
     """The summarized shift of the predictions."""
     if comparison.shift is None:
         lacking = NEEDS_BOTH if comparison.separate else "not recorded by this kind of run"
+        lacking = NO_WEIGHTS if comparison.served else lacking
         reason = comparison.reason_not_run or lacking
         return not_evaluated(reason, policy.distribution)
     if isinstance(comparison.shift, RecordedShift):

@@ -9,7 +9,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +25,11 @@ from invarlock.formats.execution import Described
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
-from invarlock.guards.invariants import check_loaded
+from invarlock.guards.invariants import check_engine_tokens, check_loaded
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
+from invarlock.metrics.looks import rows_of
 from invarlock.pictures import Pictures, folder_of
 from invarlock.policy import Policy
 from invarlock.run.forward import (
@@ -50,6 +51,7 @@ from invarlock.windows import read_windows
 if TYPE_CHECKING:
     import torch
 
+SERVER = "server"  # the device of what a running server has
 PROBE_TOKENS = 16  # tokens on which the output head is compared with the whole model
 
 
@@ -82,6 +84,16 @@ class RunWindows:
     def arm(self, name: str) -> Sequence[Window] | Sequence[Record]:
         """The windows of ``preview`` or ``final``."""
         return self.content.preview if name == "preview" else self.content.final
+
+    def look(self, arm: str, share: float) -> list[int]:
+        """The windows of an arm that a look sees."""
+        clusters = [window.cluster for window in self.arm(arm)]
+        return rows_of(share, clusters, self.slice_names(arm))
+
+    def slice_names(self, arm: str) -> list[str]:
+        """The slice of each window of an arm; empty where there are none."""
+        slices = self.content.of_slices
+        return [part.name for part in slices for _ in range(getattr(part.counts, arm))]
 
     @property
     def guarded(self) -> int:
@@ -118,6 +130,7 @@ class Measurement:
     columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)  # what probes keep for subjects' runs
     ran: Described | None = None  # what executed the model
+    share: float | None = None  # of the look that ended it; None: nobody looked
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -141,6 +154,7 @@ def measure_checkpoint(
     token_budget: int,
     against: ReferenceArrays | None,
     policy: Policy | None = None,
+    looks: Looks | None = None,
 ) -> Measurement:
     """Load the checkpoint, run it over the windows once and take the guards' statistics.
 
@@ -151,16 +165,19 @@ def measure_checkpoint(
         token_budget: tokens per batch.
         against: the baseline's run; None where this is the baseline.
         policy: when given, what guards propose is tried on held-out windows.
+        looks: when given, the run ends at the first look that decides. Guards see all of their
+            windows whatever it is.
 
     Raises:
         InputError: the folder cannot be loaded.
     """
+    shares = iter(looks.shares if looks else (1.0,))
     clock = _Clock()
     task = task_for(checkpoint.folder, windows.content, windows.pictures)
     loaded = load_checkpoint(checkpoint, target, windows.content.longest, task.metric.adapter)
     clock.lap("load_model")
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)
-    preview, final = the_pass.plain()
+    preview, final = the_pass.plain(share := next(shares))
     clock.lap("forward")
     memory = {"forward": peak_memory_mb(loaded.device)}
     run = CheckpointRun(
@@ -187,30 +204,52 @@ def measure_checkpoint(
         preview.append(the_pass.batch("preview", the_pass.calibration))
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
-    arms = {"preview": merge(preview), "final": merge(final)}
+    digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
+    failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
+    if loaded.engine is not None:
+        failures += check_engine_tokens(loaded.engine, checkpoint.folder, windows.token_ids())
+    clock.lap("invariants")
+
+    def found() -> Measurement:
+        """What was measured so far."""
+        records = {name: probe.record(run) for name, probe in probes.items()}
+        memory["with_guards"] = peak_memory_mb(loaded.device)
+        arms = {"preview": merge(preview), "final": merge(final)}
+        return Measurement(
+            dtype=loaded.dtype,
+            device=device_name(loaded.device),
+            records={name: record for name, record in records.items() if record is not None},
+            activations=run.activations,
+            arms=arms,
+            loaded_failures=failures,
+            loaded_sha256=digest,
+            timings=clock.seconds,
+            memory_mb=memory,
+            columns={arm: the_pass.columns(arm, result) for arm, result in arms.items()},
+            arrays={k: v for probe in probes.values() for k, v in probe.arrays().items()},
+            ran=loaded.describe(),
+            share=share if looks else None,
+        )
+
+    while looks and share < 1.0 and not looks.decides(found(), share):
+        more = the_pass.plain(share := next(shares))
+        preview += more[0]
+        final += more[1]
+        clock.lap("forward")
     if loaded.engine is None:  # an engine's modules cannot be scaled
-        run.again = partial(the_pass.again, arms["preview"])
+        run.again = partial(the_pass.again, merge(preview))
     for probe in probes.values():
         probe.after(run)
     clock.lap("variance")
-    digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
-    failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
-    clock.lap("invariants")
-    records = {name: probe.record(run) for name, probe in probes.items()}
-    return Measurement(
-        dtype=loaded.dtype,
-        device=device_name(loaded.device),
-        records={name: record for name, record in records.items() if record is not None},
-        activations=run.activations,
-        arms=arms,
-        loaded_failures=failures,
-        loaded_sha256=digest,
-        timings=clock.seconds,
-        memory_mb={**memory, "with_guards": peak_memory_mb(loaded.device)},
-        columns={arm: the_pass.columns(arm, result) for arm, result in arms.items()},
-        arrays={k: v for probe in probes.values() for k, v in probe.arrays().items()},
-        ran=loaded.describe(),
-    )
+    return found()
+
+
+@dataclass(frozen=True)
+class Looks:
+    """When a run may end before all windows ran (:mod:`invarlock.metrics.looks`)."""
+
+    shares: Sequence[float]  # of the windows, increasing; the last is 1
+    decides: Callable[[Measurement, float], bool]  # whether what was measured so far is enough
 
 
 @dataclass(frozen=True)
@@ -229,7 +268,7 @@ def observe(
     """One pass of a loaded checkpoint over the windows, in the batches of a run."""
     task = task_for(checkpoint.folder, windows.content, windows.pictures)
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, None, task, False)
-    preview, final = the_pass.plain()
+    preview, final = the_pass.plain(1.0)
     probe, grams = ActivationProbe(), GramProbe()
     seen = loaded.model, checkpoint.config, len(the_pass.calibration)
     with probe.watching(*seen), grams.watching(*seen):
@@ -260,8 +299,8 @@ class _Pass:
         )
         guarded = self.examples["preview"][: self.windows.guarded]
         self.calibration = evenly_spaced(commonest_shape(guarded), CALIBRATION_WINDOWS)
-        preview = range(len(self.examples["preview"]))
-        self.rest = [i for i in preview if i not in self.calibration]
+        self.others: dict[str, dict[int, list[float]]] = {}
+        self.done: dict[str, set[int]] = {arm: set() for arm in ARMS}  # windows that ran
 
     def batch(self, arm: str, rows: Sequence[int]) -> ArmResult:
         """These windows of an arm as one batch."""
@@ -276,12 +315,22 @@ class _Pass:
         groups = batches(self.examples[arm], rows, self.token_budget)
         return [self.batch(arm, group) for group in groups]
 
-    def plain(self) -> tuple[list[ArmResult], list[ArmResult]]:
-        """Everything but the calibration windows: no guard has a hand in it."""
-        everything = range(len(self.examples["final"]))
+    def plain(self, share: float) -> tuple[list[ArmResult], list[ArmResult]]:
+        """The windows of a share that did not run yet, but for those of the calibration: no guard
+        has a hand in them. All windows are the share of 1."""
         with self._packed():
-            self.others = {arm: self._others(arm) for arm in ARMS}
-            return self.batches("preview", self.rest), self.batches("final", everything)
+            if not self.others:
+                self.others = {arm: self._others(arm) for arm in ARMS}
+            wanted = {arm: self.windows.look(arm, share) for arm in ARMS}
+            wanted["preview"] = [i for i in wanted["preview"] if i not in self.calibration]
+            preview, final = (self._not_yet(arm, wanted[arm]) for arm in ARMS)
+            return preview, final
+
+    def _not_yet(self, arm: str, rows: Sequence[int]) -> list[ArmResult]:
+        """Those of these windows that did not run yet."""
+        new = [i for i in rows if i not in self.done[arm]]
+        self.done[arm].update(new)
+        return self.batches(arm, new)
 
     def _packed(self) -> AbstractContextManager[None]:
         model = self.loaded.model
@@ -313,13 +362,13 @@ class _Pass:
         Args:
             preview: the arm as it came out of the pass.
             changed: what is different this time.
-            share: of all windows, how many.
+            share: of the windows that ran, how many.
 
         Returns:
             columns of the windows; None where none was held out.
         """
-        everything = sum(map(len, self.examples.values()))
-        held_out = [i for i in self.rest if i < self.windows.guarded]
+        everything = sum(map(len, self.done.values())) + len(self.calibration)
+        held_out = [i for i in sorted(self.done["preview"]) if i < self.windows.guarded]
         rows = evenly_spaced(held_out, int(share * everything))
         if not rows:
             return None
@@ -386,7 +435,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 3)
         self._last = now
 
     def move(self, lap: str, rest: str, part: str, seconds: float) -> None:

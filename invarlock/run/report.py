@@ -35,7 +35,7 @@ from invarlock.metrics.kinds import metric_for
 from invarlock.pictures import processor_digest
 from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
-from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
+from invarlock.run.measure import SERVER, Measurement, ReferenceArrays, RunWindows
 
 SCHEMA = RUN_SCHEMA
 OPTIONAL = ("accepted", "edit_config")  # settings that a run's id names only where they are given
@@ -202,6 +202,8 @@ def _guards(
     ]
     if measured is None:
         return guards
+    if measured.device == SERVER:  # which no guard has looked at
+        return []
     for guard in GUARDS:
         if guard.name in measured.records and not guard.beside:
             head = {"name": guard.name, "phase": guard.phase}
@@ -220,14 +222,16 @@ def _guards(
 def _arm(windows: RunWindows, arm: str, measured: Measurement) -> dict[str, Any]:
     result = measured.arms[arm]
     tokens, losses = result.n_tokens(), result.losses()
+    ran = [windows.arm(arm)[i] for i in sorted(result.nll_sum)]
+    names = windows.slice_names(arm)
     return {
-        "window_ids": [window.window_id for window in windows.arm(arm)],
-        "clusters": [window.cluster for window in windows.arm(arm)],
+        "window_ids": [window.window_id for window in ran],
+        "clusters": [window.cluster for window in ran],
         "token_counts": tokens,
         "nll_sum": numbers(losses),
         "logloss": numbers(np.asarray(losses) / np.asarray(tokens)),
         **measured.columns.get(arm, {}),
-        **slice_names(windows, arm),
+        **({"slices": [names[i] for i in sorted(result.nll_sum)]} if names else {}),
     }
 
 
@@ -238,13 +242,6 @@ def _slice(part: Slice) -> dict[str, Any]:
     del row["n_documents"]  # windows.json says it
     row["source"]["files_sha256"] = digest_json(row["source"].pop("files"))
     return row
-
-
-def slice_names(windows: RunWindows, arm: str) -> dict[str, list[str]]:
-    """The column of slices: the name of each window's, where there are any."""
-    slices = windows.content.of_slices
-    names = [part.name for part in slices for _ in range(getattr(part.counts, arm))]
-    return {"slices": names} if slices else {}
 
 
 def write_run(folder: Path, report: Mapping[str, Any]) -> None:
@@ -406,10 +403,11 @@ def against(
 
 def token_shift(arrays: ReferenceArrays, final: ArmResult) -> TokenShift:
     """How the subject's predictions on the final arm differ from the baseline's."""
+    rows = arrays.top.rows(sorted(final.nll_sum))
     return TokenShift(
         kl=final.joined("kl"),
-        probability_change=np.exp(final.joined("logprob")) - np.exp(arrays.top.correct),
-        flips=final.joined("top1") != arrays.top.top1,
+        probability_change=np.exp(final.joined("logprob")) - np.exp(arrays.top.correct[rows]),
+        flips=final.joined("top1") != arrays.top.top1[rows],
         token_counts=final.n_tokens(),
         top_k=arrays.top.ids.shape[1],
     )

@@ -62,6 +62,17 @@ def evaluate_detectors(
     )
 
 
+def settled(requirements: Mapping[str, Any], report: Report) -> bool:
+    """Whether a report shows all that a scenario asks for, as far as the report alone can: what is
+    read against the no-op's report is about guards, and is not asked."""
+    alone = {
+        name: [r for r in read_all(requirements.get(name, ()), report, None) if r.reason != NO_NOOP]
+        for name in ("detectors_any_of", "detectors_all_of")
+    }
+    any_of, all_of = alone.values()
+    return (not any_of or any(r.hit for r in any_of)) and all(r.hit for r in all_of)
+
+
 def read_all(
     detectors: Sequence[Detector], report: Report, baseline_report: Report | None
 ) -> list[Reading]:

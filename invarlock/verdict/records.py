@@ -18,6 +18,7 @@ from invarlock.guards.spectral import caps_applied
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.reading import NOT_TRIED, REJECTED, Report, block
 from invarlock.reporting import signals
+from invarlock.reporting.deployable import VALIDATION
 from invarlock.reporting.documents.final_verdict import Record, Stated
 from invarlock.reporting.outcome import (
     INCONCLUSIVE,
@@ -33,9 +34,12 @@ from invarlock.verdict.detectors import read_all
 
 # What a report of unchanged bytes says to the detectors: no guard fired, nothing is capped.
 NOTHING_FOUND: Report = {"spectral": {"caps_applied": 0, "violations": []}}
+# Reasons that a scenario gives, and no report.
+NOT_EXACT = "ratio_not_exact"
+NOT_DEPLOYABLE = "not_deployable"  # does not load or answer, or is larger than it claims
 OF_INVARIANTS = (REJECTED, "invariants_fail")
+WITH_FINDING = (*OF_INVARIANTS, NOT_DEPLOYABLE)
 MAX_FINDING = 300  # characters of a finding that a verdict repeats
-NOT_EXACT = "ratio_not_exact"  # a reason that a scenario gives, and no report
 METADATA_FILES = {"edit": "edit_metadata.json", "error": "error_metadata.json"}
 
 
@@ -53,6 +57,7 @@ class Evaluation:
     outcome: Mapping[str, Any]
     path: str = ""
     metadata: Mapping[str, Any] | None = None
+    deployable: Mapping[str, Any] | None = None  # deployable_artifact_validation.json
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -98,6 +103,8 @@ def load_evaluation(folder: Path) -> Evaluation:
         (read_json_object(folder / n) for n in METADATA_FILES.values() if (folder / n).is_file()),
         None,
     )
+    validated = folder / VALIDATION
+    deployable = read_json_object(validated) if validated.is_file() else None
     return Evaluation(
         model=model,
         scenario=scenario,
@@ -106,6 +113,7 @@ def load_evaluation(folder: Path) -> Evaluation:
         outcome=outcome,
         path=canonical_path(model, scenario, run),
         metadata=metadata,
+        deployable=deployable,
     )
 
 
@@ -163,6 +171,8 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
     exact = None if ratio is None else metric_named(stated.metric).as_ratio(ratio)
     if scenario.exact_ratio is not None and report is not None and exact != scenario.exact_ratio:
         reasons = sorted([*reasons, NOT_EXACT], key=signals.lacks_evidence)
+    if scenario.is_deployable and report is not None and not _deployable(evaluation):
+        reasons = sorted([*reasons, NOT_DEPLOYABLE], key=signals.lacks_evidence)
     base = VerdictRecord(
         model=evaluation.model,
         category=scenario.category,
@@ -178,7 +188,7 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         passed=not reasons,
         outcome=outcome_of(reasons),
         reasons=reasons,
-        finding=_worst_finding(report),
+        finding=_worst_finding(report) or _first_issue(scenario, evaluation),
         evidence_needed=needed(report or {}),
         detectors_hit=satisfied,
         detectors=[r.label for r in readings_any if r.hit],
@@ -203,6 +213,20 @@ def make_record(scenario: Scenario, evaluation: Evaluation, noop: Report | None)
         undecided=bool(shortfalls) and all(found.open for found in shortfalls),
         why="; ".join(found.text for found in shortfalls),
     )
+
+
+def _deployable(evaluation: Evaluation) -> bool:
+    """Whether the subject was seen to load and to answer, and is as small as it claims."""
+    return evaluation.deployable is not None and evaluation.deployable.get("ok") is True
+
+
+def _first_issue(scenario: Scenario, evaluation: Evaluation) -> str | None:
+    """What is wrong with a deployable subject; None where nothing is, and for any other."""
+    if not scenario.is_deployable or _deployable(evaluation):
+        return None
+    listed = (evaluation.deployable or {}).get("issues")
+    first = str(listed[0]) if isinstance(listed, list) and listed else f"no {VALIDATION}"
+    return first[:MAX_FINDING]
 
 
 def noop_reports(
@@ -289,7 +313,7 @@ def _why(record: VerdictRecord) -> str:
     if record.outcome == INCONCLUSIVE:
         return f"{INCONCLUSIVE}, {too_little(record.evidence_needed, record.reasons)}"
     named = [
-        f"{reason} ({record.finding})" if reason in OF_INVARIANTS and record.finding else reason
+        f"{reason} ({record.finding})" if reason in WITH_FINDING and record.finding else reason
         for reason in record.reasons
     ]
     first = next((r for r in record.reasons if r in OF_INVARIANTS), None)

@@ -155,22 +155,47 @@ def edit_artifact_summary(
             "edit_type": scenario.edit_type or scenario.error_type,
             "storage_format": _text(named[0].get("actual_storage_format")) if named else None,
             "metadata_present": bool(members) and len(named) == len(members),
-            "deployable_validation_ok": None,
-            "load_smoke": None,
-            "inference_smoke": None,
+            "deployable_validation_ok": _all_say(members, "ok", scenario),
+            "load_smoke": _all_say(members, "load_smoke", scenario),
+            "inference_smoke": _all_say(members, "inference_smoke", scenario),
         }
     return {
         "schema": ARTIFACT_SUMMARY_SCHEMA,
         "counts": dict(sorted(classes.items())),
         "evidence_lanes": {lane: classes[name] for name, lane in LANES.items()},
-        "deployable_subjects": {
-            "count": 0,
-            "backends": [],
-            "all_reload_smokes_passed": None,
-            "all_inference_smokes_passed": None,
-        },
+        "deployable_subjects": _deployable_subjects(scenarios, evaluations),
         "by_scenario": by_scenario,
     }
+
+
+def _all_say(
+    evaluations: Sequence[Evaluation], member: str, scenario: Scenario | None = None
+) -> bool | None:
+    """Whether every deployable subject is recorded so; None where there is none."""
+    if not evaluations or (scenario is not None and not scenario.is_deployable):
+        return None
+    return all(e.deployable is not None and e.deployable.get(member) is True for e in evaluations)
+
+
+def _deployable_subjects(
+    scenarios: Sequence[Scenario], evaluations: Sequence[Evaluation]
+) -> dict[str, Any]:
+    """The deployable lane in a few words."""
+    names = {scenario.id for scenario in scenarios if scenario.is_deployable}
+    members = [e for e in evaluations if e.scenario in names]
+    ran = {_ran(e.deployable) for e in members if e.deployable is not None}
+    return {
+        "count": len({(e.model, e.scenario) for e in members}),
+        "backends": sorted(filter(None, ran)),
+        "all_reload_smokes_passed": _all_say(members, "load_smoke"),
+        "all_inference_smokes_passed": _all_say(members, "inference_smoke"),
+    }
+
+
+def _ran(document: Mapping[str, Any]) -> str | None:
+    """What ran a subject, and the format of its files; None where nothing did."""
+    backend = _text(document.get("backend"))
+    return f"{backend} ({document.get('format')})" if backend else None
 
 
 def _text(value: object) -> str | None:

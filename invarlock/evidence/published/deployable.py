@@ -1,6 +1,8 @@
 """The sidecars of a deployable subject: an edit that was packed for another program to load.
 
-Published packs hold five of them beside such a report. This project makes none.
+Packs hold five of them beside such a report. Those that published versions made say that they are
+in order, and are held to that. Ours (:mod:`invarlock.reporting.deployable`) may say that they are
+not, which the verdict counts; they are held to one another and to the report.
 """
 
 from __future__ import annotations
@@ -8,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from invarlock.contracts import violations
 from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig, number
 from invarlock.evidence.tree import Tree
+from invarlock.reporting import deployable as ours
 
 INVENTORY, MEMORY = "backend_inventory.json", "memory_report.json"
 # Sidecars of a deployable subject: schema, and the members that must be exactly true.
@@ -30,8 +34,31 @@ DEPLOYABLE_SIDECARS = {
 }
 
 
+def check_ours(
+    tree: Tree, folder: str, report: Mapping[str, Any], entry: Mapping[str, Any]
+) -> list[str]:
+    """Findings about the five sidecars that a run of ours wrote beside a report.
+
+    Args:
+        tree: the pack.
+        folder: of the report.
+        report: its outline; empty where it cannot be read.
+        entry: the scenario.
+    """
+    documents: dict[str, Mapping[str, Any]] = {}
+    found = []
+    for name in ours.FORMATS:
+        document, problem = _read(tree, folder + name)
+        wrong = [problem] if problem else violations(document, ours.CONTRACTS[name])
+        found += [f"{name}: {escape(line)}" for line in wrong[:1]]  # check: deployable.contract
+        documents[name] = document
+    if found:
+        return found
+    return [f"{n}: {escape(line)}" for n, line in ours.contradictions(documents, report, entry)]
+
+
 def check(tree: Tree, folder: str) -> list[str]:
-    """Findings about the five sidecars in a folder of the pack."""
+    """Findings about the five sidecars of a published version in a folder of the pack."""
     found = []
     documents: dict[str, Mapping[str, Any]] = {}
     for name, (schema, true) in DEPLOYABLE_SIDECARS.items():

@@ -142,7 +142,18 @@ class Perplexity(Metric):
             ("Subject, scored windows", fixed(metric.get("final"))),
             ("Baseline, scored windows", fixed(reference.get("final"))),
             ("Ratio", fixed(metric.get("ratio_vs_baseline"), 6)),
+            *_looked(report),
         ]
+
+
+def _looked(report: Report) -> Facts:
+    """Of a control how much of it was measured."""
+    early = block(block(report, "context"), "early_decision")
+    if not early:
+        return []
+    used = block(block(report, "dataset"), "windows").get("final")
+    planned = block(early, "planned").get("final")
+    return [("Scored windows", f"{used} of {planned}; a control is measured until it is refused")]
 
 
 def _exp(value: float) -> float:

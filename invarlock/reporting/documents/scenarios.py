@@ -52,6 +52,16 @@ class Error(Closed, tag_field="kind", tag="error"):
     ] = UNSET
 
 
+class DeployableEdit(Closed, tag_field="kind", tag="deployable_edit"):
+    """Packed by a deployment backend (invarlock advanced pack-weights)."""
+
+    edit_spec: Annotated[
+        str,
+        matches("^[a-z0-9_]+(:[A-Za-z0-9_]+)+$"),
+        about("BACKEND:FORM, such as bitsandbytes:nf4 or llama_cpp:Q4_K_M"),
+    ]
+
+
 class ValidationFlag(Closed, tag_field="kind", tag="validation_flag"):
     """True when the flag is present, was evaluated and is equal."""
 
@@ -150,14 +160,16 @@ class Scenario(Closed, kw_only=True):
         about("why the scenario is there"),
     ]
     primary_guard: Annotated[PrimaryGuard, about("the guard or metric it is aimed at")]
-    generation: Annotated[Edit | Error, about("how the subject is made")]
+    generation: Annotated[Edit | Error | DeployableEdit, about("how the subject is made")]
     requirements: Requirements
     artifact_class: Annotated[
-        Literal["validation_subject_checkpoint", "fault_injection_fixture"],
-        about(
-            "class of the subject: what this version makes, of the four that packs may hold"
-            " (docs/pack-format.md)"
-        ),
+        Literal[
+            "validation_subject_checkpoint",
+            "deployable_optimized_subject",
+            "fault_injection_fixture",
+            "evidence_only_pack",
+        ],
+        about("class of the subject (docs/pack-format.md)"),
     ]
     deployable_as_hf_checkpoint: Annotated[bool, about("whether transformers can load the subject")]
     optimized_deployment_backend: Annotated[
