@@ -1,6 +1,6 @@
 """One GGUF model by several programs on the same text: numbers and cost, as a Markdown table.
 
-    python benchmarks/engines.py --baseline DIR --windows FILE [--count 12] [--page FILE] GGUF...
+    python benchmarks/engines.py --baseline DIR --windows FILE [--count 12] [--page FILE] GGUF ...
 
 Rows: plain loops over transformers, of the baseline and of the dense view of each file; what
 this project measures, guards and all; and llama.cpp by its own binding, with the divergence from
@@ -132,7 +132,7 @@ def measured(baseline: Path, files: Sequence[Path], windows: Path, count: int) -
         )
         seconds = time.process_time() - started
         final = found.arms["final"]
-        losses = np.sum(final.nll_sum) / np.sum(final.n_tokens())
+        losses = np.sum(final.losses()) / np.sum(final.n_tokens())
         kl = None if against is None else float(np.concatenate(list(final.kl.values())).mean())
         what = f"this project, {'the baseline' if path == baseline else path.stem}"
         yield Row(what, float(np.exp(losses)), kl, 1000 * seconds / tokens, "guards and all")
