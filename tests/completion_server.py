@@ -54,7 +54,7 @@ class Completions:
         numbers.append(float(rows[-1, drawn]))
         words = [self.tokenizer.decode([i], skip_special_tokens=False) for i in every]
         logprobs: Answer = {"token_logprobs": numbers, "tokens": words}
-        if self.way == "generated only":
+        if self.way == "generated only" or not body["echo"]:
             logprobs = {"token_logprobs": numbers[-1:], "tokens": words[-1:]}
         return 200, {"choices": [{"text": "".join(words), "logprobs": logprobs}]}
 

@@ -67,7 +67,7 @@ def test_the_losses_are_those_of_the_model(world: World, few: RunWindows) -> Non
 
 REFUSED = {
     "no echo": "no log-probabilities of prompts",
-    "generated only": "generates no token whose log-probability",
+    "generated only": "no log-probabilities of the tokens of a prompt",
     "shifted": "not those of the next token",
     "short": "HTTP 400.*maximum context length",
     "moved": "HTTP 302",
@@ -172,7 +172,8 @@ def test_a_server_never_passes(world: World, tmp_path: Path, capsys: Any) -> Non
     assert report["context"]["runs"] == "server"
     ran = report["meta"]["execution"]
     assert (ran["format"], ran["backend"], ran["detail"]["model"]) == ("server", "openai", "small")
-    assert read(tmp_path / "out", "runtime.manifest.json")["execution"]["allow_network"] is True
+    manifest = json.loads((tmp_path / "out/runtime.manifest.json").read_text())
+    assert '"allow_network": true' in json.dumps(manifest)
     # read back and judged again
     assert main(["verify", str(tmp_path / "out/evaluation.report.json"), "--profile", "dev"]) == 1
     told = capsys.readouterr().out

@@ -173,14 +173,13 @@ class Server:
             self._try(ids, length)
 
     def _try(self, ids: Sequence[int], length: int) -> None:
-        assert self.tokenizer is not None
         for count in range(length, min(length + SEARCHED, len(ids))):
             start = list(ids[:count])
-            found = self._completed(start)
-            if len(found.token_logprobs) <= count or len(found.tokens) <= count:
+            found = self._completed(start, echo=False)
+            if not found.token_logprobs or not found.tokens:
                 break
-            drawn = self.tokenizer.encode(found.tokens[count], add_special_tokens=False).ids
-            generated = found.token_logprobs[count]
+            drawn = self._ids_of(found.tokens[0])
+            generated = found.token_logprobs[0]
             if len(drawn) != 1 or generated is None:
                 continue
             again = self.logprobs([*start, drawn[0]])[-1]
@@ -193,7 +192,7 @@ class Server:
             return
         raise InputError(
             "generates no token whose log-probability could be compared with that in a prompt",
-            where=self.where, expected="an answer with echo, logprobs and one more token",
+            where=self.where, expected="an answer with logprobs and one token",
         )  # fmt: skip
 
     def logprobs(self, ids: Sequence[int]) -> list[float]:
@@ -251,12 +250,12 @@ class Server:
                     where=self.where, expected=repr(spelt), found=repr(read)[:SHOWN],
                 )  # fmt: skip
 
-    def _completed(self, ids: Sequence[int]) -> Logprobs:
+    def _completed(self, ids: Sequence[int], echo: bool = True) -> Logprobs:
         prompt: list[int] | str = list(ids) if self.as_ids else self._text(ids)
         body = {
             "model": self.model,
             "prompt": prompt,
-            "echo": True,
+            "echo": echo,
             "logprobs": 1,
             "max_tokens": 1,
             "temperature": 0,
