@@ -18,7 +18,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
-from invarlock.formats.kinds import FORMATS
+from invarlock.formats.kinds import formats
 from invarlock.formats.packed import QUANTIZED, Packed, method_of
 from invarlock.library_classes import CAUSAL, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
@@ -139,7 +139,7 @@ def _refuse_mixed(checkpoint: Checkpoint) -> None:
 
 def _not_dense(checkpoint: Checkpoint) -> list[str]:
     """Tensors that are no weights of a model as they stand, by their type or their names."""
-    marks = tuple(mark for form in FORMATS if isinstance(form, Packed) for mark in form.marks)
+    marks = tuple(mark for form in formats() if isinstance(form, Packed) for mark in form.marks)
     return [
         name
         for name, info in checkpoint.tensors.items()
@@ -150,7 +150,7 @@ def _not_dense(checkpoint: Checkpoint) -> list[str]:
 
 def _as_which(checkpoint: Checkpoint) -> str:
     """The other formats whose tensors some are, by their names."""
-    others = [form for form in FORMATS if isinstance(form, Packed) and form != checkpoint.form]
+    others = [form for form in formats() if isinstance(form, Packed) and form != checkpoint.form]
     titles = [
         form.title
         for form in others
