@@ -11,6 +11,7 @@ from pathlib import Path
 import pack_factory as packs
 import pytest
 from checkpoint_factory import make_llama
+from completion_server import Completions, serving
 from repository_copy import ROOT
 from settings_factory import MISTRAL, refusal, settings
 from test_bad_input import Bench, prepared
@@ -20,8 +21,10 @@ from invarlock.cli import main
 from invarlock.config import check_release
 from invarlock.errors import InvarlockError
 from invarlock.evidence.keys import load_signing_key
+from invarlock.model_folder import open_model
 from invarlock.preflight import doubts, refusals
 from invarlock.run.container import SIF, check_engine, check_reference, find_runtime
+from invarlock.run.server import Address, Server
 from invarlock.sources.disk import plan_disk
 from invarlock.sources.preflight import refuse_cold
 
@@ -125,6 +128,24 @@ def _subject(change: Change) -> Callable[[Path], str]:
     return raised
 
 
+def _alone(change: Change) -> Callable[[Path], str]:
+    """The line about a folder that was changed so and is named as a baseline."""
+
+    def raised(folder: Path) -> str:
+        change(make_llama(folder / "base"))
+        return line_of(lambda: open_model(folder / "base"))
+
+    return raised
+
+
+def _without_logprobs(folder: Path) -> str:
+    completions = Completions(make_llama(folder / "served"), "no echo")
+    ids = completions.tokenizer.encode("the state of the union is a message to the people").ids
+    with serving(completions) as address:
+        server = Server(Address.read(address), tokenizer=completions.tokenizer)
+        return line_of(lambda: (server.choose(), server.prove(ids)))
+
+
 def _deployable(folder: Path) -> str:
     document = json.loads((ROOT / "scenarios/scenarios.json").read_text())
     document["scenarios"][0]["artifact_class"] = "deployable_optimized_subject"
@@ -152,7 +173,9 @@ BEFORE: dict[str, Callable[[Path], str]] = {
     "too few windows": _few_windows,
     "host not allowed": _host,
     "pack too large": _large,
-    "adapter instead of a model": _subject(OTHER["adapter"][0]),
+    "adapter instead of a model": _alone(OTHER["adapter"][0]),
+    "adapter of another kind": _subject(OTHER["adapter of another kind"][0]),
+    "server without log-probabilities": _without_logprobs,
     "pointer of git-lfs": _subject(OTHER["pointer of the weights"][0]),
     "link of a cache": _subject(OTHER["dangling link"][0]),
     "quantization left behind": _subject(UNUSABLE["left quantization"][0]),
