@@ -106,12 +106,14 @@ def checkpoint_digest(parts: Mapping[str, Any]) -> str:
 
 def file_parts(folder: Path) -> dict[str, Any]:
     """What a checkpoint that cannot be read as one is: its files by name and SHA-256."""
+    if folder.is_file():
+        return {"files": {folder.name: sha256_file(folder)}}
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and _is_content(p.name))
     return {"files": file_digests(folder) | {name: sha256_file(folder / name) for name in names}}
 
 
 def _is_content(name: str) -> bool:
-    return name.endswith(".safetensors") or name in (INDEX_NAME, "config.json", "tokenizer.json")
+    return name.endswith((".safetensors", ".gguf")) or name in (INDEX_NAME, "config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf_factory import MODELS, make_folder, write_gguf
 
-from invarlock.checkpoints import Checkpoint
+from invarlock.checkpoints import Checkpoint, file_parts
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.gguf.architectures import ARCHITECTURES, FACTORS
 from invarlock.formats.gguf.small_files import config_of
@@ -188,6 +188,8 @@ def test_a_file_that_is_cut_off(share: float, llama: Path, tmp_path: Path) -> No
     data = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "m.gguf").write_bytes(data[: int(share * len(data))])
     assert "GGUF" in only(findings(llama, tmp_path / "m.gguf"))
+    # a report names it by what it holds
+    assert list(file_parts(tmp_path / "m.gguf")["files"]) == ["m.gguf"]
 
 
 def test_garbage(llama: Path, tmp_path: Path) -> None:

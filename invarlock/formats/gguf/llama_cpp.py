@@ -275,7 +275,7 @@ class LlamaCpp(Engine):
             "threads": str(self._settings.threads),
             **{f"buffer {name}": size for name, size in sorted(self._buffers.items())},
         }
-        versions = {"llama-cpp-python": version_of("llama-cpp-python"), "gguf": version_of("gguf")}
+        versions = {"llama-cpp-python": version_of("llama-cpp-python")}  # gguf only reads
         device = "cuda" if self._on_gpu() else "cpu"
         return Described(self.name, versions, dict(sorted(kernels.items())), device, detail)
 

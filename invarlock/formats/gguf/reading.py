@@ -182,6 +182,7 @@ def _reader(path: Path) -> GGUFReader:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        told = "it ends before its header does" if isinstance(error, IndexError) else told
         raise InputError(
             f"not a readable GGUF file: {told[:120]}", where=str(path), hint=hint
         ) from error
