@@ -121,7 +121,7 @@ def test_gate_and_the_verification_of_the_pack_agree(desk, first, capsys):
     assert main(["gate", str(folder / "evaluation.report.json")]) == 0
     pack = str(folder / "evidence_pack")
     words = ["advanced", "evidence-pack", "verify", pack, "--strict", "--replay"]
-    fingerprint = re.search(r"signed by (\S+)", first[0])[1]
+    fingerprint = re.search(r"signed by +(\S+)", first[0])[1]
     assert main([*words, "--expected-fingerprint", fingerprint]) == 0, capsys.readouterr().out
     assert "VERIFIED: verdict PASS" in capsys.readouterr().out
 

@@ -89,7 +89,8 @@ def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     yield "page", str(out / "evaluation.html")
     yield "report", str(out / "evaluation.report.json")
     if result.signer:
-        yield "pack", f"{out / 'evidence_pack'}, signed by {result.signer}"
+        yield "pack", str(out / "evidence_pack")
+        yield "signed by", result.signer
     yield "next", _next(result)
 
 
