@@ -6,6 +6,9 @@
 # make test    the same, and run all tests
 # make cases  subjects as people make them, through the workflow on the embedded model: what comes out of
 #              each (about half an hour)
+# make backends  compile llama.cpp into .venv, which runs GGUF models (once; seven minutes on two cores)
+# make deployable-smoke  GGUF files of the embedded model, quantized by llama.cpp, through the workflow: what is
+#              sound passes, two bits and exchanged scales fail; ends with a pack that verifies (needs backends)
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make dev-install, make runtime-image  other names of setup and image
 # make image   build the image of the container profile: images/invarlock-runtime.sif
@@ -34,6 +37,7 @@ CONFIG ?=
 CONTAINER_OUT := evidence_pack_runs/container
 TELEMETRY_OUT := evidence_pack_runs/telemetry
 TELEMETRY_REPORT := $(TELEMETRY_OUT)/huggingfacetb__smollm2-135m-instruct/reports/noop_clean/run_1/evaluation.report.json
+DEPLOYABLE_OUT := evidence_pack_runs/deployable
 SLURM_OUT := evidence_pack_runs/slurm
 DETECTION_OUT := evidence_pack_runs/detection
 # of the windows; damage is measured with the first. Each run calibrates on the three seeds after its
@@ -44,7 +48,7 @@ export INVARLOCK_CONTAINER_ENGINE
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
-.PHONY: smoke smoke-all telemetry image runtime-image dev-install container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
+.PHONY: smoke smoke-all backends deployable-smoke telemetry image runtime-image dev-install container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
 
 # the suite of the target's name, ending with a verified pack
 define run_suite
@@ -62,6 +66,19 @@ smoke: $(VENV)/ready
 smoke-all: $(VENV)/ready
 	$(run_suite)
 	@$(BIN)/python tools/results_page.py evidence_pack_runs/$@
+
+# subjects that llama.cpp's quantizer makes, each loaded and asked in fresh processes, too
+deployable-smoke: $(VENV)/ready-backends
+	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
+	$(BIN)/python tools/workflow.py --profile profiles/cpu --config suite=deployable deploy_backends=llama_cpp \
+		out=$(DEPLOYABLE_OUT) signing_key="$(KEY)" $(CONFIG); \
+	cat $(DEPLOYABLE_OUT)/reports/final_verdict.txt; \
+	echo; echo "Evidence pack: $(DEPLOYABLE_OUT)/evidence_pack"; \
+	$(BIN)/invarlock advanced evidence-pack verify $(DEPLOYABLE_OUT)/evidence_pack --strict --replay \
+		--expected-fingerprint "$$(echo "$$key" | grep -o 'sha256:[0-9a-f]*')"
+
+backends: $(VENV)/ready-backends
+	@$(BIN)/python -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__, "runs GGUF models")'
 
 # what the report of a run says of itself; of that run alone
 telemetry: $(VENV)/ready
@@ -121,7 +138,7 @@ test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 cases: setup
-	@$(BIN)/python -m pytest tests/test_cases.py -m cases
+	@$(BIN)/python -m pytest tests/test_cases.py tests/test_compare.py -m cases
 
 lint: setup
 	@$(BIN)/ruff check .
@@ -177,6 +194,13 @@ $(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.
 $(VENV)/ready-test: $(VENV)/ready envs/requirements-test.lock envs/requirements-formats.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-test.lock \
 		-r envs/requirements-formats.lock
+	@touch $@
+
+$(VENV)/ready-backends: $(VENV)/ready envs/requirements-backends.lock
+	@command -v cmake >/dev/null && command -v c++ >/dev/null || \
+		{ echo "llama.cpp is compiled, which needs the Debian packages cmake and g++: apt-get install cmake g++"; exit 1; }
+	@echo "Compiling llama.cpp into $(VENV) (once; pip keeps the wheel)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-backends.lock
 	@touch $@
 
 clean:

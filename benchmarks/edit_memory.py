@@ -1,21 +1,29 @@
-"""Memory and speed of every edit on a seeded random Llama checkpoint of 2 GB in four shards.
+"""Memory and speed of every edit on a Llama checkpoint of 2 GB in four shards.
 
-    python benchmarks/edit_memory.py [--folder DIR] [--layers 20] [--repeats 3]
+    python benchmarks/edit_memory.py [--folder DIR] [--layers 20] [--repeats 5] [--model DIR]
+        [--only SPEC ...] [--before DIR]
+
+Its values are seeded random ones; with ``--model`` those of a checkpoint, tiled. ``--before``
+names a checkout of another version, with which every edit is made too, in the same run.
 
 Each row is a fresh process. "peak above" is its peak resident memory minus that of an
 interpreter that has only imported torch (target: below 600 MB). Seconds begin after the imports.
 A copy of the same shards and their SHA-256 is the least that any tool has to do.
 "of copy" is an edit's throughput over that one's, by wall clock (target: at least 60 %) and by CPU
 time; an edit reads and hashes in one thread while it writes and hashes in another. What writing
-costs changes with what the machine did before, by several times on a virtual one: every edit is
-compared with a copy made just before it. Medians of ``--repeats`` runs. Nothing here is asserted;
-the table is the result. Linux only.
+costs changes with what the machine did before, by several times on a virtual one: every round has
+one copy and all edits in an order of its own. Medians of ``--repeats`` rounds, of shares those of
+the rounds. Digests that stand recorded are not used: every edit hashes all that it reads. Nothing
+here is asserted; the table is the result. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -25,7 +33,14 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from invarlock.digests import SWITCH
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 32, 4, 32000
 SHARDS = 4
 SPECS = (
@@ -62,15 +77,26 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
     return result | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
 
 
-def make_checkpoint(folder: Path, layers: int) -> None:
-    """Write the checkpoint tensor by tensor; no model object is made."""
+def make_checkpoint(folder: Path, layers: int, model: Path | None = None) -> None:
+    """Write the checkpoint tensor by tensor; no model object is made.
+
+    Values are those of the matrices of ``model``, over and over, or seeded random ones.
+    """
     import torch
 
     from invarlock.checkpoints import INDEX_NAME
     from invarlock.files import write_json
     from invarlock.shards import ShardEntry, write_shard
 
+    tiles = _values(model) if model else None
+
     def chunks(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
+        if tiles is not None:
+            needed = math.prod(shape)
+            begin = zlib.crc32(name.encode()) % len(tiles)
+            at = torch.arange(begin, begin + needed).remainder_(len(tiles))
+            yield tiles[at].view(torch.int16).numpy().tobytes()
+            return
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         for start in range(0, shape[0], 1024):
             block = (min(1024, shape[0] - start), *shape[1:])
@@ -107,6 +133,18 @@ def make_checkpoint(folder: Path, layers: int) -> None:
     write_json(folder / "config.json", config)
 
 
+def _values(model: Path) -> torch.Tensor:
+    """The first 64 million numbers of a checkpoint's matrices, bfloat16."""
+    import torch
+
+    from invarlock.checkpoints import Checkpoint
+
+    checkpoint = Checkpoint.open(model)
+    matrices = [name for name, info in checkpoint.tensors.items() if len(info.shape) == 2]
+    values = torch.cat([checkpoint.load(name).reshape(-1).bfloat16() for name in matrices])
+    return values[: 1 << 26]
+
+
 def measure(task: str, baseline: Path, out: Path) -> dict[str, float]:
     """Run one task in this process: ``torch`` (imports only), ``copy`` or an edit spec."""
     import torch  # noqa: F401
@@ -141,34 +179,45 @@ def _copy(baseline: Path, out: Path) -> None:
         sha256_file(out / path.name)
 
 
-def table(folder: Path, layers: int, repeats: int) -> None:
+def table(folder: Path, args: argparse.Namespace) -> None:
     """Make the checkpoint, run every task in its own process and print the rows."""
     baseline, out = folder / "baseline", folder / "out"
-    call = [sys.executable, __file__, "--folder", str(folder), "--layers", str(layers), "--task"]
+    call = [sys.executable, __file__, "--folder", str(folder), "--task"]
 
-    def run(task: str) -> dict[str, float]:
-        done = subprocess.run([*call, task], check=True, capture_output=True, text=True)
+    def run(task: str, version: Path = ROOT) -> dict[str, float]:
+        env = os.environ | {"PYTHONPATH": str(version), SWITCH: "none"}
+        done = subprocess.run([*call, task], check=True, capture_output=True, text=True, env=env)
         shutil.rmtree(out, ignore_errors=True)
         row: dict[str, float] = json.loads(done.stdout)
         return row
 
-    subprocess.run([*call, "make"], check=True)
+    make_checkpoint(baseline, args.layers, args.model)
     size = sum(p.stat().st_size for p in baseline.glob("*.safetensors")) / 1e6
     floor = run("torch")["peak_mb"]
-    print(f"checkpoint: {size:.0f} MB, {SHARDS} shards, {layers} layers, bfloat16")
+    print(f"checkpoint: {size:.0f} MB, {SHARDS} shards, {args.layers} layers, bfloat16")
     print(f"interpreter with torch: {floor:.0f} MB\n")
     heads = ("peak above, MB", "CPU s", "wall s", "copy, wall s", "of copy, wall", "of copy, CPU")
-    print(f"{'edit':<26}" + "".join(f"{head:>15}" for head in heads))
-    for task in SPECS:
-        pairs = [(run("copy"), run(task)) for _ in range(repeats)]
-        copy, row = (
-            {key: statistics.median(side[key] for side in sides) for key in sides[0]}
-            for sides in zip(*pairs, strict=True)
-        )
-        shares = [f"{100 * copy[key] / row[key]:.0f} %" for key in ("wall", "cpu")]
-        times = [f"{row['cpu']:.1f}", f"{row['wall']:.1f}", f"{copy['wall']:.1f}"]
-        cells = [f"{row['peak_mb'] - floor:.0f}", *times, *shares]
-        print(f"{task:<26}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
+    versions = {"": ROOT} | ({", before": args.before.resolve()} if args.before else {})
+    rounds: list[dict[str, dict[str, float]]] = []
+    order = random.Random(43)
+    for number in range(args.repeats):
+        tasks = [("copy", "")] + [(spec, version) for spec in args.only for version in versions]
+        order.shuffle(tasks)
+        rounds.append({spec + at: run(spec, versions[at]) for spec, at in tasks})
+        print(f"round {number + 1} of {args.repeats}", file=sys.stderr)
+    heads = ("peak above, MB", "CPU s", "wall s", "of copy, CPU", "range", "of copy, wall")
+    print(f"{'edit':<36}" + "".join(f"{head:>16}" for head in heads))
+    for task in ["copy", *(spec + version for spec in args.only for version in versions)]:
+        middle = {key: statistics.median(r[task][key] for r in rounds) for key in rounds[0][task]}
+        shares = {
+            key: sorted(100 * r["copy"][key] / r[task][key] for r in rounds)
+            for key in ("cpu", "wall")
+        }
+        cells = [f"{middle['peak_mb'] - floor:.0f}", f"{middle['cpu']:.2f}"]
+        cells += [f"{middle['wall']:.2f}", f"{statistics.median(shares['cpu']):.0f} %"]
+        cells += [f"{shares['cpu'][0]:.0f} - {shares['cpu'][-1]:.0f}"]
+        cells += [f"{statistics.median(shares['wall']):.0f} %"]
+        print(f"{task:<36}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
 
 
 def main() -> None:
@@ -176,16 +225,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory and speed of every edit.")
     parser.add_argument("--folder", type=Path, help="where 5 GB may be written (default: temp)")
     parser.add_argument("--layers", type=int, default=20, help="88 MB each (default 20: 2 GB)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--model", type=Path, help="a checkpoint whose values are tiled")
+    parser.add_argument("--only", nargs="+", default=list(SPECS), help="edits (default: all)")
+    parser.add_argument("--before", type=Path, help="a checkout of another version")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.task == "make":
-        make_checkpoint(args.folder / "baseline", args.layers)
-    elif args.task:
+    if args.task:
         print(json.dumps(measure(args.task, args.folder / "baseline", args.folder / "out")))
     else:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            table(Path(folder), args.layers, args.repeats)
+            table(Path(folder), args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import hashlib
 import math
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -153,13 +153,16 @@ class Checkpoint:
     _kept: object = field(default=None, repr=False, compare=False)  # what goes with this object
 
     @classmethod
-    def open(cls, source: Path | str, beside: Path | None = None) -> Checkpoint:
+    def open(
+        cls, source: Path | str, beside: Path | None = None, allowed: Collection[str] = ()
+    ) -> Checkpoint:
         """Read the configuration and the headers of the weights of a folder, or of a file.
 
         Args:
             source: what was named.
             beside: the folder of the baseline, from which a subject takes the small files that
                 its format does not hold.
+            allowed: the permissions that are given, for formats that need one.
 
         Raises:
             NotACheckpointError: the folder holds something else (:mod:`invarlock.folders`).
@@ -167,7 +170,7 @@ class Checkpoint:
         """
         source = Path(source)
         refuse_broken_files(source)
-        form = readable_format(source)
+        form = readable_format(source, allowed)
         folder, kept = source, None
         if not form.configured:
             form = form.beside(source, beside)
@@ -201,6 +204,11 @@ class Checkpoint:
         """SHA-256 of each file of weights of a packed model."""
         place = self.source if self.source.is_dir() else self.source.parent
         return {name: sha256_file(place / name) for name in self.shards}
+
+    @property
+    def read_files(self) -> set[str]:
+        """Files of weights, and what lists them."""
+        return {*self.shards} | self.form.lists
 
     @property
     def indexed(self) -> bool:
@@ -262,7 +270,11 @@ class Checkpoint:
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
         if not self.form.dense or info.begin % DTYPES[info.dtype][0]:
-            return torch.frombuffer(bytearray(self.read(name)), dtype=dtype).reshape(info.shape)
+            held, done = bytearray(info.nbytes), 0
+            for chunk in self.chunks(name):
+                held[done : done + len(chunk)] = chunk
+                done += len(chunk)
+            return torch.frombuffer(held, dtype=dtype).reshape(info.shape)
         page = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
         path = self.folder / info.file
         try:

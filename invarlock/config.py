@@ -22,7 +22,7 @@ from invarlock.contracts import load_contract, validate, violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
 from invarlock.folders import named_file, no_folder
-from invarlock.models import LOCAL, Model, one_of, resolve_models, slotted
+from invarlock.models import LOCAL, Model, is_elsewhere, one_of, resolve_models, slotted
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, in_class, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
@@ -45,6 +45,12 @@ OF_BYOE = ("baseline", "subject", "accept", "artifact_class")  # settings of tha
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
 
 
+_PACKAGE = Path(__file__).resolve().parent
+# Installed packages carry config/ and scenarios/ inside; a checkout has them at its top level.
+SHIPPED = next(
+    (p for p in (_PACKAGE / "settings", _PACKAGE.parent) if (p / "config/config.yaml").is_file()),
+    _PACKAGE / "settings",
+)
 CPU_CONTEXT, CONTEXT = 1024, 4096  # most tokens of a long window
 
 
@@ -157,6 +163,18 @@ class Settings:
         }
 
 
+def shipped_settings(given: Document) -> Settings:
+    """The effective configuration of the package's own files, with these settings over them.
+
+    Raises:
+        InvarlockError: see :func:`effective_settings`.
+    """
+    file = read_yaml(SHIPPED / "config/config.yaml")
+    suites = yaml.safe_load(read_bytes(SHIPPED / "config/suites.yaml"))
+    places = {key: str(SHIPPED / file[key]) for key in ("catalogue", "tuned_edit_params")}
+    return effective_settings({**file, **places, **given}, {**file, **places}, suites, {}, given)
+
+
 def effective_settings(
     given: Document,
     file: Document,
@@ -196,7 +214,7 @@ def effective_settings(
     _refuse_ignored(values, origins)
     _check_paths(values, origins)
     if values["suite"] == "byoe":
-        entries = [LOCAL + _byoe_baseline(values)]
+        entries = [_byoe_baseline(values)]
     else:
         entries = values["models"] or suite["models"]
     where = {key: _where(origins[key]) for key in ("models", "geometry")}
@@ -436,7 +454,8 @@ def _byoe_baseline(values: Document) -> str:
                 f"suite byoe needs {key}",
                 hint="snakemake pack --config suite=byoe baseline=DIR subject=DIR",
             )
-    return str(values["baseline"])
+    named = str(values["baseline"])
+    return named if is_elsewhere(named) else LOCAL + named
 
 
 def _has_subject(scenario: Scenario, values: Document) -> bool:
@@ -480,8 +499,9 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
             what, place = f"/{key} holds a brace, a wildcard to Snakemake", _where(origins[key])
             raise ConfigError(what, where=place, expected="no { and }", found=str(values[key]))
     for key in ("baseline", "subject", "pack"):
+        elsewhere = key == "baseline" and is_elsewhere(values[key])
         alone = key == "subject" and named_file(Path(values[key]))  # a file that is a model
-        if values[key] and not alone and not Path(values[key]).is_dir():
+        if values[key] and not (elsewhere or alone) and not Path(values[key]).is_dir():
             raise InputError(
                 f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key]),
                 hint=no_folder(Path(values[key])).hint,

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -69,10 +69,14 @@ def refuse_broken_files(folder: Path) -> None:
             _refuse_content(path)
 
 
-def readable_format(folder: Path) -> Format:
+def readable_format(folder: Path, allowed: Collection[str] = ()) -> Format:
     """The format of a checkpoint's weights.
 
     A folder that lacks the files a checkpoint begins with, or holds an adapter beside, is refused.
+
+    Args:
+        folder: what was named.
+        allowed: the permissions that are given (``Format.switch``).
 
     Raises:
         NotACheckpointError: what it holds instead, and what to do.
@@ -81,6 +85,7 @@ def readable_format(folder: Path) -> Format:
     form = format_in(names)
     ready = form is not None and (CONFIG_NAME in names or not form.configured)
     whole = ready and form is not None and form.opened
+    whole = whole and form is not None and (not form.switch or form.switch in allowed)
     if ADAPTER_NAME in names and (form is None or form.configured):
         raise _adapter(folder, whole)
     if form is not None and whole:
@@ -139,8 +144,6 @@ def no_folder(path: Path) -> InputError:
     hint = "name the folder that holds config.json and the weights"
     if name.endswith((".zip", ".tar", ".tgz", ".tar.gz", ".tar.zst", ".7z", ".nemo")):
         hint = "unpack it and name the folder"
-    elif name.endswith(".gguf"):
-        hint = _from_gguf(path.parent, path.name)
     elif name.endswith((*PICKLE_SUFFIXES, ".safetensors")):
         hint = f"name the folder that holds it: {shlex.quote(str(path.parent))}"
     return NotACheckpointError(
@@ -207,10 +210,9 @@ def _adapter(folder: Path, beside: bool) -> InputError:
             " weights and merge it",
         )
     return NotACheckpointError(
-        f"is a PEFT adapter{of}, not a model", where=str(folder),
-        hint="merge it: python -c 'from peft import AutoPeftModelForCausalLM as M;"
-        f' M.from_pretrained("{folder}").merge_and_unload().save_pretrained("MERGED")\''
-        ", copy the tokenizer there, and name MERGED",
+        f"is a PEFT adapter{of} without adapter_model.safetensors", where=str(folder),
+        found=_listed([n for n in names_of(folder) if n.startswith("adapter_model")]),
+        hint="copy or download that file too, or save the adapter with safe_serialization=True",
     )  # fmt: skip
 
 
@@ -231,16 +233,7 @@ class _Format:
 
     marks: tuple[str, ...]  # patterns of names
     what: str
-    hint: str  # {folder}, {name}: the folder, and the first file that is known
-
-
-def _from_gguf(folder: Path, name: str) -> str:
-    return (
-        "write it as safetensors: python -c 'from transformers import AutoModelForCausalLM as M,"
-        f' AutoTokenizer as T; d, f = "{folder}", "{name}";'
-        ' M.from_pretrained(d, gguf_file=f).save_pretrained("DENSE");'
-        ' T.from_pretrained(d, gguf_file=f).save_pretrained("DENSE")\''
-    )
+    hint: str  # {folder}: the folder
 
 
 _ORIGINAL = "take the repository's model*.safetensors, config.json and tokenizer.json instead"
@@ -268,7 +261,10 @@ FORMATS = (
         "a checkpoint of Megatron-LM",
         "convert it with Megatron's own tool (tools/checkpoint/convert.py)",
     ),
-    _Format(("*.gguf",), "a GGUF model (llama.cpp)", "{gguf}"),
+    _Format(
+        ("*.gguf",), "the part of a GGUF model that reads images",
+        "name the file of the language model beside it",
+    ),
     _Format(("model_index.json",), "a diffusers pipeline", "name the folder of a language model"),
     _Format(("*.onnx", "onnx"), "an ONNX model", _OTHER_FRAMEWORK),
     _Format(("tf_model*.h5", "saved_model.pb"), "a TensorFlow model", _OTHER_FRAMEWORK),
@@ -290,11 +286,9 @@ def _format(folder: Path, names: Sequence[str]) -> InputError | None:
     for form in FORMATS:
         found = [n for mark in form.marks for n in names if fnmatchcase(n, mark)]
         if found:
-            gguf = _from_gguf(folder, found[0]) if form.hint == "{gguf}" else ""
-            hint = gguf or form.hint.format(folder=shlex.quote(str(folder)))
             return NotACheckpointError(
                 f"holds {form.what}, which is not read here", where=str(folder),
-                found=_listed(found), hint=hint,
+                found=_listed(found), hint=form.hint.format(folder=shlex.quote(str(folder))),
             )  # fmt: skip
     return None
 
@@ -356,8 +350,9 @@ def _lacking(folder: Path, names: Sequence[str]) -> InputError | None:
         return NotACheckpointError(
             "only pickle weights (" + _listed(pickles) + "), which can run code when loaded",
             where=str(folder), expected=SINGLE_NAME,
-            hint="convert the checkpoint to safetensors: load it where you trust it, and save it"
-            " with save_pretrained",
+            hint="allow them with --allow-pickle (allow_pickle_checkpoints: true), or convert the"
+            " checkpoint to safetensors: load it where you trust it, and save it with"
+            " save_pretrained",
         )  # fmt: skip
     return NotACheckpointError(
         "no weights in the folder", where=str(folder), expected=f"{SINGLE_NAME} or {INDEX_NAME}",

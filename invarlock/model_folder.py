@@ -18,7 +18,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
-from invarlock.formats.kinds import FORMATS
+from invarlock.formats.kinds import formats
 from invarlock.formats.packed import QUANTIZED, Packed, method_of
 from invarlock.library_classes import CAUSAL, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
@@ -27,7 +27,7 @@ from invarlock.roles import ARCHITECTURES, model_type_of
 PACKED = {
     ".weight_scale_2": ("NVFP4 (ModelOpt)", "TensorRT-LLM or vLLM"),
     ".codebooks": ("AQLM", "transformers with aqlm"),
-    ".W_q": ("HQQ", "transformers with hqq"),
+    ".W_q": ("HQQ", "hqq itself or vLLM (transformers 5.23 does not)"),
     ".weight._data": ("quanto", "transformers with optimum-quanto"),
     ".biases": ("MLX", "mlx-lm"),
     ".centroids": ("VPTQ", "transformers with vptq"),
@@ -48,15 +48,18 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 OTHER_HEADS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
 
 
-def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
-    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from.
+def open_model(
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
+) -> Checkpoint:
+    """The checkpoint in ``folder``, if it can be measured; ``baseline`` is what it came from, and
+    ``allowed`` are the permissions that are given.
 
     Raises:
         NotACheckpointError: it cannot: what it is, and what to do.
         InputError: its files are damaged.
     """
-    checkpoint = Checkpoint.open(folder, baseline)
-    if checkpoint.form.dense:
+    checkpoint = Checkpoint.open(folder, baseline, allowed)
+    if not checkpoint.form.packed:
         _refuse_packed(checkpoint)
     elif isinstance(checkpoint.form, Packed):
         _refuse_mixed(checkpoint)
@@ -72,7 +75,9 @@ def open_model(folder: Path, baseline: Path | None = None) -> Checkpoint:
     return checkpoint
 
 
-def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
+def refuse_unusable(
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
+) -> None:
     """Refuse what cannot be measured, but not damage: that is a finding of the measurement.
 
     Raises:
@@ -80,7 +85,7 @@ def refuse_unusable(folder: Path, baseline: Path | None = None) -> None:
         InputError: the system refuses to read the folder.
     """
     try:
-        open_model(folder, baseline)
+        open_model(folder, baseline, allowed)
     except NotACheckpointError:
         raise
     except InputError as error:
@@ -134,7 +139,7 @@ def _refuse_mixed(checkpoint: Checkpoint) -> None:
 
 def _not_dense(checkpoint: Checkpoint) -> list[str]:
     """Tensors that are no weights of a model as they stand, by their type or their names."""
-    marks = tuple(mark for form in FORMATS if isinstance(form, Packed) for mark in form.marks)
+    marks = tuple(mark for form in formats() if isinstance(form, Packed) for mark in form.marks)
     return [
         name
         for name, info in checkpoint.tensors.items()
@@ -145,7 +150,7 @@ def _not_dense(checkpoint: Checkpoint) -> list[str]:
 
 def _as_which(checkpoint: Checkpoint) -> str:
     """The other formats whose tensors some are, by their names."""
-    others = [form for form in FORMATS if isinstance(form, Packed) and form != checkpoint.form]
+    others = [form for form in formats() if isinstance(form, Packed) and form != checkpoint.form]
     titles = [
         form.title
         for form in others

@@ -16,6 +16,7 @@ from invarlock.variables import MODEL_SLOTS
 
 GEOMETRY = ("seq_len", "preview", "final")
 LOCAL = "local:"
+ELSEWHERE = ("hub:", "package:")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@\w+)?")
 
 Table = Mapping[str, Any]
@@ -33,6 +34,11 @@ class Model:
     seq_len: int
     preview: int
     final: int
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a baseline is named that is no folder of this machine: ``hub:`` or ``package:``."""
+    return name.startswith(ELSEWHERE) and not Path(name).exists()
 
 
 def slotted(listed: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], str]:

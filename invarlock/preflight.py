@@ -19,6 +19,7 @@ from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.evidence.policy_pack import read_policy_pack
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
+from invarlock.formats.kinds.pickle import Pickle
 from invarlock.metrics.kinds import ASKED, metric_of
 from invarlock.model_folder import is_in_library, open_model
 from invarlock.models import Model
@@ -85,8 +86,9 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
             yield error
     if values["subject"]:
         baseline = local_folder(settings.models[0]) if settings.models else None
+        allowed = (Pickle.switch,) if allow.pickle else ()
         try:
-            open_model(Path(values["subject"]), baseline)
+            open_model(Path(values["subject"]), baseline, allowed)
         except InvarlockError as error:
             yield error
 

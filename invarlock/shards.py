@@ -22,6 +22,7 @@ from invarlock.files import parse_json, unreadable
 Chunk = bytes | bytearray | memoryview
 
 LENGTH_BYTES = 8  # bytes of the little-endian header length that a shard begins with
+_PIECE = 1 << 19  # bytes hashed and written in turn
 MAX_HEADER_BYTES = 100_000_000  # bytes; the limit of the safetensors library itself
 
 # Bytes of one element and name of the torch dtype, by safetensors dtype code.
@@ -231,8 +232,11 @@ def write_shard(
         written = [0] * len(entries)
         pairs = ((n, chunk) for n, entry in enumerate(entries) for chunk in entry.chunks())
         for number, chunk in _one_ahead(pairs):
-            sums[number].update(chunk)
-            written[number] += handle.write(chunk)
+            # A piece at a time, which is still in the cache when it is written.
+            for start in range(0, len(chunk), _PIECE):
+                piece = memoryview(chunk)[start : start + _PIECE]
+                sums[number].update(piece)
+                written[number] += handle.write(piece)
     for entry, size, digest in zip(entries, written, sums, strict=True):
         if size != entry.nbytes:
             raise ValueError(f"{entry.name}: {size} bytes for {entry.nbytes}")

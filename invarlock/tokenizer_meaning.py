@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -105,6 +105,39 @@ def largest_id(folder: Path) -> int | None:
     except InputError:
         return None
     return max(ids, default=None)
+
+
+def other_ids(
+    folder: Path, encode: Callable[[str], Sequence[int] | None], windows: Iterable[Sequence[int]]
+) -> str | None:
+    """Texts of windows to which something else than the tokenizer in ``folder`` gives other ids.
+
+    Special tokens are left out of the texts: how they are put around one is for whoever serves.
+
+    Args:
+        folder: it has a ``tokenizer.json``.
+        encode: ids of a text without special ones; None where it gives none.
+        windows: token ids.
+
+    Returns:
+        how many there are, and where the first parts; None where every text gets the same ids.
+    """
+    tokenizer = read_tokenizer(folder / NAME)
+    count, example = 0, ""
+    texts = [tokenizer.decode(list(ids)) for ids in windows]
+    for text, encoded in zip(
+        texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
+    ):
+        ids = encode(text)
+        if ids is None:
+            return None
+        if list(ids) != encoded.ids:
+            count += 1
+            example = example or (
+                f"{_around(text, encoded.ids, ids, tokenizer)} is"
+                f" {_cut(encoded.ids, ids)} to {NAME} and {_cut(ids, encoded.ids)}"
+            )
+    return f"{count} of {counted(len(texts), 'text')}: {example}" if count else None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

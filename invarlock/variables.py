@@ -145,10 +145,13 @@ _TABLE: tuple[Variable, ...] = (
     # --- read by commands and libraries ---------------------------------------------------------
     _read("INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE", "1: an unsigned pack is a warning of `invarlock"
           " advanced evidence-pack verify`, not exit 5, unless `--strict`"),
+    _read("INVARLOCK_BACKEND_KEY", "key that a running server is asked with (`--backend`)"),
     _read("INVARLOCK_DIGESTS", "`none`: digests of weight files are computed each time, and none"
           " is kept"),
     _read("INVARLOCK_DEBUG", "1: processes that a command starts show tracebacks; set by"
           " `--debug`"),
+    _read("INVARLOCK_PROGRESS", "a file that measuring processes add a line to after each batch:"
+          " windows done, of all, tokens done, of all; set by `invarlock compare`"),
     _read("INVARLOCK_CALIBRATIONS", "set by the workflow for its jobs: `calibrations`"),
     _read("INVARLOCK_SIGNING_KEY", "set by the workflow for its jobs: `signing_key`"),
     _read(SETTINGS, "set by the workflow for its jobs: the settings in force"),

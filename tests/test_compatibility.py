@@ -130,6 +130,7 @@ KINDS = {
     "edges": factory.make_report("edges", 1.004, edge={factory.DOWN: 3.0}),
     "variance": factory.make_report("variance", 1.03, spread={factory.DOWN: 0.81}, gain=0.02),
     "conservative": factory.make_report("noop_clean", tier="conservative"),
+    "excerpted": factory.make_excerpted(1.004),
     "rejected": factory.make_rejected(),
     "crashed": factory.make_crashed(),
     "reduced": published.reduced(factory.make_report("reduced", 1.004)),

@@ -336,7 +336,7 @@ def test_every_other_value_is_recorded() -> None:
     """All keys but the paths, the key and how packs are verified are recorded with their origin."""
     recorded = settings(seed=7).recorded()
     assert set(FILE) - set(recorded["values"]) == {
-        "baseline", "calibrations", "out", "pack", "signing_key", "subject",
+        "baseline", "calibrations", "out", "pack", "run", "signing_key", "subject",
         "expected_fingerprint", "trust_store", "verify_assurance", "verify_baseline",
         "verify_profile", "verify_replay", "verify_strict", "run", "model", "sentinel_mode",
         "sentinel_edits",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invarlock.edits.blocks import Loss, squared_norm, transform_rows
-from invarlock.edits.kinds.fp8_quant import to_float32, to_fp8_
+from invarlock.edits.kinds.fp8_quant import FP8_MAX, round_to_fp8_, to_fp8_
 from invarlock.edits.kinds.lowrank_svd import EXACT_SIDE, low_rank_
 from invarlock.edits.kinds.magnitude_prune import MagnitudePrune, prune_smallest_
 from invarlock.edits.kinds.quant_rtn import round_to_nearest_
@@ -148,13 +148,23 @@ def test_fp8_rounds_to_the_nearest_table_value(fmt: str, table: list[float]) -> 
     assert torch.equal((weight - original).abs().view(-1), best)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_fp8_numbers_become_float32_exactly(dtype: torch.dtype) -> None:
-    """Every finite number of the format, to the sign of zero."""
-    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
-    finite = codes[codes.to(torch.float32).isfinite()]
-    found = to_float32(finite, "e4m3" if dtype == torch.float8_e4m3fn else "e5m2")
-    assert torch.equal(found.view(torch.int32), finite.to(torch.float32).view(torch.int32))
+@pytest.mark.parametrize(
+    ("fmt", "dtype"), [("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)]
+)
+def test_fp8_rounds_as_a_cast_does(fmt: str, dtype: torch.dtype) -> None:
+    """At every number of the format, in the middle between two, beside both, and elsewhere."""
+    largest = FP8_MAX[fmt]
+    codes = torch.arange(128, dtype=torch.uint8).view(dtype).to(torch.float32)
+    grid = codes[codes.isfinite()]
+    middles = (grid[1:] + grid[:-1]) / 2
+    at = torch.cat([grid, middles, middles / 2**10])
+    bits = at.view(torch.int32)
+    near = torch.cat([(bits + d).clamp(min=0).view(torch.float32) for d in (-1, 0, 1)])
+    spread = torch.cat([random(5000, seed=7).abs() * 2.0**e for e in range(-30, 16, 3)])
+    magnitudes = torch.cat([near, spread]).clamp(max=largest)
+    expected = magnitudes.to(dtype).to(torch.float32)
+    round_to_fp8_(magnitudes, fmt, torch.empty_like(magnitudes))
+    assert torch.equal(magnitudes.view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize("fmt", ["e4m3", "e5m2"])
@@ -319,7 +329,7 @@ def test_a_result_out_of_range_is_refused() -> None:
     weight = torch.full((4, 4), 65504.0, dtype=torch.float16)
     weight[0, 0] = 60000.0
     with pytest.raises(InputError, match="float16"):
-        transform_rows(weight, lambda work: work * 1.01)
+        transform_rows(weight, lambda work, _: work * 1.01)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 0.02, 1e12, 1e25])

@@ -11,10 +11,11 @@ from page_factory import make_mixture_report, make_page_report
 from report_factory import make_report
 
 from invarlock.guards import BY_NAME, variance
+from invarlock.metrics import readings
 from invarlock.pages.changes import module_changes, ratio_label
 from invarlock.pages.panels import NAMED
 from invarlock.pages.plots import LEFT, RIGHT, Plot
-from invarlock.reporting import figures, metric_sections, readings
+from invarlock.reporting import figures, metric_sections
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 HARMFUL = make_report("prune_50pct_stress", 1.6)
@@ -49,6 +50,39 @@ def test_windows() -> None:
     wanted = [f"mean {math.log(1.6):+.4f}", f"limit {math.log(1.102):+.4f}"]
     assert texts(plot, "level") == wanted
     assert starts(plot, "mean")[0][1] < starts(plot, "limit")[0][1]  # the mean is above the limit
+
+
+def test_slices_are_drawn_with_their_intervals_and_the_limit() -> None:
+    """A row each; the limit lies between those that pass and those that do not."""
+    slices = [
+        figures.SliceResult("prose", 1.02, (1.01, 1.03)),
+        figures.SliceResult("a name of more than twenty characters", 1.2, (1.15, 1.25)),
+        figures.SliceResult("long", None, None),
+    ]
+    plot = figures.slices_plot(slices, 1.1, "ratio")
+    assert plot is not None
+    assert len(paths(plot, "dot")) == 2
+    (limit,) = starts(plot, "limit")
+    dots = [x for x, _ in starts(plot, "dot")]
+    assert dots[0] < limit[0] < dots[1]
+    assert [t for t in texts(plot, "tick") if "name" in t] == ["a name of more than\u2026"]
+    assert "long -" in plot.description
+    assert figures.slices_plot(slices[:1], 1.1, "ratio") is None
+
+
+def test_distances_are_drawn_layer_by_layer() -> None:
+    """The furthest block and the first that moved as much by half are named."""
+    moved = {f"model.layers.{i}.mlp.down_proj": d for i, d in enumerate((0.0, 0.3, 0.5, 0.2))}
+    (plot,) = BY_NAME["representation"].where(make_report("moved", 1.004, moved=moved))
+    assert plot.description.endswith(
+        "The largest is 0.5000 in model.layers.2.mlp.down_proj; the first block that reaches half "
+        "of that is model.layers.1.mlp.down_proj."
+    )
+    marks = starts(plot, "within")
+    assert len(marks) == 8 + 2  # two kinds of four layers, and the legend
+    squares = {round(y) for _, y in marks[5:9]}
+    assert len(squares) == 4
+    assert BY_NAME["representation"].where(make_report("noop_clean")) == ()
 
 
 def test_many_windows_are_aggregated() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,10 @@ def _dangling(folder: Path) -> None:
     (folder / WEIGHTS).symlink_to("../../blobs/" + "0" * 64)
 
 
-def _adapter(folder: Path) -> None:
+def _adapter(folder: Path, kind: str = "LORA") -> None:
     only("adapter_model.safetensors")(folder)
     (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+        json.dumps({"peft_type": kind, "base_model_name_or_path": "org/base"})
     )
 
 
@@ -110,12 +111,17 @@ OTHER: dict[str, tuple[Change, list[str]]] = {
     "pointer of the weights": (pointer(WEIGHTS), [WEIGHTS, "git-lfs pointer", "git lfs pull"]),
     "pointer of the tokenizer": (pointer("tokenizer.json"), ["tokenizer.json", "git lfs pull"]),
     "dangling link": (_dangling, ["points nowhere", "blobs/", "hf download", "cp -rL"]),
-    "adapter": (_adapter, ["PEFT adapter (LORA) of org/base", "merge_and_unload"]),
+    "adapter": (_adapter, ["PEFT adapter (LoRA) of org/base", "subject", "merge_and_unload"]),
+    "adapter of another kind": (partial(_adapter, kind="IA3"), ["kind IA3", "merge_and_unload"]),
+    "adapter without weights": (
+        lambda f: [_adapter(f), (f / "adapter_model.safetensors").rename(f / "adapter_model.bin")],
+        ["without adapter_model.safetensors", "adapter_model.bin", "safe_serialization"],
+    ),
     "adapter beside": (
         lambda f: (f / "adapter_config.json").write_text("{}"),
         ["two models", "remove adapter_config.json"],
     ),
-    "gguf": (without_weights("m.Q4_K.gguf"), ["GGUF", "gguf_file", "m.Q4_K.gguf"]),
+    "part of a gguf": (without_weights("mmproj-m-f16.gguf"), ["reads images", "beside it"]),
     "gguf in disguise": (lambda f: (f / WEIGHTS).write_bytes(b"GGUF" + bytes(60)), ["a GGUF file"]),
     "web page": (lambda f: (f / WEIGHTS).write_text("<!DOCTYPE html><html>"), ["a web page"]),
     "pickle in disguise": (
@@ -168,6 +174,20 @@ UNUSABLE: dict[str, tuple[Change, list[str]]] = {
             tensors(lambda n: n.replace("q_proj.weight", "q_proj.codebooks"))(f),
         ),
         ["packed (AQLM)", "transformers with aqlm", "dequantize"],
+    ),
+    "HQQ": (
+        lambda f: (
+            config(quantization_config={"quant_method": "hqq"})(f),
+            tensors(lambda n: n.replace("q_proj.weight", "q_proj.W_q"), torch.uint8)(f),
+        ),
+        ["packed (HQQ)", "hqq itself or vLLM", "transformers 5.23 does not"],
+    ),
+    "GPTQ of another layout": (
+        lambda f: (
+            config(quantization_config={"quant_method": "gptq", "checkpoint_format": "marlin"})(f),
+            tensors(lambda n: n.replace("q_proj.weight", "q_proj.qweight"), torch.int32)(f),
+        ),
+        ["packed (gptq)", "not read here", "dequantize"],
     ),
     "GPTQ without a word": (
         tensors(lambda n: n.replace("q_proj.weight", "q_proj.qweight"), torch.int32),
@@ -238,11 +258,11 @@ def test_what_cannot_be_measured_is_named(whole: Path, tmp_path: Path, case: str
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["m.gguf", "m.safetensors", "m.tar.gz", "m"])
+@pytest.mark.parametrize("name", ["m.safetensors", "m.tar.gz", "m"])
 def test_a_file_is_no_folder(tmp_path: Path, name: str) -> None:
     """What to name instead depends on the file."""
     (tmp_path / name).write_text("x")
-    words = {"m.gguf": "gguf_file", "m.safetensors": str(tmp_path), "m.tar.gz": "unpack"}
+    words = {"m.safetensors": str(tmp_path), "m.tar.gz": "unpack"}
     with pytest.raises(NotACheckpointError, match="is a file, not a folder") as caught:
         Checkpoint.open(tmp_path / name)
     assert words.get(name, "config.json") in str(caught.value)

@@ -18,6 +18,7 @@ import pytest
 import report_factory as factory
 from conftest import GOLDEN, Golden
 from page_factory import make_mixture_report
+from test_edits_bytes import KERNELS as WITH_KERNELS
 
 from invarlock.cli import COMMANDS, main, parser_of
 from invarlock.evidence.readme import Summary, render
@@ -49,10 +50,12 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "accuracy": factory.make_accuracy,
     "sliced": lambda: factory.make_sliced({"prose": 0.98, "code": 1.14}, kl={"code": 0.3}),
     "not_evaluated": factory.make_unevaluated,
+    "excerpted": factory.make_excerpted,
+    "packed": factory.make_packed,
 }
 
 # Both forms are rendered from one outline; these together show every section and picture.
-IN_HTML = ("every_block", "failed_guard", "rejected", "accepted", "accuracy")
+IN_HTML = ("every_block", "failed_guard", "rejected", "accepted", "accuracy", "excerpted", "packed")
 
 
 class VisibleText(HTMLParser):
@@ -271,4 +274,6 @@ def test_every_golden_file_has_a_test() -> None:
               for kind, end in (("verdicts", ".txt"), ("packs", ".md"))}  # fmt: skip
     lines = {f"commands/{name}.txt" for name in (*LINES, "help")}
     found = {p.relative_to(GOLDEN).as_posix() for p in GOLDEN.rglob("*") if p.is_file()}
-    assert found == pages | suites | lines | {"believed.txt"}  # of test_leaves.py
+    # of test_leaves.py and test_edits_bytes.py
+    others = {"believed.txt", *(f"edits/{edit}.json" for edit in WITH_KERNELS)}
+    assert found == pages | suites | lines | others

@@ -16,6 +16,7 @@ from invarlock.reporting.replay import BELIEVED, NOT_RUN, believed, replay
 
 FULL, EXCHANGED = factory.make_full(), factory.make_report("exchanged", 1.004, rows=32)
 MIXTURE, ACCURACY = factory.make_mixture(), factory.make_accuracy()
+EXCERPTED = factory.make_excerpted()
 SLICED = factory.make_sliced({"code": 1.14})
 
 
@@ -35,6 +36,7 @@ def test_every_leaf_counts_or_is_said_to_be_believed(golden: Golden) -> None:
     open_: list[str] = []
     reports = [FULL, EXCHANGED, ACCURACY, MIXTURE, SLICED]
     reports += [factory.make_timed({}), factory.make_timed(), factory.make_overlaid()]
+    reports += [EXCERPTED, factory.make_packed()]
     reports += [factory.make_rejected(), factory.make_crashed()]
     for report in reports:
         assert replay(report) == []
@@ -62,7 +64,7 @@ def containers(value: object, at: leaves.Place = ()) -> Iterator[leaves.Place]:
 def test_no_container_may_be_emptied_or_hold_more() -> None:
     """Each object has the members that its evidence gives, and no other; no list is shortened."""
     seen: set[str] = set()
-    for report in (FULL, EXCHANGED, MIXTURE, ACCURACY):
+    for report in (FULL, EXCHANGED, MIXTURE, ACCURACY, EXCERPTED):
         places = [p for p in containers(report) if p and pattern(report, p) not in seen]
         seen |= {pattern(report, p) for p in places}
         for place in places:

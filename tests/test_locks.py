@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
@@ -66,6 +67,9 @@ def test_each_lock_holds_what_is_asked_for_and_no_more() -> None:
     assert test == needed(tests) - needed(asked) - own
     packed = names("requirements-formats.lock")
     assert packed == needed(names("requirements-formats.in")) - needed(asked) - own
+    engines = names("requirements-backends.lock")
+    if importlib.util.find_spec("llama_cpp") is not None:
+        assert engines == needed(names("requirements-backends.in")) - needed(asked) - own
     assert "scipy" in test
 
 

@@ -75,3 +75,15 @@ def test_a_model_too_large_to_stand_there_twice_runs_as_it_is(
         monkeypatch.setattr(module, "LARGEST", limit)
         with packed_weights(model, 3):
             assert all(("forward" in vars(layer)) is sorted_too for layer in model)  # type: ignore[operator]
+
+
+def test_a_product_that_somebody_replaced_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As quantizers of activations do: theirs runs inside the block and after it."""
+    monkeypatch.setattr(module, "WORTH_IT", 0)
+    model = model_of(256, 512)
+    first = model[0]  # type: ignore[index]
+    first.forward = lambda inputs: torch.full((*inputs.shape[:-1], 512), 7.0)
+    for _ in range(2):
+        with packed_weights(model, 3):
+            assert (first(torch.ones(3, 256)) == 7).all()
+    assert (first(torch.ones(3, 256)) == 7).all()

@@ -14,9 +14,17 @@ from typing import Any
 import chromium
 import pytest
 from page_factory import make_mixture_report, make_page_report
-from report_factory import make_accuracy, make_crashed, make_rejected
+from report_factory import (
+    make_accuracy,
+    make_crashed,
+    make_excerpted,
+    make_packed,
+    make_rejected,
+    make_sliced,
+)
 
 from invarlock.cli import main
+from invarlock.pages.passages import BETTER, WORSE
 from invarlock.reporting.render import render_report_html
 
 LONG = "long" * 80
@@ -29,14 +37,29 @@ HOSTILE = (
     "line\nbreak\r\n\u2028tail",
     LONG,
 )
+CHANGES = (0.2, 0.7, 3.0, 0.0, -0.2, -0.7, -3.0)
 REPORTS = {
     "clean": make_page_report(),
     "harmful": make_page_report(harm=0.3, ratio=1.6),
     "large": make_page_report(windows=400, layers=500, harm=0.3),
     "mixture": make_mixture_report(layers=16),
     "accuracy": make_accuracy(),
+    "excerpts": make_excerpted(),
+    "slices": make_sliced({"prose": 0.98, "code": 1.14}, kl={"code": 0.3}),
+    "packed": make_packed(),
     "rejected": make_rejected(),
     "crashed": make_crashed(),
+}
+# A report with every mark of an excerpt; one that was not verified is a page too.
+SHADES = copy.deepcopy(REPORTS["harmful"]) | {
+    "excerpts": [
+        {
+            "window_id": "x",
+            "tokens": [f" {change}" for change in CHANGES],
+            "nll": [max(change, 0.0) for change in CHANGES],
+            "baseline_nll": [max(-change, 0.0) for change in CHANGES],
+        }
+    ]
 }
 MODULES = {"clean": 138, "large": 1002}
 # What is wrong with the layout, as words; empty where nothing is. Half a pixel is rounding.
@@ -131,7 +154,18 @@ def write(report: dict[str, Any], folder: Path) -> Path:
 def hostile() -> dict[str, Any]:
     """A report whose every text a stranger can choose is an attack, modules and windows too."""
     report = copy.deepcopy(REPORTS["harmful"])
+    # of another report: a page is made of what was never verified too
+    report["excerpts"] = make_excerpted(1.6, HOSTILE)["excerpts"]
+    report["excerpts"][0]["tokens"] = ["\u05e9\u05dc\u05d5\u05dd", "Z\u0301\u0302\u0303" * 30] * 80
     everything = " ".join(HOSTILE)
+    report["meta"]["execution"] = {
+        "title": everything,
+        "schemes": {everything: {"bits": 4, "bytes": 1}},
+        "backend": everything,
+        "versions": {LONG: everything},
+        "kernels": {everything: 3},
+        "detail": {LONG: LONG},
+    }
     report["meta"]["model_id"] = report["edit"]["scenario"] = everything
     report["dataset"]["provider"] = report["auto"]["tier"] = everything
     report["policy_provenance"]["overrides"][0] |= {"path": everything, "source": everything}
@@ -147,7 +181,10 @@ def hostile() -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (400, "screen"), (720, "print")])
+SIZES = [(1280, "screen"), (375, "screen"), (720, "print")]
+
+
+@pytest.mark.parametrize(("width", "media"), SIZES)
 @pytest.mark.parametrize("name", REPORTS)
 def test_nothing_overflows(
     name: str, width: int, media: str, browser: chromium.Browser, tmp_path: Path
@@ -179,7 +216,7 @@ def test_layout_check_can_fail(browser: chromium.Browser, tmp_path: Path) -> Non
     assert "outside: outside" in found
 
 
-@pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (400, "screen"), (720, "print")])
+@pytest.mark.parametrize(("width", "media"), SIZES)
 def test_hostile_names(width: int, media: str, browser: chromium.Browser, tmp_path: Path) -> None:
     """Hostile names are text: they make no element, run nothing, ask for nothing, fit the page."""
     events = browser.open(write(hostile(), tmp_path), width, media)
@@ -271,10 +308,33 @@ def test_prints(browser: chromium.Browser, tmp_path: Path) -> None:
     assert 4 <= len(browser.pdf_pages()) <= 20
 
 
+MARKS = """
+Object.fromEntries([...document.querySelectorAll('.passage span')].map(e => {
+  const s = getComputedStyle(e);
+  return [e.className, [s.backgroundColor, s.borderBottomStyle, s.borderBottomWidth, e.title]];
+}))
+"""
+
+
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_marks_differ_without_their_colour(
+    media: str, browser: chromium.Browser, tmp_path: Path
+) -> None:
+    """Each step of worse and better has a line of its own, on paper too, and says its number."""
+    browser.open(write(SHADES, tmp_path), 720, media)
+    found = browser.evaluate(MARKS)
+    assert set(found) == {*WORSE, *BETTER}
+    lines = {name: (style, width) for name, (_, style, width, _) in found.items()}
+    assert len({*lines.values()}) == 6
+    assert {lines[name][0] for name in WORSE} == {"solid"}
+    assert {lines[name][0] for name in BETTER} == {"dotted"}
+    assert all(title.endswith(" nats") for *_, title in found.values())
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(scheme: str, browser: chromium.Browser, tmp_path: Path) -> None:
     """All text has the contrast of WCAG AA, 4.5 to 1, on light and on dark ground."""
-    browser.open(write(REPORTS["harmful"], tmp_path))
+    browser.open(write(SHADES, tmp_path))
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.call("Emulation.setEmulatedMedia", features=[feature])
     assert browser.evaluate(f"matchMedia('(prefers-color-scheme: {scheme})').matches") is True

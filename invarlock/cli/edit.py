@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.cli.measuring import Loading
+from invarlock.cli.measuring import Loading, Permissions
 from invarlock.cli.options import option
 from invarlock.counts import counted
 from invarlock.edits.kind import TextEdit, TrainedEdit
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(Loading):
+class EditOptions(Loading, Permissions):
     """Options of ``invarlock edit``."""
 
     titles: ClassVar = {Loading: "where a text goes through the model; and the seed"}
@@ -128,12 +128,13 @@ def _describe(options: EditOptions, folder: Path) -> int:
     from invarlock.edits.metadata import custom_metadata
     from invarlock.guards.findings import label_of
 
-    baseline, subject = open_model(options.baseline), open_model(folder, options.baseline)
+    baseline = open_model(options.baseline)
+    subject = open_model(folder, options.baseline, options.allowed)
     if subject.config != baseline.config:
         from invarlock.run.loading import check_loadable
 
         # said here, in seconds: the baseline would be measured before anybody loads the subject
-        check_loadable(folder, options.allow_remote_code)
+        check_loadable(subject.folder, options.allow_remote_code)
     label = label_of(options.label, baseline.parts(), subject.parts())
     kind = options.artifact_class or VALIDATION
     if kind == DEPLOYABLE and not subject.packing():

@@ -20,6 +20,7 @@ from invarlock.cli.options import to_json
 from invarlock.digests import SWITCH as DIGESTS
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.files import parse_json, read_json, read_json_object, write_json
+from invarlock.guards.guard import NO_WEIGHTS
 from invarlock.model_folder import open_model, refuse_unusable
 from invarlock.policy import POLICY_PACK
 from invarlock.reporting.assurance import require_strict_possible
@@ -94,9 +95,7 @@ def _evaluate(job: Job, options: EvaluateOptions) -> int:
         status = _status(code)
         line = f"the subject could not be measured: {status} ({error})"
         if not options.record_failure:
-            raise MeasurementError(
-                line, where=str(job.subject), hint="repeat the command to try again"
-            )
+            raise MeasurementError(line, where=job.named, hint="repeat the command to try again")
         return _record(job, code, error)
     print(summary_line(job.out))
     if telemetry_wanted(os.environ):
@@ -106,7 +105,7 @@ def _evaluate(job: Job, options: EvaluateOptions) -> int:
 
 def _record(job: Job, code: int, error: str) -> int:
     """Record that the subject could not be measured; the exit code of that."""
-    error = error.removeprefix(f"{job.subject}: ")  # no path: it is of this machine
+    error = error.removeprefix(f"{job.named}: ")  # no path: it is of this machine
     record_failure(job, _status(code), code, error)
     print(f"{_status(code)}: {error}")
     return 0
@@ -119,6 +118,20 @@ def check_options(options: EvaluateOptions) -> None:
         ConfigError: see :meth:`EvaluateOptions.check_judging`.
     """
     options.check_judging()
+    if bool(options.subject) is bool(options.backend):
+        both = "both" if options.subject else "neither"
+        raise ConfigError("name a subject or a backend", expected="one of the two", found=both)
+    if options.backend:
+        from invarlock.run.server import Address
+
+        Address.read(options.backend)
+        if options.assurance == "strict":
+            raise ConfigError(
+                f"strict assurance is about weights too: {NO_WEIGHTS}", where="--backend",
+                hint="use --assurance off, or name the folder that is served with --subject",
+            )  # fmt: skip
+        if options.accept:
+            raise ConfigError("--accept is about files, which a server does not show")
     if options.baseline_report and options.baseline_report.resolve() == options.out.resolve():
         raise ConfigError(
             "--out is the folder of the baseline's run", where=str(options.out), hint="name another"
@@ -128,8 +141,9 @@ def check_options(options: EvaluateOptions) -> None:
 def _job(options: EvaluateOptions) -> Job:
     execution = _execution(options)
     open_model(options.baseline)
-    refuse_unusable(options.subject, options.baseline)
-    if options.accept:
+    if options.subject:
+        refuse_unusable(options.subject, options.baseline, options.allowed)
+    if options.accept and options.subject:
         check_accept(options.accept, options.baseline, options.subject, "--accept")
     scenario = _scenario(options.scenario)
     for file in (options.edit_metadata, options.config_record):
@@ -146,7 +160,8 @@ def _job(options: EvaluateOptions) -> Job:
             found=named.label,
         )
     label = options.edit_label or label_of_entry(scenario) or named.label
-    if not (label or scenario) and (label := label_of_folder(options.subject)):
+    of_folder = label_of_folder(options.subject) if options.subject else ""
+    if not (label or scenario) and (label := of_folder):
         line = f"edit label {label}, by the folder's name; name another with --edit-label"
         print(f"invarlock evaluate: {line}", file=sys.stderr)
     reference = options.baseline_report

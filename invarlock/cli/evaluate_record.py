@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Result:
     exit_code: int = 0
     error: str | None = None
     shift: TokenShift | None = None
+    excerpts: Sequence[Mapping[str, Any]] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)
     share: float | None = None  # of the look that it is of; None: nobody looked before the end
@@ -86,7 +87,8 @@ def write_results(job: Job, result: Result) -> None:
     overlay = job.overlay()
     comparison = replace(
         comparison_for(job, result),
-        invariants_evaluated=measured,
+        invariants_evaluated=measured and not job.backend,
+        excerpts=result.excerpts,
         preset_sha256=preset,
         policy_pack=overlay.named if overlay else None,
     )
@@ -102,7 +104,7 @@ def write_results(job: Job, result: Result) -> None:
     write_runtime_manifest(
         out / EVALUATION_NAME,
         Circumstances(
-            network=network_allowed(),
+            network=network_allowed() or bool(job.backend),
             remote_code=job.allow_remote_code,
             third_party_plugins=plugins_allowed(),
             execution=job.execution,

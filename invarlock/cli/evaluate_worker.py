@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,18 @@ def measure_and_judge(job: Job) -> None:
     from invarlock.checkpoints import Checkpoint, Identity, file_parts, tokenizer_digest
     from invarlock.guards import findings, invariants_decision
     from invarlock.guards.invariants import check_checkpoint, open_subject, reads_alike
+    from invarlock.run.excerpts import excerpts_of
     from invarlock.run.measure import RunWindows
     from invarlock.run.report import Reference, token_shift
     from invarlock.scenarios import CUSTOM_SPEC, NOOP
 
     baseline = Checkpoint.open(job.baseline)
-    subject, failures = open_subject(job.subject, job.baseline)
     windows = RunWindows.read(job.windows, tokenizer_digest(baseline.folder))
+    subject: Checkpoint | None = None
+    failures: list[Failure] = []
+    place = job.subject
+    if place is not None:
+        subject, failures = open_subject(place, job.baseline, job.allowed)
     if not (job.reference / "report.json").is_file():
         baseline.digest()
         _take_device(job)
@@ -71,12 +76,15 @@ def measure_and_judge(job: Job) -> None:
     reference = Reference.read(job.reference)
     reference.require_same_inputs(windows, baseline.digest())
     policy, _ = job.policy(baseline.digest())
+    if place is None:
+        _evaluate_server(job, baseline, windows, reference, policy, determinism)
+        return
     started = time.perf_counter()
     if subject is None:
         job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
-        identity = Identity(baseline.config, file_parts(job.subject), None, None)
+        identity = Identity(baseline.config, file_parts(place), None, None)
         found = identity, windows, failures, None
-        _write(job, reference, found, None, policy, determinism)
+        _write(job, reference, found, None, (), policy, determinism)
         return
     identity = subject.identity()
     label = findings.label_of(job.edit_label, baseline.parts(), identity.parts)
@@ -88,6 +96,7 @@ def measure_and_judge(job: Job) -> None:
     job = replace(job, edit_label=label)
     seconds = time.perf_counter() - started
     measured, shift = None, None
+    excerpts: Sequence[Mapping[str, Any]] = ()
     if invariants_decision.judge(failures, job.accept)["passed"]:
         _take_device(job)  # after all that a CPU does
         reference.require_same_arithmetic(*job.arithmetic())
@@ -97,9 +106,13 @@ def measure_and_judge(job: Job) -> None:
         measured = _measure(job, aligned, windows, arrays, policy, looks)
         measured.timings["invariants"] += round(seconds, 3)
         shift = token_shift(arrays, measured.arms["final"])
+        excerpts = excerpts_of(
+            job.excerpts, windows, baseline.folder, arrays.top, measured.arms["final"]
+        )
     if reads_alike(failures):  # one tokenizer, whatever the files spell it like
         identity = replace(identity, tokenizer_sha256=tokenizer_digest(baseline.folder))
-    _write(job, reference, (identity, windows, failures, measured), shift, policy, determinism)
+    run = identity, windows, failures, measured
+    _write(job, reference, run, shift, excerpts, policy, determinism)
 
 
 def _looks(
@@ -134,6 +147,26 @@ def _looks(
         return outcome(report) == FAIL and settled(job.entry.get("requirements", {}), report)
 
     return Looks(SHARES, decides)
+
+
+def _evaluate_server(
+    job: Job,
+    baseline: Checkpoint,
+    windows: RunWindows,
+    reference: Reference,
+    policy: Policy,
+    determinism: dict[str, Any],
+) -> None:
+    """The same of a running server, of which only losses are seen."""
+    from invarlock.run.server import identity_of, measure_server
+    from invarlock.scenarios import CUSTOM_SPEC
+
+    server, measured = measure_server(job.backend, baseline.folder, windows)
+    identity = replace(
+        identity_of(server, baseline), tokenizer_sha256=baseline.identity().tokenizer_sha256
+    )
+    job = replace(job, edit_label=job.edit_label or CUSTOM_SPEC)
+    _write(job, reference, (identity, windows, [], measured), None, (), policy, determinism)
 
 
 def _take_device(job: Job) -> None:
@@ -209,13 +242,15 @@ def _write(
     reference: Reference,
     run: tuple[Identity, RunWindows, Sequence[Failure], Measurement | None],
     shift: TokenShift | None,
+    excerpts: Sequence[Mapping[str, Any]],
     policy: Policy,
     determinism: dict[str, Any],
 ) -> None:
     from invarlock.cli.evaluate_record import Result, write_results
     from invarlock.run.report import write_run
 
-    report, measured = _run_report(job, reference, run, shift, policy, determinism), run[3]
+    report = _run_report(job, reference, run, shift, policy, determinism, excerpts)
+    measured = run[3]
     job.out.mkdir(parents=True, exist_ok=True)
     write_run(job.out, report)
     if job.edit_metadata:
@@ -227,6 +262,7 @@ def _write(
             subject=report,
             status="reported" if measured else "rejected_by_invariants",
             shift=shift,
+            excerpts=excerpts,
             timings=measured.timings if measured else {},
             memory_mb=measured.memory_mb if measured else {},
             share=measured.share if measured else None,
@@ -241,13 +277,14 @@ def _run_report(
     shift: TokenShift | None,
     policy: Policy,
     determinism: dict[str, Any],
+    excerpts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The report of the subject's run, with what was measured against the baseline's."""
     from invarlock.run.report import against, run_report
 
     settings = _settings(job, job.edit_label)
     report = run_report(settings, *run, determinism, policy)
-    return report | against(reference.report, shift, policy)
+    return report | against(reference.report, shift, policy, excerpts)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.cli.judging import Judging
-from invarlock.cli.measuring import MeasuringOptions
+from invarlock.cli.measuring import MeasuringOptions, Permissions
 from invarlock.cli.options import option
 from invarlock.reporting.assurance import MODES
 from invarlock.run.container import Execution
@@ -17,11 +17,18 @@ EXIT_OUT_OF_MEMORY, EXIT_NOT_LOADED = 75, 76  # of the measuring process
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(MeasuringOptions, Judging):
+class EvaluateOptions(MeasuringOptions, Judging, Permissions):
     """Options of ``invarlock evaluate``."""
 
     baseline: Path = option(metavar="DIR", help="baseline checkpoint")
-    subject: Path = option(metavar="DIR", help="edited checkpoint")
+    subject: Path | None = option(
+        None, metavar="DIR", help="edited checkpoint: a folder, or a file of a format that is one"
+    )
+    backend: str = option(
+        "",
+        metavar="openai:URL[#MODEL]",
+        help="in place of --subject: a running server, of which the metric alone is measured",
+    )
     baseline_report: Path | None = option(
         None,
         metavar="DIR",
@@ -47,6 +54,13 @@ class EvaluateOptions(MeasuringOptions, Judging):
         metavar="NAME[,NAME]",
         help="differences of the subject that are meant: chat_template, generation_config, "
         "tokenizer_config, special_tokens, a field of config.json ...; the report says so",
+    )
+    excerpts: str = option(
+        "auto",
+        choices=("auto", "on", "off"),
+        help="the windows that lost most in the report, token by token with their text; auto "
+        "(default): not where a text is a file of this machine",
+        setting="excerpts",
     )
     scenario: str = option("", metavar="JSON", help="the scenario's catalogue entry")
     edit_metadata: Path | None = option(
@@ -89,6 +103,11 @@ class EvaluateOptions(MeasuringOptions, Judging):
     config_record: Path | None = option(
         None, metavar="FILE", help="effective configuration, to be named"
     )
+
+    @property
+    def named(self) -> str:
+        """The subject, for lines about it."""
+        return self.backend or str(self.subject)
 
     @property
     def reference(self) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from invarlock.cli.options import option
 from invarlock.cli.purpose import Purpose
+from invarlock.formats.kinds.pickle import Pickle
 
 if TYPE_CHECKING:
     from invarlock.run.loading import Target
@@ -46,6 +47,22 @@ class Loading:
         from invarlock.run.loading import arithmetic
 
         return arithmetic(self.target())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permissions:
+    """What a subject needs to be allowed for."""
+
+    allow_pickle: bool = option(
+        False,
+        help="read a subject that has only pickle weights (torch loads tensors alone of them)",
+        setting="allow_pickle_checkpoints",
+    )
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The permissions of formats that are given."""
+        return (Pickle.switch,) if self.allow_pickle else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class Trained:
 
         def put(stored: torch.Tensor) -> Loss:
             blocks = row_blocks(next(matrices))
-            return transform_rows(stored, lambda _: next(blocks))
+            return transform_rows(stored, lambda *_: next(blocks))
 
         return put
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_ELEMENTS = 1 << 18  # elements of a work copy; 1 MB of float32 stays in the cache
+# The same where elements are changed one by one: what an operation costs to be called shows there.
+SIMPLE_ELEMENTS = 1 << 19
 _SMALLEST = 1e-24  # squared norms below this may be sums of squares that float32 cannot hold
 
 
@@ -96,12 +98,40 @@ def finite_norm(block: torch.Tensor) -> float:
     return norm
 
 
+def scales_to(largest: float, magnitudes: torch.Tensor) -> torch.Tensor:
+    """What the largest magnitude along the last dimension is divided by to give ``largest``.
+
+    1 where all are zero, so that they stay zeros.
+    """
+    import torch
+
+    scale = magnitudes.amax(dim=-1, keepdim=True).div_(largest)
+    return torch.where(scale > 0, scale, 1.0)
+
+
+def clamp_coarse_(quotients: torch.Tensor, scale: torch.Tensor, largest: float) -> None:
+    """Bring numbers that were divided by :func:`scales_to` back to ``largest``, in place.
+
+    A normal scale is right to 24 bits, and nothing is far above; a subnormal one has lost bits.
+    """
+    import torch
+
+    if float(scale.min()) < torch.finfo(torch.float32).tiny:
+        quotients.clamp_(-largest, largest)
+
+
 def transform_rows(
     weight: torch.Tensor,
-    transform: Callable[[torch.Tensor], torch.Tensor],
+    transform: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     elements: int = BLOCK_ELEMENTS,
 ) -> Loss:
     """Replace ``weight`` (rows, columns) in place by ``transform`` of float32 blocks of rows.
+
+    Args:
+        weight: the matrix.
+        transform: gets a block, which it leaves as it is, and room for two (2, rows, columns),
+            in which it may make its result.
+        elements: about how many a block has.
 
     Raises:
         InputError: a value is not finite, or its replacement is not in the storage dtype.
@@ -109,13 +139,17 @@ def transform_rows(
     import torch
 
     loss = Loss()
+    held: torch.Tensor | None = None  # every block is made in the same memory
     for rows in row_blocks(weight, elements):
+        if held is None:
+            held = torch.empty((3, *rows.shape), dtype=torch.float32)
+        work, room = held[0, : len(rows)], held[1:, : len(rows)]
         # A copy, also of float32: the original is needed again for the error below.
-        work = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        work.copy_(rows)
         loss.norm += finite_norm(work)
-        rows.copy_(transform(work))
+        rows.copy_(transform(work, room))
         # Read back from the storage type: its rounding is part of what the edit changed.
-        loss.error += squared_norm(rows.to(torch.float32, copy=True).sub_(work))
+        loss.error += squared_norm(room[0].copy_(rows).sub_(work))
     if not math.isfinite(loss.error):
         dtype = str(weight.dtype).removeprefix("torch.")
         raise InputError(f"the edited weights do not fit {dtype}", expected="finite numbers only")

@@ -107,6 +107,7 @@ class EditSpec:
     candidates: ClassVar[tuple[str, ...]] = ()
     allows_no_change: ClassVar[bool] = False  # whether bytes equal to the baseline's are no mistake
     keeps_weights: ClassVar[bool] = False  # every weight stays: an evaluation calls it a no-op
+    by_rows: ClassVar[bool] = False  # whether each output is changed for itself alone
     in_memory: ClassVar[bool] = False  # the whole model is loaded, where others are streamed
 
     def __post_init__(self) -> None:
@@ -204,11 +205,12 @@ class EditSpec:
             ConfigError: the scope matches nothing, or the edit does not fit the model.
             InputError: a target is not stored as floating-point numbers.
         """
-        kernels: dict[str, Kernel] = {
-            info.name: partial(self.apply, transposed=transposed, seed=tensor_seed(seed, info.name))
-            for info, transposed in self.targets(baseline)
-        }
-        return matrices_edited(baseline, kernels, loss)
+        replaced = {}
+        for info, transposed in self.targets(baseline):
+            kernel = partial(self.apply, transposed=transposed, seed=tensor_seed(seed, info.name))
+            by_rows = self.by_rows and not transposed
+            replaced[info.name] = rewritten_matrices(baseline, info, kernel, loss, by_rows=by_rows)
+        return CheckpointChange(replaced)
 
     def write(self, baseline: Checkpoint, change: CheckpointChange, out: Path) -> Subject:
         """Write the edited checkpoint to ``out``.

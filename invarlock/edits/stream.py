@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 Chunks = Iterable[bytes | bytearray | memoryview]
 Kernel = Callable[["torch.Tensor"], Loss]  # changes one matrix in place; 2-D, in storage order
 
+_ROWS = 4 << 20  # bytes of the rows that are edited at a time
+
 # Weights in another form would still be the baseline's, so they are not carried over.
 _OTHER_WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx",
@@ -61,13 +63,19 @@ class NewTensor:
 
 
 def rewritten_matrices(
-    source: Checkpoint, info: TensorInfo, kernel: Kernel, loss: Loss, *, only_first: bool = False
+    source: Checkpoint,
+    info: TensorInfo,
+    kernel: Kernel,
+    loss: Loss,
+    *,
+    only_first: bool = False,
+    by_rows: bool = False,
 ) -> NewTensor:
     """The tensor with ``kernel`` applied to its matrix, or to each matrix of a 3-D stack.
 
     ``kernel`` gets a view (rows, columns) in storage order, a vector as one row; what it reports
     is added to ``loss`` when the tensor is written. With ``only_first`` the other matrices of a
-    stack stay.
+    stack stay. With ``by_rows`` it gets some rows at a time, which keeps less in memory.
     """
 
     import torch
@@ -76,12 +84,14 @@ def rewritten_matrices(
         itemsize, dtype_name = DTYPES[info.dtype]
         dtype: torch.dtype = getattr(torch, dtype_name)
         rows, columns = (1, *info.shape)[-2:]
-        matrices = source.chunks(info.name, max(1, rows * columns * itemsize))
+        row = max(1, columns * itemsize)
+        size = max(1, _ROWS // row) * row if by_rows else max(1, rows * row)
+        matrices = source.chunks(info.name, size)
         for number, chunk in enumerate(matrices):
             if only_first and number:
                 yield chunk
                 continue
-            matrix = torch.frombuffer(chunk, dtype=dtype).view(rows, columns)
+            matrix = torch.frombuffer(chunk, dtype=dtype).view(-1, columns)
             try:
                 loss.add(kernel(matrix))
             except InputError as error:

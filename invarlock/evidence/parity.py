@@ -13,7 +13,7 @@ from typing import Any
 from invarlock.evidence.findings import Finding, dig, first_text
 from invarlock.files import digest_json
 from invarlock.guards import GUARDS
-from invarlock.guards.guard import RUN_SCHEMA, SEPARATE
+from invarlock.guards.guard import RUN_SCHEMA, SEPARATE, SERVED
 from invarlock.metrics import ARMS
 
 # Error code, member of the run report, and where the evaluation report repeats it.
@@ -123,7 +123,9 @@ def _looked_at(report: Report, arm: str, rows: Mapping[str, Any]) -> dict[str, A
 
 
 def _guards(report: Report, run: Report) -> Iterator[str]:
-    """What each guard recorded of the baseline."""
+    """What each guard recorded of the baseline; beside a running server, nothing."""
+    if dig(report, "context", "runs") == SERVED:
+        return
     guards = {guard["name"]: guard for guard in run["guards"] if "modules" in guard}
     compared = dig(report, "spectral", "evaluated") is True
     weights = guards["spectral"]["modules"] if compared else {}

@@ -123,7 +123,8 @@ def kernels_of(model: Any) -> dict[str, int]:
         kind = type(module)
         if list(module.children()):
             continue
-        if not ("Linear" in kind.__name__ or hasattr(module, "in_features")):
+        stacked = any(p.dim() == 3 for p in module.parameters())  # matrices of experts
+        if not (stacked or "Linear" in kind.__name__ or hasattr(module, "in_features")):
             continue
         name = f"{kind.__module__}.{kind.__name__}"
         weight = type(getattr(module, "weight", None))

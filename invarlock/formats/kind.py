@@ -29,11 +29,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import pretty_json, unreadable
 from invarlock.formats.execution import Engine, EngineSettings
-from invarlock.shards import ShardEntry, TensorInfo, write_shard
+from invarlock.shards import DTYPES, ShardEntry, TensorInfo, write_shard
 
 if TYPE_CHECKING:
     import torch
 
+# The safetensors code of a dtype, by torch's name of it.
+CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -91,6 +93,7 @@ class Format:
     in_folders: ClassVar[bool] = True  # whether a folder that somebody names may be of it
     opened: ClassVar[bool] = True  # whether it has an inventory, so that a folder can be compared
     switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
+    lists: ClassVar[frozenset[str]] = frozenset()  # files that list those of weights
     note: ClassVar[str | None] = None  # what the record of a rewritten baseline says
     title: ClassVar[str] = ""  # what people call it
     # Whether a folder has to have ``config.json``; else the format writes what it lacks
@@ -243,7 +246,7 @@ class Format:
         return stored
 
 
-READ_CHUNK = 4 << 20  # bytes held while hashing or copying
+READ_CHUNK = 1 << 20  # bytes held while hashing or copying
 
 
 class ShardNames:
@@ -299,3 +302,13 @@ def _fill(chunk: memoryview, handle: FileIO, path: Path) -> None:
         if not got:
             raise InputError("the shard became shorter while being read", where=str(path))
         done += got
+
+
+def copied(values: torch.Tensor, info: TensorInfo, size: int) -> Iterator[memoryview]:
+    """The bytes of a tensor from ``info.begin`` to ``info.end``, ``size`` at a time; a copy, since
+    whoever gets a chunk may write to it."""
+    import torch
+
+    flat = values.detach().contiguous().view(-1).view(torch.uint8)
+    for start in range(info.begin, info.end, max(size, 1)):
+        yield flat[start : min(start + size, info.end)].clone().numpy().data

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from invarlock.counts import counted
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
-from invarlock.formats.kind import Format, Inventory, PackedTensor, Tensors, byte_range
+from invarlock.formats.kind import CODES, Format, Inventory, PackedTensor, Tensors, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
+from invarlock.formats.numbers import WORD, whole_numbers
 from invarlock.shards import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ DENSE = Safetensors()
 NEGLIGIBLE = 1e-5
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
-# The safetensors code of a dtype that config.json names.
-CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -223,6 +222,17 @@ def stored_tensor(folder: Path, info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(chunk, dtype=dtype).reshape(info.shape)
 
 
+def in_one_dtype(model: Any) -> Any:
+    """The model with the parameters that were not packed in the dtype of the run, too: of a packed
+    model the library leaves them as they are stored."""
+    import torch
+
+    if model.config.dtype == torch.float32:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+    return model
+
+
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned integers of some bits that int32 words hold end to end, lowest bit first.
 
@@ -233,15 +243,8 @@ def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     Returns:
         (32 W / bits, ...) of int64.
     """
-    import torch
-
-    wide = torch.cat([words, torch.zeros_like(words[:1])]).to(torch.int64) & 0xFFFFFFFF
-    starts = torch.arange(words.shape[0] * 32 // bits) * bits
-    word, shift = starts // 32, (starts % 32).reshape(-1, *[1] * (words.dim() - 1))
-    pair = (
-        wide[word] | wide[word + 1] << 32
-    )  # bits above 63 fall off, and none of them is asked for
-    return pair >> shift & (1 << bits) - 1
+    count = words.shape[0] * WORD // bits
+    return whole_numbers(words.movedim(0, -1), bits, count).movedim(-1, 0).long()
 
 
 def parts_of(

@@ -16,7 +16,8 @@ from msgspec import UNSET, Struct, UnsetType, field
 from invarlock.documents.fields import Closed, Decided, Judged, Open, about
 from invarlock.files import contract_hash
 from invarlock.guards.detector import Detector, Reader, Reading, read_member
-from invarlock.pages.parts import FAIL, PASS, Check, Section, status_of
+from invarlock.pages.parts import FAIL, PASS, Advice, Check, Section, status_of
+from invarlock.pages.plots import Plot
 from invarlock.pages.reading import Report, block, evaluated, refused
 from invarlock.policy import Policy
 
@@ -30,6 +31,9 @@ RUN_SCHEMA = "invarlock/run-report-v1"  # which says so
 # The reason of a block that only a run with the baseline's at hand could have filled.
 NEEDS_BOTH = "each run measured its own model; this needs both (invarlock evaluate)"
 SEPARATE = "separate"  # what a report of such runs says of them (context.runs)
+# The reason of what a subject does not show that only a running server holds, and its word there.
+NO_WEIGHTS = "a running server shows log-probabilities of prompts, no weights and no activations"
+SERVED = "server"
 STATISTICS = "statistics of weights, activations and routers, and where they were taken"
 
 
@@ -55,6 +59,10 @@ class Runs(Protocol):
     @property
     def separate(self) -> bool:
         """Whether each run measured its own model, and nothing of the other's."""
+
+    @property
+    def served(self) -> bool:
+        """Whether the subject is a running server, of which only losses are known."""
 
     @property
     def invariants_evaluated(self) -> bool:
@@ -140,6 +148,7 @@ class Guard:
     name: ClassVar[str]  # of its block in a report
     title: ClassVar[str]  # of its row and section
     block: ClassVar[type[Decided]] = Judged  # of a report
+    advice: ClassVar[Advice | None] = None  # on what it finds; None: it finds nothing to mend
     # --- what it decides
     _sharing: ClassVar[dict[str, list[str]]] = {}  # names of guards, by flag
     flag: ClassVar[str] = ""  # the validation flag that says it passed; empty: it only reports
@@ -206,14 +215,18 @@ class Guard:
 
     def measured(self, runs: Runs) -> bool:
         """Whether the subject was run and its run recorded this guard."""
-        lacking = self.needs_both and runs.separate
-        return runs.ran and not lacking and bool(self.recorded(runs.subject))
+        return runs.ran and not self.lacking(runs) and bool(self.recorded(runs.subject))
+
+    def lacking(self, runs: Runs) -> str:
+        """Why runs of this kind have no evidence for this guard; empty where they have."""
+        if runs.served:
+            return NO_WEIGHTS
+        return NEEDS_BOTH if self.needs_both and runs.separate else ""
 
     def judged(self, runs: Runs, policy: Policy) -> Block:
         """The decisions in this guard's block, or why there are none."""
         if not self.measured(runs):
-            lacking = self.needs_both and runs.separate
-            return {"evaluated": False, "reason": NEEDS_BOTH if lacking else runs.reason_not_run}
+            return {"evaluated": False, "reason": self.lacking(runs) or runs.reason_not_run}
         return self.judge(runs, policy)
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
@@ -278,7 +291,8 @@ class Guard:
         others = [block(report, name) for name in self._sharing[self.flag] if name != self.name]
         passed = block(report, self.name).get("passed") is True
         spared = passed and any(
-            other.get("passed") is False or other.get("reason") == NEEDS_BOTH for other in others
+            other.get("passed") is False or other.get("reason") in (NEEDS_BOTH, NO_WEIGHTS)
+            for other in others
         )
         return refused(report, self.flag, self.name) and not spared
 
@@ -322,6 +336,10 @@ class Guard:
     def check(self, report: Report) -> Check:
         """This guard's row in the table of checks."""
         raise NotImplementedError
+
+    def where(self, report: Report) -> tuple[Plot, ...]:
+        """Pictures of where in the model this guard saw a change."""
+        return ()
 
     def section(self, report: Report) -> Section:
         """This guard's section of the page."""

@@ -9,7 +9,7 @@ loading reports parameters that were not initialized from the file and tensors t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from invarlock import effective_config, tokenizer_meaning
@@ -19,6 +19,7 @@ from invarlock.counts import counted
 from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
+from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
@@ -45,19 +46,20 @@ def _names(names: Sequence[str]) -> str:
 
 
 def open_subject(
-    folder: Path, baseline: Path | None = None
+    folder: Path, baseline: Path | None = None, allowed: Collection[str] = ()
 ) -> tuple[Checkpoint | None, list[Failure]]:
     """The subject, or what is wrong with its files if they cannot be read as a checkpoint.
 
     Args:
         folder: the subject, a folder or a file.
         baseline: the folder of its baseline, where there is one.
+        allowed: the permissions that are given.
 
     Raises:
         InputError: the folder holds no checkpoint, or the system refuses to read it.
     """
     try:
-        subject = Checkpoint.open(folder, baseline)
+        subject = Checkpoint.open(folder, baseline, allowed)
         tokenizer_digest(subject.folder)
         file_digests(subject.folder)
     except InputError as error:
@@ -91,7 +93,7 @@ def check_checkpoint(
         *_check_tying(baseline, subject),
         *_check_finite(subject),
         *_check_packing(baseline, subject),
-        *check_shipped(baseline.folder, subject.folder),
+        *check_shipped(baseline.folder, subject.folder, subject.read_files),
     ]
 
 
@@ -330,9 +332,37 @@ def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     ]
 
 
-def check_loaded(missing: Sequence[str], unexpected: Sequence[str]) -> list[Failure]:
-    """After loading: parameters left at random values, and tensors nobody read."""
+def check_engine_tokens(
+    engine: Engine, folder: Path, windows: Iterable[Sequence[int]]
+) -> list[Failure]:
+    """Whether what runs the model reads text as its tokenizer does, by the windows' texts."""
+    told = tokenizer_meaning.other_ids(folder, engine.tokenize, windows)
+    if told is None:
+        return []
+    text = f"{engine.name} gives other ids than the tokenizer to {told}"
+    return [{**_failure("tokenizer_mismatch", text), "accept": "tokenizer"}]
+
+
+def check_loaded(
+    missing: Sequence[str], unexpected: Sequence[str], dense_because: str = ""
+) -> list[Failure]:
+    """After loading: parameters left at random values, tensors nobody read, and which kernels run.
+
+    Args:
+        missing: parameters that no tensor was for.
+        unexpected: tensors that no parameter was for.
+        dense_because: why dense kernels run packed weights, where they do.
+    """
     found: list[Failure] = []
+    if dense_because:
+        found.append(
+            _failure(
+                "dense_kernels",
+                f"weights judged: dequantized; kernels judged: dense, not those that will serve"
+                f" ({dense_because})",
+                severity="warning",
+            )
+        )
     if missing:
         found.append(
             _failure(

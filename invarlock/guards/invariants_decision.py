@@ -12,7 +12,7 @@ from invarlock.documents.fields import Closed, Judged, about
 from invarlock.guards.detector import NOT_EVALUATED, Detector, Reader, Reading
 from invarlock.guards.findings import Failure, nothing_edited
 from invarlock.guards.guard import Block, Guard, Runs, Statistic, statistic, warning
-from invarlock.pages.parts import Check, Section, Table, not_evaluated, status_of
+from invarlock.pages.parts import Advice, Check, Section, Table, not_evaluated, status_of
 from invarlock.pages.reading import Report, block, evaluated
 from invarlock.policy import Policy
 from invarlock.severity import NOTHING_EDITED, worst_first
@@ -77,6 +77,11 @@ class Invariants(Guard):
 
     name = "invariants"
     title = "Invariants"
+    advice = Advice(
+        "A file or tensor is not what it has to be",
+        "Mend what the finding names and make the subject again. A difference that is meant and"
+        " has a name can be accepted by it: --accept NAME.",
+    )
     block = InvariantsBlock
     detector_forms = (StatusForm,)
     flag_texts: ClassVar[Mapping[str, str]] = {"invariants_pass": "no invariant is broken"}

@@ -29,7 +29,15 @@ from invarlock.documents.fields import Count, Decided, about
 from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Run, Runs
 from invarlock.guards.weight_stats import rounded
 from invarlock.pages.changes import ModuleChange, log_ratio, module_plot
-from invarlock.pages.parts import Check, Section, Table, not_evaluated, status_of, unmeasured
+from invarlock.pages.parts import (
+    Advice,
+    Check,
+    Section,
+    Table,
+    not_evaluated,
+    status_of,
+    unmeasured,
+)
 from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated
 from invarlock.pages.wording import fixed, number, share
 from invarlock.policy import MoePolicy, Policy
@@ -335,6 +343,11 @@ class Moe(Guard):
 
     name = "moe"
     title = "Mixture of experts"
+    advice = Advice(
+        "A router sends tokens elsewhere",
+        "Leave the router that is named as it was: routers are small and gain nothing from fewer"
+        " bits.",
+    )
     block = MoeBlock
     flag_texts: ClassVar[Mapping[str, str]] = {
         "moe_identity_ok": "the experts' identities are kept",

@@ -162,8 +162,8 @@ class Overhead(Guard):
         return OverheadProbe()
 
     def measured(self, runs: Runs) -> bool:
-        """Whether the subject was run: every run has a cost."""
-        return runs.ran
+        """Whether the subject was run here: every such run has a cost."""
+        return runs.ran and not runs.served
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The cost of the subject's run; the baseline's says nothing about the subject."""

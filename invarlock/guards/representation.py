@@ -55,14 +55,25 @@ from invarlock.guards.guard import (
 from invarlock.guards.weight_stats import rounded
 from invarlock.pages.panels import Panels, Point, draw_panels
 from invarlock.pages.parts import (
+    LESS,
     LISTED,
+    Advice,
     Check,
     Section,
     Table,
     not_evaluated,
     unmeasured,
 )
-from invarlock.pages.plots import Plot
+from invarlock.pages.plots import (
+    LEFT,
+    MARK,
+    MARKERS,
+    RIGHT,
+    Canvas,
+    Plot,
+    linear_axis,
+    scale,
+)
 from invarlock.pages.reading import BASELINE, Report, block, columns, evaluated, objects
 from invarlock.pages.wording import fixed, number, yes
 from invarlock.policy import Policy, RepresentationPolicy
@@ -76,6 +87,8 @@ else:
     from invarlock import numpy_on_use as np
 
 KINDS = (ATTENTION, FFN)
+FAMILIES = {ATTENTION: "attn", FFN: "ffn"}  # whose marker a kind has in a picture
+TOP, BOTTOM = 16, 166  # px of the picture of distances
 SKETCH = 112  # columns of a sketch: 64 blocks of 8 windows are 7.3 MB in float16
 SEED = 7_919  # of the signs
 # Families of modules of which every model has a block.
@@ -385,6 +398,11 @@ class Representation(Guard):
 
     name = "representation"
     title = "Representation (blocks)"
+    advice = Advice(
+        "A block no longer tells tokens apart as it did",
+        f"Begin with the first block that is named: {LESS}. A whole block that moved alone points"
+        " to copied, exchanged or misplaced weights.",
+    )
     block = RepresentationBlock
     # The published format closes the list of flags. This one says that activations are where the
     # baseline's are; it is true only if both guards that look at them find that.
@@ -405,8 +423,10 @@ class Representation(Guard):
 
     def judged(self, runs: Runs, policy: Policy) -> Block:
         """The decisions; none on a model in which neither run saw such a block."""
+        if self.lacking(runs):
+            return super().judged(runs, policy)
         seen = self._seen(runs.baseline) or self._seen(runs.subject)
-        if runs.ran and not runs.separate and not seen:
+        if runs.ran and not seen:
             return {"evaluated": False, "reason": NO_BLOCKS}
         return super().judged(runs, policy)
 
@@ -507,6 +527,10 @@ class Representation(Guard):
             flag=self.flag,
         )
 
+    def where(self, report: Report) -> tuple[Plot, ...]:
+        """The distance of every block, layer by layer."""
+        return _distances(_shown(block(report, self.name))) if evaluated(report, self.name) else ()
+
     def section(self, report: Report) -> Section:
         """How far each block is from the baseline's."""
         title, section = "Representation guard (blocks)", block(report, self.name)
@@ -564,6 +588,42 @@ def _shown(section: Mapping[str, Any]) -> list[SeenBlock]:
 
 def _cell(value: object) -> str:
     return str(value) if isinstance(value, str | int) else fixed(value)
+
+
+def _distances(seen: Sequence[SeenBlock]) -> tuple[Plot, ...]:
+    """How far each block is from the baseline's, by layer; none where none moved."""
+    placed = [b for b in seen if b.layer is not None and math.isfinite(b.distance)]
+    if not any(b.distance for b in placed):
+        return ()
+    last = max(b.layer or 0 for b in placed)
+    high = max(b.distance for b in placed)
+    x = scale(-0.5, last + 0.5, LEFT, RIGHT)
+    y = scale(0.0, high * 1.08, BOTTOM, TOP)
+    canvas = Canvas()
+    linear_axis(canvas, (0.0, high * 1.08), y)
+    canvas.draw("axis", f"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}")
+    for layer in range(0, last + 1, max(1, math.ceil((last + 1) / 16))):
+        canvas.write("tick", x(layer), BOTTOM + 14, str(layer), "middle")
+    for row, (kind, family) in enumerate(FAMILIES.items()):
+        mine = sorted((b.layer or 0, b.distance) for b in placed if b.kind == kind)
+        points = [(x(layer), y(distance)) for layer, distance in mine]
+        if points:
+            canvas.draw("zero", "M" + "L".join(f"{a:g} {b:g}" for a, b in points))
+            canvas.draw("within", "".join(MARKERS[family](a, b, MARK) for a, b in points))
+        at = LEFT + 10 + 130 * row
+        canvas.draw("within", MARKERS[family](at, BOTTOM + 29, MARK))
+        canvas.write("tick", at + 9, BOTTOM + 33, f"{kind} blocks")
+    canvas.write("label", RIGHT, BOTTOM + 33, "layer", "end")
+    canvas.write_upwards((TOP + BOTTOM) / 2, "Gram distance")
+    worst = max(placed, key=lambda b: (b.distance, b.name))
+    first = min((b for b in placed if b.distance >= high / 2), key=lambda b: b.order)
+    words = (
+        f"0: as the baseline; {math.sqrt(2):.3f}: nothing in common. The largest is "
+        f"{fixed(worst.distance)} in {worst.name}; the first block that reaches half of that is "
+        f"{first.name}."
+    )
+    title = "Distance of each block from the baseline, by layer"
+    return (canvas.plot("distances", title, words, BOTTOM + 40),)
 
 
 def _plot(

@@ -49,7 +49,9 @@ from invarlock.guards.weight_stats import TOLERANCE, rounded, sigma_max
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.changes import largest_changes, log_ratio, module_changes, module_plot
 from invarlock.pages.parts import (
+    LESS,
     LISTED,
+    Advice,
     Check,
     Section,
     Table,
@@ -407,6 +409,10 @@ class Rmt(Guard):
 
     name = "rmt"
     title = "RMT (activations)"
+    advice = Advice(
+        "What a module puts out has another spread",
+        f"Look at the module that is named and the matrices that feed it: {LESS}.",
+    )
     block = RmtBlock
     detector_forms = (ProbeForm,)
     flag_texts: ClassVar[Mapping[str, str]] = {

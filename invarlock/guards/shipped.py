@@ -46,8 +46,10 @@ class _Sides:
         return any(self.before.get(n) != self.after.get(n) for n in names)
 
 
-def check_shipped(baseline: Path, subject: Path) -> list[Failure]:
+def check_shipped(baseline: Path, subject: Path, read: Collection[str] = ()) -> list[Failure]:
     """How the shipped files of two checkpoint folders differ; nothing for equal bytes.
+
+    ``read``: files of the subject that its format reads, and that are compared as weights.
 
     Raises:
         InputError: the system refuses to read a file.
@@ -61,7 +63,12 @@ def check_shipped(baseline: Path, subject: Path) -> list[Failure]:
                 message = f"{whose}{name} cannot be read: {why}"
                 found.append(_fatal("unreadable_file", message, str(kind_of(name))))
     broken = {*garbled[0], *garbled[1]}
-    return [*found, *_by_meaning(sides, broken), *_other_files(sides, broken), *_beside(sides)]
+    return [
+        *found,
+        *_by_meaning(sides, broken),
+        *_other_files(sides, broken),
+        *_beside(sides, read),
+    ]
 
 
 def _by_meaning(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
@@ -130,9 +137,9 @@ def _content(path: Path) -> object:
     return data
 
 
-def _beside(sides: _Sides) -> Iterator[Failure]:
+def _beside(sides: _Sides, read: Collection[str]) -> Iterator[Failure]:
     """Files of one side alone that nothing here reads, and that are no known leftovers."""
-    before, after = names_in(sides.baseline), names_in(sides.subject)
+    before, after = names_in(sides.baseline), names_in(sides.subject) - {*read}
     for what, names in (("new", after - before), ("lost", before - after)):
         odd = sorted(
             n

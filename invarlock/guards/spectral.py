@@ -56,7 +56,9 @@ from invarlock.guards.weight_stats import WeightStats, rounded
 from invarlock.pages.changes import largest_changes, module_changes, module_plot
 from invarlock.pages.parts import (
     FAIL,
+    LESS,
     LISTED,
+    Advice,
     Check,
     Section,
     Table,
@@ -326,6 +328,11 @@ class Spectral(Guard):
 
     name = "spectral"
     title = "Spectral (weights)"
+    advice = Advice(
+        "A weight matrix has another scale, rank or other rows",
+        f"Begin with the matrix that is named: {LESS}. Where rows are named, look at the embedding"
+        " of these tokens.",
+    )
     block = SpectralBlock
     detector_forms = (
         CapsForm,

@@ -43,6 +43,7 @@ from invarlock.pages.parts import (
     LISTED,
     PASS,
     WARNING,
+    Advice,
     Check,
     Section,
     Table,
@@ -353,6 +354,11 @@ class Variance(Guard):
 
     name = "variance"
     title = "Variance"
+    advice = Advice(
+        "A scale would win back some of the loss",
+        "Multiply the matrix that is named by the scale in the guard's section, and evaluate"
+        " again.",
+    )
     block = VarianceBlock
     detector_forms = (ProbeForm,)
     core = True

@@ -186,6 +186,8 @@ class Metric:
     mode: ClassVar[str] = "teacher_forced"  # how outputs are obtained
     columns: ClassVar[tuple[str, ...]] = ()  # of the windows, that it records beside the losses
     exact: ClassVar[bool] = True  # whether every window has ``predicted`` tokens, or at most all
+    # Whether the predicted tokens of a window follow each other, so that they read as a text.
+    flows: ClassVar[bool] = False
     one_piece: ClassVar[bool] = True  # whether the model reads a whole window in one sequence
     # --- how it is decided
     unit: ClassVar[str]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
+from invarlock.pages.passages import Passage
 from invarlock.pages.plots import Plot
 from invarlock.pages.reading import NOT_RUN, Report, block, evaluated
 
@@ -14,12 +17,19 @@ NOT_EVALUATED, NOT_MEASURED = "not evaluated", "not measured"
 
 
 class Table(Struct, frozen=True):
-    """Rows of text; the first cell of a row names it. ``status`` is the column of a status word."""
+    """Rows of text; the first cell of a row names it.
+
+    ``status`` is the column of a status word. On a phone the rows of a ``stacked`` table, and of
+    one with a status, become blocks; a ``narrow`` one has short cells, so that it fits; any other
+    scrolls in its own box.
+    """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     status: int | None = None
+    stacked: bool = False
+    narrow: bool = False
 
 
 class Check(Struct, frozen=True):
@@ -33,6 +43,16 @@ class Check(Struct, frozen=True):
     flag: str = ""  # the validation flag that carries the result
 
 
+class Advice(NamedTuple):
+    """A kind of finding in words, and the next step of whoever made the subject."""
+
+    finding: str
+    step: str
+
+
+LESS = "leave it out of the edit, or edit it less (more bits, smaller groups, lower sparsity)"
+
+
 class Section(Struct, frozen=True):
     """A titled part; empty parts are left out of the page."""
 
@@ -40,6 +60,7 @@ class Section(Struct, frozen=True):
     title: str
     notes: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    passages: tuple[Passage, ...] = ()
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
     part: str = ""  # of the page that it belongs to, by its title
@@ -52,6 +73,7 @@ class Outline(Struct, frozen=True):
     verdict: str
     headline: str
     digest: str
+    judged: str  # weights and what ran them, in a line; empty where they are dense
     dashboard: Table
     sections: tuple[Section, ...]
     folded: tuple[str, ...] = ()  # ids of sections whose tables a reader opens where he wants to

@@ -119,13 +119,18 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
     return lambda value: round(start + (value - low) / span * (end - start), 1)
 
 
+def round_step(low: float, high: float) -> float:
+    """The distance of about five round numbers between two values."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= (high - low) / 5)
+
+
 def linear_axis(
     canvas: Canvas, span: tuple[float, float], y: Callable[[float], float], right: float = RIGHT
 ) -> None:
     """Grid lines and numbers of a linear vertical axis."""
     low, high = span
-    power = 10.0 ** math.floor(math.log10((high - low) / 5))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= (high - low) / 5)
+    step = round_step(low, high)
     digits = max(0, -math.floor(math.log10(step)))
     for i in range(math.ceil(low / step), math.floor(high / step) + 1):
         canvas.level(y(i * step), "grid", right=right)

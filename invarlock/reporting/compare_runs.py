@@ -132,8 +132,12 @@ def _together(subject: Run, against: Mapping[str, Any]) -> dict[str, Any]:
     ran = bool(subject["evaluation_windows"])
     return {
         "subject": subject,
-        "shift": RecordedShift(against["distribution"], against["final"]) if ran else None,
+        "shift": RecordedShift(against["distribution"], against["final"])
+        if "distribution" in against
+        else None,
+        "excerpts": against.get("excerpts", ()),
         "reason_not_run": "" if ran else REJECTED,
+        "invariants_evaluated": bool(subject["guards"]),
     }
 
 

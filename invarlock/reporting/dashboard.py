@@ -11,6 +11,7 @@ from invarlock.pages.parts import FAIL, PASS, Check, Table
 from invarlock.pages.reading import NOT_RUN, REJECTED, Report, block
 from invarlock.pages.wording import visible
 from invarlock.reporting import checks, signals
+from invarlock.reporting.judged import judged_line
 from invarlock.reporting.outcome import INCONCLUSIVE, needed, outcome_of, too_little
 
 IDLE = "does not gate"  # the verdict does not depend on it
@@ -119,7 +120,10 @@ def explain(report: Report) -> str:
 
     Plain text; names from the report are shown as they stand there, control characters escaped.
     """
-    lines = [f"{verdict_word(report)}: {title(report)}", headline(report), ""]
+    lines = [f"{verdict_word(report)}: {title(report)}", headline(report)]
+    if line := judged_line(report):
+        lines.append(line)
+    lines.append("")
     for check in all_checks(report):
         mark = "" if gates(check, report) else f"  ({IDLE})"
         lines.append(f"{check.name}: {check.status}{mark}")

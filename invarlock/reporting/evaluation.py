@@ -25,11 +25,12 @@ from invarlock.documents.fields import (
 )
 from invarlock.files import digest_json
 from invarlock.guards import CHAIN, GUARDS
-from invarlock.guards.guard import SEPARATE
+from invarlock.guards.guard import SEPARATE, SERVED
 from invarlock.metrics import ARMS
 from invarlock.metrics.confidence import Confidence
 from invarlock.metrics.cost import costs_of
 from invarlock.metrics.distribution import Distribution
+from invarlock.metrics.excerpts import WINDOWS, Excerpt
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS, members_of
 from invarlock.metrics.looks import EarlyDecision
@@ -319,9 +320,10 @@ class Context(Open):
         about("the looks at a control; absent: nobody looked before all windows ran"),
     ] = UNSET
     runs: Annotated[
-        Literal["separate"] | UnsetType,
+        Literal["separate", "server"] | UnsetType,
         about(
             "separate: each run measured its own model, so what needs both models is not evaluated;"
+            " server: the subject is a running server, and only its losses were measured;"
             " absent: the subject's run had the baseline's at hand"
         ),
     ] = UNSET
@@ -384,6 +386,13 @@ class EvaluationReport(Open, kw_only=True):
         about("fields that were synthesized, repaired or taken from a fallback"),
     ] = UNSET
     distribution: Distribution | UnsetType = UNSET
+    excerpts: Annotated[
+        Annotated[list[Excerpt], Meta(min_length=1, max_length=WINDOWS)] | UnsetType,
+        about(
+            "the windows whose loss per token grew most, token by token; absent: not asked for, or"
+            " none grew"
+        ),
+    ] = UNSET
     telemetry: Telemetry | UnsetType = UNSET
     metrics: Metrics | UnsetType = UNSET
 
@@ -464,6 +473,7 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
             **({"accept": list(comparison.accepted)} if comparison.accepted else {}),
             **({"early_decision": dict(comparison.early)} if comparison.early else {}),
             **({"runs": SEPARATE} if comparison.separate else {}),
+            **({"runs": SERVED} if comparison.served else {}),
         },
         "report_build": {"synthesized_fields": [], "repaired_fields": [], "fallback_fields": []},
     }
@@ -475,6 +485,8 @@ def evaluation_report(comparison: Comparison, policy: Policy) -> Document:
     report["telemetry"] = telemetry_block(report, costs[1])
     if overhead := system_overhead(*costs):
         report["system_overhead"] = overhead
+    if comparison.excerpts:
+        report["excerpts"] = list(comparison.excerpts)
     if subject["checkpoint"] is not None:
         report["structure"] = _structure(baseline, subject)
     return report

@@ -6,15 +6,36 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from invarlock.counts import counted
-from invarlock.pages.plots import LEFT, RIGHT, Canvas, Plot, disc, linear_axis, scale
+from invarlock.metrics.readings import WindowDifference, quantile, weighted_mean
+from invarlock.pages.plots import (
+    LEFT,
+    RIGHT,
+    Canvas,
+    Plot,
+    disc,
+    linear_axis,
+    round_step,
+    scale,
+)
 from invarlock.pages.reading import block
 from invarlock.pages.wording import fixed, number, share
-from invarlock.reporting.readings import WindowDifference, quantile, weighted_mean
 
+ROW = 24  # px of a slice
+NAME = 20  # characters of a slice's name beside its row
 MAX_DOTS = 400  # more windows are shown as that many quantiles
 TOP, BOTTOM, HEIGHT = 16, 222, 260
 BARS = 150  # height of a histogram's tallest bar
+
+
+class SliceResult(Struct, frozen=True):
+    """The metric of a slice."""
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None
 
 
 def windows_plot(differences: Sequence[WindowDifference], limit: float | None) -> Plot | None:
@@ -77,6 +98,50 @@ def _level(
     x, anchor = (LEFT + 6, "start") if left else (RIGHT - 4, "end")
     under = not left if below is None else below
     canvas.write("level", x, y + 14 if under else y - 4, label, anchor)
+
+
+def slices_plot(slices: Sequence[SliceResult], limit: float | None, noun: str) -> Plot | None:
+    """The result of each slice with its interval and the limit; None with fewer than two.
+
+    Args:
+        slices: in the order of the report.
+        limit: of the metric.
+        noun: what the result is, such as ratio.
+    """
+    if len(slices) < 2:
+        return None
+    values = [v for s in slices for v in (s.value, *(s.interval or ())) if v is not None]
+    left, bottom = 150, TOP + ROW * len(slices)
+    low, high = _span([*values, *([] if limit is None else [limit])])
+    x = scale(low, high, left, RIGHT - 60)
+    canvas = Canvas()
+    canvas.draw("axis", f"M{left} {TOP}V{bottom}H{RIGHT - 60}")
+    step = round_step(low, high)
+    digits = max(0, -math.floor(math.log10(step)))
+    for i in range(math.ceil(low / step), math.floor(high / step) + 1):
+        canvas.draw("grid", f"M{x(i * step)} {TOP}V{bottom}")
+        canvas.write("tick", x(i * step), bottom + 14, f"{i * step:.{digits}f}", "middle")
+    if limit is not None:
+        canvas.draw("limit", f"M{x(limit)} {TOP}V{bottom}")
+    for row, one in enumerate(slices):
+        y = TOP + ROW * (row + 0.5)
+        name = (
+            one.name if len(one.name) <= NAME else one.name[: NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        )
+        canvas.write("tick", left - 8, y + 4, name, "end")
+        if one.interval:
+            ends = [x(end) for end in one.interval]
+            canvas.draw(
+                "mean", f"M{ends[0]} {y - 4:g}v8M{ends[1]} {y - 4:g}v8M{ends[0]} {y:g}H{ends[1]}"
+            )
+        if one.value is not None:
+            canvas.draw("dot", disc(x(one.value), y, 4.0), f"{one.name}: {fixed(one.value)}")
+            canvas.write("tick", RIGHT - 54, y + 4, fixed(one.value), "start")
+    words = "; ".join(f"{one.name} {fixed(one.value)}" for one in slices) + "."
+    words += f" The line is the limit, {fixed(limit)}." if limit is not None else ""
+    return canvas.plot(
+        "slices", f"{noun.capitalize()} by slice, with its interval", words, bottom + 24
+    )
 
 
 def tail_plot(differences: Sequence[WindowDifference], tail: Mapping[str, Any]) -> Plot | None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from invarlock.counts import counted
+from invarlock.metrics import readings
 from invarlock.metrics.kind import Facts, Metric
 from invarlock.metrics.kinds import metric_named
+from invarlock.metrics.readings import WindowDifference
 from invarlock.pages.parts import LISTED, Section, Table, not_evaluated
 from invarlock.pages.reading import Report, block, evaluated, limits, objects
 from invarlock.pages.wording import fixed, number, pair, share, yes
-from invarlock.reporting import figures, readings
-from invarlock.reporting.readings import WindowDifference
+from invarlock.reporting import figures
 
 HEAVY = 18  # kurtosis from which 3 % and more pass at exactly the limit (docs/method.md, section 4)
 

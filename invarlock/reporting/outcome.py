@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from invarlock.documents.fields import EvidenceNeeded, Outcome
+from invarlock.guards.guard import NO_WEIGHTS
 from invarlock.pages.reading import NOT_TRIED, Report, block
 from invarlock.reporting import signals
 
@@ -85,6 +86,8 @@ def too_little(needs: Sequence[EvidenceNeed], reasons: Sequence[str]) -> str:
     untried = [reason for reason in reasons if reason in NOT_TRIED]
     if untried:
         return f"the subject was not measured ({untried[0].replace('_', ' ')})"
+    if signals.METRIC_ONLY in reasons:
+        return f"metric only, {NO_WEIGHTS}"
     words = list(map(str, needs))
     if signals.INCONCLUSIVE in reasons and not any(n.what.endswith("_to_decide") for n in needs):
         words.append("the interval reaches across the limit")

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invarlock.pages.passages import LEGEND
 from invarlock.pages.reading import Report
 from invarlock.pages.wording import visible
 from invarlock.reporting.dashboard import explain
@@ -35,7 +36,8 @@ def render_report_html(report: Report, embed_css: bool = True, stylesheet: str =
         stylesheet: relative address of that link.
     """
     template = _environment(html=True).get_template("report.html.j2")
-    return template.render(page=outline(report), embed_css=embed_css, stylesheet=stylesheet)
+    words = {"page": outline(report), "legend": LEGEND}
+    return template.render(words, embed_css=embed_css, stylesheet=stylesheet)
 
 
 def style_sheet() -> str:

@@ -18,9 +18,9 @@ from invarlock.documents.fields import is_added
 from invarlock.errors import ContractError, InvarlockError
 from invarlock.files import digest_json
 from invarlock.guards import BY_NAME, CONTRACTS, GUARDS
-from invarlock.guards.guard import SEPARATE, STATISTICS, Guard
+from invarlock.guards.guard import SEPARATE, SERVED, STATISTICS, Guard
 from invarlock.guards.invariants_decision import Invariants
-from invarlock.metrics import ARMS, distribution, looks
+from invarlock.metrics import ARMS, distribution, excerpts, looks
 from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
@@ -66,6 +66,9 @@ BELIEVED: Mapping[str, tuple[str, ...]] = {
     "how many token ids the windows use, from windows that are not here": ("/vocabulary",),
     "quantiles of the shift of the predictions, within their histograms' bins": (
         "/distribution/kl", "/distribution/probability_change", "/distribution/reason",
+    ),
+    "texts of the tokens in excerpts, and how the loss of a window lies on them": (
+        "/excerpts/*/tokens", "/excerpts/*/before",
     ),
     "model, edit, text, seeds, device and versions, as the runs name them": (
         "/meta", "/edit", "/dataset/source", "/dataset/windows/seed", "/dataset/bos_token_id",
@@ -165,6 +168,7 @@ def comparison_of(report: Report) -> Comparison:
         ContractError: a guard's statistics were measured in another way, or not all of them.
     """
     context, ran, contracts = report["context"], _ran(report), _contracts(report)
+    shown = ran and not _served(report)  # by the guards
     separate = _separate(report)
     _require_guards(report, ran, contracts)
     meta = {k: v for k, v in report["meta"].items() if k not in ("subject_run_id", "model_profile")}
@@ -196,8 +200,12 @@ def comparison_of(report: Report) -> Comparison:
             **_processor(report),
         },
         "evaluation_windows": windows["baseline"],
-        "guards": _baseline_guards(report, contracts) if ran else [],
-        **{g.beside: g.baseline_record(report) for g in GUARDS if g.beside},
+        "guards": _baseline_guards(report, contracts) if shown else _named(report, False),
+        **(
+            {g.beside: g.baseline_record(report) for g in GUARDS if g.beside}
+            if shown is ran
+            else {g["beside"]: g for g in _named(report, True)}
+        ),
     }
     subject = {
         "meta": meta,
@@ -206,7 +214,7 @@ def comparison_of(report: Report) -> Comparison:
         "edit": report["edit"],
         "guards": _subject_guards(report, ran, contracts),
         "evaluation_windows": windows["subject"],
-        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and ran},
+        **{g.beside: next(g.subject_records(report), None) for g in GUARDS if g.beside and shown},
     }
     final = report["evaluation_windows"]["final"]
     return Comparison(
@@ -219,10 +227,11 @@ def comparison_of(report: Report) -> Comparison:
         separate=separate,
         invariants_evaluated=report[Invariants.name].get("evaluated") is True,
         shift=None
-        if separate
+        if separate or _served(report)
         else RecordedShift(
             report["distribution"], {c: final[c] for c in SHIFT_COLUMNS if c in final}
         ),
+        excerpts=excerpts.read_back(report.get("excerpts", ())),
         preset_sha256=report["policy_provenance"]["preset_sha256"],
         policy_pack=report["policy_provenance"].get("policy_pack"),
         accepted=context.get("accept", []),
@@ -239,6 +248,11 @@ def _separate(report: Report) -> bool:
     """Whether the report compares two runs that each measured their own model: what needs both is
     lacking, and so are flags that decide."""
     return equal_text(report["context"].get("runs"), SEPARATE)
+
+
+def _served(report: Report) -> bool:
+    """Whether the subject is a running server, of which only losses were measured."""
+    return equal_text(report["context"].get("runs"), SERVED)
 
 
 def _contracts(report: Report) -> Contracts:
@@ -265,7 +279,7 @@ def _require_guards(report: Report, ran: bool, contracts: Contracts) -> None:
         for name in there
         if not (BY_NAME[name].spared(report[name]) or (separate and BY_NAME[name].needs_both))
     ]
-    if measured != (asked if ran else []):
+    if measured != (asked if ran and not _served(report) else []):
         raise ContractError("/guards: a subject that was run has been through every guard")
 
 
@@ -325,6 +339,14 @@ def _baseline_guards(report: Report, contracts: Contracts) -> list[dict[str, Any
     ]
 
 
+def _named(report: Report, beside: bool) -> list[dict[str, Any]]:
+    """What is known of the baseline's guards beside a running server: that there were some."""
+    if not _served(report):
+        return []
+    mine = (g for g in GUARDS if bool(g.beside) is beside and g.name in report)
+    return [{"name": guard.name, "beside": guard.beside} for guard in mine]
+
+
 def _take_over(report: Report, rebuilt: dict[str, Any]) -> None:
     """What no evidence gives: the version that wrote the report, and of a subject that was not
     run the digest of the baseline's windows."""
@@ -346,11 +368,12 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _vocabulary(report)
     yield from _costs(report)
     yield from _shift(report, policy)
+    yield from _excerpts(report)
     if _ran(report):
         yield from _early(report, policy)
         yield from _geometry(report)
         for guard in GUARDS:
-            lacking = guard.needs_both and _separate(report)
+            lacking = _served(report) or (guard.needs_both and _separate(report))
             if not (lacking or _lacks(report, guard)):
                 yield from guard.impossible(report)
 
@@ -496,7 +519,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _shift(report: Report, policy: Policy) -> Iterator[str]:
     block, final = report["distribution"], report["evaluation_windows"]["final"]
-    if _separate(report):  # which is written again without one
+    if _separate(report) or _served(report):  # which is written again without one
         return
     if block["evaluated"] is not True:
         sums = [*final.get("kl_sum", []), *final.get("probability_change_sum", [])]
@@ -512,6 +535,16 @@ def _shift(report: Report, policy: Policy) -> Iterator[str]:
     yield from (f"/distribution{field}: contradicts the windows" for field in found)
     if not 0 < block["top_k"] <= distribution.TOP_K:
         yield f"/distribution/top_k is not from 1 to {distribution.TOP_K}"
+
+
+def _excerpts(report: Report) -> Iterator[str]:
+    found = report.get("excerpts")
+    if found is None:
+        return
+    if _separate(report) or _served(report) or not METRICS[report["meta"]["metric"]].flows:
+        yield "/excerpts are of losses that such a run does not record"
+        return
+    yield from excerpts.impossible(found, report["evaluation_windows"]["final"])
 
 
 def _further(value: object, known: object, at: str = "") -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from invarlock.errors import InputError
 from invarlock.files import digest_json
 from invarlock.guards import CONTRACTS
-from invarlock.guards.guard import NEEDS_BOTH
+from invarlock.guards.guard import NEEDS_BOTH, NO_WEIGHTS, SERVED
 from invarlock.metrics import ARMS
 from invarlock.metrics.distribution import (
     TokenShift,
@@ -54,12 +54,19 @@ class Comparison:
     separate: bool = False  # each run measured its own model, and nothing of the other's
     invariants_evaluated: bool = True
     shift: TokenShift | RecordedShift | None = None
+    excerpts: Sequence[Mapping[str, Any]] = ()  # of what lost most, as reports hold them
     preset_sha256: str | None = None
     policy_pack: Mapping[str, str] | None = None  # name, digest and signer
     accepted: Sequence[str] = ()  # names of findings that the user accepts
     early: Mapping[str, Any] | None = None  # the looks at a control (invarlock.metrics.looks)
     # how the guards measured, by their names; a report that is read back may state an older way
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONTRACTS)
+
+    @property
+    def served(self) -> bool:
+        """Whether the subject is a running server, which its run report says."""
+        ran = self.subject["meta"].get("execution")
+        return isinstance(ran, Mapping) and ran.get("format") == SERVED
 
     @property
     def ran(self) -> bool:
@@ -198,6 +205,7 @@ def distribution(comparison: Comparison, policy: Policy) -> dict[str, Any]:
     """The summarized shift of the predictions."""
     if comparison.shift is None:
         lacking = NEEDS_BOTH if comparison.separate else "not recorded by this kind of run"
+        lacking = NO_WEIGHTS if comparison.served else lacking
         reason = comparison.reason_not_run or lacking
         return not_evaluated(reason, policy.distribution)
     if isinstance(comparison.shift, RecordedShift):

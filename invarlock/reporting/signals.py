@@ -12,7 +12,7 @@ from typing import Any
 
 from invarlock.errors import ConfigError
 from invarlock.guards import CORE, GUARDS
-from invarlock.guards.guard import NEEDS_BOTH, Guard
+from invarlock.guards.guard import NEEDS_BOTH, NO_WEIGHTS, SERVED, Guard
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.reading import NOT_RUN, NOT_TRIED, Report, block, evaluated, objects, refused
 from invarlock.policy import load_policy
@@ -46,6 +46,8 @@ FLOORS = {
 }
 INCONCLUSIVE, DRIFT_OPEN = "primary_metric_inconclusive", "drift_inconclusive"
 NO_EVIDENCE = "not_evaluated:"  # and the flag
+METRIC_ONLY = "metric_only"  # the subject is a running server
+LACKED = (NEEDS_BOTH, NO_WEIGHTS)
 DEGRADED, SHIFT = "primary_metric_degraded", "distribution_fail"
 # Why ``primary_metric_acceptable`` is not true; of some the flag or block is named.
 METRIC_REASONS = (
@@ -53,7 +55,14 @@ METRIC_REASONS = (
     *("distribution", SHIFT, *FLOORS.values()),
 )
 # Reasons that name evidence that is lacking, and nothing that was measured and found bad.
-LACKING = (INCONCLUSIVE, DRIFT_OPEN, "no_labelled_examples", *FLOORS.values(), *NOT_TRIED)
+LACKING = (
+    METRIC_ONLY,
+    INCONCLUSIVE,
+    DRIFT_OPEN,
+    "no_labelled_examples",
+    *FLOORS.values(),
+    *NOT_TRIED,
+)
 
 
 def gates(report: Report) -> tuple[str, ...]:
@@ -94,6 +103,8 @@ def pass_reasons(report: Report) -> list[str]:
         cause = metric.get("degraded_reason")
         own = cause in NOT_RUN or cause in LACKING
         reasons.insert(0, str(cause) if own else DEGRADED)
+    if block(report, "context").get("runs") == SERVED:
+        reasons.append(METRIC_ONLY)
     for name in asked:
         if validation.get(name) is True:
             continue
@@ -115,7 +126,7 @@ def _guard_reasons(report: Report, flag: str) -> list[str]:
     """Of guards that share a flag, those that do not pass; else that one had no evidence."""
     sharing = [g for g in GUARDS if g.flag == flag]
     failed = [g for g in sharing if block(report, g.name).get("passed") is False]
-    if not failed and any(block(report, g.name).get("reason") == NEEDS_BOTH for g in sharing):
+    if not failed and any(block(report, g.name).get("reason") in LACKED for g in sharing):
         return [NO_EVIDENCE + flag]
     return [guard.fails_as for guard in failed] or [REASONS.get(flag, f"{flag}_false")]
 

@@ -9,7 +9,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invarlock import progress
 from invarlock.checkpoints import Checkpoint
 from invarlock.documents.windows import PicturedWindows, Record, Window, WindowSet
 from invarlock.files import digest_json, sha256_file
@@ -25,7 +26,7 @@ from invarlock.formats.execution import Described
 from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
-from invarlock.guards.invariants import check_loaded
+from invarlock.guards.invariants import check_engine_tokens, check_loaded
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
@@ -51,6 +52,7 @@ from invarlock.windows import read_windows
 if TYPE_CHECKING:
     import torch
 
+SERVER = "server"  # the device of what a running server has
 PROBE_TOKENS = 16  # tokens on which the output head is compared with the whole model
 
 
@@ -204,7 +206,9 @@ def measure_checkpoint(
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
     digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
-    failures = check_loaded(loaded.missing, loaded.unexpected)
+    failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
+    if loaded.engine is not None:
+        failures += check_engine_tokens(loaded.engine, checkpoint.folder, windows.token_ids())
     clock.lap("invariants")
 
     def found() -> Measurement:
@@ -305,7 +309,12 @@ class _Pass:
         keep = Keep()
         if arm == "final":
             keep = Keep(top=top, against=self.against.top if self.against else None)
-        return run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
+        found = run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
+        progress.done(len(rows), self._tokens(arm, rows))
+        return found
+
+    def _tokens(self, arm: str, rows: Iterable[int]) -> int:
+        return sum(self.examples[arm][row].shape[-1] for row in rows)
 
     def batches(self, arm: str, rows: Sequence[int]) -> list[ArmResult]:
         """These windows of an arm in batches that fit the budget."""
@@ -327,6 +336,7 @@ class _Pass:
         """Those of these windows that did not run yet."""
         new = [i for i in rows if i not in self.done[arm]]
         self.done[arm].update(new)
+        progress.expect(len(new), self._tokens(arm, new))
         return self.batches(arm, new)
 
     def _packed(self) -> AbstractContextManager[None]:

@@ -35,7 +35,7 @@ from invarlock.metrics.kinds import metric_for
 from invarlock.pictures import processor_digest
 from invarlock.policy import Policy
 from invarlock.run.forward import ArmResult, TopTokens
-from invarlock.run.measure import Measurement, ReferenceArrays, RunWindows
+from invarlock.run.measure import SERVER, Measurement, ReferenceArrays, RunWindows
 
 SCHEMA = RUN_SCHEMA
 OPTIONAL = ("accepted", "edit_config")  # settings that a run's id names only where they are given
@@ -202,6 +202,8 @@ def _guards(
     ]
     if measured is None:
         return guards
+    if measured.device == SERVER:  # which no guard has looked at
+        return []
     for guard in GUARDS:
         if guard.name in measured.records and not guard.beside:
             head = {"name": guard.name, "phase": guard.phase}
@@ -378,7 +380,10 @@ class Reference:
 
 
 def against(
-    baseline: Mapping[str, Any], shift: TokenShift | None, policy: Policy
+    baseline: Mapping[str, Any],
+    shift: TokenShift | None,
+    policy: Policy,
+    excerpts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What a subject's run measured together with the baseline's: whose it was, the shift of the
     predictions, and the limits by which guards tried something.
@@ -387,6 +392,7 @@ def against(
         baseline: the run report of the baseline.
         shift: None where the subject was not run.
         policy: of that measurement.
+        excerpts: of the windows that lost most, where they are wanted.
     """
     found: dict[str, Any] = {
         "run_id": baseline["meta"]["run_id"],
@@ -396,6 +402,8 @@ def against(
     if shift is not None:
         found["distribution"] = summarize(shift, policy.distribution)
         found["final"] = shift_columns(shift)
+    if excerpts:
+        found["excerpts"] = list(excerpts)
     return {"against": found}
 
 

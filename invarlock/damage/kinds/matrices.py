@@ -78,7 +78,7 @@ def two_bits_(matrix: torch.Tensor) -> None:
     """Levels -2 to 1 of scale max|w| / 2: the positive maximum is cut to half."""
     largest = max(float(rows.abs().amax()) for rows in row_blocks(matrix))
     scale = largest / 2 or 1.0
-    transform_rows(matrix, lambda work: (work / scale).round_().clamp_(-2, 1).mul_(scale))
+    transform_rows(matrix, lambda work, _: (work / scale).round_().clamp_(-2, 1).mul_(scale))
 
 
 @dataclass(frozen=True)

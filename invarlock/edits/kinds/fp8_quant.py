@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from invarlock.edits.blocks import Loss, transform_rows
+from invarlock.edits.blocks import (
+    SIMPLE_ELEMENTS,
+    Loss,
+    clamp_coarse_,
+    scales_to,
+    transform_rows,
+)
 from invarlock.edits.kind import EditSpec, Limits, rows_of_outputs
 from invarlock.edits.scope import Scope
 
@@ -18,8 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 FP8_MAX = {"e4m3": 448.0, "e5m2": 57344.0}  # largest finite value of the format
-_DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}  # of torch
-_MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
+MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
+LOWEST_EXPONENT = {"e4m3": -6, "e5m2": -14}  # of a normal number
+_MANTISSA_BITS, _EXPONENT_BITS = 23, 0x7F800000  # of float32: how many, and which
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Fp8Quant(EditSpec):
 
     edit_type: ClassVar[str] = "fp8_quant"
     storage_format: ClassVar[str] = "float_dequantized"
+    by_rows: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = (
         "e5m2:ffn",
         "e5m2:attn",
@@ -50,29 +58,34 @@ def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
     import torch
 
     largest = FP8_MAX[fmt]
-    dtype: torch.dtype = getattr(torch, _DTYPES[fmt])
 
-    def transform(work: torch.Tensor) -> torch.Tensor:
-        scale = work.abs().amax(dim=1, keepdim=True) / largest
-        scale = torch.where(scale > 0, scale, 1.0)  # a channel of zeros stays zeros
-        # A subnormal scale is coarse: the quotient may exceed the largest value, which e4m3, having
-        # no infinity, would turn into NaN.
-        scaled = (work / scale).clamp_(-largest, largest)
-        return to_float32(scaled.to(dtype), fmt).mul_(scale)
+    def transform(work: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+        result, large = room[0], room[1]
+        scale = scales_to(largest, torch.abs(work, out=result))
+        clamp_coarse_(result.div_(scale), scale, largest)
+        round_to_fp8_(result, fmt, large)
+        signs = torch.bitwise_and(
+            work.view(torch.int32), torch.iinfo(torch.int32).min, out=large.view(torch.int32)
+        )
+        result.mul_(scale).view(torch.int32).bitwise_or_(signs)
+        return result
 
-    return transform_rows(weight, transform)
+    return transform_rows(weight, transform, SIMPLE_ELEMENTS)
 
 
-def to_float32(numbers: torch.Tensor, fmt: str) -> torch.Tensor:
-    """Finite numbers of ``fmt`` as float32, exactly; a tenth of the time of torch's own cast.
+def round_to_fp8_(magnitudes: torch.Tensor, fmt: str, room: torch.Tensor) -> None:
+    """Round float32 numbers from 0 to the format's maximum to the nearest of ``fmt``, in place.
 
-    Exponent and mantissa are moved to where float32 has them, and a factor makes up for the
-    larger bias of its exponent; that also makes subnormal numbers of ``fmt`` normal ones.
+    As a cast there and back does, half to even, in half of its time. To each number a power of two
+    is added and taken away again, so large that the last bit of the sum is worth what the step of
+    ``fmt`` is at that number: adding rounds to that step. ``room`` is of the same shape.
     """
     import torch
 
-    mantissa = _MANTISSA_BITS[fmt]
-    bits = numbers.view(torch.int8).to(torch.int32).bitwise_left_shift_(23 - mantissa)
-    magnitude = 0x7F << (23 - mantissa)  # all bits of the byte but the sign, which int32 carried on
-    bits.bitwise_and_(magnitude - (1 << 31))
-    return bits.view(torch.float32).mul_(2.0 ** (127 - (2 ** (6 - mantissa) - 1)))
+    mantissa, lowest = MANTISSA_BITS[fmt], LOWEST_EXPONENT[fmt]
+    powers = torch.bitwise_and(
+        magnitudes.view(torch.int32), _EXPONENT_BITS, out=room.view(torch.int32)
+    ).view(torch.float32)  # the largest power of two in each number
+    powers.clamp_(min=2.0**lowest)  # subnormal numbers have the step of the smallest normal ones
+    larger = 2.0 ** (_MANTISSA_BITS - mantissa)
+    magnitudes.add_(powers, alpha=larger).sub_(powers, alpha=larger)

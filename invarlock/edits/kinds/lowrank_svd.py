@@ -66,7 +66,7 @@ def low_rank_(weight: torch.Tensor, rank: int, seed: int) -> Loss:
     """
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     directions = leading_directions(tall, rank, seed)
-    return transform_rows(tall, lambda work: work @ directions @ directions.T)
+    return transform_rows(tall, lambda work, _: work @ directions @ directions.T)
 
 
 def leading_directions(tall: torch.Tensor, rank: int, seed: int) -> torch.Tensor:

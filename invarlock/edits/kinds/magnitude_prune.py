@@ -8,12 +8,17 @@ so it is exact, needs no sorted copy, and its memory does not grow with the matr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from invarlock.edits.blocks import BLOCK_ELEMENTS, Loss, finite_norm, squared_norm
+from invarlock.edits.blocks import (
+    BLOCK_ELEMENTS,
+    Loss,
+    finite_norm,
+    refuse_non_finite,
+    squared_norm,
+)
 from invarlock.edits.kind import EditSpec, Limits
 from invarlock.edits.scope import Scope
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _DIGIT_BITS = 16
+_BLOCK = 1 << 20  # entries; as many bytes of 16-bit integers as of a block of float32
 
 
 @dataclass(frozen=True)
@@ -61,52 +67,91 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
     import torch
 
     flat = weight.view(-1)
-    loss = Loss()
-    for block in torch.split(flat, BLOCK_ELEMENTS):
-        loss.norm += finite_norm(block)
+    bits = flat.view(getattr(torch, f"int{8 * flat.element_size()}"))
+    numbers = _digits(bits, _shifts(bits)[0])
+    # Of a dtype of one digit this is how often each magnitude occurs: all sums follow from it.
+    counted = len(_shifts(bits)) == 1
+    squares = _squares(bits.dtype, flat.dtype) if counted else None
+    loss = Loss(zeros=count)
+    if squares is None:
+        loss.norm = sum(finite_norm(block) for block in torch.split(flat, BLOCK_ELEMENTS))
+    else:
+        present = torch.where(numbers > 0, squares, 0.0)
+        refuse_non_finite(present)
+        loss.norm = float(numbers.double() @ present)
     if count == 0:
         return loss
-    threshold, ties = _select(flat, count)
-    for block, pattern in zip(torch.split(flat, BLOCK_ELEMENTS), _patterns(flat), strict=True):
-        chosen = pattern < threshold
-        if ties:
-            equal = pattern == threshold
-            found = int(torch.count_nonzero(equal))
-            if found > ties:
-                equal &= equal.cumsum(0) <= ties
-            chosen |= equal
-            ties -= min(found, ties)
-        bits = block.view(pattern.dtype)
-        removed = bits * chosen  # as integers: several times faster than filling floats by a mask
-        loss.error += squared_norm(removed.view(block.dtype))
-        loss.zeros += int(torch.count_nonzero(chosen))
-        bits -= removed
+    threshold, ties = _select(bits, count, numbers)
+    if squares is not None:
+        gone = numbers[:threshold].double() @ squares[:threshold]
+        loss.error = float(gone + ties * squares[threshold])
+    room = torch.empty_like(bits[:_BLOCK])
+    for block in torch.split(bits, _BLOCK):
+        pattern = torch.bitwise_and(block, torch.iinfo(bits.dtype).max, out=room[: len(block)])
+        equal = _positions(pattern, threshold, ties)
+        # Without branches and masks of bytes: -1 where an entry goes, 0 where it stays.
+        pattern.sub_(threshold).bitwise_right_shift_(torch.iinfo(bits.dtype).bits - 1)
+        pattern[equal] = -1
+        ties -= len(equal)
+        removed = pattern.bitwise_and_(block)
+        block.bitwise_xor_(removed)
+        if squares is None:
+            loss.error += squared_norm(removed.view(flat.dtype))
     return loss
 
 
-def _patterns(flat: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The bits of |w| as non-negative integers, block by block."""
+def _squares(integer: torch.dtype, dtype: torch.dtype) -> torch.Tensor:
+    """The square of each magnitude of a 16-bit float, by its pattern."""
     import torch
 
-    integer: torch.dtype = getattr(torch, f"int{8 * flat.element_size()}")
-    for block in torch.split(flat.view(integer), BLOCK_ELEMENTS):
-        yield block & torch.iinfo(integer).max
+    patterns = torch.arange(torch.iinfo(integer).max + 1, dtype=integer)
+    return patterns.view(dtype).double().square_()
 
 
-def _select(flat: torch.Tensor, count: int) -> tuple[int, int]:
-    """The pattern of the ``count``-th smallest magnitude, and how many entries equal to it go."""
+def _positions(pattern: torch.Tensor, threshold: int, ties: int) -> torch.Tensor:
+    """Where the first ``ties`` entries of a block are that equal the threshold."""
+    import numpy as np
+    import torch
+
+    if not ties:
+        return torch.empty(0, dtype=torch.int64)
+    # numpy compares 16-bit integers ten times faster than torch
+    return torch.from_numpy(np.flatnonzero(pattern.numpy() == threshold)[:ties])
+
+
+def _shifts(bits: torch.Tensor) -> range:
+    """Where the digits of a pattern begin, the highest first."""
+    return range(8 * bits.element_size() - _DIGIT_BITS, -1, -_DIGIT_BITS)
+
+
+def _digits(bits: torch.Tensor, shift: int, prefix: int | None = None) -> torch.Tensor:
+    """How often each digit occurs in the bits of |w|; of those below ``prefix`` only, if given."""
+    import torch
+
+    # of the top digit the highest bit is the sign
+    size = 1 << (_DIGIT_BITS if prefix is not None else _DIGIT_BITS - 1)
+    numbers = torch.zeros(size, dtype=torch.int64)
+    for block in torch.split(bits, _BLOCK):
+        pattern = block & torch.iinfo(bits.dtype).max
+        digits = pattern >> shift if shift else pattern
+        if prefix is not None:
+            digits = digits[pattern >> shift + _DIGIT_BITS == prefix] & ((1 << _DIGIT_BITS) - 1)
+        numbers += torch.bincount(digits, minlength=size)
+    return numbers
+
+
+def _select(bits: torch.Tensor, count: int, numbers: torch.Tensor) -> tuple[int, int]:
+    """The pattern of the ``count``-th smallest magnitude, and how many entries equal to it go.
+
+    ``numbers``: how often each top digit occurs.
+    """
     import torch
 
     prefix, left = 0, count
-    for shift in range(8 * flat.element_size() - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)
-        above = shift + _DIGIT_BITS
-        for pattern in _patterns(flat):
-            digits = pattern >> shift  # of the top digit no bit is above: patterns have no sign
-            if above < 8 * flat.element_size():
-                digits = digits[pattern >> above == prefix] & ((1 << _DIGIT_BITS) - 1)
-            histogram += torch.bincount(digits, minlength=1 << _DIGIT_BITS)
-        before = histogram.cumsum(0)
+    for shift in _shifts(bits):
+        if shift != _shifts(bits)[0]:
+            numbers = _digits(bits, shift, prefix)
+        before = numbers.cumsum(0)
         digit = int(torch.searchsorted(before, left))
         left -= int(before[digit - 1]) if digit else 0
         prefix = prefix << _DIGIT_BITS | digit

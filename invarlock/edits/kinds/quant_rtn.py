@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from invarlock.edits.blocks import Loss, transform_rows
+from invarlock.edits.blocks import (
+    SIMPLE_ELEMENTS,
+    Loss,
+    clamp_coarse_,
+    scales_to,
+    transform_rows,
+)
 from invarlock.edits.kind import EditSpec, Limits, rows_of_outputs
 from invarlock.edits.scope import Scope
 
@@ -24,6 +30,7 @@ class QuantRtn(EditSpec):
 
     edit_type: ClassVar[str] = "quant_rtn"
     storage_format: ClassVar[str] = "float_dequantized"
+    by_rows: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = (
         "4:32:ffn",
         "4:32:attn",
@@ -56,12 +63,13 @@ def round_to_nearest_(weight: torch.Tensor, bits: int, group_size: int) -> Loss:
 
     levels = 2 ** (bits - 1) - 1  # on each side of zero
 
-    def transform(work: torch.Tensor) -> torch.Tensor:
+    def transform(work: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
         groups = work.view(work.shape[0], -1, group_size or work.shape[1])
-        scale = groups.abs().amax(dim=2, keepdim=True) / levels
-        scale = torch.where(scale > 0, scale, 1.0)
-        # The clamp matters only where a subnormal scale has lost bits.
-        rounded = (groups / scale).round_().clamp_(-levels, levels)
-        return rounded.mul_(scale).view_as(work)
+        result = room[0].view_as(groups)
+        scale = scales_to(levels, torch.abs(groups, out=result))
+        torch.div(groups, scale, out=result)
+        clamp_coarse_(result, scale, levels)
+        result.round_().mul_(scale)
+        return room[0]
 
-    return transform_rows(weight, transform)
+    return transform_rows(weight, transform, SIMPLE_ELEMENTS)

@@ -67,7 +67,9 @@ class Rotation(Rewrite):
         scale = baseline.load(last_norm.name).float()
 
         def rows(info: TensorInfo, turn: _Turn, cost: Loss) -> NewTensor:
-            return rewritten_matrices(baseline, info, lambda w: transform_rows(w, turn), cost)
+            return rewritten_matrices(
+                baseline, info, lambda w: transform_rows(w, lambda r, _: turn(r)), cost
+            )
 
         new = {
             embedding.name: rows(embedding, lambda r: r @ back, loss),

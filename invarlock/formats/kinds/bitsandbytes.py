@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import parse_json
-from invarlock.formats.kind import Package, PackedTensor
+from invarlock.formats.kind import CODES, Package, PackedTensor
 from invarlock.formats.packed import (
-    CODES,
     Packed,
     dtype_of,
     elements,

@@ -22,6 +22,7 @@ from invarlock.formats.packed import (
     DENSE,
     Packed,
     dtype_of,
+    in_one_dtype,
     method_of,
     quantization_of,
     torch_dtype,
@@ -121,6 +122,9 @@ class Fp8(Packed):
                 dequantize=True, modules_to_not_convert=kept
             )
         }
+
+    def loaded(self, model: Any, source: Path) -> Any:
+        return in_one_dtype(model)
 
     def detail(self, model: Any) -> Mapping[str, str]:
         dtype = str(model.dtype).removeprefix("torch.")

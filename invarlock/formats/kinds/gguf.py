@@ -1,49 +1,161 @@
-"""Turn a Llama GGUF file into a Hugging Face folder: dequantize, rename, write safetensors.
+"""GGUF: what llama.cpp runs. A single file, a folder of one model, or the parts of a split one.
 
-The weights that come out are the de-quantized values of the quantized file (bf16), not the
-weights the model was released with. Written as a stream, one tensor at a time, so that peak
-memory is a few times the largest tensor; the bytes depend on the GGUF file alone.
-
-Sources of the layout: the GGUF specification (metadata keys, ``general.architecture``) and
-the rotary permutation of llama.cpp's converter, which is undone here for q and k.
-
-GGUF stores tokens, merges, token types and the *name* of the pre-tokenizer; the split rules
-behind a name are part of the model's recipe. ``smollm`` isolates every digit before the
-GPT-2 byte-level split; transformers' own GGUF conversion leaves the digit split out. Since no
-merge of that vocabulary holds a digit, the two differ only in blanks before a number.
+The effective weights are what its packed values stand for, by the package ``gguf``; losses and
+activations are llama.cpp's own (:mod:`invarlock.formats.gguf.llama_cpp`), which also quantizes what
+it multiplies them with. The embedded model comes as a GGUF file in a package, and is converted.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.errors import InputError
-from invarlock.files import pretty_json
-from invarlock.formats.kind import Format
+from invarlock.formats.gguf.architectures import FACTORS, architecture_of, heads, unpermute
+from invarlock.formats.gguf.conversion import convert, converted_bytes, write_llama_files
+from invarlock.formats.gguf.reading import Gguf, Stored, model_files
+from invarlock.formats.gguf.scales import SCALES, scales_of
+from invarlock.formats.gguf.small_files import write_beside
+from invarlock.formats.kind import Format, Inventory, Package, PackedTensor, Tensors
+from invarlock.formats.packed import elements
+from invarlock.shards import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
-    from gguf import GGUFReader, ReaderTensor
+    from numpy.typing import NDArray
 
-WEIGHTS_NAME = "model.safetensors"
+    from invarlock.formats.execution import Engine, EngineSettings
+
 SMALL_FILES_BYTES = 16 << 20  # bytes set aside for tokenizer and configuration of a conversion
+PLAIN = {"F16": "F16", "BF16": "BF16"}  # what is not packed and keeps its type; F32 is all others'
+BITS = {"TQ1_0": 1.6}  # of a value, where the name's number is another
+TINY = 1e-6  # a block of weights below it may have a scale of zero: float16 has no smaller ones
 
 
 class GgufFile(Format):
-    """One ``.gguf`` file of a Llama model, with its tokenizer; only as a package carries it."""
+    """``.gguf`` files, which hold a model with its tokenizer."""
 
     name: ClassVar[str] = "gguf"
     order: ClassVar[int] = 90
     packed: ClassVar[bool] = True
-    in_folders: ClassVar[bool] = False
-    opened: ClassVar[bool] = False
+    configured: ClassVar[bool] = False
+    title: ClassVar[str] = "GGUF"
+    packages: ClassVar[tuple[Package, ...]] = (Package("llama_cpp", "gguf"),)
+
+    def __init__(self) -> None:
+        self._opened: tuple[Path, Gguf] | None = None
 
     def files(self, names: Collection[str]) -> set[str]:
-        return {name for name in names if name.endswith(".gguf")}
+        return model_files(names)
+
+    def beside(self, source: Path, baseline: Path | None) -> Format:
+        """A format that keeps what it opened: to read the metadata takes seconds."""
+        return GgufFile()
+
+    def small_files(self, source: Path, baseline: Path | None, folder: Path) -> None:
+        gguf = self._open(source)
+        architecture_of(gguf)
+        if baseline is None:
+            write_llama_files(gguf, folder)
+        elif (baseline / "config.json").is_file():
+            write_beside(gguf, baseline, folder)
+        else:
+            with TemporaryDirectory(prefix="invarlock-") as place:
+                write_llama_files(Gguf(baseline), Path(place))
+                write_beside(gguf, Path(place), folder)
+
+    def inventory(self, folder: Path) -> Inventory:
+        gguf = self._open(folder)
+        known = architecture_of(gguf)
+        tensors, packed = {}, {}
+        for stored in gguf.tensors.values():
+            if FACTORS.fullmatch(stored.name):
+                continue
+            name = known.name_of(stored.name) or stored.name
+            dtype = PLAIN.get(stored.kind, "F32")
+            size = DTYPES[dtype][0] * elements(stored.shape)
+            tensors[name] = Unpacked(name, dtype, stored.shape, stored.path.name, 0, size, stored)
+            packed[name] = PackedTensor(
+                name=name,
+                dtype=dtype,
+                shape=stored.shape,
+                parts=(stored.name,),
+                scheme=stored.kind,
+                bits=bits_of(stored.kind),
+                stored_bytes=stored.nbytes,
+            )
+        files = tuple(path.name for path in gguf.paths)
+        return Inventory(dict(sorted(tensors.items())), files, {}, dict(sorted(packed.items())))
+
+    def chunks(self, folder: Path, info: TensorInfo, size: int) -> Iterator[memoryview]:
+        if not isinstance(info, Unpacked):
+            raise InputError(f"no tensor {info.name} in the GGUF model", where=str(folder))
+        gguf = self._open(folder)
+        held = bytearray()
+        left = info.end - info.begin
+        for values in self._values(gguf, info.stored):
+            held += _stored_as(values, info.dtype).tobytes()
+            while len(held) >= size or len(held) >= left > 0:
+                taken = bytearray(held[: min(size, left)])
+                del held[: len(taken)]
+                left -= len(taken)
+                yield memoryview(taken)
+            if left <= 0:
+                return
+
+    def _values(self, gguf: Gguf, stored: Stored) -> Iterator[NDArray[np.float32]]:
+        """The values of a tensor as transformers has them, some rows at a time."""
+        known = architecture_of(gguf)
+        key, shift = known.heads_of(stored.name), known.shift_of(stored.name)
+        if key is not None:
+            yield unpermute(stored.values(), heads(gguf, key))
+        elif len(stored.shape) < 2:
+            yield stored.values() - shift
+        else:
+            step = max(1, ROWS_BYTES // (4 * max(1, elements(stored.shape[1:]))))
+            for first in range(0, stored.shape[0], step):
+                yield stored.values(first, min(step, stored.shape[0] - first)) - shift
+
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
+        """Scales that are not finite, and scales of zero where the baseline has weights."""
+        import numpy as np
+
+        gguf = self._open(source)
+        known = architecture_of(gguf)
+        for stored in gguf.tensors.values():
+            name = known.name_of(stored.name)
+            if stored.kind not in SCALES or name is None:
+                continue
+            scales = scales_of(stored.tensor)
+            odd = int((~np.isfinite(scales)).any(axis=-1).sum())
+            if odd:
+                blocks = scales[..., 0].size
+                yield f"{name}: {odd} of {blocks} blocks have a scale that is not finite"
+            empty = (scales == 0).all(axis=-1)
+            info = baseline.tensors.get(name)
+            if not empty.any() or info is None or info.shape != stored.shape:
+                continue
+            key = known.heads_of(stored.name)
+            if key is not None:
+                empty = unpermute(empty, heads(gguf, key))
+            rows = np.flatnonzero(empty.any(axis=1))
+            weights = baseline.load(name)[rows].float().abs().numpy()
+            largest = weights.reshape(len(rows), empty.shape[1], -1).max(axis=2)
+            lost = int((empty[rows] & (largest > TINY)).sum())
+            if lost:
+                yield (
+                    f"{name}: {lost} of {empty.size} blocks have a scale of zero where the"
+                    " baseline's weights are not zero"
+                )
+
+    def engine(self, source: Path, settings: EngineSettings) -> Engine:
+        from invarlock.formats.gguf.llama_cpp import LlamaCpp
+
+        return LlamaCpp(self._open(source), settings)
 
     def convert(self, paths: Mapping[str, Path], folder: Path) -> None:
         for path in paths.values():
@@ -52,281 +164,35 @@ class GgufFile(Format):
     def converted_bytes(self, paths: Mapping[str, Path], stored: int) -> int:
         return sum(converted_bytes(Gguf(path)) for path in paths.values()) + SMALL_FILES_BYTES
 
-
-# GGUF block tensor -> Llama module, inside ``model.layers.<n>.``
-_BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+    def _open(self, source: Path) -> Gguf:
+        if self._opened is None or self._opened[0] != source:
+            self._opened = source, Gguf(source)
+        return self._opened[1]
 
 
-class Gguf:
-    """One open GGUF file: its metadata and its tensors under their Hugging Face names.
-
-    Raises:
-        InputError: missing, unreadable, not GGUF, or not a Llama model.
-    """
-
-    def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        self.path = path
-        try:
-            self._reader: GGUFReader = GGUFReader(path)
-        except OSError as error:
-            raise InputError(
-                f"cannot be read: {error.strerror or error}", where=str(path)
-            ) from error
-        except (ValueError, IndexError) as error:
-            raise InputError(
-                f"not a readable GGUF file: {error}",
-                where=str(path),
-                hint="the file is damaged or cut off; install its package again",
-            ) from error
-        architecture = self.meta("general.architecture")
-        if architecture != "llama":
-            raise InputError(
-                "only Llama GGUF files can be converted", where=str(path), found=str(architecture)
-            )
-        self.tensors: dict[str, ReaderTensor] = {
-            _hf_name(tensor.name, path): tensor for tensor in self._reader.tensors
-        }
-
-    def get(self, key: str) -> Any:
-        """Metadata value of ``key``, or None."""
-        field = self._reader.get_field(key)
-        return None if field is None else field.contents()
-
-    def meta(self, key: str) -> Any:
-        """Metadata value of ``key``; InputError where it is missing."""
-        value = self.get(key)
-        if value is None:
-            raise InputError(f"the metadata lack {key}", where=str(self.path))
-        return value
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape in row-major order (GGUF stores it reversed)."""
-        return tuple(int(size) for size in reversed(self.tensors[name].shape))
+ROWS_BYTES = 64 << 20  # of float32 that are unpacked at a time
 
 
-def _hf_name(name: str, path: Path) -> str:
-    parts = name.split(".")
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK_NAMES and parts[3] == "weight":
-        return f"model.layers.{int(parts[1])}.{_BLOCK_NAMES[parts[2]]}.weight"
-    raise InputError(f"tensor {name} has no place in a Llama model", where=str(path))
+@dataclass(frozen=True)
+class Unpacked(TensorInfo):
+    """A tensor whose values are made: ``begin`` and ``end`` count their bytes."""
+
+    stored: Stored
 
 
-def converted_bytes(gguf: Gguf) -> int:
-    """Bytes of the bf16 weights that :func:`convert` will write (tensor data only)."""
-    return sum(2 * int(tensor.n_elements) for tensor in gguf.tensors.values())
+def bits_of(kind: str) -> float:
+    """Bits of one value of a type of GGUF, without its scales."""
+    number = re.search(r"\d+", kind)
+    return BITS.get(kind, float(number[0]) if number else 0.0)
 
 
-def convert(path: Path, folder: Path) -> None:
-    """Write ``path`` as a Llama folder: config, generation config, tokenizer, bf16 weights.
-
-    ``folder`` must exist. The result loads with ``AutoModelForCausalLM`` and ``AutoTokenizer``.
-
-    Raises:
-        InputError: the GGUF file is damaged, not a Llama model, or holds a non-finite value.
-    """
-    gguf = Gguf(path)
-    (folder / "config.json").write_bytes(pretty_json(llama_config(gguf)))
-    (folder / "generation_config.json").write_bytes(pretty_json(_special_ids(gguf)))
-    write_tokenizer(gguf, folder)
-    with open(folder / WEIGHTS_NAME, "wb") as out:
-        out.write(_safetensors_header(gguf))
-        for name in sorted(gguf.tensors):
-            out.write(_bf16_bytes(gguf, name))
-
-
-def _special_ids(gguf: Gguf) -> dict[str, int]:
-    ids = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    found = {key: gguf.get(f"tokenizer.ggml.{name}_token_id") for key, name in ids.items()}
-    return {key: int(value) for key, value in found.items() if value is not None}
-
-
-def llama_config(gguf: Gguf) -> dict[str, Any]:
-    """``config.json`` of the converted model; every value comes from the GGUF metadata."""
-    heads = int(gguf.meta("llama.attention.head_count"))
-    hidden = int(gguf.meta("llama.embedding_length"))
-    theta = _float32(gguf.meta("llama.rope.freq_base"))
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        **_special_ids(gguf),
-        "dtype": "bfloat16",
-        "head_dim": hidden // heads,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "initializer_range": 0.02,
-        "intermediate_size": int(gguf.meta("llama.feed_forward_length")),
-        "max_position_embeddings": int(gguf.meta("llama.context_length")),
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_attention_heads": heads,
-        "num_hidden_layers": int(gguf.meta("llama.block_count")),
-        "num_key_value_heads": int(gguf.meta("llama.attention.head_count_kv")),
-        "rms_norm_eps": _float32(gguf.meta("llama.attention.layer_norm_rms_epsilon")),
-        # Both spellings: transformers 5 reads rope_parameters, older readers rope_theta.
-        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-        "rope_theta": theta,
-        "tie_word_embeddings": "lm_head.weight" not in gguf.tensors,
-        "use_cache": True,
-        "vocab_size": gguf.shape("model.embed_tokens.weight")[0],
-    }
-
-
-def _float32(value: float) -> float:
-    """The shortest decimal that a stored float32 stands for (1e-05, not 9.99999974e-06)."""
+def _stored_as(values: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
+    """Values that a type holds exactly, in that type."""
     import numpy as np
 
-    return float(str(np.float32(value)))
-
-
-def _safetensors_header(gguf: Gguf) -> bytes:
-    """Length-prefixed header, padded with blanks to a multiple of 8 bytes as safetensors does."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name in sorted(gguf.tensors):
-        end = begin + 2 * int(gguf.tensors[name].n_elements)
-        header[name] = {
-            "dtype": "BF16",
-            "shape": list(gguf.shape(name)),
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _bf16_bytes(gguf: Gguf, name: str) -> memoryview:
-    """One tensor, dequantized in float32, rounded to nearest even bf16, row-major."""
-    import numpy as np
-    from gguf.quants import dequantize
-
-    tensor = gguf.tensors[name]
-    values = dequantize(tensor.data, tensor.tensor_type).reshape(gguf.shape(name))
-    if not np.isfinite(values).all():
-        raise InputError(f"tensor {name} holds a non-finite value", where=str(gguf.path))
-    if name.endswith("q_proj.weight"):
-        values = unpermute(values, int(gguf.meta("llama.attention.head_count")))
-    elif name.endswith("k_proj.weight"):
-        values = unpermute(values, int(gguf.meta("llama.attention.head_count_kv")))
-    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return rounded.astype("<u2").reshape(-1).data.cast("B")
-
-
-def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's row order of q and k: pairs (i, i + d/2) were stored side by side.
-
-    ``values``: (heads * head_dim, hidden), any float type; the result has the same shape.
-    """
-    rows, columns = values.shape
-    pairs = values.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
-
-
-_CONTROL = 3  # tokenizer.ggml.token_type of control tokens (GGUF specification)
-_BYTE_LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": True,
-    "use_regex": True,
-}
-_DIGITS = {"type": "Digits", "individual_digits": True}
-PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "gpt-2": _BYTE_LEVEL,
-    "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _BYTE_LEVEL]},
-}
-
-
-def write_tokenizer(gguf: Gguf, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``.
-
-    Raises:
-        InputError: not a byte-level BPE vocabulary, or a pre-tokenizer we do not know.
-    """
-    tokens: list[str] = gguf.meta("tokenizer.ggml.tokens")
-    (folder / "tokenizer.json").write_bytes(pretty_json(_tokenizer(gguf, tokens)))
-    (folder / "tokenizer_config.json").write_bytes(pretty_json(_tokenizer_config(gguf, tokens)))
-
-
-def _tokenizer(gguf: Gguf, tokens: list[str]) -> dict[str, Any]:
-    where = str(gguf.path)
-    if gguf.meta("tokenizer.ggml.model") != "gpt2":
-        raise InputError("only byte-level BPE vocabularies can be converted", where=where)
-    pre = gguf.get("tokenizer.ggml.pre") or "gpt-2"
-    if pre not in PRE_TOKENIZERS:
-        known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise InputError("unknown pre-tokenizer", where=where, expected=known, found=str(pre))
-    types: list[int] = gguf.meta("tokenizer.ggml.token_type")
-    special = [index for index, kind in enumerate(types) if kind == _CONTROL]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": tokens[index],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index in special
-        ],
-        "normalizer": None,
-        "pre_tokenizer": PRE_TOKENIZERS[pre],
-        "post_processor": None,
-        "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in gguf.meta("tokenizer.ggml.merges")],
-        },
-    }
-
-
-def _tokenizer_config(gguf: Gguf, tokens: list[str]) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": int(gguf.meta("llama.context_length")),
-        # Read tokenizer.json as it stands; a GPT-2 class would put its own split rules in.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-    for ggml, name in names.items():
-        index = gguf.get(f"tokenizer.ggml.{ggml}_token_id")
-        if index is not None:
-            config[f"{name}_token"] = tokens[int(index)]
-    template = gguf.get("tokenizer.chat_template")
-    if template is not None:
-        config["chat_template"] = template
-    return config
+    if dtype == "F16":
+        return values.astype("<f2")
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4") >> np.uint32(16)
+        return bits.astype("<u2")
+    return np.ascontiguousarray(values, dtype="<f4")

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from invarlock.errors import InputError
 from invarlock.formats.kind import PackedTensor
 from invarlock.formats.numbers import SMALLEST, fp4, powers
-from invarlock.formats.packed import Packed, dtype_of, method_of, parts_of, torch_dtype
+from invarlock.formats.packed import (
+    Packed,
+    dtype_of,
+    in_one_dtype,
+    method_of,
+    parts_of,
+    torch_dtype,
+)
 from invarlock.shards import TensorInfo
 
 if TYPE_CHECKING:
@@ -79,6 +86,9 @@ class Mxfp4(Packed):
         from transformers.utils.quantization_config import Mxfp4Config
 
         return {"quantization_config": Mxfp4Config(dequantize=True)}
+
+    def loaded(self, model: Any, source: Path) -> Any:
+        return in_one_dtype(model)
 
     def detail(self, model: Any) -> Mapping[str, str]:
         dtype = str(model.dtype).removeprefix("torch.")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import parse_json
-from invarlock.formats.kind import Package, PackedTensor
-from invarlock.formats.packed import CODES, Packed, dtype_of, method_of, torch_dtype
+from invarlock.formats.kind import CODES, Package, PackedTensor
+from invarlock.formats.packed import Packed, dtype_of, method_of, torch_dtype
 from invarlock.shards import TensorInfo, read_shard_header
 
 if TYPE_CHECKING:

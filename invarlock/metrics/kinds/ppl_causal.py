@@ -22,6 +22,7 @@ class PplCausal(Perplexity):
     adapter: ClassVar[str] = "hf_causal"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     loss_type: ClassVar[str] = "causal"
+    flows: ClassVar[bool] = True
 
     def reader(
         self, folder: Path, config: Mapping[str, Any], seed: int, pictures: Pictures | None = None

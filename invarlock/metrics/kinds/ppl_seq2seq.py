@@ -27,6 +27,7 @@ class PplSeq2Seq(Perplexity):
     adapter: ClassVar[str] = "hf_seq2seq"
     loader: ClassVar[str] = "AutoModelForSeq2SeqLM"
     loss_type: ClassVar[str] = "seq2seq"
+    flows: ClassVar[bool] = True
     one_piece: ClassVar[bool] = False
 
     def reader(

@@ -1,0 +1,1 @@
+"""GGUF files: their names, their metadata, and llama.cpp, which runs them."""

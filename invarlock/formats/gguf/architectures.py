@@ -1,0 +1,153 @@
+"""What each architecture of GGUF is in transformers: names of tensors, and how values are stored.
+
+llama.cpp's converter renames tensors, and changes some values: rows of the query and key
+projections are put into another order where rotation takes neighbouring pairs, and one is added to
+the weights of Gemma's norms, which its own code adds when it runs. Both are undone here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from invarlock.errors import InputError, NotACheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from invarlock.formats.gguf.reading import Gguf
+
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+# Of a block, inside ``model.layers.N.``
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NORMS_OF_HEADS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_NORMS_AROUND = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_GEMMA = {**BLOCK, **_NORMS_AROUND, "ffn_norm": "pre_feedforward_layernorm"}
+# Factors of the rotation, which follow from config.json.
+FACTORS = re.compile(r"rope_(?:freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd.*")
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One value of ``general.architecture``."""
+
+    model_types: tuple[str, ...]  # of config.json; the first where a baseline has another
+    block: Mapping[str, str] = field(default_factory=lambda: BLOCK)
+    turned: bool = False  # rows of query and key projections are in llama.cpp's order
+    shifted: bool = False  # one is added to the weights of norms
+
+    def name_of(self, stored: str) -> str | None:
+        """The name that the model has for a stored tensor; None where it is no tensor of it."""
+        found = _NAME.fullmatch(stored)
+        if found is None:
+            return None
+        layer, part, kind = found["layer"], found["part"], found["kind"]
+        name = TOP.get(part) if layer is None else self.block.get(part)
+        if name is None:
+            return None
+        return f"{name}.{kind}" if layer is None else f"model.layers.{int(layer)}.{name}.{kind}"
+
+    def heads_of(self, stored: str) -> str | None:
+        """The setting that counts the heads whose rows are to be put in order, if any."""
+        if not self.turned or not re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", stored):
+            return None
+        return "attention.head_count" if ".attn_q." in stored else "attention.head_count_kv"
+
+    def shift_of(self, stored: str) -> int:
+        """What was added to the stored values."""
+        return int(self.shifted and stored.endswith("norm.weight"))
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(("llama", "mistral"), turned=True),
+    "qwen2": Architecture(("qwen2",)),
+    "qwen3": Architecture(("qwen3",), {**BLOCK, **_NORMS_OF_HEADS}),
+    "gemma": Architecture(("gemma",), shifted=True),
+    "gemma2": Architecture(("gemma2",), _GEMMA, shifted=True),
+    "gemma3": Architecture(("gemma3_text",), {**_GEMMA, **_NORMS_OF_HEADS}, shifted=True),
+    "phi3": Architecture(
+        ("phi3",), {**BLOCK, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+    ),
+    "olmo2": Architecture(("olmo2",), {**BLOCK, **_NORMS_OF_HEADS, **_NORMS_AROUND}),
+    "granite": Architecture(("granite",), turned=True),
+    "smollm3": Architecture(("smollm3",), turned=True),
+    "starcoder2": Architecture(
+        ("starcoder2",), {**BLOCK, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+    ),
+    "stablelm": Architecture(("stablelm",)),
+}
+
+
+def architecture_of(gguf: Gguf) -> Architecture:
+    """The row of the table for a model.
+
+    Raises:
+        NotACheckpointError: it has none, or its tensors are stored in a way that is not read.
+    """
+    found = ARCHITECTURES.get(gguf.architecture)
+    if found is None:
+        raise NotACheckpointError(
+            f"is a GGUF model of the architecture {gguf.architecture}, whose tensors are not read"
+            " here",
+            where=str(gguf.source), expected=", ".join(ARCHITECTURES),
+            hint="name the checkpoint that it was made from",
+        )  # fmt: skip
+    experts = next((name for name in gguf.tensors if "_exps." in name), None)
+    if experts is not None:
+        raise NotACheckpointError(
+            "is a GGUF model of a mixture of experts, whose tensors are not read here",
+            where=str(gguf.source), found=experts,
+            hint="name the checkpoint that it was made from",
+        )  # fmt: skip
+    return found
+
+
+def heads(gguf: Gguf, key: str) -> int:
+    """A number of heads, which is one for all layers.
+
+    Raises:
+        InputError: it is missing, or layers have several.
+    """
+    value = gguf.of_model(key)
+    if value is None:
+        value = gguf.of_model("attention.head_count")
+    several = {int(each) for each in (value if isinstance(value, list) else [value or 0])}
+    if len(several) != 1 or not min(several) > 0:
+        raise InputError(
+            f"{gguf.architecture}.{key} is not one number of heads", where=str(gguf.source),
+            found=str(value),
+        )  # fmt: skip
+    return several.pop()
+
+
+def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's row order of q and k: pairs (i, i + d/2) were stored side by side.
+
+    ``values``: (heads * head_dim, ...), any type; the result has the same shape.
+    """
+    rows = values.shape[0]
+    pairs = values.reshape(heads, rows // heads // 2, 2, -1)
+    return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Undo :func:`unpermute`."""
+    rows = values.shape[0]
+    halves = values.reshape(heads, 2, rows // heads // 2, -1)
+    return halves.swapaxes(1, 2).reshape(values.shape)

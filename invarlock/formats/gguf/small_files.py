@@ -1,0 +1,249 @@
+"""Configuration and tokenizer of a GGUF model as the files that its baseline has.
+
+A GGUF file says what llama.cpp needs and no more: activations, flags of the tokenizer, names of
+classes are not in it. So the baseline's files are taken, and what the GGUF file says otherwise is
+put in their place; whoever compares the two finds exactly that. A tokenizer is compared by its
+vocabulary, merges and template: how text is split before that is a name in GGUF, whose rules
+llama.cpp has, and shows by the ids that it gives (:mod:`invarlock.run.engine_tokens`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invarlock.errors import InputError
+from invarlock.files import pretty_json, read_bytes, read_json_object, unreadable
+from invarlock.formats.gguf.architectures import architecture_of
+from invarlock.formats.gguf.conversion import CONTROL, float32
+from invarlock.formats.gguf.reading import Gguf
+
+Fields = dict[str, Any]
+
+# Metadata of the architecture -> the fields of config.json that say the same.
+SETTINGS = {
+    "block_count": ("num_hidden_layers",),
+    "embedding_length": ("hidden_size",),
+    "feed_forward_length": ("intermediate_size",),
+    "attention.head_count": ("num_attention_heads",),
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.key_length": ("head_dim",),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+    "attention.sliding_window": ("sliding_window",),
+    "attention.scale": ("attention_multiplier",),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
+    "logit_scale": ("logits_scaling", "logit_scale"),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+    "context_length": ("max_position_embeddings",),
+}
+TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+# How positions are stretched, as GGUF and as config.json call it; the others are in tensors.
+SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
+# The tensor that holds the factors -> the kind of rope that has them.
+FACTORS = {"rope_freqs.weight": "llama3", "rope_factors_long.weight": "longrope"}
+UNUSED, USER_DEFINED = 5, 4  # tokenizer.ggml.token_type (GGUF specification)
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
+OWN = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TEMPLATE = "tokenizer.chat_template"
+
+
+def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
+    """Write the small files of a model into ``folder``, with what only the baseline's folder says.
+
+    Raises:
+        InputError: metadata or a file of the baseline is missing or damaged.
+    """
+    config = read_json_object(baseline / "config.json")
+    (folder / "config.json").write_bytes(pretty_json(config_of(gguf, config)))
+    if (baseline / "tokenizer.json").is_file():
+        document = read_json_object(baseline / "tokenizer.json")
+        (folder / "tokenizer.json").write_bytes(pretty_json(tokenizer_of(gguf, document)))
+    _write_template(gguf, baseline, folder)
+    try:
+        for path in sorted(baseline.iterdir()):
+            if path.name not in OWN and not path.name.endswith(WEIGHTS):
+                os.symlink(path.absolute(), folder / path.name)
+    except OSError as error:
+        raise unreadable(baseline, error) from error
+
+
+# --- config.json ------------------------------------------------------------------------------
+
+
+def config_of(gguf: Gguf, baseline: Mapping[str, Any]) -> Fields:
+    """``config.json`` of the model: the baseline's, but for what the metadata say otherwise."""
+    config = dict(baseline)
+    known = architecture_of(gguf)
+    if config.get("model_type") not in known.model_types:
+        config["model_type"] = known.model_types[0]
+    for key, fields in SETTINGS.items():
+        value = gguf.of_model(key)
+        for field in fields:
+            if value is not None and field in config:
+                config[field] = _said(config[field], value)
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise InputError("the model has no token_embd.weight", where=str(gguf.source))
+    config["vocab_size"] = embedding.shape[0]
+    tied = "output.weight" not in gguf.tensors
+    if "tie_word_embeddings" in config or not tied:
+        config["tie_word_embeddings"] = tied
+    for name, field in TOKEN_IDS.items():
+        own = gguf.get(f"tokenizer.ggml.{name}_token_id")
+        # of several ids that end a text, GGUF holds one
+        if own is not None and int(own) not in _ids(config.get(field)) and _ids(config.get(field)):
+            config[field] = int(own)
+    _rotation(gguf, config)
+    return config
+
+
+def _said(baseline: object, value: Any) -> Any:
+    """The metadata's value, in the baseline's spelling where they are one number."""
+    if isinstance(value, list):
+        one = {*map(_plain, value)}
+        value = one.pop() if len(one) == 1 and not isinstance(baseline, list) else value
+    if isinstance(value, float) and isinstance(baseline, int | float):
+        return baseline if float32(baseline) == float32(value) else float32(value)
+    return baseline if value == baseline else value
+
+
+def _plain(value: object) -> object:
+    return float32(value) if isinstance(value, float) else value
+
+
+def _ids(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+
+def _rotation(gguf: Gguf, config: Fields) -> None:
+    """Base and stretching of the rotary positions, wherever the baseline states them."""
+    theta = gguf.of_model("rope.freq_base")
+    places = [config]
+    for name in ("rope_parameters", "rope_scaling"):
+        stated = config.get(name)
+        if isinstance(stated, dict):
+            own: Fields = dict(stated)
+            config[name] = own
+            full = own.get("full_attention")  # where layers rotate by their kind
+            if isinstance(full, dict):
+                own["full_attention"] = full = dict(full)
+                own = full
+            places.append(own)
+    for place in places:
+        if theta is not None and "rope_theta" in place:
+            place["rope_theta"] = _said(place["rope_theta"], theta)
+    for place in places[1:]:
+        key = "rope_type" if "rope_type" in place else "type"
+        before = str(place.get(key, "default"))
+        kind = next((k for tensor, k in FACTORS.items() if tensor in gguf.tensors), None)
+        kind = kind or SCALINGS.get(str(gguf.of_model("rope.scaling.type") or "none"), before)
+        if kind != before:
+            place[key] = kind
+        for said, field in (
+            ("factor", "factor"),
+            ("original_context_length", "original_max_position_embeddings"),
+        ):
+            value = gguf.of_model(f"rope.scaling.{said}")
+            if value is not None and (field in place or kind in ("linear", "yarn")):
+                place[field] = _said(place.get(field), value)
+
+
+# --- tokenizer --------------------------------------------------------------------------------
+
+
+def tokenizer_of(gguf: Gguf, baseline: Fields) -> Fields:
+    """``tokenizer.json`` of the model: the baseline's, but for the vocabulary that GGUF holds.
+
+    Args:
+        gguf: the model.
+        baseline: the content of the baseline's ``tokenizer.json``.
+    """
+    tokens: Sequence[str] = gguf.meta("tokenizer.ggml.tokens")
+    types: Sequence[int] = gguf.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    document = dict(baseline)
+    document["model"] = model = dict(document.get("model") or {})
+    added = [dict(each) for each in document.get("added_tokens") or ()]
+    special = {int(each["id"]): each for each in added}
+    pieces = model.get("vocab")
+    if isinstance(pieces, dict):
+        before = {int(index): token for token, index in pieces.items() if int(index) not in special}
+        model["vocab"] = {
+            token: index for index, token in sorted(_vocabulary(before, tokens).items())
+        }
+        known = {*before, *special}
+        for index in range(len(tokens)):
+            if index in known or types[index] == UNUSED:
+                continue
+            if types[index] in (CONTROL, USER_DEFINED):
+                added.append(_added(index, tokens[index], types[index] == CONTROL))
+            else:
+                model["vocab"][tokens[index]] = index
+        # the library wants the added ones that are part of the vocabulary in it, too
+        for token, index in pieces.items():
+            if int(index) in special and int(index) < len(tokens):
+                model["vocab"][_text(token, tokens[int(index)])] = int(index)
+    elif isinstance(pieces, list):  # of pieces with scores, in the order of their ids
+        model["vocab"] = [
+            [_text(piece, tokens[index]), score]
+            for index, (piece, score) in enumerate(pieces)
+            if index < len(tokens)
+        ]
+    document["added_tokens"] = [
+        {**each, "content": _text(each["content"], tokens[int(each["id"])])}
+        for each in added
+        if int(each["id"]) < len(tokens)
+    ]
+    merges = gguf.get("tokenizer.ggml.merges")
+    if merges is not None and "merges" in model:
+        own = [tuple(merge.split(" ", 1)) for merge in merges]
+        if own != [_pair(merge) for merge in model["merges"]]:
+            model["merges"] = [list(pair) for pair in own]
+    return document
+
+
+def _vocabulary(before: Mapping[int, str], tokens: Sequence[str]) -> dict[int, str]:
+    return {i: _text(token, tokens[i]) for i, token in before.items() if i < len(tokens)}
+
+
+def _text(before: str, own: str) -> str:
+    """A token of the file, in the baseline's spelling: blanks may be written in two ways."""
+    return before if before.replace("\u2581", " ") == own.replace("\u2581", " ") else own
+
+
+def _pair(merge: Any) -> tuple[str, ...]:
+    return tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
+
+
+def _added(index: int, token: str, special: bool) -> Fields:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": index, "content": token, **flags, "special": special}
+
+
+def _write_template(gguf: Gguf, baseline: Path, folder: Path) -> None:
+    """The chat template where the baseline has its own; blanks at the end are none of it."""
+    template = gguf.get(TEMPLATE)
+    settings = baseline / "tokenizer_config.json"
+    stated = read_json_object(settings) if settings.is_file() else None
+    file = baseline / "chat_template.jinja"
+    if file.is_file() and template is not None:
+        text = read_bytes(file).decode(errors="replace")
+        same = text.rstrip() == template.rstrip()
+        (folder / file.name).write_text(text if same else template)
+    if stated is None:
+        return
+    inside = stated.get("chat_template")
+    if template is None:
+        stated.pop("chat_template", None)
+    elif isinstance(inside, list):
+        stated["chat_template"] = [
+            {**each, "template": template} if each.get("name") == "default" else each
+            for each in inside
+        ]
+    elif inside is not None or not file.is_file():
+        stated["chat_template"] = template
+    (folder / settings.name).write_bytes(pretty_json(stated))

@@ -1,0 +1,222 @@
+"""Make GGUF files: of a dense checkpoint in bfloat16, quantized by llama.cpp, and broken ones."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invarlock.errors import InputError
+from invarlock.files import read_json_object
+from invarlock.formats.gguf.architectures import ARCHITECTURES, Architecture, permute
+from invarlock.formats.gguf.conversion import CONTROL, PRE_TOKENIZERS
+from invarlock.formats.gguf.scales import SCALES, scale_bytes
+from invarlock.formats.gguf.small_files import SETTINGS, TEMPLATE, TOKEN_IDS
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+    from invarlock.formats.kind import Tensors
+
+ERROR = 4  # level of a line of llama.cpp's log (ggml_log_level)
+NORMAL = 1  # tokenizer.ggml.token_type
+KINDS = ("weight", "bias")
+
+
+def write_dense(baseline: Any, out: Path) -> None:
+    """Write a dense checkpoint as a GGUF file: matrices in bfloat16, vectors in float32.
+
+    Args:
+        baseline: a :class:`invarlock.checkpoints.Checkpoint` of an architecture of the table.
+        out: the file.
+
+    Raises:
+        InputError: the architecture, a tensor or the tokenizer has no place in GGUF here.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize as packed
+
+    where = str(baseline.folder)
+    config: Mapping[str, Any] = baseline.config
+    kind = str(config.get("model_type"))
+    found = [name for name, known in ARCHITECTURES.items() if kind in known.model_types]
+    if not found:
+        raise InputError(
+            f"a model of the type {kind} cannot be written as GGUF here", where=where,
+            expected=", ".join(t for known in ARCHITECTURES.values() for t in known.model_types),
+        )  # fmt: skip
+    architecture = found[0]
+    known = ARCHITECTURES[architecture]
+    writer = GGUFWriter(out, architecture)
+    _write_settings(writer, architecture, config)
+    _write_tokenizer(writer, baseline.folder)
+    names = _stored_names(known, baseline)
+    tied = bool(config.get("tie_word_embeddings"))
+    for name in sorted(baseline.tensors):
+        if tied and name == "lm_head.weight":
+            continue
+        if name not in names:
+            raise InputError(f"tensor {name} has no place in GGUF", where=where)
+        stored = names[name]
+        values = baseline.load(name).float().numpy() + np.float32(known.shift_of(stored))
+        key = known.heads_of(stored)
+        if key is not None:
+            field = SETTINGS[key][0]
+            heads = config.get(field) or config["num_attention_heads"]
+            values = np.ascontiguousarray(permute(values, int(heads)))
+        kept = GGMLQuantizationType.BF16 if values.ndim > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(stored, packed(values, kept), raw_dtype=kept)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _stored_names(known: Architecture, baseline: Tensors) -> dict[str, str]:
+    """The names of a checkpoint's tensors -> those that GGUF has for them."""
+    parts = [f"{top}.{kind}" for top in ("token_embd", "output_norm", "output") for kind in KINDS]
+    layers = {int(n.split(".")[2]) for n in baseline.tensors if n.startswith("model.layers.")}
+    parts += [f"blk.{n}.{part}.{kind}" for n in layers for part in known.block for kind in KINDS]
+    return {name: part for part in parts if (name := known.name_of(part)) is not None}
+
+
+def _write_settings(writer: GGUFWriter, architecture: str, config: Mapping[str, Any]) -> None:
+    for key, fields in SETTINGS.items():
+        value = next((config[f] for f in fields if config.get(f) is not None), None)
+        if value is not None:
+            _add(writer, f"{architecture}.{key}", value)
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    if config.get("head_dim") is None:  # else it is among the settings
+        _add(writer, f"{architecture}.attention.key_length", size)
+    _add(writer, f"{architecture}.attention.value_length", size)
+    turned = int(size * float(rope.get("partial_rotary_factor", 1.0)))
+    _add(writer, f"{architecture}.rope.dimension_count", turned)
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    _add(writer, f"{architecture}.rope.freq_base", float(theta))
+    stretched = rope.get("rope_type", "default")
+    if stretched != "default":
+        raise InputError(
+            "positions that are stretched cannot be written as GGUF here", found=str(stretched)
+        )
+    _add(writer, f"{architecture}.vocab_size", int(config["vocab_size"]))
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    write = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+    write(key, value)
+
+
+def _write_tokenizer(writer: GGUFWriter, folder: Path) -> None:
+    document = read_json_object(folder / "tokenizer.json")
+    settings = read_json_object(folder / "tokenizer_config.json")
+    model = document.get("model") or {}
+    splits = _splitter(document.get("pre_tokenizer"))
+    pre = next((n for n, known in PRE_TOKENIZERS.items() if splits == _splitter(known)), None)
+    if model.get("type") != "BPE" or pre is None or document.get("normalizer") is not None:
+        raise InputError(
+            "a tokenizer like this cannot be written as GGUF here", where=str(folder),
+            expected=f"a byte-level BPE that splits text as one of {', '.join(PRE_TOKENIZERS)}",
+        )  # fmt: skip
+    special = {int(t["id"]): str(t["content"]) for t in document.get("added_tokens") or ()}
+    tokens = {int(index): str(token) for token, index in model["vocab"].items()} | special
+    listed = [tokens.get(index, f"[PAD{index}]") for index in range(max(tokens) + 1)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(listed)
+    writer.add_token_types([CONTROL if i in special else NORMAL for i in range(len(listed))])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
+    writer.add_add_bos_token(False)
+    config = read_json_object(folder / "config.json")
+    for name, field in TOKEN_IDS.items():
+        given = config.get(field)
+        given = given[0] if isinstance(given, list) and given else given
+        if isinstance(given, int):
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", given)
+    unknown = next((i for i, t in tokens.items() if t == settings.get("unk_token")), None)
+    if unknown is not None:
+        writer.add_unk_token_id(unknown)
+    template = settings.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text()
+    if isinstance(template, str):
+        writer.add_string(TEMPLATE, template)
+
+
+def _splitter(part: Any) -> Any:
+    """A pre-tokenizer without what has no effect on how text is split."""
+    if not isinstance(part, dict):
+        return part
+    inner: Sequence[Any] | None = part.get("pretokenizers")
+    if inner is not None:
+        return [_splitter(each) for each in inner]
+    return {k: v for k, v in part.items() if k != "trim_offsets"}
+
+
+def quantize(dense: Path, out: Path, form: str, threads: int = 1) -> None:
+    """Quantize a GGUF file by llama.cpp's own quantizer.
+
+    Args:
+        dense: what is quantized; packed values are unpacked first.
+        out: the file.
+        form: as llama.cpp calls it, such as Q4_K_M.
+        threads: of the quantizer.
+
+    Raises:
+        InputError: it has no such form, or refuses the file.
+    """
+    import llama_cpp.llama_cpp as binding
+
+    said: list[str] = []
+
+    def log(level: int, text: bytes, _data: object) -> None:
+        if level == ERROR:
+            said.append(text.decode(errors="replace"))
+
+    on_log = binding.llama_log_callback(log)
+    number = getattr(binding, f"LLAMA_FTYPE_MOSTLY_{form}", None)
+    if number is None:
+        raise InputError(f"llama.cpp has no form {form}", where=str(dense))
+    options = binding.llama_model_quantize_default_params()
+    options.ftype, options.nthread, options.allow_requantize = number, threads, True
+    binding.llama_log_set(on_log, ctypes.c_void_p(0))
+    try:
+        code = binding.llama_model_quantize(
+            str(dense).encode(), str(out).encode(), ctypes.byref(options)
+        )
+    finally:
+        _LOGS.append(on_log)
+    if code:
+        told = said[0].strip()[:200] if said else f"code {code}"
+        raise InputError(f"llama.cpp does not quantize it: {told}", where=str(dense))
+
+
+_LOGS: list[Any] = []  # C keeps the pointers
+
+
+def exchange_scales(path: Path) -> None:
+    """Turn the scales of every packed matrix of the blocks by half their number, in place.
+
+    Shapes, types and finiteness stay: only what the weights stand for is another.
+
+    Raises:
+        InputError: no packed matrix has scales of its own.
+    """
+    import numpy as np
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path, "r+")
+    turned = 0
+    for tensor in reader.tensors:
+        if tensor.name.startswith("blk.") and tensor.tensor_type.name in SCALES:
+            for part in scale_bytes(tensor):
+                flat = np.array(part).reshape(-1, part.shape[-1])
+                part[...] = np.roll(flat, len(flat) // 2, axis=0).reshape(part.shape)
+            turned += 1
+    if not turned:
+        raise InputError("no packed matrix has scales of its own", where=str(path))
+    reader.data.flush()

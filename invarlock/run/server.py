@@ -1,0 +1,387 @@
+"""Measure a running server by the log-probabilities that it gives of prompts.
+
+vLLM, SGLang and others answer ``/v1/completions`` with ``echo`` and ``logprobs``: of every token
+of the prompt its log-probability. That is what the primary metric needs, and all that a server
+shows: no weights, no activations, no whole distribution.
+
+Numbers of a server are believed only after a trial: the token that it generates after a prompt has
+to get, as a part of a longer prompt, the log-probability that it had when it was generated. A
+server that gives those of another position, or none, is refused. Only the host that was named is
+asked, redirections and proxies are not followed, and the number of requests is bounded.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+
+from invarlock.checkpoints import Checkpoint, Identity
+from invarlock.errors import ConfigError, InputError, MeasurementError
+from invarlock.formats.execution import Described
+from invarlock.guards.guard import SERVED
+from invarlock.metrics import ARMS
+from invarlock.run.forward import ArmResult
+from invarlock.run.measure import SERVER, Measurement, RunWindows
+from invarlock.run.tasks import task_for
+from invarlock.tokenizer_meaning import read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SCHEME = "openai:"
+KEY = "INVARLOCK_BACKEND_KEY"
+TIMEOUT = 300.0  # seconds for one answer
+TRIES = 4  # for one answer; a busy server and one that breaks off are asked again
+PAUSE = 1.0  # seconds before the second try, twice as long before each further one
+BUSY = (408, 425, 429, 500, 502, 503, 504)
+LARGEST = 64 << 20  # bytes of an answer
+SHOWN = 200  # characters of what a server says
+TRIALS = (16, 24)  # tokens of the prompts of the trial
+SEARCHED = 8  # longer prompts that are tried where the next token is not one that can be named
+AGREEMENT = 0.1  # nats: two passes of a server batch and round differently
+
+
+class Logprobs(msgspec.Struct):
+    """``logprobs`` of a choice."""
+
+    token_logprobs: list[float | None]
+    tokens: list[str] = []
+
+
+class Choice(msgspec.Struct):
+    """One completion."""
+
+    logprobs: Logprobs | None = None
+
+
+class Completion(msgspec.Struct):
+    """An answer of ``/v1/completions``."""
+
+    choices: list[Choice]
+
+
+class Model(msgspec.Struct):
+    """A model that a server has."""
+
+    id: str
+
+
+class Models(msgspec.Struct):
+    """An answer of ``/v1/models``."""
+
+    data: list[Model]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is, and which of its models is meant."""
+
+    secure: bool
+    host: str
+    port: int | None
+    path: str  # up to and with /v1
+    model: str  # empty: the only one
+
+    @classmethod
+    def read(cls, text: str) -> Address:
+        """``openai:URL`` or ``openai:URL#MODEL``.
+
+        Raises:
+            ConfigError: anything else, or a password in the URL.
+        """
+        form = f"{SCHEME}http://HOST:PORT[/v1][#MODEL]"
+        try:
+            parts = urlsplit(text.removeprefix(SCHEME))
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"not an address: {error}", where="--backend") from error
+        named = text.startswith(SCHEME) and parts.scheme in ("http", "https") and parts.hostname
+        if not named or not parts.hostname or parts.query:
+            raise ConfigError("not a server", where="--backend", expected=form, found=text[:80])
+        if parts.username or parts.password:
+            raise ConfigError(
+                "a password in an address ends up in reports", where="--backend",
+                hint=f"give the key in the environment variable {KEY}",
+            )  # fmt: skip
+        path = parts.path.rstrip("/")
+        path = path if path.endswith("/v1") else f"{path}/v1"
+        return cls(parts.scheme == "https", parts.hostname, port, path, parts.fragment)
+
+    @property
+    def url(self) -> str:
+        """As reports name it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f":{self.port}" if self.port else ""
+        return f"http{'s' if self.secure else ''}://{host}{port}{self.path}"
+
+
+@dataclass
+class Server:
+    """A server that answers as OpenAI's does."""
+
+    address: Address
+    model: str = ""
+    asked: int = 0  # requests so far
+    as_ids: bool = True  # whether prompts go as token ids
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        return self.address.url
+
+    def choose(self) -> None:
+        """Find out which model is meant.
+
+        Raises:
+            InputError: the server has several, or not the one that was named.
+        """
+        names = [model.id for model in self._ask("GET", "models", None, Models).data]
+        self.model = self.address.model or (names[0] if len(names) == 1 else "")
+        if self.model not in names:
+            listed = ", ".join(names[:5]) or "none"
+            raise InputError(
+                f"has no model {self.model}" if self.model else "has several models",
+                where=self.where, found=listed, hint="name one: --backend openai:URL#MODEL",
+            )  # fmt: skip
+
+    def prove(self, ids: Sequence[int]) -> None:
+        """Find out how prompts are taken, and whether the numbers are those of the next token.
+
+        Args:
+            ids: of a text; its first tokens are sent.
+
+        Raises:
+            InputError: the server gives no log-probabilities of prompts, or wrong ones.
+        """
+        try:
+            self._completed(ids[: TRIALS[0]])
+        except _RefusedError:
+            self.as_ids = False
+        for length in TRIALS:
+            self._try(ids, length)
+
+    def _try(self, ids: Sequence[int], length: int) -> None:
+        for count in range(length, min(length + SEARCHED, len(ids))):
+            start = list(ids[:count])
+            found = self._completed(start, echo=False)
+            if not found.token_logprobs or not found.tokens:
+                break
+            drawn = self._ids_of(found.tokens[0])
+            generated = found.token_logprobs[0]
+            if len(drawn) != 1 or generated is None:
+                continue
+            again = self.logprobs([*start, drawn[0]])[-1]
+            if abs(again - generated) > AGREEMENT:
+                raise InputError(
+                    "gives log-probabilities of prompts that are not those of the next token: a"
+                    f" token had {generated:.3f} when it was generated and {again:.3f} in a prompt",
+                    where=self.where, hint="serve the model with vLLM or SGLang",
+                )  # fmt: skip
+            return
+        raise InputError(
+            "generates no token whose log-probability could be compared with that in a prompt",
+            where=self.where, expected="an answer with logprobs and one token",
+        )  # fmt: skip
+
+    def logprobs(self, ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of all tokens of a prompt but the first, nats.
+
+        Raises:
+            InputError: the server gives none, or read other tokens.
+            MeasurementError: it does not answer.
+        """
+        found = self._completed(ids)
+        values = found.token_logprobs[1 : len(ids)]
+        if len(found.token_logprobs) < len(ids) or None in values:
+            raise InputError(
+                "gives no log-probabilities of the tokens of a prompt", where=self.where,
+                expected=f"{len(ids)} with echo and logprobs",
+                found=str(sum(v is not None for v in found.token_logprobs)),
+                hint="vLLM and SGLang give them; llama-server and TGI do not",
+            )  # fmt: skip
+        if not self.as_ids:
+            self._require_tokens(ids, found.tokens)
+        return [math.nan if v is None else float(v) for v in values]
+
+    def require_text(self, windows: Sequence[Sequence[int]]) -> None:
+        """Refuse windows that come back as other tokens where only text can be sent.
+
+        Raises:
+            InputError: there are some.
+        """
+        if self.as_ids:
+            return
+        odd = sum(self._ids_of(self._text(ids)) != list(ids) for ids in windows)
+        if odd:
+            raise InputError(
+                f"takes prompts as text alone, and {odd} of {len(windows)} windows, cut from a"
+                " longer text, are other tokens as texts of their own", where=self.where,
+                hint="use a server that takes token ids, such as vLLM or SGLang",
+            )  # fmt: skip
+
+    def _text(self, ids: Sequence[int]) -> str:
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def _ids_of(self, text: str) -> list[int]:
+        assert self.tokenizer is not None
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _require_tokens(self, ids: Sequence[int], tokens: Sequence[str]) -> None:
+        """The server's tokens of a text, by what they spell; parts of a character say nothing."""
+        for number, wanted in enumerate(ids):
+            spelt = self._text([wanted]).strip()
+            read = tokens[number].strip() if number < len(tokens) else ""
+            if "\ufffd" not in spelt and spelt != read:
+                raise InputError(
+                    "cuts a text into other tokens than the baseline's tokenizer",
+                    where=self.where, expected=repr(spelt), found=repr(read)[:SHOWN],
+                )  # fmt: skip
+
+    def _completed(self, ids: Sequence[int], echo: bool = True) -> Logprobs:
+        prompt: list[int] | str = list(ids) if self.as_ids else self._text(ids)
+        body = {
+            "model": self.model,
+            "prompt": prompt,
+            "echo": echo,
+            "logprobs": 1,
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        answer: Completion = self._ask("POST", "completions", body, Completion)
+        found = answer.choices[0].logprobs if answer.choices else None
+        if found is None:
+            raise InputError(
+                "gives no log-probabilities of prompts", where=self.where,
+                expected="logprobs in the answer of /v1/completions with echo",
+                hint="vLLM and SGLang give them; llama-server and TGI do not",
+            )  # fmt: skip
+        return found
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, kind: type[Any]) -> Any:
+        """One answer, after :data:`TRIES` tries at most."""
+        data = None if body is None else json.dumps(body).encode()
+        told = ""
+        for number in range(TRIES):
+            if number:
+                time.sleep(PAUSE * 2 ** (number - 1))
+            try:
+                status, answer = self._send(method, f"{self.address.path}/{path}", data)
+            except (OSError, http.client.HTTPException) as error:
+                told = str(error) or type(error).__name__
+                continue
+            if status == 200:
+                try:
+                    return msgspec.json.decode(answer, type=kind)
+                except msgspec.DecodeError as error:
+                    raise InputError(
+                        f"/{path} does not answer as OpenAI's servers do: {error}",
+                        where=self.where,
+                    ) from error
+            told = f"HTTP {status}: {_line(answer)}"
+            if status not in BUSY:
+                raise _RefusedError(f"/{path} refuses the request ({told})", where=self.where)
+        if told.startswith("HTTP 500"):  # what some servers say of requests that they cannot read
+            raise _RefusedError(f"/{path} fails ({told})", where=self.where)
+        raise MeasurementError(
+            f"no answer after {TRIES} tries: {told}",
+            where=self.where,
+            hint="is the server running?",
+        )
+
+    def _send(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
+        self.asked += 1
+        made = http.client.HTTPSConnection if self.address.secure else http.client.HTTPConnection
+        connection = made(self.address.host, self.address.port, timeout=TIMEOUT)
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if key := os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            connection.request(method, path, data, headers)
+            answer = connection.getresponse()
+            content = answer.read(LARGEST + 1)
+        finally:
+            connection.close()
+        if len(content) > LARGEST:
+            raise InputError("answers with too much", where=self.where, expected=f"{LARGEST} bytes")
+        return answer.status, content
+
+
+class _RefusedError(InputError):
+    """The server does not take a request."""
+
+
+def _line(answer: bytes) -> str:
+    """What an answer says, in one line that a terminal can show."""
+    text = " ".join(answer.decode(errors="replace").split())
+    return "".join(c if c.isprintable() else "?" for c in text)[:SHOWN] or "nothing"
+
+
+def identity_of(server: Server, baseline: Checkpoint) -> Identity:
+    """What a report says of a subject that only a server holds: what it was called there."""
+    named = {"model": server.model, "url": server.address.url}
+    return Identity(
+        baseline.config, {"server": named}, None, None,
+        {"format": SERVED, "title": "running server"},
+    )  # fmt: skip
+
+
+def measure_server(text: str, baseline: Path, windows: RunWindows) -> tuple[Server, Measurement]:
+    """Ask a server for the log-probabilities of all windows.
+
+    Args:
+        text: ``openai:URL``.
+        baseline: the folder whose tokenizer cut the windows.
+        windows: of text.
+
+    Raises:
+        ConfigError: the windows are of another kind.
+        InputError, MeasurementError: see :class:`Server`.
+    """
+    task = task_for(baseline, windows.content, windows.pictures)
+    if task.metric.name != "ppl_causal":
+        raise ConfigError(
+            "a server is measured on windows of text, by perplexity", found=task.metric.name
+        )
+    server = Server(Address.read(text), tokenizer=read_tokenizer(baseline / "tokenizer.json"))
+    server.choose()
+    examples = {arm: task.examples(windows.arm(arm)) for arm in ARMS}
+    prompts = [[int(i) for i in e.inputs["input_ids"]] for arm in ARMS for e in examples[arm]]
+    server.prove(max(prompts, key=len))
+    server.require_text(prompts)
+    arms = {}
+    for arm in ARMS:
+        found = ArmResult()
+        for number, example in enumerate(examples[arm]):
+            values = server.logprobs([int(i) for i in example.inputs["input_ids"]])
+            row = np.array([values[p] for p in example.positions], dtype=np.float32)
+            found.logprob[number] = row
+            found.nll_sum[number] = -float(row.astype(np.float64).sum())
+        arms[arm] = found
+    detail = {
+        "url": server.address.url,
+        "model": server.model,
+        "prompts": "token ids" if server.as_ids else "text",
+    }
+    return server, Measurement(
+        dtype="unknown",
+        device=SERVER,
+        records={},
+        activations=[],
+        arms=arms,
+        loaded_failures=[],
+        loaded_sha256="",
+        ran=Described("openai", {}, {}, SERVER, detail),
+    )

@@ -1,0 +1,175 @@
+"""GGUF files made from folders, as llama.cpp's converter lays them out; names by the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from invarlock.checkpoints import Checkpoint
+
+# The settings that graphs ask for: field of config.json -> method of the package's writer.
+SETTINGS = {
+    "num_hidden_layers": "add_block_count",
+    "hidden_size": "add_embedding_length",
+    "intermediate_size": "add_feed_forward_length",
+    "num_attention_heads": "add_head_count",
+    "num_key_value_heads": "add_head_count_kv",
+    "head_dim": ("add_key_length", "add_value_length"),
+    "rms_norm_eps": "add_layer_norm_rms_eps",
+    "norm_epsilon": "add_layer_norm_eps",
+    "layer_norm_eps": "add_layer_norm_eps",
+    "max_position_embeddings": "add_context_length",
+    "sliding_window": "add_sliding_window",
+    "attn_logit_softcapping": "add_attn_logit_softcapping",
+    "final_logit_softcapping": "add_final_logit_softcapping",
+    "attention_multiplier": "add_attention_scale",
+    "embedding_multiplier": "add_embedding_scale",
+    "residual_multiplier": "add_residual_scale",
+    "logits_scaling": "add_logit_scale",
+}
+TURNED = ("llama", "granite", "smollm3")
+Change = Callable[[str, np.ndarray], np.ndarray]
+
+
+def write_gguf(
+    folder: Path,
+    path: Path,
+    arch: str = "llama",
+    *,
+    kind: str = "F32",
+    change: Change = lambda _name, values: values,
+    metadata: Mapping[str, Any] | None = None,
+    split: int = 0,
+    tokens: list[str] | None = None,
+) -> None:
+    """Write the checkpoint in ``folder`` as ``path``.
+
+    Args:
+        folder: config.json, tokenizer.json and dense weights.
+        path: of the file; of a split model, the name without its numbers.
+        arch: as GGUF calls it.
+        kind: the type of matrices, by the package's own quantizer.
+        change: what is done to a tensor on the way, by its name in the folder.
+        metadata: further settings of the architecture: name -> number or string.
+        split: tensors of a part; 0: one file.
+        tokens: other ones than the tokenizer's.
+    """
+    import gguf
+
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
+    for field, methods in SETTINGS.items():
+        for method in (methods,) if isinstance(methods, str) else methods:
+            if config.get(field) is not None:
+                getattr(writer, method)(config[field])
+    rope = config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta") or rope.get("full_attention", {}).get("rope_theta")
+    writer.add_rope_freq_base(theta or config.get("rope_theta", 10000.0))
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
+    _write_tokenizer(writer, folder, tokens)
+    for key, value in (metadata or {}).items():
+        number = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        write = writer.add_string if isinstance(value, str) else number
+        write(key.format(arch=arch), value)
+    names = gguf.get_tensor_name_map(
+        next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config["num_hidden_layers"]
+    )
+    for name in checkpoint.tensors:
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None or (name == "lm_head.weight" and config.get("tie_word_embeddings")):
+            continue
+        values = change(name, checkpoint.load(name).float().numpy().copy())
+        if arch in TURNED and ("q_proj" in name or "k_proj" in name):
+            of = heads if "q_proj" in name else config["num_key_value_heads"]
+            halves = values.reshape(of, 2, values.shape[0] // of // 2, -1)
+            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            values = values + 1
+        as_kind = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+        writer.add_tensor(stored, gguf.quants.quantize(values, as_kind), raw_dtype=as_kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_tokenizer(writer: Any, folder: Path, tokens: list[str] | None) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = {index: token for token, index in document["model"]["vocab"].items()}
+    special = {each["id"]: each["content"] for each in document["added_tokens"]}
+    given = tokens or [(vocabulary | special)[i] for i in range(len(vocabulary | special))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(given)
+    writer.add_token_types([3 if i in special else 1 for i in range(len(given))])
+    writer.add_token_merges([" ".join(pair) for pair in document["model"].get("merges", [])])
+    writer.add_eos_token_id(len(given) - 1)
+    writer.add_add_bos_token(False)
+
+
+# Small models of the architectures that are read: general.architecture -> configuration class and
+# what it is given beside the sizes, and the metadata that its graph needs.
+MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}, {}),
+    "llama mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": None}, {}),
+    "llama biased": ("LlamaConfig", {"attention_bias": True}, {}),
+    "qwen2": ("Qwen2Config", {}, {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}, {}),
+    "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1,
+              "tie_word_embeddings": True}, {}),
+    "gemma2": ("Gemma2Config", {"head_dim": 16, "query_pre_attn_scalar": 16,
+               "tie_word_embeddings": True}, {}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "query_pre_attn_scalar": 16,
+               "sliding_window": 64, "tie_word_embeddings": True}, {}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0, "sliding_window": 64}, {}),
+    "olmo2": ("Olmo2Config", {}, {}),
+    "granite": ("GraniteConfig", {"attention_multiplier": 0.2, "embedding_multiplier": 3.0,
+                "residual_multiplier": 0.5, "logits_scaling": 2.0}, {}),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 4, "pad_token_id": 0}, {}),
+    "starcoder2": ("Starcoder2Config", {"use_bias": True}, {}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True}, {}),
+}  # fmt: skip
+MERGES = [("t", "h"), ("th", "e"), ("i", "n")]
+
+
+def make_folder(folder: Path, model: str = "llama", seed: int = 0) -> None:
+    """Save a small random model with a tokenizer of bytes and a few merges.
+
+    Norms, biases and everything else that starts at a constant are random, too.
+    """
+    import torch
+    import transformers
+    from conftest import byte_tokenizer
+
+    class_name, given, _ = MODELS[model]
+    settings = {
+        "vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "bos_token_id": None, "eos_token_id": 259, "tie_word_embeddings": False, **given,
+    }  # fmt: skip
+    config = getattr(transformers, class_name)(**settings)
+    torch.manual_seed(seed)
+    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            else:
+                parameter.normal_(0, 0.15)
+    made.save_pretrained(folder)
+    document: Any = byte_tokenizer()
+    vocabulary = {t: i for t, i in document["model"]["vocab"].items() if i < 256}
+    vocabulary |= {"".join(pair): 256 + n for n, pair in enumerate(MERGES)}
+    document["model"] |= {"vocab": vocabulary, "merges": [list(pair) for pair in MERGES]}
+    document["added_tokens"] = [{**document["added_tokens"][0], "id": 259}]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"})
+    )

@@ -1,0 +1,341 @@
+"""GGUF files: which files are a model, what its tensors stand for, and what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf_factory import MODELS, make_folder, write_gguf
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.errors import InputError, NotACheckpointError
+from invarlock.formats.gguf.architectures import ARCHITECTURES, FACTORS
+from invarlock.formats.gguf.small_files import config_of
+from invarlock.guards.invariants import check_checkpoint, open_subject
+from invarlock.model_folder import refuse_unusable
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with a tokenizer; it is not written to."""
+    folder = tmp_path_factory.mktemp("gguf") / "llama"
+    make_folder(folder)
+    return folder
+
+
+def findings(baseline: Path, subject: Path) -> list[dict[str, Any]]:
+    """What the invariants guard finds, fatal or not."""
+    opened, failures = open_subject(subject, baseline)
+    return failures if opened is None else check_checkpoint(Checkpoint.open(baseline), opened)
+
+
+def only(found: list[dict[str, Any]]) -> str:
+    """The message of the one fatal finding; one line."""
+    fatal = [each["message"] for each in found if each["severity"] == "fatal"]
+    assert len(fatal) == 1, found
+    assert "\n" not in fatal[0]
+    return fatal[0]
+
+
+# --- names and values -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_names_are_those_of_the_package(architecture: str) -> None:
+    """Every name that a tensor is read under is one that the package gives that tensor."""
+    import gguf
+
+    kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == architecture)
+    names = gguf.get_tensor_name_map(kind, 3)
+    known = ARCHITECTURES[architecture]
+    for part in known.block:
+        own = known.name_of(f"blk.2.{part}.weight")
+        assert own is not None
+        if gguf.MODEL_TENSORS[kind] and any(
+            gguf.TENSOR_NAMES[t] == f"blk.{{bid}}.{part}" for t in gguf.MODEL_TENSORS[kind]
+        ):
+            assert names.get_name(own, try_suffixes=(".weight",)) == f"blk.2.{part}.weight"
+    for part in ("token_embd", "output_norm"):
+        own = known.name_of(f"{part}.weight")
+        assert own is not None
+        assert names.get_name(own, try_suffixes=(".weight",)) == f"{part}.weight"
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_a_converted_model_is_its_own_baseline(model: str, tmp_path: Path) -> None:
+    """Names, row order and shifted norms are undone: nothing differs but the format."""
+    import torch
+
+    make_folder(tmp_path / "m", model)
+    write_gguf(tmp_path / "m", tmp_path / "m.gguf", model.split()[0], metadata=MODELS[model][2])
+    baseline = Checkpoint.open(tmp_path / "m")
+    subject = Checkpoint.open(tmp_path / "m.gguf", tmp_path / "m")
+    assert list(subject.tensors) == list(baseline.tensors)
+    for name in baseline.tensors:
+        # to add one to a norm's weight and to take it away again rounds it
+        rounding = 3e-7 if model.startswith("gemma") and "norm" in name else 0.0
+        read, wanted = subject.load(name), baseline.load(name)
+        assert torch.allclose(read, wanted, rtol=0, atol=rounding), name
+    assert not check_checkpoint(baseline, subject)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [("F16", 16), ("BF16", 16), ("Q4_0", 4), ("Q4_1", 4), ("Q5_1", 5), ("Q8_0", 8)],
+)
+def test_values_are_the_packages(kind: str, bits: int, llama: Path, tmp_path: Path) -> None:
+    """In chunks of any size, the bytes are those of the package's own dequantization."""
+    import gguf
+
+    write_gguf(llama, tmp_path / "m.gguf", kind=kind)
+    baseline, subject = Checkpoint.open(llama), Checkpoint.open(tmp_path / "m.gguf", llama)
+    name = "model.layers.1.mlp.down_proj.weight"
+    as_kind = gguf.GGMLQuantizationType[kind]
+    wanted = gguf.quants.dequantize(
+        gguf.quants.quantize(baseline.load(name).numpy(), as_kind), as_kind
+    )
+    for size in (100, 4096, 1 << 22):
+        chunks = [bytes(chunk) for chunk in subject.chunks(name, size)]
+        assert {len(chunk) for chunk in chunks[:-1]} <= {size}
+        assert len(b"".join(chunks)) == subject.tensors[name].nbytes
+    assert np.array_equal(subject.load(name).float().numpy(), wanted)
+    packing = subject.packing()
+    assert packing["schemes"][kind]["tensors"] == 15  # 7 a layer, and the embedding
+    assert packing["schemes"][kind]["bits"] == bits
+
+
+def test_a_model_without_a_baseline_is_read_alone(llama: Path, tmp_path: Path) -> None:
+    """Configuration and tokenizer of a Llama follow from its metadata; of others they do not."""
+    write_gguf(llama, tmp_path / "m.gguf")
+    alone = Checkpoint.open(tmp_path / "m.gguf")
+    wanted = Checkpoint.open(llama)
+    for name in ("hidden_size", "num_key_value_heads", "intermediate_size", "tie_word_embeddings"):
+        assert alone.config[name] == wanted.config[name]
+    make_folder(tmp_path / "q", "qwen2")
+    write_gguf(tmp_path / "q", tmp_path / "q.gguf", "qwen2")
+    with pytest.raises(NotACheckpointError, match="without their baseline"):
+        Checkpoint.open(tmp_path / "q.gguf")
+
+
+def test_a_pre_tokenizer_that_nobody_knows_is_no_obstacle(llama: Path, tmp_path: Path) -> None:
+    """Beside a baseline, what GGUF only names is the baseline's."""
+    write_gguf(llama, tmp_path / "m.gguf", metadata={"tokenizer.ggml.pre": "of-tomorrow"})
+    assert not findings(llama, tmp_path / "m.gguf")
+    with pytest.raises(InputError, match="unknown pre-tokenizer"):
+        Checkpoint.open(tmp_path / "m.gguf")
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_parts_and_folders_are_one_model(llama: Path, tmp_path: Path) -> None:
+    """Any part of a split model, its folder and the whole file say the same."""
+    write_gguf(llama, tmp_path / "whole.gguf")
+    (tmp_path / "split").mkdir()
+    write_gguf(llama, tmp_path / "split/m.gguf", split=7)
+    parts = sorted((tmp_path / "split").iterdir())
+    assert [p.name for p in parts] == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    # a projector beside it is no second model
+    (tmp_path / "split/mmproj-m-f16.gguf").write_bytes(b"GGUF")
+    whole = Checkpoint.open(tmp_path / "whole.gguf", llama)
+    for named in (tmp_path / "split", *parts):
+        opened = Checkpoint.open(named, llama)
+        assert opened.shards == tuple(p.name for p in parts)
+        for name in whole.tensors:
+            assert opened.tensor_digest(name) == whole.tensor_digest(name)
+        assert sorted(opened.stored) == sorted(opened.shards)
+    parts[1].unlink()
+    assert "1 of 3 parts" in only(findings(llama, parts[0]))
+    assert parts[1].name in only(findings(llama, tmp_path / "split"))
+
+
+def test_parts_of_two_models(llama: Path, tmp_path: Path) -> None:
+    """A part that was taken from another model is noticed by how many tensors there are."""
+    for name, split in (("a", 7), ("b", 8)):
+        (tmp_path / name).mkdir()
+        write_gguf(llama, tmp_path / name / "m.gguf", split=split)
+    shutil.copy(tmp_path / "b/m-00003-of-00003.gguf", tmp_path / "a/m-00003-of-00003.gguf")
+    assert "not of one model" in only(findings(llama, tmp_path / "a"))
+
+
+def test_a_part_under_another_name(llama: Path, tmp_path: Path) -> None:
+    """A first part that is called like a whole file is not taken for one."""
+    write_gguf(llama, tmp_path / "m.gguf", split=12)
+    (tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "x.gguf")
+    assert "is one of 2 parts" in only(findings(llama, tmp_path / "x.gguf"))
+
+
+def test_a_folder_of_several_models(llama: Path, tmp_path: Path) -> None:
+    """Which one is meant has to be said."""
+    for name in ("Q8_0", "Q4_0"):
+        write_gguf(llama, tmp_path / f"m.{name}.gguf", kind=name)
+    with pytest.raises(NotACheckpointError, match=r"holds 2 GGUF models.*name the file of one"):
+        refuse_unusable(tmp_path, llama)
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.99])
+def test_a_file_that_is_cut_off(share: float, llama: Path, tmp_path: Path) -> None:
+    """Wherever it ends, it is one line."""
+    write_gguf(llama, tmp_path / "m.gguf")
+    data = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(data[: int(share * len(data))])
+    assert "GGUF" in only(findings(llama, tmp_path / "m.gguf"))
+
+
+def test_garbage(llama: Path, tmp_path: Path) -> None:
+    """Other content, and numbers of a header that mean nothing."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "m.gguf").write_bytes(rng.bytes(4096))
+    assert "not a GGUF file" in only(findings(llama, tmp_path / "m.gguf"))
+    write_gguf(llama, tmp_path / "good.gguf")
+    good = (tmp_path / "good.gguf").read_bytes()
+    for start in (4, 8, 16, 24, 60, 400):
+        (tmp_path / "m.gguf").write_bytes(good[:start] + rng.bytes(8) + good[start + 8 :])
+        opened, failures = open_subject(tmp_path / "m.gguf", llama)
+        assert opened is not None or "GGUF" in only(failures)
+
+
+def test_another_architecture(llama: Path, tmp_path: Path) -> None:
+    """One that is read is another model; one that is not is said to be not read."""
+    make_folder(tmp_path / "q", "qwen2")
+    write_gguf(tmp_path / "q", tmp_path / "q.gguf", "qwen2")
+    found = findings(llama, tmp_path / "q.gguf")
+    assert any("model_type was 'llama', is 'qwen2'" in each["message"] for each in found)
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "r.gguf", "rwkv7")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(NotACheckpointError, match="architecture rwkv7") as caught:
+        refuse_unusable(tmp_path / "r.gguf", llama)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_size(llama: Path, tmp_path: Path) -> None:
+    """A model of more layers says so by its configuration and its tensors."""
+    make_folder(tmp_path / "b", "smollm3")
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "b/config.json").write_text(json.dumps(config))
+    write_gguf(tmp_path / "b", tmp_path / "b.gguf")
+    texts = [each["message"] for each in findings(llama, tmp_path / "b.gguf")]
+    assert any("num_hidden_layers was 2, is 4" in text for text in texts)
+    assert any("19 tensors are new" in text for text in texts)
+
+
+def test_another_vocabulary(llama: Path, tmp_path: Path) -> None:
+    """Tokens are compared id by id."""
+    vocabulary = json.loads((llama / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+    tokens += ["<eos>"]
+    tokens[70], tokens[71] = tokens[71], tokens[70]
+    write_gguf(llama, tmp_path / "m.gguf", tokens=tokens)
+    assert "2 tokens have another id" in only(findings(llama, tmp_path / "m.gguf"))
+
+
+def test_a_template_of_its_own(llama: Path, tmp_path: Path) -> None:
+    """The chat template that llama.cpp uses is the file's."""
+    folder = shutil.copytree(llama, tmp_path / "b")
+    mine, other = (f"{{{{ messages[0].content }}}}{end}" for end in ("!", "?"))
+    (folder / "chat_template.jinja").write_text(mine + "\n")
+    write_gguf(folder, tmp_path / "m.gguf", metadata={"tokenizer.chat_template": mine})
+    assert not findings(folder, tmp_path / "m.gguf")
+    write_gguf(folder, tmp_path / "m.gguf", metadata={"tokenizer.chat_template": other})
+    assert "chat template differs" in only(findings(folder, tmp_path / "m.gguf"))
+    write_gguf(folder, tmp_path / "m.gguf")
+    assert "chat template is lost" in only(findings(folder, tmp_path / "m.gguf"))
+
+
+DAMAGE: Mapping[str, tuple[Any, str]] = {
+    "not a number": (np.float16("nan"), "3 of 192 blocks have a scale that is not finite"),
+    "zero": (np.float16(0), "3 of 192 blocks have a scale of zero"),
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGE))
+@pytest.mark.parametrize("part", ["mlp.down_proj", "self_attn.q_proj"])
+def test_damaged_scales(damage: str, part: str, llama: Path, tmp_path: Path) -> None:
+    """Blocks whose scale is wrong are counted, under the name that the model has for them."""
+    from gguf import GGUFReader
+
+    value, words = DAMAGE[damage]
+    if part == "self_attn.q_proj":
+        words = words.replace("192", "128")
+    path = tmp_path / "m.gguf"
+    write_gguf(llama, path, kind="Q8_0")
+    stored = {"mlp.down_proj": "blk.1.ffn_down.weight", "self_attn.q_proj": "blk.1.attn_q.weight"}
+    reader = GGUFReader(path, "r+")
+    tensor = next(t for t in reader.tensors if t.name == stored[part])
+    blocks = tensor.data.reshape(-1, 34)
+    blocks[[5, 6, 40], :2] = np.frombuffer(value.tobytes(), np.uint8)
+    reader.data.flush()
+    found = findings(llama, path)
+    (text,) = [each["message"] for each in found if each["type"] == "packing"]
+    assert text.startswith(f"model.layers.1.{part}.weight: {words}")
+    finite = [each for each in found if each["type"] == "non_finite_tensor"]
+    assert bool(finite) == (damage == "not a number")
+
+
+def test_a_scale_of_zero_where_there_are_no_weights(llama: Path, tmp_path: Path) -> None:
+    """A block that is zero in the baseline has to be zero."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(llama, tmp_path / "b")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.k_proj.weight"][3, 32:] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_gguf(folder, tmp_path / "m.gguf", kind="Q8_0")
+    assert not findings(folder, tmp_path / "m.gguf")
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+def test_settings_that_differ_are_the_files(llama: Path, tmp_path: Path) -> None:
+    """What the metadata say otherwise is a finding; a number in float32 is the same number."""
+    from invarlock.formats.gguf.reading import Gguf
+
+    write_gguf(llama, tmp_path / "m.gguf")
+    config = json.loads((llama / "config.json").read_text())
+    assert config_of(Gguf(tmp_path / "m.gguf"), config) == config
+    changed = {**config, "rms_norm_eps": 1e-5, "max_position_embeddings": 128}
+    made = config_of(Gguf(tmp_path / "m.gguf"), changed)
+    assert made["max_position_embeddings"] == 256
+    assert made["rms_norm_eps"] == config["rms_norm_eps"]
+    # of several ids that end a text the file holds one
+    several = {**config, "eos_token_id": [5, 259]}
+    assert config_of(Gguf(tmp_path / "m.gguf"), several)["eos_token_id"] == [5, 259]
+    assert (
+        config_of(Gguf(tmp_path / "m.gguf"), {**config, "eos_token_id": 5})["eos_token_id"] == 259
+    )
+
+
+def test_positions_that_are_no_longer_stretched(llama: Path, tmp_path: Path) -> None:
+    """A baseline that stretches its positions, and a file that does not say so."""
+    folder = shutil.copytree(llama, tmp_path / "b")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_gguf(folder, tmp_path / "m.gguf")
+    texts = [each["message"] for each in findings(folder, tmp_path / "m.gguf")]
+    assert any("rope" in text for text in texts)
+    stretched = {"{arch}.rope.scaling.type": "linear", "{arch}.rope.scaling.factor": 4.0}
+    write_gguf(folder, tmp_path / "m.gguf", metadata=stretched)
+    assert not findings(folder, tmp_path / "m.gguf")
+
+
+def test_factors_of_the_rotation_are_no_weights() -> None:
+    """They follow from the configuration."""
+    assert FACTORS.fullmatch("rope_freqs.weight")
+    assert not FACTORS.fullmatch("blk.0.attn_q.weight")

@@ -1,0 +1,151 @@
+"""llama.cpp as an engine: what it computes is what transformers computes, but for rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_factory import MODELS, make_folder, write_gguf
+from llama_cpp_installed import require_llama_cpp
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.errors import MeasurementError
+from invarlock.formats.execution import EngineSettings, Written
+from invarlock.formats.gguf.reading import Gguf
+from invarlock.guards.invariants import check_engine_tokens
+from invarlock.loading_faults import LoadingError
+
+require_llama_cpp()
+
+from invarlock.formats.gguf.llama_cpp import LlamaCpp  # noqa: E402
+
+IDS = list(range(40, 88))
+CLOSE = 0.01  # of the largest value: keys and values are kept in float16
+
+
+def engine_of(path: Path, context: int = 64) -> LlamaCpp:
+    """The engine for a file, on one thread."""
+    return LlamaCpp(Gguf(path), EngineSettings("cpu", 1, context))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama as a folder, and as ``llama.gguf`` beside it."""
+    folder = tmp_path_factory.mktemp("llama_cpp") / "llama"
+    make_folder(folder)
+    write_gguf(folder, folder.with_suffix(".gguf"))
+    return folder
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> None:
+    """Logits of every position, and what every block writes, under transformers' names.
+
+    This holds the whole reading of a file to another program's: names, rows, norms, settings.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    make_folder(folder, model)
+    write_gguf(folder, path, model.split()[0], metadata=MODELS[model][2])
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    wrote: dict[str, np.ndarray] = {}
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        wrote[name] = value[0].detach().numpy()
+
+    ends = ("self_attn.o_proj", "mlp.down_proj", "mlp.c_proj", "embed_tokens")
+    for name, module in reference.named_modules():
+        if name.endswith(ends):
+            module.register_forward_hook(lambda _m, _i, out, n=name: keep(n, out))
+        if name == "model.norm":
+            module.register_forward_pre_hook(lambda _m, given, n=name: keep(n, given[0]))
+    wanted = reference(torch.tensor([IDS])).logits[0].detach().numpy()
+    engine, seen = engine_of(path), list[Written]()
+    plain = engine.logits(IDS)
+    with engine.watching(seen.append):
+        watched = engine.logits(IDS)
+    assert np.array_equal(plain, watched)
+    assert abs(plain - wanted).max() < CLOSE * abs(wanted).max()
+    # the embedding of Granite is scaled after its module, and llama.cpp shows no other
+    lacking = {"model.embed_tokens"} if model == "granite" else set()
+    assert {each.name for each in seen} == set(wrote) - lacking
+    assert len(seen) == len(wrote) - len(lacking)
+    for each in seen:
+        assert each.values.shape == wrote[each.name].shape
+        assert abs(each.values - wrote[each.name]).max() < CLOSE * abs(wrote[each.name]).max()
+        assert each.kind in ("attention", "ffn", "embed", "stream")
+
+
+def test_windows_do_not_see_one_another(llama: Path) -> None:
+    """The cache is emptied: a window gives the same bits whatever ran before it."""
+    engine = engine_of(llama.with_suffix(".gguf"))
+    first = engine.logits(IDS)
+    engine.logits(IDS[::-1][:9])
+    assert list(engine.greedy(IDS[:5], 3))
+    assert np.array_equal(engine.logits(IDS), first)
+    # what comes later changes nothing: sums are taken in blocks, whose sizes may differ
+    assert abs(engine.logits(IDS[:20]) - first[:20]).max() < CLOSE * abs(first).max()
+
+
+def test_greedy_is_the_most_likely_token(llama: Path) -> None:
+    """Each token is the one that a whole pass over everything before it makes most likely."""
+    engine = engine_of(llama.with_suffix(".gguf"))
+    given = list(IDS[:6])
+    for token in engine.greedy(IDS[:6], 8):
+        logits = engine.logits(given)[-1]
+        assert logits[token] > logits.max() - CLOSE * abs(logits).max()
+        given.append(token)
+    assert len(given) == 14
+
+
+def test_tokens_that_it_cannot_run(llama: Path) -> None:
+    """Too many, and ids that the model does not have, would end the process in C."""
+    engine = engine_of(llama.with_suffix(".gguf"), 8)
+    for ids in (list(range(9)), [260], [-1], []):
+        with pytest.raises(MeasurementError, match="cannot run"):
+            engine.logits(ids)
+
+
+def test_it_says_what_multiplies(llama: Path, tmp_path: Path) -> None:
+    """Matrices by their type and that of the activations; a tied head is one more product."""
+    write_gguf(llama, tmp_path / "m.gguf", kind="Q8_0")
+    described = engine_of(tmp_path / "m.gguf").describe()
+    assert described.backend == "llama.cpp"
+    assert described.kernels == {"Q8_0 x Q8_0": 15}
+    assert described.versions["llama-cpp-python"]
+    assert described.device == "cpu"
+
+
+def test_a_file_that_it_does_not_load(
+    llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own last word is the line, and nothing is printed beside it."""
+    write_gguf(llama, tmp_path / "m.gguf", metadata={"tokenizer.ggml.pre": "of-tomorrow"})
+    with pytest.raises(LoadingError, match="of-tomorrow") as caught:
+        engine_of(tmp_path / "m.gguf")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_it_reads_text_as_the_tokenizer_does(llama: Path, tmp_path: Path) -> None:
+    """The vocabulary alone does not say how text is split; ids of texts do."""
+    path = llama.with_suffix(".gguf")
+    kept = Checkpoint.open(path, llama)  # its small files go with it
+    assert check_engine_tokens(engine_of(path), kept.folder, [[72, 70], [5, 6, 7], IDS]) == []
+    fewer = tmp_path / "fewer"
+    make_folder(fewer)
+    document = json.loads((fewer / "tokenizer.json").read_text())
+    document["model"]["merges"] = []
+    (fewer / "tokenizer.json").write_text(json.dumps(document))
+    merged = [document["model"]["vocab"]["the"]]
+    (found,) = check_engine_tokens(engine_of(path), fewer, [merged, [72]])
+    assert found["type"] == "tokenizer_mismatch"
+    assert found["severity"] == "fatal"
+    assert found["accept"] == "tokenizer"
+    assert "1 of 2 texts: 'the' is" in found["message"]

@@ -1,0 +1,470 @@
+"""GPTQ, AWQ, bitsandbytes and torchao: what the weights stand for, what runs, what is damage."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_factory import make_llama, weights
+from makers import bitsandbytes_torchao, gptq_awq
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from invarlock.checkpoints import Checkpoint
+from invarlock.errors import InputError, NotACheckpointError
+from invarlock.formats.kinds.awq import Awq
+from invarlock.formats.kinds.bitsandbytes import Bitsandbytes
+from invarlock.formats.kinds.gptq import Gptq
+from invarlock.formats.kinds.torchao import Torchao
+from invarlock.formats.packed import unpacked
+from invarlock.guards.findings import Failure
+from invarlock.guards.invariants import check_checkpoint
+from invarlock.run.loading import Loaded, Target, load_model
+from invarlock.run.measure import loaded_digest
+
+LAYER = "model.layers.1.mlp.down_proj"
+TARGET = Target("cpu", "float32")
+Change = Callable[[dict[str, torch.Tensor]], object]
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip where an optional package is not installed, but not where CI is set."""
+    missing = importlib.util.find_spec(package) is None and not os.environ.get("CI")
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed")
+
+
+MAKERS = {
+    **{name: needs("bitsandbytes") for name in bitsandbytes_torchao.BITSANDBYTES},
+    **{name: needs("torchao") for name in bitsandbytes_torchao.TORCHAO},
+}
+BY_MAKERS = [pytest.param(name, marks=mark) for name, mark in MAKERS.items()]
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("dense") / "baseline", hidden=64)
+
+
+@pytest.fixture(scope="module")
+def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder that the maker of a name wrote, made once."""
+    root = tmp_path_factory.mktemp("made")
+
+    def folder(name: str) -> Path:
+        path = root / name
+        if not path.is_dir():
+            if name in MAKERS:
+                bitsandbytes_torchao.make(baseline, path, name)
+            else:
+                layout, _, more = name.partition(" ")
+                gptq_awq.make(
+                    baseline, path, layout, symmetric=layout == "gptq", act_order=more == "ordered"
+                )
+        return path
+
+    return folder
+
+
+def changed(source: Path, out: Path, change: Change, config: dict[str, object]) -> Path:
+    """A copy with other tensors, and other members of its quantization_config."""
+    shutil.copytree(source, out)
+    file = out / "model.safetensors"
+    with safe_open(file, "pt") as handle:
+        metadata = handle.metadata()
+    tensors = {name: tensor.clone() for name, tensor in weights(source).items()}
+    change(tensors)
+    save_file(tensors, file, metadata)
+    document = json.loads((out / "config.json").read_text())
+    document["quantization_config"] |= config
+    (out / "config.json").write_text(json.dumps(document))
+    return out
+
+
+def fatal(baseline: Path, subject: Path) -> list[Failure]:
+    found = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    return [failure for failure in found if failure["severity"] == "fatal"]
+
+
+# --- what the weights stand for -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_integers_lie_end_to_end_in_words(bits: int) -> None:
+    """Against one large number, of which the words are the digits."""
+    generator = torch.Generator().manual_seed(bits)
+    integers = torch.randint(0, 2**bits, (64,), generator=generator).tolist()
+    number = reduce(lambda whole, pair: whole | pair[1] << bits * pair[0], enumerate(integers), 0)
+    words = [number >> 32 * place & 0xFFFFFFFF for place in range(2 * bits)]
+    stored = torch.tensor(words, dtype=torch.int64).to(torch.int32)[:, None]
+    assert unpacked(stored, bits)[:, 0].tolist() == integers
+
+
+def test_known_words() -> None:
+    """By hand: AWQ's order of eight outputs, and the zero point of GPTQ that is stored less one."""
+    config = {"dtype": "float32", "quantization_config": {"bits": 4, "quant_method": "gptq"}}
+    word = torch.tensor([[0x75316420]], dtype=torch.int32)
+    ones = torch.ones(1, 8)
+    none = torch.zeros(1, 1, dtype=torch.int32)
+    (tensor,) = Awq().layout(
+        _infos({"a.qweight": word, "a.qzeros": none, "a.scales": ones}), config, "here"
+    )
+    found = Awq().values(tensor, {"a.qweight": word, "a.qzeros": none, "a.scales": ones}, config)
+    assert found[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+    down = torch.tensor([[0x76543210] + [0] * 7], dtype=torch.int32)
+    parts = {"a.qweight": down, "a.qzeros": torch.full((1, 1), 0x77777777), "a.scales": ones}
+    parts["a.qzeros"] = parts["a.qzeros"].to(torch.int32)
+    for layout, first in (("gptq", -8), ("gptq_v2", -7)):
+        config["quantization_config"]["checkpoint_format"] = layout  # type: ignore[index]
+        (tensor,) = Gptq().layout(_infos(parts), config, "here")
+        assert Gptq().values(tensor, parts, config)[0].tolist() == [first + n for n in range(8)]
+
+
+def _infos(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    from invarlock.shards import TensorInfo
+
+    codes = {torch.int32: "I32", torch.float32: "F32"}
+    return {
+        name: TensorInfo(name, codes[t.dtype], tuple(t.shape), "f", 0, t.nbytes)
+        for name, t in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "bits", "symmetric", "act_order"),
+    [
+        ("gptq", 2, True, False), ("gptq", 3, True, True), ("gptq", 4, False, True),
+        ("gptq", 8, True, False), ("gptq_v2", 2, False, True), ("gptq_v2", 3, False, False),
+        ("gptq_v2", 4, True, True), ("gptq_v2", 8, False, False), ("awq", 4, True, False),
+        ("awq", 4, False, False),
+    ],
+)  # fmt: skip
+def test_what_was_packed_comes_back(
+    baseline: Path, tmp_path: Path, layout: str, bits: int, symmetric: bool, act_order: bool
+) -> None:
+    """Every weight is the product that the packer meant, in the dtype of the model; no finding."""
+    stood = gptq_awq.make(baseline, tmp_path / "s", layout, bits, 32, symmetric, act_order)
+    subject = Checkpoint.open(tmp_path / "s")
+    assert subject.tensors.keys() == Checkpoint.open(baseline).tensors.keys()
+    assert set(subject.packed) == set(stood)
+    for name, values in stood.items():
+        assert torch.equal(subject.load(name), values.to(torch.bfloat16)), name
+    assert subject.packing()["schemes"].keys() == {f"int{bits}, groups of 32"}
+    assert fatal(baseline, tmp_path / "s") == []
+
+
+def test_a_bias_of_zeros_that_a_maker_adds_is_no_tensor(baseline: Path, tmp_path: Path) -> None:
+    """One for every layer; where a layer has none, they are the model's own."""
+    gptq_awq.make(baseline, tmp_path / "s", "gptq")
+
+    def biases(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if n.endswith(".scales")]:
+            tensors[name.replace(".scales", ".bias")] = torch.zeros(tensors[name].shape[1])
+
+    subject = changed(tmp_path / "s", tmp_path / "all", biases, {})
+    assert fatal(baseline, subject) == []
+    one = changed(
+        tmp_path / "s", tmp_path / "one", lambda t: t.update({f"{LAYER}.bias": torch.zeros(64)}), {}
+    )
+    assert [f["type"] for f in fatal(baseline, one)] == ["extra_tensors"]
+
+
+@pytest.mark.parametrize("name", BY_MAKERS)
+def test_ours_are_the_values_of_the_maker(
+    baseline: Path, made: Callable[[str], Path], name: str
+) -> None:
+    """Bit for bit what the package itself makes of every weight that it packed; no finding."""
+    import bitsandbytes.functional as bnb
+    from transformers import AutoModelForCausalLM
+
+    subject = Checkpoint.open(made(name))
+    assert subject.tensors.keys() == Checkpoint.open(baseline).tensors.keys()
+    assert fatal(baseline, made(name)) == []
+    model = AutoModelForCausalLM.from_pretrained(made(name), dtype=torch.bfloat16, device_map="cpu")
+    assert len(subject.packed) == 14
+    for packed in subject.packed:
+        weight = model.get_submodule(packed.removesuffix(".weight")).weight
+        if getattr(weight, "quant_state", None) is not None:
+            expected = bnb.dequantize_4bit(weight.data, weight.quant_state)
+        elif hasattr(weight, "SCB"):
+            expected = bnb.int8_vectorwise_dequant(weight.CB, weight.SCB).to(torch.bfloat16)
+        else:
+            expected = weight.dequantize()
+        assert torch.equal(subject.load(packed), expected), packed
+
+
+# --- what runs -----------------------------------------------------------------------------------
+
+
+def run(subject: Path) -> tuple[Loaded, torch.Tensor]:
+    loaded = load_model(Checkpoint.open(subject), TARGET)
+    with torch.inference_mode():
+        return loaded, loaded.model(torch.arange(40)[None]).logits.float()
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq_v2 ordered", "awq"])
+def test_dense_kernels_run_the_effective_weights(
+    made: Callable[[str], Path], baseline: Path, tmp_path: Path, name: str
+) -> None:
+    """The logits of the dense folder that holds these weights, and a report that says so."""
+    subject = Checkpoint.open(made(name))
+    shutil.copytree(baseline, tmp_path / "dense")
+    tensors = {n: subject.load(n) for n in subject.tensors}
+    save_file(tensors, tmp_path / "dense/model.safetensors", {"format": "pt"})
+    loaded, found = run(made(name))
+    _, expected = run(tmp_path / "dense")
+    assert torch.equal(found, expected)
+    assert (loaded.missing, loaded.unexpected) == ([], [])
+    said = loaded.describe()
+    assert said.kernels == {"torch.nn.modules.linear.Linear": 15}
+    assert said.detail["weights"] == "dequantized"
+    assert "dense float32" in said.detail["kernels"]
+    assert "not installed" in said.detail["because"]
+
+
+@pytest.mark.parametrize("name", BY_MAKERS)
+def test_the_maker_s_kernels_run(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In the dtype that it serves in, by its own classes; near what the weights stand for."""
+    loaded, found = run(made(name))
+    assert (loaded.missing, loaded.unexpected, loaded.dtype) == ([], [], "bfloat16")
+    said = loaded.describe()
+    package = "torchao" if name.startswith("torchao") else "bitsandbytes"
+    counts = [count for kind, count in said.kernels.items() if package in kind]
+    assert counts == [14]
+    assert said.versions[package]
+    assert said.detail == {}
+    monkeypatch.setattr(Bitsandbytes, "dense_because", lambda *_: "to compare")
+    monkeypatch.setattr(Torchao, "dense_because", lambda *_: "to compare")
+    _, dense = run(made(name))
+    assert (found - dense).norm() < 0.03 * dense.norm()
+
+
+@pytest.mark.parametrize("name", BY_MAKERS)
+def test_the_digest_of_what_is_loaded_sees_scales(made: Callable[[str], Path], name: str) -> None:
+    """Also those that a package keeps beside the parameters, or inside a class of its own."""
+    loaded = load_model(Checkpoint.open(made(name)), TARGET)
+    before = loaded_digest(loaded.model)
+    assert loaded_digest(loaded.model) == before
+    weight = loaded.model.get_submodule(LAYER).weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        scale = state.state2.absmax if state.nested else state.absmax
+    else:
+        scale = weight.SCB if name == "int8" else weight.scale
+    scale.view(-1)[0] *= 2
+    assert loaded_digest(loaded.model) != before
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def put(name: str, value: float) -> Change:
+    """One number of a tensor, the fifth."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[5] = value
+
+    return change
+
+
+def wrong_group(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{LAYER}.g_idx"][3] = 99
+
+
+def crowded_group(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{LAYER}.g_idx"][3] = 1
+
+
+def next_zero(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{LAYER}.qzeros"] += 0x11111111
+
+
+def mixed_up(tensors: dict[str, torch.Tensor]) -> None:
+    names = [f"model.layers.{layer}.mlp.down_proj.g_idx" for layer in (0, 1)]
+    tensors[names[0]], tensors[names[1]] = tensors[names[1]].clone(), tensors[names[0]].clone()
+
+
+DAMAGE: dict[str, tuple[str, Change, str, str]] = {
+    "GPTQ, NaN": ("gptq", put(f"{LAYER}.scales", float("nan")), "non_finite_tensor", LAYER),
+    "GPTQ, zero": ("gptq", put(f"{LAYER}.scales", 0), "packing", "32 weights away"),
+    "GPTQ, no such group": ("gptq", wrong_group, "packing", "names groups that are not there"),
+    "GPTQ, uneven groups": ("gptq", crowded_group, "packing", "31 to 33 inputs"),
+    "GPTQ, zero points": ("gptq", next_zero, "packing", "zero points not 8"),
+    "AWQ, NaN": ("awq", put(f"{LAYER}.scales", float("nan")), "non_finite_tensor", LAYER),
+    "AWQ, zero": ("awq", put(f"{LAYER}.scales", 0), "packing", "32 weights away"),
+    "nf4, NaN": (
+        "nf4", put(f"{LAYER}.weight.absmax", float("nan")), "non_finite_tensor", LAYER),
+    "nf4, zero": ("nf4", put(f"{LAYER}.weight.absmax", 0), "packing", "64 weights away"),
+    "int8, zero": ("int8", put(f"{LAYER}.SCB", 0), "packing", "192 weights away"),
+    "torchao, NaN": (
+        "torchao-int8", put(f"{LAYER}._weight_scale", float("nan")), "non_finite_tensor", LAYER),
+    "torchao, zero": ("torchao-int4", put(f"{LAYER}._weight_scale", 0), "packing", "32 weights"),
+}  # fmt: skip
+
+
+def _with_marks(cases: dict[str, tuple[str, Change, str, str]]) -> list[object]:
+    return [
+        pytest.param(case, marks=MAKERS.get(row[0], ()))  # type: ignore[arg-type]
+        for case, row in cases.items()
+    ]
+
+
+@pytest.mark.parametrize("case", _with_marks(DAMAGE))
+def test_damage_of_scales_and_groups_rejects(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    name, change, kind, words = DAMAGE[case]
+    found = fatal(baseline, changed(made(name), tmp_path / "s", change, {}))
+    told = [failure["message"] for failure in found if failure["type"] == kind]
+    assert any(words in message for message in told), found
+    assert all("\n" not in failure["message"] for failure in found)
+
+
+def test_a_zero_scale_of_weights_that_were_zero_is_no_damage(
+    baseline: Path, tmp_path: Path
+) -> None:
+    """As a packer writes it for an expert, or a row, that was pruned."""
+    dense = tmp_path / "dense"
+    shutil.copytree(baseline, dense)
+    tensors = weights(baseline)
+    tensors[f"{LAYER}.weight"][5, :32] = 0
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    gptq_awq.make(dense, tmp_path / "s", "gptq")
+    subject = changed(tmp_path / "s", tmp_path / "c", put(f"{LAYER}.scales", 0), {})
+    assert fatal(dense, subject) == []
+
+
+def test_another_order_than_config_says(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    subject = changed(made("gptq ordered"), tmp_path / "s", lambda t: None, {"desc_act": False})
+    assert "desc_act: false" in fatal(baseline, subject)[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "config"),
+    [
+        ("gptq_v2 ordered", mixed_up, {}),
+        ("gptq_v2", lambda t: None, {"checkpoint_format": "gptq"}),
+        ("awq", next_zero, {}),
+    ],
+)
+def test_damage_that_fits_is_left_to_the_metric(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path, name: str, change: Change,
+    config: dict[str, object],
+) -> None:  # fmt: skip
+    """A map of another layer, zero points off by one: no rule is broken, and the weights are far
+    from the baseline's."""
+    subject = changed(made(name), tmp_path / "s", change, config)
+    assert fatal(baseline, subject) == []
+    dense, before, after = (
+        Checkpoint.open(path).load(f"{LAYER}.weight").float()
+        for path in (baseline, made(name), subject)
+    )
+    assert (after - dense).norm() > 1.3 * (before - dense).norm()
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def without(name: str) -> Change:
+    return lambda tensors: tensors.pop(name)
+
+
+def cut(name: str) -> Change:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name][:-1].clone()
+
+    return change
+
+
+def garbled(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{LAYER}.weight.quant_state.bitsandbytes__nf4"][0] = 0
+
+
+NOTHING: Change = lambda tensors: None  # noqa: E731
+REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
+    "group size": ("gptq", NOTHING, {"group_size": 40}, ["group size 40 does not divide the"]),
+    "other group size": ("gptq", NOTHING, {"group_size": 16}, ["scales for 6 groups", "12, by"]),
+    "bits": ("gptq", NOTHING, {"bits": 8}, ["bits that config.json says", "8", "4"]),
+    "no zeros": ("gptq", without(f"{LAYER}.qzeros"), {}, ["is there without", "qzeros"]),
+    "no weight": ("awq", without(f"{LAYER}.qweight"), {}, ["is there without", "qweight"]),
+    "short": ("gptq", cut(f"{LAYER}.qweight"), {}, ["fit"]),
+    "short map": ("gptq", cut(f"{LAYER}.g_idx"), {}, ["does not say the group of each input"]),
+    "as AWQ": ("awq", NOTHING, {"quant_method": "gptq"}, ["as AWQ does", "says GPTQ"]),
+    "as GPTQ": ("gptq", NOTHING, {"quant_method": "awq", "version": "gemm"},
+                ["as GPTQ does", "says AWQ"]),
+    "AWQ group size": ("awq", NOTHING, {"group_size": 40}, ["group size 40 does not divide"]),
+    "AWQ bits": ("awq", NOTHING, {"bits": 8}, ["AWQ with 8 bits"]),
+    "4 bits for 8": ("nf4", NOTHING, {"load_in_8bit": True, "load_in_4bit": False},
+                     ["of 4 bits, and config.json says 8"]),
+    "no state": ("nf4", garbled, {}, ["not JSON"]),
+    "no table": ("nf4", without(f"{LAYER}.weight.quant_map"), {}, ["without", "quant_map"]),
+    "short blocks": ("nf4", cut(f"{LAYER}.weight.absmax"), {}, ["does not fit a weight"]),
+    "short rows": ("int8", cut(f"{LAYER}.SCB"), {}, ["not the scale of each row"]),
+    "no scale": ("torchao-int8", without(f"{LAYER}._weight_scale"), {}, ["scale is missing"]),
+    "short scale": ("torchao-int4", cut(f"{LAYER}._weight_scale"), {}, ["do not tile"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=MAKERS.get(r[0], ())) for c, r in REFUSED.items()]
+)
+def test_parts_that_do_not_fit_are_one_line(
+    made: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    name, change, config, words = REFUSED[case]
+    with pytest.raises(InputError) as caught:
+        Checkpoint.open(changed(made(name), tmp_path / "s", change, config))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert all(word in line for word in words), line
+
+
+def test_two_configurations_are_refused(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same twice is one."""
+    shutil.copytree(made("gptq"), tmp_path / "s")
+    path = tmp_path / "s/config.json"
+    document = json.loads(path.read_text())
+    document["quantization"] = document["quantization_config"]
+    path.write_text(json.dumps(document))
+    assert Checkpoint.open(tmp_path / "s").form.name == "gptq"
+    document["compression_config"] = {"quant_method": "compressed-tensors"}
+    path.write_text(json.dumps(document))
+    with pytest.raises(NotACheckpointError, match="says twice how the weights are packed"):
+        Checkpoint.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("gptq", "quantize_config.json"), ("awq", "quant_config.json")]
+)
+def test_a_second_file_that_says_otherwise_rejects(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path, name: str, file: str
+) -> None:
+    """Some loaders read that one."""
+    shutil.copytree(made(name), tmp_path / "s")
+    (tmp_path / "s" / file).write_text('{"bits": 4, "group_size": 128}')
+    (found,) = fatal(baseline, tmp_path / "s")
+    assert "group_size: 32" in found["message"]
+    assert "128" in found["message"]
+
+
+@needs("torchao")
+def test_another_class_of_torchao_is_named(made: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(made("torchao-int8"), tmp_path / "s")
+    file = tmp_path / "s/model.safetensors"
+    with safe_open(file, "pt") as handle:
+        metadata = handle.metadata()
+    metadata[f"{LAYER}.weight"] = '{"_type": "Int4TilePackedTo4dTensor", "_data": {}}'
+    save_file(weights(tmp_path / "s"), file, metadata)
+    with pytest.raises(NotACheckpointError, match="torchao's Int4TilePackedTo4dTensor"):
+        Checkpoint.open(tmp_path / "s")
