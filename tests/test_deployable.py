@@ -249,7 +249,7 @@ LIES: dict[str, tuple[str, Callable[[Document], object]]] = {
     "not from the files": (LOAD, lambda d: d.update(loaded_from_saved_checkpoint=False)),
     "another backend loads": (LOAD, lambda d: d.update(backend="vllm")),
     "another version loads": (LOAD, lambda d: d.update(backend_version="9")),
-    "another version runs": (INVENTORY, lambda d: d.update(versions={"gguf": "0.19", "llama-cpp-python": "9"})),
+    "another version runs": (INVENTORY, lambda d: d["versions"].update(gguf="9")),
     "other kernels": (INVENTORY, lambda d: d.update(kernels={"torch.Linear": 2})),
     "another format": (INVENTORY, lambda d: d.update(format="awq")),
     "a module left out": (INVENTORY, lambda d: d["modules"].popitem()),
