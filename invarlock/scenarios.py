@@ -211,7 +211,17 @@ def load_catalogue(path: Path) -> Catalogue:
 
     document = read_json_object(path)
     validate(document, "scenarios", str(path), config=True)
-    return parse_catalogue(document, str(path))
+    catalogue = parse_catalogue(document, str(path))
+    for scenario in catalogue.scenarios:
+        if scenario.artifact_class == EVIDENCE_ONLY:
+            raise ConfigError(
+                f"scenario {scenario.id} is of class {EVIDENCE_ONLY}: a run has no subject of it to"
+                " measure",
+                where=str(path),
+                hint="judge the reports that were made elsewhere with invarlock verdict, and pack"
+                " their folder: invarlock advanced evidence-pack build OUT --run-dir DIR",
+            )
+    return catalogue
 
 
 def parse_catalogue(document: Mapping[str, Any], where: str) -> Catalogue:
@@ -245,15 +255,7 @@ def _check_class(scenario: Scenario, where: str) -> None:
         "deployable_edit": (DEPLOYABLE,),
         "error": (FAULT,),
     }[scenario.kind]
-    if scenario.artifact_class == EVIDENCE_ONLY:
-        raise ConfigError(
-            f"scenario {scenario.id} is of class {EVIDENCE_ONLY}: a run has no subject of it to"
-            " measure",
-            where=where,
-            hint="pack the reports that were made elsewhere: invarlock advanced evidence-pack build"
-            " OUT --report FILE --final-verdict FILE --material scenarios=FILE",
-        )
-    if scenario.artifact_class not in possible:
+    if scenario.artifact_class not in (EVIDENCE_ONLY, *possible):
         raise ConfigError(
             f"scenario {scenario.id} is of class {scenario.artifact_class}, which its generation"
             f" ({scenario.kind} {scenario.edit_spec or scenario.error_type}) does not make",

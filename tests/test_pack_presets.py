@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pack_factory as packs
 import pytest
@@ -172,3 +173,44 @@ def test_a_preset_of_other_thresholds_is_not_taken(tmp_path: Path) -> None:
     words += [str(out / "reports/final_verdict.json"), "--report", str(report)]
     assert main(words) == 7
     assert not (tmp_path / "pack").exists()
+
+
+def evidence_only(folder: Path, change: Callable[[Any], object]) -> Path:
+    """A folder of reports made elsewhere, with scenarios of the class for them and no metadata."""
+    out = packs.write_suite(folder / "out", CLEAN, judged_by({}))
+    packs.write_json(out / MODEL / "presets" / f"calibrated_preset_{MODEL}.json", PRESET.document)
+    packs.write_json(out / MODEL / "presets/calibration_stats.json", STATS)
+
+    def classed(manifest: Any) -> None:
+        for entry in manifest["scenarios"]:
+            entry["artifact_class"] = "evidence_only_pack"
+        change(manifest)
+
+    edit_json(out / "state/scenarios.json", classed)
+    for metadata in out.glob(f"{MODEL}/**/edit_metadata.json"):
+        metadata.unlink()  # no checkpoint was made that it could speak of
+    words = ["verdict", "--scenarios", str(out / "state/scenarios.json"), "--evaluation"]
+    words += [
+        str(path.parent) for path in sorted(out.glob(f"{MODEL}/reports/*/run_1/outcome.json"))
+    ]
+    words += ["--out-dir", str(out / "reports"), "--analysis-dir", str(out / "analysis")]
+    assert main(words) == 0
+    return out
+
+
+def test_evidence_alone_is_packed_without_metadata(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reports of checkpoints that no run made; where a scenario says that one was, it is asked."""
+    key = packs.new_key(tmp_path / "key.pem")
+    alone = evidence_only(tmp_path / "alone", lambda manifest: None)
+    assert packs.build(alone, tmp_path / "pack", key=key) == 0
+    result = verify_pack(tmp_path / "pack", VerifyOptions())
+    assert result.exit_code == 0
+
+    def made(manifest: Any) -> None:
+        manifest["scenarios"][1]["artifact_class"] = "validation_subject_checkpoint"
+
+    assert packs.build(evidence_only(tmp_path / "made", made), tmp_path / "no", key=key) != 0
+    assert "edit_metadata.json" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

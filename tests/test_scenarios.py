@@ -317,12 +317,15 @@ def test_classes_that_are_not_made(kind: str, generation: dict[str, str], tmp_pa
     assert "\n" not in line
 
 
-def test_evidence_alone_is_packed_by_hand() -> None:
+def test_evidence_alone_is_packed_by_hand(tmp_path: Path) -> None:
     """A run has nothing to measure of such a scenario; the line names the command."""
     document = json.loads(CATALOGUE.read_text())
     document["scenarios"][0]["artifact_class"] = "evidence_only_pack"
-    with pytest.raises(ConfigError, match="evidence-pack build OUT --report FILE") as caught:
-        parse_catalogue(document, "x.json")
+    parse_catalogue(document, "received")  # a pack may hold one
+    path = tmp_path / "scenarios.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="evidence-pack build OUT --run-dir DIR") as caught:
+        load_catalogue(path)
     assert "noop_clean is of class evidence_only_pack" in str(caught.value)
 
 
