@@ -85,7 +85,10 @@ def forget_others(asked):
         for kind in ("reports", "determinism")
         for s in L.custom
     ]
-    say_where(supersede(OUT, asked, custom))
+    place = supersede(OUT, asked, custom)
+    if place is not None:
+        workflow.iocache.clear()  # snakemake may have looked at what is moved already
+    say_where(place)
 
 
 def say_where(place):

@@ -67,6 +67,27 @@ def test_new_weights_in_an_old_folder_are_judged(repository: Path) -> None:
     assert {"pin_revisions", "baseline", "windows", "baseline_report"} < set(planned)
 
 
+def test_a_pack_of_an_earlier_subject_is_set_aside(repository: Path) -> None:
+    """Also where the pack is what is asked for, which snakemake has looked at by then."""
+    for seed, name in enumerate(("base", "mine", "other")):
+        write_tiny_folder(repository / name, seed=seed)
+    words = ["--cores", "1", "--config", "suite=byoe", "baseline=base", "scenarios=byoe", "out=out"]
+    words += ["tier=none", "windows={seq_len: 64}", "long_context={windows: 0}"]
+    manifest = "out/evidence_pack/manifest.json"
+    metadata = "out/base/edits/byoe/edit_metadata.json"
+    assert snakemake(repository, metadata, *words, "subject=mine").returncode == 0
+    (repository / manifest).parent.mkdir(parents=True)
+    (repository / manifest).touch()
+    some = ["--until", "source_repo"]
+    done = snakemake(repository, manifest, *some, *words, "subject=other")
+    assert done.returncode == 0, done.stderr
+    assert "superseded" in done.stderr
+    moved = [
+        p.relative_to(repository).as_posix() for p in (repository / "out").rglob("manifest.json")
+    ]
+    assert moved == ["out/superseded/evidence_pack/manifest.json"], done.stderr
+
+
 # --- words of the shell commands ----------------------------------------------------------------
 
 END = "\x1f"  # of an argument
