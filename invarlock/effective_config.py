@@ -193,7 +193,7 @@ def _resolved(config: Fields) -> Effective:
     library_log.set_verbosity_error()
     try:  # the class works on the dictionaries it is given
         resolved = made.from_dict(copy.deepcopy(dict(config))).to_dict()
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
         cause = " ".join(str(error).split())
         raise InputError(f"{made.__name__} refuses it: {cause}") from error
     finally:

@@ -52,6 +52,8 @@ class Completions:
         shift = 0 if self.way == "shifted" else 1  # llama-cpp-python takes the token's own row
         numbers = [None, *(float(rows[n - shift, every[n]]) for n in range(1, len(ids)))]
         numbers.append(float(rows[-1, drawn]))
+        if self.way == "above zero" and len(ids) > 30:
+            numbers[9] = 0.5
         words = [self.tokenizer.decode([i], skip_special_tokens=False) for i in every]
         logprobs: Answer = {"token_logprobs": numbers, "tokens": words}
         if self.way == "generated only" or not body["echo"]:

@@ -365,6 +365,12 @@ def cut(part: str) -> Callable[[Stored], object]:
     return edit
 
 
+def put(part: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Stored], object]:
+    """A part of a module is another."""
+    name = f"{MODULE}.{part}"
+    return lambda stored: stored.update({name: make(stored[name]).clone()})
+
+
 def same(_: object) -> None:
     """Nothing is changed."""
 
@@ -385,6 +391,21 @@ UNREADABLE: dict[str, tuple[str, Callable[[Stored], object], Callable[[Config], 
     "scales of fewer rows": ("W8A8", cut("weight_scale"), same, "scales"),
     "no group": ("W8A8", same, lambda c: c["quantization_config"].update(config_groups={}),
                  "no group of quantization_config"),
+    "a shape that is none": (
+        "W4A16 groups", put("weight_shape", lambda t: t[:0]), same, "two or three sizes"),
+    "words that are one number": (
+        "W4A16 groups", put("weight_packed", lambda t: t.view(-1)[0]), same, "a matrix"),
+    "several global scales": (
+        "NVFP4", put("weight_global_scale", lambda t: torch.cat([t, t])), same, "one global scale"),
+    "powers that are numbers": (
+        "MXFP4A16", put("weight_scale", lambda t: t.half()), same, "scales of F8_E8M0 or U8"),
+    "zero points that are no words": (
+        "W4A16 asymmetric", put("weight_zero_point", lambda t: t.double()), same, "points of I32"),
+    "no pattern": (
+        "W8A8", same, lambda c: c["quantization_config"].update(ignore=["re:("]), "not a pattern"),
+    "packed and ignored": (
+        "W4A16 groups", same, lambda c: c["quantization_config"].update(ignore=["re:.*down_proj"]),
+        "quantization_config ignores it"),
     "a number that is a word": (
         "W8A8", same, lambda c: group(c).update(num_bits="eight"), "num_bits"),
 }  # fmt: skip

@@ -158,6 +158,11 @@ def test_damage_rejects(dense: Path, tmp_path: Path, case: str) -> None:
 UNREADABLE: dict[str, tuple[Callable[[Stored], object], object, str]] = {
     "no scales": (lambda s: s.pop(f"{MODULE}.weight_scale_inv"), [32, 32], "has no scales"),
     "other blocks": (lambda s: None, [64, 64], "a scale for each block"),
+    "scales of another type": (
+        lambda s: s.update({n: t.long() for n, t in s.items() if n.endswith("_inv")}),
+        [32, 32],
+        "no type that scales have",
+    ),
     "no blocks": (lambda s: None, None, "one scale"),
     "no sizes": (lambda s: None, "128x128", "weight_block_size"),
     "sizes of nothing": (lambda s: None, [0, 128], "weight_block_size"),

@@ -203,6 +203,18 @@ def test_garbage(llama: Path, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(good[:start] + rng.bytes(8) + good[start + 8 :])
         opened, failures = open_subject(tmp_path / "m.gguf", llama)
         assert opened is not None or "GGUF" in only(failures)
+    name = good.index(b"llama")  # of the architecture
+    (tmp_path / "m.gguf").write_bytes(good[:name] + b"\xc2" + good[name + 1 :])
+    assert "general.architecture of the metadata is not UTF-8" in only(
+        findings(llama, tmp_path / "m.gguf")
+    )
+
+
+def test_an_empty_tensor(llama: Path, tmp_path: Path) -> None:
+    """The package writes one; no model has one."""
+    nothing = "model.layers.0.mlp.down_proj.weight"
+    write_gguf(llama, tmp_path / "m.gguf", change=lambda name, v: v[:0] if name == nothing else v)
+    assert "blk.0.ffn_down.weight is empty" in only(findings(llama, tmp_path / "m.gguf"))
 
 
 def test_another_architecture(llama: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -295,3 +296,15 @@ def test_values_that_no_class_takes_are_one_finding(baseline, subject):
     edit_config(subject, num_hidden_layers="two")
     failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
     assert ("config_unreadable", "fatal") in [(f["type"], f["severity"]) for f in failures]
+
+
+def test_an_embedding_that_is_one_number(tmp_path: Path) -> None:
+    """It has no rows to be counted."""
+    for name in ("b", "s"):
+        make_llama(tmp_path / name, tied=False)
+    head = "lm_head.weight"
+    file = tmp_path / "s/model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, head: tensors[head].view(-1)[0].clone()}, file)
+    found = check_checkpoint(Checkpoint.open(tmp_path / "b"), Checkpoint.open(tmp_path / "s"))
+    assert f"{head} has 0 rows" in " ".join(failure["message"] for failure in found)

@@ -152,10 +152,15 @@ def test_a_part_that_is_missing_is_one_line(packed: Path, tmp_path: Path, part: 
         open_model(folder)
 
 
-def test_parts_of_other_sizes_are_one_line(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [lambda t: t[..., :1].clone(), lambda t: t.half()], ids=["sizes", "types"]
+)
+def test_parts_of_other_sizes_and_types_are_one_line(
+    packed: Path, tmp_path: Path, other: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     folder = shutil.copytree(packed, tmp_path / "subject")
     name = f"{EXPERTS}.down_proj_scales"
-    change(folder, lambda s: s.update({name: s[name][..., :1].clone()}))
+    change(folder, lambda s: s.update({name: other(s[name])}))
     with pytest.raises(InputError, match="do not fit together") as caught:
         open_model(folder)
     assert "\n" not in str(caught.value)

@@ -186,6 +186,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InputError], str]] = {
               "baseline's own weights"),
     "unknown": (lambda a: edit_config(a, layer_replication=[[0, 2]]), NotACheckpointError,
                 "layer_replication"),
+    "code": (lambda a: edit_config(a, megatron_config={"x": 1}, megatron_core="antigravity"),
+             NotACheckpointError, "megatron_config"),
     "rank": (lambda a: edit_config(a, r=8), InputError, "another rank"),
     "no rank": (lambda a: edit_config(a, r=0), InputError, "not a LoRA configuration"),
     "pattern": (lambda a: edit_config(a, rank_pattern={"(": 2}), InputError, "not a pattern"),

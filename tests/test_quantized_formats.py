@@ -387,6 +387,11 @@ def cut(name: str) -> Change:
     return change
 
 
+def aside(name: str) -> Change:
+    """A vector as the one row of a matrix."""
+    return lambda tensors: tensors.update({name: tensors[name][None].clone()})
+
+
 def garbled(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{LAYER}.weight.quant_state.bitsandbytes__nf4"][0] = 0
 
@@ -409,6 +414,7 @@ REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
                      ["of 4 bits, and config.json says 8"]),
     "no state": ("nf4", garbled, {}, ["not JSON"]),
     "no table": ("nf4", without(f"{LAYER}.weight.quant_map"), {}, ["without", "quant_map"]),
+    "a table of two sides": ("nf4", aside(f"{LAYER}.weight.quant_map"), {}, ["F32 [1, 16]"]),
     "short blocks": ("nf4", cut(f"{LAYER}.weight.absmax"), {}, ["does not fit a weight"]),
     "short rows": ("int8", cut(f"{LAYER}.SCB"), {}, ["not the scale of each row"]),
     "no scale": ("torchao-int8", without(f"{LAYER}._weight_scale"), {}, ["scale is missing"]),
@@ -445,17 +451,27 @@ def test_two_configurations_are_refused(made: Callable[[str], Path], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("gptq", "quantize_config.json"), ("awq", "quant_config.json")]
-)
+    ("name", "file", "said", "other"),
+    [
+        ("gptq", "quantize_config.json", {"group_size": 32}, {"group_size": 128}),
+        ("awq", "quant_config.json", {"group_size": 32}, {"q_group_size": 128}),
+        # zero points that one stores less one
+        ("gptq", "quantize_config.json", {"checkpoint_format": "gptq"},
+         {"checkpoint_format": "gptq_v2"}),
+        ("awq", "quant_config.json", {"zero_point": True}, {"zero_point": False}),
+    ],
+)  # fmt: skip
 def test_a_second_file_that_says_otherwise_rejects(
-    baseline: Path, made: Callable[[str], Path], tmp_path: Path, name: str, file: str
-) -> None:
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path, name: str, file: str,
+    said: dict[str, object], other: dict[str, object],
+) -> None:  # fmt: skip
     """Some loaders read that one."""
-    shutil.copytree(made(name), tmp_path / "s")
-    (tmp_path / "s" / file).write_text('{"bits": 4, "group_size": 128}')
-    (found,) = fatal(baseline, tmp_path / "s")
-    assert "group_size: 32" in found["message"]
-    assert "128" in found["message"]
+    subject = changed(made(name), tmp_path / "s", NOTHING, said)
+    (subject / file).write_text(json.dumps({"bits": 4, "version": "GEMM", **other}))
+    (found,) = fatal(baseline, subject)
+    ((key, value),) = said.items()
+    assert f"{key}: {value}" in found["message"]
+    assert f"says {next(iter(other.values()))}" in found["message"]
 
 
 @needs("torchao")

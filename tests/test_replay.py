@@ -527,3 +527,12 @@ def test_a_section_of_another_type_never_raises(section, value):
 def test_what_is_no_report_never_raises(document):
     """Nothing to read is a line, not an exception."""
     assert replay(document) != []
+
+
+def test_packed_files_do_not_pass_for_dense_ones() -> None:
+    """A report that names packed files has to say how they are packed."""
+    report = make_report("plain", 1.004)
+    report["provenance"]["subject"]["checkpoint"]["packed_files"] = {"model.gguf": "0" * 64}
+    assert any(line.startswith("/meta/execution does not say") for line in replay(report))
+    report["meta"]["execution"] = {"schemes": {"Q8_0": {}}}
+    assert not any(line.startswith("/meta/execution") for line in replay(report))

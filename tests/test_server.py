@@ -69,6 +69,7 @@ REFUSED = {
     "no echo": "no log-probabilities of prompts",
     "generated only": "no log-probabilities of the tokens of a prompt",
     "shifted": "not those of the next token",
+    "above zero": "above zero, which are none; found 0.5",
     "short": "HTTP 400.*maximum context length",
     "moved": "HTTP 302",
     "page": "does not answer as OpenAI's servers do",

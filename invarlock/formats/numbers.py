@@ -18,6 +18,7 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 WORD = 32  # bits
 NOT_A_NUMBER = 255  # as an E8M0 byte
 BIAS = 127
+POWERS = ("U8", "F8_E8M0")  # safetensors codes of E8M0
 SMALLEST = 2.0**-126  # a scale of less is zero
 
 

@@ -295,13 +295,26 @@ def uneven(size: int, columns: int, module: str, where: str) -> InputError:
     )  # fmt: skip
 
 
+# Members of quantization_config that a second file says too, and its other name of them.
+SAID_TWICE = {
+    "bits": "w_bit",
+    "group_size": "q_group_size",
+    "sym": "",
+    "desc_act": "",
+    "zero_point": "",
+    "checkpoint_format": "",
+    "version": "",
+}
+
+
 def disagreement(found: Mapping[str, Any], beside: Mapping[str, Any], name: str) -> Iterator[str]:
     """Where a second file says something else of the packing: some loaders read that one."""
-    names = {"bits": "w_bit", "group_size": "q_group_size"}
-    for key, older in names.items():
+    for key, older in SAID_TWICE.items():
         other = beside.get(key, beside.get(older))
-        if key in found and other is not None and other != found[key]:
-            yield f"config.json says {key}: {found[key]}, and {name} says {other}"
+        mine = found.get(key)
+        if mine is None or other is None or str(other).lower() == str(mine).lower():
+            continue
+        yield f"config.json says {key}: {found[key]}, and {name} says {other}"
 
 
 def torch_dtype(code: str) -> torch.dtype:

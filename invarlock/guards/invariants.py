@@ -14,7 +14,7 @@ from pathlib import Path
 
 from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
-from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.checkpoints import Checkpoint, TensorInfo, tokenizer_digest
 from invarlock.counts import counted
 from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError, NotACheckpointError
@@ -240,15 +240,19 @@ def _check_rows(subject: Checkpoint) -> list[Failure]:
     known = architecture_of(subject.config)
     more = known.more_rows if known else 0
     # the embedding of a class that adds rows has them, and its head may or may not
-    admitted = {declared, declared + more} if isinstance(declared, int) else {declared}
+    admitted = (declared, declared + more) if isinstance(declared, int) else (declared,)
     return [
         _failure(
             "vocabulary_rows",
-            f"{name} has {tensor.shape[0]} rows, config.json declares {declared} tokens",
+            f"{name} has {_rows(tensor)} rows, config.json declares {declared} tokens",
         )
         for name, tensor in subject.tensors.items()
-        if is_token_table(name, subject.config) and tensor.shape[0] not in admitted
+        if is_token_table(name, subject.config) and _rows(tensor) not in admitted
     ]
+
+
+def _rows(tensor: TensorInfo) -> int:
+    return tensor.shape[0] if tensor.shape else 0  # a number has none
 
 
 def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:

@@ -369,6 +369,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _costs(report)
     yield from _shift(report, policy)
     yield from _excerpts(report)
+    yield from _packed(report)
     if _ran(report):
         yield from _early(report, policy)
         yield from _geometry(report)
@@ -547,6 +548,14 @@ def _excerpts(report: Report) -> Iterator[str]:
         yield "/excerpts are of losses that such a run does not record"
         return
     yield from excerpts.impossible(found, report["evaluation_windows"]["final"])
+
+
+def _packed(report: Report) -> Iterator[str]:
+    """A subject of packed files says how they are packed: else it would pass for a dense one."""
+    checkpoint = report["provenance"]["subject"].get("checkpoint") or {}
+    said = report["meta"].get("execution") or {}
+    if "packed_files" in checkpoint and not said.get("schemes"):
+        yield "/meta/execution does not say how the subject's packed files are packed"
 
 
 def _further(value: object, known: object, at: str = "") -> Iterator[str]:

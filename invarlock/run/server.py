@@ -211,6 +211,12 @@ class Server:
                 found=str(sum(v is not None for v in found.token_logprobs)),
                 hint="vLLM and SGLang give them; llama-server and TGI do not",
             )  # fmt: skip
+        above = next((v for v in values if v is not None and v > 0), None)
+        if above is not None:
+            raise InputError(
+                "gives log-probabilities above zero, which are none", where=self.where,
+                found=f"{above:g}",
+            )  # fmt: skip
         if not self.as_ids:
             self._require_tokens(ids, found.tokens)
         return [math.nan if v is None else float(v) for v in values]

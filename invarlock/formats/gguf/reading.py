@@ -146,7 +146,12 @@ class Gguf:
     def get(self, key: str) -> Any:
         """Metadata value of ``key``, or None."""
         field = self._first.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{key} of the metadata is not UTF-8", where=str(self.source)
+            ) from error
 
     def meta(self, key: str) -> Any:
         """Metadata value of ``key``; InputError where it is missing."""
@@ -188,6 +193,8 @@ def _reader(path: Path) -> GGUFReader:
         ) from error
     size = path.stat().st_size
     for tensor in reader.tensors:
+        if not tensor.n_elements:
+            raise InputError(f"tensor {tensor.name} is empty", where=str(path), hint=hint)
         if math.prod(map(int, tensor.shape)) != tensor.n_elements or (
             int(tensor.data_offset) + int(tensor.n_bytes) > size
         ):

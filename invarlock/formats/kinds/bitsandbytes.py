@@ -116,12 +116,14 @@ def _in_four_bits(stored: Mapping[str, TensorInfo], name: str, where: str) -> Pa
         sizes |= {".nested_quant_map": 256}
     for end, size in sizes.items():
         part = stored[weight + end]
-        found = part.nbytes if not end else part.numel
-        if found != size:
+        code = "U8" if end == ".absmax" and "nested_blocksize" in state else "F32"
+        wanted: tuple[object, ...] = (code, [size]) if end else (size, "bytes")
+        found: tuple[object, ...] = (part.dtype, [*part.shape]) if end else (part.nbytes, "bytes")
+        if found != wanted:
             raise InputError(
                 f"{part.name} does not fit a weight of {list(shape)} in blocks of"
                 f" {state['blocksize']}",
-                where=where, expected=f"{size} {'elements' if end else 'bytes'}", found=str(found),
+                where=where, expected=_words(wanted), found=_words(found),
             )  # fmt: skip
     names = (*(weight + end for end in ends), name)
     twice = ", scales in 8 bits" if "nested_blocksize" in state else ""
@@ -136,18 +138,23 @@ def _in_four_bits(stored: Mapping[str, TensorInfo], name: str, where: str) -> Pa
     )
 
 
+def _words(kind: tuple[object, ...]) -> str:
+    return " ".join(map(str, kind))
+
+
 def _in_eight_bits(
     stored: Mapping[str, TensorInfo], scales: TensorInfo, config: Mapping[str, Any], where: str
 ) -> PackedTensor:
     module = scales.name.removesuffix(".SCB")
     weight, order = stored.get(f"{module}.weight"), stored.get(f"{module}.weight_format")
-    if weight is None or weight.dtype != "I8" or scales.shape != weight.shape[:1]:
+    fits = weight is not None and weight.dtype == "I8" and len(weight.shape) == 2
+    if weight is None or not fits or scales.shape != weight.shape[:1] or scales.dtype != "F32":
         raise InputError(
             f"{scales.name} is not the scale of each row of {module}.weight", where=where,
             expected=f"I8 [{scales.numel}, inputs]",
             found="no such tensor" if weight is None else f"{weight.dtype} {list(weight.shape)}",
         )  # fmt: skip
-    if order is not None and int(stored_tensor(Path(where), order)) != 0:
+    if order is not None and bool(stored_tensor(Path(where), order).any()):
         raise NotACheckpointError(f"{order.name} is not 0, by row", where=where)
     names = (weight.name, scales.name, *([] if order is None else [order.name]))
     return PackedTensor(
@@ -167,11 +174,14 @@ def _read_state(stored: torch.Tensor, where: str) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    state: Any = parse_json(bytes(stored.tolist()), where)
+    import torch
+
+    state: Any = parse_json(stored.reshape(-1).view(torch.uint8).numpy().tobytes(), where)
     if not isinstance(state, dict):
         raise InputError("is no JSON object", where=where)
     shape, sizes = state.get("shape"), [state.get("blocksize"), state.get("nested_blocksize", 1)]
     whole = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)
+    whole = whole and isinstance(state.get("nested_offset", 0.0), int | float)
     if not whole or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise InputError("names no shape and sizes of blocks", where=where, found=str(state)[:200])
     if state.get("dtype") not in ("bfloat16", "float16", "float32"):

@@ -22,7 +22,15 @@ from msgspec import Struct, ValidationError, convert
 
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.kind import Package, PackedTensor
-from invarlock.formats.numbers import SMALLEST, fp4, powers, spread, whole_numbers, words_for
+from invarlock.formats.numbers import (
+    POWERS,
+    SMALLEST,
+    fp4,
+    powers,
+    spread,
+    whole_numbers,
+    words_for,
+)
 from invarlock.formats.packed import (
     Packed,
     dtype_of,
@@ -31,7 +39,7 @@ from invarlock.formats.packed import (
     stored_tensor,
     torch_dtype,
 )
-from invarlock.shards import TensorInfo
+from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +51,7 @@ GLOBAL = ".weight_global_scale"
 SHAPE = ".weight_shape"
 ZERO = ".weight_zero_point"
 ORDER = ".weight_g_idx"
+PATTERN = "re:"  # what a pattern of names of modules begins with
 # What activations and caches of keys and values are rounded by: no weights.
 BESIDE = re.compile(r".*\.(?:input|output|q|k|v)_(?:scale|zero_point|global_scale)")
 WORDS_OF = {
@@ -109,18 +118,31 @@ class Quantization(Struct, frozen=True):
     """``quantization_config``, as far as it is asked for."""
 
     config_groups: dict[str, Group] = {}
+    ignore: list[str] = []
     format: str = "dense"
     kv_cache_scheme: Args | None = None
     sparsity_config: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None
+
+    def patterns(self) -> Iterator[str]:
+        """All patterns of names."""
+        for targets in (self.ignore, *(group.targets for group in self.config_groups.values())):
+            yield from (target[len(PATTERN) :] for target in targets if target.startswith(PATTERN))
+
+    def ignores(self, module: str) -> bool:
+        """Whether a module is said to be dense: by its name, or a pattern of names."""
+        return any(
+            re.match(name[len(PATTERN) :], module) if name.startswith(PATTERN) else name == module
+            for name in self.ignore
+        )
 
     def group_of(self, module: str) -> Group | None:
         """The group of a module: by its name, by a pattern of names, by its class."""
         found: dict[int, Group] = {}
         for group in self.config_groups.values():
             for target in group.targets:
-                if target.startswith("re:"):
-                    rank = 1 if re.match(target[3:], module) else 3
+                if target.startswith(PATTERN):
+                    rank = 1 if re.match(target[len(PATTERN) :], module) else 3
                 else:  # a class is not to be seen here: a word that is no module's name is one
                     rank = 0 if target == module else 3 if "." in target else 2
                 if rank < 3:
@@ -142,6 +164,14 @@ def read_quantization(config: Mapping[str, Any], where: str) -> Quantization:
             f"quantization_config is not as compressed-tensors writes it: {error}",
             where=f"{where}/config.json",
         ) from error
+    for pattern in found.patterns():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"quantization_config: not a pattern: {pattern!r} ({error})",
+                where=f"{where}/config.json",
+            ) from error
     sparse = (found.sparsity_config or {}).get("format", "dense")
     other = [name for name in (found.format, sparse) if re.search("sparse|24|mxfp6", str(name))]
     if other or (found.transform_config or {}).get("config_groups"):
@@ -184,6 +214,11 @@ class CompressedTensors(Packed):
                 raise InputError(
                     f"{module} is packed, but no group of quantization_config holds it",
                     where=where, expected=", ".join(quantization.config_groups) or "config_groups",
+                )  # fmt: skip
+            if quantization.ignores(module):
+                raise InputError(
+                    f"{module} is packed, and quantization_config ignores it: servers would load a"
+                    " dense one", where=where, hint="remove it from ignore",
                 )  # fmt: skip
             yield _packed(module, group.weights, stored, dtype_of(config), where)
 
@@ -350,6 +385,7 @@ def _packed(
     (weight,) = given
     parts = [n for n in (SCALE, GLOBAL, ORDER) if module + n in stored]
     shape, kind = weight.shape, f"{args.type}{args.num_bits}"
+    _require(len(shape) > 1, "a matrix", shape, module, where)
     if weight.name.endswith(PLAIN):
         codes = {"int": "I8", "float": "F8_E4M3"}
     elif args.type == "float":
@@ -372,12 +408,22 @@ def _packed(
     known |= {(), (1,)} if blocks == (1, 1) else set()
     scaled = f"scales of {(*shape[:-2], *blocks)} ({args.words()})"
     _require(scales in known, scaled, scales, module, where)
+    whole = stored.get(module + GLOBAL)
+    _require(whole is None or whole.numel == 1, "one global scale", whole, module, where)
+    types = {*FLOAT_DTYPES, *POWERS}
+    if codes == {"float": "U8"}:  # two FP4 numbers to a byte
+        types = {*POWERS} if whole is None else {"F8_E4M3"}
+    code = stored[module + SCALE].dtype
+    _require(code in types, f"scales of {' or '.join(sorted(types))}", code, module, where)
     if not args.symmetric:
         zeros = stored.get(module + ZERO)
         rows = words_for(shape[-2], args.num_bits) if codes.get("int") == "I32" else blocks[0]
         expected = (*shape[:-2], rows, blocks[1])
         found = zeros.shape if zeros else "none"
         _require(found == expected, f"zero points {expected}", found, module, where)
+        held = zeros.dtype if zeros else ""
+        wanted = "I32" if codes.get("int") == "I32" else "I8"
+        _require(held == wanted, f"zero points of {wanted}", held, module, where)
         parts.append(ZERO)
     names = (weight.name, *(module + part for part in parts))
     return PackedTensor(
@@ -406,6 +452,8 @@ def _written_shape(module: str, stored: Mapping[str, TensorInfo], where: str) ->
     info = stored.get(module + SHAPE)
     if info is None:
         raise InputError(f"{module} has packed words and no {SHAPE[1:]}", where=where)
+    sizes = info.shape in ((2,), (3,)) and info.dtype in ("I32", "I64")
+    _require(sizes, f"{SHAPE[1:]}: two or three sizes", info.shape, module, where)
     return tuple(int(size) for size in stored_tensor(Path(where), info).tolist())
 
 

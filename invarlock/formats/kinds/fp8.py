@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
 from invarlock.formats.kind import Package, PackedTensor
-from invarlock.formats.numbers import powers, spread
+from invarlock.formats.numbers import POWERS, powers, spread
 from invarlock.formats.packed import (
     DENSE,
     Packed,
@@ -28,14 +28,13 @@ from invarlock.formats.packed import (
     torch_dtype,
     two,
 )
-from invarlock.shards import TensorInfo
+from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHT = ".weight"
 SCALES = (".weight_scale_inv", ".weight_scale")
-POWERS = ("U8", "F8_E8M0")  # safetensors codes of scales that are powers of two
 ACTIVATIONS = (".activation_scale", ".input_scale", ".k_scale", ".v_scale")
 
 
@@ -76,6 +75,12 @@ class Fp8(Packed):
                     f"{scales.name} does not have a scale for each block of {name}", where=where,
                     expected=f"{list(across)} of blocks of {block}" if block else "one scale",
                     found=str(list(scales.shape)),
+                )  # fmt: skip
+            types = sorted({*FLOAT_DTYPES, *POWERS})
+            if scales.dtype not in types:
+                raise InputError(
+                    f"{scales.name} is of no type that scales have", where=where,
+                    expected=" or ".join(types), found=scales.dtype,
                 )  # fmt: skip
             shared = f"blocks of {block[0]}x{block[1]}" if block else "one scale"
             yield PackedTensor(

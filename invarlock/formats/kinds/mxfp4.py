@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
 from invarlock.formats.kind import PackedTensor
-from invarlock.formats.numbers import SMALLEST, fp4, powers
+from invarlock.formats.numbers import POWERS, SMALLEST, fp4, powers
 from invarlock.formats.packed import (
     Packed,
     dtype_of,
@@ -50,11 +50,13 @@ class Mxfp4(Packed):
         for name, parts in parts_of(stored, BLOCKS, (SCALES,), where):
             blocks, scales = parts[BLOCKS], parts[SCALES]
             fits = len(blocks.shape) == 4 and blocks.shape[-1] == BYTES
+            fits = fits and blocks.dtype == "U8" and scales.dtype in POWERS
             if not fits or scales.shape != blocks.shape[:-1]:
                 raise InputError(
                     f"the blocks and scales of {name} do not fit together", where=where,
                     expected=f"{BYTES} bytes and a scale for each group of {GROUP} numbers",
-                    found=f"{list(blocks.shape)} and {list(scales.shape)}",
+                    found=f"{list(blocks.shape)} {blocks.dtype} and {list(scales.shape)}"
+                    f" {scales.dtype}",
                 )  # fmt: skip
             experts, rows, groups, _ = blocks.shape
             yield PackedTensor(

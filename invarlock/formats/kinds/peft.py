@@ -45,7 +45,7 @@ INITIALIZERS = (True, False, "gaussian", "eva", "orthogonal")
 # Members of adapter_config.json that change nothing of a trained adapter.
 HARMLESS = frozenset({
     "auto_mapping", "revision", "task_type", "inference_mode", "lora_dropout", "peft_version",
-    "megatron_core", "megatron_config", "loftq_config", "corda_config", "eva_config",
+    "megatron_core", "loftq_config", "corda_config", "eva_config",
     "lora_ga_config", "qalora_group_size", "ensure_weight_tying", "lora_bias", "runtime_config",
 })  # fmt: skip
 LISTED = 3  # names in a line
