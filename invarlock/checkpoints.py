@@ -113,7 +113,11 @@ def file_parts(folder: Path) -> dict[str, Any]:
 
 
 def _is_content(name: str) -> bool:
-    return name.endswith((".safetensors", ".gguf")) or name in (INDEX_NAME, "config.json", "tokenizer.json")
+    return name.endswith((".safetensors", ".gguf")) or name in (
+        INDEX_NAME,
+        "config.json",
+        "tokenizer.json",
+    )
 
 
 @dataclass(frozen=True)

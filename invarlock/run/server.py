@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -94,8 +95,12 @@ class Address:
     model: str  # empty: the only one
 
     @classmethod
-    def read(cls, text: str) -> Address:
+    def read(cls, text: str, where: str = "--backend") -> Address:
         """``openai:URL`` or ``openai:URL#MODEL``.
+
+        Args:
+            text: as it was given.
+            where: the option or setting, for errors.
 
         Raises:
             ConfigError: anything else, or a password in the URL.
@@ -105,18 +110,26 @@ class Address:
             parts = urlsplit(text.removeprefix(SCHEME))
             port = parts.port
         except ValueError as error:
-            raise ConfigError(f"not an address: {error}", where="--backend") from error
+            raise ConfigError(f"not an address: {error}", where=where) from error
         named = text.startswith(SCHEME) and parts.scheme in ("http", "https") and parts.hostname
         if not named or not parts.hostname or parts.query:
-            raise ConfigError("not a server", where="--backend", expected=form, found=text[:80])
+            raise ConfigError("not a server", where=where, expected=form, found=text[:80])
         if parts.username or parts.password:
             raise ConfigError(
-                "a password in an address ends up in reports", where="--backend",
+                "a password in an address ends up in reports", where=where,
                 hint=f"give the key in the environment variable {KEY}",
             )  # fmt: skip
         path = parts.path.rstrip("/")
         path = path if path.endswith("/v1") else f"{path}/v1"
         return cls(parts.scheme == "https", parts.hostname, port, path, parts.fragment)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, under a name that every machine has for itself."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
 
     @property
     def url(self) -> str:
