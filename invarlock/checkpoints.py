@@ -113,11 +113,8 @@ def file_parts(folder: Path) -> dict[str, Any]:
 
 
 def _is_content(name: str) -> bool:
-    return name.endswith((".safetensors", ".gguf")) or name in (
-        INDEX_NAME,
-        "config.json",
-        "tokenizer.json",
-    )
+    files = (INDEX_NAME, "config.json", "tokenizer.json")
+    return name.endswith((".safetensors", ".gguf")) or name in files
 
 
 @dataclass(frozen=True)

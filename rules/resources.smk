@@ -63,11 +63,18 @@ def refuse_what_cannot_be_judged(judged):
     if not is_start():
         return
     folders = [C["baseline"], C["subject"]]
-    asked = [C["baseline"], C["subject"] or C["backend"], state_of(*folders), C["edit_label"]]
+    asked = [
+        C["baseline"],
+        C["subject"] or C["backend"],
+        state_of(*folders),
+        C["edit_label"],
+    ]
     kept = C["suite"] == "byoe" and not workflow.dryrun
     if kept:
         forget_others(asked)
-    found, doubted = refusals(S, CONTAINER, judged, AWAY), doubts(S, AWAY) if judged else []
+    found, doubted = refusals(S, CONTAINER, judged, AWAY), (
+        doubts(S, AWAY) if judged else []
+    )
     if found or (doubted and not workflow.dryrun):
         stop(*found, *doubted)
     for error in doubted:
@@ -134,7 +141,9 @@ def opened_subjects(wildcards):
     """The user's subject is opened before the baseline costs anything; another one, or another
     state of it, is no reason to measure the baseline again."""
     folder = OUT / wildcards.model / "edits"
-    return [ancient(folder / scenario / "edit_metadata.json") for scenario in L.described]
+    return [
+        ancient(folder / scenario / "edit_metadata.json") for scenario in L.described
+    ]
 
 
 def weights_mb(wildcards):

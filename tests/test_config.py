@@ -338,7 +338,7 @@ def test_every_other_value_is_recorded() -> None:
     assert set(FILE) - set(recorded["values"]) == {
         "baseline", "calibrations", "out", "pack", "run", "signing_key", "subject",
         "expected_fingerprint", "trust_store", "verify_assurance", "verify_baseline",
-        "verify_profile", "verify_replay", "verify_strict", "run", "model", "sentinel_mode",
+        "verify_profile", "verify_replay", "verify_strict", "model", "sentinel_mode",
         "sentinel_edits",
     }  # fmt: skip
     assert set(recorded["values"]) == set(recorded["origins"])

@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WHO = Identities("a" * 64, "b" * 64)
 RAN: Document = {
     "backend": "llama.cpp",
-    "versions": {"llama.cpp": "1.2"},
+    "versions": {"gguf": "0.19", "llama-cpp-python": "1.2"},
     "kernels": {"ggml.mul_mat": 2},
     "device": "cpu",
     "detail": {"threads": "1"},
@@ -162,6 +162,7 @@ def test_a_sound_subject() -> None:
     assert found[VALIDATION]["issues"] == []
     assert found[VALIDATION]["ok"] is True
     assert found[INVENTORY]["stored_bits"] == 4.5
+    assert found[INVENTORY]["backend_version"] == "1.2"  # not that of what reads its files
     assert (found[INVENTORY]["claimed_bits"], found[INVENTORY]["claimed_by"]) == (4, "weights")
     assert [row["agreed"] for row in found[INFERENCE]["answers"]] == [2, 3]
     assert found[INFERENCE]["agreement"] == round(5 / 6, 6)
@@ -248,7 +249,7 @@ LIES: dict[str, tuple[str, Callable[[Document], object]]] = {
     "not from the files": (LOAD, lambda d: d.update(loaded_from_saved_checkpoint=False)),
     "another backend loads": (LOAD, lambda d: d.update(backend="vllm")),
     "another version loads": (LOAD, lambda d: d.update(backend_version="9")),
-    "another version runs": (INVENTORY, lambda d: d.update(versions={"llama.cpp": "9"})),
+    "another version runs": (INVENTORY, lambda d: d["versions"].update(gguf="9")),
     "other kernels": (INVENTORY, lambda d: d.update(kernels={"torch.Linear": 2})),
     "another format": (INVENTORY, lambda d: d.update(format="awq")),
     "a module left out": (INVENTORY, lambda d: d["modules"].popitem()),

@@ -176,6 +176,16 @@ def forget(report, at):
         del column[at]
 
 
+def test_a_look_is_of_as_many_token_ids_as_all_windows(controls) -> None:
+    """The windows that did not run count: their ids are the baseline's."""
+    report = copy.deepcopy(read(controls / "stopped"))
+    measured = sum(sum(r["token_counts"]) for r in report["evaluation_windows"].values())
+    report["vocabulary"] = {"used": 2 * measured, "size": 100 * measured}
+    assert not [line for line in replay(report) if "more than the windows have" in line]
+    report["vocabulary"]["used"] = 60 * measured
+    assert [line for line in replay(report) if "more than the windows have" in line]
+
+
 FORGERIES = {
     "another look": lambda r: r["context"]["early_decision"].update(share=0.25),
     "no look at all": lambda r: r["context"].pop("early_decision"),

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from report_factory import make_report
 
 from invarlock.guards.rmt import Activation
 from invarlock.guards.variance import (
     Trial,
+    Variance,
     judge,
     propose,
     targets,
@@ -162,3 +164,14 @@ def test_a_trial_reads_back():
     back = trial_from(recorded)
     assert math.isnan(back.scaled_nll[2])
     assert back.plain_nll == trial(change).plain_nll
+
+
+def test_scales_are_tried_but_where_another_program_runs_the_model():
+    """Without a trial a report of the library's own run hides something."""
+    report = make_report()
+    report["variance"] |= {"trial": None, "proposed_scales": {"model.layers.0.mlp.down_proj": 1.2}}
+    assert [line for line in Variance().impossible(report) if "trial is missing" in line]
+    report["meta"]["execution"] = {"backend": "llama.cpp"}
+    assert not list(Variance().impossible(report))
+    report["meta"]["execution"] = {"backend": "transformers"}
+    assert list(Variance().impossible(report))

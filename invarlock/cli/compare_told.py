@@ -72,7 +72,7 @@ def told(result: Compared, coloured: bool = False) -> str:
 
 
 def _what(result: Compared) -> str:
-    model, name = result.report["meta"].get("model_id"), result.options.subject.resolve().name
+    model, name = result.report["meta"].get("model_id"), result.options.name
     quick = " (quick)" if result.options.quick else ""
     return f"{name} against {model}, tier {result.options.tier}{quick}"
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+TRANSFORMERS = "transformers"  # the backend of every model that no engine runs
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """How an engine is to run."""

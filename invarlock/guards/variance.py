@@ -20,6 +20,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict
 
 from invarlock.documents.fields import Closed, Measured, Open, about
+from invarlock.formats.execution import TRANSFORMERS
 from invarlock.guards.guard import (
     NEEDS_BOTH,
     SEPARATE,
@@ -440,7 +441,10 @@ class Variance(Guard):
         trial = recorded["trial"]
         if trial is None:
             separate = block(report, "context").get("runs") == SEPARATE
-            if recorded.get("proposed_scales") and len(used) < len(preview) and not separate:
+            # the modules of another program cannot be scaled
+            backend = block(block(report, "meta"), "execution").get("backend", TRANSFORMERS)
+            tried = not separate and backend == TRANSFORMERS
+            if recorded.get("proposed_scales") and len(used) < len(preview) and tried:
                 yield f"/{self.name}/trial is missing, although scales are proposed"
             return
         tried = trial["window_ids"]

@@ -128,7 +128,14 @@ def load_smoke(seen: Record, who: Identities) -> dict[str, Any]:
 def _version(ran: Record) -> str | None:
     """The version of the package that the backend is called by; else of the first that ran."""
     versions = ran.get("versions") or {}
-    return versions.get(ran.get("backend")) or next(iter(versions.values()), None)
+    named = _plain(ran.get("backend"))
+    found = (version for name, version in versions.items() if _plain(name).startswith(named))
+    return next(found, None) or next(iter(versions.values()), None)
+
+
+def _plain(name: object) -> str:
+    """Letters and digits of a name: the package of llama.cpp is llama-cpp-python."""
+    return "".join(filter(str.isalnum, str(name)))
 
 
 def inference_smoke(

@@ -487,6 +487,8 @@ def _vocabulary(report: Report) -> Iterator[str]:
         yield "/vocabulary does not say how many of how many token ids the windows use"
         return
     windows = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
+    if _look(report) < 1.0:  # of a control all those that there were to be
+        windows = sum(report["context"]["early_decision"]["planned"][arm] for arm in ARMS)
     # of records several answers are read
     text = not METRICS[report["meta"]["metric"]].labelled
     longest = max(part["seq_len"] for part in _parts(report))

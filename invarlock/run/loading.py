@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import ConfigError
 from invarlock.files import read_json_object
-from invarlock.formats.execution import Described, Engine, EngineSettings, kernels_of, version_of
+from invarlock.formats.execution import (
+    TRANSFORMERS,
+    Described,
+    Engine,
+    EngineSettings,
+    kernels_of,
+    version_of,
+)
 from invarlock.formats.kind import Format
 from invarlock.formats.packed import DENSE, QUANTIZED
 from invarlock.library_classes import loader_of
@@ -54,7 +61,7 @@ class Loaded:
         """What runs."""
         if self.engine is not None:
             return self.engine.describe()
-        versions = {name: version_of(name) for name in ("transformers", "torch", *self.packages)}
+        versions = {name: version_of(name) for name in (TRANSFORMERS, "torch", *self.packages)}
         detail = self.detail
         if self.dense_because:
             detail = {
@@ -63,7 +70,7 @@ class Loaded:
                 "because": self.dense_because,
             }
         kernels, device = kernels_of(self.model), device_name(self.device)
-        return Described("transformers", versions, kernels, device, detail)
+        return Described(TRANSFORMERS, versions, kernels, device, detail)
 
 
 def resolve_target(target: Target) -> tuple[str, torch.dtype]:

@@ -32,6 +32,7 @@ from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.formats.execution import Described
 from invarlock.guards.guard import SERVED
 from invarlock.metrics import ARMS
+from invarlock.models import SCHEME
 from invarlock.run.forward import ArmResult
 from invarlock.run.measure import SERVER, Measurement, RunWindows
 from invarlock.run.tasks import task_for
@@ -40,7 +41,6 @@ from invarlock.tokenizer_meaning import read_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SCHEME = "openai:"
 KEY = "INVARLOCK_BACKEND_KEY"
 TIMEOUT = 300.0  # seconds for one answer
 TRIES = 4  # for one answer; a busy server and one that breaks off are asked again

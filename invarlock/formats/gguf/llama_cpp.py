@@ -33,7 +33,7 @@ from invarlock.formats.gguf.reading import Gguf
 from invarlock.loading_faults import LoadingError
 
 ERROR = 4  # level of a log line (ggml_log_level)
-LINES = 64  # kept of the log
+LINES = 2048  # kept of the log
 F32 = 4  # bytes
 # What the activations are turned into before weights of a type multiply them.
 ACTIVATIONS = {
@@ -51,6 +51,10 @@ ATTENTION_READS = "kqv_out"
 SCALED = {**dict.fromkeys(("gemma", "gemma2", "gemma3"), "inp_scaled"), "granite": ""}
 LAYER_NORMS = {"starcoder2", "stablelm"}  # the norms take the mean over the features away
 _NAME = re.compile(r"(?P<what>\w+)-(?P<layer>\d+)")
+_BUFFER = re.compile(r"(\w+) model buffer size = +([\d.]+ \w+)")
+# The log is the library's, not a model's, and it is written to as long as the process lives.
+_LOG: deque[tuple[int, str]] = deque(maxlen=LINES)
+_KEPT: list[Any] = []
 Place = tuple[str, str, int | None]  # module, kind, layer
 
 
@@ -73,19 +77,20 @@ class LlamaCpp(Engine):
         self._base = _tensor_functions(Path(binding.__file__).parent / "lib")
         self._gguf = gguf
         self._settings = settings
-        self._log: deque[tuple[int, str]] = deque(maxlen=LINES)
-        self._buffers: dict[str, str] = {}
+        _LOG.clear()
         self._take: Callable[[Written], None] | None = None
         self._wanted: dict[int, Place] = {}  # tensors of the graph that are to be shown
         self._until: tuple[int, int] | None = None  # tensors to an attention's output, and layer
-        # C keeps these pointers; the objects have to live as long
-        self._on_log = binding.llama_log_callback(self._logged)
+        # C keeps the pointer; the object has to live as long
         self._on_tensor = binding.ggml_backend_sched_eval_callback(self._shown)
-        binding.llama_log_set(self._on_log, ctypes.c_void_p(0))
+        _KEPT.append(binding.llama_log_callback(_logged))
+        binding.llama_log_set(_KEPT[-1], ctypes.c_void_p(0))
         binding.llama_backend_init()
         self._names = architecture_of(gguf).block
         self.centred = gguf.architecture in LAYER_NORMS
         self._model = self._load()
+        found = (_BUFFER.search(text) for _, text in _LOG)
+        self._buffers = {one[1]: one[2] for one in found if one}
         self._vocabulary = binding.llama_model_get_vocab(self._model)
         self._tokens = int(binding.llama_vocab_n_tokens(self._vocabulary))
         self._layers = int(binding.llama_model_n_layer(self._model))
@@ -121,18 +126,11 @@ class LlamaCpp(Engine):
         return asked and bool(self._llama.llama_supports_gpu_offload())
 
     def _refused(self, what: str) -> InputError:
-        told = [text for level, text in self._log if level == ERROR]
+        told = [text for level, text in _LOG if level == ERROR]
         # the first is the cause, what follows says that loading failed
         cause = re.sub(r"^\w+: |error loading model[\w ]*: ", "", told[0]) if told else ""
         cause = cause or "it does not say why"
         return LoadingError(f"{what}: {cause[:200]}", where=str(self._gguf.source))
-
-    def _logged(self, level: int, text: bytes, _data: object) -> None:
-        line = text.decode(errors="replace").strip()
-        self._log.append((level, line))
-        found = re.search(r"(\w+) model buffer size = +([\d.]+ \w+)", line)
-        if found:
-            self._buffers[found[1]] = found[2]
 
     def __del__(self) -> None:
         for name, free in (
@@ -278,6 +276,10 @@ class LlamaCpp(Engine):
         versions = {"llama-cpp-python": version_of("llama-cpp-python")}  # gguf only reads
         device = "cuda" if self._on_gpu() else "cpu"
         return Described(self.name, versions, dict(sorted(kernels.items())), device, detail)
+
+
+def _logged(level: int, text: bytes, _data: object) -> None:
+    _LOG.append((level, text.decode(errors="replace").strip()))
 
 
 def _both(
