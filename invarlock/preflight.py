@@ -15,7 +15,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.config import Settings
 from invarlock.deployment import BACKENDS
 from invarlock.edits.specs import parse_edit_spec
-from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.evidence.policy_pack import read_policy_pack
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
@@ -171,6 +171,8 @@ def _answer(settings: Settings) -> Iterator[InvarlockError]:
 
     try:
         Server(Address.read(settings.values["backend"], settings.where("backend"))).choose()
+    except MeasurementError as error:  # nothing was measured yet
+        yield InputError(error.what, where=error.where, hint=error.hint)
     except InvarlockError as error:
         yield error
 

@@ -16,7 +16,6 @@ from typing import Any
 from invarlock.cli.compare_options import MOST_THREADS, CompareOptions
 from invarlock.errors import ConfigError
 from invarlock.files import slug
-from invarlock.models import SCHEME
 from invarlock.output_locks import claimed
 
 OPTIONS = CompareOptions
@@ -29,7 +28,7 @@ def main(options: CompareOptions) -> int:
 
     if options.threads < 0:
         raise ConfigError("--threads is not a number of threads", found=str(options.threads))
-    out = options.out or _fresh(options.name.removeprefix(SCHEME))
+    out = options.out or _fresh(options.name.rpartition("//")[2].replace("/", "-"))
     with claimed("compare", [out]):
         result = Comparison(options, out, options.threads or _cores()).run()
     if options.json:

@@ -166,7 +166,9 @@ class Comparison:
         baseline, subject = self.options.baseline, self.options.folder
         if not (Path(baseline).is_dir() or is_elsewhere(baseline)):
             raise no_folder(Path(baseline))
-        if subject and not subject.exists():  # it may be one file: what opens it says whether it can be read
+        if (
+            subject and not subject.exists()
+        ):  # it may be one file: what opens it says whether it can be read
             raise no_folder(subject)
         if self.options.backend:
             Address.read(self.options.backend, "SUBJECT")

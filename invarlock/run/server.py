@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
+from invarlock import progress
 from invarlock.checkpoints import Checkpoint, Identity
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.formats.execution import Described
@@ -375,6 +376,7 @@ def measure_server(text: str, baseline: Path, windows: RunWindows) -> tuple[Serv
     server.prove(max(prompts, key=len))
     server.require_text(prompts)
     arms = {}
+    progress.expect(len(prompts), sum(map(len, prompts)))
     for arm in ARMS:
         found = ArmResult()
         for number, example in enumerate(examples[arm]):
@@ -382,6 +384,7 @@ def measure_server(text: str, baseline: Path, windows: RunWindows) -> tuple[Serv
             row = np.array([values[p] for p in example.positions], dtype=np.float32)
             found.logprob[number] = row
             found.nll_sum[number] = -float(row.astype(np.float64).sum())
+            progress.done(1, len(values) + 1)
         arms[arm] = found
     detail = {
         "url": server.address.url,
