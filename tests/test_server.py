@@ -21,6 +21,7 @@ from settings_factory import refusal, settings
 from invarlock.cli import main
 from invarlock.config import Settings
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
+from invarlock.evidence.keys import fingerprint, load_signing_key
 from invarlock.preflight import doubts, refusals
 from invarlock.run import server
 from invarlock.run.measure import RunWindows
@@ -281,7 +282,7 @@ def test_what_does_not_go_together(world: World, tmp_path: Path, capsys: Any) ->
         assert line in capsys.readouterr().err
 
 
-# --- as the subject of a suite, and of a comparison -------------------------------------------------
+# --- as the subject of a suite, and of a comparison -----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -312,10 +313,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return Desk(root)
 
 
-def verified(pack: Path, capsys: Any) -> str:
+def verified(pack: Path, key: Path, capsys: Any) -> str:
     """What a strict verification with replay says of a signed pack, with its signer pinned."""
-    signer = json.loads((pack / "manifest.json").read_text())["signing"]["public_key_fingerprint"]
     words = ["advanced", "evidence-pack", "verify", str(pack), "--strict", "--replay"]
+    signer = fingerprint(load_signing_key(key).public)
     assert main([*words, "--expected-fingerprint", signer]) == 0, capsys.readouterr().out
     return str(capsys.readouterr().out)
 
@@ -342,7 +343,9 @@ def test_a_suite_takes_a_server_and_its_pack_verifies(
         assert "Nothing to be done" in again.stderr
         assert len(completions.asked) == asked
     out = repository / "out"
-    assert "VERIFIED: verdict INCONCLUSIVE" in verified(out / "evidence_pack", capsys)
+    assert "VERIFIED: verdict INCONCLUSIVE" in verified(
+        out / "evidence_pack", desk.root / "key.pem", capsys
+    )
     told = (out / "reports/final_verdict.txt").read_text()
     assert "VERDICT: INCONCLUSIVE" in told
     assert "evaluate the folder or file that the server loads" in told
@@ -375,7 +378,7 @@ def test_a_comparison_with_a_server(
     assert re.search(wanted, done.stdout)
     assert read(desk.root / word)["assurance"]["outcome"] == word
     pack = desk.root / word / "evidence_pack"
-    assert f"VERIFIED: verdict {word.upper()}" in verified(pack, capsys)
+    assert f"VERIFIED: verdict {word.upper()}" in verified(pack, desk.root / "key.pem", capsys)
 
 
 @pytest.mark.parametrize(
