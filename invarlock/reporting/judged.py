@@ -50,7 +50,7 @@ def judged(report: Report) -> tuple[Section, ...]:
     weights are dense."""
     found = block(block(report, "meta"), "execution")
     if is_served(report):
-        facts = (
+        said = (
             ("Subject", named_server(found)),
             *((str(k), str(v)) for k, v in sorted(block(found, "detail").items())[:SHOWN]
               if k not in ("url", "model")),
@@ -58,7 +58,7 @@ def judged(report: Report) -> tuple[Section, ...]:
             ("Weights, activations and whole distributions", "not seen"),
             ("What it runs", "as it says itself: no digest of it is known"),
         )  # fmt: skip
-        return (Section("judged", "What was judged", facts=facts),)
+        return (Section("judged", "What was judged", facts=said),)
     if not found:
         return ()
     kernels = _counts(block(found, "kernels"))
