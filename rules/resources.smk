@@ -49,7 +49,11 @@ ROOM = (
 )
 
 
-AWAY = workflow.resource_settings.nodes is not None  # jobs run on other machines
+def is_away():
+    """Whether jobs run on other machines; a dry run is told so by --jobs alone."""
+    plugin, nodes = workflow.executor_plugin, workflow.resource_settings.nodes
+    remote = workflow.dryrun or plugin.common_settings.non_local_exec
+    return nodes is not None and remote
 
 
 def is_start():
@@ -72,8 +76,8 @@ def refuse_what_cannot_be_judged(judged):
     kept = C["suite"] == "byoe" and not workflow.dryrun
     if kept:
         forget_others(asked)
-    found, doubted = refusals(S, CONTAINER, judged, AWAY), (
-        doubts(S, AWAY) if judged else []
+    found, doubted = refusals(S, CONTAINER, judged, is_away()), (
+        doubts(S, is_away()) if judged else []
     )
     if found or (doubted and not workflow.dryrun):
         stop(*found, *doubted)
