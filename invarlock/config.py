@@ -41,7 +41,18 @@ def settings_with(*traits: str) -> tuple[str, ...]:
 
 DEPLOYABLE_SUITE = "deployable"  # its scenarios are asked for by its name
 AUTO = "auto"  # a new output folder at each start
-OF_BYOE = ("baseline", "subject", "accept", "artifact_class")  # settings of that suite alone
+OF_BYOE = (
+    "baseline",
+    "subject",
+    "backend",
+    "accept",
+    "artifact_class",
+)  # settings of that suite alone
+OF_FOLDERS = {  # what a running server has no use for, and why
+    "subject": "both are the subject",
+    "accept": "it is about files, which a server does not show",
+    "artifact_class": "it is about files, which a server does not show",
+}
 NOT_IN_INCLUDES = ("include", "allow_config_include_outside")
 
 
@@ -442,14 +453,23 @@ def _refuse_ignored(values: Document, origins: Mapping[str, str]) -> None:
                 if key == "models"
                 else "snakemake pack --config suite=byoe baseline=DIR subject=DIR",
             )
+    if values["backend"]:
+        for key, why in OF_FOLDERS.items():
+            if values[key]:
+                place = _where(origins[key])
+                line = f"/{key} does not go with /backend: {why}"
+                raise ConfigError(line, where=place, hint="name one of the two")
     if values["repeats"] == 1:  # one measurement is compared with nothing
         place = _where(origins["repeats"])
         raise ConfigError("repeats is 1", where=place, expected="0, or 2 and more")
 
 
 def _byoe_baseline(values: Document) -> str:
-    for key in ("baseline", "subject"):
-        if not values[key]:
+    for key, given in (
+        ("baseline", values["baseline"]),
+        ("subject", values["subject"] or values["backend"]),
+    ):
+        if not given:
             raise ConfigError(
                 f"suite byoe needs {key}",
                 hint="snakemake pack --config suite=byoe baseline=DIR subject=DIR",
@@ -459,7 +479,7 @@ def _byoe_baseline(values: Document) -> str:
 
 
 def _has_subject(scenario: Scenario, values: Document) -> bool:
-    return scenario.edit_spec != CUSTOM_SPEC or bool(values["subject"])
+    return scenario.edit_spec != CUSTOM_SPEC or bool(values["subject"] or values["backend"])
 
 
 def _in_lane(scenario: Scenario, values: Document) -> bool:

@@ -17,6 +17,7 @@ from invarlock.variables import MODEL_SLOTS
 GEOMETRY = ("seq_len", "preview", "final")
 LOCAL = "local:"
 ELSEWHERE = ("hub:", "package:")
+SCHEME = "openai:"  # a running server, which answers as OpenAI's do
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@\w+)?")
 
 Table = Mapping[str, Any]

@@ -15,11 +15,12 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.config import Settings
 from invarlock.deployment import BACKENDS
 from invarlock.edits.specs import parse_edit_spec
-from invarlock.errors import ConfigError, InputError, InvarlockError
+from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.evidence.policy_pack import read_policy_pack
 from invarlock.evidence.tree import MAX_JUDGED, MAX_PARSED, MAX_REPORTS
 from invarlock.files import read_json_object
 from invarlock.formats.kinds.pickle import Pickle
+from invarlock.guards.guard import NO_WEIGHTS
 from invarlock.metrics.kinds import ASKED, metric_of
 from invarlock.model_folder import is_in_library, open_model
 from invarlock.models import Model
@@ -35,27 +36,31 @@ from invarlock.sources.text import look_at_local_text
 CONFIG = "config/config.yaml"
 
 
-def refusals(settings: Settings, container: bool, judged: bool) -> list[InvarlockError]:
+def refusals(
+    settings: Settings, container: bool, judged: bool, away: bool = False
+) -> list[InvarlockError]:
     """Everything that keeps the run from an answer, one line each; empty where nothing does.
 
     Args:
         settings: the effective configuration.
         container: whether a profile runs the rules in the image.
         judged: whether evaluations are judged, not only made ready.
+        away: whether jobs run on other machines.
     """
-    found = [*_folders(settings), *_backends(settings)]
+    found = [*_folders(settings), *_backends(settings), *_server(settings, container, away)]
     if judged:
         found += [*_host(settings, container), *_floors(settings), *_size_of_pack(settings)]
         found += _policy_pack(settings)
     return found
 
 
-def doubts(settings: Settings) -> list[InvarlockError]:
-    """What keeps the windows from being cut as they are asked for; a dry run may go on without.
+def doubts(settings: Settings, away: bool = False) -> list[InvarlockError]:
+    """What keeps the windows from being cut as they are asked for, or a server from being asked; a
+    dry run may go on without.
 
     The text may still be on its way when a run is planned, as downloads and disk may.
     """
-    return [*_text(settings), *_contexts(settings)]
+    return [*_text(settings), *_contexts(settings), *([] if away else _answer(settings))]
 
 
 def _policy_pack(settings: Settings) -> Iterator[InvarlockError]:
@@ -131,6 +136,45 @@ def _backends(settings: Settings) -> Iterator[InputError]:
             hint=f'pip install "invarlock[{BACKENDS[name].extra}]"'
             + (f", or leave it out: deploy_backends={rest}" if rest else ""),
         )
+
+
+def _server(settings: Settings, container: bool, away: bool) -> Iterator[ConfigError]:
+    """A running server that jobs cannot reach, or of which more is claimed than it shows."""
+    values = settings.values
+    if not values["backend"]:
+        return
+    from invarlock.run.server import Address
+
+    where = settings.where("backend")
+    if container:
+        yield ConfigError(
+            "a running server is asked over the network, which what runs in the image does not get",
+            where=where, hint="leave out the container profile, and allow_host_execution: true",
+        )  # fmt: skip
+    elif values["assurance"] == "strict":
+        yield ConfigError(
+            f"strict assurance is about weights too: {NO_WEIGHTS}", where=where,
+            hint="assurance=off, or name the folder that is served: subject=DIR",
+        )  # fmt: skip
+    elif away and Address.read(values["backend"], where).is_here:
+        yield ConfigError(
+            "jobs run on other machines, to each of which this address is its own", where=where,
+            expected="the name of the machine that serves", found=values["backend"],
+        )  # fmt: skip
+
+
+def _answer(settings: Settings) -> Iterator[InvarlockError]:
+    """A running server that does not answer, or has not the model."""
+    if not settings.values["backend"]:
+        return
+    from invarlock.run.server import Address, Server
+
+    try:
+        Server(Address.read(settings.values["backend"], settings.where("backend"))).choose()
+    except MeasurementError as error:  # nothing was measured yet
+        yield InputError(error.what, where=error.where, hint=error.hint)
+    except InvarlockError as error:
+        yield error
 
 
 def local_folder(model: Model) -> Path | None:

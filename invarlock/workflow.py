@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from invarlock.cli.inject import InjectOptions
 from invarlock.cli.job_words import JobWords, Wildcards
@@ -33,6 +34,13 @@ DEPLOYABLE_RECORDS = tuple(FORMATS)  # beside the evaluation of a deployable sub
 MEASURING = (
     "baseline", "windows", "run", "calibrate", "edit", "inject", "evaluate", "evaluate_worker",
 )  # fmt: skip
+
+
+class Inputs(Protocol):
+    """The files that an evaluation takes of its subject; nothing of a server."""
+
+    subject: str
+    metadata: str
 
 
 def any_of(names: Iterable[str]) -> str:
@@ -83,7 +91,7 @@ def check_settings(settings: Settings, container: bool) -> Runtime | None:
         what runs the image; None where nothing has to (snakemake wants it for a dry run too).
 
     Raises:
-        InvarlockError: the key, a difference to accept, a source or the image.
+        InvarlockError: the key, a difference to accept, a server's address, a source or the image.
     """
     values = settings.values
     if values["signing_key"]:
@@ -95,6 +103,10 @@ def check_settings(settings: Settings, container: bool) -> Runtime | None:
 
         folders = Path(values["baseline"]), Path(values["subject"])
         check_accept(values["accept"], *folders, "config/config.yaml")
+    if values["backend"]:
+        from invarlock.run.server import Address
+
+        Address.read(values["backend"], settings.where("backend"))
     for model in settings.models:
         parse_model_source(model.source)
     parse_slices(settings.text)
@@ -168,6 +180,11 @@ class Layout(JobWords):
     def custom(self) -> list[str]:
         """Ids of the scenarios whose subject the user brings."""
         return [s.id for s in self.settings.scenarios if s.edit_spec == CUSTOM_SPEC]
+
+    @property
+    def described(self) -> list[str]:
+        """Those of them that are folders or files, of which is said what differs."""
+        return [] if self.settings.values["backend"] else self.custom
 
     @functools.cached_property
     def packed_by_backend(self) -> list[str]:
@@ -266,14 +283,16 @@ class Layout(JobWords):
         seeds = self.settings.calibration_seeds()
         return [f"presets/windows_seed_{seed}.json" for seed in seeds]
 
-    def subject(self, wildcards: Wildcards) -> str | Path:
-        """The checkpoint under test: made by a rule, or the user's own folder."""
+    def subject(self, wildcards: Wildcards) -> str | Path | list[str]:
+        """The checkpoint under test: made by a rule, or the user's own folder; none of a server."""
         if wildcards.scenario in self.custom:
-            return str(self.settings.values["subject"])
+            return str(self.settings.values["subject"]) or []
         return self.settings.out / wildcards.model / "models" / wildcards.scenario
 
-    def metadata(self, wildcards: Wildcards) -> Path:
-        """What was done to it."""
+    def metadata(self, wildcards: Wildcards) -> Path | list[str]:
+        """What was done to it; nothing is known of what a server runs."""
+        if wildcards.scenario in self.custom and not self.described:
+            return []
         name = "error" if wildcards.scenario in self.damage else "edit"
         folder = self.settings.out / wildcards.model / "edits" / wildcards.scenario
         return folder / f"{name}_metadata.json"
@@ -325,6 +344,12 @@ class Layout(JobWords):
         """The folder beside windows whose records have pictures; of other windows there is none."""
         texts = parse_slices(self.settings.text).values()
         return [folder_of(Path(windows))] if any(text.image for text in texts) else []
+
+    def under_test(self, wildcards: Wildcards, input: Inputs) -> str:
+        """Options that name the subject of an evaluation."""
+        if not input.subject:
+            return shlex.join(["--backend", self.settings.values["backend"]])
+        return shlex.join(["--subject", input.subject, "--edit-metadata", input.metadata])
 
     def injection(self, wildcards: Wildcards) -> str:
         """Options of making a damaged checkpoint."""

@@ -130,7 +130,7 @@ rule describe_subject:
     log:
         LOGS / "{model}/{scenario}/describe.log",
     wildcard_constraints:
-        scenario=any_of(L.custom),
+        scenario=any_of(L.described),
     container:
         IMAGE
     resources:

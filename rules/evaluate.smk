@@ -44,15 +44,16 @@ rule evaluate:
         attempt=lambda wc, attempt: attempt,
     params:
         out=lambda wc: str(RUN).format(**wc),
+        subject=L.under_test,
         state=lambda wc: state_of(C["subject"] if wc.scenario in L.custom else ""),
         options=lambda wc: L.measuring(EvaluateOptions, wc, **L.of_scenario(wc)),
         retries=C["retries"],
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        "python -m invarlock evaluate --baseline {input.baseline:q} --subject {input.subject:q}"
+        "python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
-        " --preset {input.preset:q} {params.options} --edit-metadata {input.metadata:q}"
+        " --preset {input.preset:q} {params.options}"
         " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"

@@ -49,6 +49,13 @@ ROOM = (
 )
 
 
+def is_away():
+    """Whether jobs run on other machines; a dry run is told so by --jobs alone."""
+    plugin, nodes = workflow.executor_plugin, workflow.resource_settings.nodes
+    remote = workflow.dryrun or plugin.common_settings.non_local_exec
+    return nodes is not None and remote
+
+
 def is_start():
     """Whether this process plans a run: no job on a cluster, and nothing that runs no job."""
     return ROOT_PROCESS and workflow.executor_plugin is not None and not workflow.touch
@@ -60,11 +67,18 @@ def refuse_what_cannot_be_judged(judged):
     if not is_start():
         return
     folders = [C["baseline"], C["subject"]]
-    asked = [*folders, state_of(*folders), C["edit_label"]]
+    asked = [
+        C["baseline"],
+        C["subject"] or C["backend"],
+        state_of(*folders),
+        C["edit_label"],
+    ]
     kept = C["suite"] == "byoe" and not workflow.dryrun
     if kept:
         forget_others(asked)
-    found, doubted = refusals(S, CONTAINER, judged), doubts(S) if judged else []
+    found, doubted = refusals(S, CONTAINER, judged, is_away()), (
+        doubts(S, is_away()) if judged else []
+    )
     if found or (doubted and not workflow.dryrun):
         stop(*found, *doubted)
     for error in doubted:
@@ -134,7 +148,9 @@ def opened_subjects(wildcards):
     """The user's subject is opened before the baseline costs anything; another one, or another
     state of it, is no reason to measure the baseline again."""
     folder = OUT / wildcards.model / "edits"
-    return [ancient(folder / scenario / "edit_metadata.json") for scenario in L.custom]
+    return [
+        ancient(folder / scenario / "edit_metadata.json") for scenario in L.described
+    ]
 
 
 def weights_mb(wildcards):

@@ -20,7 +20,7 @@ Answer = dict[str, Any]
 class Completions:
     """What is answered, and what was asked.
 
-    ``way``: how the server goes wrong; empty: as vLLM does.
+    ``way``: as which server it speaks, or how it goes wrong; empty: as vLLM does with ``echo``.
     """
 
     def __init__(self, folder: Path, way: str = "") -> None:
@@ -30,9 +30,60 @@ class Completions:
         self.asked: list[Answer] = []
         self.keys: list[str | None] = []
         self.names = ["small"]
+        self.owner = ""
+
+    def answer(self, path: str, body: Answer) -> tuple[int, Answer]:
+        """Status and document."""
+        if path == "/generate" and self.way in GENERATE:
+            return GENERATE[self.way](self, body)
+        if path != "/v1/completions" or self.way in ("tgi", "tgi without prefill"):
+            return 404, {"detail": "Not Found"}
+        return self.complete(body)
+
+    def rows(self, ids: list[int]) -> tuple[list[int], list[float | None]]:
+        """Tokens of a prompt with the one after it, and the log-probability of each."""
+        with torch.inference_mode():
+            rows = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        every = [*ids, int(rows[-1].argmax())]
+        return every, [None, *(float(rows[n - 1, every[n]]) for n in range(1, len(every)))]
+
+    def models(self) -> Answer:
+        """``/v1/models``."""
+        return {"data": [{"id": name, "owned_by": self.owner} for name in self.names]}
+
+    def word(self, token: int) -> str:
+        """What it spells."""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+    def sglang(self, body: Answer) -> tuple[int, Answer]:
+        """``/generate`` of SGLang."""
+        if "input_ids" not in body:
+            return 400, {"error": {"message": "Either text or input_ids should be provided."}}
+        every, numbers = self.rows(body["input_ids"])
+        said = [[value, token, None] for value, token in zip(numbers, every, strict=True)]
+        meta = {"output_token_logprobs": said[-1:], "completion_tokens": 1}
+        if body.get("logprob_start_len") == 0:
+            meta["input_token_logprobs"] = said[:-1]
+        return 200, {"text": self.word(every[-1]), "meta_info": meta}
+
+    def tgi(self, body: Answer) -> tuple[int, Answer]:
+        """``/generate`` of TGI."""
+        if not isinstance(body.get("inputs"), str):
+            return 422, {"error": "missing field `inputs`", "error_type": "Input validation error"}
+        every, numbers = self.rows(self.tokenizer.encode(body["inputs"]).ids)
+        said: list[Answer] = [
+            {"id": token, "text": self.word(token), "logprob": value}
+            for value, token in zip(numbers, every, strict=True)
+        ]
+        asked = body["parameters"]["decoder_input_details"] and self.way == "tgi"
+        details = {
+            "finish_reason": "length", "generated_tokens": 1,
+            "prefill": said[:-1] if asked else [], "tokens": [{**said[-1], "special": False}],
+        }  # fmt: skip
+        return 200, {"generated_text": said[-1]["text"], "details": details}
 
     def complete(self, body: Answer) -> tuple[int, Answer]:
-        """Status and document."""
+        """``/v1/completions``."""
         prompt = body["prompt"]
         if self.way == "text" and not isinstance(prompt, str):
             return 422, {"error": "prompt: Input should be a valid string\nline two"}
@@ -56,9 +107,27 @@ class Completions:
             numbers[9] = 0.5
         words = [self.tokenizer.decode([i], skip_special_tokens=False) for i in every]
         logprobs: Answer = {"token_logprobs": numbers, "tokens": words}
-        if self.way == "generated only" or not body["echo"]:
+        generated_only = self.way in ("generated only", "prompt_logprobs", "sglang")
+        if generated_only or not body.get("echo"):
             logprobs = {"token_logprobs": numbers[-1:], "tokens": words[-1:]}
-        return 200, {"choices": [{"text": "".join(words), "logprobs": logprobs}]}
+        choice = {"text": "".join(words), "logprobs": logprobs}
+        if self.way == "prompt_logprobs" and "prompt_logprobs" in body:
+            places: list[Answer | None] = [None]
+            for n in range(1, len(ids)):  # the token itself, after the likeliest
+                likeliest = int(rows[n - 1].argmax())
+                places.append({
+                    str(token): {
+                        "logprob": float(rows[n - 1, token]), "rank": 1, "decoded_token": "x",
+                    }
+                    for token in (likeliest, ids[n])
+                })  # fmt: skip
+            choice["prompt_logprobs"] = places
+        return 200, {"choices": [choice]}
+
+
+GENERATE = {
+    "sglang": Completions.sglang, "tgi": Completions.tgi, "tgi without prefill": Completions.tgi,
+}  # fmt: skip
 
 
 @contextmanager
@@ -84,13 +153,13 @@ def serving(completions: Completions) -> Iterator[str]:
             elif completions.way == "page":
                 self._answer(200, b"<html>hello</html>")
             else:
-                self._answer(200, {"data": [{"id": name} for name in completions.names]})
+                self._answer(200, completions.models())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             completions.keys.append(self.headers.get("Authorization"))
             completions.asked.append(body)
-            self._answer(*completions.complete(body))
+            self._answer(*completions.answer(self.path, body))
 
         def log_message(self, format: str, *args: object) -> None:
             pass

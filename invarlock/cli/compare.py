@@ -28,7 +28,7 @@ def main(options: CompareOptions) -> int:
 
     if options.threads < 0:
         raise ConfigError("--threads is not a number of threads", found=str(options.threads))
-    out = options.out or _fresh(options.subject)
+    out = options.out or _fresh(options.name.rpartition("//")[2].replace("/", "-"))
     with claimed("compare", [out]):
         result = Comparison(options, out, options.threads or _cores()).run()
     if options.json:
@@ -50,9 +50,9 @@ def _cores() -> int:
     return min(MOST_THREADS, count or 1)
 
 
-def _fresh(subject: Path) -> Path:
+def _fresh(subject: str) -> Path:
     """A folder that is not there yet, named after the subject."""
-    name = f"compare-{slug(subject.resolve().name or 'subject')}"
+    name = f"compare-{slug(subject or 'subject')}"
     number, folder = 1, Path(name)
     while os.path.lexists(folder):
         number += 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from invarlock.cli.options import option
+from invarlock.models import SCHEME
 
 MOST_THREADS = 8  # more threads hardly make the models faster that a CPU is used for
 
@@ -19,7 +20,11 @@ class CompareOptions:
         metavar="BASELINE",
         help="folder, hub:OWNER/NAME or package:NAME",
     )
-    subject: Path = option(positional=True, metavar="SUBJECT", help="edited checkpoint")
+    subject: str = option(
+        positional=True,
+        metavar="SUBJECT",
+        help="edited checkpoint; or a running server, openai:URL[#MODEL], which never passes",
+    )
     out: Path | None = option(
         None,
         metavar="DIR",
@@ -58,3 +63,18 @@ class CompareOptions:
     allow_remote_code: bool = option(False, help="run code that comes with the model")
     allow_pickle: bool = option(False, help="read a baseline's .bin weights")
     no_cache: bool = option(False, help="keep nothing of the baseline, and take nothing kept")
+
+    @property
+    def folder(self) -> Path | None:
+        """The subject, where it is a folder or a file; None of a running server."""
+        return None if self.backend else Path(self.subject)
+
+    @property
+    def backend(self) -> str:
+        """The running server; empty where the subject is a folder or a file."""
+        return self.subject if self.subject.startswith(SCHEME) else ""
+
+    @property
+    def name(self) -> str:
+        """What the subject is called in answers."""
+        return Path(self.subject).resolve().name if self.folder else self.subject

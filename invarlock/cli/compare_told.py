@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from invarlock.evidence import escape
+from invarlock.guards.guard import NAME_WEIGHTS, SERVED
 from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.parts import FAIL as BAD
 from invarlock.pages.reading import block
 from invarlock.reporting import signals
 from invarlock.reporting.dashboard import all_checks, gates, headline
+from invarlock.reporting.judged import served_line
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS, needed, too_little
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def told(result: Compared, coloured: bool = False) -> str:
 
 
 def _what(result: Compared) -> str:
-    model, name = result.report["meta"].get("model_id"), result.options.subject.resolve().name
+    model, name = result.report["meta"].get("model_id"), result.options.name
     quick = " (quick)" if result.options.quick else ""
     return f"{name} against {model}, tier {result.options.tier}{quick}"
 
@@ -135,6 +137,8 @@ def _judged(meta: Mapping[str, Any]) -> str:
     """Which weights, and what multiplied them."""
     ran = block(meta, "execution")
     where = f"on {meta.get('device')}, {meta.get('dtype')}"
+    if ran.get("format") == SERVED:
+        return served_line(ran)
     if not ran:
         return f"dense weights, run by transformers {where}"
     schemes = ", ".join(
@@ -149,11 +153,15 @@ def _judged(meta: Mapping[str, Any]) -> str:
 
 def _next(result: Compared) -> str:
     """What to do with it."""
+    served = bool(result.options.backend)
     if result.outcome == PASS:
         key = "" if result.options.pack else "; --pack KEY makes a signed proof of it"
         return f"use the subject for what the text stands for{key}"
     if result.outcome == FAIL:
-        return "open the page, it says where; --accept NAME takes a difference that is meant"
+        accept = "" if served else "; --accept NAME takes a difference that is meant"
+        return f"open the page, it says where{accept}"
+    if served:
+        return f"{NAME_WEIGHTS}: a server never passes"
     if result.options.quick:
         return "leave out --quick for a verdict"
     return "give more text, or change fewer weights: the page says what is lacking"

@@ -61,6 +61,7 @@ from invarlock.progress import Progress
 from invarlock.reporting.outcome import INCONCLUSIVE, PASS, outcome
 from invarlock.run.accept import check_accept
 from invarlock.run.kept_baselines import KeptBaselines, default_folder, key_of
+from invarlock.run.server import Address
 from invarlock.run.surroundings import environment
 from invarlock.sources.spec import TEXT_SUFFIXES, parse_slices
 from invarlock.windows import read_windows
@@ -162,11 +163,17 @@ class Comparison:
 
     def _check_names(self) -> None:
         """What is named has to be there, and what is made must replace nothing else."""
-        baseline, subject = self.options.baseline, self.options.subject
+        baseline, subject = self.options.baseline, self.options.folder
         if not (Path(baseline).is_dir() or is_elsewhere(baseline)):
             raise no_folder(Path(baseline))
-        if not subject.exists():  # it may be one file: what opens it says whether it can be read
+        if (
+            subject and not subject.exists()
+        ):  # it may be one file: what opens it says whether it can be read
             raise no_folder(subject)
+        if self.options.backend:
+            Address.read(self.options.backend, "SUBJECT")
+            if self.options.accept:
+                raise ConfigError("--accept is about files, which a server does not show")
         text = self.options.text
         if text.endswith(TEXT_SUFFIXES) and not ({":", "="} & {*text} or Path(text).is_file()):
             raise InputError("no such file", where=text)
@@ -191,7 +198,8 @@ class Comparison:
             "suite": "byoe",
             "scenarios": [SCENARIO],
             "baseline": options.baseline,
-            "subject": str(options.subject),
+            "subject": str(options.folder or ""),
+            "backend": options.backend,
             "out": str(self.out),
             "text": _source(options.text),
             "tier": options.tier,
@@ -228,8 +236,8 @@ class Comparison:
         found = [*refusals(self.settings, False, not self.options.quick), *doubts(self.settings)]
         if found:
             raise found[0]
-        if self.options.accept:
-            folders = Path(self.options.baseline), self.options.subject
+        if self.options.folder:
+            folders = Path(self.options.baseline), self.options.folder
             check_accept(self.options.accept, *folders, "--accept")
 
     @contextlib.contextmanager
@@ -321,8 +329,9 @@ class Comparison:
                     "--out", self._baseline_folder, "--record", self.model / record,
                 )  # fmt: skip
                 kept.keep()
-        accepted = self.options.accept
-        check_accept(accepted, self._baseline_folder, self.options.subject, "--accept")
+        if self.options.folder:
+            folders = self._baseline_folder, self.options.folder
+            check_accept(self.options.accept, *folders, "--accept")
 
     @property
     def _baseline_folder(self) -> Path:
@@ -414,19 +423,24 @@ class Comparison:
     # --- the subject ----------------------------------------------------------------------------
 
     def _subject(self) -> None:
-        """Say what differs, measure the subject, and judge it."""
-        metadata = self.model / "edits" / SCENARIO / EDIT_METADATA
-        label, subject = self.settings.values["edit_label"], self.options.subject
-        words = self.words.options(EditOptions, "allow_remote_code", label=label)
-        given = ("--baseline", self._baseline_folder, "--subject", subject)
-        _call("edit", words, "--spec", "custom", *given, "--metadata", metadata)
+        """Say what differs, as far as it shows; measure the subject, and judge it."""
+        given: tuple[object, ...] = ("--baseline", self._baseline_folder)
+        if self.options.folder:
+            metadata = self.model / "edits" / SCENARIO / EDIT_METADATA
+            given = (*given, "--subject", self.options.folder)
+            label = self.settings.values["edit_label"]
+            words = self.words.options(EditOptions, "allow_remote_code", label=label)
+            _call("edit", words, "--spec", "custom", *given, "--metadata", metadata)
+            described: tuple[object, ...] = ("--edit-metadata", metadata)
+        else:
+            given, described = (*given, "--backend", self.options.backend), ()
         own = self.words.of_scenario(self.job)
         preset = () if self.options.quick else ("--preset", self._preset())
         self._measure(
             self._stage("subject", [self._windows]),
             "evaluate", self.words.measuring(EvaluateOptions, self.job, **own), *given, *preset,
             "--baseline-report", self._run, "--windows", self._windows,
-            "--edit-metadata", metadata, "--config-record", self.state / "config.json",
+            *described, "--config-record", self.state / "config.json",
             # as the workflow does: once more in smaller batches where memory runs out, then said
             "--attempt", 2, "--record-failure", "--out", self.results,
         )  # fmt: skip

@@ -94,7 +94,8 @@ def _evaluate(job: Job, options: EvaluateOptions) -> int:
     if code != 0:
         status = _status(code)
         line = f"the subject could not be measured: {status} ({error})"
-        if not options.record_failure:
+        # a server that was not there says nothing of what it serves, and is asked again
+        if not options.record_failure or options.backend:
             raise MeasurementError(line, where=job.named, hint="repeat the command to try again")
         return _record(job, code, error)
     print(summary_line(job.out))

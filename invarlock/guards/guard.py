@@ -34,6 +34,7 @@ SEPARATE = "separate"  # what a report of such runs says of them (context.runs)
 # The reason of what a subject does not show that only a running server holds, and its word there.
 NO_WEIGHTS = "a running server shows log-probabilities of prompts, no weights and no activations"
 SERVED = "server"
+NAME_WEIGHTS = "evaluate the folder or file that the server loads"  # what then to do
 STATISTICS = "statistics of weights, activations and routers, and where they were taken"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from invarlock.guards import GUARDS
+from invarlock.guards.guard import NAME_WEIGHTS
 from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.parts import Advice, Section, Table
@@ -66,7 +67,7 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "metric_only": Advice(
         "Only losses were seen: a server shows no weights",
-        "Evaluate the folder or file that the server loads as well.",
+        f"{NAME_WEIGHTS.capitalize()} as well.",
     ),
     "crashed": Advice(
         "The subject could not be loaded or run", "Read the error in outcome.json; load the subject"
@@ -100,7 +101,7 @@ def _of_reasons(report: Report) -> Iterator[tuple[str, str, str]]:
     """Rows of what decides and is no guard's, the worst first."""
     run = block(report, "primary_metric").get("degraded_reason") not in NOT_RUN
     codes = [reason.split(":")[0] for reason in signals.pass_reasons(report)]
-    if not run:  # what was not measured follows from that
+    if not run or signals.METRIC_ONLY in codes:  # what was not measured follows from that
         codes = [code for code in codes if code != "not_evaluated"]
     for code in dict.fromkeys(codes):
         if code in ADVICE and code not in _OF_GUARDS:

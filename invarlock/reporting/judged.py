@@ -1,4 +1,5 @@
-"""What was judged where weights are packed: the weights, and what multiplied by them.
+"""What was judged where weights are packed: the weights, and what multiplied by them; and what of
+a running server was.
 
 A report of such a subject has two views of it that never stand for each other. Invariants, spectral
 and rows look at the numbers that the packed weights stand for; metric, distribution, activations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from invarlock.guards.guard import SERVED
 from invarlock.pages.parts import Section, Table
 from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import number
@@ -22,12 +24,41 @@ BY_EXECUTION = "metric, distribution, RMT and representation"
 def judged_line(report: Report) -> str:
     """Weights and execution in one line; empty where the weights are dense."""
     found = block(block(report, "meta"), "execution")
+    if is_served(report):
+        return f"Judged: {served_line(found)}."
     return f"Judged: {_weights(found)}; {_ran(found)}." if found else ""
 
 
+def is_served(report: Report) -> bool:
+    """Whether the subject is a running server."""
+    return block(block(report, "meta"), "execution").get("format") == SERVED
+
+
+def served_line(found: Mapping[str, Any]) -> str:
+    """What was judged of a running server, by ``meta.execution``."""
+    return f"what {named_server(found)} gave as log-probabilities of the text, and no weights"
+
+
+def named_server(found: Mapping[str, Any]) -> str:
+    """A server as it was named: nothing says what it runs."""
+    detail = block(found, "detail")
+    return f"the server at {detail.get('url', '-')} (model {detail.get('model', '-')})"
+
+
 def judged(report: Report) -> tuple[Section, ...]:
-    """The section on packed weights and their execution; none where the weights are dense."""
+    """The section on packed weights and their execution, or on a running server; none where the
+    weights are dense."""
     found = block(block(report, "meta"), "execution")
+    if is_served(report):
+        said = (
+            ("Subject", named_server(found)),
+            *((str(k), str(v)) for k, v in sorted(block(found, "detail").items())[:SHOWN]
+              if k not in ("url", "model")),
+            ("Judged by its log-probabilities", "metric, tail and drift"),
+            ("Weights, activations and whole distributions", "not seen"),
+            ("What it runs", "as it says itself: no digest of it is known"),
+        )  # fmt: skip
+        return (Section("judged", "What was judged", facts=said),)
     if not found:
         return ()
     kernels = _counts(block(found, "kernels"))

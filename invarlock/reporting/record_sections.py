@@ -11,6 +11,7 @@ from invarlock.pages.parts import LISTED, NOT_EVALUATED, Section, Table, not_eva
 from invarlock.pages.reading import Report, block, objects
 from invarlock.pages.wording import fixed, number, vocabulary_use, yes
 from invarlock.reporting.dashboard import all_checks
+from invarlock.reporting.judged import is_served, named_server
 
 
 def compared(report: Report) -> Section:
@@ -24,8 +25,7 @@ def compared(report: Report) -> Section:
         ("Scenario", str(edit.get("scenario", "-"))),
         ("Edit", str(edit.get("name", "-"))),
         ("Baseline checkpoint", _digest(sides["baseline"].get("checkpoint_sha256"))),
-        ("Subject checkpoint", _digest(sides["subject"].get("checkpoint_sha256"))),
-        ("Files beside the weights", _shipped(*(block(s, "checkpoint") for s in sides.values()))),
+        *_subject(report, sides),
         ("Text", f"{data.get('provider', '-')}, split {data.get('split', '-')}"),
         (
             "Windows",
@@ -41,6 +41,15 @@ def compared(report: Report) -> Section:
         ("InvarLock", str(meta.get("invarlock_version", "-"))),
     ]
     return Section("compared", "What was compared", facts=tuple(facts))
+
+
+def _subject(report: Report, sides: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Its digest and files; of a running server, which shows neither, how it was named."""
+    if is_served(report):
+        yield "Subject", named_server(block(block(report, "meta"), "execution"))
+        return
+    yield "Subject checkpoint", _digest(sides["subject"].get("checkpoint_sha256"))
+    yield "Files beside the weights", _shipped(*(block(s, "checkpoint") for s in sides.values()))
 
 
 def inference(report: Report) -> Section:
@@ -205,8 +214,9 @@ def does_not_show(report: Report) -> Section:
     """What nobody should read into the result."""
     kind = metric_named(block(report, "primary_metric").get("kind"))
     left_out = [c.name for c in all_checks(report) if c.status == NOT_EVALUATED]
+    seen = kind.shows if is_served(report) else f"{kind.shows}, weights and activations"
     notes = [
-        f"{kind.shows}, weights and activations only: no safety, no speed, no {kind.leaves_open}.",
+        f"{seen} only: no safety, no speed, no {kind.leaves_open}.",
         "The result holds for this tokenizer, precision and window length.",
     ]
     if block(report, "vocabulary"):

@@ -1,7 +1,7 @@
 """Measure a running server by the log-probabilities that it gives of prompts.
 
-vLLM, SGLang and others answer ``/v1/completions`` with ``echo`` and ``logprobs``: of every token
-of the prompt its log-probability. That is what the primary metric needs, and all that a server
+vLLM, SGLang and others give of every token of a prompt its log-probability, each in its own way
+(:mod:`invarlock.run.server_ways`). That is what the primary metric needs, and all that a server
 shows: no weights, no activations, no whole distribution.
 
 Numbers of a server are believed only after a trial: the token that it generates after a prompt has
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,20 +26,22 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
+from invarlock import progress
 from invarlock.checkpoints import Checkpoint, Identity
 from invarlock.errors import ConfigError, InputError, MeasurementError
 from invarlock.formats.execution import Described
 from invarlock.guards.guard import SERVED
 from invarlock.metrics import ARMS
+from invarlock.models import SCHEME
 from invarlock.run.forward import ArmResult
 from invarlock.run.measure import SERVER, Measurement, RunWindows
+from invarlock.run.server_ways import OTHERS, OWNERS, WAYS, Answer, Token, Way
 from invarlock.run.tasks import task_for
 from invarlock.tokenizer_meaning import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SCHEME = "openai:"
 KEY = "INVARLOCK_BACKEND_KEY"
 TIMEOUT = 300.0  # seconds for one answer
 TRIES = 4  # for one answer; a busy server and one that breaks off are asked again
@@ -52,29 +54,11 @@ SEARCHED = 8  # longer prompts that are tried where the next token is not one th
 AGREEMENT = 0.1  # nats: two passes of a server batch and round differently
 
 
-class Logprobs(msgspec.Struct):
-    """``logprobs`` of a choice."""
-
-    token_logprobs: list[float | None]
-    tokens: list[str] = []
-
-
-class Choice(msgspec.Struct):
-    """One completion."""
-
-    logprobs: Logprobs | None = None
-
-
-class Completion(msgspec.Struct):
-    """An answer of ``/v1/completions``."""
-
-    choices: list[Choice]
-
-
 class Model(msgspec.Struct):
     """A model that a server has."""
 
     id: str
+    owned_by: str = ""
 
 
 class Models(msgspec.Struct):
@@ -94,8 +78,12 @@ class Address:
     model: str  # empty: the only one
 
     @classmethod
-    def read(cls, text: str) -> Address:
+    def read(cls, text: str, where: str = "--backend") -> Address:
         """``openai:URL`` or ``openai:URL#MODEL``.
+
+        Args:
+            text: as it was given.
+            where: the option or setting, for errors.
 
         Raises:
             ConfigError: anything else, or a password in the URL.
@@ -105,18 +93,31 @@ class Address:
             parts = urlsplit(text.removeprefix(SCHEME))
             port = parts.port
         except ValueError as error:
-            raise ConfigError(f"not an address: {error}", where="--backend") from error
+            raise ConfigError(f"not an address: {error}", where=where) from error
         named = text.startswith(SCHEME) and parts.scheme in ("http", "https") and parts.hostname
         if not named or not parts.hostname or parts.query:
-            raise ConfigError("not a server", where="--backend", expected=form, found=text[:80])
+            raise ConfigError("not a server", where=where, expected=form, found=text[:80])
         if parts.username or parts.password:
             raise ConfigError(
-                "a password in an address ends up in reports", where="--backend",
+                "a password in an address ends up in reports", where=where,
                 hint=f"give the key in the environment variable {KEY}",
             )  # fmt: skip
         path = parts.path.rstrip("/")
         path = path if path.endswith("/v1") else f"{path}/v1"
         return cls(parts.scheme == "https", parts.hostname, port, path, parts.fragment)
+
+    @property
+    def root(self) -> str:
+        """The path before /v1."""
+        return self.path.removesuffix("/v1")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, under a name that every machine has for itself."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
 
     @property
     def url(self) -> str:
@@ -133,7 +134,10 @@ class Server:
     address: Address
     model: str = ""
     asked: int = 0  # requests so far
+    way: Way = WAYS[0]
     as_ids: bool = True  # whether prompts go as token ids
+    alone: bool = True  # whether it has one model
+    owner: str = ""  # what the server calls itself
     tokenizer: Tokenizer | None = field(default=None, repr=False)
 
     @property
@@ -147,7 +151,9 @@ class Server:
         Raises:
             InputError: the server has several, or not the one that was named.
         """
-        names = [model.id for model in self._ask("GET", "models", None, Models).data]
+        models = self._ask("GET", "/v1/models", None, Models).data
+        names = [model.id for model in models]
+        self.alone, self.owner = len(names) == 1, models[0].owned_by if models else ""
         self.model = self.address.model or (names[0] if len(names) == 1 else "")
         if self.model not in names:
             listed = ", ".join(names[:5]) or "none"
@@ -157,7 +163,8 @@ class Server:
             )  # fmt: skip
 
     def prove(self, ids: Sequence[int]) -> None:
-        """Find out how prompts are taken, and whether the numbers are those of the next token.
+        """Find out in which way the server gives numbers, and whether they are those of the next
+        token.
 
         Args:
             ids: of a text; its first tokens are sent.
@@ -165,35 +172,48 @@ class Server:
         Raises:
             InputError: the server gives no log-probabilities of prompts, or wrong ones.
         """
-        try:
-            self._completed(ids[: TRIALS[0]])
-        except _RefusedError:
-            self.as_ids = False
-        for length in TRIALS:
-            self._try(ids, length)
+        wrong: _WrongError | None = None
+        lacking: dict[str, str] = {}
+        for way, as_ids in _tries(self.alone):
+            self.way, self.as_ids = way, as_ids
+            try:
+                for length in TRIALS:
+                    self._try(ids, length)
+            except _WrongError as error:
+                wrong = wrong or error
+            except _LacksError as error:
+                lacking.setdefault(way.name, error.short)
+            else:
+                return
+        if wrong:
+            raise wrong
+        name, hint = OWNERS.get(self.owner, ("", OTHERS))
+        tried = ", ".join(f"{way}: {short}" for way, short in lacking.items())
+        raise InputError(
+            f"{name} gives no log-probabilities of prompts".strip(), where=self.where,
+            found=tried, hint=hint,
+        )  # fmt: skip
 
     def _try(self, ids: Sequence[int], length: int) -> None:
         for count in range(length, min(length + SEARCHED, len(ids))):
             start = list(ids[:count])
-            found = self._completed(start, echo=False)
-            if not found.token_logprobs or not found.tokens:
+            found = self._answer(start, whole=False).generated()
+            if found is None or found.logprob is None:
                 break
-            drawn = self._ids_of(found.tokens[0])
-            generated = found.token_logprobs[0]
-            if len(drawn) != 1 or generated is None:
+            named = [found.id] if found.id is not None else self._ids_of(found.text or "")
+            longer = [*start, *named]
+            if len(named) != 1 or not (self._survives(start) and self._survives(longer)):
                 continue
-            again = self.logprobs([*start, drawn[0]])[-1]
-            if abs(again - generated) > AGREEMENT:
-                raise InputError(
+            again = self.logprobs(longer)[-1]
+            if abs(again - found.logprob) > AGREEMENT:
+                raise _WrongError(
                     "gives log-probabilities of prompts that are not those of the next token: a"
-                    f" token had {generated:.3f} when it was generated and {again:.3f} in a prompt",
+                    f" token had {found.logprob:.3f} when it was generated and {again:.3f} in a"
+                    " prompt",
                     where=self.where, hint="serve the model with vLLM or SGLang",
                 )  # fmt: skip
             return
-        raise InputError(
-            "generates no token whose log-probability could be compared with that in a prompt",
-            where=self.where, expected="an answer with logprobs and one token",
-        )  # fmt: skip
+        raise _LacksError("no generated token to compare", where=self.where)
 
     def logprobs(self, ids: Sequence[int]) -> list[float]:
         """Log-probabilities of all tokens of a prompt but the first, nats.
@@ -202,24 +222,25 @@ class Server:
             InputError: the server gives none, or read other tokens.
             MeasurementError: it does not answer.
         """
-        found = self._completed(ids)
-        values = found.token_logprobs[1 : len(ids)]
-        if len(found.token_logprobs) < len(ids) or None in values:
-            raise InputError(
+        found = self._answer(ids, whole=True).prompt(ids)
+        if any(token.id is not None for token in found):  # tokens that differ may also be fewer
+            self._require_tokens(ids, found)
+        values = [token.logprob for token in found[1 : len(ids)]]
+        given = [value for value in values if value is not None]
+        if len(given) < len(ids) - 1:
+            raise _LacksError(
                 "gives no log-probabilities of the tokens of a prompt", where=self.where,
-                expected=f"{len(ids)} with echo and logprobs",
-                found=str(sum(v is not None for v in found.token_logprobs)),
-                hint="vLLM and SGLang give them; llama-server and TGI do not",
+                expected=str(len(ids) - 1), found=str(len(given)),
+                short=f"{len(given)} of {len(ids) - 1} tokens",
             )  # fmt: skip
-        above = next((v for v in values if v is not None and v > 0), None)
+        above = next((value for value in given if value > 0), None)
         if above is not None:
             raise InputError(
                 "gives log-probabilities above zero, which are none", where=self.where,
                 found=f"{above:g}",
             )  # fmt: skip
-        if not self.as_ids:
-            self._require_tokens(ids, found.tokens)
-        return [math.nan if v is None else float(v) for v in values]
+        self._require_tokens(ids, found)
+        return given
 
     def require_text(self, windows: Sequence[Sequence[int]]) -> None:
         """Refuse windows that come back as other tokens where only text can be sent.
@@ -227,15 +248,17 @@ class Server:
         Raises:
             InputError: there are some.
         """
-        if self.as_ids:
-            return
-        odd = sum(self._ids_of(self._text(ids)) != list(ids) for ids in windows)
+        odd = sum(not self._survives(ids) for ids in windows)
         if odd:
             raise InputError(
                 f"takes prompts as text alone, and {odd} of {len(windows)} windows, cut from a"
                 " longer text, are other tokens as texts of their own", where=self.where,
                 hint="use a server that takes token ids, such as vLLM or SGLang",
             )  # fmt: skip
+
+    def _survives(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt reaches the server as these tokens."""
+        return self.as_ids or self._ids_of(self._text(ids)) == list(ids)
 
     def _text(self, ids: Sequence[int]) -> str:
         assert self.tokenizer is not None
@@ -245,36 +268,24 @@ class Server:
         assert self.tokenizer is not None
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _require_tokens(self, ids: Sequence[int], tokens: Sequence[str]) -> None:
-        """The server's tokens of a text, by what they spell; parts of a character say nothing."""
-        for number, wanted in enumerate(ids):
-            spelt = self._text([wanted]).strip()
-            read = tokens[number].strip() if number < len(tokens) else ""
-            if "\ufffd" not in spelt and spelt != read:
-                raise InputError(
+    def _require_tokens(self, ids: Sequence[int], tokens: Sequence[Token]) -> None:
+        """The server's tokens, by their ids; of a text without ids by what they spell, where parts
+        of a character say nothing."""
+        for wanted, token in zip(ids, tokens, strict=False):
+            spelt, read = self._text([wanted]), token.text or ""
+            other = spelt.strip() != read.strip() and "\ufffd" not in spelt and not self.as_ids
+            if other if token.id is None else token.id != wanted:
+                raise _WrongError(
                     "cuts a text into other tokens than the baseline's tokenizer",
-                    where=self.where, expected=repr(spelt), found=repr(read)[:SHOWN],
+                    where=self.where, expected=repr(spelt.strip()), found=repr(read)[:SHOWN],
                 )  # fmt: skip
 
-    def _completed(self, ids: Sequence[int], echo: bool = True) -> Logprobs:
+    def _answer(self, ids: Sequence[int], whole: bool) -> Answer:
+        """What the server says of a prompt, or only of the token that it generates after it."""
         prompt: list[int] | str = list(ids) if self.as_ids else self._text(ids)
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "echo": echo,
-            "logprobs": 1,
-            "max_tokens": 1,
-            "temperature": 0,
-        }
-        answer: Completion = self._ask("POST", "completions", body, Completion)
-        found = answer.choices[0].logprobs if answer.choices else None
-        if found is None:
-            raise InputError(
-                "gives no log-probabilities of prompts", where=self.where,
-                expected="logprobs in the answer of /v1/completions with echo",
-                hint="vLLM and SGLang give them; llama-server and TGI do not",
-            )  # fmt: skip
-        return found
+        body = self.way.body(self.model, prompt, whole)
+        answer: Answer = self._ask("POST", self.way.path, body, self.way.answer)
+        return answer
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, kind: type[Any]) -> Any:
         """One answer, after :data:`TRIES` tries at most."""
@@ -284,7 +295,7 @@ class Server:
             if number:
                 time.sleep(PAUSE * 2 ** (number - 1))
             try:
-                status, answer = self._send(method, f"{self.address.path}/{path}", data)
+                status, answer = self._send(method, f"{self.address.root}{path}", data)
             except (OSError, http.client.HTTPException) as error:
                 told = str(error) or type(error).__name__
                 continue
@@ -292,15 +303,17 @@ class Server:
                 try:
                     return msgspec.json.decode(answer, type=kind)
                 except msgspec.DecodeError as error:
-                    raise InputError(
-                        f"/{path} does not answer as OpenAI's servers do: {error}",
-                        where=self.where,
-                    ) from error
+                    raise _LacksError(
+                        f"{path} does not answer as OpenAI's servers do: {error}",
+                        where=self.where, short="another answer",
+                    ) from error  # fmt: skip
             told = f"HTTP {status}: {_line(answer)}"
             if status not in BUSY:
-                raise _RefusedError(f"/{path} refuses the request ({told})", where=self.where)
+                raise _LacksError(
+                    f"{path} refuses the request ({told})", where=self.where, short=f"HTTP {status}"
+                )
         if told.startswith("HTTP 500"):  # what some servers say of requests that they cannot read
-            raise _RefusedError(f"/{path} fails ({told})", where=self.where)
+            raise _LacksError(f"{path} fails ({told})", where=self.where, short="HTTP 500")
         raise MeasurementError(
             f"no answer after {TRIES} tries: {told}",
             where=self.where,
@@ -325,8 +338,25 @@ class Server:
         return answer.status, content
 
 
-class _RefusedError(InputError):
-    """The server does not take a request."""
+class _LacksError(InputError):
+    """The server does not take a request, or gives no numbers; another way may do."""
+
+    def __init__(self, what: str, *, short: str = "", **more: str) -> None:
+        super().__init__(what, **more)
+        self.short = short or what
+
+
+class _WrongError(InputError):
+    """The server gives wrong numbers, or reads other tokens."""
+
+
+def _tries(alone: bool) -> Iterator[tuple[Way, bool]]:
+    """Each way, and whether with token ids: those first."""
+    for way in WAYS:
+        if way.names_model or alone:
+            yield from (
+                (way, as_ids) for as_ids in (True, False) if (way.ids, way.text)[not as_ids]
+            )
 
 
 def _line(answer: bytes) -> str:
@@ -368,6 +398,7 @@ def measure_server(text: str, baseline: Path, windows: RunWindows) -> tuple[Serv
     server.prove(max(prompts, key=len))
     server.require_text(prompts)
     arms = {}
+    progress.expect(len(prompts), sum(map(len, prompts)))
     for arm in ARMS:
         found = ArmResult()
         for number, example in enumerate(examples[arm]):
@@ -375,11 +406,13 @@ def measure_server(text: str, baseline: Path, windows: RunWindows) -> tuple[Serv
             row = np.array([values[p] for p in example.positions], dtype=np.float32)
             found.logprob[number] = row
             found.nll_sum[number] = -float(row.astype(np.float64).sum())
+            progress.done(1, len(values) + 1)
         arms[arm] = found
     detail = {
         "url": server.address.url,
         "model": server.model,
         "prompts": "token ids" if server.as_ids else "text",
+        "way": f"{server.way.name} of {server.way.path}",
     }
     return server, Measurement(
         dtype="unknown",

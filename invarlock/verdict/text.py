@@ -12,10 +12,11 @@ from typing import Any
 
 from invarlock.counts import counted
 from invarlock.guards import GUARDS
+from invarlock.guards.guard import NAME_WEIGHTS
 from invarlock.metrics.kinds import metric_named
 from invarlock.pages.wording import vocabulary_use
 from invarlock.reporting.gates import COST_FLAGS
-from invarlock.reporting.signals import CORE_GUARDS
+from invarlock.reporting.signals import CORE_GUARDS, METRIC_ONLY
 from invarlock.verdict import MEASURED
 
 WIDTH = 108  # columns
@@ -56,6 +57,7 @@ UNDECIDED = (
     "Too little was measured to judge an edit: give more windows (windows.preview, windows.final),"
     " or longer ones (windows.seq_len), and repeat the command."
 )
+SERVER = f"A running server never passes: {NAME_WEIGHTS} (subject in place of backend)."
 NOOP = (
     "Unchanged weights did not pass, so trust no other result: the windows are too few, or this"
     " machine measures differently each time (see determinism)."
@@ -204,7 +206,7 @@ def _advice_on(record: Mapping[str, Any]) -> str:
     """What to do about a measured evaluation that did not meet expectations."""
     category = record["category"]
     if record["undecided"]:
-        return UNDECIDED
+        return SERVER if METRIC_ONLY in record["reasons"] else UNDECIDED
     if category == "clean":
         return NOOP if record["family"] == "noop" else REFUSED
     if category == "custom":
