@@ -33,7 +33,8 @@ class InvarlockError(Exception):
             line += f"; found {self.found}"
         if self.hint:
             line += f"; {self.hint}"
-        return line
+        # names and values of other people's files reach terminals and logs
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in line)
 
 
 class ConfigError(InvarlockError):

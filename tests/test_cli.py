@@ -7,6 +7,7 @@ import os
 import pytest
 
 from invarlock.cli import ALIASES, COMMANDS, DEBUG, main
+from invarlock.errors import InputError
 
 USUAL = [name for name in COMMANDS if " " not in name]
 ADVANCED = [name.partition(" ")[2] for name in COMMANDS if " " in name]
@@ -96,3 +97,9 @@ def test_the_lists_are_not_empty() -> None:
     """Both kinds of command are there."""
     assert {"evaluate", "gate"} <= set(USUAL)
     assert {"evidence-pack", "tune"} <= set(ADVANCED)
+
+
+def test_what_files_say_reaches_no_terminal_as_it_is() -> None:
+    """Names and values of other people's files: control characters become their escapes."""
+    line = str(InputError("tensor a\x1b[31m\x00b", where="x\ry", found="ü\u202e日"))
+    assert line == "x\\ry: tensor a\\x1b[31m\\x00b; found ü\\u202e日"

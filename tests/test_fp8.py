@@ -180,3 +180,16 @@ def test_parts_that_do_not_fit_are_one_line(dense: Path, tmp_path: Path, case: s
         open_model(folder, dense)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_scales_of_activations_that_nothing_here_reads_are_told(
+    dense: Path, tmp_path: Path
+) -> None:
+    """A warning: what a server rounds by them is not judged."""
+    folder = pack(dense, tmp_path / "subject", (32, 32))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["activation_scheme"] = "static"
+    (folder / "config.json").write_text(json.dumps(config))
+    (found,) = check_checkpoint(Checkpoint.open(dense), Checkpoint.open(folder))
+    assert found["severity"] == "warning"
+    assert "those scales are not judged" in found["message"]

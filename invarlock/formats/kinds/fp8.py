@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
+from invarlock.files import read_json_object
 from invarlock.formats.kind import Package, PackedTensor
 from invarlock.formats.numbers import POWERS, powers, spread
 from invarlock.formats.packed import (
@@ -127,6 +128,14 @@ class Fp8(Packed):
                 dequantize=True, modules_to_not_convert=kept
             )
         }
+
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        config = read_json_object(source / "config.json")
+        if quantization_of(config).get("activation_scheme") == "static":
+            yield (
+                "served, activations are rounded by the scales that are stored; transformers"
+                " unpacks the weights here and rounds none, so that those scales are not judged"
+            )
 
     def loaded(self, model: Any, source: Path) -> Any:
         return in_one_dtype(model)
