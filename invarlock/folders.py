@@ -84,7 +84,7 @@ def readable_format(folder: Path, allowed: Collection[str] = ()) -> Format:
     names = names_of(folder)
     form = format_in(names)
     ready = form is not None and (CONFIG_NAME in names or not form.configured)
-    whole = ready and form is not None and form.opened
+    whole = ready
     whole = whole and form is not None and (not form.switch or form.switch in allowed)
     if ADAPTER_NAME in names and (form is None or form.configured):
         raise _adapter(folder, whole)
@@ -100,7 +100,7 @@ def readable_format(folder: Path, allowed: Collection[str] = ()) -> Format:
 def named_file(path: Path) -> bool:
     """Whether a file alone is a model of some format, by its name."""
     form = format_in([path.name])
-    return form is not None and form.opened and not form.configured
+    return form is not None and not form.configured
 
 
 def names_of(folder: Path) -> list[str]:

@@ -52,6 +52,8 @@ class Desk:
         return subprocess.Popen(
             command, cwd=self.root, env=found, text=True,
             stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+            # a shell that runs tests in the background lets its children ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )  # fmt: skip
 
     def compare(self, *words: str, cache: str = "") -> tuple[int, str, str]:

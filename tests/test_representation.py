@@ -366,7 +366,7 @@ def runs_of(baseline: Any, subject: Any = None) -> Any:
     """Two runs that recorded these tables and nothing else."""
     tables = {"baseline": baseline, "subject": baseline if subject is None else subject}
     runs = {side: {"representation": {"blocks": table}} for side, table in tables.items()}
-    return SimpleNamespace(**runs, ran=True, reason_not_run="", separate=False)
+    return SimpleNamespace(**runs, ran=True, reason_not_run="", separate=False, served=False)
 
 
 def moved(*distances: float) -> list[SeenBlock]:

@@ -14,6 +14,7 @@ import report_factory as factory
 from repository_copy import ROOT, link_repository, quiet_environment
 
 from invarlock.cli import main
+from invarlock.deployment import BACKENDS
 from invarlock.documents.kinds import ORDER, TUNABLE
 from invarlock.edits.kinds import EDITS
 from invarlock.edits.specs import CANDIDATES, parse_edit_spec
@@ -29,13 +30,13 @@ Document = dict[str, Any]
 
 def test_the_order_of_parameters_is_that_of_the_edits() -> None:
     """One spec string for the table, the edit and its candidates."""
-    for edit_type, names in ORDER.items():
-        assert names == tuple(EDITS[edit_type].types())
+    for edit_type, edit in EDITS.items():
+        assert ORDER[edit_type] == tuple(edit.types())
     for edit_type, candidates in CANDIDATES.items():
         for values in candidates:
             parse_edit_spec(f"{edit_type}:{values.format(middle=3)}")
     assert TUNABLE.keys() == CANDIDATES.keys()
-    assert ORDER.keys() == EDITS.keys()
+    assert ORDER.keys() == EDITS.keys() | BACKENDS.keys()
 
 
 def test_the_published_table_is_complete() -> None:

@@ -154,7 +154,9 @@ def test_another_attempt_gets_more_time_and_memory(repository: Path) -> None:
     write_tiny_folder(repository / "model")
     byoe = ("suite=byoe", "baseline=model", "subject=model")
     seen = set()
-    for targets, said in ((("all", "tune"), ("suite=subset",)), (("all",), byoe)):
+    packed = ("suite=deployable", "deploy_backends=bitsandbytes")
+    asked = ((("all", "tune"), ("suite=subset",)), (("all",), byoe), (("all",), packed))
+    for targets, said in asked:
         words = (*targets, "--cores", "8", "--resources", "gpu=1", "--config", "device=cuda", *said)
         first, second = (
             {(job.rule, job.lines.get("wildcards")): job for job in graph(repository, *a, *words)}

@@ -158,7 +158,6 @@ def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
     if report and takes_tuned(entry) and TUNED in tree.files:
         yield from (f"{name}: {line}" for line in _tuned(tree, report, metadata))
     if kind == DEPLOYABLE:
-        # check: scenarios.deployable
         if not ours:
             yield from deployable.check(tree, place.folder)
         if ours or "modules" in object_in(tree, place.folder + deployable.INVENTORY):

@@ -91,7 +91,6 @@ class Format:
     dense: ClassVar[bool] = False  # whether it is the one that edits write and baselines are in
     packed: ClassVar[bool] = False  # whether the weights take more room once they are rewritten
     in_folders: ClassVar[bool] = True  # whether a folder that somebody names may be of it
-    opened: ClassVar[bool] = True  # whether it has an inventory, so that a folder can be compared
     switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
     lists: ClassVar[frozenset[str]] = frozenset()  # files that list those of weights
     note: ClassVar[str | None] = None  # what the record of a rewritten baseline says
@@ -100,6 +99,11 @@ class Format:
     # (``small_files``), and a single file may be named in place of a folder.
     configured: ClassVar[bool] = True
     packages: ClassVar[tuple[Package, ...]] = ()  # what execution needs beside transformers
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether a baseline of it is known by its files alone, until they are rewritten."""
+        return bool(self.switch)
 
     def files(self, names: Collection[str]) -> set[str]:
         """The files of weights among the names of a folder; empty where it is of another format."""

@@ -337,7 +337,7 @@ def _of_storage(inventory: Record) -> Iterator[str]:
             f"claims {claimed:g} bits ({inventory['claimed_by']}) and stores {stored:.3g} of a"
             f" weight; at most {most:g} with scales"
         )
-    if stored < claimed * 0.9:  # check: deployable.too_few
+    if stored < claimed * 0.9:
         yield f"claims {claimed:g} bits, and its bytes hold {stored:.3g} of a weight"
     if inventory["bytes_packed"] >= inventory["bytes_dense"]:
         yield (
@@ -366,19 +366,19 @@ def contradictions(
         stated = _member(report, "provenance", side, "checkpoint_sha256")
         for name, document in documents.items():
             if member in document and report and document[member] != stated:
-                yield name, f"/{member} is not the {side} of the report"  # check: deployable.who
+                yield name, f"/{member} is not the {side} of the report"
     yield from ((INVENTORY, line) for line in _inventory(inventory, report, entry))
     for name, value in (("load_smoke", load["ok"]), ("inference_smoke", answers["ok"])):
         if inventory[name] is not value:
-            yield INVENTORY, f"/{name} is not that of {name}.json"  # check: deployable.smoke
+            yield INVENTORY, f"/{name} is not that of {name}.json"
     for name in ("backend", "backend_version", "device"):
         if load["ok"] and load[name] != inventory[name]:
-            yield LOAD, f"/{name} is not that of {INVENTORY}"  # check: deployable.backend
+            yield LOAD, f"/{name} is not that of {INVENTORY}"
     if load["ok"] is not (
         not load["error"] and not load["missing"] and not load["unexpected"]
         and load["loaded_from_saved_checkpoint"]
     ):  # fmt: skip
-        yield LOAD, "/ok is not what it says of loading"  # check: deployable.load
+        yield LOAD, "/ok is not what it says of loading"
     yield from ((MEMORY, line) for line in _memory(memory, inventory))
     yield from ((INFERENCE, line) for line in _answers(answers))
     wanted, found = validation(documents), documents[VALIDATION]
@@ -390,25 +390,24 @@ def contradictions(
 def _inventory(document: Record, report: Record, entry: Record) -> Iterator[str]:
     packed = {n: m for n, m in document["modules"].items() if m["packed"]}
     if document["quantized_module_count"] != len(packed):
-        yield f"/quantized_module_count is not {len(packed)}"  # check: deployable.count
+        yield f"/quantized_module_count is not {len(packed)}"
     types = sorted({m["format"] for m in packed.values()})
     if document["quantized_module_types"] != types:
-        yield f"/quantized_module_types is not {', '.join(types)[:120]}"  # check: deployable.types
+        yield f"/quantized_module_types is not {', '.join(types)[:120]}"
     if document["stored_bits"] != stored_bits(document["modules"]):
-        yield "/stored_bits is not what its modules take"  # check: deployable.bits
+        yield "/stored_bits is not what its modules take"
     for name, module in document["modules"].items():
         if module["bytes"] * 8 < module["elements"] * module["bits"] * 0.99:
             yield f"/modules/{name}: {module['bytes']} bytes cannot hold its values"
-            break  # check: deployable.bytes
+            break
     if sum(m["bytes"] for m in packed.values()) > document["bytes_packed"]:
-        yield "/bytes_packed is less than its modules take"  # check: deployable.files
+        yield "/bytes_packed is less than its modules take"
     spec = _member(entry, "generation", "edit_spec")
     if _member(entry, "generation", "kind") == "deployable_edit":
         try:
             claim = float(parse_packing_spec(str(spec)).bits)
         except ConfigError:
             claim = math.nan
-        # check: deployable.claim
         if (document["claimed_bits"], document["claimed_by"]) != (claim, "scenario"):
             yield "/claimed_bits is not what the scenario asks for"
     yield from _against(document, packed, _member(report, "meta", "execution"))
@@ -424,7 +423,7 @@ def _against(document: Record, packed: Mapping[str, Record], execution: object) 
     ran = ("backend", "versions", "kernels", "device") if "backend" in execution else ()
     ran = ran if document["load_smoke"] else ()
     for name in ("format", "title", "bytes_packed", "bytes_dense", *ran):
-        if document[name] != execution.get(name):  # check: deployable.execution
+        if document[name] != execution.get(name):
             yield f"/{name} is not that of the report, /meta/execution"
     schemes: dict[str, dict[str, Any]] = {}
     for module in packed.values():
@@ -433,37 +432,37 @@ def _against(document: Record, packed: Mapping[str, Record], execution: object) 
         row["tensors"] += 1
         row["elements"] += module["elements"]
         row["bytes"] += module["bytes"]
-    if schemes != execution.get("schemes"):  # check: deployable.schemes
+    if schemes != execution.get("schemes"):
         yield "/modules do not add up to /meta/execution/schemes of the report"
 
 
 def _memory(document: Record, inventory: Record) -> Iterator[str]:
     for side, name in (("baseline", "baseline"), ("subject", "quantized")):
         if document[f"{name}_reported_bytes"] != document[side]["reported_bytes"]:
-            yield f"/{name}_reported_bytes is not /{side}/reported_bytes"  # check: deployable.sides
+            yield f"/{name}_reported_bytes is not /{side}/reported_bytes"
     if document["subject"]["file_bytes"] != inventory["bytes_packed"]:
-        yield f"/subject/file_bytes is not /bytes_packed of {INVENTORY}"  # check: deployable.disk
+        yield f"/subject/file_bytes is not /bytes_packed of {INVENTORY}"
     held = inventory["memory_footprint"]["reported_bytes"]
     if (document["quantized_reported_bytes"] or 0) != held:
-        yield f"/quantized_reported_bytes is not that of {INVENTORY}"  # check: deployable.footprint
+        yield f"/quantized_reported_bytes is not that of {INVENTORY}"
     sizes = (document[f"{name}_reported_bytes"] for name in ("baseline", "quantized"))
     for name, value in _reduction(*sizes).items():
         if document[name] != value:
-            yield f"/{name} is not what its sizes give"  # check: deployable.reduction
+            yield f"/{name} is not what its sizes give"
 
 
 def _answers(document: Record) -> Iterator[str]:
     rows = document["answers"]
     for index, row in enumerate(rows):
         if row["agreed"] != agreed(row["baseline"], row["subject"]):
-            yield f"/answers/{index}/agreed is not what its tokens give"  # check: deployable.agreed
+            yield f"/answers/{index}/agreed is not what its tokens give"
     if document["agreement"] != _agreement(rows, document["new_tokens"]):
-        yield "/agreement is not what its answers give"  # check: deployable.agreement
+        yield "/agreement is not what its answers give"
     finite = bool(rows) and all(row["logits_finite"] for row in rows)
     if document["all_logits_finite"] is not finite:
-        yield "/all_logits_finite is not what its answers say"  # check: deployable.finite
+        yield "/all_logits_finite is not what its answers say"
     if document["ok"] is not (not _of_answers(document)):
-        yield "/ok is not what its answers give"  # check: deployable.answers
+        yield "/ok is not what its answers give"
 
 
 def _member(document: object, *path: str) -> Any:

@@ -44,7 +44,7 @@ def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
     refuse_broken_files(folder)
     names = set(os.listdir(folder))
     form = format_in(names)
-    if form is None or form.opened:
+    if form is None or not form.rewritten:
         config = open_model(folder).config
     else:
         if "config.json" not in names:

@@ -50,7 +50,7 @@ def check_ours(
     for name in ours.FORMATS:
         document, problem = _read(tree, folder + name)
         wrong = [problem] if problem else violations(document, ours.CONTRACTS[name])
-        found += [f"{name}: {escape(line)}" for line in wrong[:1]]  # check: deployable.contract
+        found += [f"{name}: {escape(line)}" for line in wrong[:1]]
         documents[name] = document
     if found:
         return found

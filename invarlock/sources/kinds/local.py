@@ -79,7 +79,7 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> PinnedModel:
     check_folder(folder, allow)
     names = names_in(folder)
     form = format_in(names)
-    rewritten = form.files(names) if form and not form.opened else set()
+    rewritten = form.files(names) if form and form.rewritten else set()
     weights = rewritten or set(open_model(folder).shards)
     remote_code = needs_remote_code(folder, names)
     counted = model_files(names, remote_code) | weights
