@@ -1,7 +1,7 @@
 """Subjects in the compressed-tensors format, made of a dense folder by llmcompressor itself.
 
-    python -m venv /tmp/maker && /tmp/maker/bin/pip install llmcompressor==0.14.0.1
-    /tmp/maker/bin/python tests/makers/llmcompressor_subjects.py DENSE windows.json OUT [NAME ...]
+    python -m venv maker && maker/bin/pip install llmcompressor==0.14.0.1
+    maker/bin/python tests/makers/llmcompressor_subjects.py DENSE windows.json OUT [NAME ...]
 
 It needs an environment of its own, since it pins other versions of transformers and of
 compressed-tensors than the ones that judge; the tests make theirs with compressed-tensors alone.
