@@ -20,7 +20,7 @@ from typing import Any
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import unreadable
 from invarlock.formats.kind import INDEX_NAME, SINGLE_NAME, Format
-from invarlock.formats.kinds import format_in
+from invarlock.formats.kinds import format_of
 
 CONFIG_NAME = "config.json"
 ADAPTER_NAME = "adapter_config.json"
@@ -82,7 +82,7 @@ def readable_format(folder: Path, allowed: Collection[str] = ()) -> Format:
         NotACheckpointError: what it holds instead, and what to do.
     """
     names = names_of(folder)
-    form = format_in(names)
+    form = format_of(names)
     ready = form is not None and (CONFIG_NAME in names or not form.configured)
     whole = ready
     whole = whole and form is not None and (not form.switch or form.switch in allowed)
@@ -99,7 +99,7 @@ def readable_format(folder: Path, allowed: Collection[str] = ()) -> Format:
 
 def named_file(path: Path) -> bool:
     """Whether a file alone is a model of some format, by its name."""
-    form = format_in([path.name])
+    form = format_of([path.name])
     return form is not None and not form.configured
 
 

@@ -32,7 +32,6 @@ class EngineSettings:
     device: str  # cpu, or cuda and cuda:N
     threads: int
     context: int  # tokens of the longest window
-    seed: int = 0
 
 
 @dataclass(frozen=True)

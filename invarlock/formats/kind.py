@@ -90,7 +90,6 @@ class Format:
     inside: ClassVar[str] = ""  # the format whose files it uses; config.json tells the two apart
     dense: ClassVar[bool] = False  # whether it is the one that edits write and baselines are in
     packed: ClassVar[bool] = False  # whether the weights take more room once they are rewritten
-    in_folders: ClassVar[bool] = True  # whether a folder that somebody names may be of it
     switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
     lists: ClassVar[frozenset[str]] = frozenset()  # files that list those of weights
     note: ClassVar[str | None] = None  # what the record of a rewritten baseline says

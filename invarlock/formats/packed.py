@@ -187,6 +187,20 @@ class Packed(Format):
                 yield f"{name} is no positive number: what is rounded by it is lost"
 
 
+class Unpacked(Packed):
+    """Base of those whose weights transformers unpacks into dense matrices when it loads them."""
+
+    activations: ClassVar[str]  # how they are rounded here, and elsewhere
+
+    def loaded(self, model: Any, source: Path) -> Any:
+        return in_one_dtype(model)
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        dtype = str(model.dtype).removeprefix("torch.")
+        weights = f"unpacked into dense {dtype} when loaded"
+        return {"weights": weights, "activations": self.activations}
+
+
 @dataclass(frozen=True)
 class Made(TensorInfo):
     """A tensor that is made of others: ``begin`` and ``end`` count bytes of its values."""

@@ -251,13 +251,10 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
             model = form.loaded(model, source)
     model.requires_grad_(False)
     model.eval()
-    if "device_map" in options:  # it lies where it belongs
-        pass
-    elif (
-        device == "cuda" and torch.cuda.device_count() > 1
-    ):  # as many are visible as were asked for
-        spread(model, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
-    else:
+    visible = torch.cuda.device_count()  # as many as were asked for
+    if device == "cuda" and visible > 1 and "device_map" not in options:
+        spread(model, [f"cuda:{number}" for number in range(visible)])
+    elif "device_map" not in options:  # with it the model lies where it belongs
         model.to(device)
     tied = bool(getattr(config, "tie_word_embeddings", False))
     missing = [

@@ -205,14 +205,13 @@ def measure_checkpoint(
         preview.append(the_pass.batch("preview", the_pass.calibration))
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
-    digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
     failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
     if loaded.engine is not None:
         failures += check_engine_tokens(loaded.engine, checkpoint.folder, windows.token_ids())
     clock.lap("invariants")
 
-    def found() -> Measurement:
-        """What was measured so far."""
+    def found(digest: str = "") -> Measurement:
+        """What was measured so far; ``digest`` of the weights in memory once nothing more runs."""
         records = {name: probe.record(run) for name, probe in probes.items()}
         memory["with_guards"] = peak_memory_mb(loaded.device)
         arms = {"preview": merge(preview), "final": merge(final)}
@@ -242,7 +241,9 @@ def measure_checkpoint(
     for probe in probes.values():
         probe.after(run)
     clock.lap("variance")
-    return found()
+    digest = digest_json(checkpoint.stored) if loaded.engine else loaded_digest(loaded.model)
+    clock.lap("invariants")
+    return found(digest)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from invarlock.errors import ConfigError, NotACheckpointError
 from invarlock.files import read_json_object
 from invarlock.folders import readable_format, refuse_broken_files
 from invarlock.formats.kind import INDEX_NAME, Format
-from invarlock.formats.kinds import format_in, format_of
+from invarlock.formats.kinds import format_of
 from invarlock.model_folder import no_tokenizer, open_model, refuse_architecture
 from invarlock.shipped_files import chosen
 from invarlock.sources.pins import Allow
@@ -43,7 +43,7 @@ def check_folder(folder: Path, allow: Allow) -> dict[str, Any]:
         )
     refuse_broken_files(folder)
     names = set(os.listdir(folder))
-    form = format_in(names)
+    form = format_of(names)
     if form is None or not form.rewritten:
         config = open_model(folder).config
     else:

@@ -22,12 +22,6 @@ def format_of(names: Collection[str]) -> Format | None:
     return next((form for form in formats() if not form.inside and form.files(names)), None)
 
 
-def format_in(names: Collection[str]) -> Format | None:
-    """The same for a folder that somebody names."""
-    found = format_of(names)
-    return found if found and found.in_folders else None
-
-
 def as_configured(form: Format, config: Mapping[str, Any]) -> Format:
     """The format that packs its weights into files of ``form``, where ``config.json`` names one."""
     return next((f for f in formats() if f.inside == form.name and f.packs(config)), form)

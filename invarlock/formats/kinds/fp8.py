@@ -21,9 +21,8 @@ from invarlock.formats.kind import Package, PackedTensor
 from invarlock.formats.numbers import POWERS, powers, spread
 from invarlock.formats.packed import (
     DENSE,
-    Packed,
+    Unpacked,
     dtype_of,
-    in_one_dtype,
     method_of,
     quantization_of,
     torch_dtype,
@@ -39,11 +38,12 @@ SCALES = (".weight_scale_inv", ".weight_scale")
 ACTIVATIONS = (".activation_scale", ".input_scale", ".k_scale", ".v_scale")
 
 
-class Fp8(Packed):
+class Fp8(Unpacked):
     """FP8 weights in blocks, or with one scale each."""
 
     name: ClassVar[str] = "fp8"
     title: ClassVar[str] = "FP8"
+    activations: ClassVar[str] = "as they are; FP8 kernels would round them"
     marks: ClassVar[tuple[str, ...]] = (".weight_scale_inv",)
     packages: ClassVar[tuple[Package, ...]] = (Package("accelerate", "fp8"),)
 
@@ -136,16 +136,6 @@ class Fp8(Packed):
                 "served, activations are rounded by the scales that are stored; transformers"
                 " unpacks the weights here and rounds none, so that those scales are not judged"
             )
-
-    def loaded(self, model: Any, source: Path) -> Any:
-        return in_one_dtype(model)
-
-    def detail(self, model: Any) -> Mapping[str, str]:
-        dtype = str(model.dtype).removeprefix("torch.")
-        return {
-            "weights": f"unpacked into dense {dtype} when loaded",
-            "activations": "as they are; FP8 kernels would round them",
-        }
 
 
 def block_of(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:

@@ -17,9 +17,8 @@ from invarlock.errors import InputError
 from invarlock.formats.kind import PackedTensor
 from invarlock.formats.numbers import POWERS, SMALLEST, fp4, powers
 from invarlock.formats.packed import (
-    Packed,
+    Unpacked,
     dtype_of,
-    in_one_dtype,
     method_of,
     parts_of,
     torch_dtype,
@@ -34,11 +33,12 @@ BYTES = 16  # of a group
 GROUP = 2 * BYTES  # numbers that share a scale
 
 
-class Mxfp4(Packed):
+class Mxfp4(Unpacked):
     """MXFP4 experts of gpt-oss."""
 
     name: ClassVar[str] = "mxfp4"
     title: ClassVar[str] = "MXFP4"
+    activations: ClassVar[str] = "as they are"
     marks: ClassVar[tuple[str, ...]] = (f".gate_up_proj{BLOCKS}", f".down_proj{BLOCKS}")
 
     def packs(self, config: Mapping[str, Any]) -> bool:
@@ -88,13 +88,3 @@ class Mxfp4(Packed):
         from transformers.utils.quantization_config import Mxfp4Config
 
         return {"quantization_config": Mxfp4Config(dequantize=True)}
-
-    def loaded(self, model: Any, source: Path) -> Any:
-        return in_one_dtype(model)
-
-    def detail(self, model: Any) -> Mapping[str, str]:
-        dtype = str(model.dtype).removeprefix("torch.")
-        return {
-            "weights": f"unpacked into dense {dtype} when loaded",
-            "activations": "as they are",
-        }

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 from invarlock.documents.fields import Source
 from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import ConfigError, InputError
-from invarlock.formats.kinds import format_in
+from invarlock.formats.kinds import format_of
 from invarlock.model_folder import no_tokenizer
 from invarlock.sources.hub_cache import RepoType, cache_folder, cached_file
 from invarlock.sources.hub_model import Hub, where_of
@@ -115,7 +115,7 @@ def lacking(source: str, repo: str, pin: Pin | None, kind: RepoType) -> Iterator
 def _weight_files(
     names: Collection[str], fetch: Callable[[str], Path], where: str, allow: Allow
 ) -> set[str]:
-    form = format_in(names)
+    form = format_of(names)
     if form is None:
         raise InputError("the repository has no weights that can be read", where=where)
     require_format(form, allow, where)

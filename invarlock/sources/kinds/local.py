@@ -11,7 +11,7 @@ from invarlock.documents.fields import Source
 from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import ConfigError
 from invarlock.folders import refuse_broken_files
-from invarlock.formats.kinds import format_in
+from invarlock.formats.kinds import format_of
 from invarlock.model_folder import open_model
 from invarlock.shipped_files import names_in
 from invarlock.sources.kind import ModelSource
@@ -78,7 +78,7 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> PinnedModel:
     """
     check_folder(folder, allow)
     names = names_in(folder)
-    form = format_in(names)
+    form = format_of(names)
     rewritten = form.files(names) if form and form.rewritten else set()
     weights = rewritten or set(open_model(folder).shards)
     remote_code = needs_remote_code(folder, names)
@@ -97,7 +97,7 @@ def pin_folder(folder: Path, allow: Allow = NOTHING) -> PinnedModel:
 def folder_bytes(folder: str) -> int:
     """Bytes of the files of a local model that count; a link counts as what it leads to."""
     names = names_in(Path(folder)) if os.path.isdir(folder) else set()
-    form = format_in(names)
+    form = format_of(names)
     weights = form.files(names) if form else set()
     paths = [os.path.join(folder, name) for name in model_files(names, remote_code=True) | weights]
     return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
