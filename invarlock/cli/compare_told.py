@@ -11,7 +11,7 @@ from invarlock.guards.guard import NAME_WEIGHTS, SERVED
 from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.parts import FAIL as BAD
-from invarlock.pages.reading import block
+from invarlock.pages.reading import block, objects
 from invarlock.reporting import signals
 from invarlock.reporting.dashboard import all_checks, gates, headline
 from invarlock.reporting.judged import served_line
@@ -158,7 +158,9 @@ def _next(result: Compared) -> str:
         key = "" if result.options.pack else "; --pack KEY makes a signed proof of it"
         return f"use the subject for what the text stands for{key}"
     if result.outcome == FAIL:
-        accept = "" if served else "; --accept NAME takes a difference that is meant"
+        failures = objects(block(result.report, "invariants").get("failures"))
+        named = any("accept" in failure for failure in failures)
+        accept = "; --accept NAME takes a difference that is meant" if named else ""
         return f"open the page, it says where{accept}"
     if served:
         return f"{NAME_WEIGHTS}: a server never passes"

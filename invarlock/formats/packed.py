@@ -301,6 +301,19 @@ def two(info: TensorInfo, where: str) -> tuple[int, int]:
     return info.shape[0], info.shape[1]
 
 
+def require_fit(holds: bool, expected: object, found: object, module: str, where: str) -> None:
+    """Refuse parts of a packed weight that do not belong together.
+
+    Raises:
+        InputError: they do not.
+    """
+    if not holds:
+        raise InputError(
+            f"the parts of {module} do not fit together", where=where, expected=str(expected),
+            found=str(found),
+        )  # fmt: skip
+
+
 def uneven(size: int, columns: int, module: str, where: str) -> InputError:
     """The line for groups that do not fill the columns of a weight."""
     return InputError(

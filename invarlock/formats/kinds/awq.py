@@ -21,6 +21,7 @@ from invarlock.formats.packed import (
     method_of,
     parts_of,
     quantization_of,
+    require_fit,
     torch_dtype,
     two,
     uneven,
@@ -72,14 +73,13 @@ class Awq(Packed):
                     where=where, hint="set quant_method to what packed the weights",
                 )  # fmt: skip
             fits = words * 8 == outputs and zeros.shape == (groups, words)
-            if not fits or weight.dtype != "I32" or zeros.dtype != "I32":
-                raise InputError(
-                    f"the parts of {module} do not fit together", where=where,
-                    expected=f"qweight [inputs, {outputs // 8}] and qzeros"
-                    f" [{groups}, {outputs // 8}], I32",
-                    found=f"qweight {list(weight.shape)} {weight.dtype}, qzeros"
-                    f" {list(zeros.shape)} {zeros.dtype}",
-                )  # fmt: skip
+            require_fit(
+                fits and weight.dtype == zeros.dtype == "I32",
+                f"qweight [inputs, {outputs // 8}] and qzeros [{groups}, {outputs // 8}], I32",
+                f"qweight {list(weight.shape)} {weight.dtype}, qzeros {list(zeros.shape)}"
+                f" {zeros.dtype}",
+                module, where,
+            )  # fmt: skip
             declared = size if isinstance(size, int) and size > 0 else inputs // groups
             if inputs % declared or inputs % groups:
                 raise uneven(declared, inputs, module, where)

@@ -36,6 +36,7 @@ from invarlock.formats.packed import (
     dtype_of,
     method_of,
     quantization_of,
+    require_fit,
     stored_tensor,
     torch_dtype,
 )
@@ -385,45 +386,45 @@ def _packed(
     (weight,) = given
     parts = [n for n in (SCALE, GLOBAL, ORDER) if module + n in stored]
     shape, kind = weight.shape, f"{args.type}{args.num_bits}"
-    _require(len(shape) > 1, "a matrix", shape, module, where)
+    require_fit(len(shape) > 1, "a matrix", shape, module, where)
     if weight.name.endswith(PLAIN):
         codes = {"int": "I8", "float": "F8_E4M3"}
     elif args.type == "float":
         codes = {"float": "U8"}
         shape = (*shape[:-1], 2 * shape[-1])
-        _require(args.num_bits == 4, "FP4", kind, module, where)
+        require_fit(args.num_bits == 4, "FP4", kind, module, where)
     else:
         codes = {"int": "I32"}
         shape = _written_shape(module, stored, where)
         parts.append(SHAPE)
         words = (*shape[:-1], words_for(shape[-1], args.num_bits))
-        _require(weight.shape == words, f"words {words} of {shape}", weight.shape, module, where)
-    _require(weight.dtype == codes.get(args.type), codes, weight.dtype, module, where)
+        require_fit(weight.shape == words, f"words {words} of {shape}", weight.shape, module, where)
+    require_fit(weight.dtype == codes.get(args.type), codes, weight.dtype, module, where)
     fits = 1 <= args.num_bits <= 8 and len(shape) > 1
-    _require(fits, "a matrix of 1 to 8 bits", f"{kind}, {shape}", module, where)
+    require_fit(fits, "a matrix of 1 to 8 bits", f"{kind}, {shape}", module, where)
     blocks = _blocks(module, args, shape, where)
     scales = stored[module + SCALE].shape
     known = {(*shape[:-2], *blocks)}
     known |= {(*shape[:-2], blocks[0])} if blocks[1] == 1 else set()
     known |= {(), (1,)} if blocks == (1, 1) else set()
     scaled = f"scales of {(*shape[:-2], *blocks)} ({args.words()})"
-    _require(scales in known, scaled, scales, module, where)
+    require_fit(scales in known, scaled, scales, module, where)
     whole = stored.get(module + GLOBAL)
-    _require(whole is None or whole.numel == 1, "one global scale", whole, module, where)
+    require_fit(whole is None or whole.numel == 1, "one global scale", whole, module, where)
     types = {*FLOAT_DTYPES, *POWERS}
     if codes == {"float": "U8"}:  # two FP4 numbers to a byte
         types = {*POWERS} if whole is None else {"F8_E4M3"}
     code = stored[module + SCALE].dtype
-    _require(code in types, f"scales of {' or '.join(sorted(types))}", code, module, where)
+    require_fit(code in types, f"scales of {' or '.join(sorted(types))}", code, module, where)
     if not args.symmetric:
         zeros = stored.get(module + ZERO)
         rows = words_for(shape[-2], args.num_bits) if codes.get("int") == "I32" else blocks[0]
         expected = (*shape[:-2], rows, blocks[1])
         found = zeros.shape if zeros else "none"
-        _require(found == expected, f"zero points {expected}", found, module, where)
+        require_fit(found == expected, f"zero points {expected}", found, module, where)
         held = zeros.dtype if zeros else ""
         wanted = "I32" if codes.get("int") == "I32" else "I8"
-        _require(held == wanted, f"zero points of {wanted}", held, module, where)
+        require_fit(held == wanted, f"zero points of {wanted}", held, module, where)
         parts.append(ZERO)
     names = (weight.name, *(module + part for part in parts))
     return PackedTensor(
@@ -439,21 +440,13 @@ def _called(args: Args, global_scale: bool) -> str:
     return args.words()
 
 
-def _require(holds: bool, expected: object, found: object, module: str, where: str) -> None:
-    if not holds:
-        raise InputError(
-            f"the parts of {module} do not fit together", where=where, expected=str(expected),
-            found=str(found),
-        )  # fmt: skip
-
-
 def _written_shape(module: str, stored: Mapping[str, TensorInfo], where: str) -> tuple[int, ...]:
     """The shape of a matrix whose rows end inside a word, which the file holds as numbers."""
     info = stored.get(module + SHAPE)
     if info is None:
         raise InputError(f"{module} has packed words and no {SHAPE[1:]}", where=where)
     sizes = info.shape in ((2,), (3,)) and info.dtype in ("I32", "I64")
-    _require(sizes, f"{SHAPE[1:]}: two or three sizes", info.shape, module, where)
+    require_fit(sizes, f"{SHAPE[1:]}: two or three sizes", info.shape, module, where)
     return tuple(int(size) for size in stored_tensor(Path(where), info).tolist())
 
 

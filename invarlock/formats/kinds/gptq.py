@@ -25,6 +25,7 @@ from invarlock.formats.packed import (
     method_of,
     parts_of,
     quantization_of,
+    require_fit,
     stored_tensor,
     torch_dtype,
     two,
@@ -83,14 +84,13 @@ class Gptq(Packed):
             inputs = words[0] * 32 // max(bits, 1)
             fits = bits in BITS and words == (inputs * bits // 32, outputs)
             fits = fits and zeros.shape == (groups, outputs * bits // 32)
-            if not fits or weight.dtype != "I32" or zeros.dtype != "I32":
-                raise InputError(
-                    f"the parts of {module} do not fit together", where=where,
-                    expected=f"qweight and qzeros of int32 words of {BITS} bits for {outputs}"
-                    f" outputs in {counted(groups, 'group')}",
-                    found=f"qweight {list(words)} {weight.dtype}, qzeros {list(zeros.shape)}"
-                    f" {zeros.dtype}",
-                )  # fmt: skip
+            require_fit(
+                fits and weight.dtype == zeros.dtype == "I32",
+                f"qweight and qzeros of int32 words of {BITS} bits for {outputs} outputs in"
+                f" {counted(groups, 'group')}",
+                f"qweight {list(words)} {weight.dtype}, qzeros {list(zeros.shape)} {zeros.dtype}",
+                module, where,
+            )  # fmt: skip
             if not found.get("dynamic"):  # else rules say for each layer
                 _check_declared(found, bits, inputs, groups, module, where)
             names = [parts[end].name for end in (".qweight", *needed)]
