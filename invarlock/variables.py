@@ -152,6 +152,10 @@ _TABLE: tuple[Variable, ...] = (
           " `--debug`"),
     _read("INVARLOCK_PROGRESS", "a file that measuring processes add a line to after each batch:"
           " windows done, of all, tokens done, of all; set by `invarlock compare`"),
+    _read("INVARLOCK_ONE_LOAD", "set by the workflow for its jobs, and by `invarlock compare`: the"
+          " process whose jobs take their libraries from one fork server (`one_load`)"),
+    _read("INVARLOCK_USAGE", "a file that a command says its time and memory in, in the form of"
+          " Snakemake's benchmark files; set by the workflow's rules"),
     _read("INVARLOCK_CALIBRATIONS", "set by the workflow for its jobs: `calibrations`"),
     _read("INVARLOCK_SIGNING_KEY", "set by the workflow for its jobs: `signing_key`"),
     _read(SETTINGS, "set by the workflow for its jobs: the settings in force"),
@@ -198,8 +202,9 @@ _TABLE: tuple[Variable, ...] = (
             "INVARLOCK_STORE_EVAL_WINDOWS"),
     *_inert("whether a run is in a container is found out, not claimed",
             "INVARLOCK_CONTAINER_EXECUTION"),
-    *_inert("each evaluation is a job of its own", "PACK_GROUP_EVALUATIONS", "PACK_USE_BATCH_EDITS",
-            "PACK_BATCH_EDIT_STRATEGY"),
+    *_inert("each evaluation is a job of its own; they share a load of the libraries: `one_load`,"
+            " and jobs of a cluster: `group_jobs`", "PACK_GROUP_EVALUATIONS",
+            "PACK_USE_BATCH_EDITS", "PACK_BATCH_EDIT_STRATEGY"),
     *_inert("the baseline's report is a job of its own, and others wait for it",
             "PACK_EAGER_BASELINE_REPORT", "PACK_BASELINE_REPORT_WAIT_SECS",
             "PACK_BASELINE_REPORT_WAIT_HEAVY_WINDOW_TOTAL_MIN"),

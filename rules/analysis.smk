@@ -25,8 +25,7 @@ use rule evaluate as repeat with:
         REPEAT / "outcome.json",
     log:
         LOGS / "{model}/{scenario}/repeat.{run}.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/repeat.{run}.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/repeat.{run}.benchmark.tsv",
     params:
         out=lambda wc: str(REPEAT).format(**wc),
 

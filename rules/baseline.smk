@@ -77,8 +77,7 @@ rule baseline_report:
         OUT / "{model}/runs/baseline/guards.safetensors",
     log:
         LOGS / "{model}/baseline_report.log",
-    benchmark:
-        LOGS / "{model}/baseline_report.benchmark.tsv"
+        usage=LOGS / "{model}/baseline_report.benchmark.tsv",
     priority: 50  # everything else waits for it
     container:
         IMAGE
@@ -92,5 +91,6 @@ rule baseline_report:
         options=lambda wc: L.measuring(RunOptions, wc),
         code=code("run"),
     shell:
-        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
-        " --gpus {resources.gpu} --out {params.folder:q} > {log:q} 2>&1"
+        "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
+        " --gpus {resources.gpu} --out {params.folder:q} > {log[0]:q} 2>&1"

@@ -43,8 +43,7 @@ rule calibrate:
         PRESETS / "calibration_stats.json",
     log:
         LOGS / "{model}/calibrate.log",
-    benchmark:
-        LOGS / "{model}/calibrate.benchmark.tsv"
+        usage=LOGS / "{model}/calibrate.benchmark.tsv",
     priority: 40  # every evaluation waits for it
     container:
         IMAGE
@@ -58,9 +57,10 @@ rule calibrate:
         options=lambda wc: L.measuring(CalibrateOptions, wc),
         code=code("calibrate"),
     shell:
-        "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
+        "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
         " {params.options} --gpus {resources.gpu}"
-        ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log:q} 2>&1'
+        ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log[0]:q} 2>&1'
 
 
 rule preset:

@@ -30,6 +30,7 @@ from invarlock.config import AUTO, check_release, effective_settings
 from invarlock.edits.specs import CANDIDATES, FROM_TEXT, IN_MEMORY
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import sha256_file, write_text
+from invarlock.run.forkserver import VARIABLE as ONE_LOAD
 from invarlock.run.oci import ENGINES as OCI_ENGINES, VARIABLE as OCI_VARIABLE
 from invarlock.workflow import (
     DEPLOYABLE_RECORDS,
@@ -151,6 +152,11 @@ for variable, first in (
         filter(None, [str(first), os.environ.get(variable)])
     )
 os.environ.update(environment(S, os.environ))
+# Jobs of this process on this machine take their libraries from one fork server, which ends with
+# it; those of a container from nowhere: its processes end with it.
+os.environ.pop(ONE_LOAD, None)
+if C["one_load"] and not CONTAINER:
+    os.environ[ONE_LOAD] = str(os.getpid())
 
 # With the container profile rules run in the image, but for those that say on_host. A container
 # sees this folder and /tmp; other folders that the settings name are bound.

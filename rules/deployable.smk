@@ -17,8 +17,7 @@ rule pack_weights:
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/pack_weights.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/pack_weights.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/pack_weights.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.packed_by_backend),
     container:
@@ -35,9 +34,9 @@ rule pack_weights:
         options=L.options(PackWeightsOptions, "seed", "threads"),
         code=code("pack_weights"),
     shell:
-        ROOM
-        + "python -m invarlock advanced pack-weights --baseline {input:q} --spec {params.spec:q}"
-        " {params.options} --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
+        ROOM + "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock advanced pack-weights --baseline {input:q} --spec {params.spec:q}"
+        " {params.options} --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 
 rule deployable:
@@ -50,8 +49,7 @@ rule deployable:
         [RUN / name for name in DEPLOYABLE_RECORDS],
     log:
         LOGS / "{model}/{scenario}/deployable.{run}.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/deployable.{run}.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/deployable.{run}.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.deployable),
     priority: 30
@@ -70,6 +68,7 @@ rule deployable:
         ),
         code=code("deployable"),
     shell:
-        "python -m invarlock advanced deployable --baseline {input.baseline:q}"
+        "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock advanced deployable --baseline {input.baseline:q}"
         " --subject {input.subject:q} --report {input.report:q} {params.options}"
-        " --gpus {resources.gpu} --out {params.out:q} > {log:q} 2>&1"
+        " --gpus {resources.gpu} --out {params.out:q} > {log[0]:q} 2>&1"

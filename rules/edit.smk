@@ -12,8 +12,7 @@ rule edit:
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/edit.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/edit.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/edit.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of([s for s in L.edits if s not in L.training]),
     container:
@@ -29,9 +28,9 @@ rule edit:
         options=L.options(EditOptions, "seed"),
         code=code("edit"),
     shell:
-        ROOM
-        + "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} {params.options}"
-        " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
+        ROOM + "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock edit --baseline {input:q} --spec {params.spec:q} {params.options}"
+        " --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 
 # None that is judged or calibrated on.
@@ -65,8 +64,7 @@ rule train:
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/edit.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/edit.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/edit.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.training),
     container:
@@ -84,10 +82,10 @@ rule train:
         options=L.options(EditOptions, artifact_class=""),
         code=code("edit"),
     shell:
-        ROOM
-        + "python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
+        ROOM + "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
         " --windows {input.windows:q} {params.options} --gpus {resources.gpu}"
-        " --out {output.folder:q} --metadata {output.metadata:q} > {log:q} 2>&1"
+        " --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 
 rule inject:
@@ -99,8 +97,7 @@ rule inject:
         metadata=OUT / "{model}/edits/{scenario}/error_metadata.json",
     log:
         LOGS / "{model}/{scenario}/inject.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/inject.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/inject.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.damage),
     container:
@@ -115,9 +112,9 @@ rule inject:
         options=L.injection,
         code=code("inject"),
     shell:
-        ROOM
-        + "python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
-        " --metadata {output.metadata:q} > {log:q} 2>&1"
+        ROOM + "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
+        " --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 
 rule describe_subject:

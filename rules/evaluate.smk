@@ -30,8 +30,7 @@ rule evaluate:
         RUN / "outcome.json",
     log:
         LOGS / "{model}/{scenario}/evaluate.{run}.log",
-    benchmark:
-        LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv"
+        usage=LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv",
     priority: 30  # a subject that is evaluated makes room for the next
     retries: C["retries"]
     container:
@@ -51,13 +50,14 @@ rule evaluate:
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        "python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
+        "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.options}"
         " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
-        " {params.image} --config-record {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        " {params.image} --config-record {input.config:q} --out {params.out:q} > {log[0]:q} 2>&1"
 
 
 if C["defer_rendering"]:

@@ -106,8 +106,7 @@ rule search:
         TUNING / "{edit}.json",
     log:
         LOGS / "{model}/tuning/{edit}.log",
-    benchmark:
-        LOGS / "{model}/tuning/{edit}.benchmark.tsv"
+        usage=LOGS / "{model}/tuning/{edit}.benchmark.tsv",
     wildcard_constraints:
         edit=any_of(S.tuned_types()),
     container:
@@ -123,12 +122,13 @@ rule search:
         options=lambda wc: L.measuring(TuneOptions, wc),
         code=code("tune"),
     shell:
-        "python -m invarlock advanced tune --baseline {input.baseline:q} --edits {wildcards.edit}"
+        "INVARLOCK_USAGE={log.usage:q}"
+        " python -m invarlock advanced tune --baseline {input.baseline:q} --edits {wildcards.edit}"
         ' --selection-windows {input.selection:q} --selection-run "$(dirname {input.selection_run:q})"'
         " --confirmation-windows {input.confirmation:q}"
         ' --confirmation-run "$(dirname {input.confirmation_run:q})"'
         " --judged-windows {input.judged:q} {params.training} --preset {input.preset:q}"
-        " {params.options} --gpus {resources.gpu} --out {output:q} > {log:q} 2>&1"
+        " {params.options} --gpus {resources.gpu} --out {output:q} > {log[0]:q} 2>&1"
 
 
 rule tuned_parameters:

@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import functools
 import importlib
+import itertools
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,11 +32,12 @@ class Command(NamedTuple):
 
     module: str
     summary: str
+    loads: bool = False  # torch, in its own process, so that a run's fork server is of use
 
 
 COMMANDS: dict[str, Command] = {
     "compare": Command("compare", "one command from two models to a verdict"),
-    "run": Command("run", "measure one checkpoint on the windows"),
+    "run": Command("run", "measure one checkpoint on the windows", loads=True),
     "evaluate": Command("evaluate", "measure a subject and compare it with its baseline"),
     "report": Command("report", "render or explain an evaluation report"),
     "verify": Command("verify", "re-check evaluation reports from their recorded evidence"),
@@ -43,11 +47,13 @@ COMMANDS: dict[str, Command] = {
     "pin": Command("pin", "pin models and data sets by revision and digest"),
     "baseline": Command("baseline", "place the pinned baseline checkpoint"),
     "windows": Command("windows", "cut the evaluation windows"),
-    "edit": Command("edit", "make an edited checkpoint"),
-    "inject": Command("inject", "make a deliberately damaged checkpoint"),
+    "edit": Command("edit", "make an edited checkpoint", loads=True),
+    "inject": Command("inject", "make a deliberately damaged checkpoint", loads=True),
     "verdict": Command("verdict", "judge all evaluations of a suite"),
     "doctor": Command("doctor", "say what works on this machine and what to do"),
-    "advanced calibrate": Command("calibrate", "measure what null edits change in a baseline"),
+    "advanced calibrate": Command(
+        "calibrate", "measure what null edits change in a baseline", loads=True
+    ),
     "advanced preset": Command("preset", "derive thresholds for one baseline from calibration"),
     "advanced tune": Command("tune", "find parameters of clean edits that pass"),
     "advanced tuned-params": Command("tuned_params", "join tables of tuned parameters"),
@@ -182,11 +188,40 @@ def parser_of(name: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; expected errors become one line on stderr."""
+    started = time.monotonic()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--debug" in argv:
-        with _debugging():
-            return _run([word for word in argv if word != "--debug"], debug=True)
-    return _run(argv, debug=False)
+    if (code := _on_one_load(argv)) is None:
+        if "--debug" in argv:
+            with _debugging():
+                code = _run([word for word in argv if word != "--debug"], debug=True)
+        else:
+            code = _run(argv, debug=False)
+    if "INVARLOCK_USAGE" in os.environ and code == 0:
+        from invarlock.run import usage
+
+        usage.write(Path(os.environ[usage.FILE]), time.monotonic() - started)
+    return code
+
+
+def _on_one_load(argv: Sequence[str]) -> int | None:
+    """Run a command that loads torch in a child of the run's fork server; its exit code.
+
+    None where the run has no server, and where the words do not say plainly how torch is set up.
+    """
+    if "INVARLOCK_ONE_LOAD" not in os.environ or (found := _split(argv)) is None:
+        return None
+    name, words = found
+    if not COMMANDS[name].loads:
+        return None
+    from invarlock.run import forkserver
+
+    given = dict(itertools.pairwise(words))
+    threads = given.get("--threads", "1")
+    if not forkserver.wanted() or os.environ.get("OMP_NUM_THREADS") != threads:
+        return None
+    level = given.get("--determinism", "strict")
+    setting = forkserver.Setting(level, int(threads), "--allow-network" in words)
+    return forkserver.relay(argv, setting)
 
 
 @contextlib.contextmanager

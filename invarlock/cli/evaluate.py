@@ -8,10 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from invarlock.cli.edit_config import EditConfig, label_of_folder, read_edit_config
 from invarlock.cli.evaluate_record import record_failure, summary_line, telemetry_line
@@ -26,12 +27,14 @@ from invarlock.policy import POLICY_PACK
 from invarlock.reporting.assurance import require_strict_possible
 from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted
+from invarlock.run import forkserver
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.scenarios import label_of_entry
 from invarlock.subject_metadata import check_subject_metadata
 
 OPTIONS = EvaluateOptions
+WORKER = "invarlock.cli.evaluate_worker"  # the measuring process
 REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request
 # Everything that this command, and what renders its results, writes in that folder.
 RESULTS = (
@@ -224,39 +227,74 @@ def _scenario(text: str) -> dict[str, Any]:
     return entry
 
 
-def _supervise(job: Job, timeout_seconds: float) -> tuple[int, str]:
+def _supervise(job: Job, timeout_seconds: float, share: bool = True) -> tuple[int, str]:
     """Run the worker to its end; return its exit code and the last line it wrote to stderr.
 
     A crash of the measuring process must not take the record of it along, and nothing that
     happens there may be mistaken for a result. The kernel ends the worker when its time is over;
     the worker lets the clock stand still while it waits for a GPU.
+
+    Args:
+        job: what to measure.
+        timeout_seconds: the time of the worker; 0: it has no end.
+        share: take a child of the run's fork server, where the run has one.
     """
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "invarlock.cli.evaluate_worker"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # the timer survives the start of the program; this process has one thread
-        preexec_fn=lambda: signal.setitimer(signal.ITIMER_REAL, timeout_seconds),  # noqa: PLW1509
-    )
+    running: list[forkserver.Child | subprocess.Popen[bytes]] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        worker.kill()
+        for worker in running:
+            worker.kill()
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        _, stderr = worker.communicate(json.dumps(to_json(job)))
+        reader, writer = os.pipe()
+        with open(reader, errors="replace") as said, tempfile.TemporaryFile() as given:
+            given.write(json.dumps(to_json(job)).encode())
+            given.seek(0)
+            try:
+                running.append(_start(job, timeout_seconds, given, writer, share))
+            finally:
+                os.close(writer)
+            stderr = said.read()
+        code = running[0].wait()
+    except forkserver.NoServer as error:
+        forkserver.tell(error)
+        return _supervise(job, timeout_seconds, share=False)
     except KeyboardInterrupt:
-        worker.kill()
+        for worker in running:
+            worker.kill()
         raise
     sys.stderr.write(stderr)
-    if worker.returncode == -signal.SIGTERM:  # a scheduler ends all processes of a job at once
+    if code == -signal.SIGTERM:  # a scheduler ends all processes of a job at once
         stop(signal.SIGTERM, None)
-    if worker.returncode == -signal.SIGALRM:
+    if code == -signal.SIGALRM:
         return 124, f"no result after {timeout_seconds / 60:g} minutes"
     lines = [line for line in stderr.splitlines() if line.strip()]
-    return worker.returncode, lines[-1][:300] if lines else f"exit code {worker.returncode}"
+    return code, lines[-1][:300] if lines else f"exit code {code}"
+
+
+def _start(
+    job: Job, seconds: float, given: BinaryIO, errors: int, share: bool
+) -> forkserver.Child | subprocess.Popen[bytes]:
+    """The measuring process, which reads ``given``: a child of the run's fork server, or ours.
+
+    Raises:
+        NoServer: the run has a server, and it does not answer.
+    """
+    if share and forkserver.wanted():
+        listed = read_json_object(job.baseline / "config.json").get("architectures")
+        classes = tuple(map(str, listed)) if isinstance(listed, list) else ()
+        setting = forkserver.Setting(job.determinism, job.threads, job.allow_network)
+        call = forkserver.Call(WORKER, seconds=seconds, classes=classes)
+        return forkserver.start(call, setting, (given.fileno(), 1, errors))
+    return subprocess.Popen(
+        [sys.executable, "-m", WORKER],
+        stdin=given,
+        stderr=errors,
+        # the timer survives the start of the program; this process has one thread
+        preexec_fn=lambda: signal.setitimer(signal.ITIMER_REAL, seconds),  # noqa: PLW1509
+    )
 
 
 def _status(code: int) -> str:

@@ -24,6 +24,7 @@ TORCH_PLUGINS = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 # Makes torch.cuda.is_available() ask the driver's library without starting CUDA, which would
 # fix the visible devices before some are leased.
 CUDA_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+_set: list[tuple[str, int, bool]] = []  # what the libraries were loaded with
 
 
 def set_environment(level: str, threads: int, network: bool) -> None:
@@ -34,8 +35,9 @@ def set_environment(level: str, threads: int, network: bool) -> None:
     """
     if level not in LEVELS:
         raise ConfigError(f"{level!r} is not a determinism level", expected="strict or throughput")
-    if "torch" in sys.modules:  # pragma: no cover - a programming error, not a user's
-        raise RuntimeError("set_environment must run before torch is imported")
+    if "torch" in sys.modules and (level, threads, network) not in _set[-1:]:  # pragma: no cover
+        raise RuntimeError("set_environment must run before torch is imported")  # not a user's
+    _set.append((level, threads, network))
     for name in THREAD_VARIABLES:
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -152,11 +152,11 @@ def _total(benchmarks: Iterable[Path]) -> float:
 
 
 def _seconds(benchmark: Path) -> float | None:
-    """Wall time in a benchmark file of Snakemake: the column ``s`` of its last row."""
+    """Wall time in a benchmark file: the column ``s`` of its last row."""
     if not benchmark.is_file():
         return None
     rows = [line.split("\t") for line in benchmark.read_text().splitlines() if line]
     try:
         return float(rows[-1][rows[0].index("s")])
     except (IndexError, ValueError) as error:
-        raise InputError("is no benchmark file of Snakemake", where=str(benchmark)) from error
+        raise InputError("is no benchmark file", where=str(benchmark)) from error
