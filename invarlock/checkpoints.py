@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 from invarlock.digests import Seen
 from invarlock.errors import InputError
 from invarlock.files import (
-    digest_json, parse_json, read_bytes, read_json_object, sha256_bytes, sha256_file
+    digest_json,
+    parse_json,
+    read_bytes,
+    read_json_object,
+    sha256_bytes,
+    sha256_file,
 )
 from invarlock.folders import names_of, readable_format, refuse_broken_files
 from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format, PackedTensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from test_kill_each_rule import digests
 LIMIT = 600.0  # seconds of one start, on a machine that is busy with other things
 
 
-def measuring(folder: Path) -> list[int]:
-    """The processes that measure a baseline in a folder."""
+def jobs(folder: Path) -> list[int]:
+    """The commands that have a baseline measured in a folder, by a fork of their run's server."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -66,10 +67,10 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
 
     assert start(calm).wait(LIMIT) == 0
     first = start(rough)
-    wait_until(lambda: len(measuring(rough)) == 1, first)
-    (orphan,) = measuring(rough)
+    wait_until(lambda: len(jobs(rough)) == 1, first)
     claim = rough / run / "base/runs/.baseline.claim"
-    wait_until(claim.is_file, first)
+    wait_until(lambda: claim.is_file() and bool(claim.read_text()), first)
+    orphan = json.loads(claim.read_text())["pid"]
     first.send_signal(signal.SIGKILL)  # it alone
     first.wait(LIMIT)
     os.kill(orphan, signal.SIGSTOP)  # a stopped process would not outlive the leader of its session
@@ -77,11 +78,11 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
     try:
         wait_until(lambda: log.is_file() and "waiting for" in log.read_text(), second)
         assert f"process {orphan} of " in log.read_text()
-        assert len(measuring(rough)) == 2
+        assert len(jobs(rough)) == 2
         assert not (rough / run / "base/runs/baseline/report.json").exists()
         os.kill(orphan, signal.SIGCONT)
         assert second.wait(LIMIT) == 0
-        assert orphan not in measuring(rough)
+        assert not Path(f"/proc/{orphan}").exists()
         assert not claim.exists()
         assert digests(rough / run) == digests(calm / run)
     finally:

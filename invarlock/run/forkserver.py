@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from invarlock.code_digest import PACKAGE
+from invarlock.output_locks import started
 from invarlock.progress import FILE as PROGRESS
 from invarlock.run import usage
 from invarlock.run.determinism import THREAD_VARIABLES, set_environment
@@ -56,6 +57,7 @@ OF_A_JOB = {"_", "OLDPWD", "PWD", "SHLVL", PROGRESS, usage.FILE, VARIABLE, *THRE
 # What every job needs, in the order in which they load each other. No device is looked at.
 LIBRARIES = ("torch", "transformers", "invarlock.edits.apply", "invarlock.damage.inject",
              "invarlock.run.measure", "invarlock.run.calibrate")  # fmt: skip
+AUTO = ("AutoModelForCausalLM", "AutoTokenizer")
 _HEAD = struct.Struct("!I")  # bytes of the request that follows
 _END = struct.Struct("!idd")  # how a child ended: exit code as of Popen, CPU seconds, MB
 
@@ -105,15 +107,15 @@ class Child:
             NoServer: the server ended, and the child with it.
         """
         told = b""
-        with self._connection:
-            while len(told) < _END.size:
-                try:
-                    more = self._connection.recv(_END.size - len(told))
-                except OSError as error:
-                    raise NoServer(f"it went away: {error}") from error
-                if not more:
-                    raise NoServer("it ended before its child")
-                told += more
+        while len(told) < _END.size:  # after Ctrl-C it may be asked for a second time
+            try:
+                more = self._connection.recv(_END.size - len(told))
+            except OSError as error:
+                raise NoServer(f"it went away: {error}") from error
+            if not more:
+                raise NoServer("it ended before its child")
+            told += more
+        self._connection.close()
         code, seconds, megabytes = _END.unpack(told)
         usage.add(seconds, megabytes)
         return int(code)
@@ -267,7 +269,7 @@ def _key(setting: Setting, workflow: int) -> str:
               for name in dir(resource) if name.startswith("RLIMIT_")}  # fmt: skip
     found = [
         asdict(setting), sys.executable, sys.version, sys.path, sys.warnoptions, os.getcwd(),
-        workflow, _started(workflow), sorted(variables.items()), os.getuid(), os.getgroups(),
+        workflow, started(workflow), sorted(variables.items()), os.getuid(), os.getgroups(),
         limits, sorted(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0),
         # of another container or of another SLURM job, also where these share a folder
         Path("/proc/self/cgroup").read_text(),
@@ -275,11 +277,6 @@ def _key(setting: Setting, workflow: int) -> str:
         state_of_code(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(found).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-
-
-def _started(pid: int) -> str:
-    """When a process started: another one may get its number."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
 
 
 def state_of_code(package: Path = PACKAGE) -> list[list[object]]:
@@ -311,6 +308,7 @@ class Server:
         self.listening = True
         self.billed = 0.0  # CPU seconds of loading that were told to a caller
         self.classes: set[str] = set()  # that were loaded for callers
+        self.variables: dict[str, str] = {}  # that the libraries set where they are loaded
         self.mine: socket.socket | None = None  # a child's connection
 
     def serve(self) -> dict[str, Any] | None:
@@ -366,8 +364,9 @@ class Server:
                     raise ValueError(f"{len(streams)} streams")
                 request = json.loads(_read(connection, _HEAD.unpack(head)[0]))
                 if more := set(request["classes"]) - self.classes:
-                    _load(more)
+                    self.variables |= _load(more)
                     self.classes |= more
+                request["variables"] = self.variables | request["variables"]
                 server, pid = os.getpid(), os.fork()
             except (OSError, ValueError, struct.error) as error:  # the caller is told by the end
                 print(f"not answered: {error}", file=sys.stderr, flush=True)
@@ -436,8 +435,13 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _load(classes: Iterable[str]) -> None:
-    """Load what children need: the libraries, and classes of transformers, which loads late."""
+def _load(classes: Iterable[str]) -> dict[str, str]:
+    """Load what children need: the libraries, and classes of transformers, which loads late.
+
+    Returns:
+        The variables that the libraries set.
+    """
+    before = dict(os.environ)
     for name in LIBRARIES:
         importlib.import_module(name)
     transformers = sys.modules["transformers"]
@@ -446,7 +450,8 @@ def _load(classes: Iterable[str]) -> None:
         with contextlib.suppress(ImportError, AttributeError, RuntimeError):
             getattr(transformers, name)
     gc.collect()
-    gc.freeze()  # the collector of a child leaves alone, and so unshared, what is there
+    gc.freeze()  # the collector of a child leaves alone, and so shared, what is there
+    return {name: text for name, text in os.environ.items() if before.get(name) != text}
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int], server: int) -> None:
@@ -467,7 +472,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int], server: int) -> 
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT
                       else signal.SIG_DFL)  # fmt: skip
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
-    sys.modules["numpy"].random.seed()  # as it is in a new process; torch's seed is a fixed one
+    sys.modules["numpy"].random.seed()  # as these are in a new process
+    sys.modules["torch"].default_generator.seed()
     sys.argv = [request["module"], *request["words"]]
 
 
@@ -477,7 +483,7 @@ def main(words: Sequence[str]) -> NoReturn:
     given = json.loads(words[1])
     server = Server(listener, Path(given["place"]), given["workflow"])
     set_environment(given["level"], given["threads"], given["network"])
-    _load(["AutoModelForCausalLM", "AutoTokenizer"])
+    server.variables = _load(AUTO)
     if (request := server.serve()) is None:
         os._exit(0)  # nothing is left to be done, and to take the libraries apart takes a while
     raise SystemExit(importlib.import_module(request["module"]).main())
