@@ -154,6 +154,8 @@ _TABLE: tuple[Variable, ...] = (
           " windows done, of all, tokens done, of all; set by `invarlock compare`"),
     _read("INVARLOCK_ONE_LOAD", "set by the workflow for its jobs, and by `invarlock compare`: the"
           " process whose jobs take their libraries from one fork server (`one_load`)"),
+    _read("INVARLOCK_FINISHED", "set by the workflow for jobs of a cluster that hold several"
+          " evaluations (`batch`): where finished ones are kept until the run ends"),
     _read("INVARLOCK_USAGE", "a file that a command says its time and memory in, in the form of"
           " Snakemake's benchmark files; set by the workflow's rules"),
     _read("INVARLOCK_CALIBRATIONS", "set by the workflow for its jobs: `calibrations`"),
@@ -203,7 +205,7 @@ _TABLE: tuple[Variable, ...] = (
     *_inert("whether a run is in a container is found out, not claimed",
             "INVARLOCK_CONTAINER_EXECUTION"),
     *_inert("each evaluation is a job of its own; they share a load of the libraries: `one_load`,"
-            " and jobs of a cluster: `group_jobs`", "PACK_GROUP_EVALUATIONS",
+            " and jobs of a cluster: `batch`", "PACK_GROUP_EVALUATIONS",
             "PACK_USE_BATCH_EDITS", "PACK_BATCH_EDIT_STRATEGY"),
     *_inert("the baseline's report is a job of its own, and others wait for it",
             "PACK_EAGER_BASELINE_REPORT", "PACK_BASELINE_REPORT_WAIT_SECS",

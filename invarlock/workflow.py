@@ -119,7 +119,6 @@ def check_settings(settings: Settings, container: bool) -> Runtime | None:
 def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
     """Variables of the jobs: what is no parameter, so that a change of it measures nothing again.
     Telemetry is a parameter too, since it is in reports; here it asks for the line in the log.
-    Containers get them by a second name.
 
     Args:
         settings: the effective configuration.
@@ -134,8 +133,7 @@ def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
     if "CUDA_VISIBLE_DEVICES" in outer:  # also where it is empty: no GPU
         shared["CUDA_VISIBLE_DEVICES"] = outer["CUDA_VISIBLE_DEVICES"]
     return {
-        **shared,
-        **{f"APPTAINERENV_{name}": value for name, value in shared.items()},
+        **for_jobs(shared),
         # parameters and shell commands are recorded and logged; the key is not
         "INVARLOCK_SIGNING_KEY": values["signing_key"],
         # Not a parameter: a changed parameter makes Snakemake run the rule of the record again.
@@ -143,6 +141,11 @@ def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:
         # then no longer looks at, so that it would not notice missing evaluations.
         "INVARLOCK_SETTINGS": recorded(settings),
     }
+
+
+def for_jobs(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables, and the same under the names by which containers get them."""
+    return {**variables, **{f"APPTAINERENV_{name}": text for name, text in variables.items()}}
 
 
 def recorded(settings: Settings) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,7 @@ from invarlock.workflow import (
     each,
     environment,
     fingerprint_of,
+    for_jobs,
     recorded,
     state_of,
 )
@@ -100,6 +102,10 @@ onstart:
         say_where(set_aside(OUT, ANSWERS))
 
 
+onsuccess:
+    shutil.rmtree(FINISHED, ignore_errors=True)
+
+
 CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 try:
@@ -139,6 +145,7 @@ if C["out"] == AUTO:
         print(f"invarlock: to go on with this run: out={OUT}", file=sys.stderr)
 LOGS = OUT / "logs"
 ON_GPU = L.on_gpu
+FINISHED = OUT / "state/finished"  # evaluations, while others of their job are not
 MEASURING_CODE = code(*MEASURING)
 OCI = RUNTIME is not None and RUNTIME.engine in OCI_ENGINES
 # Jobs run the interpreter and the package of this snakemake (inside a container, the image's).

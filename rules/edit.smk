@@ -15,11 +15,14 @@ rule edit:
         usage=LOGS / "{model}/{scenario}/edit.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of([s for s in L.edits if s not in L.training]),
+    group:
+        batch("edits")
     container:
         IMAGE
     resources:
         mem_mb=edit_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
+        turn=1,
         subject_writers=1,
         room_minutes=ROOM_MINUTES,
         runtime=edit_minutes,
@@ -67,12 +70,15 @@ rule train:
         usage=LOGS / "{model}/{scenario}/edit.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.training),
+    group:
+        batch("training")
     container:
         IMAGE
     threads: C["threads"]
     resources:
         mem_mb=train_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
+        turn=1,
         subject_writers=1,
         room_minutes=ROOM_MINUTES,
         gpu=gpus,
@@ -100,11 +106,14 @@ rule inject:
         usage=LOGS / "{model}/{scenario}/inject.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.damage),
+    group:
+        batch("edits")
     container:
         IMAGE
     resources:
         mem_mb=edit_mb,
         disk_mb=lambda wc: int(weights_mb(wc)),
+        turn=1,
         subject_writers=1,
         room_minutes=ROOM_MINUTES,
         runtime=edit_minutes,

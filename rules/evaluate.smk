@@ -33,6 +33,8 @@ rule evaluate:
         usage=LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv",
     priority: 30  # a subject that is evaluated makes room for the next
     retries: C["retries"]
+    group:
+        batch("evaluations")
     container:
         IMAGE
     threads: C["threads"]
@@ -41,6 +43,7 @@ rule evaluate:
         gpu=gpus,
         runtime=run_minutes,
         attempt=lambda wc, attempt: attempt,
+        turn=1,
     params:
         out=lambda wc: str(RUN).format(**wc),
         subject=L.under_test,
@@ -57,6 +60,8 @@ rule evaluate:
         " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
+        # one of several in a job does not fail the others, which would all be started again
+        ' ${{INVARLOCK_FINISHED:+--record-failure --finished "$INVARLOCK_FINISHED"}}'
         " {params.image} --config-record {input.config:q} --out {params.out:q} > {log[0]:q} 2>&1"
 
 

@@ -56,6 +56,44 @@ def is_away():
     return nodes is not None and remote
 
 
+# Subjects of a model share jobs of a cluster: a start of Snakemake, a place in the queue and a load
+# of the libraries for several of them. Where they take turns on the disk, each needs its own.
+BATCHED = C["batch"] > 1 and not PLAN.tight and (not ROOT_PROCESS or is_away())
+PLACES = {
+    scenario: place
+    for place, scenario in enumerate(
+        L.edits + L.damage + L.custom + L.packed_by_backend
+    )
+}
+
+
+# "local": of the jobs within one submission, one has its turn
+resource_scopes:
+    turn="local",
+
+
+if BATCHED:
+    workflow.global_resources["turn"] = 1
+    os.environ.update(for_jobs({"INVARLOCK_FINISHED": str(FINISHED.resolve())}))
+
+
+def batch(what):
+    """The job of a cluster that a subject shares; the same subjects are made and evaluated in one,
+    so that no evaluation waits for the edits of others."""
+
+    def group(wildcards):
+        if not BATCHED:
+            return None
+        number = PLACES[wildcards.scenario] // C["batch"]
+        name = f"{what}_{wildcards.model}_{number}"
+        # jobs that do not depend on each other share a group only as its components
+        settings = workflow.group_settings
+        settings.group_components = settings.group_components.set(name, 10**6)
+        return name
+
+    return group
+
+
 def is_start():
     """Whether this process plans a run: no job on a cluster, and nothing that runs no job."""
     return ROOT_PROCESS and workflow.executor_plugin is not None and not workflow.touch

@@ -9,7 +9,6 @@ import signal
 import sys
 from pathlib import Path
 
-
 # by readline, without Python noticing; by the shell; and what a child is not told
 UNSAID = {"LINES", "COLUMNS", "_", "INVARLOCK_ONE_LOAD"}
 

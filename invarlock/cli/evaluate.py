@@ -27,7 +27,7 @@ from invarlock.policy import POLICY_PACK
 from invarlock.reporting.assurance import require_strict_possible
 from invarlock.reporting.probes import CONTRACTS
 from invarlock.reporting.telemetry import telemetry_wanted
-from invarlock.run import forkserver
+from invarlock.run import finished, forkserver
 from invarlock.run.accept import check_accept
 from invarlock.run.container import Execution, detect
 from invarlock.scenarios import label_of_entry
@@ -35,6 +35,8 @@ from invarlock.subject_metadata import check_subject_metadata
 
 OPTIONS = EvaluateOptions
 WORKER = "invarlock.cli.evaluate_worker"  # the measuring process
+NOT_MEASURED = ("crashed", "out_of_memory", "timeout")
+BATCH_STARTS = 3  # of one in a batch whose memory runs out: nobody starts it alone again
 REFUSED = ".refused.json"  # in the folder of results: exit code and line of a refused request
 # Everything that this command, and what renders its results, writes in that folder.
 RESULTS = (
@@ -62,7 +64,25 @@ def main(options: EvaluateOptions) -> int:
     except (ConfigError, InputError) as error:
         _remember(refused, error.exit_code, str(error))
         raise
-    return _evaluate(job, options)
+    if options.finished is None:
+        return _evaluate(job, options)
+    return _finish(job, options, options.finished)
+
+
+def _finish(job: Job, options: EvaluateOptions, folder: Path) -> int:
+    """Measure what no earlier start of the whole batch has finished."""
+    unsaid = ("attempt", "record_failure", "finished", "config_record")  # they change no result
+    said = {name: value for name, value in to_json(job).items() if name not in unsaid}
+    given = (getattr(job, name) for name in said if name != "out")
+    place = finished.place(folder, said, [path for path in given if isinstance(path, Path)])
+    if finished.publish(place, job.out):
+        print(f"{summary_line(job.out)} (finished at an earlier start)")
+        return 0
+    code = _evaluate(job, options)
+    if code == 0 and read_json_object(job.out / "outcome.json")["status"] not in NOT_MEASURED:
+        metadata = [job.edit_metadata.name] if job.edit_metadata else []
+        finished.keep(place, job.out, [*RESULTS, *metadata])
+    return code
 
 
 def _remember(path: Path, code: int, line: str) -> None:
@@ -74,7 +94,8 @@ def _remember(path: Path, code: int, line: str) -> None:
 
 def _evaluate(job: Job, options: EvaluateOptions) -> int:
     """Measure. What goes wrong here is no fault of the request: another start may help."""
-    for attempt in range(1, max(1, options.attempt) + 1):
+    starts = max(1, options.attempt, BATCH_STARTS if options.finished else 1)
+    for attempt in range(1, starts + 1):
         # whatever ended an earlier start (a scheduler too), the whole batch comes first
         job = replace(
             job, attempt=attempt, token_budget=max(1, options.token_budget >> attempt - 1)

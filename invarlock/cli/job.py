@@ -83,6 +83,13 @@ class EvaluateOptions(MeasuringOptions, Judging, Permissions):
     record_failure: bool = option(
         False, help="when the subject cannot be measured, record that as the outcome and exit 0"
     )
+    finished: Path | None = option(
+        None,
+        metavar="DIR",
+        help="of an evaluation that shares a job with others: folder where its results are kept "
+        "until the run ends, and found where all of them are started again; and where memory runs "
+        "out, it tries smaller batches at once",
+    )
     execution_mode: str = option(
         "",
         choices=("", "host", "container"),

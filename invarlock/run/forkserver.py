@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from invarlock.code_digest import PACKAGE
-from invarlock.output_locks import started
+from invarlock.files import started
 from invarlock.progress import FILE as PROGRESS
 from invarlock.run import usage
 from invarlock.run.determinism import THREAD_VARIABLES, set_environment
