@@ -46,9 +46,12 @@ rule windows:
     log:
         LOGS / "{model}/windows.log",
     priority: 60  # everything waits for it
+    group:
+        batch("windows")
     container:
         FETCHING_IMAGE
     resources:
+        turn=1,
         net=C["net"],
         mem_mb=lambda wc, attempt: 2000 * attempt,
         runtime=lambda wc, attempt: 30 * attempt,

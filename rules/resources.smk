@@ -56,9 +56,6 @@ def is_away():
     return nodes is not None and remote
 
 
-# Subjects of a model share jobs of a cluster: a start of Snakemake, a place in the queue and a load
-# of the libraries for several of them. Where they take turns on the disk, each needs its own.
-BATCHED = C["batch"] > 1 and not PLAN.tight and (not ROOT_PROCESS or is_away())
 PLACES = {
     scenario: place
     for place, scenario in enumerate(
@@ -72,23 +69,33 @@ resource_scopes:
     turn="local",
 
 
-if BATCHED:
+@functools.cache
+def batched():
+    """Whether subjects of a model share jobs of a cluster: a start of Snakemake, a place in the
+    queue and a load of the libraries for several of them. Where they take turns on the disk, each
+    needs its own. Known once an executor is."""
+    if C["batch"] == 1 or PLAN.tight or (ROOT_PROCESS and not is_away()):
+        return False
     workflow.global_resources["turn"] = 1
     os.environ.update(for_jobs({"INVARLOCK_FINISHED": str(FINISHED.resolve())}))
+    return True
 
 
 def batch(what):
     """The job of a cluster that a subject shares; the same subjects are made and evaluated in one,
-    so that no evaluation waits for the edits of others."""
+    so that no evaluation waits for the edits of others. All windows of a model share one.
+    """
 
     def group(wildcards):
-        if not BATCHED:
+        if not batched():
             return None
-        number = PLACES[wildcards.scenario] // C["batch"]
-        name = f"{what}_{wildcards.model}_{number}"
+        name = f"{what}_{wildcards.model}"
+        if hasattr(wildcards, "scenario"):
+            name += f"_{PLACES[wildcards.scenario] // C['batch']}"
         # jobs that do not depend on each other share a group only as its components
         settings = workflow.group_settings
-        settings.group_components = settings.group_components.set(name, 10**6)
+        if name not in settings.group_components:
+            settings.group_components = {**settings.group_components, name: 10**6}
         return name
 
     return group

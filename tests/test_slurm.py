@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -91,12 +91,22 @@ def jobs() -> list[Job]:
     return sorted(found, key=lambda job: job.number)
 
 
+def is_server(process: Path) -> bool:
+    """Whether a process is a fork server, or a child of one."""
+    return b"invarlock.run.forkserver" in (process / "cmdline").read_bytes()
+
+
+def parent_of(process: Path) -> str:
+    """The number of a process's parent."""
+    return (process / "stat").read_text().rpartition(") ")[2].split()[1]
+
+
 def measuring_process(job: Job) -> int | None:
     """The process of this job that measures, once it is there."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"invarlock.cli.evaluate_worker" in (folder / "cmdline").read_bytes():
-                variables = (folder / "environ").read_bytes().split(b"\0")
+            if is_server(folder) and is_server(folder.parent / parent_of(folder)):
+                variables = (folder / "environ").read_bytes().split(b"\0")  # the server's
                 if f"SLURM_JOB_ID={job.number}".encode() in variables:
                     return int(folder.name)
         except (FileNotFoundError, ProcessLookupError):
@@ -155,7 +165,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> World:
         "suite=byoe", f"baseline={base}", f"subject={mine}", f"text=local:{text}",
         "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "device=auto", "tier=none",
         "bootstrap={replicates: 200, alpha: 0.05}", f"scenarios={CANCELLED},{OUT_OF_TIME}",
-        "retries=2",  # the profile's own, which is recorded
+        "retries=2", "batch=1",  # the profile's own, which is recorded; and each job for itself
     ]  # fmt: skip
     made = World(words, *(link_repository(folder / name) for name in ("calm", "rough")))
     made.finish(made.start(made.calm, "suite", "--profile", "profiles/cpu"), made.calm)
@@ -272,6 +282,45 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(world: World, disturbed:
     assert digests(world.rough / RUN) == digests(world.calm / RUN)
 
 
+def test_what_a_batch_had_finished_is_not_measured_again(
+    world: World, disturbed: Disturbed
+) -> None:
+    """Both evaluations in one job, which is cancelled in the middle of the second: its next start
+    measures that one alone, and the bytes are those of an undisturbed run."""
+    assert disturbed.jobs  # after the others, in their folder
+    before = {job.number for job in jobs()}
+    shutil.rmtree(world.rough / RUN / "base/reports")
+    batched = replace(world, words=[*world.words, "batch=8"])
+    running = batched.start(world.rough, "suite", *SLURM, "--set-resources", "evaluate:gpu=1")
+    logs = world.rough / RUN / "logs/base"
+    end = time.monotonic() + LIMIT
+
+    def ours() -> list[Job]:
+        found = (job for job in jobs() if job.number not in before)
+        return [job for job in found if "evaluations" in job.rule]
+
+    stopped = None
+    while stopped is None:
+        assert running.poll() is None, (world.rough / "output.txt").read_text()[-8000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        done = list((world.rough / RUN / "base/reports").glob("*/run_1/outcome.json"))
+        if len(done) == 1 and list((world.rough / RUN / "state/finished").glob("[!.]*")):
+            (job,) = ours()
+            stopped = measuring_process(job)
+    os.kill(stopped, signal.SIGSTOP)
+    first = done[0].parents[1].name
+    subprocess.run(["scancel", str(job.number)], check=True)
+    batched.finish(running, world.rough)
+    assert [job.state for job in ours()] == ["CANCELLED", "COMPLETED"]
+    assert {job.gpus for job in ours()} == {"gres:gpu:1"}
+    said = {name: (logs / name / "evaluate.1.log").read_text() for name in (CANCELLED, OUT_OF_TIME)}
+    again = "(finished at an earlier start)"
+    assert [name for name in said if again in said[name]] == [first]
+    assert digests(world.rough / RUN) == digests(world.calm / RUN)
+    assert not (world.rough / RUN / "state/finished").exists()
+
+
 def test_the_message_names_the_log_of_a_job_that_failed(world: World, disturbed: Disturbed) -> None:
     """Windows that cannot be read: the error stands in the log that the message names."""
     assert disturbed.jobs  # after the others, in their folder
@@ -281,7 +330,7 @@ def test_the_message_names_the_log_of_a_job_that_failed(world: World, disturbed:
     printed = world.finish(running, world.rough, 1)
     (message,) = re.findall(r"SLURM-job '\d+' failed.*?\n((?:    .*\n)+)", printed)
     (named,) = re.findall(r"    log: (.*) \(check log file", message)
-    ours, theirs = (world.rough / name for name in named.split(", "))
+    ours, _, theirs = (world.rough / name for name in named.split(", "))
     assert ours == world.rough / RUN / "logs/base/baseline_report.log"
     assert "invarlock run: " in ours.read_text()
     assert ours.read_text().strip() in printed  # and it is shown
