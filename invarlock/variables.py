@@ -152,8 +152,8 @@ _TABLE: tuple[Variable, ...] = (
           " `--debug`"),
     _read("INVARLOCK_PROGRESS", "a file that measuring processes add a line to after each batch:"
           " windows done, of all, tokens done, of all; set by `invarlock compare`"),
-    _read("INVARLOCK_ONE_LOAD", "set by the workflow for its jobs, and by `invarlock compare`: the"
-          " process whose jobs take their libraries from one fork server (`one_load`)"),
+    _read("INVARLOCK_ONE_LOAD", "set by the workflow for its jobs: the process whose jobs take"
+          " their libraries from one fork server (`one_load`)"),
     _read("INVARLOCK_FINISHED", "set by the workflow for jobs of a cluster that hold several"
           " evaluations (`batch`): where finished ones are kept until the run ends"),
     _read("INVARLOCK_USAGE", "a file that a command says its time and memory in, in the form of"

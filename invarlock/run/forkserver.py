@@ -368,7 +368,12 @@ class Server:
                     self.classes |= more
                 request["variables"] = self.variables | request["variables"]
                 server, pid = os.getpid(), os.fork()
-            except (OSError, ValueError, struct.error) as error:  # the caller is told by the end
+            except (
+                OSError,
+                RuntimeError,
+                ValueError,
+                struct.error,
+            ) as error:  # the caller is told by the end
                 print(f"not answered: {error}", file=sys.stderr, flush=True)
                 return None
             if pid == 0:
@@ -449,9 +454,18 @@ def _load(classes: Iterable[str]) -> dict[str, str]:
         # what a class cannot be loaded for, the child says
         with contextlib.suppress(ImportError, AttributeError, RuntimeError):
             getattr(transformers, name)
+    if not _cuda_can_start_in_a_fork():
+        raise RuntimeError("loading the libraries has started CUDA, which no fork can use then")
     gc.collect()
     gc.freeze()  # the collector of a child leaves alone, and so shared, what is there
     return {name: text for name, text in os.environ.items() if before.get(name) != text}
+
+
+def _cuda_can_start_in_a_fork() -> bool:
+    """Whether nothing has counted or started devices, as far as a fork of this process sees."""
+    if (pid := os.fork()) == 0:
+        os._exit(int(sys.modules["torch"].cuda._is_in_bad_fork()))
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int], server: int) -> None:
