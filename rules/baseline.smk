@@ -75,6 +75,7 @@ rule baseline_report:
         OUT / "{model}/runs/baseline/report.json",
         OUT / "{model}/runs/baseline/events.jsonl",
         OUT / "{model}/runs/baseline/guards.safetensors",
+        directory(OUT / "{model}/runs/baseline/hidden_states"),
     log:
         LOGS / "{model}/baseline_report.log",
     benchmark:

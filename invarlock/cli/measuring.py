@@ -82,6 +82,13 @@ class MeasuringOptions(Purpose, Arithmetic):
 
     windows: Path = option(metavar="FILE", help="windows.json")
     out: Path = option(metavar="DIR", help="folder of the results", writes=True)
+    hidden_states_mb: int = option(
+        0,
+        metavar="MB",
+        help="a baseline's run keeps so much of its hidden states, from which the run of a subject "
+        "starts that differs in its later blocks only (default: 0, none)",
+        setting="hidden_states_mb",
+    )
     telemetry: bool = option(
         False,
         help="latency, throughput and memory in the reports, whose bytes then differ each time",
