@@ -153,10 +153,12 @@ def _looks(
 
 
 def _source(job: Job, baseline: Checkpoint, subject: Checkpoint) -> Source | None:
-    """Hidden states of the baseline that the subject's pass may start from."""
+    """Hidden states of the baseline that the subject's pass may start from: none where what a pass
+    takes is to be compared with what the baseline's took."""
     from invarlock.run.hidden_states import Source, first_changed
 
-    changed = first_changed(baseline, subject) if job.hidden_states_mb else None
+    wanted = job.hidden_states_mb and not job.telemetry
+    changed = first_changed(baseline, subject) if wanted else None
     return None if changed is None else Source(job.reference, baseline.digest(), changed)
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError
-from invarlock.files import atomic_directory, read_json_object, write_json
+from invarlock.files import atomic_directory, free_bytes, read_json_object, write_json
 from invarlock.metrics import ARMS
 from invarlock.roles import Role, architecture_of, layer_of, role_of
 from invarlock.run.spread import stacks_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 FOLDER, LISTING = "hidden_states", "states.json"
 MOST = 4  # boundaries that are kept
+DISK_SHARE = 10  # they take at most this part of the free disk: nothing else waits for room
 LAST = 1 << 30  # of what lies behind the last block: the last norm and the head
 # Configuration keys that no forward pass reads.
 NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -294,7 +295,8 @@ def kept_by(
         tokens: of all windows of the pass.
     """
     with atomic_directory(place.folder / FOLDER) as stage:
-        states, reason = _states(stage, place.most_bytes, model, run, tokens)
+        most = min(place.most_bytes, free_bytes(stage) // DISK_SHARE)
+        states, reason = _states(stage, most, model, run, tokens)
         yield states
         of = {**inputs, "baseline_sha256": place.baseline_sha256}
         listing: dict[str, Any] = {"inputs": of, "none_because": reason}
