@@ -78,6 +78,7 @@ rule baseline_report:
         OUT / "{model}/runs/baseline/report.json",
         OUT / "{model}/runs/baseline/events.jsonl",
         OUT / "{model}/runs/baseline/guards.safetensors",
+        directory(OUT / "{model}/runs/baseline/hidden_states"),
     log:
         LOGS / "{model}/baseline_report.log",
         usage=LOGS / "{model}/baseline_report.benchmark.tsv",

@@ -16,6 +16,7 @@ rule evaluate:
         baseline=OUT / "{model}/models/baseline",
         reference=OUT / "{model}/runs/baseline/report.json",
         tokens=OUT / "{model}/runs/baseline/guards.safetensors",
+        states=OUT / "{model}/runs/baseline/hidden_states",
         windows=OUT / "{model}/windows.json",
         pictures=L.with_pictures(OUT / "{model}/windows.json"),
         preset=OUT / "{model}/presets/calibrated_preset_{model}.json",

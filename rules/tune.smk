@@ -84,7 +84,8 @@ rule tuning_baseline:
         gpu=gpus,
         runtime=run_minutes,
     params:
-        options=lambda wc: L.measuring(RunOptions, wc),
+        # candidates edit from the first block on
+        options=lambda wc: L.measuring(RunOptions, wc, hidden_states_mb=0),
         code=code("run"),
     shell:
         "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"

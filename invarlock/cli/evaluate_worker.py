@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from invarlock.guards.findings import Failure
     from invarlock.metrics.distribution import TokenShift
     from invarlock.policy import Policy
+    from invarlock.run.hidden_states import Place, Source
     from invarlock.run.measure import Looks, Measurement, ReferenceArrays, RunWindows
     from invarlock.run.report import Reference
 
@@ -100,7 +101,9 @@ def measure_and_judge(job: Job) -> None:
     if invariants_decision.judge(failures, job.accept)["passed"]:
         _take_device(job)  # after all that a CPU does
         reference.require_same_arithmetic(*job.arithmetic())
-        arrays = replace(reference.arrays(), checkpoint=baseline)
+        arrays = replace(
+            reference.arrays(), checkpoint=baseline, start=_source(job, baseline, subject)
+        )
         aligned = align(baseline, subject).subject  # the guards compare tensors by name
         looks = _looks(job, reference, identity, windows, failures, arrays, policy, determinism)
         measured = _measure(job, aligned, windows, arrays, policy, looks)
@@ -149,6 +152,16 @@ def _looks(
     return Looks(SHARES, decides)
 
 
+def _source(job: Job, baseline: Checkpoint, subject: Checkpoint) -> Source | None:
+    """Hidden states of the baseline that the subject's pass may start from: none where what a pass
+    takes is to be compared with what the baseline's took."""
+    from invarlock.run.hidden_states import Source, first_changed
+
+    wanted = job.hidden_states_mb and not job.telemetry
+    changed = first_changed(baseline, subject) if wanted else None
+    return None if changed is None else Source(job.reference, baseline.digest(), changed)
+
+
 def _evaluate_server(
     job: Job,
     baseline: Checkpoint,
@@ -190,6 +203,7 @@ def _measure(
     against: ReferenceArrays | None,
     policy: Policy | None,
     looks: Looks | None = None,
+    keep: Place | None = None,
 ) -> Measurement:
     from invarlock.run.measure import measure_checkpoint
 
@@ -201,6 +215,7 @@ def _measure(
         against=against,
         policy=policy,
         looks=looks,
+        keep=keep,
     )
 
 
@@ -227,9 +242,11 @@ def _run_baseline(
     job: Job, baseline: Checkpoint, windows: RunWindows, determinism: dict[str, Any]
 ) -> None:
     from invarlock.policy import load_policy
+    from invarlock.run.hidden_states import Place
     from invarlock.run.report import run_report, write_reference, write_run
 
-    measured = _measure(job, baseline, windows, None, None)
+    keep = Place(job.reference, baseline.digest(), job.hidden_states_mb * 10**6)
+    measured = _measure(job, baseline, windows, None, None, keep=keep)
     settings, identity = _settings(job, "noop"), baseline.identity()
     policy = load_policy(job.tier)
     report = run_report(settings, identity, windows, [], measured, determinism, policy)

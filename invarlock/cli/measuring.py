@@ -82,6 +82,14 @@ class MeasuringOptions(Purpose, Arithmetic):
 
     windows: Path = option(metavar="FILE", help="windows.json")
     out: Path = option(metavar="DIR", help="folder of the results", writes=True)
+    hidden_states_mb: int = option(
+        1000,
+        metavar="MB",
+        help="so much of its hidden states a baseline's run keeps at most, from which the run of a "
+        "subject starts that differs in its later blocks only; 0: every run is whole "
+        "(default: 1000)",
+        setting="hidden_states_mb",
+    )
     telemetry: bool = option(
         False,
         help="latency, throughput and memory in the reports, whose bytes then differ each time",

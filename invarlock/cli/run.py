@@ -54,6 +54,7 @@ def main(options: RunOptions) -> int:
 
     from invarlock.checkpoints import tokenizer_digest
     from invarlock.guards.invariants import check_checkpoint
+    from invarlock.run.hidden_states import Place
     from invarlock.run.measure import RunWindows, measure_checkpoint
     from invarlock.run.report import RunSettings, run_report, write_reference, write_run
 
@@ -81,6 +82,7 @@ def main(options: RunOptions) -> int:
         options.target(),
         token_budget=options.token_budget,
         against=None,
+        keep=Place(options.out, checkpoint.digest(), options.hidden_states_mb * 10**6),
     )
     lost = [f for f in measured.loaded_failures if f["severity"] == "fatal"]
     if lost:

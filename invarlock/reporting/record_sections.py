@@ -38,6 +38,7 @@ def compared(report: Report) -> Section:
         ("Tokenizer", _digest(meta.get("tokenizer_hash"))),
         ("Device and precision", f"{meta.get('device', '-')}, {meta.get('dtype', '-')}"),
         ("Execution", str(meta.get("execution_mode", "-"))),
+        *_started(block(meta, "started")),
         ("InvarLock", str(meta.get("invarlock_version", "-"))),
     ]
     return Section("compared", "What was compared", facts=tuple(facts))
@@ -50,6 +51,19 @@ def _subject(report: Report, sides: Mapping[str, Mapping[str, Any]]) -> Iterator
         return
     yield "Subject checkpoint", _digest(sides["subject"].get("checkpoint_sha256"))
     yield "Files beside the weights", _shipped(*(block(s, "checkpoint") for s in sides.values()))
+
+
+def _started(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """From which block on a pass ran, where it was not the first."""
+    if said:
+        at = f"block {said.get('block')} of {said.get('blocks')}"
+        if said.get("block") == said.get("blocks"):
+            at = f"the end of the last of {said.get('blocks')} blocks"
+        yield (
+            "Pass",
+            f"{said.get('windows')} windows from {at} on, with the hidden states that the "
+            f"baseline's run kept; {said.get('checked')} ran whole and gave the same bits",
+        )
 
 
 def inference(report: Report) -> Section:

@@ -41,6 +41,7 @@ ROUNDED = 1e-6  # relative; more than the digits of a cost leave open
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
+STARTED = ("block", "blocks", "windows", "checked")  # members of meta.started
 NOT_RUN = "the windows of a subject that was not run"
 NOT_ALL = "the windows of a control that were not measured"
 POLICY_PACK = "that the thresholds are those of the policy pack it names"
@@ -372,6 +373,7 @@ def _impossible(report: Report, policy: Policy) -> Iterator[str]:
     yield from _packed(report)
     if _ran(report):
         yield from _early(report, policy)
+        yield from _started(report)
         yield from _geometry(report)
         for guard in GUARDS:
             lacking = _served(report) or (guard.needs_both and _separate(report))
@@ -444,6 +446,43 @@ def _early(report: Report, policy: Policy) -> Iterator[str]:
         yield f"{where}/planned: more windows were measured"
     if share < 1.0 and outcome(report) != FAIL:
         yield f"{where}: nothing refuses the subject, and not all windows were measured"
+
+
+def _started(report: Report) -> Iterator[str]:
+    """A pass that began at a later block: of a subject whose weights differ, on windows that are
+    here, with calibration windows that ran whole; before that block nothing is another."""
+    said = report["meta"].get("started")
+    if said is None:
+        return
+    where = "/meta/started"
+    if not (isinstance(said, Mapping) and set(said) == set(STARTED)
+            and all(_is_count(said[key]) and said[key] > 0 for key in STARTED)):  # fmt: skip
+        yield f"{where} does not hold {', '.join(STARTED)}, each above 0"
+        return
+    ran = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
+    if said["block"] > said["blocks"] or said["windows"] + said["checked"] > ran:
+        yield f"{where} is of more blocks or windows than there are"
+    before, after = (
+        report["provenance"][side]["checkpoint"] or {} for side in ("baseline", "subject")
+    )
+    if before.get("weights_sha256") == after.get("weights_sha256"):
+        yield f"{where}: no weight is another, so the pass runs whole"
+    for guard in GUARDS:
+        found = report.get(guard.name, {})
+        for name, table in found.items():
+            if any(_changed_before(table, said["block"])):
+                yield f"/{guard.name}/{name} has changes before the block in {where}"
+
+
+def _changed_before(table: object, block: int) -> Iterator[bool]:
+    """Whether rows of a table of modules differ from the baseline's in the layers before one."""
+    if not (isinstance(table, Mapping) and is_list(table.get("layer"))):
+        return
+    for column, values in table.items():
+        theirs = table.get(BASELINE + column)
+        if theirs is not None and column != "name":
+            for layer, mine, base in zip(table["layer"], values, theirs, strict=True):
+                yield _is_count(layer) and layer < block and not equal_text(mine, base)
 
 
 def _sources(report: Report) -> Iterator[str]:

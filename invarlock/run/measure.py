@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from invarlock.guards.invariants import check_engine_tokens, check_loaded
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
+from invarlock.metrics.kind import Example
 from invarlock.metrics.looks import rows_of
 from invarlock.pictures import Pictures, folder_of
 from invarlock.policy import Policy
@@ -43,6 +44,14 @@ from invarlock.run.forward import (
     logits_of,
     merge,
     run_batch,
+)
+from invarlock.run.hidden_states import (
+    Place,
+    Source,
+    Started,
+    States,
+    kept_by,
+    starting,
 )
 from invarlock.run.loading import Loaded, Target, device_name, load_checkpoint
 from invarlock.run.packed_weights import packed_weights
@@ -112,6 +121,7 @@ class ReferenceArrays:
     activations: Sequence[Activation]
     checkpoint: Checkpoint | None = None  # its rows are compared where it is given
     arrays: Mapping[str, Any] = field(default_factory=dict)  # what its probes kept, by name
+    start: Source | None = None  # its hidden states; None: the subject's pass runs whole
 
 
 @dataclass
@@ -132,6 +142,7 @@ class Measurement:
     arrays: dict[str, Any] = field(default_factory=dict)  # what probes keep for subjects' runs
     ran: Described | None = None  # what executed the model
     share: float | None = None  # of the look that ended it; None: nobody looked
+    started: Started | None = None  # from which block on it ran; None: from the first
 
     def reference_arrays(self) -> ReferenceArrays:
         """This run as the reference of another; it has to be a baseline run."""
@@ -156,6 +167,7 @@ def measure_checkpoint(
     against: ReferenceArrays | None,
     policy: Policy | None = None,
     looks: Looks | None = None,
+    keep: Place | None = None,
 ) -> Measurement:
     """Load the checkpoint, run it over the windows once and take the guards' statistics.
 
@@ -168,9 +180,10 @@ def measure_checkpoint(
         policy: when given, what guards propose is tried on held-out windows.
         looks: when given, the run ends at the first look that decides. Guards see all of their
             windows whatever it is.
+        keep: of a baseline: where hidden states are kept for its subjects; None: nowhere.
 
     Raises:
-        InputError: the folder cannot be loaded.
+        InputError: the folder cannot be loaded, or the states cannot be written.
     """
     shares = iter(looks.shares if looks else (1.0,))
     clock = _Clock()
@@ -178,31 +191,39 @@ def measure_checkpoint(
     loaded = load_checkpoint(checkpoint, target, windows.content.longest, task.metric.adapter)
     clock.lap("load_model")
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)
-    preview, final = the_pass.plain(share := next(shares))
-    clock.lap("forward")
-    memory = {"forward": peak_memory_mb(loaded.device)}
-    run = CheckpointRun(
-        checkpoint=checkpoint,
-        model=loaded.model,
-        device=loaded.device,
-        calibration=[windows.arm("preview")[i].window_id for i in the_pass.calibration],
-        limits=policy,
-        baseline_activations=against.activations if against else None,
-        baseline_arrays=against.arrays if against else None,
-        baseline_checkpoint=against.checkpoint if against else None,
-        engine=loaded.engine,
-    )
-    probes = {guard.name: guard.probe() for guard in GUARDS}
-    for probe in probes.values():
-        probe.weigh(run)
-    clock.lap("spectral")
-    # 8 windows twice: do hooks only read?
-    run.bare_nll = the_pass.batch("preview", the_pass.calibration).losses()
+    share = next(shares)
+    with the_pass.keeping(keep):
+        preview, final = the_pass.plain(share)
+        clock.lap("forward")
+        memory = {"forward": peak_memory_mb(loaded.device)}
+        run = CheckpointRun(
+            checkpoint=checkpoint,
+            model=loaded.model,
+            device=loaded.device,
+            calibration=[windows.arm("preview")[i].window_id for i in the_pass.calibration],
+            limits=policy,
+            baseline_activations=against.activations if against else None,
+            baseline_arrays=against.arrays if against else None,
+            baseline_checkpoint=against.checkpoint if against else None,
+            engine=loaded.engine,
+        )
+        probes = {guard.name: guard.probe() for guard in GUARDS}
+        for probe in probes.values():
+            probe.weigh(run)
+        clock.lap("spectral")
+        # 8 windows twice: do hooks only read?
+        bare = the_pass.batch("preview", the_pass.calibration)
     clock.lap("bare_batch")
     with ExitStack() as hooks:
         for probe in probes.values():
             hooks.enter_context(probe.attached(run))
-        preview.append(the_pass.batch("preview", the_pass.calibration))
+        hooked = the_pass.batch("preview", the_pass.calibration, again=True)
+    if not the_pass.states.hold(_alike(bare, hooked)):
+        the_pass.forget()
+        preview, final = the_pass.plain(share)
+        bare = the_pass.batch("preview", the_pass.calibration)
+    preview.append(hooked)
+    run.bare_nll = bare.losses()
     clock.lap("calibration_batch")
     clock.move("calibration_batch", "forward", "rmt", run.seconds)
     failures = check_loaded(loaded.missing, loaded.unexpected, loaded.dense_because)
@@ -229,6 +250,7 @@ def measure_checkpoint(
             arrays={k: v for probe in probes.values() for k, v in probe.arrays().items()},
             ran=loaded.describe(),
             share=share if looks else None,
+            started=the_pass.states.told(),
         )
 
     while looks and share < 1.0 and not looks.decides(found(), share):
@@ -303,14 +325,63 @@ class _Pass:
         self.calibration = evenly_spaced(commonest_shape(guarded), CALIBRATION_WINDOWS)
         self.others: dict[str, dict[int, list[float]]] = {}
         self.done: dict[str, set[int]] = {arm: set() for arm in ARMS}  # windows that ran
+        self.states = self._starting()
 
-    def batch(self, arm: str, rows: Sequence[int]) -> ArmResult:
-        """These windows of an arm as one batch."""
+    def _starting(self) -> States:
+        """What runs a subject from its first changed block on, where that can be."""
+        start = self.against.start if self.against else None
+        if start is None:
+            return States()
+        return starting(start, self._inputs, self.config, self.loaded.model)
+
+    @property
+    def _inputs(self) -> dict[str, Any]:
+        """All that hidden states depend on, but for the checkpoint and the machine."""
+        import torch
+
+        return {
+            "windows_sha256": self.windows.sha256,
+            "dtype": self.loaded.dtype,
+            "device": device_name(self.loaded.device),
+            "threads": torch.get_num_threads(),
+            "versions": dict(self.loaded.describe().versions),
+        }
+
+    @contextmanager
+    def keeping(self, place: Place | None) -> Iterator[None]:
+        """Keep the hidden states of what runs inside."""
+        if place is None:
+            yield
+            return
+        examples = [e for arm in ARMS for e in (*self.examples[arm], *self._choices(arm)[0])]
+        tokens = sum(example.shape[-1] for example in examples)
+        with kept_by(place, self._inputs, self.loaded.model, self._shown, tokens) as self.states:
+            yield
+        self.states = States()
+
+    def _shown(self) -> torch.Tensor:
+        """The logits of a short input."""
+        import torch
+
+        example = self.examples["final"][0].start(PROBE_TOKENS)
+        inputs = as_batch([example], self.loaded.device).inputs
+        positions = torch.arange(example.shape[-1], device=self.loaded.device)
+        return torch.cat([*self.logits(inputs, positions)])
+
+    def forget(self) -> None:
+        """Begin again, whole."""
+        self.states = States()
+        self.done = {arm: set() for arm in ARMS}
+        self.others = {}
+
+    def batch(self, arm: str, rows: Sequence[int], again: bool = False) -> ArmResult:
+        """These windows of an arm as one batch; ``again``: they ran before."""
         top = self.against is None and self.to_compare
         keep = Keep()
         if arm == "final":
             keep = Keep(top=top, against=self.against.top if self.against else None)
-        found = run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
+        with self.states.repeated(arm, rows) if again else self.states.around(arm, rows):
+            found = run_batch(self.logits, self.examples[arm], rows, keep, self.loaded.device)
         progress.done(len(rows), self._tokens(arm, rows))
         return found
 
@@ -346,15 +417,20 @@ class _Pass:
 
     def _others(self, arm: str) -> dict[int, list[float]]:
         """Losses of what else the metric asks, such as wrong choices: nats, by window."""
-        examples, owners = self.task.metric.others(self.windows.arm(arm), self.task.example)
-        groups = batches(examples, range(len(examples)), self.token_budget)
-        done = merge(
-            run_batch(self.logits, examples, group, Keep(), self.loaded.device) for group in groups
-        )
+        examples, owners = self._choices(arm)
+        parts = []
+        for group in batches(examples, range(len(examples)), self.token_budget):
+            with self.states.around(f"{arm} others", group):
+                parts.append(run_batch(self.logits, examples, group, Keep(), self.loaded.device))
+        done = merge(parts)
         found: dict[int, list[float]] = {}
         for number, owner in enumerate(owners):
             found.setdefault(owner, []).append(done.nll_sum[number])
         return found
+
+    def _choices(self, arm: str) -> tuple[Sequence[Example], Sequence[int]]:
+        """What else the metric asks, and of which window."""
+        return self.task.metric.others(self.windows.arm(arm), self.task.example)
 
     def columns(self, arm: str, found: ArmResult) -> dict[str, list[Any]]:
         """What the metric takes of each window beside its loss."""
@@ -380,6 +456,7 @@ class _Pass:
         rows = evenly_spaced(held_out, int(share * everything))
         if not rows:
             return None
+        self.states.anew()
         # packed, as these windows were in the pass: only what is changed may make a difference
         with self._packed(), changed:
             parts = self.batches("preview", rows)
@@ -391,6 +468,12 @@ class _Pass:
             "plain_nll": [preview.nll_sum[i] for i in rows],
             "scaled_nll": [scaled.nll_sum[i] for i in rows],
         }
+
+
+def _alike(one: ArmResult, two: ArmResult) -> bool:
+    """Whether every token has the same log-probability, bit for bit."""
+    mine, theirs = one.joined("logprob"), two.joined("logprob")
+    return bool(np.array_equal(mine.view(np.uint32), theirs.view(np.uint32)))
 
 
 def evenly_spaced(items: Sequence[int], count: int) -> list[int]:

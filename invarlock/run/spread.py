@@ -44,11 +44,16 @@ def _move(
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The items of the outermost module lists, in order: the layers of encoder and decoder."""
+    return [layer for stack in stacks_of(model) for layer in stack]
+
+
+def stacks_of(model: torch.nn.Module) -> list[torch.nn.ModuleList]:
+    """The outermost module lists, in order."""
     from torch.nn import ModuleList
 
-    found: list[torch.nn.Module] = []
+    found: list[torch.nn.ModuleList] = []
     for child in model.children():
-        found += child if isinstance(child, ModuleList) else layers_of(child)
+        found += [child] if isinstance(child, ModuleList) else stacks_of(child)
     return found
 
 
