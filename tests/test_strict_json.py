@@ -81,11 +81,14 @@ NUMBERS = st.sampled_from(
 STRINGS = st.text(
     st.sampled_from('\\"[]{}eE+0123456789 \n\u00e9\U0001f600'), max_size=12
 ) | st.sampled_from(["0" * 64, "deadbeefe999", "1e999", '\\"[[[', "\\\\"])
+# Colons, which are counted to find keys that stand twice, written in each way.
+COLONS = st.sampled_from(['"a"', '"a:"', '":"', '"\\u003a"', '"\\u003A"', '"\\\\u003a"'])
+SPELLED = STRINGS.map(json.dumps) | COLONS
 TEXTS = st.recursive(
-    NUMBERS | STRINGS.map(json.dumps) | st.sampled_from(["null", "true", "false"]),
+    NUMBERS | SPELLED | st.sampled_from(["null", "true", "false"]),
     lambda inner: (
         st.lists(inner, max_size=4).map(lambda items: "[" + ",".join(items) + "]")
-        | st.lists(st.tuples(STRINGS.map(json.dumps), inner), max_size=4).map(
+        | st.lists(st.tuples(SPELLED, inner), max_size=4).map(
             lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
         )
     ),
@@ -121,6 +124,8 @@ def test_nothing_gets_past_the_quick_look(data: bytes) -> None:
     ("text", "message"),
     [
         ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
+        ('{"a": "\\u003a", "a": 3}', "duplicate key 'a'"),
+        ('{"a": 1, "\\u0061": "::"}', "duplicate key 'a'"),
         ("[NaN]", "NaN is not a JSON number"),
         ("[-Infinity]", "-Infinity is not a JSON number"),
         ("[1e999]", "1e999 overflows a double"),
