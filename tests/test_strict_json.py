@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invarlock.differences import fingerprint
 from invarlock.errors import InputError
-from invarlock.files import MAX_JSON_DEPTH, MAX_JSON_DIGITS, parse_json
+from invarlock.files import MAX_JSON_DEPTH, MAX_JSON_DIGITS, canonical_json, parse_json
 
 
 def look_at_everything(data: bytes) -> Any:
@@ -154,3 +155,17 @@ def test_what_is_not_utf_8_is_refused(data: bytes) -> None:
     """Other encodings, and surrogates written as UTF-8."""
     with pytest.raises(InputError, match="not UTF-8 at byte"):
         parse_json(data, "x")
+
+
+@settings(max_examples=500, deadline=None)
+@given(documents(), documents())
+def test_fingerprints_tell_apart_what_its_json_does(one: bytes, other: bytes) -> None:
+    """Equal exactly where the canonical texts are, an integer beyond 64 bits included."""
+    try:
+        found = [look_at_everything(data) for data in (one, other)]
+    except ValueError:
+        return
+    for a, b in ((found[0], found[1]), (found[0], look_at_everything(b" " + one))):
+        same = canonical_json(a) == canonical_json(b)
+        assert (fingerprint(a) == fingerprint(b)) == same
+    assert fingerprint([1]) != fingerprint([1.0]) != fingerprint([True])

@@ -126,6 +126,7 @@ class Tree(Struct):
 def size_of(value: object) -> int:
     """How many values there are in a document, long strings counted as several."""
     seen, size = [value], 0
+    item: Any  # of which only exact types are what JSON has
     for item in seen:  # which grows
         kind = type(item)
         if kind is str:

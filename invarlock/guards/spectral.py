@@ -13,6 +13,7 @@ time (``invarlock.guards.matrices``).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -111,7 +112,9 @@ def table_again(
     )
     columns = zip(*ordered, strict=True) if ordered else iter([()] * (len(head) + len(fields)))
     again: dict[str, list[Any]] = {key: list(next(columns)) for key in head}
-    return again | {key: rounded_column(next(columns)) for key in fields}
+    numbers = rounded_column(list(itertools.chain.from_iterable(columns)))
+    rows = len(ordered)
+    return again | {key: numbers[i * rows : (i + 1) * rows] for i, key in enumerate(fields)}
 
 
 def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
@@ -375,8 +378,8 @@ class Spectral(Guard):
         recorded = self.recorded(runs.subject)
         tables = rows.from_json(recorded["row_tables"])
         if self._of_matrices(runs):
-            both = (self._modules(run) for run in (runs.baseline, runs.subject))
-            return matrices.judge(*both, policy.spectral, tables)
+            before, mine = (self._modules(run) for run in (runs.baseline, runs.subject))
+            return matrices.judge(before, mine, policy.spectral, tables)
         return judge(
             self._operators(runs.baseline), self._operators(runs.subject), policy.spectral,
             tables, len(recorded["modules"]["name"]),

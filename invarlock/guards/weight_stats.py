@@ -73,7 +73,8 @@ def rounded_column(values: Sequence[float]) -> list[float | None]:
     with np.errstate(all="ignore"):
         # places behind the point; of 0 one as well
         places = SIGNIFICANT - 1 - np.floor(np.log10(np.abs(np.where(found == 0, 1.0, found))))
-        powers = np.array(_EXACT_POWERS)[np.clip(np.nan_to_num(places), 0, 22).astype(np.int64)]
+        # beyond the exact powers, and for what is not finite, the division does not return it
+        powers = np.array(_EXACT_POWERS)[np.fmax(np.fmin(places, 22.0), 0.0).astype(np.int64)]
         digits = np.rint(found * powers)
         same = (digits / powers == found) & (np.abs(digits) < 10.0**SIGNIFICANT)
     if same.all():
