@@ -186,7 +186,7 @@ def test_a_table_is_written_again_as_its_rows_are(rows):
 def test_no_table_is_made_of_a_broken_column(bad):
     """Neither way: a number that is none, or a column of another length."""
     head, fields = TABLES["modules"]
-    table = {"name": ["a"], "family": ["ffn"], "layer": [0]} | dict.fromkeys(fields, [1.0])
+    table = {"name": ["a"], "family": ["ffn"], "layer": [0]} | {key: [1.0] for key in fields}
     table |= {fields[-1]: bad}
     for write in (lambda: table_again(table, head, fields), lambda: to_table(from_table(table))):
         with pytest.raises((TypeError, ValueError, OverflowError)):
