@@ -4,7 +4,8 @@
         [--only SPEC ...] [--before DIR]
 
 Its values are seeded random ones; with ``--model`` those of a checkpoint, tiled. ``--before``
-names a checkout of another version, with which every edit is made too, in the same run.
+names a checkout of another version, with which every edit is made too, in the same run. Digests of
+the baseline stand recorded, as after the job that placed it; "all hashed" is without.
 
 Each row is a fresh process. "peak above" is its peak resident memory minus that of an
 interpreter that has only imported torch (target: below 600 MB). Seconds begin after the imports.
@@ -13,8 +14,7 @@ A copy of the same shards and their SHA-256 is the least that any tool has to do
 time; an edit reads and hashes in one thread while it writes and hashes in another. What writing
 costs changes with what the machine did before, by several times on a virtual one: every round has
 one copy and all edits in an order of its own. Medians of ``--repeats`` rounds, of shares those of
-the rounds. Digests that stand recorded are not used: every edit hashes all that it reads. Nothing
-here is asserted; the table is the result. Linux only.
+the rounds. Nothing here is asserted; the table is the result. Linux only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invarlock.digests import SWITCH
+from invarlock.digests import SETTLED, SWITCH
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +152,10 @@ def measure(task: str, baseline: Path, out: Path) -> dict[str, float]:
     before, seconds = time.process_time(), time.perf_counter()
     if task == "copy":
         _copy(baseline, out)
+    elif task == "digest":
+        from invarlock.checkpoints import Checkpoint
+
+        Checkpoint.open(baseline).digest()
     elif task != "torch":
         from invarlock.checkpoints import Checkpoint
         from invarlock.edits.apply import apply_edit
@@ -184,26 +188,33 @@ def table(folder: Path, args: argparse.Namespace) -> None:
     baseline, out = folder / "baseline", folder / "out"
     call = [sys.executable, __file__, "--folder", str(folder), "--task"]
 
-    def run(task: str, version: Path = ROOT) -> dict[str, float]:
-        env = os.environ | {"PYTHONPATH": str(version), SWITCH: "none"}
+    def run(task: str, version: Path = ROOT, hashed: bool = False) -> dict[str, float]:
+        env = os.environ | {"PYTHONPATH": str(version), "XDG_CACHE_HOME": str(folder / "cache")}
+        if hashed:
+            env |= {SWITCH: "none"}
+        elif task not in ("copy", "torch", "digest"):
+            run("digest")  # again where a hard link to a shard has changed its state
         done = subprocess.run([*call, task], check=True, capture_output=True, text=True, env=env)
         shutil.rmtree(out, ignore_errors=True)
         row: dict[str, float] = json.loads(done.stdout)
         return row
 
     make_checkpoint(baseline, args.layers, args.model)
+    time.sleep(SETTLED + 1)
     size = sum(p.stat().st_size for p in baseline.glob("*.safetensors")) / 1e6
     floor = run("torch")["peak_mb"]
     print(f"checkpoint: {size:.0f} MB, {SHARDS} shards, {args.layers} layers, bfloat16")
     print(f"interpreter with torch: {floor:.0f} MB\n")
     heads = ("peak above, MB", "CPU s", "wall s", "copy, wall s", "of copy, wall", "of copy, CPU")
-    versions = {"": ROOT} | ({", before": args.before.resolve()} if args.before else {})
+    versions = {"": (ROOT, False), ", all hashed": (ROOT, True)}
+    if args.before:
+        versions[", before"] = (args.before.resolve(), True)
     rounds: list[dict[str, dict[str, float]]] = []
     order = random.Random(43)
     for number in range(args.repeats):
         tasks = [("copy", "")] + [(spec, version) for spec in args.only for version in versions]
         order.shuffle(tasks)
-        rounds.append({spec + at: run(spec, versions[at]) for spec, at in tasks})
+        rounds.append({spec + at: run(spec, *versions[at]) for spec, at in tasks})
         print(f"round {number + 1} of {args.repeats}", file=sys.stderr)
     heads = ("peak above, MB", "CPU s", "wall s", "of copy, CPU", "range", "of copy, wall")
     print(f"{'edit':<36}" + "".join(f"{head:>16}" for head in heads))

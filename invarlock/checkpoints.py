@@ -317,8 +317,7 @@ class Checkpoint:
 
     def parts(self) -> dict[str, Any]:
         """:func:`checkpoint_parts` of this checkpoint."""
-        for shard, seen in self._seen.items():
-            self._take_recorded(seen, shard)
+        self.take_recorded()
         rows = {n: (i.dtype, i.shape, self.tensor_digest(n)) for n, i in self.tensors.items()}
         for shard, seen in self._seen.items():
             self._record(seen, shard)
@@ -329,14 +328,36 @@ class Checkpoint:
         """:func:`checkpoint_digest` of this checkpoint."""
         return checkpoint_digest(self.parts())
 
-    def _take_recorded(self, seen: Seen, shard: str) -> None:
-        """Take over the digests that stand recorded for an unchanged file, if any is unknown."""
-        names = self._names_in(shard)
-        if not names <= self._digests.keys():
-            recorded = seen.recorded()
-            if recorded.keys() == names:
-                self._digests.update(recorded)
-                self._recorded.add(shard)
+    def take_recorded(self) -> None:
+        """Take over the digests that stand recorded for unchanged files, where any is unknown.
+
+        What is read after that is not hashed; who writes something of it asks :meth:`confirm`.
+        """
+        for shard, seen in self._seen.items():
+            names = self._names_in(shard)
+            if not names <= self._digests.keys():
+                recorded = seen.recorded()
+                if recorded.keys() == names:
+                    self._digests.update(recorded)
+                    self._recorded.add(shard)
+
+    def confirm(self, shard: str) -> None:
+        """Make sure that a file is still what its recorded digests are of.
+
+        A file whose state changed is hashed again: a hard link that somebody made changes it too.
+
+        Raises:
+            InputError: it holds something else now.
+        """
+        if shard not in self._recorded or self._seen[shard].unchanged():
+            return
+        recorded = {name: self._digests.pop(name) for name in self._names_in(shard)}
+        if any(self.tensor_digest(name) != digest for name, digest in recorded.items()):
+            raise InputError(
+                "the weights were changed while they were read",
+                where=str(self.folder / shard),
+                hint="run it again when nothing writes to that file",
+            )
 
     def _record(self, seen: Seen, shard: str) -> None:
         """Record the digests of a file, once all of them are known."""

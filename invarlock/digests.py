@@ -1,13 +1,14 @@
 """Digests of tensors that stand recorded for files which have not changed since.
 
-A baseline is hashed by every job that measures against it. What a job found is kept for the next
-one, by the file's resolved path, in ``$XDG_CACHE_HOME/invarlock/digests`` (``~/.cache``). It holds
+A baseline is hashed by every job that measures against it or edits it. What a job found is kept
+for the next one, by the file's resolved path, in ``$XDG_CACHE_HOME/invarlock/digests`` (``~/.cache``). It holds
 as long as the file is the same: size, times of content and of inode, inode and device. A file that
 is written over gets a new inode time, which no program can set back. A file that changed within
 ``SETTLED`` seconds before it was read is not recorded: the clock of its file system may be too
 coarse to show the next change.
 
-Only what measures reads this, for the user who measures; a verifier sees no checkpoint and never
+Only what measures and edits reads this, for the user who does; an edit looks at the state of a file
+again when it has read it. A verifier sees no checkpoint and never
 asks. ``INVARLOCK_DIGESTS=none`` turns it off, and strict assurance does.
 """
 
@@ -64,12 +65,16 @@ class Seen:
         """The file as it is."""
         return cls(path, FileState.of(path), time.time_ns())
 
+    def unchanged(self) -> bool:
+        """Whether the file is still what it was."""
+        return self.state is not None and FileState.of(self.path) == self.state
+
     def recorded(self) -> dict[str, str]:
         """SHA-256 of each tensor of the file, where they stand recorded for its state."""
         place = self._place()
         if place is None or self.state is None or not place.is_file():
             return {}
-        if FileState.of(self.path) != self.state:
+        if not self.unchanged():
             return {}
         try:
             document = read_json_object(place)

@@ -13,6 +13,10 @@ from checkpoint_factory import make_llama
 from invarlock.checkpoints import Checkpoint
 from invarlock.code_digest import modules_behind
 from invarlock.digests import SWITCH, FileState, Seen
+from invarlock.edits.apply import apply_edit
+from invarlock.edits.metadata import edit_metadata
+from invarlock.edits.specs import parse_edit_spec
+from invarlock.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +177,72 @@ def test_no_verifier_asks_for_a_recorded_digest() -> None:
     verbs = ("verify", "evidence_pack", "proof_pack", "runtime_verify", "gate", "verdict", "report")
     for verb in verbs:
         assert "invarlock.digests" not in modules_behind(f"invarlock.cli.{verb}"), verb
+
+
+SPEC = parse_edit_spec("quant_rtn:8:0:ffn@layer=0")  # of three shards it leaves some
+
+
+def edited(folder: Path, out: Path) -> dict[str, object]:
+    """The metadata of an edit."""
+    checkpoint = Checkpoint.open(folder)
+    return edit_metadata(checkpoint, apply_edit(checkpoint, SPEC, out))
+
+
+def test_an_edit_takes_recorded_digests(
+    folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same metadata and bytes as without; what it does not rewrite is not even read."""
+    Checkpoint.open(folder).digest()
+    hashed: list[str] = []
+    original = Checkpoint.chunks
+
+    def chunks(self: Checkpoint, name: str, size: int = 1 << 20) -> object:
+        hashed.extend([name] if name not in self._digests else [])
+        return original(self, name, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "chunks", chunks)
+        found = edited(folder, tmp_path / "found")
+    assert hashed == []
+    monkeypatch.setenv(SWITCH, "none")
+    assert found == edited(folder, tmp_path / "plain")
+    one, other = (Checkpoint.open(tmp_path / name).digest() for name in ("found", "plain"))
+    assert one == other == found["subject_checkpoint_sha256"]
+
+
+@pytest.mark.parametrize("shard", range(3))
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_baseline_that_changes_under_an_edit_is_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int, at_once: bool
+) -> None:
+    """Before the edit reads a shard, or when it has read it: nothing is written."""
+    Checkpoint.open(folder).digest()
+    checkpoint, place = Checkpoint.open(folder), sorted(folder.glob("*.safetensors"))[shard]
+    original = Checkpoint.take_recorded
+
+    def take(self: Checkpoint) -> None:
+        original(self)
+        data = bytearray(place.read_bytes())
+        data[-1] ^= 1
+        before = place.stat()
+        place.write_bytes(data)
+        os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    if at_once:
+        take(checkpoint)
+    else:
+        monkeypatch.setattr(Checkpoint, "take_recorded", take)
+    with pytest.raises(InputError, match="were changed while they were read"):
+        apply_edit(checkpoint, SPEC, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_that_somebody_makes_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    """A hard link changes the state of a file and not its content."""
+    Checkpoint.open(folder).digest()
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.take_recorded()
+    for place in folder.glob("*.safetensors"):
+        os.link(place, tmp_path / place.name)
+    apply_edit(checkpoint, SPEC, tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()

@@ -3,15 +3,19 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from invarlock.guards import matrices
 from invarlock.guards.caps import log_ratio, selected
 from invarlock.guards.operators import MATRIX, Module, Operator, OperatorStats
 from invarlock.guards.spectral import (
+    TABLES,
     from_table,
     judge,
     operators_from_table,
     operators_to_table,
+    table_again,
     to_table,
 )
 from invarlock.guards.weight_stats import WeightStats
@@ -161,6 +165,32 @@ def test_table_round_trips():
     """What is recorded decides exactly as what was measured (after rounding once)."""
     base = operators_from_table(operators_to_table(modules()))
     assert operators_from_table(operators_to_table(base)) == base
+
+
+NUMBER = st.floats(-1e12, 1e12) | st.floats(1e-30, 1e-3).map(lambda x: float(f"{x:.9g}"))
+ROW = st.tuples(st.sampled_from("ab"), st.sampled_from(["ffn", "attn"]), st.none() | st.integers())
+
+
+@given(st.lists(st.tuples(ROW, *[NUMBER] * len(WeightStats.fields())), max_size=6))
+def test_a_table_is_written_again_as_its_rows_are(rows):
+    """By columns the same as by rows, equal names in their order; numbers rounded or not."""
+    head, fields = TABLES["modules"]
+    columns = list(zip(*((*row, *numbers) for row, *numbers in rows), strict=True))
+    table = dict(zip((*head, *fields), map(list, columns or [()] * 8), strict=True))
+    again, wanted = table_again(table, head, fields), to_table(from_table(table))
+    assert list(again) == list(wanted)
+    assert repr(again) == repr(wanted)
+
+
+@pytest.mark.parametrize("bad", [[None], [1.0, 2.0], [], ["x"], [[1.0]], [10**400]])
+def test_no_table_is_made_of_a_broken_column(bad):
+    """Neither way: a number that is none, or a column of another length."""
+    head, fields = TABLES["modules"]
+    table = {"name": ["a"], "family": ["ffn"], "layer": [0]} | {key: [1.0] for key in fields}
+    table |= {fields[-1]: bad}
+    for write in (lambda: table_again(table, head, fields), lambda: to_table(from_table(table))):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            write()
 
 
 def test_recorded_digits_do_not_decide():

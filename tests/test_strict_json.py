@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invarlock.differences import fingerprint
 from invarlock.errors import InputError
-from invarlock.files import MAX_JSON_DEPTH, MAX_JSON_DIGITS, parse_json
+from invarlock.files import MAX_JSON_DEPTH, MAX_JSON_DIGITS, canonical_json, parse_json
 
 
 def look_at_everything(data: bytes) -> Any:
@@ -81,11 +82,14 @@ NUMBERS = st.sampled_from(
 STRINGS = st.text(
     st.sampled_from('\\"[]{}eE+0123456789 \n\u00e9\U0001f600'), max_size=12
 ) | st.sampled_from(["0" * 64, "deadbeefe999", "1e999", '\\"[[[', "\\\\"])
+# Colons, which are counted to find keys that stand twice, written in each way.
+COLONS = st.sampled_from(['"a"', '"a:"', '":"', '"\\u003a"', '"\\u003A"', '"\\\\u003a"'])
+SPELLED = STRINGS.map(json.dumps) | COLONS
 TEXTS = st.recursive(
-    NUMBERS | STRINGS.map(json.dumps) | st.sampled_from(["null", "true", "false"]),
+    NUMBERS | SPELLED | st.sampled_from(["null", "true", "false"]),
     lambda inner: (
         st.lists(inner, max_size=4).map(lambda items: "[" + ",".join(items) + "]")
-        | st.lists(st.tuples(STRINGS.map(json.dumps), inner), max_size=4).map(
+        | st.lists(st.tuples(SPELLED, inner), max_size=4).map(
             lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
         )
     ),
@@ -121,6 +125,8 @@ def test_nothing_gets_past_the_quick_look(data: bytes) -> None:
     ("text", "message"),
     [
         ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
+        ('{"a": "\\u003a", "a": 3}', "duplicate key 'a'"),
+        ('{"a": 1, "\\u0061": "::"}', "duplicate key 'a'"),
         ("[NaN]", "NaN is not a JSON number"),
         ("[-Infinity]", "-Infinity is not a JSON number"),
         ("[1e999]", "1e999 overflows a double"),
@@ -149,3 +155,17 @@ def test_what_is_not_utf_8_is_refused(data: bytes) -> None:
     """Other encodings, and surrogates written as UTF-8."""
     with pytest.raises(InputError, match="not UTF-8 at byte"):
         parse_json(data, "x")
+
+
+@settings(max_examples=500, deadline=None)
+@given(documents(), documents())
+def test_fingerprints_tell_apart_what_its_json_does(one: bytes, other: bytes) -> None:
+    """Equal exactly where the canonical texts are, an integer beyond 64 bits included."""
+    try:
+        found = [look_at_everything(data) for data in (one, other)]
+    except ValueError:
+        return
+    for a, b in ((found[0], found[1]), (found[0], look_at_everything(b" " + one))):
+        same = canonical_json(a) == canonical_json(b)
+        assert (fingerprint(a) == fingerprint(b)) == same
+    assert fingerprint([1]) != fingerprint([1.0]) != fingerprint([True])

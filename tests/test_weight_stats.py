@@ -1,9 +1,13 @@
 """Largest singular values and friends, against exact decompositions."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from invarlock.guards.weight_stats import measure, sigma_max
+from invarlock.guards.weight_stats import measure, rounded, rounded_column, sigma_max
 
 
 def matrices():
@@ -88,3 +92,23 @@ def test_huge_values_are_measured_like_ordinary_ones() -> None:
     assert huge.frobenius == pytest.approx(ordinary.frobenius * 2.0**80, rel=1e-6)
     assert huge.stable_rank == pytest.approx(ordinary.stable_rank, rel=1e-5)
     assert huge.row_min == pytest.approx(ordinary.row_min, rel=1e-5)
+
+
+# Recorded numbers, their neighbours, powers of ten and their neighbours, and any others.
+DECIMALS = st.builds(
+    lambda digits, places: float(f"{digits}e{places}"),
+    st.integers(-(10**10), 10**10),
+    st.integers(-40, 30),
+)
+ANY = DECIMALS | DECIMALS.map(lambda x: math.nextafter(x, math.inf)) | st.floats()
+
+
+@settings(max_examples=1000)
+@given(st.lists(ANY, max_size=5))
+@example([])
+@example([0.0, -0.0, 999999999.5, 1e9, 1e-22, 1e-23, 0.1, math.inf, math.nan, 5e-324])
+@example([math.nextafter(10.0**n, 0) for n in range(-30, 30)])
+def test_a_column_is_rounded_as_its_numbers_are(values):
+    """Bit for bit, together and one by one: what is not looked at has no more digits."""
+    assert repr(rounded_column(values)) == repr([rounded(value) for value in values])
+    assert [repr(rounded_column([v])) for v in values] == [repr([rounded(v)]) for v in values]

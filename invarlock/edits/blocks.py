@@ -124,6 +124,8 @@ def transform_rows(
     weight: torch.Tensor,
     transform: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     elements: int = BLOCK_ELEMENTS,
+    *,
+    magnitudes: bool = False,
 ) -> Loss:
     """Replace ``weight`` (rows, columns) in place by ``transform`` of float32 blocks of rows.
 
@@ -132,6 +134,8 @@ def transform_rows(
         transform: gets a block, which it leaves as it is, and room for two (2, rows, columns),
             in which it may make its result.
         elements: about how many a block has.
+        magnitudes: whether ``transform`` gives these alone, of numbers that keep their signs; in
+            the storage type they are put back for half of what it costs in float32.
 
     Raises:
         InputError: a value is not finite, or its replacement is not in the storage dtype.
@@ -140,14 +144,22 @@ def transform_rows(
 
     loss = Loss()
     held: torch.Tensor | None = None  # every block is made in the same memory
+    integer: torch.dtype = getattr(torch, f"int{8 * weight.element_size()}")
     for rows in row_blocks(weight, elements):
         if held is None:
             held = torch.empty((3, *rows.shape), dtype=torch.float32)
+            signs = torch.empty(rows.shape if magnitudes else 0, dtype=integer)
         work, room = held[0, : len(rows)], held[1:, : len(rows)]
         # A copy, also of float32: the original is needed again for the error below.
         work.copy_(rows)
         loss.norm += finite_norm(work)
-        rows.copy_(transform(work, room))
+        if magnitudes:
+            bits, sign = rows.view(integer), signs[: len(rows)]
+            torch.bitwise_and(bits, torch.iinfo(integer).min, out=sign)
+            rows.copy_(transform(work, room))
+            bits.bitwise_or_(sign)
+        else:
+            rows.copy_(transform(work, room))
         # Read back from the storage type: its rounding is part of what the edit changed.
         loss.error += squared_norm(room[0].copy_(rows).sub_(work))
     if not math.isfinite(loss.error):

@@ -160,6 +160,7 @@ def write_subject(
             expected="dense safetensors, as invarlock baseline places them",
         )
     refuse_same_place(baseline.folder, out)
+    baseline.take_recorded()
     plan = {shard: _entries(baseline, change, shard) for shard in baseline.shards}
     rewritten = {shard for shard in plan if _is_changed(baseline, change, shard)}
     _refuse_full_disk(out, sum(e.nbytes for shard in rewritten for e in plan[shard]))
@@ -170,9 +171,11 @@ def write_subject(
                 continue
             # An untouched shard is the same bytes: a hard link costs neither disk nor time.
             if shard not in rewritten:
+                baseline.confirm(shard)
                 link_or_copy(baseline.folder / shard, stage / shard)
             elif entries:
                 sums |= write_shard(stage / shard, entries, baseline.metadata[shard])
+                baseline.confirm(shard)
         for name in _other_files(baseline):
             if name not in change.files and name not in change.removed:
                 (stage / name).parent.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import Struct, field
 
 from invarlock.contracts import check, violations
-from invarlock.differences import Difference, differences
+from invarlock.differences import Difference, differences, fingerprint
 from invarlock.documents.fields import is_added
 from invarlock.documents.kinds import CUSTOM, ORDER
 from invarlock.errors import InputError, InvarlockError
@@ -65,7 +65,7 @@ from invarlock.evidence.manifest import (
 from invarlock.evidence.policy_pack import PolicyPack, policy_pack_of
 from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
-from invarlock.files import digest_json, parse_json, slug
+from invarlock.files import slug
 from invarlock.guards import representation
 from invarlock.metrics import ARMS
 from invarlock.policy import POLICY_PACK, source_of
@@ -374,7 +374,7 @@ def _compare(
     for path, computed in results.documents.items():
         if path in tree.files:
             try:
-                stored = parse_json(tree.data(path), path)
+                stored = tree.json(path)
             except InputError as error:
                 yield escape(error)
             else:
@@ -797,7 +797,7 @@ class _Baseline(Struct):
             and all(isinstance(size, int) for size in shape)
             and str(dig(tensor, "dtype")).startswith(("F", "BF"))
         }
-        alike = {"baseline checkpoint": digest_json(digest)} if digest else {}
+        alike = {"baseline checkpoint": fingerprint(digest)} if digest else {}
         return cls(document.get("model_id"), weights, alike)
 
 
@@ -880,4 +880,4 @@ def _parts_alike(report: Report) -> dict[str, str]:
     blocks = dig(report, "representation", "blocks")
     if isinstance(blocks, Mapping) and "baseline_name" not in blocks:
         parts["blocks of the baseline"] = [dig(blocks, key) for key in representation.HEAD]
-    return {name: digest_json(value) for name, value in parts.items() if value is not None}
+    return {name: fingerprint(value) for name, value in parts.items() if value is not None}

@@ -49,6 +49,8 @@ def numbers(value: object) -> list[float] | None:
     """A list of finite numbers, else None."""
     if not isinstance(value, list):
         return None
+    if set(map(type, value)) == {float}:
+        return value if all(map(math.isfinite, value)) else None
     found = [number(item) for item in value]
     return None if None in found else [item for item in found if item is not None]
 

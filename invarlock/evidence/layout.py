@@ -11,7 +11,6 @@ from invarlock.errors import InputError
 from invarlock.evidence import escape
 from invarlock.evidence.findings import dig
 from invarlock.evidence.tree import REPORT_NAME, Tree
-from invarlock.files import parse_json
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
 README = "README.md"
@@ -164,7 +163,7 @@ def check_json(tree: Tree) -> list[str]:
         beside = name == RUNTIME_MANIFEST and f"{folder}/{REPORT_NAME}" in tree.files
         if name.endswith(".json") and name != REPORT_NAME and not beside:
             try:
-                parse_json(tree.data(path), escape(path))
+                tree.json(path, escape(path))
             except InputError as error:
                 findings.append(escape(error))
     return findings

@@ -120,6 +120,7 @@ def _said(tree: Tree, place: ReportPlace, report: ReportResult) -> Iterator[str]
         REPORT_NAME,
         page_options(profile),
         known=report,
+        sha256=tree.files[place.report].sha256,
     )
     found = differences(stored, envelope([again], profile), may_lack=partial(is_added, VerifyV1))
     # check: said.same
@@ -142,6 +143,8 @@ def _verify_one(
             require_replay=options.replay,
         ),
         options.baseline or baseline,  # check: run.parity
+        sha256=tree.files[place.report].sha256,
+        strict=place.report in tree.strict,
     )
 
 

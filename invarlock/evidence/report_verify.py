@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from invarlock.contracts import violations
@@ -137,6 +138,9 @@ def verify_report(
     options: ReportOptions,
     baseline: Mapping[str, Any] | None = None,
     known: ReportResult | None = None,
+    *,
+    sha256: str = "",
+    strict: bool = False,
 ) -> ReportResult:
     """Verify one report.
 
@@ -148,13 +152,15 @@ def verify_report(
         baseline: the baseline's run report, for the parity checks.
         known: what was found in the same report with other options; what does not depend on them
             is taken from there, since a replay takes most of the time.
+        sha256: of ``data``, where it is known.
+        strict: whether ``data`` have been read strictly, so that decoding them is enough.
     """
     result = ReportResult(ident)
     if known is not None and known.report is not None:
         report: Any = known.report
     else:
         try:
-            report = parse_json(data, ident)
+            report = msgspec.json.decode(data) if strict else parse_json(data, ident)
         except InputError as error:
             # check: report.json
             result.findings.append(Finding("E601", "malformed", str(error)))
@@ -164,7 +170,7 @@ def verify_report(
             result.findings += [Finding("E601", "malformed", line) for line in wrong]
             return result
     result.report = report
-    shown = provenance.check(report, sha256_bytes(data), manifest, options.provenance)
+    shown = provenance.check(report, sha256 or sha256_bytes(data), manifest, options.provenance)
     result.provenance = shown
 
     def recompute() -> list[Finding]:

@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from invarlock.errors import InputError
@@ -69,6 +70,7 @@ class Tree(Struct):
     files: dict[str, PackFile] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)  # entries that exist but are no usable file
+    strict: set[str] = field(default_factory=set)  # files whose JSON has one reading
     outlines: dict[str, dict[str, Any]] = field(default_factory=dict)
     outlined: int = 0  # values in all outlines that were asked for
 
@@ -81,9 +83,21 @@ class Tree(Struct):
             raise InputError("is no file that is parsed", where=path)
         return found.data
 
+    def json(self, path: str, where: str | None = None) -> Any:
+        """The strictly decoded JSON in a file; InputError for anything else.
+
+        Its bytes stay the same, so that what was read strictly once is only decoded after that.
+        """
+        data = self.data(path)
+        if path in self.strict:
+            return msgspec.json.decode(data)
+        value = parse_json(data, path if where is None else where)
+        self.strict.add(path)
+        return value
+
     def json_object(self, path: str) -> dict[str, Any]:
         """The strictly decoded JSON object in a file; InputError for anything else."""
-        value = parse_json(self.data(path), path)
+        value = self.json(path)
         if not isinstance(value, dict):  # check: json.object
             raise InputError("is not a JSON object", where=path, found=type(value).__name__)
         return value
@@ -111,18 +125,18 @@ class Tree(Struct):
 
 def size_of(value: object) -> int:
     """How many values there are in a document, long strings counted as several."""
-    todo, size = [value], 0
-    while todo:
-        item = todo.pop()
-        size += 1
-        if isinstance(item, str):
+    seen, size = [value], 0
+    item: Any  # of which only exact types are what JSON has
+    for item in seen:  # which grows
+        kind = type(item)
+        if kind is str:
             size += len(item) // CHARACTERS
-        elif isinstance(item, dict):
-            size += sum(1 + len(key) // CHARACTERS for key in item)
-            todo += item.values()
-        elif isinstance(item, list):
-            todo += item
-    return size
+        elif kind is dict:
+            size += len(item) + sum([len(key) // CHARACTERS for key in item])
+            seen += item.values()
+        elif kind is list:
+            seen += item
+    return size + len(seen)
 
 
 class _Walk(Struct):

@@ -52,7 +52,7 @@ from invarlock.guards.guard import (
     warning,
     worst_family,
 )
-from invarlock.guards.weight_stats import rounded
+from invarlock.guards.weight_stats import rounded, rounded_column
 from invarlock.pages.panels import Panels, Point, draw_panels
 from invarlock.pages.parts import (
     LESS,
@@ -130,7 +130,7 @@ def to_table(seen: Sequence[SeenBlock]) -> dict[str, list[Any]]:
     """Blocks as columns, sorted by name; what is not finite becomes null."""
     ordered = sorted(seen, key=lambda b: b.name)
     table: dict[str, list[Any]] = {key: [getattr(b, key) for b in ordered] for key in HEAD}
-    return table | {"distance": [rounded(b.distance) for b in ordered]}
+    return table | {"distance": rounded_column([b.distance for b in ordered])}
 
 
 def from_table(table: Mapping[str, Sequence[Any]], prefix: str = "") -> list[SeenBlock]:

@@ -45,7 +45,7 @@ from invarlock.guards.guard import (
     worst_family,
 )
 from invarlock.guards.spectral import HEAD
-from invarlock.guards.weight_stats import TOLERANCE, rounded, sigma_max
+from invarlock.guards.weight_stats import TOLERANCE, rounded, rounded_column, sigma_max
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.changes import largest_changes, log_ratio, module_changes, module_plot
 from invarlock.pages.parts import (
@@ -124,8 +124,8 @@ def to_table(activations: Sequence[Activation]) -> dict[str, list[Any]]:
         "name": [a.name for a in ordered],
         "family": [a.family for a in ordered],
         "layer": [a.layer for a in ordered],
-        "edge": [rounded(a.edge) for a in ordered],
-        "variance": [rounded(a.variance) for a in ordered],
+        "edge": rounded_column([a.edge for a in ordered]),
+        "variance": rounded_column([a.variance for a in ordered]),
     }
 
 

@@ -13,8 +13,10 @@ time (``invarlock.guards.matrices``).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, UnsetType
@@ -52,7 +54,7 @@ from invarlock.guards.operators import (
     Weights,
     measure_weights,
 )
-from invarlock.guards.weight_stats import WeightStats, rounded
+from invarlock.guards.weight_stats import WeightStats, rounded_column
 from invarlock.pages.changes import largest_changes, module_changes, module_plot
 from invarlock.pages.parts import (
     FAIL,
@@ -74,6 +76,7 @@ from invarlock.severity import worst_first
 CONTRACT = {**weight_stats.CONTRACT, "operators": operators.CONTRACT, "rows": rows.CONTRACT}
 HEAD = ("name", "family", "layer")  # columns that say which module a row is of
 OPERATOR_HEAD = (*HEAD, "kind")
+TEXTS = ("name", "family", "kind")
 # Both tables of a report: columns that name, and statistics, which a baseline's have a prefix of.
 # Reports from before there were operators hold the first alone.
 TABLES = {
@@ -95,8 +98,23 @@ def to_table(modules: Sequence[Module]) -> dict[str, list[Any]]:
         "layer": [m.layer for m in ordered],
     }
     for field in WeightStats.fields():
-        table[field] = [rounded(getattr(m.stats, field)) for m in ordered]
+        table[field] = rounded_column([getattr(m.stats, field) for m in ordered])
     return table
+
+
+def table_again(
+    table: Mapping[str, Sequence[Any]], head: Sequence[str], fields: Sequence[str]
+) -> dict[str, list[Any]]:
+    """A table as its rows are recorded, read from it: ``to_table(from_table(table))``."""
+    read = [map(str, table[key]) if key in TEXTS else table[key] for key in head]
+    ordered = sorted(
+        zip(*read, *(map(float, table[key]) for key in fields), strict=True), key=itemgetter(0)
+    )
+    columns = zip(*ordered, strict=True) if ordered else iter([()] * (len(head) + len(fields)))
+    again: dict[str, list[Any]] = {key: list(next(columns)) for key in head}
+    numbers = rounded_column(list(itertools.chain.from_iterable(columns)))
+    rows = len(ordered)
+    return again | {key: numbers[i * rows : (i + 1) * rows] for i, key in enumerate(fields)}
 
 
 def from_table(table: Mapping[str, Sequence[Any]]) -> list[Module]:
@@ -115,7 +133,7 @@ def operators_to_table(products: Sequence[Operator]) -> dict[str, list[Any]]:
     ordered = sorted(products, key=lambda o: o.name)
     table: dict[str, list[Any]] = {key: [getattr(o, key) for o in ordered] for key in OPERATOR_HEAD}
     for field in OperatorStats.fields():
-        table[field] = [rounded(getattr(o.stats, field)) for o in ordered]
+        table[field] = rounded_column([getattr(o.stats, field) for o in ordered])
     return table
 
 
@@ -357,13 +375,14 @@ class Spectral(Guard):
 
     def judge(self, runs: Runs, policy: Policy) -> Block:
         """The weights of both runs, and the subject's rows."""
-        tables = rows.from_json(self.recorded(runs.subject)["row_tables"])
-        modules = self._modules(runs.subject)
+        recorded = self.recorded(runs.subject)
+        tables = rows.from_json(recorded["row_tables"])
         if self._of_matrices(runs):
-            return matrices.judge(self._modules(runs.baseline), modules, policy.spectral, tables)
+            before, mine = (self._modules(run) for run in (runs.baseline, runs.subject))
+            return matrices.judge(before, mine, policy.spectral, tables)
         return judge(
             self._operators(runs.baseline), self._operators(runs.subject), policy.spectral,
-            tables, len(modules),
+            tables, len(recorded["modules"]["name"]),
         )  # fmt: skip
 
     def _of_matrices(self, runs: Runs) -> bool:
@@ -385,18 +404,15 @@ class Spectral(Guard):
 
     def statistics(self, runs: Runs) -> Block:
         """The numbers of both runs side by side, for equal sets of weights, and the rows."""
-        mine = to_table(self._modules(runs.subject))
-        base = to_table(self._modules(runs.baseline))
-        found = {
-            "modules": mine | {BASELINE + field: base[field] for field in WeightStats.fields()},
-            "row_tables": self.recorded(runs.subject)["row_tables"],
-        }
-        if self._of_matrices(runs):
-            return found
-        products = operators_to_table(self._operators(runs.subject))
-        before = operators_to_table(self._operators(runs.baseline))
-        numbers = {BASELINE + field: before[field] for field in OperatorStats.fields()}
-        return {"operators": products | numbers, **found}
+        before, mine = self.recorded(runs.baseline), self.recorded(runs.subject)
+        wanted = ("modules",) if self._of_matrices(runs) else ("operators", "modules")
+        found: Block = {}
+        for name in wanted:
+            head, fields = TABLES[name]
+            base = table_again(before[name], head, fields)
+            numbers = {BASELINE + field: base[field] for field in fields}
+            found[name] = table_again(mine[name], head, fields) | numbers
+        return found | {"row_tables": mine["row_tables"]}
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
         """A warning for each cap, each collapsed matrix and each table with changed rows."""

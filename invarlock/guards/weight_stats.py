@@ -11,6 +11,7 @@ residual. All arithmetic is float32 (float64 for the small bidiagonal), whatever
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,6 +60,29 @@ class WeightStats(NamedTuple):
 def rounded(value: float) -> float | None:
     """A statistic as it is recorded: ``SIGNIFICANT`` digits; null where it is not finite."""
     return float(f"{value:.{SIGNIFICANT}g}") if math.isfinite(value) else None
+
+
+def rounded_column(values: Sequence[float]) -> list[float | None]:
+    """:func:`rounded` of each number, without writing out those that have no more digits.
+
+    A decimal number of up to ``SIGNIFICANT`` digits, and so many places that the power of ten is
+    exact, is its digits over that power: one correctly rounded division. No other decimal number
+    of so few digits is close enough to the same double.
+    """
+    found = np.array(values, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        # places behind the point; of 0 one as well
+        places = SIGNIFICANT - 1 - np.floor(np.log10(np.abs(np.where(found == 0, 1.0, found))))
+        # beyond the exact powers, and for what is not finite, the division does not return it
+        powers = np.array(_EXACT_POWERS)[np.fmax(np.fmin(places, 22.0), 0.0).astype(np.int64)]
+        digits = np.rint(found * powers)
+        same = (digits / powers == found) & (np.abs(digits) < 10.0**SIGNIFICANT)
+    if same.all():
+        return list(found.tolist())
+    return [rounded(value) for value in values]
+
+
+_EXACT_POWERS = [10.0**places for places in range(23)]  # the next one is no double
 
 
 def sigma_max(weight: torch.Tensor) -> float:

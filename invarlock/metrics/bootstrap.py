@@ -80,12 +80,24 @@ def cluster_sums(
     Returns:
         two arrays (clusters,).
     """
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    return sums_at(places_of(tuple(clusters)), difference, tokens)
+
+
+def sums_at(index: NDArray[np.int64], difference: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    """:func:`cluster_sums` where the place of each window's cluster is known: (windows,)."""
     n = int(index.max()) + 1 if len(index) else 0
     return (
         np.bincount(index, weights=difference, minlength=n).astype(np.float64),
         np.bincount(index, weights=tokens, minlength=n).astype(np.float64),
     )
+
+
+@functools.lru_cache(maxsize=16)  # all reports of a suite are of the same documents
+def places_of(clusters: tuple[str, ...]) -> NDArray[np.int64]:
+    """The place of each window's cluster among all clusters in sorted order: (windows,)."""
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    index.setflags(write=False)
+    return index
 
 
 @functools.lru_cache(maxsize=4)  # all reports of a suite draw the same

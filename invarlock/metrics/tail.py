@@ -30,12 +30,13 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict
 
 from invarlock.documents.fields import Open, about
-from invarlock.metrics.bootstrap import cluster_sums, delta_method_error
+from invarlock.metrics.bootstrap import delta_method_error, places_of, sums_at
 from invarlock.metrics.perplexity import Arm, finite
 from invarlock.policy import TailPolicy
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from invarlock.metrics.bootstrap import Floats
 else:
@@ -69,14 +70,14 @@ class Tail(Struct, frozen=True):
 
     values: Floats  # (windows,) nats per token, ascending
     tokens: Floats  # (windows,)
-    clusters: np.ndarray[Any, Any]  # (windows,) names
+    clusters: NDArray[np.int64]  # (windows,) places of the names in sorted order
 
     @classmethod
     def of(cls, arm: Arm) -> Tail:
         """The differences of an arm; losses must be finite and token counts positive."""
         values = (arm.subject_nll - arm.baseline_nll) / arm.token_counts
         order = np.argsort(values, kind="stable")
-        return cls(values[order], arm.token_counts[order], np.asarray(arm.clusters)[order])
+        return cls(values[order], arm.token_counts[order], places_of(tuple(arm.clusters))[order])
 
     def quantile(self, share: float) -> float:
         """The least value up to which windows hold a share of the tokens."""
@@ -92,16 +93,21 @@ class Tail(Struct, frozen=True):
         """Windows that would say as much if they were independent and of equal length."""
         n = len(self.values)
         below = (self.values <= self.quantile(q)).astype(np.float64)
-        sums = cluster_sums(list(self.clusters), self.tokens * below, self.tokens)
+        sums = sums_at(self.clusters, self.tokens * below, self.tokens)
         p = float(sums[0].sum() / sums[1].sum())
         if p == 1.0 or len(sums[1]) < 2:  # nothing above: no variation to learn the effect from
             return max(1, int(sums[1].sum() ** 2 / (sums[1] ** 2).sum()))
         effect = delta_method_error(*sums) ** 2 / (p * (1 - p) / (n - 1))
         return max(1, int(n / max(effect, 1.0) + 1e-9))
 
-    def bounds(self, q: float, level: float = LEVEL) -> tuple[float | None, float | None]:
-        """One-sided bounds of the true quantile; None where the windows are too few for one."""
-        m = self.effective_windows(q)
+    def bounds(
+        self, q: float, level: float = LEVEL, effective: int | None = None
+    ) -> tuple[float | None, float | None]:
+        """One-sided bounds of the true quantile; None where the windows are too few for one.
+
+        ``effective``: :meth:`effective_windows` of ``q``, where that is known.
+        """
+        m = self.effective_windows(q) if effective is None else effective
         at_most = np.cumsum(_binomial(m, q))  # P(count <= k), k = 0..m
         low = int(np.searchsorted(at_most, 1 - level, side="right"))  # P(count < low) <= 1 - level
         high = int(np.searchsorted(at_most, level)) + 1  # P(count < high) >= level
@@ -132,7 +138,7 @@ def judge_tail(arm: Arm | None, policy: TailPolicy, level: float = LEVEL) -> Blo
     if n < max(policy.min_windows, 1):
         return _block(policy, stats=stats, reason=f"{n} windows, {policy.min_windows} needed")
     violations: list[Block] = []
-    if tail.shown_above(policy.quantile, policy.quantile_max, level):
+    if stats["quantile_low"] is not None and stats["quantile_low"] > policy.quantile_max:
         violations.append(
             {
                 "type": "quantile_max_exceeded",
@@ -173,12 +179,13 @@ def judge_tails(arm: Arm | None, arms: Mapping[str, Arm], policy: TailPolicy) ->
         arm: as of :func:`judge_tail`.
         arms: the final arm by name of the slice.
     """
-    whole = judge_tail(arm, policy)
     enough = {n: arm for n, arm in arms.items() if len(arm.window_ids) >= policy.min_windows}
-    if whole["evaluated"] is not True or not enough:
-        return whole
     share = (1 - LEVEL) / 2
-    whole = judge_tail(arm, policy, 1 - share)
+    whole = judge_tail(arm, policy, 1 - share if enough else LEVEL)
+    if not enough:
+        return whole
+    if whole["evaluated"] is not True:
+        return judge_tail(arm, policy)
     level = 1 - share / len(enough)
     found = {name: judge_tail(arm, policy, level) for name, arm in enough.items()}
     violations = [{"slice": n, **v} for n, block in found.items() for v in block["violations"]]
@@ -227,10 +234,11 @@ def _block(
 
 
 def _stats(tail: Tail, policy: TailPolicy, level: float) -> Block:
-    low, high = tail.bounds(policy.quantile, level)
+    effective = tail.effective_windows(policy.quantile)
+    low, high = tail.bounds(policy.quantile, level, effective)
     return {
         "n": len(tail.values),
-        "n_effective": tail.effective_windows(policy.quantile),
+        "n_effective": effective,
         "epsilon": policy.epsilon,
         "max": float(tail.values[-1]),
         **{name: tail.quantile(share) for name, share in NAMED.items()},

@@ -64,13 +64,9 @@ def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
         scale = scales_to(largest, torch.abs(work, out=result))
         clamp_coarse_(result.div_(scale), scale, largest)
         round_to_fp8_(result, fmt, large)
-        signs = torch.bitwise_and(
-            work.view(torch.int32), torch.iinfo(torch.int32).min, out=large.view(torch.int32)
-        )
-        result.mul_(scale).view(torch.int32).bitwise_or_(signs)
-        return result
+        return result.mul_(scale)
 
-    return transform_rows(weight, transform, SIMPLE_ELEMENTS)
+    return transform_rows(weight, transform, SIMPLE_ELEMENTS, magnitudes=True)
 
 
 def round_to_fp8_(magnitudes: torch.Tensor, fmt: str, room: torch.Tensor) -> None:
