@@ -40,7 +40,7 @@ rule suite:
     """Everything but the pack."""
     input:
         OUT / "reports/final_verdict.json",
-        L.rendered(),
+        first_pages,
         OUT / "analysis/evaluation_optimization_summary.json",
         REPEATS,
 

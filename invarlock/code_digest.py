@@ -45,13 +45,15 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
-def _run(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those that only a type checker reads."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from _run(node)
+def _run(block: ast.AST) -> Iterator[ast.AST]:
+    """Every statement of a block but those that only a type checker reads; no expressions, which
+    are most of a module and import nothing."""
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for node in getattr(block, name, ()):
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+                continue
+            yield node
+            yield from _run(node)
 
 
 @functools.cache

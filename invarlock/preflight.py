@@ -49,8 +49,7 @@ def refusals(
     """
     found = [*_folders(settings), *_backends(settings), *_server(settings, container, away)]
     if judged:
-        found += [*_host(settings, container), *_floors(settings), *_size_of_pack(settings)]
-        found += _policy_pack(settings)
+        found += [*_host(settings, container), *_floors(settings), *_policy_pack(settings)]
     return found
 
 
@@ -338,8 +337,11 @@ BYTES, BYTES_OF_MATRIX, BYTES_OF_WINDOW = 22_000, 262, 89
 BYTES_OF_SLICE, BYTES_OF_NAME = 1_100, 33
 
 
-def _size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
-    """A pack that no verifier would read: its limits are those of ``invarlock.evidence.tree``."""
+def size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
+    """A pack that no verifier would read: its limits are those of ``invarlock.evidence.tree``.
+
+    What needs no pack (evaluations, the verdict, tables) may be larger.
+    """
     runs = sum(len(settings.runs(scenario)) for scenario in settings.scenarios)
     slices = _slices(settings)
     of_window = BYTES_OF_WINDOW + (BYTES_OF_NAME if slices else 0)

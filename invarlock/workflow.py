@@ -242,6 +242,7 @@ class Layout(JobWords):
 
     # --- files of the run ----------------------------------------------------------------------
 
+    @functools.cached_property
     def evaluations(self) -> list[Path]:
         """Folders of all evaluations: every scenario of every model, every run."""
         s = self.settings
@@ -255,25 +256,25 @@ class Layout(JobWords):
     def deployable_records(self) -> list[Path]:
         """The first of the five records beside each evaluation of a deployable subject."""
         named = set(self.deployable)
-        folders = [f for f in self.evaluations() if f.parent.name in named]
+        folders = [f for f in self.evaluations if f.parent.name in named]
         return [folder / DEPLOYABLE_RECORDS[0] for folder in folders]
+
+    def by_runs(self) -> dict[int, list[str]]:
+        """The scenarios by the number of their evaluations."""
+        found: dict[int, list[str]] = {}
+        for scenario in self.settings.scenarios:
+            found.setdefault(len(self.settings.runs(scenario)), []).append(scenario.id)
+        return found
 
     def evaluation_words(self, name: str = "") -> list[str]:
         """The same folders, or a file in each, for bash to expand: thousands of paths do not fit
         into the one argument that a shell gets its command line as."""
-        by_runs: dict[int, list[str]] = {}
-        for scenario in self.settings.scenarios:
-            by_runs.setdefault(len(self.settings.runs(scenario)), []).append(scenario.id)
         out, models = shlex.quote(str(self.settings.out)), _braces(self.slugs)
         end = [name] if name else []
         return [
             str(Path(out, models, "reports", _braces(ids), f"run_{{1..{runs}}}", *end))
-            for runs, ids in by_runs.items()
+            for runs, ids in self.by_runs().items()
         ]
-
-    def rendered(self) -> list[Path]:
-        """The pages that people read, and the re-check of every report."""
-        return [folder / name for folder in self.evaluations() for name in PAGES]
 
     def window_files(self) -> list[Path]:
         """Everything that is cut from the text."""

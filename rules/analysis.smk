@@ -27,7 +27,7 @@ use rule evaluate as repeat with:
         LOGS / "{model}/{scenario}/repeat.{run}.log",
         usage=LOGS / "{model}/{scenario}/repeat.{run}.benchmark.tsv",
     params:
-        out=lambda wc: str(REPEAT).format(**wc),
+        out=str(REPEAT),
 
 
 rule determinism:
@@ -58,8 +58,8 @@ rule guard_value_sweep:
     """What each guard says about each guard's probe, on every model and run."""
     input:
         scenarios=OUT / "state/scenarios.json",
-        outcomes=[folder / "outcome.json" for folder in L.evaluations()],
-        reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
+        outcomes=of_evaluations("outcome.json"),
+        reports=of_evaluations("evaluation.report.json"),
     output:
         SWEEP,
     log:
@@ -78,9 +78,8 @@ rule guard_value_sweep:
 rule timings:
     """Sum up where the time went; a removed benchmark file causes no new measurement."""
     input:
-        outcomes=[folder / "outcome.json" for folder in L.evaluations()],
-        # the times themselves: outcomes that were measured again have the same bytes
-        manifests=[folder / "runtime.manifest.json" for folder in L.evaluations()],
+        # of each evaluation the times themselves: outcomes that were measured again have the same bytes
+        manifests=of_evaluations("runtime.manifest.json"),
     output:
         OUT / "analysis/evaluation_optimization_summary.json",
     log:
@@ -101,8 +100,8 @@ rule timings:
 rule table:
     """A tidy table of all evaluations: a row an evaluation, a window or a module of each."""
     input:
-        outcomes=[folder / "outcome.json" for folder in L.evaluations()],
-        reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
+        outcomes=of_evaluations("outcome.json"),
+        reports=of_evaluations("evaluation.report.json"),
     output:
         OUT / "analysis/{table}.{format}",
     log:

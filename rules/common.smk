@@ -5,6 +5,7 @@
 import contextlib
 import fcntl
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -36,6 +37,7 @@ from invarlock.run.oci import ENGINES as OCI_ENGINES, VARIABLE as OCI_VARIABLE
 from invarlock.workflow import (
     DEPLOYABLE_RECORDS,
     MEASURING,
+    PAGES,
     Layout,
     any_of,
     check_settings,
@@ -51,6 +53,10 @@ from invarlock.written import as_written, read_yaml, take_tags
 
 take_tags()
 ROOT_PROCESS = workflow.exec_mode == ExecMode.DEFAULT  # not that of a job on a cluster
+if ROOT_PROCESS:
+    # Planning makes millions of objects and few cycles; the collector would look at all of them
+    # again and again, a third of the time. It is back once the plan stands (onstart).
+    gc.disable()
 
 
 configfile: "config/config.yaml"
@@ -86,6 +92,8 @@ state_of = stopping(state_of)
 
 
 onstart:
+    gc.freeze()  # the plan lives as long as this process
+    gc.enable()
     # Runs share this kernel lock, which ends with the process; tools/workflow.py takes it alone to
     # clear what a dead run left. Some file systems have none.
     starting = ConfigError("another run is starting here; repeat the command")
@@ -193,6 +201,25 @@ wildcard_constraints:
     model=any_of(L.slugs),
     scenario=any_of(L.edits + L.damage + L.custom + L.packed_by_backend),
     run=r"[1-9][0-9]?",
+
+
+def of_evaluations(*names):
+    """These files of every evaluation; a function, so that a rule that is not asked for needs none
+    of the thousands."""
+    return lambda wildcards: [f"{f}/{name}" for f in L.evaluations for name in names]
+
+
+def first_pages(wildcards):
+    """A page of each scenario, with which all others of its runs are made."""
+    return [f"{f}/{PAGES[0]}" for f in L.evaluations if f.name == "run_1"]
+
+
+# Of the user's own subject, whose files no rule makes; a function costs each job of a plan its part.
+own_state = (
+    (lambda wc: state_of(C["subject"] if wc.scenario in L.custom else ""))
+    if L.custom
+    else []
+)
 
 
 def refreshed_settings(wildcards):

@@ -7,7 +7,7 @@ rule verdict:
     input:
         scenarios=OUT / "state/scenarios.json",
         outcomes=judged_outcomes,
-        reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
+        reports=of_evaluations("evaluation.report.json"),
         deployable=L.deployable_records(),
     output:
         OUT / "reports/final_verdict.json",

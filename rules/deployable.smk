@@ -61,8 +61,8 @@ rule deployable:
         gpu=gpus,
         runtime=run_minutes,
     params:
-        out=lambda wc: str(RUN).format(**wc),
-        state=lambda wc: state_of(C["subject"] if wc.scenario in L.custom else ""),
+        out=str(RUN),
+        state=own_state,
         options=lambda wc: L.options(
             DeployableOptions, scenario=S.scenario(wc.scenario).text
         ),

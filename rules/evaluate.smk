@@ -7,10 +7,18 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
+def of_runs(runs, *names):
+    """These files of every run of a scenario."""
+    folder = OUT / "{model}/reports/{scenario}"
+    return [folder / f"run_{n}" / name for n in range(1, runs + 1) for name in names]
+
+
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
-        image=IMAGE_RECORD,
+        IMAGE_RECORD,
+        L.with_pictures(OUT / "{model}/windows.json"),
+        [C["policy_pack"]] if C["policy_pack"] else [],
         # which settings were in force is recorded; a change of others does not measure again
         config=ancient(OUT / "state/config.json"),
         baseline=OUT / "{model}/models/baseline",
@@ -18,11 +26,9 @@ rule evaluate:
         tokens=OUT / "{model}/runs/baseline/guards.safetensors",
         states=OUT / "{model}/runs/baseline/hidden_states",
         windows=OUT / "{model}/windows.json",
-        pictures=L.with_pictures(OUT / "{model}/windows.json"),
         preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
-        subject=L.subject,
+        subject=L.subject if L.custom else OUT / "{model}/models/{scenario}",
         metadata=L.metadata,
-        policy=[C["policy_pack"]] if C["policy_pack"] else [],
     output:
         RUN / "report.json",
         RUN / "events.jsonl",
@@ -46,9 +52,9 @@ rule evaluate:
         attempt=lambda wc, attempt: attempt,
         turn=1,
     params:
-        out=lambda wc: str(RUN).format(**wc),
+        out=str(RUN),
         subject=L.under_test,
-        state=lambda wc: state_of(C["subject"] if wc.scenario in L.custom else ""),
+        state=own_state,
         options=lambda wc: L.measuring(EvaluateOptions, wc, **L.of_scenario(wc)),
         retries=C["retries"],
         image=each("--image", IMAGE_RECORD),
@@ -71,10 +77,10 @@ if C["defer_rendering"]:
     rule render_together:
         """All reports as pages that people read, and their re-check, in one process."""
         input:
-            reports=[folder / "evaluation.report.json" for folder in L.evaluations()],
-            manifests=[folder / "runtime.manifest.json" for folder in L.evaluations()],
+            reports=of_evaluations("evaluation.report.json"),
+            manifests=of_evaluations("runtime.manifest.json"),
         output:
-            L.rendered(),
+            [folder / name for folder in L.evaluations for name in PAGES],
         log:
             LOGS / "render.log",
         localrule: True
@@ -90,23 +96,28 @@ if C["defer_rendering"]:
 
 else:
 
-    rule render:
-        """A report as pages that people read, and its re-check from its own evidence."""
-        input:
-            report=RUN / "evaluation.report.json",
-            manifest=RUN / "runtime.manifest.json",
-        output:
-            RUN / "evaluation.html",
-            RUN / "evaluation.md",
-            RUN / "verify.json",
-        log:
-            LOGS / "{model}/{scenario}/render.{run}.log",
-        localrule: True
-        container:
-            IMAGE
-        params:
-            profile=C["profile"],
-            code=code("pages"),
-        shell:
-            "python -m invarlock advanced pages {input.report:q} --profile {params.profile}"
-            " > {log:q} 2>&1"
+    # A job for all runs of a scenario: of many runs it is the pages that there would be most jobs of.
+    for runs, scenarios in L.by_runs().items():
+
+        rule:
+            """The reports of a scenario as pages that people read, and their re-check."""
+            name:
+                f"render_{runs}_runs" if runs > 1 else "render"
+            input:
+                reports=of_runs(runs, "evaluation.report.json"),
+                manifests=of_runs(runs, "runtime.manifest.json"),
+            output:
+                of_runs(runs, *PAGES),
+            log:
+                LOGS / "{model}/{scenario}/render.log",
+            wildcard_constraints:
+                scenario=any_of(scenarios),
+            localrule: True
+            container:
+                IMAGE
+            params:
+                profile=C["profile"],
+                code=code("pages"),
+            shell:
+                "python -m invarlock advanced pages {input.reports:q} --profile {params.profile}"
+                " > {log:q} 2>&1"

@@ -6,8 +6,9 @@
 rule build_pack:
     """Build the pack, on the machine that has the key: an allow-list of files, then signed."""
     input:
+        refused_pack,
         verdict=OUT / "reports/final_verdict.json",
-        rendered=L.rendered(),
+        rendered=of_evaluations(*PAGES),
         config=OUT / "state/config.json",
         source=OUT / "state/source_repo.json",
         environment=OUT / "state/environment.json",

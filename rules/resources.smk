@@ -5,7 +5,7 @@
 import functools
 
 from invarlock.files import remove_leftovers
-from invarlock.preflight import doubts, refusals
+from invarlock.preflight import doubts, refusals, size_of_pack
 from invarlock.run import packed_weights
 from invarlock.sources.disk import (
     half_written,
@@ -160,7 +160,14 @@ def say_where(place):
 def judged_outcomes(wildcards):
     """The outcomes that the verdict needs, if any evaluation of these settings could pass."""
     refuse_what_cannot_be_judged(True)
-    return [folder / "outcome.json" for folder in L.evaluations()]
+    return of_evaluations("outcome.json")(wildcards)
+
+
+def refused_pack(wildcards):
+    """Nothing; a pack that no verifier would read ends the run, as what cannot be judged does."""
+    if is_start() and (large := [*size_of_pack(S)]):
+        stop(*refusals(S, CONTAINER, True, is_away()), *large)
+    return []
 
 
 @functools.cache

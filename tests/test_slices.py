@@ -275,6 +275,6 @@ def test_a_pack_that_slices_make_too_large_is_refused_before_the_first_job(tmp_p
             long_context={"windows": 0, "seq_len": 0},
             out=str(tmp_path),  # not the checkout's, where a finished run tells of its matrices
         )
-        found.append([str(line) for line in preflight.refusals(given, False, True)])
+        found.append([str(line) for line in preflight.size_of_pack(given)])
     assert found[0] == []
     assert ["600 evaluations would be too large" in line for line in found[1]] == [True]

@@ -22,7 +22,7 @@ from invarlock.config import check_release
 from invarlock.errors import InvarlockError
 from invarlock.evidence.keys import load_signing_key
 from invarlock.model_folder import open_model
-from invarlock.preflight import doubts, refusals
+from invarlock.preflight import doubts, refusals, size_of_pack
 from invarlock.run.container import SIF, check_engine, check_reference, find_runtime
 from invarlock.run.server import Address, Server
 from invarlock.sources.disk import plan_disk
@@ -105,7 +105,7 @@ def _large(folder: Path) -> str:
     base = str(make_llama(folder / "base", layers=30))
     runs = dict.fromkeys(("clean", "stress", "error_injection"), 99)
     given = settings(suite="byoe", baseline=base, subject=base, runs=runs)
-    (line,) = refusals(given, False, True)
+    (line,) = size_of_pack(given)
     return str(line)
 
 

@@ -54,7 +54,7 @@ from invarlock.models import is_elsewhere
 from invarlock.output_locks import claimed
 from invarlock.pictures import folder_of
 from invarlock.policy import POLICY_PACK, load_policy
-from invarlock.preflight import doubts, refusals
+from invarlock.preflight import doubts, refusals, size_of_pack
 from invarlock.preset import NULL_EDITS
 from invarlock.progress import FILE as PROGRESS
 from invarlock.progress import Progress
@@ -234,6 +234,7 @@ class Comparison:
 
     def _refuse(self) -> None:
         found = [*refusals(self.settings, False, not self.options.quick), *doubts(self.settings)]
+        found += size_of_pack(self.settings) if self.options.pack else ()
         if found:
             raise found[0]
         if self.options.folder:

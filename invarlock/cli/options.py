@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -88,8 +89,10 @@ class _Option(NamedTuple):
         return self.field.default is dataclasses.MISSING
 
 
-def _options(record: type) -> Iterator[_Option]:
+@functools.cache  # a plan of thousands of jobs asks for the words of each
+def _options(record: type) -> tuple[_Option, ...]:
     """The options of a record: its own, then those of its bases in their order."""
+    found: list[_Option] = []
     kinds, fields = get_type_hints(record), {f.name: f for f in dataclasses.fields(record)}
     for owner in record.__mro__:
         for name in vars(owner).get("__annotations__", {}):
@@ -100,7 +103,8 @@ def _options(record: type) -> Iterator[_Option]:
                 kind = get_args(kind)[0]
             if get_origin(kind) is Literal:  # of texts; choices says which
                 kind = str
-            yield _Option(name, kind, several, fields.pop(name), owner)
+            found.append(_Option(name, kind, several, fields.pop(name), owner))
+    return tuple(found)
 
 
 def add_options(parser: argparse.ArgumentParser, record: type) -> None:
