@@ -256,7 +256,11 @@ def _first_other_ids(
     """The first text that the two encode differently, with what each makes of it."""
     added = [token.content for token in mine.get_added_tokens_decoder().values()]
     around = [text for token in added for text in (token, f"a {token} b", f"a{token}b")]
-    probe = probe_texts()
+    # texts that hold a token that is only new differ by nothing else, which is told by its name
+    known = mine.get_vocab(with_added_tokens=True)
+    decoder = other.get_added_tokens_decoder()
+    new = [token.content for token in decoder.values() if token.content not in known]
+    probe = [text for text in probe_texts() if not any(token in text for token in new)]
     texts = [*probe, *around]
     texts += [mine.decode(list(ids), skip_special_tokens=False) for ids in windows]
     for literal in (True, False):  # control tokens in a text: as windows are cut, and as served

@@ -19,6 +19,7 @@ RESOLVED = (
     "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
     "split_special_tokens",
 )  # fmt: skip
+PADDING = "pad_token"
 ADDED = ("add_bos_token", "add_eos_token")  # other loaders believe what the file declares
 # Declared, and compared elsewhere or without meaning.
 IGNORED = (
@@ -64,8 +65,16 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     if old.pieces != new.pieces:
         yield _fatal(SETTINGS, "the settings beside tokenizer.json split a text otherwise")
     special = dict(_differences(old.special, new.special))
-    if special:
-        yield _fatal(SPECIAL, "special tokens: " + _told(special))
+    # nothing that is read is padded: where one side has no such token, training tools take one
+    padding = {n: v for n, v in special.items() if n == PADDING and None in v}
+    if meant := {n: v for n, v in special.items() if n not in padding}:
+        yield _fatal(SPECIAL, "special tokens: " + _told(meant))
+    if padding:
+        yield {
+            "type": f"{SPECIAL}_changed",
+            "severity": "warning",
+            "message": "special tokens: " + _told(padding),
+        }
     notes = dict(_differences(_others(before), _others(after)))
     if before.get("tokenizer_class") != after.get("tokenizer_class"):
         notes["tokenizer_class"] = (before.get("tokenizer_class"), after.get("tokenizer_class"))
