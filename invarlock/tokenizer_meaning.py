@@ -108,7 +108,10 @@ def largest_id(folder: Path) -> int | None:
 
 
 def other_ids(
-    folder: Path, encode: Callable[[str], Sequence[int] | None], windows: Iterable[Sequence[int]]
+    folder: Path,
+    encode: Callable[[str], Sequence[int] | None],
+    windows: Iterable[Sequence[int]],
+    probes: bool = False,
 ) -> str | None:
     """Texts of windows to which something else than the tokenizer in ``folder`` gives other ids.
 
@@ -118,6 +121,7 @@ def other_ids(
         folder: it has a ``tokenizer.json``.
         encode: ids of a text without special ones; None where it gives none.
         windows: token ids.
+        probes: whether the fixed texts are tried, too.
 
     Returns:
         how many there are, and where the first parts; None where every text gets the same ids.
@@ -125,6 +129,9 @@ def other_ids(
     tokenizer = read_tokenizer(folder / NAME)
     count, example = 0, ""
     texts = [tokenizer.decode(list(ids)) for ids in windows]
+    if probes:  # special tokens are read as such by one, and as text by the other
+        special = [each.content for each in tokenizer.get_added_tokens_decoder().values()]
+        texts += [text for text in probe_texts() if not any(s in text for s in special)]
     for text, encoded in zip(
         texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
     ):

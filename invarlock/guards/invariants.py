@@ -23,6 +23,7 @@ from invarlock.files import read_json_object
 from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
+from invarlock.guards.tokenizer_settings import check_around
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
 from invarlock.shipped_files import file_digests
 
@@ -141,7 +142,7 @@ def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
         padding = name == "pad_token_id" and subject.config.get("model_type") not in COUNT_PADDING
         harmless = padding or (not after and name == "bos_token_id")
         if name == "eos_token_id":  # generation reads its own file first; servers take all of both
-            stops = [_generation_ids(checkpoint, name) for checkpoint in (baseline, subject)]
+            stops = [_generation_ids(side.folder, name) for side in (baseline, subject)]
             if not after:
                 harmless = bool(stops[1]) and stops[1] == (stops[0] or before)
             elif stops[0] == stops[1]:
@@ -152,8 +153,8 @@ def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
     return found
 
 
-def _generation_ids(checkpoint: Checkpoint, name: str) -> frozenset[int]:
-    path = checkpoint.folder / "generation_config.json"
+def _generation_ids(folder: Path, name: str) -> frozenset[int]:
+    path = folder / "generation_config.json"
     try:
         return token_ids(read_json_object(path).get(name)) if path.is_file() else frozenset()
     except InputError:  # it is looked at, and told, where the files that ship are compared
@@ -291,6 +292,12 @@ def _rows(tensor: TensorInfo) -> int:
 def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """Rows that no token of the tokenizer reads may come and go."""
     before, after = (_vocabulary_size(checkpoint) for checkpoint in (baseline, subject))
+    if tokenizer_digest(baseline.folder) != tokenizer_digest(subject.folder):
+        own, held = tokenizer_meaning.largest_id(subject.folder), isinstance(after, int)
+        fitted = (tokenizer_meaning.largest_id(baseline.folder) or 0) < _number(before)
+        if own is not None and held and fitted and own >= _number(after):
+            text = f"the tokenizer has ids up to {own}, and config.json declares {after} tokens"
+            return [_failure("vocabulary_changed", f"{text}: an id has no row")]
     if before == after:
         return []
     text = f"config.json: vocab_size was {before}, is {after}"
@@ -299,6 +306,10 @@ def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure
         return [_failure("vocabulary_changed", f"{text}, the tokenizer has ids up to {largest}")]
     text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
     return [_failure("vocabulary_padded", text, severity="warning")]
+
+
+def _number(size: object) -> int:
+    return size if isinstance(size, int) else 0
 
 
 def _vocabulary_size(checkpoint: Checkpoint) -> object:
@@ -376,12 +387,40 @@ def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
 def check_engine_tokens(
     engine: Engine, folder: Path, windows: Iterable[Sequence[int]]
 ) -> list[Failure]:
-    """Whether what runs the model reads text as its tokenizer does, by the windows' texts."""
+    """Whether what runs the model reads text as its tokenizer does, and ends it where it does.
+
+    Args:
+        engine: what runs the model.
+        folder: with the tokenizer and the settings that the engine is held to.
+        windows: token ids, of whose texts the ids have to be the same; of others that are hard to
+            read they may differ, which is told.
+    """
+    found: list[Failure] = []
     told = tokenizer_meaning.other_ids(folder, engine.tokenize, windows)
-    if told is None:
-        return []
-    text = f"{engine.name} gives other ids than the tokenizer to {told}"
-    return [{**_failure("tokenizer_mismatch", text), "accept": "tokenizer"}]
+    if told is not None:
+        text = f"{engine.name} gives other ids than the tokenizer to {told}"
+        found.append({**_failure("tokenizer_mismatch", text), "accept": "tokenizer"})
+    elif told := tokenizer_meaning.other_ids(folder, engine.tokenize, (), probes=True):
+        text = f"{engine.name} gives other ids than the tokenizer to rare texts, {told}"
+        found.append(_failure("tokenizer_settings", text, "warning"))
+    around = engine.around()
+    if around is None or not (folder / tokenizer_meaning.NAME).is_file():
+        return found
+    tokens = tokenizer_meaning.read_tokenizer(folder / tokenizer_meaning.NAME)
+    named = [[str(tokens.id_to_token(i)) for i in ids] for ids in (around.before, around.after)]
+    found += check_around(folder, engine.name, named)
+    stops = _generation_ids(folder, "eos_token_id")
+    stops = stops or token_ids(value_of(read_json_object(folder / "config.json"), "eos_token_id"))
+    added = {*tokens.get_added_tokens_decoder()}  # backends end at those that look like an end
+    for ids, words in (
+        (stops - around.ends, "does not end a text at {}, where generation ends"),
+        (around.ends - stops - added, "ends a text at {}, which is an ordinary token"),
+    ):
+        if ids:
+            listed = _names([f"{tokens.id_to_token(i)} ({i})" for i in sorted(ids)])
+            failure = _failure("generation_config_changed", f"{engine.name} {words.format(listed)}")
+            found.append({**failure, "accept": "generation_config"})
+    return found
 
 
 def check_loaded(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,29 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
             "severity": "warning",
             "message": f"tokenizer_config.json is spelled otherwise: {_told(notes)}",
         }
+
+
+def check_around(folder: Path, backend: str, put: Sequence[Sequence[str]]) -> Iterator[Failure]:
+    """Whether a backend puts the tokens around a text that the settings beside a tokenizer do.
+
+    Args:
+        folder: of the tokenizer.
+        backend: its name.
+        put: tokens before and after a text, as the backend puts them.
+    """
+    found, declared = resolve(folder), _declared(folder)
+    if isinstance(found, str):
+        return
+    for name, done, own in zip(ADDED, found.around, put, strict=True):
+        # where the settings say otherwise than is done, some loaders follow them
+        said = declared.get(name)
+        if list(own) != done and (said is None or bool(said) != bool(own)):
+            where = "before" if name == ADDED[0] else "after"
+            yield _fatal(
+                SETTINGS,
+                f"{backend} puts {' '.join(own) or 'nothing'} {where} a text, the tokenizer"
+                f" {' '.join(done) or 'nothing'}",
+            )
 
 
 def special_tokens(folder: Path, found: Found) -> dict[str, str]:
