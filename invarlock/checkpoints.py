@@ -222,14 +222,15 @@ class Checkpoint:
 
     @cached_property
     def stored(self) -> dict[str, str]:
-        """SHA-256 of each file of weights of a packed model."""
+        """SHA-256 of each file of weights of a packed model, and of those that say how it is."""
         place = self.source if self.source.is_dir() else self.source.parent
-        return {name: sha256_file(place / name) for name in self.shards}
+        beside = sorted(name for name in self.form.packing_files if (place / name).is_file())
+        return {name: sha256_file(place / name) for name in (*self.shards, *beside)}
 
     @property
     def read_files(self) -> set[str]:
-        """Files of weights, and what lists them."""
-        return {*self.shards} | self.form.lists
+        """Files of weights, what lists them, and what says how they are packed."""
+        return {*self.shards} | self.form.lists | self.form.packing_files
 
     @property
     def indexed(self) -> bool:

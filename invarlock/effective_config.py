@@ -157,9 +157,12 @@ def value_of(config: Fields, name: str) -> Any:
 def _other_architectures(baseline: Fields, subject: Fields) -> list[SettingDifference]:
     """Servers choose the model by these names, the loader by the kind of model."""
     b, s = (config.get("architectures") for config in (baseline, subject))
-    if set(map(str, b or ())) == set(map(str, s or ())):
+    before, after = (set(map(str, each or ())) for each in (b, s))
+    if before == after:
         return []
-    return [_difference("architectures", Weight.NOTE, b, s)]
+    # one that does not name the baseline's class is served as another model, or not at all
+    acts = bool(before) and not before <= after
+    return [_difference("architectures", Weight.FUNCTION if acts else Weight.NOTE, b, s)]
 
 
 def _read(config: Fields) -> bytes:

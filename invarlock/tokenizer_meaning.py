@@ -108,7 +108,10 @@ def largest_id(folder: Path) -> int | None:
 
 
 def other_ids(
-    folder: Path, encode: Callable[[str], Sequence[int] | None], windows: Iterable[Sequence[int]]
+    folder: Path,
+    encode: Callable[[str], Sequence[int] | None],
+    windows: Iterable[Sequence[int]],
+    probes: bool = False,
 ) -> str | None:
     """Texts of windows to which something else than the tokenizer in ``folder`` gives other ids.
 
@@ -118,6 +121,7 @@ def other_ids(
         folder: it has a ``tokenizer.json``.
         encode: ids of a text without special ones; None where it gives none.
         windows: token ids.
+        probes: whether the fixed texts are tried, too.
 
     Returns:
         how many there are, and where the first parts; None where every text gets the same ids.
@@ -125,6 +129,9 @@ def other_ids(
     tokenizer = read_tokenizer(folder / NAME)
     count, example = 0, ""
     texts = [tokenizer.decode(list(ids)) for ids in windows]
+    if probes:  # special tokens are read as such by one, and as text by the other
+        special = [each.content for each in tokenizer.get_added_tokens_decoder().values()]
+        texts += [text for text in probe_texts() if not any(s in text for s in special)]
     for text, encoded in zip(
         texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
     ):
@@ -256,7 +263,11 @@ def _first_other_ids(
     """The first text that the two encode differently, with what each makes of it."""
     added = [token.content for token in mine.get_added_tokens_decoder().values()]
     around = [text for token in added for text in (token, f"a {token} b", f"a{token}b")]
-    probe = probe_texts()
+    # texts that hold a token that is only new differ by nothing else, which is told by its name
+    known = mine.get_vocab(with_added_tokens=True)
+    decoder = other.get_added_tokens_decoder()
+    new = [token.content for token in decoder.values() if token.content not in known]
+    probe = [text for text in probe_texts() if not any(token in text for token in new)]
     texts = [*probe, *around]
     texts += [mine.decode(list(ids), skip_special_tokens=False) for ids in windows]
     for literal in (True, False):  # control tokens in a text: as windows are cut, and as served

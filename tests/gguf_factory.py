@@ -54,7 +54,7 @@ def write_gguf(
         arch: as GGUF calls it.
         kind: the type of matrices, by the package's own quantizer.
         change: what is done to a tensor on the way, by its name in the folder.
-        metadata: further settings of the architecture: name -> number or string.
+        metadata: further settings of the architecture: name -> number, string or truth value.
         split: tensors of a part; 0: one file.
         tokens: other ones than the tokenizer's.
     """
@@ -75,9 +75,8 @@ def write_gguf(
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     _write_tokenizer(writer, folder, tokens)
     for key, value in (metadata or {}).items():
-        number = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        write = writer.add_string if isinstance(value, str) else number
-        write(key.format(arch=arch), value)
+        writers = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
+        writers.get(type(value), writer.add_uint32)(key.format(arch=arch), value)
     names = gguf.get_tensor_name_map(
         next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config["num_hidden_layers"]
     )

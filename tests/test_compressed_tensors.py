@@ -17,6 +17,7 @@ from checkpoint_factory import make_llama, weights, write_weights
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.kinds.compressed_tensors import CompressedTensors
+from invarlock.formats.patterns import require_patterns
 from invarlock.guards.invariants import check_checkpoint, check_loaded, open_subject
 from invarlock.model_folder import open_model, refuse_unusable
 from invarlock.run.loading import Loaded, Target, load_model
@@ -231,6 +232,39 @@ def test_what_runs_holds_these_values(packed: Callable[[str], Path], name: str) 
         loaded.model(torch.arange(5).view(1, 5))  # nothing is left to unpack
 
 
+def test_one_module_that_is_dense_has_to_be_ignored(dense: Path, tmp_path: Path) -> None:
+    """Loaders look for the scales of what is packed in other layers."""
+
+    def leave(stored: dict[str, torch.Tensor]) -> None:
+        for part in [part for part in stored if part.startswith(f"{MODULE}.")]:
+            del stored[part]
+        stored[f"{MODULE}.weight"] = weights(dense)[f"{MODULE}.weight"]
+
+    folder = change(pack(dense, tmp_path / "subject", "W4A16 groups"), leave)
+    (found,) = check_checkpoint(Checkpoint.open(dense), Checkpoint.open(folder))
+    assert found["severity"] == "fatal"
+    assert f"first {MODULE}.weight" in found["message"]
+    for ignored in (MODULE, "re:.*layers.1.mlp.up"):
+        configure(folder, lambda c, name=ignored: c["quantization_config"].update(ignore=[name]))
+        assert check_checkpoint(Checkpoint.open(dense), Checkpoint.open(folder)) == []
+
+
+PEOPLE_S = (
+    r"(?:.*?(?:vision|language|text).*?(?:self_attn|attention|mlp).*?(?:k_proj|v_proj|up_proj).*?)"
+    r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:k_proj|v_proj|up_proj)))",
+    r".*\.(q|k|v|o|gate|up|down)_proj$",
+    r"model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+_)+proj",
+)
+
+
+@pytest.mark.parametrize("pattern", PEOPLE_S)
+def test_patterns_that_people_write_are_read(pattern: str) -> None:
+    """Of language models of 200 layers, too."""
+    layers = [f"model.layers.{n}" for n in range(200)]
+    parts = ("self_attn.q_proj", "mlp.experts.127.down_proj", "mlp.gate_proj")
+    require_patterns([pattern], [f"{layer}.{part}" for layer in layers for part in parts], "here")
+
+
 def test_columns_of_a_group_may_stand_anywhere(dense: Path, tmp_path: Path) -> None:
     """``g_idx`` names the group of each column: by hand, since the package unpacks it no longer."""
     folder = pack(dense, tmp_path / "model", "W4A16 asymmetric")
@@ -403,6 +437,15 @@ UNREADABLE: dict[str, tuple[str, Callable[[Stored], object], Callable[[Config], 
         "W4A16 asymmetric", put("weight_zero_point", lambda t: t.double()), same, "points of I32"),
     "no pattern": (
         "W8A8", same, lambda c: c["quantization_config"].update(ignore=["re:("]), "not a pattern"),
+    "a pattern without end": (
+        "W8A8", same, lambda c: c["quantization_config"].update(ignore=["re:(.*)*y"]),
+        "takes longer than"),
+    "a pattern that repeats itself": (
+        "W8A8", same, lambda c: c["quantization_config"].update(ignore=["re:(.|[a-z])+x"]),
+        "takes longer than"),
+    "a long pattern": (
+        "W8A8", same, lambda c: c["quantization_config"].update(ignore=["re:" + "a?" * 9000]),
+        "takes longer than"),
     "packed and ignored": (
         "W4A16 groups", same, lambda c: c["quantization_config"].update(ignore=["re:.*down_proj"]),
         "quantization_config ignores it"),

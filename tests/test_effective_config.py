@@ -92,7 +92,11 @@ def test_what_tools_rewrite_is_no_difference(name: str) -> None:
         (PLAIN, {"initializer_range": 0.01}, "initializer_range"),
         (PLAIN, {"pretraining_tp": 2}, "pretraining_tp"),
         (PLAIN, {"a_tools_own_field": 3}, "a_tools_own_field"),
-        (PLAIN, {"architectures": ["LlamaModel"]}, "architectures"),
+        (
+            {**PLAIN, "architectures": ["LlamaForCausalLM"]},
+            {"architectures": ["LlamaForCausalLM", "LlamaModel"]},
+            "architectures",
+        ),
         (QWEN2, {"max_window_layers": 21}, "max_window_layers"),
         (OLD["gemma2"], {"cache_implementation": None}, "cache_implementation"),
         (OLD["mixtral"], {"router_aux_loss_coef": 0.001}, "router_aux_loss_coef"),
@@ -110,6 +114,11 @@ def test_what_no_measured_function_reads_is_a_note(
     ("config", "changes", "name"),
     [
         (PLAIN, {"max_position_embeddings": 16384}, "max_position_embeddings"),
+        # servers choose the class by it
+        ({**PLAIN, "architectures": ["LlamaForCausalLM"]}, {"architectures": ["LlamaModel"]},
+         "architectures"),
+        ({**PLAIN, "architectures": ["LlamaForCausalLM"]}, {"architectures": None},
+         "architectures"),
         (PLAIN, {"rope_theta": 20000.0}, "rope_parameters"),
         (PLAIN, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
         (PLAIN, {"rope_theta": None,  # the same in the newer spelling

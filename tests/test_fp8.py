@@ -182,14 +182,66 @@ def test_parts_that_do_not_fit_are_one_line(dense: Path, tmp_path: Path, case: s
     assert "\n" not in str(caught.value)
 
 
-def test_scales_of_activations_that_nothing_here_reads_are_told(
-    dense: Path, tmp_path: Path
-) -> None:
-    """A warning: what a server rounds by them is not judged."""
-    folder = pack(dense, tmp_path / "subject", (32, 32))
+def static(dense: Path, folder: Path, end: str, scale: float = 0.05) -> Path:
+    """A subject whose file says by which scale the activations of each product are rounded."""
+    block = None if end == "input_scale" else (32, 32)
+    pack(dense, folder, block, "weight_scale" if block is None else "weight_scale_inv")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["activation_scheme"] = "static"
     (folder / "config.json").write_text(json.dumps(config))
+
+    def edit(stored: Stored) -> None:
+        for name in [n for n in stored if n.endswith("_proj.weight")]:
+            stored[name.removesuffix("weight") + end] = torch.tensor(scale)
+
+    return change(folder, edit)
+
+
+@pytest.mark.parametrize("end", ["input_scale", "activation_scale"])
+def test_activations_are_rounded_by_the_scale_that_is_stored(
+    dense: Path, tmp_path: Path, end: str
+) -> None:
+    """As FP8 kernels do, each product of the numbers of E4M3 times the scale; beyond 448 is cut."""
+    folder = static(dense, tmp_path / "subject", end)
+    subject = Checkpoint.open(folder)
+    assert check_checkpoint(Checkpoint.open(dense), subject) == []
+    for dtype in ("bfloat16", "float32"):
+        loaded = load_model(subject, Target("cpu", dtype))
+        assert check_loaded(loaded.missing, loaded.unexpected) == []
+        assert "14 products" in loaded.describe().detail["activations"]
+        layer = loaded.model.model.layers[1].mlp.up_proj
+        inputs = torch.tensor([0.0, 0.011, -0.4, 3.3, 22.5, -22.3, 900.0, 1e-5] * 8)
+        inputs = inputs.to(layer.weight.dtype)
+        numbers = (inputs.float() / 0.05).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+        assert numbers.max() == 448
+        rounded = (numbers * torch.tensor(0.05)).to(inputs.dtype)
+        expected = torch.nn.functional.linear(rounded, layer.weight)
+        assert torch.equal(layer(inputs), expected)
+        assert not torch.equal(torch.nn.functional.linear(inputs, layer.weight), expected)
+        head = loaded.model.lm_head  # packed no more than rounded
+        assert torch.equal(head(inputs), torch.nn.functional.linear(inputs, head.weight))
+
+
+def test_scales_of_activations_that_cannot_be_meant_reject(dense: Path, tmp_path: Path) -> None:
+    """One that is lacking, several for one product, none that is a positive number."""
+    name = f"{MODULE}.activation_scale"
+    cases: dict[str, Callable[[Stored], object]] = {
+        "have no scale: first": lambda stored: stored.pop(name),
+        "have 2 scales": lambda stored: stored.update({name: torch.ones(2)}),
+        "no positive number": lambda stored: stored.update({name: torch.tensor(-1.0)}),
+    }
+    for number, (words, edit) in enumerate(cases.items()):
+        folder = static(dense, tmp_path / f"subject{number}", "activation_scale")
+        found = check_checkpoint(Checkpoint.open(dense), Checkpoint.open(change(folder, edit)))
+        assert [f["severity"] for f in found] == ["fatal"], words
+        assert words in found[0]["message"].replace("has no scale", "have no scale")
+
+
+def test_scales_of_caches_that_nothing_here_reads_are_told(dense: Path, tmp_path: Path) -> None:
+    """A warning: what a server rounds by them is not judged."""
+    folder = pack(dense, tmp_path / "subject", (32, 32))
+    name = "model.layers.0.self_attn.k_scale"
+    change(folder, lambda stored: stored.update({name: torch.tensor(1.0)}))
     (found,) = check_checkpoint(Checkpoint.open(dense), Checkpoint.open(folder))
     assert found["severity"] == "warning"
     assert "those scales are not judged" in found["message"]

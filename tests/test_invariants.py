@@ -172,6 +172,76 @@ def test_broken_tying_is_fatal(baseline, subject):
     assert "tied, are untied" in message(baseline, subject, "weight_tying")
 
 
+@pytest.mark.parametrize("written", [False, None])
+def test_an_untied_model_without_a_head_is_fatal(baseline, subject, written):
+    """Saved as untied, or with the member left out, and the head was never stored."""
+    config = json.loads((subject / "config.json").read_text())
+    config["tie_word_embeddings"] = written
+    kept = {key: value for key, value in config.items() if value is not None}
+    (subject / "config.json").write_text(json.dumps(kept))
+    assert ("weight_tying", "fatal") in found(baseline, subject)
+    assert "no head is stored" in message(baseline, subject, "weight_tying")
+    assert found(subject, shutil.copytree(subject, subject.parent / "again")) == []
+
+
+def drafting(folder, name, **config):
+    """A layer more, which drafts tokens for a server."""
+    edit_config(folder, **config)
+    layer = "model.layers.1."
+    edit_tensors(
+        folder,
+        lambda t: t.update({n.replace(layer, name): t[n] * 2 for n in [*t] if layer in n}),
+    )
+
+
+DRAFTING = {
+    "counted after the last": ("model.layers.2.", {"num_nextn_predict_layers": 1}),
+    "by a name": ("mtp.layers.0.", {}),
+    "by a name inside": ("model.mtp_layers.0.", {}),
+}
+
+
+@pytest.mark.parametrize("case", DRAFTING)
+@pytest.mark.parametrize("lost", [False, True])
+def test_layers_that_draft_tokens_may_be_lost(baseline, subject, tmp_path, case, lost):
+    """No pass of the model runs them, and loaders that save leave them out: noted, no more."""
+    name, config = DRAFTING[case]
+    first = shutil.copytree(baseline, tmp_path / "with")
+    drafting(first, name, **config)
+    if lost:
+        edit_config(subject, **config)
+    else:
+        drafting(subject, name, **config)
+    assert found(first, subject) == ([("drafting_layers", "warning")] if lost else [])
+    assert found(first, first) == []
+
+
+def test_a_layer_too_many_is_still_fatal(baseline, subject):
+    """One that no member of the configuration speaks of."""
+    drafting(subject, "model.layers.2.")
+    assert {("extra_tensors", "fatal"), ("layer_count", "fatal")} <= {*found(baseline, subject)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "severity"),
+    [
+        (1, [1, 5], "warning"),  # what generation reads, both of them, is the same
+        ([1, 5], 5, "warning"),
+        (5, 1, "warning"),
+        (1, 7, "fatal"),  # servers would end at 7, too
+    ],
+)
+def test_an_end_of_text_that_generation_reads_elsewhere(
+    baseline, subject, tmp_path, before, after, severity
+):
+    """Trainers set it to that of the tokenizer; the list beside is what ends a text."""
+    first = shutil.copytree(baseline, tmp_path / "first")
+    for folder, value in ((first, before), (subject, after)):
+        edit_config(folder, eos_token_id=value)
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
+    assert found(first, subject) == [("config_changed", severity)]
+
+
 def test_new_tying_is_fatal(tmp_path):
     """An untied head that was replaced by the embedding."""
     baseline = make_llama(tmp_path / "a", tied=False)

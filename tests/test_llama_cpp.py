@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +151,60 @@ def test_it_reads_text_as_the_tokenizer_does(llama: Path, tmp_path: Path) -> Non
     assert found["severity"] == "fatal"
     assert found["accept"] == "tokenizer"
     assert "1 of 2 texts: 'the' is" in found["message"]
+
+
+BOS = {"tokenizer.ggml.bos_token_id": 72}
+# What the file says otherwise than its baseline -> the finding, its severity and its name.
+OTHERWISE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a begin of text": (
+        {**BOS, "tokenizer.ggml.add_bos_token": True}, "puts i before a text", "tokenizer_config"),
+    "an end of text": (
+        {"tokenizer.ggml.add_eos_token": True}, "puts <eos> after a text", "tokenizer_config"),
+    "another end": (
+        {"tokenizer.ggml.eos_token_id": 72}, "ends a text at i (72)", "generation_config"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_what_it_does_around_a_text_is_what_the_baseline_does(
+    llama: Path, tmp_path: Path, case: str
+) -> None:
+    """Whether a token is put before or after, and where generation ends."""
+    metadata, words, name = OTHERWISE[case]
+    write_gguf(llama, tmp_path / "m.gguf", metadata=metadata)
+    (found,) = check_engine_tokens(engine_of(tmp_path / "m.gguf"), llama, [[72, 70]])
+    assert words in found["message"]
+    assert (found["severity"], found["accept"]) == ("fatal", name)
+
+
+def test_every_end_that_generation_has_is_one(llama: Path, tmp_path: Path) -> None:
+    """GGUF holds one id; of the list beside a baseline, it has to know the others too."""
+    folder = shutil.copytree(llama, tmp_path / "ends")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [259, 72]}))
+    (found,) = check_engine_tokens(engine_of(llama.with_suffix(".gguf")), folder, [[72, 70]])
+    assert "does not end a text at i (72)" in found["message"]
+    assert (found["severity"], found["accept"]) == ("fatal", "generation_config")
+
+
+def test_a_begin_of_text_that_the_settings_ask_for_is_right(llama: Path, tmp_path: Path) -> None:
+    """Declared beside the tokenizer, whether or not the tokenizer itself does it."""
+    path = tmp_path / "m.gguf"
+    write_gguf(llama, path, metadata={**BOS, "tokenizer.ggml.add_bos_token": True})
+    folder = shutil.copytree(llama, tmp_path / "declared")
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"add_bos_token": True}))
+    assert check_engine_tokens(engine_of(path), folder, [[72, 70]]) == []
+
+
+def test_texts_that_no_window_holds_are_told(llama: Path, tmp_path: Path) -> None:
+    """Another way to split text, which shows in digits alone."""
+    folder = shutil.copytree(llama, tmp_path / "digits")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["model"]["vocab"]["22"] = 258
+    document["model"]["merges"][2] = ["2", "2"]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    write_gguf(folder, tmp_path / "m.gguf", metadata={"tokenizer.ggml.pre": "smollm"})
+    engine = engine_of(tmp_path / "m.gguf")
+    (found,) = check_engine_tokens(engine, folder, [[72, 70]])
+    assert found["severity"] == "warning"
+    assert "rare texts" in found["message"]

@@ -484,3 +484,85 @@ def test_another_class_of_torchao_is_named(made: Callable[[str], Path], tmp_path
     save_file(weights(tmp_path / "s"), file, metadata)
     with pytest.raises(NotACheckpointError, match="torchao's Int4TilePackedTo4dTensor"):
         Checkpoint.open(tmp_path / "s")
+
+
+# --- which modules are packed --------------------------------------------------------------------
+
+LISTS = {
+    "gptq": "modules_to_not_convert",
+    "awq": "modules_to_not_convert",
+    "nf4": "llm_int8_skip_modules",
+    "int8": "llm_int8_skip_modules",
+    "torchao-int8": "modules_to_not_convert",
+}
+
+
+def with_lists(names: dict[str, str]) -> list[object]:
+    """The layouts with the member that lists what is left dense."""
+    return [
+        pytest.param(name, key, marks=[MAKERS[name]] if name in MAKERS else [])
+        for name, key in names.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "key"), with_lists(LISTS))
+@pytest.mark.parametrize("named", [LAYER, "down_proj", "model.layers.1", "model.*mlp"])
+def test_a_module_that_is_packed_and_said_to_be_dense_rejects(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path, name: str, key: str, named: str
+) -> None:
+    """By its name, the end of it, what it is part of, or a pattern: loaders take it for dense."""
+    subject = changed(made(name), tmp_path / "subject", lambda _: None, {key: ["lm_head", named]})
+    (found,) = fatal(baseline, subject)
+    assert found["type"] == "packing"
+    assert "the file holds packed weights" in found["message"]
+    assert "mlp.down_proj" in found["message"] or "layers.1" in found["message"]
+
+
+@pytest.mark.parametrize(("name", "key"), with_lists(LISTS))
+def test_modules_that_are_dense_have_to_be_said_to_be(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path, name: str, key: str
+) -> None:
+    """One of a layer, packed in the others: loaders look for its scales, or pack it themselves."""
+    dense = weights(baseline)[f"{LAYER}.weight"]
+
+    def leave(tensors: dict[str, torch.Tensor]) -> None:
+        for part in [part for part in tensors if part.startswith(f"{LAYER}.")]:
+            del tensors[part]
+        tensors[f"{LAYER}.weight"] = dense
+
+    if name.startswith("torchao"):
+        pytest.skip("the metadata of a file says of each tensor what it is")
+    subject = changed(made(name), tmp_path / "subject", leave, {key: ["lm_head"]})
+    (found,) = fatal(baseline, subject)
+    assert "1 module is dense, packed in other layers, and not among" in found["message"]
+    said = changed(subject, tmp_path / "said", lambda _: None, {key: ["lm_head", LAYER]})
+    assert fatal(baseline, said) == []
+    other = f"language_model.{LAYER}"
+    prefixed = changed(subject, tmp_path / "prefixed", lambda _: None, {key: ["lm_head", other]})
+    assert fatal(baseline, prefixed) == []
+    rules = changed(subject, tmp_path / "rules", lambda _: None, {"dynamic": {f"-:{LAYER}": {}}})
+    assert fatal(baseline, rules) == []
+
+
+def test_a_skip_list_without_end_is_refused(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """Loaders take each name for a pattern, and would not come back."""
+    lists = {"modules_to_not_convert": ["lm_head", "(.*)*x"]}
+    subject = changed(made("gptq"), tmp_path / "subject", lambda _: None, lists)
+    with pytest.raises(InputError, match="takes longer than"):
+        Checkpoint.open(subject)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("gptq", "quantize_config.json"), ("awq", "quant_config.json")]
+)
+def test_the_file_that_says_again_how_weights_are_packed_is_of_the_digest(
+    made: Callable[[str], Path], tmp_path: Path, layout: str, name: str
+) -> None:
+    """Some loaders read it first: another one is another subject."""
+    subject = changed(made(layout), tmp_path / "subject", lambda _: None, {})
+    digests = set()
+    for document in (None, {"bits": 4}, {"bits": 4, "damp_percent": 0.1}):
+        if document is not None:
+            (subject / name).write_text(json.dumps(document))
+        digests.add(Checkpoint.open(subject).digest())
+    assert len(digests) == 3

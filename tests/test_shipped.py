@@ -170,6 +170,18 @@ def test_another_spelling_blocks_nothing(baseline: Path, subject: Path, case: st
     assert blocking(baseline, subject) == set()
 
 
+@pytest.mark.parametrize("lacks", ["baseline", "subject"])
+def test_a_padding_token_that_one_side_lacks_blocks_nothing(
+    baseline: Path, subject: Path, tmp_path: Path, lacks: str
+) -> None:
+    """Training tools take the end of text for it; what is read is never padded."""
+    other = shutil.copytree(baseline, tmp_path / "other")
+    put(other, "tokenizer_config.json", {"pad_token": None})
+    pair = (other, subject) if lacks == "baseline" else (subject, other)
+    assert blocking(*pair) == set()
+    assert "pad_token" in str(check_shipped(*pair))
+
+
 def test_a_checkpoint_that_transformers_saved_again_blocks_nothing(
     baseline: Path, tmp_path: Path
 ) -> None:

@@ -273,3 +273,20 @@ def test_the_largest_id_counts_added_tokens(baseline: Path, tmp_path: Path) -> N
     """Of the file, not of the model alone; nothing without a tokenizer."""
     assert largest_id(baseline) == 319
     assert largest_id(tmp_path) is None
+
+
+def test_a_token_that_is_new_changes_no_other_text(baseline: Path, tmp_path: Path) -> None:
+    """A padding token of a training tool is told as one more, also where a text tried holds it."""
+
+    def pad(document: Document) -> None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        token = {"id": 320, "content": "<pad>", "special": True, **flags}
+        document["added_tokens"].append(token)
+
+    assert any("<pad>" in text for text in probe_texts())
+    (one,) = found(baseline, changed(baseline, tmp_path / "subject", pad))
+    assert (one.effect, one.name) == (Effect.OTHER_FILE, "added_tokens")
+    # a window that holds it is another text
+    tokenizer = Tokenizer.from_file(str(baseline / "tokenizer.json"))
+    window = tokenizer.encode("a<pad>b", add_special_tokens=False).ids
+    assert Effect.OTHER_IDS in {d.effect for d in found(baseline, tmp_path / "subject", [window])}

@@ -128,9 +128,11 @@ def _metric(metric: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _spoke(report: Mapping[str, Any]) -> list[str]:
-    """The guards that found something bad; the metric is no guard."""
+    """The guards that found something bad; the metric is no guard, a warning nothing bad."""
     found = signals.guard_flags(report)
-    return [name for name, fired in found.items() if fired and name != "primary_metric"]
+    found["invariants"] = found.pop("invariants_fail")
+    silent = ("primary_metric", "invariants_warn")
+    return [name for name, fired in found.items() if fired and name not in silent]
 
 
 def _judged(meta: Mapping[str, Any]) -> str:

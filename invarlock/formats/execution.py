@@ -55,6 +55,15 @@ class Described:
     detail: Mapping[str, str] = field(default_factory=dict)  # what else says which code ran
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a backend itself puts around a text, and where it ends what it writes; token ids."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    ends: frozenset[int]
+
+
 class Engine:
     """A loaded model; one window at a time."""
 
@@ -76,6 +85,10 @@ class Engine:
 
     def tokenize(self, text: str) -> list[int] | None:
         """The ids of a text without special ones; None where the backend has no tokenizer."""
+        return None
+
+    def around(self) -> Around | None:
+        """What it puts around a text, and what ends one; None where it has no tokenizer."""
         return None
 
     def describe(self) -> Described:

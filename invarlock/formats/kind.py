@@ -92,6 +92,8 @@ class Format:
     packed: ClassVar[bool] = False  # whether the weights take more room once they are rewritten
     switch: ClassVar[str] = ""  # the permission it needs (a member of sources.pins.Allow)
     lists: ClassVar[frozenset[str]] = frozenset()  # files that list those of weights
+    # Files beside those of weights that say, too, how they are packed.
+    packing_files: ClassVar[frozenset[str]] = frozenset()
     note: ClassVar[str | None] = None  # what the record of a rewritten baseline says
     title: ClassVar[str] = ""  # what people call it
     # Whether a folder has to have ``config.json``; else the format writes what it lacks

@@ -11,6 +11,7 @@ The rest follows: folders are opened, compared and measured by what the weights 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from invarlock.files import read_json_object
 from invarlock.formats.kind import CODES, Format, Inventory, PackedTensor, Tensors, byte_range
 from invarlock.formats.kinds.safetensors import Safetensors
 from invarlock.formats.numbers import WORD, whole_numbers
+from invarlock.formats.patterns import require_patterns
 from invarlock.shards import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ DENSE = Safetensors()
 NEGLIGIBLE = 1e-5
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
+# Files of older makers that say it, too; some loaders read these first.
+PACKING_FILES = ("quantize_config.json", "quant_config.json")
+# Members of those that list modules which are not packed.
+LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
+OTHER_RULES = ("dynamic",)  # members that say for each module by itself
+NUMBER = re.compile(r"\.\d+\.")
+LAYERS = "layers."
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -61,6 +70,11 @@ def method_of(config: Mapping[str, Any]) -> str:
     return str(method).lower()
 
 
+def module_of(name: str) -> str:
+    """The module that a tensor is of."""
+    return name.rpartition(".")[0]
+
+
 def dtype_of(config: Mapping[str, Any]) -> str:
     """The safetensors code of the dtype in which the model runs, bfloat16 where none is named."""
     named = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
@@ -73,6 +87,7 @@ class Packed(Format):
 
     inside: ClassVar[str] = "safetensors"
     packed: ClassVar[bool] = True
+    packing_files: ClassVar[frozenset[str]] = frozenset(PACKING_FILES)
     # How the names of its stored tensors end, which no dense model's do.
     marks: ClassVar[tuple[str, ...]] = ()
 
@@ -118,6 +133,17 @@ class Packed(Format):
         """
         raise NotImplementedError
 
+    def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
+        """Whether ``config.json`` says that a module is not packed: by its name, that of something
+        it is part of, or the end of its own; some loaders take it for a pattern of the beginning.
+        """
+        path = f".{module}."
+        return any(
+            f".{name.strip('.')}." in path
+            or (_is_pattern(name) and re.match(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", module))
+            for name in _left_dense(config)
+        )
+
     def drops(self, name: str) -> bool:
         """Whether a stored tensor is no weight although no packed tensor is made of it."""
         return False
@@ -125,6 +151,8 @@ class Packed(Format):
     def inventory(self, folder: Path) -> Inventory:
         held = DENSE.inventory(folder)
         config = read_json_object(folder / "config.json")
+        named = filter(_is_pattern, _left_dense(config))  # loaders take each for one
+        require_patterns(named, map(module_of, held.tensors), f"{folder}/config.json")
         packed = {t.name: t for t in self.layout(held.tensors, config, str(folder))}
         parts = {part for tensor in packed.values() for part in tensor.parts}
         plain = {
@@ -158,11 +186,14 @@ class Packed(Format):
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         """See :meth:`Format.faults`: scales of zero where the baseline's weights are not.
 
-        And scales of activations that are no positive numbers.
+        And scales of activations that are no positive numbers, and modules that are packed where
+        ``config.json`` says that they are not, or dense where it says that they are packed.
         """
         config = read_json_object(source / "config.json")
+        held = self.inventory(source)
+        yield from self._contradictions(held, config)
         lost: dict[str, int] = {}
-        for name, info in self.inventory(source).tensors.items():
+        for name, info in held.tensors.items():
             if not isinstance(info, Made) or name not in baseline.tensors:
                 continue
             scales = self.scales(info.of, info.read(source), config)
@@ -185,6 +216,39 @@ class Packed(Format):
             values = stored_tensor(source, stored[name]).float()
             if not bool(((values > 0) & values.isfinite()).all()):
                 yield f"{name} is no positive number: what is rounded by it is lost"
+
+    def _contradictions(self, held: Inventory, config: Mapping[str, Any]) -> Iterator[str]:
+        """Where ``config.json`` says otherwise than the file which modules are packed.
+
+        What is dense and not said to be is known for odd by its like in other layers alone: which
+        modules a maker packs is otherwise its own business.
+        """
+        packed = [name for name in held.packed if self.leaves_dense(module_of(name), config)]
+        if packed:
+            yield (
+                f"config.json says that {counted(len(packed), 'module is', 'modules are')} not"
+                " packed, and the file holds packed weights of them: loaders that believe it load"
+                f" scales as nothing and numbers as weights; first {packed[0]}"
+            )
+        if any(quantization_of(config).get(key) for key in OTHER_RULES):
+            return
+        alike = {_in_any_layer(name) for name in held.packed}
+        # whatever the models around them are called by the class that the list was written for
+        named = {_from_layers(name) for name in _left_dense(config) if LAYERS in name}
+        dense = [
+            name
+            for name, info in held.tensors.items()
+            if name not in held.packed
+            and len(info.shape) > 1
+            and _in_any_layer(name) in alike
+            and not self.leaves_dense(module_of(name), config)
+            and not any(f"{_from_layers(name)}.".startswith(f"{part}.") for part in named)
+        ]
+        if dense:
+            yield (
+                f"{counted(len(dense), 'module is', 'modules are')} dense, packed in other layers,"
+                f" and not among those that config.json says are left dense: first {dense[0]}"
+            )
 
 
 class Unpacked(Packed):
@@ -211,6 +275,28 @@ class Made(TensorInfo):
     def read(self, folder: Path) -> dict[str, torch.Tensor]:
         """What it is made of, by name."""
         return {part.name: stored_tensor(folder, part) for part in self.stored}
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _left_dense(config: Mapping[str, Any]) -> list[str]:
+    said = quantization_of(config)
+    lists = [said[key] for key in LEFT_DENSE if isinstance(said.get(key), list)]
+    return [name for names in lists for name in names if isinstance(name, str) and name]
+
+
+def _from_layers(name: str) -> str:
+    return name[name.find(LAYERS) :]
+
+
+def _in_any_layer(name: str) -> str:
+    return NUMBER.sub(".N.", name)
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ loading reports parameters that were not initialized from the file and tensors t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from invarlock.files import read_json_object
 from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
+from invarlock.guards.tokenizer_settings import check_around
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
 from invarlock.shipped_files import file_digests
 
@@ -30,9 +32,15 @@ WORDS = {
     "tied_stored": "tied and stored twice",
     "untied": "untied",
     "untied_equal": "untied but equal",
+    "headless": "untied without a head",
 }
+TIED = "tie_word_embeddings"
 # Kinds of model whose positions are counted from the id that pads.
 COUNT_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer")
+# Layers that draft several tokens ahead for a server: no pass of the model itself runs them, and
+# loaders leave them unread. They have names of their own, or are counted after the last layer.
+DRAFTING = re.compile(r"(?:.*\.)?mtp(?:_[a-z]+)?\..*")
+DRAFTING_COUNT = "num_nextn_predict_layers"
 LISTED = 5  # names given in a message; the count is always complete
 
 
@@ -133,17 +141,20 @@ def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
         # windows hold no padding, and most tools choose their own
         padding = name == "pad_token_id" and subject.config.get("model_type") not in COUNT_PADDING
         harmless = padding or (not after and name == "bos_token_id")
-        if not after and name == "eos_token_id":  # generation reads its own file first
-            stops = [_generation_ids(checkpoint, name) for checkpoint in (baseline, subject)]
-            harmless = bool(stops[1]) and stops[1] == (stops[0] or before)
+        if name == "eos_token_id":  # generation reads its own file first; servers take all of both
+            stops = [_generation_ids(side.folder, name) for side in (baseline, subject)]
+            if not after:
+                harmless = bool(stops[1]) and stops[1] == (stops[0] or before)
+            elif stops[0] == stops[1]:
+                harmless = bool(stops[0]) and before | stops[0] == after | stops[1]
         text = f"config.json: {name} was {given[0]!r}, is {given[1]!r}"
         failure = _failure("config_changed", text, "warning" if harmless else "fatal")
         found.append(failure if harmless else {**failure, "accept": name})
     return found
 
 
-def _generation_ids(checkpoint: Checkpoint, name: str) -> frozenset[int]:
-    path = checkpoint.folder / "generation_config.json"
+def _generation_ids(folder: Path, name: str) -> frozenset[int]:
+    path = folder / "generation_config.json"
     try:
         return token_ids(read_json_object(path).get(name)) if path.is_file() else frozenset()
     except InputError:  # it is looked at, and told, where the files that ship are compared
@@ -153,10 +164,18 @@ def _generation_ids(checkpoint: Checkpoint, name: str) -> frozenset[int]:
 def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
     found: list[Failure] = []
     subject = aligned.subject
-    for kind, names, verb in (
+    for kind, given, verb in (
         ("missing_tensors", aligned.missing, "missing"),
         ("extra_tensors", aligned.extra, "new"),
     ):
+        drafting = [name for name in given if _drafts(name, baseline)]
+        if drafting:
+            text = (
+                f"{counted(len(drafting), 'tensor', 'tensors')} of layers that draft tokens ahead,"
+                f" which the model itself does not run: {verb}: {_names(drafting)}"
+            )
+            found.append(_failure("drafting_layers", text, severity="warning"))
+        names = [name for name in given if name not in drafting]
         if names:
             found.append(
                 _failure(
@@ -201,12 +220,27 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
     return found
 
 
-def _check_layers(subject: Checkpoint) -> list[Failure]:
-    counts = [n for k in LAYER_COUNTS if isinstance(n := subject.config.get(k), int)]
+def _layers_of(checkpoint: Checkpoint) -> int:
+    """How many layers ``config.json`` declares; 0 where it does not say."""
+    counts = [n for k in LAYER_COUNTS if isinstance(n := checkpoint.config.get(k), int)]
     # of stacks that are run several times, num_hidden_layers counts the runs
-    stack = subject.config.get("num_layers_per_stack")
-    declared = stack if isinstance(stack, int) else max(counts, default=0)
-    layers = {layer for name in subject.tensors if (layer := layer_of(name)) is not None}
+    stack = checkpoint.config.get("num_layers_per_stack")
+    return stack if isinstance(stack, int) else max(counts, default=0)
+
+
+def _drafts(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a tensor is of a layer that drafts tokens for a server."""
+    more, declared = checkpoint.config.get(DRAFTING_COUNT), _layers_of(checkpoint)
+    layer = layer_of(name)
+    if isinstance(more, int) and declared and layer is not None:
+        return declared <= layer < declared + more
+    return DRAFTING.fullmatch(name) is not None
+
+
+def _check_layers(subject: Checkpoint) -> list[Failure]:
+    declared = _layers_of(subject)
+    own = (name for name in subject.tensors if not _drafts(name, subject))
+    layers = {layer for name in own if (layer := layer_of(name)) is not None}
     if not declared or not layers or layers == set(range(declared)):
         return []
     return [
@@ -258,6 +292,12 @@ def _rows(tensor: TensorInfo) -> int:
 def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """Rows that no token of the tokenizer reads may come and go."""
     before, after = (_vocabulary_size(checkpoint) for checkpoint in (baseline, subject))
+    if tokenizer_digest(baseline.folder) != tokenizer_digest(subject.folder):
+        own, held = tokenizer_meaning.largest_id(subject.folder), isinstance(after, int)
+        fitted = (tokenizer_meaning.largest_id(baseline.folder) or 0) < _number(before)
+        if own is not None and held and fitted and own >= _number(after):
+            text = f"the tokenizer has ids up to {own}, and config.json declares {after} tokens"
+            return [_failure("vocabulary_changed", f"{text}: an id has no row")]
     if before == after:
         return []
     text = f"config.json: vocab_size was {before}, is {after}"
@@ -266,6 +306,10 @@ def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure
         return [_failure("vocabulary_changed", f"{text}, the tokenizer has ids up to {largest}")]
     text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
     return [_failure("vocabulary_padded", text, severity="warning")]
+
+
+def _number(size: object) -> int:
+    return size if isinstance(size, int) else 0
 
 
 def _vocabulary_size(checkpoint: Checkpoint) -> object:
@@ -277,12 +321,13 @@ def tying_state(checkpoint: Checkpoint) -> str:
 
     ``tied``; ``tied_stored`` (a head with the same bytes is stored, too); ``untied_equal`` (a head
     of its own with the same bytes); ``untied``; ``contradictory`` (declared to be tied, but
-    another head is stored: some loaders tie, others take the head).
+    another head is stored: some loaders tie, others take the head); ``headless`` (not tied, and no
+    head is stored).
     """
     head, table = head_and_embedding(checkpoint)
     tied = ties(checkpoint)
     if head is None:
-        return "tied"
+        return "headless" if value_of(checkpoint.config, TIED) is False else "tied"
     equal = table is not None and checkpoint.tensor_digest(head) == checkpoint.tensor_digest(table)
     if tied:
         return "tied_stored" if equal else "contradictory"
@@ -298,6 +343,9 @@ def _check_tying(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
             f"config.json ties head and embedding, but the stored {head_and_embedding(subject)[0]} "
             "is another matrix: two loaders would read two models"
         )
+        return [_failure("weight_tying", text)]
+    if after == "headless":
+        text = "config.json unties head and embedding, and no head is stored: loaders invent one"
         return [_failure("weight_tying", text)]
     one_matrix = {"tied", "tied_stored", "untied_equal"}
     before = "tied" if before == "contradictory" else before  # as the loader read it
@@ -339,12 +387,40 @@ def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
 def check_engine_tokens(
     engine: Engine, folder: Path, windows: Iterable[Sequence[int]]
 ) -> list[Failure]:
-    """Whether what runs the model reads text as its tokenizer does, by the windows' texts."""
+    """Whether what runs the model reads text as its tokenizer does, and ends it where it does.
+
+    Args:
+        engine: what runs the model.
+        folder: with the tokenizer and the settings that the engine is held to.
+        windows: token ids, of whose texts the ids have to be the same; of others that are hard to
+            read they may differ, which is told.
+    """
+    found: list[Failure] = []
     told = tokenizer_meaning.other_ids(folder, engine.tokenize, windows)
-    if told is None:
-        return []
-    text = f"{engine.name} gives other ids than the tokenizer to {told}"
-    return [{**_failure("tokenizer_mismatch", text), "accept": "tokenizer"}]
+    if told is not None:
+        text = f"{engine.name} gives other ids than the tokenizer to {told}"
+        found.append({**_failure("tokenizer_mismatch", text), "accept": "tokenizer"})
+    elif told := tokenizer_meaning.other_ids(folder, engine.tokenize, (), probes=True):
+        text = f"{engine.name} gives other ids than the tokenizer to rare texts, {told}"
+        found.append(_failure("tokenizer_settings", text, "warning"))
+    around = engine.around()
+    if around is None or not (folder / tokenizer_meaning.NAME).is_file():
+        return found
+    tokens = tokenizer_meaning.read_tokenizer(folder / tokenizer_meaning.NAME)
+    named = [[str(tokens.id_to_token(i)) for i in ids] for ids in (around.before, around.after)]
+    found += check_around(folder, engine.name, named)
+    stops = _generation_ids(folder, "eos_token_id")
+    stops = stops or token_ids(value_of(read_json_object(folder / "config.json"), "eos_token_id"))
+    added = {*tokens.get_added_tokens_decoder()}  # backends end at those that look like an end
+    for ids, words in (
+        (stops - around.ends, "does not end a text at {}, where generation ends"),
+        (around.ends - stops - added, "ends a text at {}, which is an ordinary token"),
+    ):
+        if ids:
+            listed = _names([f"{tokens.id_to_token(i)} ({i})" for i in sorted(ids)])
+            failure = _failure("generation_config_changed", f"{engine.name} {words.format(listed)}")
+            found.append({**failure, "accept": "generation_config"})
+    return found
 
 
 def check_loaded(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ RESOLVED = (
     "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
     "split_special_tokens",
 )  # fmt: skip
+PADDING = "pad_token"
 ADDED = ("add_bos_token", "add_eos_token")  # other loaders believe what the file declares
 # Declared, and compared elsewhere or without meaning.
 IGNORED = (
@@ -64,8 +65,16 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     if old.pieces != new.pieces:
         yield _fatal(SETTINGS, "the settings beside tokenizer.json split a text otherwise")
     special = dict(_differences(old.special, new.special))
-    if special:
-        yield _fatal(SPECIAL, "special tokens: " + _told(special))
+    # nothing that is read is padded: where one side has no such token, training tools take one
+    padding = {n: v for n, v in special.items() if n == PADDING and None in v}
+    if meant := {n: v for n, v in special.items() if n not in padding}:
+        yield _fatal(SPECIAL, "special tokens: " + _told(meant))
+    if padding:
+        yield {
+            "type": f"{SPECIAL}_changed",
+            "severity": "warning",
+            "message": "special tokens: " + _told(padding),
+        }
     notes = dict(_differences(_others(before), _others(after)))
     if before.get("tokenizer_class") != after.get("tokenizer_class"):
         notes["tokenizer_class"] = (before.get("tokenizer_class"), after.get("tokenizer_class"))
@@ -75,6 +84,29 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
             "severity": "warning",
             "message": f"tokenizer_config.json is spelled otherwise: {_told(notes)}",
         }
+
+
+def check_around(folder: Path, backend: str, put: Sequence[Sequence[str]]) -> Iterator[Failure]:
+    """Whether a backend puts the tokens around a text that the settings beside a tokenizer do.
+
+    Args:
+        folder: of the tokenizer.
+        backend: its name.
+        put: tokens before and after a text, as the backend puts them.
+    """
+    found, declared = resolve(folder), _declared(folder)
+    if isinstance(found, str):
+        return
+    for name, done, own in zip(ADDED, found.around, put, strict=True):
+        # where the settings say otherwise than is done, some loaders follow them
+        said = declared.get(name)
+        if list(own) != done and (said is None or bool(said) != bool(own)):
+            where = "before" if name == ADDED[0] else "after"
+            yield _fatal(
+                SETTINGS,
+                f"{backend} puts {' '.join(own) or 'nothing'} {where} a text, the tokenizer"
+                f" {' '.join(done) or 'nothing'}",
+            )
 
 
 def special_tokens(folder: Path, found: Found) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from invarlock.guards import GUARDS
 from invarlock.guards.invariants_decision import acceptance_notes, accepted_names
@@ -63,24 +63,33 @@ def _note(report: Report, check: Check) -> str:
 
 
 def _overall(report: Report) -> Check:
-    asked, validation = signals.gates(report), block(report, "validation")
-    holding = sum(validation.get(gate) is True for gate in asked)
-    open_gates = [gate for gate in asked if validation.get(gate) is not True]
+    asked = signals.gates(report)
+    reasons = {gate: found for gate in asked if (found := signals.reasons_of(report, gate))}
     return Check(
         name="Overall",
         status=verdict_word(report).lower(),
-        measured=f"{holding} of {len(asked)} gates hold",
+        measured=f"{len(asked) - len(reasons)} of {len(asked)} gates hold",
         threshold="every gate",
-        note=_open(open_gates),
+        note=_open(reasons),
     )
 
 
-def _open(open_gates: Sequence[str]) -> str:
-    if not open_gates:
-        return ""
-    names = (gate.removesuffix("_acceptable").removesuffix("_pass") for gate in open_gates)
-    words = ", ".join(name.replace("_", " ") for name in names)
-    return f"failed gate{'s' if len(open_gates) > 1 else ''}: {words}"
+def _open(reasons: Mapping[str, Sequence[str]]) -> str:
+    """The gates that do not hold: what failed first, and apart from it what is not known."""
+    found: dict[str, list[str]] = {"failed": [], "not decided": [], "not evaluated": []}
+    for gate, why in reasons.items():
+        if not all(map(signals.lacks_evidence, why)):
+            word = "failed"
+        elif all(reason == signals.NO_EVIDENCE + gate for reason in why):
+            word = "not evaluated"
+        else:
+            word = "not decided"
+        found[word].append(gate.removesuffix("_acceptable").removesuffix("_pass"))
+    return "; ".join(
+        f"{word}: {', '.join(gate.replace('_', ' ') for gate in gates)}"
+        for word, gates in found.items()
+        if gates
+    )
 
 
 def headline(report: Report) -> str:

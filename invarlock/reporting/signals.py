@@ -95,8 +95,7 @@ def pass_reasons(report: Report) -> list[str]:
     What was measured and found bad comes before evidence that is lacking; of either, the most
     basic comes first.
     """
-    validation, metric = block(report, "validation"), block(report, "primary_metric")
-    asked = gates(report)
+    metric, asked = block(report, "primary_metric"), gates(report)
     reasons = [f"gate_missing:{name}" for name in required_gates(report) if name not in asked]
     broken = metric.get("degraded") is True or metric.get("invalid") is True
     if broken:
@@ -106,20 +105,26 @@ def pass_reasons(report: Report) -> list[str]:
     if block(report, "context").get("runs") == SERVED:
         reasons.append(METRIC_ONLY)
     for name in asked:
-        if validation.get(name) is True:
-            continue
-        block_name = FLAG_BLOCKS.get(name, "")
-        if name not in validation or (block_name and not evaluated(report, block_name)):
-            reasons.append(NO_EVIDENCE + name)
-        elif block_name == "primary_metric" and broken:
-            continue  # said above, once
-        elif name == "primary_metric_acceptable":
-            reasons += _metric_reasons(report)
-        elif name == "preview_final_drift_acceptable" and below_floor(metric):
-            reasons.append(DRIFT_OPEN)
-        else:
-            reasons += _guard_reasons(report, name)
+        found = reasons_of(report, name)
+        if found and broken and FLAG_BLOCKS.get(name) == "primary_metric":
+            found = [reason for reason in found if reason == NO_EVIDENCE + name]  # said above, once
+        reasons += found
     return sorted(reasons, key=lacks_evidence)
+
+
+def reasons_of(report: Report, flag: str) -> list[str]:
+    """Why one gate does not hold; empty where it does."""
+    validation = block(report, "validation")
+    if validation.get(flag) is True:
+        return []
+    block_name = FLAG_BLOCKS.get(flag, "")
+    if flag not in validation or (block_name and not evaluated(report, block_name)):
+        return [NO_EVIDENCE + flag]
+    if flag == "primary_metric_acceptable":
+        return _metric_reasons(report)
+    if flag == "preview_final_drift_acceptable" and below_floor(block(report, "primary_metric")):
+        return [DRIFT_OPEN]
+    return _guard_reasons(report, flag)
 
 
 def _guard_reasons(report: Report, flag: str) -> list[str]:

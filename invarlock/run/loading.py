@@ -65,6 +65,7 @@ class Loaded:
         detail = self.detail
         if self.dense_because:
             detail = {
+                **detail,
                 "weights": "dequantized",
                 "kernels": f"dense {self.dtype} ones, not those that will serve",
                 "because": self.dense_because,
@@ -248,7 +249,7 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
             options |= form.loading(source, written, device)
             dtype = options["dtype"]
             model, info = auto_model.from_pretrained(folder, **options)
-            model = form.loaded(model, source)
+        model = form.loaded(model, source)
     model.requires_grad_(False)
     model.eval()
     visible = torch.cuda.device_count()  # as many as were asked for
@@ -268,6 +269,6 @@ def load_model(place: Checkpoint | Path, target: Target, adapter: str = DEFAULT.
         missing=sorted(missing),
         unexpected=sorted(n for n in info["unexpected_keys"] if not n.startswith(UNUSED_HEADS)),
         packages=() if because else tuple(package.module for package in form.packages),
-        detail={} if because else form.detail(model),
+        detail=form.detail(model),
         dense_because=because,
     )

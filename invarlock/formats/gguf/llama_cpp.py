@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from invarlock.errors import InputError, MeasurementError
 from invarlock.formats.execution import (
+    Around,
     Described,
     Engine,
     EngineSettings,
@@ -157,11 +158,22 @@ class LlamaCpp(Engine):
             given = [int(self._rows(1)[0].argmax())]
             yield given[0]
 
-    def tokenize(self, text: str) -> list[int] | None:
+    def around(self) -> Around:
+        plain, whole = (self.tokenize("a", special) for special in (False, True))
+        at = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
+        ends = self._llama.llama_vocab_is_eog
+        return Around(
+            before=tuple(whole[:at]),
+            after=tuple(whole[at + len(plain) :]),
+            ends=frozenset(i for i in range(self._tokens) if ends(self._vocabulary, i)),
+        )
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """See :meth:`Engine.tokenize`; ``special``: with what stands around a text."""
         data = text.encode()
         room = (ctypes.c_int32 * (len(data) + 8))()
         found = self._llama.llama_tokenize(
-            self._vocabulary, data, len(data), room, len(room), False, False
+            self._vocabulary, data, len(data), room, len(room), special, False
         )
         if found < 0:
             raise MeasurementError(

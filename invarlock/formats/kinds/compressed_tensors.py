@@ -35,11 +35,13 @@ from invarlock.formats.packed import (
     Packed,
     dtype_of,
     method_of,
+    module_of,
     quantization_of,
     require_fit,
     stored_tensor,
     torch_dtype,
 )
+from invarlock.formats.patterns import require_patterns
 from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -165,14 +167,6 @@ def read_quantization(config: Mapping[str, Any], where: str) -> Quantization:
             f"quantization_config is not as compressed-tensors writes it: {error}",
             where=f"{where}/config.json",
         ) from error
-    for pattern in found.patterns():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(
-                f"quantization_config: not a pattern: {pattern!r} ({error})",
-                where=f"{where}/config.json",
-            ) from error
     sparse = (found.sparsity_config or {}).get("format", "dense")
     other = [name for name in (found.format, sparse) if re.search("sparse|24|mxfp6", str(name))]
     if other or (found.transform_config or {}).get("config_groups"):
@@ -196,6 +190,10 @@ class CompressedTensors(Packed):
     def packs(self, config: Mapping[str, Any]) -> bool:
         return method_of(config) == "compressed-tensors"
 
+    def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
+        found = convert(quantization_of(config), Quantization)
+        return found.ignores(module) or found.group_of(module) is None
+
     def drops(self, name: str) -> bool:
         return BESIDE.fullmatch(name) is not None
 
@@ -203,6 +201,7 @@ class CompressedTensors(Packed):
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
     ) -> Iterator[PackedTensor]:
         quantization = read_quantization(config, where)
+        require_patterns(quantization.patterns(), map(module_of, stored), f"{where}/config.json")
         for name in stored:
             if name.endswith(PACKED):
                 module = name.removesuffix(PACKED)

@@ -7,6 +7,8 @@ the edges may be smaller.
 transformers multiplies FP8 only on GPUs that do; elsewhere it unpacks the weights into dense ones
 when it loads them, and leaves activations as they are. It takes a block's size from the number of
 blocks, which is wrong where blocks do not divide the matrix: there the weights are unpacked here.
+Where the file holds the scales that FP8 kernels round activations by (``activation_scheme``
+static), they are rounded here too, before each product.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
-from invarlock.formats.kind import Package, PackedTensor
+from invarlock.formats.kind import Package, PackedTensor, Tensors
 from invarlock.formats.numbers import POWERS, powers, spread
 from invarlock.formats.packed import (
     DENSE,
@@ -25,6 +28,7 @@ from invarlock.formats.packed import (
     dtype_of,
     method_of,
     quantization_of,
+    stored_tensor,
     torch_dtype,
     two,
 )
@@ -35,7 +39,10 @@ if TYPE_CHECKING:
 
 WEIGHT = ".weight"
 SCALES = (".weight_scale_inv", ".weight_scale")
-ACTIVATIONS = (".activation_scale", ".input_scale", ".k_scale", ".v_scale")
+INPUTS = (".activation_scale", ".input_scale")
+CACHES = (".k_scale", ".v_scale")
+INPUT_SCALE = "input_scale"  # of a module that was loaded
+LARGEST = 448.0  # of E4M3
 
 
 class Fp8(Unpacked):
@@ -51,7 +58,7 @@ class Fp8(Unpacked):
         return method_of(config) == "fp8"
 
     def drops(self, name: str) -> bool:
-        return name.endswith(ACTIVATIONS)
+        return name.endswith((*INPUTS, *CACHES))
 
     def layout(
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
@@ -129,12 +136,51 @@ class Fp8(Unpacked):
             )
         }
 
-    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
-        config = read_json_object(source / "config.json")
-        if quantization_of(config).get("activation_scheme") == "static":
+    def loaded(self, model: Any, source: Path) -> Any:
+        """The model with activations rounded where the file says by which scale."""
+        model = super().loaded(model, source)
+        modules = dict(model.named_modules())
+        for name, scale in _input_scales(source).items():
+            if hasattr(modules.get(name), "in_features"):
+                # moves with the module, and is no weight of it
+                modules[name].register_buffer(INPUT_SCALE, scale, persistent=False)
+                modules[name].register_forward_pre_hook(_round_inputs)
+        return model
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        rounded = sum(hasattr(module, INPUT_SCALE) for module in model.modules())
+        said = dict(super().detail(model))
+        if rounded:
+            dtype = str(model.dtype).removeprefix("torch.")
+            said["activations"] = (
+                f"rounded before each product, which is of {dtype}"
+                f" (FP8 E4M3, one scale, static: {rounded} products)"
+            )
+        return said
+
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
+        yield from super().faults(source, baseline)
+        if not _is_static(source):
+            return
+        scales = _input_scales(source)
+        packed = self.inventory(source).packed
+        lacking = [n for n in packed if n.removesuffix(WEIGHT) not in scales]
+        if lacking:
             yield (
-                "served, activations are rounded by the scales that are stored; transformers"
-                " unpacks the weights here and rounds none, so that those scales are not judged"
+                "activation_scheme is static, and the activations of"
+                f" {counted(len(lacking), 'packed matrix has', 'packed matrices have')} no scale:"
+                f" first {lacking[0]}"
+            )
+        for name, scale in scales.items():
+            if scale.numel() != 1:
+                yield f"{name}: activations have {scale.numel()} scales; FP8 kernels take one"
+
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        stored = DENSE.inventory(source).tensors
+        if any(name.endswith(CACHES) for name in stored):
+            yield (
+                "served, caches of keys and values are rounded by the scales that are stored; these"
+                " passes use no cache, so that those scales are not judged"
             )
 
 
@@ -160,3 +206,30 @@ def block_of(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:
 def _scales_of(name: str, stored: Mapping[str, TensorInfo]) -> TensorInfo | None:
     module = name.removesuffix(WEIGHT)
     return next((stored[module + end] for end in SCALES if module + end in stored), None)
+
+
+def _is_static(source: Path) -> bool:
+    config = read_json_object(source / "config.json")
+    return quantization_of(config).get("activation_scheme") == "static"
+
+
+def _input_scales(source: Path) -> dict[str, torch.Tensor]:
+    """By what the activations of each module are divided; empty where they are not static."""
+    if not _is_static(source):
+        return {}
+    stored = DENSE.inventory(source).tensors
+    return {
+        name.rpartition(".")[0]: stored_tensor(source, info).float()
+        for name, info in stored.items()
+        if name.endswith(INPUTS)
+    }
+
+
+def _round_inputs(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The inputs of a module as FP8 kernels multiply them: what is beyond the largest is cut."""
+    import torch
+
+    first, *others = inputs
+    scale = getattr(module, INPUT_SCALE)
+    numbers = (first.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return (numbers.float() * scale).to(first.dtype), *others

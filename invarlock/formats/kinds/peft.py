@@ -27,7 +27,8 @@ from invarlock.files import read_json_object
 from invarlock.formats.kind import Format, Inventory, Package, PackedTensor, Tensors
 from invarlock.formats.kinds.pickle import Pickle
 from invarlock.formats.kinds.safetensors import Safetensors
-from invarlock.formats.packed import DENSE, elements, sliced, stored_tensor
+from invarlock.formats.packed import DENSE, elements, module_of, sliced, stored_tensor
+from invarlock.formats.patterns import require_patterns
 from invarlock.loading_faults import LoadingError
 from invarlock.shards import DTYPES, TensorInfo, read_shard_header
 from invarlock.shipped_files import chosen, is_unread, kind_of, names_in
@@ -91,6 +92,12 @@ class AdapterConfig(msgspec.Struct):
         wanted = [layers] if isinstance(layers, int) else layers
         return number is not None and int(number[1]) in wanted
 
+    def patterns(self) -> Iterator[str]:
+        """All patterns of names, as they are matched."""
+        yield from (p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str))
+        for patterns in (self.rank_pattern, self.alpha_pattern):
+            yield from map(_ending, patterns or ())
+
     @property
     def kind(self) -> str:
         """What people call this kind."""
@@ -101,9 +108,14 @@ class AdapterConfig(msgspec.Struct):
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, otherwise: float) -> float:
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        if re.fullmatch(_ending(pattern), module):
             return value
     return otherwise
+
+
+def _ending(pattern: str) -> str:
+    """The pattern of names that end as another says."""
+    return rf"(.*\.)?({pattern})"
 
 
 def _named(names: list[str] | str | None, module: str) -> bool:
@@ -145,20 +157,7 @@ def read_config(source: Path) -> AdapterConfig:
         raise NotACheckpointError(
             f"the adapter sets {more[0]}, which is not read here", where=str(path), hint=merge
         )
-    for patterns in (config.rank_pattern, config.alpha_pattern):
-        for pattern in patterns or ():
-            _require_pattern(pattern, path)
-    for names in (config.target_modules, config.exclude_modules):
-        if isinstance(names, str):
-            _require_pattern(names, path)
     return config
-
-
-def _require_pattern(pattern: str, path: Path) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"not a pattern: {pattern!r} ({error})", where=str(path)) from error
 
 
 def _merge_hint(source: Path) -> str:
@@ -403,7 +402,10 @@ class Peft(Format):
                 "an adapter is read beside a dense baseline", where=str(baseline),
                 expected="safetensors",
             )  # fmt: skip
-        return Peft(Bound(source, baseline, DENSE.inventory(baseline), config))
+        bound = Bound(source, baseline, DENSE.inventory(baseline), config)
+        modules = map(module_of, (*bound.stored, *bound.held.tensors))
+        require_patterns(config.patterns(), modules, str(source / CONFIG))
+        return Peft(bound)
 
     def small_files(self, source: Path, baseline: Path | None, folder: Path) -> None:
         own = chosen(names_in(source), False) | ({TOKENIZER} & names_in(source))
