@@ -38,6 +38,8 @@ def start(folder: Path, code: str, python: str, **more: str) -> subprocess.Popen
         cwd=folder, env=quiet_environment() | more, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         pass_fds=[int(more["FILE"])] if "FILE" in more else (),
+        # a shell that runs tests in the background lets its children ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
 
 

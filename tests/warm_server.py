@@ -2,7 +2,7 @@
 
     python tests/warm_server.py SOCKET
 
-It ends when its standard input does and its last fork has ended.
+It ends when its standard input does, and its forks with it.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def become(request: dict[str, Any], given: list[int]) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = written(1, "strict")
     sys.stderr = sys.__stderr__ = written(2, "backslashreplace")
@@ -138,6 +140,8 @@ def serve(listening: socket.socket) -> str | None:
             elif key.fileobj is sys.stdin:
                 alone = True
                 waiting.unregister(sys.stdin)
+                for number in asking:
+                    os.kill(number, signal.SIGKILL)
             elif key.fileobj == woken:
                 os.read(woken, 4096)
             else:  # whoever asked has gone, as it has nothing more to say
