@@ -7,6 +7,7 @@ It ends when its standard input does, and its forks with it.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import gc
 import importlib
@@ -20,9 +21,10 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 # Beside our own modules, what they import in functions, and what those import on use.
 LIBRARIES = (
@@ -160,7 +162,7 @@ def serve(listening: socket.socket) -> str | None:
 
 
 def main() -> None:
-    """Load, listen, say so, serve; a fork ends as any process does that runs a module."""
+    """Load, listen, say so, serve; a fork runs its module."""
     load()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(sys.argv[1])
@@ -170,7 +172,32 @@ def main() -> None:
     if module is not None:
         if "." in module:
             sys.modules.pop(module, None)  # a program that others import, too
+        end(ended(module))
+
+
+def ended(module: str) -> int:
+    """Run the module; its exit code, as an interpreter takes it."""
+    try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return (stop.code or 0) & 0xFF
+        print(stop.code, file=sys.stderr)
+        return 1
+    except BaseException:  # noqa: BLE001 - as an interpreter does
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def end(code: int) -> NoReturn:
+    """What an interpreter does at its end, but for taking every module apart: the memory is
+    shared until something writes to it."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
