@@ -45,6 +45,8 @@ DETECTION_OUT := evidence_pack_runs/detection
 DETECTION_SEEDS := 101 105 109 113
 INVARLOCK_CONTAINER_ENGINE ?= apptainer
 export INVARLOCK_CONTAINER_ENGINE
+# Each process would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib.util
 import json
 import os
@@ -22,6 +23,9 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from measuring_factory import World
     from proof_pack_factory import Keyring
+
+# Modules and parsed documents hardly have any cycles, and take long to be looked through for them.
+gc.set_threshold(100_000, 50, 100)
 
 # How long an example takes, or drawing it, says something of the machine and nothing of the code.
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -225,6 +229,12 @@ LONGEST = (
     "test_orphans.py", "test_attacks.py", "test_evaluate.py", "test_fuzz.py", "test_accept.py",
     "test_pack_atomic.py", "test_evaluate_device.py", "test_repeats.py", "test_sources_smollm2.py",
 )  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: somebody always waits, for a cluster or a browser."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

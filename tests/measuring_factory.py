@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import warm
 from checkpoint_factory import make_llama
 from report_factory import Document, catalogue, digest
 from safetensors.torch import load_file, save_file
@@ -88,7 +88,7 @@ def make_world(root: Path) -> World:
 
 def measure(model: Path, windows: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`invarlock run`, which has to set the environment before torch is imported."""
-    command = [sys.executable, "-m", "invarlock", "run", "--model", str(model)]
+    command = [warm.python(), "-m", "invarlock", "run", "--model", str(model)]
     command += ["--windows", str(windows), "--out", str(out), *SETTINGS, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not more and done.returncode != 0:

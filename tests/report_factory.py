@@ -6,6 +6,7 @@ The run reports are invented; the evaluation reports are built from them by the 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -660,7 +661,12 @@ def make_evaluation(scenario: Scenario, report: Document | None, **outcome: Any)
 
 
 def catalogue() -> Catalogue:
-    """The shipped catalogue."""
+    """The shipped catalogue, read and checked once; a copy, whose entries may be changed."""
+    return copy.deepcopy(_catalogue())
+
+
+@functools.cache
+def _catalogue() -> Catalogue:
     return load_catalogue(CATALOGUE)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -35,9 +36,10 @@ def quiet_environment() -> dict[str, str]:
 
 
 def invarlock(*words: object, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """A command of the package in a process of its own."""
+    """A command of the package, forked unless something stands before it."""
+    python = sys.executable if prefix else warm.python()
     return subprocess.run(
-        [*prefix, sys.executable, "-m", "invarlock", *map(str, words)],
+        [*prefix, python, "-m", "invarlock", *map(str, words)],
         cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -49,11 +51,15 @@ def snakemake(
     timeout: float | None = 400,
     **spoken: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run snakemake in ``folder``; of the variables we read, only ``spoken`` ones are set."""
+    """Run snakemake in ``folder``; of the variables we read, only ``spoken`` ones are set.
+
+    It and its jobs are forks: see ``warm``.
+    """
     said = ["--config", *config] if config else []
+    found = quiet_environment() | {"PATH": warm.path()} | spoken
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *words, *said],
-        cwd=folder, env=quiet_environment() | spoken, capture_output=True, text=True,
+        [warm.python(), "-m", "snakemake", *words, *said],
+        cwd=folder, env=found, capture_output=True, text=True,
         check=False, timeout=timeout,
     )  # fmt: skip
 

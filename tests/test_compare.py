@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import warm
 from checkpoint_factory import make_llama
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,11 +44,11 @@ class Desk:
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
-        self, *words: str, cache: str = "", stderr: int = subprocess.PIPE
+        self, *words: str, cache: str = "", stderr: int = subprocess.PIPE, python: str = ""
     ) -> subprocess.Popen[str]:
-        """Start a comparison in the folder."""
+        """Start a comparison in the folder, forked unless a Python is named."""
         home = {"XDG_CACHE_HOME": str(self.root / (cache or self.cache))}
-        command = [sys.executable, "-m", "invarlock", "compare", *words]
+        command = [python or warm.python(), "-m", "invarlock", "compare", *words]
         found = quiet_environment() | home | {"PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             command, cwd=self.root, env=found, text=True,
@@ -272,7 +273,8 @@ def test_a_text_that_is_too_short_is_refused(desk):
 def test_an_interrupt_leaves_what_is_whole(desk, number):
     """One line and no folder; the baseline's run is kept, and a second start goes on from it."""
     cache = f"interrupted-{number}"
-    process = desk.start("base", "good", *WORDS, "--out", f"broken-{number}", cache=cache)
+    words = [*WORDS, "--out", f"broken-{number}"]
+    process = desk.start("base", "good", *words, cache=cache, python=sys.executable)
     lines = []
     while not (lines and "null edits" in lines[-1]):
         lines.append(process.stderr.readline())

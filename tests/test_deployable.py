@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pack_factory as packs
 import pytest
 import report_factory as factory
+import warm
 
 from invarlock.contracts import violations
 from invarlock.errors import ConfigError
@@ -412,8 +412,8 @@ def needs(module: str) -> None:
 
 
 def invarlock(*words: object) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    command = [sys.executable, "-m", "invarlock", *map(str, words)]
+    """A command, forked."""
+    command = [warm.python(), "-m", "invarlock", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

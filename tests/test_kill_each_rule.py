@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import write_tiny_folder
 from repository_copy import ROOT, link_repository, quiet_environment
 
@@ -114,8 +115,8 @@ class World:
         return running.returncode, printed
 
     def finish(self, *options: str) -> str:
-        """The documented command, which has to succeed."""
-        code, printed = self.run(*options)
+        """The documented command, whose jobs are forks, and which has to succeed."""
+        code, printed = self.run(*options, PATH=warm.path())
         assert code == 0, printed[-6000:]
         return printed
 

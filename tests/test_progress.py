@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import pytest
+import warm
 from measuring_factory import SETTINGS, write_tiny_windows
 from repository_copy import ROOT, quiet_environment
 
@@ -45,7 +45,7 @@ def test_a_run_tells_each_batch_to_its_end(world, tmp_path):
     for number, told in enumerate((tmp_path / "told", "/dev/full")):
         found = quiet_environment() | {FILE: str(told), "PYTHONPATH": str(ROOT)}
         subprocess.run(
-            [sys.executable, "-m", "invarlock", *words, "--out", str(tmp_path / str(number))],
+            [warm.python(), "-m", "invarlock", *words, "--out", str(tmp_path / str(number))],
             env=found, check=True, capture_output=True,
         )  # fmt: skip
     lines = [tuple(map(int, row.split())) for row in (tmp_path / "told").read_text().splitlines()]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,7 +24,7 @@ from report_factory import (
     write_evaluation,
 )
 from report_factory import make_evaluation as evaluation_of
-from repository_copy import link_repository, quiet_environment
+from repository_copy import link_repository, snakemake
 
 from invarlock.cli import main
 from invarlock.contracts import violations
@@ -320,28 +319,13 @@ def test_a_cpu_repeats_exactly(tmp_path: Path) -> None:
     text = tmp_path / "speech.txt"
     text.write_text(" ".join(f"sentence {n} of {n * n} words." for n in range(60)))
     repository = link_repository(tmp_path / "repository")
-    words = [
-        "-m",
-        "snakemake",
-        "determinism",
-        "--profile",
-        "profiles/cpu",
-        "--config",
-        "suite=byoe",
-    ]
-    words += ["out=out", "repeats=2", "scenarios=extreme_quant", f"baseline={base}"]
+    words = ["suite=byoe", "out=out", "repeats=2", "scenarios=extreme_quant", f"baseline={base}"]
     words += [f"subject={base}", f"text=local:{text}"]
     words += ["windows={seq_len: 16, preview: 4, final: 4, seed: 43}"]
     words += ["bootstrap={replicates: 200, alpha: 0.05}", "tier=none"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=repository,
-        env=quiet_environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    # a Python of its own for each job: forks have the same order of what is in a set
+    alone = {"PATH": os.environ["PATH"]}
+    done = snakemake(repository, "determinism", "--profile", "profiles/cpu", config=words, **alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     document = json.loads((repository / "out/analysis/determinism_repeats.json").read_text())
     assert violations(document, "determinism-repeats") == []

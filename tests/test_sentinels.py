@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import warm
 from measuring_factory import entry
 
 from invarlock import __version__
@@ -54,8 +54,8 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sentinels(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The command, in a process of its own."""
-    command = [sys.executable, "-m", "invarlock", "advanced", "sentinels", "--run", str(out)]
+    """The command, forked."""
+    command = [warm.python(), "-m", "invarlock", "advanced", "sentinels", "--run", str(out)]
     command += ["--model", "acme/tiny", "--edit", EDIT, *more]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from checkpoint_factory import make_llama
 from completion_server import Completions, serving
 from measuring_factory import World, change, documents, read
@@ -296,7 +296,7 @@ class Desk:
         """A comparison of the baseline, started in the folder."""
         home = {"XDG_CACHE_HOME": str(self.root / "cache"), "PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [sys.executable, "-m", "invarlock", "compare", "base", *words, "--text", "text.jsonl",
+            [warm.python(), "-m", "invarlock", "compare", "base", *words, "--text", "text.jsonl",
              "--device", "cpu", "--threads", "1"],
             cwd=self.root, env=quiet_environment() | home, capture_output=True, text=True,
             check=False,

