@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.digests import Seen
 from invarlock.errors import InputError
-from invarlock.files import digest_json, read_json, read_json_object, sha256_file
+from invarlock.files import (
+    digest_json,
+    parse_json,
+    read_bytes,
+    read_json_object,
+    sha256_bytes,
+    sha256_file,
+)
 from invarlock.folders import names_of, readable_format, refuse_broken_files
 from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format, PackedTensor
 from invarlock.formats.kinds import as_configured
@@ -46,10 +53,23 @@ __all__ = [
 ]
 
 
+_CONTENT: dict[str, str] = {}  # SHA-256 of a file's bytes -> of its content
+
+
 def tokenizer_digest(folder: Path) -> str | None:
-    """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one."""
+    """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one.
+
+    Every byte is read each time. Bytes that this process has decoded before, of this folder or of
+    another, are not decoded again, which takes a hundred times as long.
+    """
     path = folder / "tokenizer.json"
-    return digest_json(read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    data = read_bytes(path)
+    sha256 = sha256_bytes(data)
+    if sha256 not in _CONTENT:
+        _CONTENT[sha256] = digest_json(parse_json(data, str(path)))
+    return _CONTENT[sha256]
 
 
 def checkpoint_parts(
