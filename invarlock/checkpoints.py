@@ -59,7 +59,11 @@ _contents: dict[str, str] = {}
 
 
 def tokenizer_digest(folder: Path) -> str | None:
-    """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one."""
+    """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one.
+
+    Every byte is read each time. Bytes that this process has decoded before, of this folder or of
+    another, are not decoded again, which takes a hundred times as long.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -112,6 +113,20 @@ def test_tokenizer_digest_ignores_layout_and_place(single: Path, tmp_path: Path)
     before = tokenizer_digest(single)
     (tmp_path / "tokenizer.json").write_text(json.dumps(document, indent=7))
     assert before == tokenizer_digest(tmp_path) != tokenizer_digest(tmp_path / "nowhere")
+
+
+def test_tokenizer_digest_sees_a_file_that_was_written_over(tmp_path: Path) -> None:
+    """Of one length and one time stamp; what was decoded before says nothing of other bytes."""
+    path = tmp_path / "tokenizer.json"
+    found = []
+    for text in ('{"model": 1}', '{"model": 2}', '{"model": 1}'):
+        path.write_text(text)
+        os.utime(path, (0, 0))
+        found.append(tokenizer_digest(tmp_path))
+    assert found[0] == found[2] != found[1]
+    path.write_text('{"model": 1')
+    with pytest.raises(InputError, match="tokenizer"):
+        tokenizer_digest(tmp_path)
 
 
 def test_opening_needs_no_torch(sharded: Path) -> None:
