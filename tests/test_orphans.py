@@ -16,21 +16,27 @@ from conftest import write_tiny_folder
 from repository_copy import link_repository, quiet_environment
 from test_kill_each_rule import digests
 
+RUN = "evidence_pack_runs/byoe"
 LIMIT = 600.0  # seconds of one start, on a machine that is busy with other things
+
+
+def processes(folder: Path, *words: bytes) -> list[int]:
+    """The processes that run in a folder, whose command line begins with these words."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "cmdline").read_bytes().split(b"\0")
+            mine = os.readlink(process / "cwd") == str(folder)
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue  # it ended meanwhile
+        if mine and said[1 : 1 + len(words)] == list(words):
+            found.append(int(process.name))
+    return sorted(found)
 
 
 def jobs(folder: Path) -> list[int]:
     """The commands that have a baseline measured in a folder, by a fork of their run's server."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            mine = os.readlink(process / "cwd") == str(folder)
-        except (FileNotFoundError, PermissionError, ProcessLookupError):
-            continue  # it ended meanwhile
-        if mine and words[1:4] == [b"-m", b"invarlock", b"run"]:
-            found.append(int(process.name))
-    return sorted(found)
+    return processes(folder, b"-m", b"invarlock", b"run")
 
 
 def wait_until(condition: Callable[[], bool], running: subprocess.Popen[bytes]) -> None:
@@ -42,21 +48,17 @@ def wait_until(condition: Callable[[], bool], running: subprocess.Popen[bytes]) 
         time.sleep(0.05)
 
 
-def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
-    """The measurement of the baseline, with the repeated command beside it; the bytes are those of
-    a run that nobody disturbed."""
+def starter(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """How to have a tiny baseline measured in a folder."""
     base, text = tmp_path / "base", tmp_path / "speech.txt"
     write_tiny_folder(base)
     text.write_text(" ".join(f"sentence {n} of {n * n} words." for n in range(60)))
     words = ["suite=byoe", f"baseline={base}", f"subject={base}", f"text=local:{text}",
              "windows={seq_len: 16, preview: 4, final: 4, seed: 43}"]  # fmt: skip
-    calm, rough = (link_repository(tmp_path / name) for name in ("calm", "rough"))
-    run = "evidence_pack_runs/byoe"
-    log = rough / run / "logs/base/baseline_report.log"
 
     def start(folder: Path, **variables: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "tools/workflow.py", "--profile", "profiles/cpu"]
-        command += [f"{run}/base/runs/baseline/report.json", "--config", *words]
+        command += [f"{RUN}/base/runs/baseline/report.json", "--config", *words]
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -66,6 +68,15 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
             start_new_session=True,
         )
 
+    return start
+
+
+def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
+    """The measurement of the baseline, with the repeated command beside it; the bytes are those of
+    a run that nobody disturbed."""
+    calm, rough = (link_repository(tmp_path / name) for name in ("calm", "rough"))
+    start, run = starter(tmp_path), RUN
+    log = rough / run / "logs/base/baseline_report.log"
     assert start(calm, PATH=warm.path()).wait(LIMIT) == 0
     first = start(rough)
     wait_until(lambda: len(jobs(rough)) == 1, first)
@@ -93,3 +104,21 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
                     os.killpg(group.pid, number)
                 except ProcessLookupError:
                     break
+
+
+def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
+    """Neither the job, nor the fork that measures for it, nor the server of the forks."""
+    folder = link_repository(tmp_path / "repository")
+    running = starter(tmp_path)(folder)
+    claim = folder / RUN / "base/runs/.baseline.claim"
+    wait_until(lambda: claim.is_file() and bool(claim.read_text()), running)
+    measuring = json.loads(claim.read_text())["pid"]
+    assert measuring in processes(folder, b"-m", b"invarlock.run.forkserver")
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all that it started
+    assert running.wait(LIMIT) != 0
+    end = time.monotonic() + LIMIT
+    while processes(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert not claim.exists()
+    assert not (folder / RUN / "base/runs/baseline/report.json").exists()

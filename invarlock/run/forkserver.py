@@ -268,7 +268,7 @@ def _key(setting: Setting, workflow: int) -> str:
     limits = {name: resource.getrlimit(getattr(resource, name))
               for name in dir(resource) if name.startswith("RLIMIT_")}  # fmt: skip
     found = [
-        asdict(setting), sys.executable, sys.version, sys.path, sys.warnoptions, os.getcwd(),
+        asdict(setting), sys.executable, sys.version, os.getcwd(),
         workflow, started(workflow), sorted(variables.items()), os.getuid(), os.getgroups(),
         limits, sorted(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0),
         # of another container or of another SLURM job, also where these share a folder
