@@ -93,6 +93,7 @@ def test_settings_and_what_a_job_has_become_words() -> None:
     """Empty values and switches that are off are left out; what is given wins."""
     found = shlex.split(words(RunOptions, settings(), model_id="a b", seed=7))
     assert found == [
+        *("--hidden-states-mb", "1000"),
         *("--profile", "dev", "--tier", "balanced", "--model-id", "a b", "--device", "auto"),
         *("--dtype", "auto", "--token-budget", "1024", "--threads", "1"),
         *("--determinism", "strict", "--seed", "7"),
