@@ -1,4 +1,4 @@
-"""Statistics of weights that are the baseline's: taken from its report, and equal to measured ones."""
+"""Statistics of weights that are the baseline's: taken from its report, equal to measured ones."""
 
 from __future__ import annotations
 
