@@ -6,6 +6,8 @@ evaluate  one 8-bit subject and its baseline on 16 + 16 windows of 512 tokens, t
           subject, in bf16 and fp32 (CPU seconds of all processes, peak of the largest one)
 pass      our pass over the bare forward pass on the same tokens, alternating in one process, and
           its parts: forward up to the head, head, metric
+tried     what was tried to make a pass cheaper (docs/decisions/0064-the-pass.md): variants that
+          take turns in one process, over 28 windows of 144 tokens, and whether results stay equal
 guards    bare forward passes, the same with the metric, and a subject's whole run with all guards,
           in the same batches, each in a process of its own (180 + 180 windows of 144 tokens), and
           the parts of the run: forward with the head, metric, guards
@@ -31,14 +33,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 from guard_cost import BUDGET, KINDS, measure_run
+from pass_variants import ROUNDS, measure_variants
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTIONS = "_proj.weight"
 DTYPES = ("bfloat16", "float32")
-TASKS = ("evaluate", "pass", "guards", "sigma", "plan")
+TASKS = ("evaluate", "pass", "tried", "guards", "sigma", "plan")
+TRIED_WINDOWS = 28
 PASS_WINDOWS, REPEATS = 8, 3
 EVALUATIONS = 10_000  # at least, of the large dry run
 PLANNED = ("wall", "cpu", "peak_mb")
@@ -83,12 +88,12 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     sys.stdout.flush()
 
 
-def in_fresh_process(task: str, model: Path, windows: Path, dtype: str = "") -> dict[str, float]:
+def in_fresh_process(task: str, model: Path, windows: Path, dtype: str = "") -> dict[str, Any]:
     """Run one of the tasks of this file in a process of its own; what it printed."""
     command = [sys.executable, __file__, "--task", task, "--dtype", dtype]
     command += ["--model", str(model), "--windows", str(windows)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -218,6 +223,17 @@ def measure_pass(model: Path, windows: Path, dtype: str) -> dict[str, float]:
     return result
 
 
+def tried(model: Path, _: Path, folder: Path) -> None:
+    """Variants of the pass over the pass as it is."""
+    cut = folder / "short.json"
+    in_fresh_process("prepare-short", model, cut)
+    for dtype in DTYPES:
+        rows = in_fresh_process("tried", model, cut, dtype)["rows"]
+        head = ["variant", "CPU s", "ratio", "range", "equal bit for bit", "first time, CPU s"]
+        title = f"Variants of the pass, {dtype}, {TRIED_WINDOWS} windows of 144 tokens"
+        table(f"{title}, medians of {ROUNDS}", head, rows)
+
+
 def guards(model: Path, _: Path, folder: Path) -> None:
     """Runs over bare passes: CPU time after loading, and peak memory."""
     cut, subject = folder / "short.json", folder / "scaled"
@@ -316,10 +332,13 @@ def main() -> None:
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
-        tasks: dict[str, Callable[[], dict[str, float]]] = {
+        tasks: dict[str, Callable[[], dict[str, Any]]] = {
             "prepare": lambda: prepare(args.model, Path(args.windows), (512, 16)),
             "prepare-short": lambda: prepare(args.model, Path(args.windows), (144, 180)),
             "pass": lambda: measure_pass(args.model, Path(args.windows), args.dtype),
+            "tried": lambda: {
+                "rows": measure_variants(args.model, Path(args.windows), args.dtype, TRIED_WINDOWS)
+            },
             **{k: partial(measure_run, args.model, Path(args.windows), k) for k in KINDS},
             "sigma": lambda: measure_sigma(args.model),
         }
@@ -332,12 +351,13 @@ def main() -> None:
         folder = Path(name)
         model = (args.model or folder / "model").resolve()
         windows = folder / "windows.json"
-        if {"evaluate", "pass", "guards", "sigma"} & set(chosen):
+        if set(chosen) != {"plan"}:
             model.mkdir(parents=True, exist_ok=True)
             in_fresh_process("prepare", model, windows)
         tables: dict[str, Callable[[Path, Path, Path], None]] = {
             "evaluate": evaluate,
             "pass": forward_pass,
+            "tried": tried,
             "guards": guards,
             "sigma": sigma,
             "plan": plan,

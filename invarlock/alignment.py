@@ -66,13 +66,20 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
     settled = {*buffers, *copies}
     cut = {name: _cut(name, info, baseline) for name, info in sorted(tensors.items())}
     return Alignment(
-        replace(subject, tensors=cut, _digests={}, _seen={}),
+        replace(subject, tensors=cut, _digests=_known_digests(subject, cut), _seen={}),
         tuple(sorted(info.name for name, info in given.items() if name != info.name)),
         tuple(buffers),
         tuple(copies),
         tuple(name for name in missing if name not in settled),
         tuple(given[name].name for name in extra if name not in settled),
     )
+
+
+def _known_digests(subject: Checkpoint, cut: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The digests that were taken under the files' names, of tensors that were not cut."""
+    known = subject._digests
+    whole = {name: info for name, info in cut.items() if subject.tensors.get(info.name) == info}
+    return {name: known[info.name] for name, info in whole.items() if info.name in known}
 
 
 def is_token_table(name: str, config: Mapping[str, Any]) -> bool:

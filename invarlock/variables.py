@@ -185,7 +185,8 @@ _TABLE: tuple[Variable, ...] = (
       ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
        "VECLIB_MAXIMUM_THREADS")),
     *(Variable(name, "set by the commands: `determinism`", read=True) for name in
-      ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TOKENIZERS_PARALLELISM")),
+      ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCHINDUCTOR_DETERMINISTIC",
+       "TOKENIZERS_PARALLELISM")),
     _read("PYTORCH_NVML_BASED_CUDA_CHECK", "set by the commands: GPUs are counted without CUDA"),
     _read("TORCH_DEVICE_BACKEND_AUTOLOAD", "set by the commands: torch loads no plugins"),
     _read("SLURM_JOB_ID", "set by SLURM: whose leases and locks these are"),

@@ -108,6 +108,7 @@ class CheckpointRun(Struct):
     baseline_activations: Sequence[Any] | None = None
     baseline_arrays: Mapping[str, Any] | None = None  # what its probes kept, by name
     baseline_checkpoint: Checkpoint | None = None  # its rows are compared where it is given
+    baseline_weights: Any = None  # statistics of its weights (operators.Weights)
     # runs a share of all windows again, held-out ones and inside the context that is given
     again: Callable[[AbstractContextManager[Any], float], Block | None] | None = None
     activations: list[Any] = field(default_factory=list)

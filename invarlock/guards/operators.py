@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from invarlock.guards import weight_stats
@@ -118,23 +119,42 @@ class Weights(NamedTuple):
     operators: list[Operator]
 
 
+class Known(NamedTuple):
+    """What was measured of a baseline, in the digits of its report."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+
+
 def behind_layer_norm(config: Mapping[str, Any]) -> bool:
     """Whether all that reads the stream stands behind a LayerNorm, which takes its mean away."""
     wiring = wiring_of(config)
     return wiring is not None and wiring.layer_norm
 
 
-def measure_weights(checkpoint: Checkpoint, device: str) -> Weights:
+def measure_weights(checkpoint: Checkpoint, device: str, known: Known | None = None) -> Weights:
     """Statistics of the weights as they were stored, and of the operators they make.
 
     Read from the checkpoint and not from the loaded model: names are the file's, and values
     are those that were stored, whatever dtype the model runs in. One block's tensors are in memory
     at a time.
+
+    Args:
+        checkpoint: whose weights.
+        device: where it is computed.
+        known: of blocks whose bytes are the baseline's, the numbers are taken from there. They are
+            equal once recorded, if the device is one.
     """
     reader = _Reader(checkpoint, device)
     modules: list[Module] = []
     operators: list[Operator] = []
+    blocks = None
+    if known is not None and (blocks := _changed_blocks(known.checkpoint, checkpoint)):
+        modules = [m for m in known.weights.modules if not m.name.startswith(blocks)]
+        operators = [o for o in known.weights.operators if not o.name.startswith(blocks)]
     for group in reader.groups():
+        if blocks and not group[0].startswith(blocks):
+            continue
         tensors = reader.read(group)
         matrices = {name: w for name, w in tensors.items() if reader.is_matrix(name)}
         measured = [m for name, w in matrices.items() for m in reader.modules(name, w)]
@@ -147,6 +167,24 @@ def measure_weights(checkpoint: Checkpoint, device: str) -> Weights:
             if m.name.partition("[")[0] not in used
         ]
     return Weights(sorted(modules, key=lambda m: m.name), sorted(operators, key=lambda o: o.name))
+
+
+def _changed_blocks(baseline: Checkpoint, subject: Checkpoint) -> tuple[str, ...]:
+    """What stands before the names of each block that differs; empty where that is not all that
+    differs, or where nothing does: a subject without an edit is measured whole, as a control."""
+    wiring = wiring_of(baseline.config)
+    alike = baseline.config == subject.config and baseline.tensors.keys() == subject.tensors.keys()
+    if wiring is None or not alike or baseline.packed or subject.packed:
+        return ()
+    changed = [name for name in subject.tensors if not _same_tensor(baseline, subject, name)]
+    found = [re.match(wiring.block, name) for name in changed]
+    return tuple({block.group() for block in found if block}) if all(found) else ()
+
+
+def _same_tensor(baseline: Checkpoint, subject: Checkpoint, name: str) -> bool:
+    before, now = baseline.tensors[name], subject.tensors[name]
+    kind = (before.dtype, before.shape) == (now.dtype, now.shape)
+    return kind and baseline.tensor_digest(name) == subject.tensor_digest(name)
 
 
 def _alone(stats: WeightStats) -> OperatorStats:
@@ -162,7 +200,6 @@ class _Reader:
         self.config: Mapping[str, Any] = checkpoint.config
         self.wiring = wiring_of(self.config)
         self._layer_norm = behind_layer_norm(self.config)
-        self.unit = self._unit()
 
     def is_matrix(self, name: str) -> bool:
         """Whether a tensor is a matrix, or one for each expert, of floating point."""
@@ -205,7 +242,8 @@ class _Reader:
             for i, w in enumerate(weight)
         ]
 
-    def _unit(self) -> float:
+    @cached_property
+    def unit(self) -> float:
         """The size c of the residual stream; 1 without a token table."""
         if self.wiring is None:
             return 1.0

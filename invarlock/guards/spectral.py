@@ -48,6 +48,7 @@ from invarlock.guards.guard import (
 )
 from invarlock.guards.operators import (
     MATRIX,
+    Known,
     Module,
     Operator,
     OperatorStats,
@@ -209,7 +210,10 @@ class WeightProbe(Probe):
 
     def weigh(self, run: CheckpointRun) -> None:
         """Read the files; not the loaded model, whose dtype and names are others."""
-        self.weights = measure_weights(run.checkpoint, run.device)
+        known = None
+        if run.baseline_checkpoint is not None and run.baseline_weights is not None:
+            known = Known(run.baseline_checkpoint, run.baseline_weights)
+        self.weights = measure_weights(run.checkpoint, run.device, known)
         if run.baseline_checkpoint is not None:
             from invarlock.guards.row_changes import measure_rows
 
@@ -223,6 +227,14 @@ class WeightProbe(Probe):
             "operators": operators_to_table(self.weights.operators),
             **({} if tables is None else {"row_tables": rows.to_json(tables)}),
         }
+
+
+def weights_of(run: Run) -> Weights | None:
+    """The statistics that a run recorded; None where the probe did not run."""
+    found = Spectral().recorded(run)
+    if not found:
+        return None
+    return Weights(from_table(found["modules"]), operators_from_table(found["operators"]))
 
 
 # --- a report ----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from invarlock.guards import GUARDS
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import CheckpointRun
 from invarlock.guards.invariants import check_engine_tokens, check_loaded
+from invarlock.guards.operators import Weights
 from invarlock.guards.representation import GramProbe
 from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProbe
 from invarlock.metrics import ARMS
@@ -122,6 +123,7 @@ class ReferenceArrays:
     checkpoint: Checkpoint | None = None  # its rows are compared where it is given
     arrays: Mapping[str, Any] = field(default_factory=dict)  # what its probes kept, by name
     start: Source | None = None  # its hidden states; None: the subject's pass runs whole
+    weights: Weights | None = None  # statistics of its weights, as they were recorded
 
 
 @dataclass
@@ -205,6 +207,7 @@ def measure_checkpoint(
             baseline_activations=against.activations if against else None,
             baseline_arrays=against.arrays if against else None,
             baseline_checkpoint=against.checkpoint if against else None,
+            baseline_weights=against.weights if against else None,
             engine=loaded.engine,
         )
         probes = {guard.name: guard.probe() for guard in GUARDS}

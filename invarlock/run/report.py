@@ -23,7 +23,7 @@ from invarlock.files import (
     write_bytes,
     write_json,
 )
-from invarlock.guards import BY_NAME, CHAIN, CONTRACTS, GUARDS, contract_fields, rmt
+from invarlock.guards import BY_NAME, CHAIN, CONTRACTS, GUARDS, contract_fields, rmt, spectral
 from invarlock.guards.findings import Failure
 from invarlock.guards.guard import RUN_SCHEMA
 from invarlock.guards.invariants_decision import judge
@@ -336,6 +336,7 @@ class Reference:
                 ),
                 rmt.activations_of(self.report),
                 arrays={k: v for k, v in stored.items() if not k.startswith("final.")},
+                weights=spectral.weights_of(self.report),
             )
         except (KeyError, OSError, SafetensorError) as error:
             raise InputError(
