@@ -92,5 +92,6 @@ rule baseline_report:
         options=lambda wc: L.measuring(RunOptions, wc),
         code=code("run"),
     shell:
-        "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
+        "INVARLOCK_PROGRESS={log:q}.progress"
+        " python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
         " --gpus {resources.gpu} --out {params.folder:q} > {log:q} 2>&1"

@@ -58,7 +58,8 @@ rule calibrate:
         options=lambda wc: L.measuring(CalibrateOptions, wc),
         code=code("calibrate"),
     shell:
-        "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
+        "INVARLOCK_PROGRESS={log:q}.progress"
+        " python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
         " {params.options} --gpus {resources.gpu}"
         ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log:q} 2>&1'
 

@@ -105,6 +105,7 @@ onstart:
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     if planned & {"evaluate", "verdict"}:
         say_where(set_aside(OUT, ANSWERS))
+    show_progress()
 
 
 CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method

@@ -57,7 +57,8 @@ rule evaluate:
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        "python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
+        "INVARLOCK_PROGRESS={log:q}.progress"
+        " python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.options}"
         " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"
