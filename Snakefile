@@ -25,6 +25,7 @@ include: "rules/analysis.smk"
 include: "rules/pack.smk"
 include: "rules/release.smk"
 include: "rules/sentinels.smk"
+include: "rules/progress.smk"
 
 
 rule all:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = "INVARLOCK_PROGRESS"
+LINE = 256  # bytes at the end of the file that hold the last line
 
 
 class Progress(NamedTuple):
@@ -27,7 +28,10 @@ class Progress(NamedTuple):
     def read(cls, path: Path) -> Progress:
         """What the process that writes to this file has said last; nothing, where it has not."""
         with contextlib.suppress(OSError, ValueError):
-            lines = path.read_text().rpartition("\n")[0]  # what follows is still being written
+            with open(path, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LINE))
+                # what follows the last line is still being written
+                lines = file.read().decode().rpartition("\n")[0]
             numbers = [int(word) for word in lines.rpartition("\n")[2].split()]
             if len(numbers) == len(cls._fields):
                 return cls(*numbers)

@@ -108,10 +108,16 @@ onstart:
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
     if planned & {"evaluate", "verdict"}:
         say_where(set_aside(OUT, ANSWERS))
+    show_progress()
 
 
 onsuccess:
+    end_progress()
     shutil.rmtree(FINISHED, ignore_errors=True)
+
+
+onerror:
+    end_progress()
 
 
 CONTAINER = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method

@@ -60,7 +60,7 @@ rule evaluate:
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        "INVARLOCK_USAGE={log.usage:q}"
+        "INVARLOCK_PROGRESS={log[0]:q}.progress INVARLOCK_USAGE={log.usage:q}"
         " python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.options}"

@@ -20,8 +20,8 @@ PACKAGE = ROOT / "invarlock"
 LAYERS = (
     ("errors", "severity", "differences", "counts", "numpy_on_use"),
     ("files", "variables", "deployment", "progress"),
-    ("loading_faults",),
-    ("documents", "schemas"),
+    ("loading_faults", "forecast"),
+    ("documents", "schemas", "progress_line"),
     (
         "registry",
         "shards",

@@ -89,9 +89,13 @@ class _Option(NamedTuple):
         return self.field.default is dataclasses.MISSING
 
 
-@functools.cache  # a plan of thousands of jobs asks for the words of each
 def _options(record: type) -> tuple[_Option, ...]:
     """The options of a record: its own, then those of its bases in their order."""
+    return _options_of(record)
+
+
+@functools.cache  # a plan of thousands of jobs asks for the words of each
+def _options_of(record: type) -> tuple[_Option, ...]:
     found: list[_Option] = []
     kinds, fields = get_type_hints(record), {f.name: f for f in dataclasses.fields(record)}
     for owner in record.__mro__:
