@@ -8,7 +8,6 @@ What the backends do with a model is in :mod:`invarlock.run.pack_weights`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,6 +74,8 @@ def parse_packing_spec(text: str) -> PackingSpec:
 
 
 def _unknown(what: str, found: str, known: Mapping[str, object], where: str) -> ConfigError:
+    import difflib  # for errors only
+
     near = difflib.get_close_matches(found, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     return ConfigError(

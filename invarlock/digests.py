@@ -1,15 +1,15 @@
 """Digests of tensors that stand recorded for files which have not changed since.
 
 A baseline is hashed by every job that measures against it or edits it. What a job found is kept
-for the next one, by the file's resolved path, in ``$XDG_CACHE_HOME/invarlock/digests`` (``~/.cache``). It holds
-as long as the file is the same: size, times of content and of inode, inode and device. A file that
-is written over gets a new inode time, which no program can set back. A file that changed within
-``SETTLED`` seconds before it was read is not recorded: the clock of its file system may be too
-coarse to show the next change.
+for the next one, by the file's resolved path, in ``$XDG_CACHE_HOME/invarlock/digests``
+(``~/.cache``). It holds as long as the file is the same: size, times of content and of inode, inode
+and device. A file that is written over gets a new inode time, which no program can set back. A file
+that changed within ``SETTLED`` seconds before it was read is not recorded: the clock of its file
+system may be too coarse to show the next change.
 
-Only what measures and edits reads this, for the user who does; an edit looks at the state of a file
-again when it has read it. A verifier sees no checkpoint and never
-asks. ``INVARLOCK_DIGESTS=none`` turns it off, and strict assurance does.
+Only what measures and what edits reads this, for the user who does; an edit looks at the state of a
+file again when it has read it. A verifier sees no checkpoint and never asks.
+``INVARLOCK_DIGESTS=none`` turns it off, and strict assurance does where something is measured.
 """
 
 from __future__ import annotations

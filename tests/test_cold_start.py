@@ -15,7 +15,7 @@ from invarlock.errors import InputError
 from invarlock.files import MAX_JSON_DEPTH, parse_json
 
 PACK = Path(__file__).parent / "packs/v1-pass"
-UNUSED = ("jsonschema", "lzma", "shutil")
+UNUSED = ("difflib", "jsonschema", "lzma", "shutil", "subprocess")
 # The command as the script runs it; what is loaded is told after it.
 PROGRAM = f"""
 import sys

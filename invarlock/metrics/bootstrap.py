@@ -112,11 +112,12 @@ def resample_counts(n_clusters: int, replicates: int, seed: int, skip: int = 0) 
     """
     stream = np.random.PCG64(seed).advance(skip * n_clusters)
     index = stream.random_raw(replicates * n_clusters).reshape(replicates, n_clusters)
-    index >>= np.uint64(32)  # in place: the working memory is that of three such arrays
+    index >>= np.uint64(32)  # in place: the working memory is that of two such arrays
     index *= np.uint64(n_clusters)
     index >>= np.uint64(32)
     index += np.arange(0, replicates * n_clusters, n_clusters, dtype=np.uint64)[:, None]
     counts = np.bincount(index.ravel().view(np.int64), minlength=replicates * n_clusters)
+    del index
     drawn: Floats = counts.reshape(replicates, n_clusters).astype(np.float64)
     drawn.setflags(write=False)
     return drawn
