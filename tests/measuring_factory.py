@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import warm
 from checkpoint_factory import make_llama
 from report_factory import Document, catalogue, digest
@@ -55,8 +57,10 @@ class World:
         return ["evaluate", *paths, *SETTINGS, *more]
 
     def evaluate(self, subject: Path, out: Path, *more: str) -> int:
-        """Evaluate a subject against the baseline's run; the exit code."""
-        return main(self.command(subject, out, *more))
+        """Evaluate a subject against the baseline's run; the exit code. What measures is a fork."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", warm.python())
+            return main(self.command(subject, out, *more))
 
 
 def documents(n: int = 40, words: int = 620) -> list[str]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import warm
 from conftest import write_tiny_folder
 from repository_copy import link_repository, quiet_environment
 from test_kill_each_rule import digests
@@ -53,19 +52,19 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
     run = "evidence_pack_runs/byoe"
     log = rough / run / "logs/base/baseline_report.log"
 
-    def start(folder: Path, **variables: str) -> subprocess.Popen[bytes]:
+    def start(folder: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "tools/workflow.py", "--profile", "profiles/cpu"]
         command += [f"{run}/base/runs/baseline/report.json", "--config", *words]
         return subprocess.Popen(
             command,
             cwd=folder,
-            env=quiet_environment() | variables,
+            env=quiet_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
 
-    assert start(calm, PATH=warm.path()).wait(LIMIT) == 0
+    assert start(calm).wait(LIMIT) == 0
     first = start(rough)
     wait_until(lambda: len(measuring(rough)) == 1, first)
     (orphan,) = measuring(rough)
