@@ -53,7 +53,7 @@ def ask(words: list[str]) -> int:
             "environment": dict(os.environ),
             "umask": umask,
             "limits": [(kind, resource.getrlimit(kind)) for kind in LIMITS],
-            "ignored": [which for which in FORWARDED if signal.getsignal(which) == signal.SIG_IGN],
+            "ignored": [int(n) for n in FORWARDED if signal.getsignal(n) == signal.SIG_IGN],
             "python": sys.argv[0],
         }
     )
