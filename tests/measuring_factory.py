@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from invarlock.cli import main
 from invarlock.windows import WindowPlan, make_windows, write_windows
 
+PYTHON = sys.executable
 SEQ_LEN, ARM = 140, 180  # the smallest windows and arms that meet the balanced tier's floors
 SETTINGS = ("--device", "cpu", "--dtype", "float32", "--model-id", "acme/tiny")
 # Everything that must come out the same a second time; runtime.manifest.json holds timings.
@@ -57,10 +58,17 @@ class World:
         return ["evaluate", *paths, *SETTINGS, *more]
 
     def evaluate(self, subject: Path, out: Path, *more: str) -> int:
-        """Evaluate a subject against the baseline's run; the exit code. What measures is a fork."""
-        with pytest.MonkeyPatch.context() as patch:
+        """Evaluate a subject against the baseline's run; the exit code."""
+        return main_forking(self.command(subject, out, *more))
+
+
+def main_forking(words: list[str]) -> int:
+    """A command in this process, whose own processes are forks, unless a test has put another
+    program in their place; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.executable == PYTHON:
             patch.setattr(sys, "executable", warm.python())
-            return main(self.command(subject, out, *more))
+        return main(words)
 
 
 def documents(n: int = 40, words: int = 620) -> list[str]:

@@ -323,9 +323,11 @@ def test_a_cpu_repeats_exactly(tmp_path: Path) -> None:
     words += [f"subject={base}", f"text=local:{text}"]
     words += ["windows={seq_len: 16, preview: 4, final: 4, seed: 43}"]
     words += ["bootstrap={replicates: 200, alpha: 0.05}", "tier=none"]
-    # a Python of its own for each job: forks have the same order of what is in a set
-    alone = sys.executable
     cpu = ("--profile", "profiles/cpu")
+    measured = snakemake(repository, "out/base/runs/baseline/report.json", *cpu, config=words)
+    assert measured.returncode == 0, measured.stdout[-3000:] + measured.stderr[-6000:]
+    # a Python of its own for each repeat: forks have the same order of what is in a set
+    alone = sys.executable
     done = snakemake(repository, "determinism", *cpu, config=words, python=alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     document = json.loads((repository / "out/analysis/determinism_repeats.json").read_text())
