@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import warm
 from checkpoint_factory import make_llama
 from report_factory import Document, catalogue, digest
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from invarlock.cli import main
 from invarlock.windows import WindowPlan, make_windows, write_windows
 
+PYTHON = sys.executable
 SEQ_LEN, ARM = 140, 180  # the smallest windows and arms that meet the balanced tier's floors
 SETTINGS = ("--device", "cpu", "--dtype", "float32", "--model-id", "acme/tiny")
 # Everything that must come out the same a second time; runtime.manifest.json holds timings.
@@ -56,7 +59,16 @@ class World:
 
     def evaluate(self, subject: Path, out: Path, *more: str) -> int:
         """Evaluate a subject against the baseline's run; the exit code."""
-        return main(self.command(subject, out, *more))
+        return main_forking(self.command(subject, out, *more))
+
+
+def main_forking(words: list[str]) -> int:
+    """A command in this process, whose own processes are forks, unless a test has put another
+    program in their place; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.executable == PYTHON:
+            patch.setattr(sys, "executable", warm.python())
+        return main(words)
 
 
 def documents(n: int = 40, words: int = 620) -> list[str]:

@@ -49,17 +49,17 @@ def snakemake(
     *words: str,
     config: Sequence[str] = (),
     timeout: float | None = 400,
+    python: str = "",
     **spoken: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run snakemake in ``folder``; of the variables we read, only ``spoken`` ones are set.
 
-    It and its jobs are forks: see ``warm``.
+    It is a fork, and so are its jobs, which take the Python of their snakemake: see ``warm``.
     """
     said = ["--config", *config] if config else []
-    found = quiet_environment() | {"PATH": warm.path()} | spoken
     return subprocess.run(
-        [warm.python(), "-m", "snakemake", *words, *said],
-        cwd=folder, env=found, capture_output=True, text=True,
+        [python or warm.python(), "-m", "snakemake", *words, *said],
+        cwd=folder, env=quiet_environment() | spoken, capture_output=True, text=True,
         check=False, timeout=timeout,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from conftest import measuring_here
-from measuring_factory import FILES, change, entry, read, write_tiny_windows
+from measuring_factory import FILES, change, entry, main_forking, read, write_tiny_windows
 
 from invarlock import contracts
 from invarlock.cli import main
@@ -189,7 +189,7 @@ def test_no_output_names_the_machine(noop, world):
 def test_a_baseline_is_measured_first_when_no_run_is_given(world, noop, tmp_path):
     """The run made on the way is byte for byte that of `invarlock run`, and so is the rest."""
     more = ("--scenario", entry("noop_clean"))
-    assert main(world.fresh(noop / "subject", tmp_path / "out", *more)) == 0
+    assert main_forking(world.fresh(noop / "subject", tmp_path / "out", *more)) == 0
     for name in ("report.json", "events.jsonl", "guards.safetensors"):
         made = (tmp_path / "out" / "baseline" / name).read_bytes()
         assert made == (world.run / name).read_bytes(), name
@@ -284,7 +284,7 @@ def test_a_baseline_run_of_other_windows_is_refused(
     folder = request.getfixturevalue(subject) / "subject"
     command = world.command(folder, tmp_path / "out")
     command[command.index("--windows") + 1] = str(other_windows)
-    assert main(command) == 3
+    assert main_forking(command) == 3
     assert "another windows" in capsys.readouterr().err
     assert not (tmp_path / "out" / "outcome.json").exists()
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import warm
 from conftest import write_tiny_folder
 from repository_copy import link_repository, quiet_environment
 from test_kill_each_rule import digests
@@ -48,7 +47,7 @@ def wait_until(condition: Callable[[], bool], running: subprocess.Popen[bytes]) 
         time.sleep(0.05)
 
 
-def starter(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+def starter(tmp_path: Path) -> Callable[[Path], subprocess.Popen[bytes]]:
     """How to have a tiny baseline measured in a folder."""
     base, text = tmp_path / "base", tmp_path / "speech.txt"
     write_tiny_folder(base)
@@ -56,13 +55,13 @@ def starter(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
     words = ["suite=byoe", f"baseline={base}", f"subject={base}", f"text=local:{text}",
              "windows={seq_len: 16, preview: 4, final: 4, seed: 43}"]  # fmt: skip
 
-    def start(folder: Path, **variables: str) -> subprocess.Popen[bytes]:
+    def start(folder: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "tools/workflow.py", "--profile", "profiles/cpu"]
         command += [f"{RUN}/base/runs/baseline/report.json", "--config", *words]
         return subprocess.Popen(
             command,
             cwd=folder,
-            env=quiet_environment() | variables,
+            env=quiet_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -77,7 +76,7 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path: Path) -> None:
     calm, rough = (link_repository(tmp_path / name) for name in ("calm", "rough"))
     start, run = starter(tmp_path), RUN
     log = rough / run / "logs/base/baseline_report.log"
-    assert start(calm, PATH=warm.path()).wait(LIMIT) == 0
+    assert start(calm).wait(LIMIT) == 0
     first = start(rough)
     wait_until(lambda: len(jobs(rough)) == 1, first)
     claim = rough / run / "base/runs/.baseline.claim"

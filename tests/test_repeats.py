@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -323,9 +323,12 @@ def test_a_cpu_repeats_exactly(tmp_path: Path) -> None:
     words += [f"subject={base}", f"text=local:{text}"]
     words += ["windows={seq_len: 16, preview: 4, final: 4, seed: 43}"]
     words += ["bootstrap={replicates: 200, alpha: 0.05}", "tier=none"]
-    # a Python of its own for each job: forks have the same order of what is in a set
-    alone = {"PATH": os.environ["PATH"]}
-    done = snakemake(repository, "determinism", "--profile", "profiles/cpu", config=words, **alone)
+    cpu = ("--profile", "profiles/cpu")
+    measured = snakemake(repository, "out/base/runs/baseline/report.json", *cpu, config=words)
+    assert measured.returncode == 0, measured.stdout[-3000:] + measured.stderr[-6000:]
+    # a Python of its own for each repeat: forks have the same order of what is in a set
+    alone = sys.executable
+    done = snakemake(repository, "determinism", *cpu, config=words, python=alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     document = json.loads((repository / "out/analysis/determinism_repeats.json").read_text())
     assert violations(document, "determinism-repeats") == []

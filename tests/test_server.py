@@ -14,7 +14,7 @@ import torch
 import warm
 from checkpoint_factory import make_llama
 from completion_server import Completions, serving
-from measuring_factory import World, change, documents, read
+from measuring_factory import World, change, documents, main_forking, read
 from repository_copy import ROOT, link_repository, quiet_environment, snakemake
 from settings_factory import refusal, settings
 
@@ -240,7 +240,7 @@ def test_what_is_no_address(text: str) -> None:
 def test_a_server_never_passes(world: World, tmp_path: Path, capsys: Any) -> None:
     """With nothing found it is inconclusive, by the metric alone; the report says so, verified."""
     with serving(Completions(world.baseline)) as address:
-        assert main(command(world, tmp_path / "out", address)) == 0
+        assert main_forking(command(world, tmp_path / "out", address)) == 0
     report = read(tmp_path / "out")
     assert report["assurance"]["outcome"] == "inconclusive"
     assert report["assurance"]["report_local_verdict"] == "fail"
@@ -266,7 +266,7 @@ def test_a_server_of_a_worse_model_fails(
 ) -> None:
     """What is measured and bad stays bad."""
     with serving(Completions(sharp)) as address:
-        assert main(command(world, tmp_path / "out", address)) == 0
+        assert main_forking(command(world, tmp_path / "out", address)) == 0
     assert read(tmp_path / "out")["assurance"]["outcome"] == "fail"
     assert "FAIL" in capsys.readouterr().out
 

@@ -10,7 +10,6 @@ import pytest
 from checkpoint_factory import make_llama
 from test_windows import SOURCE
 
-from invarlock.cli import main
 from invarlock.reporting.replay import replay
 from invarlock.windows import SliceText, WindowPlan, make_sliced_windows, write_windows
 
@@ -38,7 +37,7 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     measuring.change(subject, louder)
     command = ["evaluate", "--baseline", str(baseline), "--subject", str(subject)]
     command += ["--windows", str(root / "windows.json"), "--out", str(root / "out")]
-    assert main([*command, *measuring.SETTINGS, "--tier", "none"]) == 0
+    assert measuring.main_forking([*command, *measuring.SETTINGS, "--tier", "none"]) == 0
     return root
 
 

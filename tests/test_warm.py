@@ -15,7 +15,8 @@ from repository_copy import quiet_environment
 
 # What a process can see of itself, and how it may end.
 SEEN = """
-import os, resource, sys
+import os, resource, signal, sys
+print([str(signal.getsignal(number)) for number in (1, 2, 15)])
 print(os.getcwd(), sys.argv[1:], sys.path[0], os.environ["GIVEN"], oct(os.umask(0)))
 print(sys.stdin.read(), os.isatty(1), sys.stdout.encoding, resource.getrlimit(resource.RLIMIT_CORE))
 print(os.read(int(os.environ["FILE"]), 100), sorted(set(os.environ) - {"LC_CTYPE"}))
@@ -30,6 +31,12 @@ ENDS = {
 WAIT = "import time; print(os.getpid(), flush=True); time.sleep(600)"
 
 
+def handle() -> None:
+    """As a shell that starts programs in the background: one signal is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def start(folder: Path, code: str, python: str, **more: str) -> subprocess.Popen[str]:
     """Start ``code`` where snakemake looks for its configuration: in its process."""
     (folder / "Snakefile").write_text(f"import os\n{code}\n")
@@ -38,8 +45,7 @@ def start(folder: Path, code: str, python: str, **more: str) -> subprocess.Popen
         cwd=folder, env=quiet_environment() | more, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         pass_fds=[int(more["FILE"])] if "FILE" in more else (),
-        # a shell that runs tests in the background lets its children ignore it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=handle,  # noqa: PLW1509
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def python() -> str:
     listening = folder / "socket"
     same = {k: v for k, v in os.environ.items() if k.startswith(AT_IMPORT)}
     if same.get("PYTHONPATH") == str(ROOT):
-        del same["PYTHONPATH"]
+        del same["PYTHONPATH"]  # ours are found without it, too
     settings = (sys.executable, str(listening), str(ROOT), AT_IMPORT, same)
     client = (ROOT / "tests/warm_client.py").read_text().replace("__SETTINGS__", repr(settings))
     path = folder / "python"
@@ -54,8 +54,3 @@ def python() -> str:
     atexit.register(end)
     assert server.stdout.readline() == "ready\n", log.read_text()
     return str(path)
-
-
-def path() -> str:
-    """PATH for a workflow, in which ``python`` is that of its jobs."""
-    return f"{Path(python()).parent}:{os.environ['PATH']}"

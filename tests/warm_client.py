@@ -21,18 +21,23 @@ def is_served(words: list[str]) -> bool:
     libraries were imported with, and no network."""
     if words[:1] != ["-m"] or words[1].split(".")[0] not in ("invarlock", "snakemake"):
         return False
-    there = os.path.join(os.getcwd(), "invarlock")
-    if os.path.exists(there) and os.path.realpath(there) != os.path.join(ROOT, "invarlock"):
+    if os.path.exists("invarlock") and not is_ours("."):
         return False
     if words[1] != "snakemake" and {"--net", "--allow-network"} & set(words):
         return False
     return at_import() == SAME
 
 
+def is_ours(folder: str) -> bool:
+    """Whether the package in a folder, or behind a link there, is that which was imported."""
+    return os.path.realpath(os.path.join(folder, "invarlock")) == os.path.join(ROOT, "invarlock")
+
+
 def at_import() -> dict[str, str]:
-    """Variables that Python or a library reads once; ours are found with the package or without."""
+    """Variables that Python or a library reads once; where our package is found changes nothing."""
     found = {name: value for name, value in os.environ.items() if name.startswith(AT_IMPORT)}
-    return {name: value for name, value in found.items() if (name, value) != ("PYTHONPATH", ROOT)}
+    others = [path for path in found.pop("PYTHONPATH", "").split(":") if path and not is_ours(path)]
+    return found | ({"PYTHONPATH": ":".join(others)} if others else {})
 
 
 def ask(words: list[str]) -> int:
@@ -48,7 +53,7 @@ def ask(words: list[str]) -> int:
             "environment": dict(os.environ),
             "umask": umask,
             "limits": [(kind, resource.getrlimit(kind)) for kind in LIMITS],
-            "ignored": [which for which in FORWARDED if signal.getsignal(which) == signal.SIG_IGN],
+            "ignored": [int(n) for n in FORWARDED if signal.getsignal(n) == signal.SIG_IGN],
             "python": sys.argv[0],
         }
     )

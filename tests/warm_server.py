@@ -76,6 +76,7 @@ def become(request: dict[str, Any], given: list[int]) -> None:
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ.pop("INVARLOCK_ONE_LOAD", None)  # asks for what is here already
     time.tzset()
     for kind, limits in request["limits"]:
         resource.setrlimit(kind, limits)
