@@ -230,11 +230,12 @@ def _layers_of(checkpoint: Checkpoint) -> int:
 
 def _drafts(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor is of a layer that drafts tokens for a server."""
+    if DRAFTING.fullmatch(name):
+        return True
     more, declared = checkpoint.config.get(DRAFTING_COUNT), _layers_of(checkpoint)
     layer = layer_of(name)
-    if isinstance(more, int) and declared and layer is not None:
-        return declared <= layer < declared + more
-    return DRAFTING.fullmatch(name) is not None
+    counted_after = isinstance(more, int) and declared > 0 and layer is not None
+    return counted_after and declared <= layer < declared + more
 
 
 def _check_layers(subject: Checkpoint) -> list[Failure]:
