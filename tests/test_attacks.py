@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attacks_beside
+import attacks_deployable
 import attacks_identity
 import attacks_json
 import attacks_reports
@@ -41,7 +42,7 @@ from invarlock.evidence import consistency, layout, report_verify, result, tree
 
 THEMES = (
     attacks_tree, attacks_signature, attacks_json, attacks_reports, attacks_identity,
-    attacks_beside,
+    attacks_beside, attacks_deployable,
 )  # fmt: skip
 ROWS = [row for theme in THEMES for row in theme.ROWS]
 HARMLESS = [row for theme in THEMES for row in theme.HARMLESS]
@@ -85,6 +86,15 @@ def test_the_step_catches_the_attack(
     with laboratory(signed, key) as lab:
         row.inflict(lab)
         sound(verifier.verify(lab, row.options, row.environment), row.step)
+
+
+def test_records_of_a_deployable_subject_that_fit_are_not_refused(
+    signed: Path, key: Path, verifier: Verifier
+) -> None:
+    """Without a lie in them, the step that finds the lies finds nothing."""
+    with laboratory(signed, key) as lab:
+        Attack("", "", "", attacks_deployable.deployable, "binder").inflict(lab)
+        assert "scenarios" not in verifier.verify(lab).steps
 
 
 def test_every_file_counts(signed: Path, key: Path, verifier: Verifier) -> None:

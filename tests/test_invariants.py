@@ -198,6 +198,7 @@ DRAFTING = {
     "counted after the last": ("model.layers.2.", {"num_nextn_predict_layers": 1}),
     "by a name": ("mtp.layers.0.", {}),
     "by a name inside": ("model.mtp_layers.0.", {}),
+    "by both": ("model.mtp_layers.0.", {"num_nextn_predict_layers": 1}),
 }
 
 

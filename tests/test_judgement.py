@@ -23,6 +23,7 @@ from report_factory import (
     token_shift,
 )
 
+from invarlock.cli.compare_told import spoken
 from invarlock.errors import ConfigError
 from invarlock.guards import CHAIN
 from invarlock.policy import Override, load_policy, resolve_policy
@@ -312,3 +313,16 @@ def test_the_summary_line_is_that_of_the_report():
     assert float(fields["ratio"]) == pytest.approx(1.004, abs=1e-4)
     assert int(fields["tokens"]) == 2 * 180 * TOKENS
     assert json.dumps(line).isascii()
+
+
+def test_a_warning_is_no_guard_that_spoke() -> None:
+    """A note on the kernels that ran, beside guards that found nothing."""
+
+    def note(run):
+        kernels = {"type": "dense_kernels", "severity": "warning", "message": "dense kernels"}
+        run["guards"][0]["failures"] = [kernels]
+
+    noted = make_report("noted", subject=note)
+    assert guard_flags(noted)["invariants_warn"] is True
+    assert spoken(noted) == []
+    assert spoken(make_rejected("refused")) == ["invariants"]

@@ -20,6 +20,7 @@ from report_factory import (
 )
 from test_verdict import SMOKE, judge, with_other
 
+from invarlock.reporting.dashboard import headline
 from invarlock.verdict.records import Evaluation
 from invarlock.verdict.text import render_verdict, word_of
 from invarlock.verdict.verdict import compile_verdict
@@ -62,6 +63,17 @@ def test_a_fail_asks_for_more_windows_where_they_would_decide() -> None:
     inexact = opening(judge(with_other("noop_clean", make_report("noop_clean", 1.0 + 1e-9))))
     assert "Unchanged weights did not pass" in inexact
     assert "too strong" not in inexact
+
+
+def test_a_tier_that_explores_is_said_under_the_verdict() -> None:
+    """A PASS of guards that decide nothing must not read like one that says something."""
+    plain = judge(SMOKE)
+    assert "exploring" not in plain
+    verdict = judge(with_other("noop_clean", make_report("noop_clean", tier="none")))
+    first, second = render_verdict(verdict).splitlines()[:2]
+    assert first == f"VERDICT: {word_of(verdict)}"
+    assert second.startswith("Tier none explores: no floors hold")
+    assert headline(make_report("noop_clean", tier="none")).startswith("The metric holds, and")
 
 
 def test_informational_stress_is_told_by_its_detectors() -> None:

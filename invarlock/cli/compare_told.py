@@ -49,7 +49,7 @@ def document(result: Compared) -> dict[str, Any]:
             "interval": metric.get("display_ci"),
             "decision": metric.get("decision"),
         },
-        "guards": _spoke(report),
+        "guards": spoken(report),
         "accepted": list(accepted_names(report)),
         "judged": block(meta, "execution") or {"format": "safetensors", "backend": "transformers"},
         "report": str(result.out / "evaluation.report.json"),
@@ -84,7 +84,7 @@ def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     for number, reason in enumerate(_reasons(result)):
         yield "" if number else "why", reason
     yield from _metric(report["primary_metric"])
-    yield "guards", ", ".join(_spoke(report)) or "none spoke"
+    yield "guards", ", ".join(spoken(report)) or "none spoke"
     if accepted := accepted_names(report):
         yield "accepted", ", ".join(accepted)
     yield "judged", _judged(report["meta"])
@@ -127,7 +127,7 @@ def _metric(metric: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield name, f"{metric['ratio_vs_baseline']:{form}}{unit} {shown}{more}"
 
 
-def _spoke(report: Mapping[str, Any]) -> list[str]:
+def spoken(report: Mapping[str, Any]) -> list[str]:
     """The guards that found something bad; the metric is no guard, a warning nothing bad."""
     found = signals.guard_flags(report)
     found["invariants"] = found.pop("invariants_fail")

@@ -161,6 +161,7 @@ def _subject(tree: Tree, place: ReportPlace, entry: Entry) -> Iterator[str]:
         if not ours:
             yield from deployable.check(tree, place.folder)
         if ours or "modules" in object_in(tree, place.folder + deployable.INVENTORY):
+            # check: deployable.records
             yield from deployable.check_ours(tree, place.folder, report, entry)
 
 

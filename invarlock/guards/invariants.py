@@ -175,12 +175,12 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
                 f" which the model itself does not run: {verb}: {_names(drafting)}"
             )
             found.append(_failure("drafting_layers", text, severity="warning"))
-        names = [name for name in given if name not in drafting]
-        if names:
+        others = [name for name in given if name not in drafting]
+        if others:
             found.append(
                 _failure(
                     kind,
-                    f"{counted(len(names), 'tensor is', 'tensors are')} {verb}: {_names(names)}",
+                    f"{counted(len(others), 'tensor is', 'tensors are')} {verb}: {_names(others)}",
                 )
             )
     for kind, names, one, several in (
@@ -230,11 +230,13 @@ def _layers_of(checkpoint: Checkpoint) -> int:
 
 def _drafts(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor is of a layer that drafts tokens for a server."""
+    if DRAFTING.fullmatch(name):
+        return True
     more, declared = checkpoint.config.get(DRAFTING_COUNT), _layers_of(checkpoint)
     layer = layer_of(name)
-    if isinstance(more, int) and declared and layer is not None:
-        return declared <= layer < declared + more
-    return DRAFTING.fullmatch(name) is not None
+    if not isinstance(more, int) or declared == 0 or layer is None:
+        return False
+    return declared <= layer < declared + more
 
 
 def _check_layers(subject: Checkpoint) -> list[Failure]:

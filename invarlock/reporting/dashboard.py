@@ -103,6 +103,8 @@ def headline(report: Report) -> str:
     if word == "PASS":
         through = accepted_names(report)
         but = f", and the user accepted by name: {', '.join(through)}" if through else ""
+        if not signals.enforces_guards(report):
+            return f"The metric holds, and guards decide nothing in a tier that explores{but}."
         return f"Every gate that was evaluated holds{but}."
     if word == "REJECTED":
         by = next(guard for guard in GUARDS if guard.of_files)

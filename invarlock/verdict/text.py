@@ -30,6 +30,10 @@ OPEN = (
     "Too little evidence: nothing that was measured is bad, and nothing shows that it is good"
     " enough (final_verdict.json: verdict FAIL, outcome inconclusive)."
 )
+EXPLORED = (
+    "Tier none explores: no floors hold, and guards are measured without deciding. Whether a"
+    " subject is as good as its baseline, only another tier says (tier=balanced)."
+)
 MAX_NAMED = 8  # evaluations that a FAIL names before its tables
 REPEAT = "Repeat the command: it makes only what is missing."
 SIGNALS = "informational_stress_min_signal_fraction"
@@ -141,6 +145,7 @@ def _opening(verdict: Mapping[str, Any]) -> list[str]:
     return [
         first_line(verdict),
         *(_wrap(OPEN) if word_of(verdict) == "INCONCLUSIVE" else []),
+        *(_wrap(EXPLORED) if verdict.get("exploring") else []),
         *_wrap(
             f"Suite {verdict['suite'] or '-'}, {counted(models, 'model')}, "
             f"{counts['records_total']} of {counts['expected_total']} evaluations; {rest}."

@@ -92,6 +92,7 @@ def compile_verdict(
         "verdict": "FAIL" if failed else "PASS",
         "outcome": _outcome([b for found in broken.values() for b in found]),
         "suite": manifest["_meta"].get("applied_suite"),
+        **({"exploring": True} if _explores(evaluations) else {}),
         "manifest": {
             "path": MANIFEST_PATH,
             "schema": manifest["schema"],
@@ -314,6 +315,12 @@ def _not_evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
     return left_out + [
         name for name in unflagged if any(not evaluated(report, name) for report in reports)
     ]
+
+
+def _explores(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether guards decide nothing in some evaluation, as its tier has it."""
+    reports = [evaluation.report for evaluation in evaluations if evaluation.report]
+    return not all(map(signals.enforces_guards, reports))
 
 
 def _vocabulary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

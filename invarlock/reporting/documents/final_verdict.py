@@ -235,6 +235,14 @@ class FinalVerdict(Closed, kw_only=True):
         ),
     ] = UNSET
     suite: Annotated[str | None, about("the suite")]
+    exploring: Annotated[
+        Literal[True] | UnsetType,
+        about(
+            "reports are of a tier that explores: no floors hold, and guards decide nothing; "
+            "absent otherwise"
+        ),
+        ADDED,
+    ] = UNSET
     manifest: Manifest
     criteria: Criteria
     counts: Counts
