@@ -18,9 +18,9 @@ from repository_copy import ROOT, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity", "differences", "counts", "numpy_on_use"),
+    ("errors", "severity", "counts", "numpy_on_use"),
     ("files", "variables", "deployment", "progress"),
-    ("loading_faults", "forecast"),
+    ("loading_faults", "forecast", "differences"),
     ("documents", "schemas", "progress_line"),
     (
         "registry",
