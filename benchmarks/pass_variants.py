@@ -7,6 +7,7 @@ time, since what pays depends on it.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +93,10 @@ def threads(number: int) -> Iterator[None]:
 @contextmanager
 def compiled_layers(model: Any) -> Iterator[None]:
     """Every block compiled by itself: one program, since blocks have one code."""
+    import torch
+
     layers = list(model.model.layers)
     for number, layer in enumerate(layers):
-        import torch
-
         model.model.layers[number] = torch.compile(layer, dynamic=False)
     try:
         yield
@@ -104,9 +105,7 @@ def compiled_layers(model: Any) -> Iterator[None]:
             model.model.layers[number] = layer
 
 
-def measure_variants(
-    folder: Path, windows: Path, dtype: str, count: int, compiling: bool = False
-) -> list[Row]:
+def measure_variants(folder: Path, windows: Path, dtype: str, count: int) -> list[Row]:
     """A row a variant: median ratio, its range, equal or not, and the CPU seconds."""
     from invarlock.run.determinism import seed_everything, set_environment
 
@@ -154,7 +153,7 @@ def measure_variants(
         "scores as a matrix (eager)": (lambda: plain_attention(model), ours, BUDGET),
         "two threads": (lambda: threads(2), ours, BUDGET),
     }
-    if compiling:
+    if shutil.which("g++"):
         variants["blocks compiled"] = (lambda: compiled_layers(model), ours, BUDGET)
     took: dict[str, list[float]] = {name: [] for name in variants}
     first: dict[str, float] = {}
