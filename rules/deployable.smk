@@ -34,8 +34,8 @@ rule pack_weights:
         options=L.options(PackWeightsOptions, "seed", "threads"),
         code=code("pack_weights"),
     shell:
-        ROOM + "INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock advanced pack-weights --baseline {input:q} --spec {params.spec:q}"
+        ROOM
+        + "python -m invarlock advanced pack-weights --baseline {input:q} --spec {params.spec:q}"
         " {params.options} --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 

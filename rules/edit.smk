@@ -31,8 +31,8 @@ rule edit:
         options=L.options(EditOptions, "seed"),
         code=code("edit"),
     shell:
-        ROOM + "INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock edit --baseline {input:q} --spec {params.spec:q} {params.options}"
+        ROOM
+        + "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} {params.options}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 
@@ -88,8 +88,8 @@ rule train:
         options=L.options(EditOptions, artifact_class=""),
         code=code("edit"),
     shell:
-        ROOM + "INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
+        ROOM
+        + "python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
         " --windows {input.windows:q} {params.options} --gpus {resources.gpu}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
@@ -121,8 +121,8 @@ rule inject:
         options=L.injection,
         code=code("inject"),
     shell:
-        ROOM + "INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
+        ROOM
+        + "python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
         " --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
 

@@ -46,6 +46,7 @@ ROOM_MINUTES = (1 if ALONE else int(C["timeout_minutes"])) if PLAN.tight else 0
 ROOM = (
     "[ {resources.room_minutes} -eq 0 ] || python -m invarlock advanced disk"
     " --subject {output.folder:q} --wait-minutes {resources.room_minutes} > {log[0]:q} 2>&1 && "
+    "INVARLOCK_USAGE={log.usage:q} "
 )
 
 
