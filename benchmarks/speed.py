@@ -12,7 +12,8 @@ guards    bare forward passes, the same with the metric, and a subject's whole r
           in the same batches, each in a process of its own (180 + 180 windows of 144 tokens), and
           the parts of the run: forward with the head, metric, guards
 sigma     the largest singular value of the 210 projections
-plan      dry runs of the largest suite, as it is and with 10,000 evaluations
+plan      dry runs of the largest suite without its pack, as it is and with 10,000 evaluations,
+          of which no pack could be verified
 
 The model is SmolLM2-135M-Instruct, converted into a temporary folder unless --model names it.
 Nothing here is asserted; run it on an idle machine. Linux only.
@@ -313,13 +314,22 @@ def plan(_: Path, __: Path, folder: Path) -> None:
     once = len(suites["full"]["models"]) * len(scenarios)
     rows = []
     for profile, runs in itertools.product(("profiles/cpu", "slurm"), (1, -(-EVALUATIONS // once))):
-        command = [sys.executable, "-m", "snakemake", "-n", "--profile", profile, "--config"]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-n",
+            "suite",
+            "--profile",
+            profile,
+            "--config",
+        ]
         command += ["suite=full", "net=1", f"out={folder / 'plan'}"]
         command += [f"runs={{clean: {runs}, stress: {runs}, error_injection: {runs}}}"]
         took = [cost(command) for _ in range(REPEATS)]
         medians = [statistics.median(getattr(c, key) for c in took) for key in PLANNED]
         rows.append([f"--profile {profile}", runs * once, *medians])
-    head = ["`snakemake -n`, suite=full", "evaluations", "wall s", "CPU s", "peak MB"]
+    head = ["`snakemake -n suite`, suite=full", "evaluations", "wall s", "CPU s", "peak MB"]
     table("Dry runs, medians of 3", head, rows)
 
 

@@ -63,6 +63,55 @@ def test_deferred_rendering_is_one_job(repository: Path) -> None:
     assert counts(graph(repository, page, *config, scenarios))["render_together"] == 1
 
 
+def test_the_runs_of_a_scenario_are_rendered_in_one_job(repository: Path) -> None:
+    """One job a scenario, whatever its runs; a page alone asks for no other scenario."""
+    config = ("--profile", "profiles/cpu", "--config", "out=out")
+    config += ("scenarios=noop_clean,quant_8bit_clean,nan_injection",)
+    jobs = graph(repository, "suite", *config, "runs={clean: 3, error_injection: 1}")
+    found = counts(jobs)
+    assert (found["evaluate"], found["render_3_runs"], found["render"]) == (7, 2, 1)
+    (pages,) = (job.words("output") for job in jobs if job.rule == "render")
+    folder = f"out/{SMOLLM2}/reports/nan_injection/run_1"
+    assert pages == [f"{folder}/{n}" for n in ("evaluation.html", "evaluation.md", "verify.json")]
+    alone = counts(graph(repository, f"{folder}/evaluation.md", *config))
+    assert (alone["evaluate"], alone["render"], "edit" in alone) == (1, 1, False)
+
+
+def test_new_page_code_makes_the_pages_again_and_measures_nothing(repository: Path) -> None:
+    """The template of the pages belongs to the rule that writes them alone."""
+    package = repository / "invarlock"
+    package.unlink()
+    shutil.copytree(ROOT / "invarlock", package, ignore=shutil.ignore_patterns("__pycache__"))
+    page = f"out/{SMOLLM2}/reports/nan_injection/run_1/evaluation.html"
+    words = (page, "--cores", "1", "--config", "out=out", "scenarios=nan_injection")
+    done = snakemake(repository, "out/state/model_revisions.json", *words[1:])
+    assert done.returncode == 0, done.stderr
+    for job in graph(repository, *words):  # the rest is only said to be made
+        for path in map(repository.joinpath, job.words("output")):
+            if not path.suffix:  # a checkpoint
+                path.mkdir(parents=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # the size of the weights is read when a run is planned
+            path.write_text('{"total_bytes": 1}' if path.name == "baseline.json" else "")
+    done = snakemake(repository, page, "--touch", "--forceall", *words[1:])
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" in snakemake(repository, "-n", *words).stdout
+    with open(package / "reporting/templates/report.html.j2", "a") as template:
+        template.write("<!-- changed -->")
+    assert counts(graph(repository, *words)) == {"render": 1}
+
+
+def test_more_than_a_pack_holds_can_be_planned_without_one(repository: Path) -> None:
+    """The limit is the verifier's: the pack is refused, the verdict is not."""
+    runs = "runs={clean: 25, stress: 25, error_injection: 25}"
+    config = ("--profile", "profiles/cpu", "--config", "suite=smoke", "out=out", runs)
+    done = snakemake(repository, "-n", *config)
+    assert done.returncode == 2
+    assert "the pack of 750 evaluations would be too large to be verified" in done.stderr
+    assert counts(graph(repository, "suite", *config))["evaluate"] == 750
+
+
 def test_the_sweep_is_made_and_packed_when_it_is_asked_for(repository: Path) -> None:
     """A target of its own, from every evaluation; by its rule or its file, beside the pack, the
     pack of the same command holds it."""
