@@ -225,9 +225,10 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
 # begun late. That of the cluster comes first; much of its time is spent waiting.
 LONGEST = (
     "test_slurm.py", "test_kill_each_rule.py", "test_preflight_run.py", "test_smoke_model.py",
-    "test_compatibility.py", "test_workflow_runs.py", "test_workflow_targets.py",
-    "test_orphans.py", "test_attacks.py", "test_evaluate.py", "test_fuzz.py", "test_accept.py",
-    "test_pack_atomic.py", "test_evaluate_device.py", "test_repeats.py", "test_sources_smollm2.py",
+    "test_compatibility.py", "test_orphans.py", "test_workflow_targets.py", "test_architectures.py",
+    "test_repeats.py", "test_workflow_runs.py", "test_compare.py", "test_attacks.py",
+    "test_fuzz.py", "test_pack_atomic.py", "test_evaluate_device.py", "test_causal_models.py",
+    "test_server.py", "test_sources_smollm2.py",
 )  # fmt: skip
 
 
