@@ -175,12 +175,12 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
                 f" which the model itself does not run: {verb}: {_names(drafting)}"
             )
             found.append(_failure("drafting_layers", text, severity="warning"))
-        names = [name for name in given if name not in drafting]
-        if names:
+        kept = [name for name in given if name not in drafting]
+        if kept:
             found.append(
                 _failure(
                     kind,
-                    f"{counted(len(names), 'tensor is', 'tensors are')} {verb}: {_names(names)}",
+                    f"{counted(len(kept), 'tensor is', 'tensors are')} {verb}: {_names(kept)}",
                 )
             )
     for kind, names, one, several in (
@@ -234,8 +234,9 @@ def _drafts(name: str, checkpoint: Checkpoint) -> bool:
         return True
     more, declared = checkpoint.config.get(DRAFTING_COUNT), _layers_of(checkpoint)
     layer = layer_of(name)
-    counted_after = isinstance(more, int) and declared > 0 and layer is not None
-    return counted_after and declared <= layer < declared + more
+    if not isinstance(more, int) or not declared or layer is None:
+        return False
+    return declared <= layer < declared + more
 
 
 def _check_layers(subject: Checkpoint) -> list[Failure]:
