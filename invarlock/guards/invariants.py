@@ -175,12 +175,12 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
                 f" which the model itself does not run: {verb}: {_names(drafting)}"
             )
             found.append(_failure("drafting_layers", text, severity="warning"))
-        others = [name for name in given if name not in drafting]
-        if others:
+        kept = [name for name in given if name not in drafting]
+        if kept:
             found.append(
                 _failure(
                     kind,
-                    f"{counted(len(others), 'tensor is', 'tensors are')} {verb}: {_names(others)}",
+                    f"{counted(len(kept), 'tensor is', 'tensors are')} {verb}: {_names(kept)}",
                 )
             )
     for kind, names, one, several in (
@@ -234,7 +234,7 @@ def _drafts(name: str, checkpoint: Checkpoint) -> bool:
         return True
     more, declared = checkpoint.config.get(DRAFTING_COUNT), _layers_of(checkpoint)
     layer = layer_of(name)
-    if not isinstance(more, int) or declared == 0 or layer is None:
+    if not isinstance(more, int) or not declared or layer is None:
         return False
     return declared <= layer < declared + more
 
