@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, TypeGuard
 
 from msgspec import msgpack
 
-from invarlock.files import digest_json, sha256_bytes
-
 ABSENT = object()  # in place of a value: one of the two documents has no such member
 _BYTES = msgpack.Encoder(order="sorted")
 SHOWN = 60  # characters of a value, or of the name of a member, that a line shows
@@ -71,14 +69,6 @@ def differences(
             )
     elif not _same(stored, computed, tolerance):
         yield Difference(pointer, stored, computed)
-
-
-def fingerprint(value: object) -> str:
-    """SHA-256 of the bytes that :func:`equal_text` compares; another one where those differ."""
-    try:
-        return sha256_bytes(_BYTES.encode(value))
-    except (TypeError, ValueError, OverflowError):
-        return digest_json(value)
 
 
 def equal_text(stored: object, computed: object) -> bool:

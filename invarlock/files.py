@@ -64,6 +64,20 @@ def digest_json(value: object) -> str:
     return sha256_bytes(canonical_json(value))
 
 
+def fingerprint(value: object) -> str:
+    """A digest that is equal exactly where :func:`digest_json` is, taken over MessagePack.
+
+    It is never written: numbers take a tenth of the time, and other versions may encode otherwise.
+    """
+    try:
+        return sha256_bytes(_MESSAGE_PACK.encode(value))
+    except (TypeError, ValueError, OverflowError):  # an integer beyond 64 bits
+        return digest_json(value)
+
+
+_MESSAGE_PACK = msgspec.msgpack.Encoder(order="sorted")
+
+
 def contract_hash(contract: Mapping[str, Any]) -> str:
     """First 16 hex of SHA-256 over a measurement contract as spaced, sorted JSON, as published."""
     return sha256_bytes(json.dumps(contract, sort_keys=True).encode())[:16]

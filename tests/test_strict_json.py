@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invarlock.differences import fingerprint
 from invarlock.errors import InputError
-from invarlock.files import MAX_JSON_DEPTH, MAX_JSON_DIGITS, canonical_json, parse_json
+from invarlock.files import (
+    MAX_JSON_DEPTH,
+    MAX_JSON_DIGITS,
+    canonical_json,
+    fingerprint,
+    parse_json,
+)
 
 
 def look_at_everything(data: bytes) -> Any:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import Struct, field
 
 from invarlock.contracts import check, violations
-from invarlock.differences import Difference, differences, fingerprint
+from invarlock.differences import Difference, differences
 from invarlock.documents.fields import is_added
 from invarlock.documents.kinds import CUSTOM, ORDER
 from invarlock.errors import InputError, InvarlockError
@@ -65,7 +65,7 @@ from invarlock.evidence.manifest import (
 from invarlock.evidence.policy_pack import PolicyPack, policy_pack_of
 from invarlock.evidence.published import deployable
 from invarlock.evidence.tree import MAX_JUDGED, Tree, size_of
-from invarlock.files import slug
+from invarlock.files import fingerprint, slug
 from invarlock.guards import representation
 from invarlock.metrics import ARMS
 from invarlock.policy import POLICY_PACK, source_of
