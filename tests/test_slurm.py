@@ -317,7 +317,8 @@ def test_what_a_batch_had_finished_is_not_measured_again(
     said = {name: (logs / name / "evaluate.1.log").read_text() for name in (CANCELLED, OUT_OF_TIME)}
     again = "(finished at an earlier start)"
     assert [name for name in said if again in said[name]] == [first]
-    assert digests(world.rough / RUN) == digests(world.calm / RUN)
+    rough, calm = (digests(folder / RUN) for folder in (world.rough, world.calm))
+    assert {k for k in rough.keys() | calm if rough.get(k) != calm.get(k)} == {"state/config.json"}
     assert not (world.rough / RUN / "state/finished").exists()
 
 

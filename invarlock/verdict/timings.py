@@ -153,7 +153,7 @@ def _total(benchmarks: Iterable[Path]) -> float:
 
 def _seconds(benchmark: Path) -> float | None:
     """Wall time in a benchmark file: the column ``s`` of its last row."""
-    if not benchmark.is_file():
+    if not benchmark.is_file() or not benchmark.stat().st_size:  # of a job that failed
         return None
     rows = [line.split("\t") for line in benchmark.read_text().splitlines() if line]
     try:
