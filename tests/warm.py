@@ -26,7 +26,12 @@ AT_IMPORT = ("PYTHON", "LD_", "HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "LANG", 
 
 @functools.cache
 def python() -> str:
-    """The path of a ``python`` whose commands are forks; the same in all of this process."""
+    """The path of a ``python`` whose commands are forks; the same in all of this process.
+
+    On other systems than Linux it is the usual one: their libraries do not all survive a fork.
+    """
+    if sys.platform != "linux":
+        return sys.executable
     folder = Path(tempfile.mkdtemp(prefix="invarlock-warm-"))
     listening = folder / "socket"
     same = {k: v for k, v in os.environ.items() if k.startswith(AT_IMPORT)}
