@@ -93,6 +93,8 @@ def batch(what):
         name = f"{what}_{wildcards.model}"
         if hasattr(wildcards, "scenario"):
             name += f"_{PLACES[wildcards.scenario] // C['batch']}"
+        if hasattr(wildcards, "run"):  # repeats do not make it longer
+            name += f"_{wildcards.run}"
         # jobs that do not depend on each other share a group only as its components
         settings = workflow.group_settings
         if name not in settings.group_components:
