@@ -151,7 +151,10 @@ _TABLE: tuple[Variable, ...] = (
     _read("INVARLOCK_DEBUG", "1: processes that a command starts show tracebacks; set by"
           " `--debug`"),
     _read("INVARLOCK_PROGRESS", "a file that measuring processes add a line to after each batch:"
-          " windows done, of all, tokens done, of all; set by `invarlock compare`"),
+          " windows done, of all, tokens done, of all; set by `invarlock compare` and by the"
+          " workflow"),
+    _read("CI", "set: progress of a run is a plain line now and then, also on a terminal"),
+    _read("TERM", "dumb: the same"),
     _read("INVARLOCK_ONE_LOAD", "set by the workflow for its jobs: the process whose jobs take"
           " their libraries from one fork server (`one_load`)"),
     _read("INVARLOCK_FINISHED", "set by the workflow for jobs of a cluster that hold several"

@@ -201,7 +201,7 @@ def test_a_recorded_ending_is_the_same(
     before = run.server()
     worker(ENDINGS[status])
     more = ("--record-failure", "--timeout-minutes", "0.02")
-    assert world.evaluate(world.baseline, tmp_path / "out", *more) == 0
+    assert main(world.command(world.baseline, tmp_path / "out", *more)) == 0
     assert read(tmp_path / "out", "outcome.json")["status"] == status
     assert alive(before)
 
@@ -212,7 +212,7 @@ def test_an_end_by_a_scheduler_is_never_recorded(
     """SIGTERM of the measuring process is no crash."""
     worker("kill -TERM $$")
     with pytest.raises(SystemExit) as ended:
-        world.evaluate(world.baseline, tmp_path / "out", "--record-failure")
+        main(world.command(world.baseline, tmp_path / "out", "--record-failure"))
     assert ended.value.code == 143
     assert not (tmp_path / "out").exists()
 
@@ -223,7 +223,7 @@ def test_the_batch_is_halved_when_memory_runs_out(
     """The exit code of a failed allocation, and the job on standard input."""
     worker(f"cat >> {tmp_path}/jobs; echo >> {tmp_path}/jobs; exit 75")
     more = ("--attempt", "2", "--record-failure")
-    assert world.evaluate(world.baseline, tmp_path / "out", *more) == 0
+    assert main(world.command(world.baseline, tmp_path / "out", *more)) == 0
     jobs = [json.loads(line) for line in (tmp_path / "jobs").read_text().splitlines()]
     assert [job["token_budget"] for job in jobs] == [1024, 512]
     assert read(tmp_path / "out", "outcome.json")["status"] == "out_of_memory"
@@ -262,7 +262,7 @@ def test_a_server_that_is_killed_costs_a_start(
     before = run.server()
     worker(f"if [ -e {marker} ]; then echo measured again >&2; exit 1; fi\n"
            f"echo $$ > {marker}; kill -9 $PPID; exec sleep 600")  # fmt: skip
-    assert world.evaluate(world.baseline, tmp_path / "out", "--record-failure") == 0
+    assert main(world.command(world.baseline, tmp_path / "out", "--record-failure")) == 0
     assert not alive(int(marker.read_text()))
     assert not alive(before)
     assert read(tmp_path / "out", "outcome.json")["error"] == "measured again"
@@ -430,7 +430,7 @@ def test_a_server_that_does_not_answer_is_done_without(
     monkeypatch.setattr(forkserver, "ANSWER", 0.5)
     worker("echo alone >&2; exit 1")
     try:
-        assert world.evaluate(world.baseline, tmp_path / "out", "--record-failure") == 0
+        assert main(world.command(world.baseline, tmp_path / "out", "--record-failure")) == 0
     finally:
         os.kill(server, signal.SIGCONT)
     assert read(tmp_path / "out", "outcome.json")["error"] == "alone"

@@ -196,10 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = _run([word for word in argv if word != "--debug"], debug=True)
         else:
             code = _run(argv, debug=False)
-    if "INVARLOCK_USAGE" in os.environ and code == 0:
+    if (file := os.environ.get("INVARLOCK_USAGE")) and code == 0:
         from invarlock.run import usage
 
-        usage.write(Path(os.environ[usage.FILE]), time.monotonic() - started)
+        usage.write(Path(file), time.monotonic() - started)
     return code
 
 
