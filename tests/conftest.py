@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,7 +229,7 @@ LONGEST = (
     "test_compatibility.py", "test_orphans.py", "test_workflow_targets.py", "test_architectures.py",
     "test_repeats.py", "test_workflow_runs.py", "test_compare.py", "test_attacks.py",
     "test_fuzz.py", "test_pack_atomic.py", "test_evaluate_device.py", "test_causal_models.py",
-    "test_server.py", "test_sources_smollm2.py",
+    "test_server.py", "test_sources_smollm2.py", "test_forkserver.py", "test_hidden_states.py",
 )  # fmt: skip
 
 
@@ -245,6 +246,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # --- the machine ---------------------------------------------------------------------------
+
+# A shell starts what runs in its background with Ctrl-C ignored, which every process below inherits.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
