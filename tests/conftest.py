@@ -247,7 +247,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # --- the machine ---------------------------------------------------------------------------
 
-# A shell starts what runs in its background with Ctrl-C ignored, which every process below inherits.
+# A shell starts what runs in its background with Ctrl-C ignored, as do all processes below.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
