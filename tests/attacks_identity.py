@@ -57,6 +57,8 @@ def subject(folder: str, name: str) -> Callable[[Lab], object]:
         report["meta"]["checkpoint_sha256"] = digest
         stated = report["provenance"]["subject"]
         stated.update(checkpoint_sha256=digest, checkpoint=factory.parts(name))
+        if name == "baseline":  # of which no part differs
+            report["structure"]["parts_changed"] = []
 
     def damage(lab: Lab) -> None:
         edit_json(lab.pack / folder / "evaluation.report.json", change)
