@@ -95,6 +95,7 @@ rule baseline_report:
         options=lambda wc: L.measuring(RunOptions, wc),
         code=code("run"),
     shell:
-        "INVARLOCK_PROGRESS={log[0]:q}.progress INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
+        PROGRESS
+        + USAGE
+        + "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
         " --gpus {resources.gpu} --out {params.folder:q} > {log[0]:q} 2>&1"

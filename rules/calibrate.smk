@@ -57,8 +57,9 @@ rule calibrate:
         options=lambda wc: L.measuring(CalibrateOptions, wc),
         code=code("calibrate"),
     shell:
-        "INVARLOCK_PROGRESS={log[0]:q}.progress INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
+        PROGRESS
+        + USAGE
+        + "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
         " {params.options} --gpus {resources.gpu}"
         ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log[0]:q} 2>&1'
 

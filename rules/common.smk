@@ -215,6 +215,12 @@ def of_evaluations(*names):
     return lambda wildcards: [f"{f}/{name}" for f in L.evaluations for name in names]
 
 
+def of_runs(runs, *names):
+    """These files of every run of a scenario."""
+    folder = OUT / "{model}/reports/{scenario}"
+    return [folder / f"run_{n}" / name for n in range(1, runs + 1) for name in names]
+
+
 def first_pages(wildcards):
     """A page of each scenario, with which all others of its runs are made."""
     return [f"{f}/{PAGES[0]}" for f in L.evaluations if f.name == "run_1"]

@@ -35,6 +35,7 @@ rule pack_weights:
         code=code("pack_weights"),
     shell:
         ROOM
+        + USAGE
         + "python -m invarlock advanced pack-weights --baseline {input:q} --spec {params.spec:q}"
         " {params.options} --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
@@ -61,14 +62,13 @@ rule deployable:
         gpu=gpus,
         runtime=run_minutes,
     params:
-        out=str(RUN),
+        out=lambda wc: str(RUN).format(**wc),
         state=own_state,
         options=lambda wc: L.options(
             DeployableOptions, scenario=S.scenario(wc.scenario).text
         ),
         code=code("deployable"),
     shell:
-        "INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock advanced deployable --baseline {input.baseline:q}"
+        USAGE + "python -m invarlock advanced deployable --baseline {input.baseline:q}"
         " --subject {input.subject:q} --report {input.report:q} {params.options}"
         " --gpus {resources.gpu} --out {params.out:q} > {log[0]:q} 2>&1"

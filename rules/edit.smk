@@ -32,6 +32,7 @@ rule edit:
         code=code("edit"),
     shell:
         ROOM
+        + USAGE
         + "python -m invarlock edit --baseline {input:q} --spec {params.spec:q} {params.options}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 
@@ -89,6 +90,7 @@ rule train:
         code=code("edit"),
     shell:
         ROOM
+        + USAGE
         + "python -m invarlock edit --baseline {input.baseline:q} --spec {params.spec:q}"
         " --windows {input.windows:q} {params.options} --gpus {resources.gpu}"
         " --out {output.folder:q} --metadata {output.metadata:q} > {log[0]:q} 2>&1"
@@ -122,6 +124,7 @@ rule inject:
         code=code("inject"),
     shell:
         ROOM
+        + USAGE
         + "python -m invarlock inject --baseline {input:q} {params.options} --out {output.folder:q}"
         " --metadata {output.metadata:q} > {log[0]:q} 2>&1"
 

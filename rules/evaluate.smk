@@ -7,12 +7,6 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
-def of_runs(runs, *names):
-    """These files of every run of a scenario."""
-    folder = OUT / "{model}/reports/{scenario}"
-    return [folder / f"run_{n}" / name for n in range(1, runs + 1) for name in names]
-
-
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
@@ -60,8 +54,9 @@ rule evaluate:
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        "INVARLOCK_PROGRESS={log[0]:q}.progress INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
+        PROGRESS
+        + USAGE
+        + "python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
         ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
         " --preset {input.preset:q} {params.options}"
         " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"

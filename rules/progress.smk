@@ -3,6 +3,7 @@
 # How far the run is, and about how long it takes: invarlock/forecast.py, invarlock/progress_line.py.
 
 import atexit
+import math
 
 from snakemake.logging import logger as said
 from snakemake.settings.enums import Quietness
@@ -43,12 +44,12 @@ def work_of(job):
 
 
 def tokens_of(rule_name, model):
-    """What a job is going to measure."""
-    long, null = S.long_windows, C["calibration"]
+    """What a job is going to measure at least; it says itself what the text gives beside that."""
     if rule_name in (*EVALUATIONS, "baseline_report"):
+        long = S.long_windows
         return model.seq_len * (model.preview + model.final) + long.seq_len * long.final
-    if rule_name == "calibrate":  # the baseline and two null edits
-        return model.seq_len * 2 * null["windows"] * null["seeds"] * 3
+    if rule_name == "calibrate":
+        return math.prod(null_runs(model))
     return 0
 
 

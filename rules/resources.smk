@@ -46,8 +46,10 @@ ROOM_MINUTES = (1 if ALONE else int(C["timeout_minutes"])) if PLAN.tight else 0
 ROOM = (
     "[ {resources.room_minutes} -eq 0 ] || python -m invarlock advanced disk"
     " --subject {output.folder:q} --wait-minutes {resources.room_minutes} > {log[0]:q} 2>&1 && "
-    "INVARLOCK_USAGE={log.usage:q} "
 )
+# Files in which a command says what it took, and how far it is.
+USAGE = "INVARLOCK_USAGE={log.usage:q} "
+PROGRESS = "INVARLOCK_PROGRESS={log[0]:q}.progress "
 
 
 def is_away():
@@ -307,8 +309,14 @@ def search_minutes(wildcards, attempt):
     return int(tries * minutes * attempt)
 
 
+def null_runs(model):
+    """The runs of a calibration, baseline and two null edits on the windows of every seed, and the
+    tokens of each."""
+    null = C["calibration"]
+    return 3 * null["seeds"], model.seq_len * 2 * null["windows"]
+
+
 def calibrate_minutes(wildcards, attempt):
-    """Baseline and two null edits on the windows of every calibration seed."""
-    tokens = S.model(wildcards.model).seq_len * 2 * C["calibration"]["windows"]
-    runs = 3 * C["calibration"]["seeds"]
+    """All runs of a calibration."""
+    runs, tokens = null_runs(S.model(wildcards.model))
     return int(runs * pass_minutes(wildcards, tokens) * attempt)

@@ -123,8 +123,8 @@ rule search:
         options=lambda wc: L.measuring(TuneOptions, wc),
         code=code("tune"),
     shell:
-        "INVARLOCK_USAGE={log.usage:q}"
-        " python -m invarlock advanced tune --baseline {input.baseline:q} --edits {wildcards.edit}"
+        USAGE
+        + "python -m invarlock advanced tune --baseline {input.baseline:q} --edits {wildcards.edit}"
         ' --selection-windows {input.selection:q} --selection-run "$(dirname {input.selection_run:q})"'
         " --confirmation-windows {input.confirmation:q}"
         ' --confirmation-run "$(dirname {input.confirmation_run:q})"'
