@@ -53,16 +53,15 @@ __all__ = [
 ]
 
 
-# Of the bytes of a tokenizer, the digest of their content: to read its JSON takes longer than all
-# else that is asked of a checkpoint's headers, and baseline and subject mostly have the same.
-_contents: dict[str, str] = {}
+_contents: dict[str, str] = {}  # of the bytes of a tokenizer, the digest of their content
 
 
 def tokenizer_digest(folder: Path) -> str | None:
     """SHA-256 of the canonical content of ``tokenizer.json`` (never its path); None without one.
 
-    Every byte is read each time. Bytes that this process has decoded before, of this folder or of
-    another, are not decoded again, which takes a hundred times as long.
+    Every byte is read each time. Bytes that this process has decoded before are not decoded again,
+    which takes longer than all else that is asked of a checkpoint's headers; baseline and subject
+    mostly have the same.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -332,6 +331,16 @@ class Checkpoint:
     def digest(self) -> str:
         """:func:`checkpoint_digest` of this checkpoint."""
         return checkpoint_digest(self.parts())
+
+    def changed_tensors(self, baseline: Checkpoint) -> list[str] | None:
+        """The tensors that are not the baseline's; None where names, types or shapes differ."""
+        before, now = (
+            {name: (info.dtype, info.shape) for name, info in side.tensors.items()}
+            for side in (baseline, self)
+        )
+        if before != now:
+            return None
+        return [n for n in now if baseline.tensor_digest(n) != self.tensor_digest(n)]
 
     def take_recorded(self) -> None:
         """Take over the digests that stand recorded for unchanged files, where any is unknown.

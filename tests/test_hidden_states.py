@@ -20,6 +20,7 @@ from test_run_passes import report_of
 
 from invarlock.begin_of_text import begin_token
 from invarlock.checkpoints import Checkpoint, tokenizer_digest
+from invarlock.metrics.started import Started
 from invarlock.policy import load_policy
 from invarlock.reporting.replay import replay
 from invarlock.roles import layer_of
@@ -30,7 +31,6 @@ from invarlock.run.hidden_states import (
     LISTING,
     Place,
     Source,
-    Started,
     boundaries_of,
     first_changed,
 )

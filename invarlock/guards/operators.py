@@ -173,18 +173,10 @@ def _changed_blocks(baseline: Checkpoint, subject: Checkpoint) -> tuple[str, ...
     """What stands before the names of each block that differs; empty where that is not all that
     differs, or where nothing does: a subject without an edit is measured whole, as a control."""
     wiring = wiring_of(baseline.config)
-    alike = baseline.config == subject.config and baseline.tensors.keys() == subject.tensors.keys()
-    if wiring is None or not alike or baseline.packed or subject.packed:
+    if wiring is None or baseline.config != subject.config or baseline.packed or subject.packed:
         return ()
-    changed = [name for name in subject.tensors if not _same_tensor(baseline, subject, name)]
-    found = [re.match(wiring.block, name) for name in changed]
+    found = [re.match(wiring.block, name) for name in subject.changed_tensors(baseline) or ()]
     return tuple({block.group() for block in found if block}) if all(found) else ()
-
-
-def _same_tensor(baseline: Checkpoint, subject: Checkpoint, name: str) -> bool:
-    before, now = baseline.tensors[name], subject.tensors[name]
-    kind = (before.dtype, before.shape) == (now.dtype, now.shape)
-    return kind and baseline.tensor_digest(name) == subject.tensor_digest(name)
 
 
 def _alone(stats: WeightStats) -> OperatorStats:

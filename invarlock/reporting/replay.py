@@ -25,6 +25,7 @@ from invarlock.metrics.cost import COSTS, LATENCY, THROUGHPUT, costs_of
 from invarlock.metrics.kind import Metric
 from invarlock.metrics.kinds import METRICS
 from invarlock.metrics.perplexity import Bootstrap
+from invarlock.metrics.started import Started
 from invarlock.pages.reading import BASELINE
 from invarlock.policy import Override, Policy, resolve_policy, source_of
 from invarlock.reporting.evaluation import EvaluationReport, evaluation_report
@@ -41,7 +42,6 @@ ROUNDED = 1e-6  # relative; more than the digits of a cost leave open
 SHIFT_COLUMNS = ("top1_agreement", "kl_sum", "probability_change_sum")
 Report = Mapping[str, Any]
 Contracts = Mapping[str, Mapping[str, Any]]  # measurement contracts by the guards' names
-STARTED = ("block", "blocks", "windows", "checked")  # members of meta.started
 NOT_RUN = "the windows of a subject that was not run"
 NOT_ALL = "the windows of a control that were not measured"
 POLICY_PACK = "that the thresholds are those of the policy pack it names"
@@ -457,9 +457,10 @@ def _started(report: Report) -> Iterator[str]:
     if said is None:
         return
     where = "/meta/started"
-    if not (isinstance(said, Mapping) and set(said) == set(STARTED)
-            and all(_is_count(said[key]) and said[key] > 0 for key in STARTED)):  # fmt: skip
-        yield f"{where} does not hold {', '.join(STARTED)}, each above 0"
+    names = Started._fields
+    if not (isinstance(said, Mapping) and set(said) == set(names)
+            and all(_is_count(said[key]) and said[key] > 0 for key in names)):  # fmt: skip
+        yield f"{where} does not hold {', '.join(names)}, each above 0"
         return
     ran = sum(len(report["evaluation_windows"][arm]["window_ids"]) for arm in ARMS)
     if said["block"] > said["blocks"] or said["windows"] + said["checked"] > ran:

@@ -29,6 +29,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError
 from invarlock.files import atomic_directory, free_bytes, read_json_object, write_json
 from invarlock.metrics import ARMS
+from invarlock.metrics.started import Started
 from invarlock.roles import Role, architecture_of, layer_of, role_of
 from invarlock.run.spread import stacks_of
 
@@ -58,11 +59,7 @@ def first_changed(baseline: Checkpoint, subject: Checkpoint) -> int | None:
         return None
     if _read(baseline) != _read(subject) or "auto_map" in subject.config:
         return None
-    if {n: (i.dtype, i.shape) for n, i in baseline.tensors.items()} != {
-        n: (i.dtype, i.shape) for n, i in subject.tensors.items()
-    }:
-        return None
-    changed = [n for n in baseline.tensors if baseline.tensor_digest(n) != subject.tensor_digest(n)]
+    changed = subject.changed_tensors(baseline) or ()
     at = [_block_of(name, baseline.config) for name in changed]
     return min(at, default=0) or None
 
@@ -205,16 +202,6 @@ def boundaries_of(blocks: int, most: int) -> list[int]:
 
 
 # --- what a pass does with them ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Started:
-    """From where the pass of a subject ran."""
-
-    block: int  # the first that ran for these windows, counted from 0; ``blocks``: none did
-    blocks: int  # of the model
-    windows: int  # that ran from it
-    checked: int  # others, that ran whole, too, and gave the same bits
 
 
 @dataclass(frozen=True)

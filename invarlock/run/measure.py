@@ -33,6 +33,7 @@ from invarlock.guards.rmt import CALIBRATION_WINDOWS, Activation, ActivationProb
 from invarlock.metrics import ARMS
 from invarlock.metrics.kind import Example
 from invarlock.metrics.looks import rows_of
+from invarlock.metrics.started import Started
 from invarlock.pictures import Pictures, folder_of
 from invarlock.policy import Policy
 from invarlock.run.forward import (
@@ -49,7 +50,6 @@ from invarlock.run.forward import (
 from invarlock.run.hidden_states import (
     Place,
     Source,
-    Started,
     States,
     kept_by,
     starting,

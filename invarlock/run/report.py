@@ -113,7 +113,7 @@ def run_report(
             "checkpoint_sha256": checkpoint.sha256,
             "parameters": checkpoint.n_parameters,
             **_execution(checkpoint, measured),
-            **({"started": asdict(measured.started)} if measured and measured.started else {}),
+            **({"started": measured.started._asdict()} if measured and measured.started else {}),
         },
         "data": {
             "windows_sha256": windows.sha256,
