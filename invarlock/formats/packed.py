@@ -35,7 +35,7 @@ NEGLIGIBLE = 1e-5
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
 # Files of older makers that say it, too; some loaders read these first.
-PACKING_FILES = ("quantize_config.json", "quant_config.json")
+GPTQ_FILE, AWQ_FILE = "quantize_config.json", "quant_config.json"
 # Members of those that list modules which are not packed.
 LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
 OTHER_RULES = ("dynamic",)  # members that say for each module by itself
@@ -87,7 +87,7 @@ class Packed(Format):
 
     inside: ClassVar[str] = "safetensors"
     packed: ClassVar[bool] = True
-    packing_files: ClassVar[frozenset[str]] = frozenset(PACKING_FILES)
+    packing_files: ClassVar[frozenset[str]] = frozenset({GPTQ_FILE, AWQ_FILE})
     # How the names of its stored tensors end, which no dense model's do.
     marks: ClassVar[tuple[str, ...]] = ()
 

@@ -15,7 +15,7 @@ from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import PackedTensor, Tensors
 from invarlock.formats.packed import (
-    PACKING_FILES,
+    AWQ_FILE,
     Packed,
     disagreement,
     dtype_of,
@@ -118,7 +118,7 @@ class Awq(Packed):
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         yield from super().faults(source, baseline)
         found = quantization_of(read_json_object(source / "config.json"))
-        beside = source / PACKING_FILES[1]
+        beside = source / AWQ_FILE
         if beside.is_file():
             yield from disagreement(found, read_json_object(beside), beside.name)
 

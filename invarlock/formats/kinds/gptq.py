@@ -18,7 +18,7 @@ from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import Inventory, PackedTensor, Tensors
 from invarlock.formats.packed import (
-    PACKING_FILES,
+    GPTQ_FILE,
     Made,
     Packed,
     disagreement,
@@ -139,7 +139,7 @@ class Gptq(Packed):
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         yield from super().faults(source, baseline)
         config = read_json_object(source / "config.json")
-        beside = source / PACKING_FILES[0]
+        beside = source / GPTQ_FILE
         if beside.is_file():
             yield from disagreement(quantization_of(config), read_json_object(beside), beside.name)
         found = [i for i in self.inventory(source).tensors.values() if isinstance(i, Made)]
