@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -40,31 +41,11 @@ def memory_not_filled() -> Iterator[None]:
 @contextmanager
 def sorted_weights(model: Any) -> Iterator[None]:
     """Weights in the order of the matrix product, whatever their dtype."""
-    import torch
+    from invarlock.run import packed_weights
 
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear]
-    made: dict[int, Any] = {}
-    for layer in layers:
-        place = layer.weight.data_ptr()
-        if place not in made:
-            made[place] = torch.ops.mkldnn._reorder_linear_weight(layer.weight, BUDGET)
-        vars(layer)["forward"] = _product(made[place], layer)
-    try:
+    whatever = mock.patch.object(packed_weights, "_sortable", return_value=True)
+    with whatever, packed_weights.packed_weights(model, BUDGET):
         yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
-
-
-def _product(made: Any, layer: Any) -> Callable[[Any], Any]:
-    import torch
-
-    def forward(inputs: Any) -> Any:
-        if not inputs.numel():
-            return torch.nn.functional.linear(inputs, layer.weight, layer.bias)
-        return torch.ops.mkldnn._linear_pointwise(inputs, made, layer.bias, "none", [], "")
-
-    return forward
 
 
 @contextmanager

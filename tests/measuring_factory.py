@@ -89,11 +89,15 @@ def write_tiny_windows(folder: Path, path: Path, plan: WindowPlan) -> None:
     write_windows(path, make_windows(folder, documents(), plan, source))
 
 
-def make_world(root: Path) -> World:
+WINDOWS = WindowPlan(SEQ_LEN, ARM, ARM, 43)
+FEW = WindowPlan(32, 12, 12, 43)  # below every floor, for what is not about the result
+
+
+def make_world(root: Path, plan: WindowPlan = WINDOWS) -> World:
     """Make the checkpoint and the windows, and measure the baseline in a process of its own."""
     world = World(root)
     make_llama(world.baseline, hidden=32, seed=1)
-    write_tiny_windows(world.baseline, world.windows, WindowPlan(SEQ_LEN, ARM, ARM, 43))
+    write_tiny_windows(world.baseline, world.windows, plan)
     measure(world.baseline, world.windows, world.run)
     return world
 

@@ -11,11 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoint_factory import make_llama
-from measuring_factory import World, change, measure, read, write_tiny_windows
+from measuring_factory import FEW, World, change, make_world, read
 from repository_copy import ROOT
-
-from invarlock.windows import WindowPlan
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 # Takes the only GPU and keeps it until its standard input ends.
@@ -30,11 +27,7 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A measured baseline on few windows."""
-    made = World(tmp_path_factory.mktemp("world"))
-    make_llama(made.baseline, hidden=32, seed=1)
-    write_tiny_windows(made.baseline, made.windows, WindowPlan(32, 12, 12, 43))
-    measure(made.baseline, made.windows, made.run)
-    return made
+    return make_world(tmp_path_factory.mktemp("world"), FEW)
 
 
 @pytest.fixture

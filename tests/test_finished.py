@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_factory import make_llama
 from conftest import measuring_here
-from measuring_factory import World, change, measure, read, write_tiny_windows
+from measuring_factory import FEW, World, change, make_world, read
 
 from invarlock.cli import evaluate
-from invarlock.windows import WindowPlan
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 
@@ -24,10 +22,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A measured baseline on few windows, and a subject with one NaN."""
-    made = World(tmp_path_factory.mktemp("world"))
-    make_llama(made.baseline, hidden=32, seed=1)
-    write_tiny_windows(made.baseline, made.windows, WindowPlan(32, 12, 12, 43))
-    measure(made.baseline, made.windows, made.run)
+    made = make_world(tmp_path_factory.mktemp("world"), FEW)
     subject = shutil.copytree(made.baseline, made.root / "subject")
     change(subject, lambda t: t[DOWN][0].fill_(math.nan))
     return made

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from checkpoint_factory import make_llama
-from measuring_factory import FILES, World, measure, read, write_tiny_windows
+from measuring_factory import FEW, FILES, World, make_world, read
 from repository_copy import ROOT
 
 from invarlock.cli import evaluate, main
 from invarlock.run import forkserver
 from invarlock.run.forkserver import Call, Child, NoServer, Setting, start
-from invarlock.windows import WindowPlan
 
 LIMIT = 100.0  # seconds, on a machine that is busy with other things
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -103,11 +101,7 @@ def run(shared: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A measured baseline on few windows."""
-    made = World(tmp_path_factory.mktemp("world"))
-    make_llama(made.baseline, hidden=32, seed=1)
-    write_tiny_windows(made.baseline, made.windows, WindowPlan(32, 12, 12, 43))
-    measure(made.baseline, made.windows, made.run)
-    return made
+    return make_world(tmp_path_factory.mktemp("world"), FEW)
 
 
 @pytest.fixture
