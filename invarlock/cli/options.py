@@ -91,7 +91,7 @@ class _Option(NamedTuple):
 
 def _options(record: type) -> tuple[_Option, ...]:
     """The options of a record: its own, then those of its bases in their order."""
-    return _options_of(record)
+    return _options_of(record)  # apart: type checkers take a record for what has no hash
 
 
 @functools.cache  # a plan of thousands of jobs asks for the words of each
