@@ -29,9 +29,9 @@ Fields = Mapping[str, Any]
 # Names, versions, paths, and what only chooses the form of a result.
 IGNORED = re.compile(
     r"_name_or_path|model_name|.*_version|_commit_hash|unsloth_fixed|is_local|local_files_only"
-    r"|dtype|torch_dtype|_?attn_implementation(?:_internal|_autoset)?|_experts_implementation"
+    r"|_?attn_implementation(?:_internal|_autoset)?|_experts_implementation"
     r"|_flash_attn_2_enabled|use_cache|output_(?:attentions|hidden_states|router_logits|past)"
-    r"|return_dict|architectures"
+    r"|return_dict|architectures|dtype|torch_dtype|auto_map"  # the last four by themselves
 )
 # What only training, or a head that is not measured, reads.
 TRAINING = re.compile(
@@ -52,6 +52,8 @@ ACTING = re.compile(
     r"|attention_bias|mlp_bias|head_dim|n_inner|hidden_act|hidden_activation|activation_function"
     r"|.*norm_eps(?:ilon)?|is_decoder|is_encoder_decoder|add_cross_attention"
     r"|decoder_start_token_id|quantization_config|scale_decoder_outputs|alibi|no_rope_layers"
+    r"|is_causal|use_bidirectional_attention|dual_chunk_attention_config|attn_temperature_tuning"
+    r"|interleaved_sliding_window|(?:qkv_|o_|use_)?bias|(?:use_)?qk_(?:layer)?norm"
 )
 # With another value the tensors have other shapes, or are another network's.
 SHAPES = frozenset(
@@ -69,6 +71,8 @@ SHAPES = frozenset(
 ELSEWHERE = frozenset(
     {"vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
 )
+# The rotation as loaders from before ``rope_parameters`` read it.
+OLDER_ROTATION = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 # Other names under which one config.json may give a field a second time.
 SECOND_NAMES = (
     ("hidden_act", "hidden_activation", "activation_function"),
@@ -126,7 +130,13 @@ def differences(baseline: Fields, subject: Fields) -> list[SettingDifference]:
             _difference("model_type", Weight.IMPOSSIBLE, kind, subject.get("model_type")),
             *_contradicted(baseline, subject),
         ]
-    found = [*_contradicted(baseline, subject), *_other_architectures(baseline, subject)]
+    found = [
+        *_contradicted(baseline, subject),
+        *_other_architectures(baseline, subject),
+        *_other_code(baseline, subject),
+        *_other_dtype(baseline, subject),
+        *_older_spelling_lost(baseline, subject),
+    ]
     if _read(baseline) == _read(subject):  # no class needs to be asked
         return found
     before = _resolved(baseline)
@@ -163,6 +173,66 @@ def _other_architectures(baseline: Fields, subject: Fields) -> list[SettingDiffe
     # one that does not name the baseline's class is served as another model, or not at all
     acts = bool(before) and not before <= after
     return [_difference("architectures", Weight.FUNCTION if acts else Weight.NOTE, b, s)]
+
+
+def _other_code(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
+    """Loaders that are allowed to take a model's code from where this says."""
+    b, s = (code_of(config) for config in (baseline, subject))
+    if b != s:
+        new = any(b.get(part) != code for part, code in s.items())
+        weight = Weight.FUNCTION if new else Weight.NOTE
+        yield _difference("auto_map", weight, baseline.get("auto_map"), subject.get("auto_map"))
+
+
+def code_of(settings: Fields) -> dict[str, str]:
+    """What ``auto_map`` names, whichever repository a loader has put in front of it."""
+    named = settings.get("auto_map")
+    return {
+        str(part): re.sub(r"[^\s'\"]+--", "", str(code))
+        for part, code in (named.items() if isinstance(named, Mapping) else ())
+    }
+
+
+def _other_dtype(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
+    """The dtype that servers run a model in, which both are not measured in."""
+    b, s = (_dtype(config) for config in (baseline, subject))
+    if b and s and b != s:
+        message = f"config.json: dtype was {b}, is {s}: servers run the subject in it"
+        yield SettingDifference("dtype", Weight.NOTE, message)
+
+
+def _dtype(config: Fields) -> str:
+    named = config.get("dtype") or config.get("torch_dtype") or ""
+    return str(named).removeprefix("torch.")
+
+
+def _older_spelling_lost(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
+    """A rotation that the subject gives in ``rope_parameters`` alone, and the baseline not.
+
+    Loaders from before that field take their defaults for it, and say nothing.
+    """
+    given = [name for name in OLDER_ROTATION if baseline.get(name) is not None]
+    if (
+        not given
+        or not subject.get("rope_parameters")
+        or all(subject.get(name) is not None for name in given)
+    ):
+        return
+    alone = {k: v for k, v in subject.items() if k != "rope_parameters"}
+    kept = {k: v for k, v in baseline.items() if k != "rope_parameters"}
+    try:
+        now, older, theirs = (
+            _resolved(c).fields.get("rope_parameters") for c in (subject, alone, kept)
+        )
+    except InputError:  # told where the two are compared
+        return
+    if now == older or now != theirs:
+        return
+    text = (
+        f"config.json: {' and '.join(given)} is in rope_parameters alone: loaders from before"
+        f" transformers 5 read {short(older)}, and say nothing; give both"
+    )
+    yield SettingDifference(given[0], Weight.NOTE, text)
 
 
 def _read(config: Fields) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from invarlock.errors import InputError
 from invarlock.files import parse_json, read_bytes, read_json_object
+from invarlock.formats.kind import SINGLE_NAME
 from invarlock.guards.chat_templates import check_templates
 from invarlock.guards.findings import Failure
 from invarlock.guards.generation_settings import check_generation
@@ -30,6 +31,8 @@ from invarlock.shipped_files import (
 OPTIONAL = ("tokenizer_files", "processor_config")
 BY_MEANING = ("chat_template", "generation_config", "tokenizer_config", "special_tokens")
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+# Files that some loader takes for a model's weights; those of the subject's format are read.
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
 OWN = ("config.json", "tokenizer.json")  # compared by the other invariants
 
 
@@ -46,7 +49,9 @@ class _Sides:
         return any(self.before.get(n) != self.after.get(n) for n in names)
 
 
-def check_shipped(baseline: Path, subject: Path, read: Collection[str] = ()) -> list[Failure]:
+def check_shipped(
+    baseline: Path, subject: Path, read: Collection[str] = (SINGLE_NAME,)
+) -> list[Failure]:
     """How the shipped files of two checkpoint folders differ; nothing for equal bytes.
 
     ``read``: files of the subject that its format reads, and that are compared as weights.
@@ -138,18 +143,28 @@ def _content(path: Path) -> object:
 
 
 def _beside(sides: _Sides, read: Collection[str]) -> Iterator[Failure]:
-    """Files of one side alone that nothing here reads, and that are no known leftovers."""
+    """Files that nothing here reads: weights, and what only one side has and is no leftover."""
     before, after = names_in(sides.baseline), names_in(sides.subject) - {*read}
+    # those of the baseline that were copied along, too: they are not what was edited
+    stray = sorted(n for n in after if n.endswith(OTHER_WEIGHTS) and not is_unread(n))
+    if stray:
+        text = f"weights beside those that are judged, which some loaders take: {_listed(stray)}"
+        yield _note("other_weights", text)
     for what, names in (("new", after - before), ("lost", before - after)):
         odd = sorted(
             n
             for n in names
-            if kind_of(n) is None and not is_unread(n) and n not in OWN and not n.endswith(WEIGHTS)
+            if kind_of(n) is None
+            and not is_unread(n)
+            and n not in (*OWN, *stray)
+            and not n.endswith(WEIGHTS)
         )
         if odd:
-            more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
-            listed = ", ".join(odd[:5]) + more
-            yield _note("other_files", f"files that are not compared are {what}: {listed}")
+            yield _note("other_files", f"files that are not compared are {what}: {_listed(odd)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _note(kind: str, message: str) -> Failure:

@@ -65,6 +65,8 @@ class Safetensors(Format):
                 tensors[name] = info
         if weight_map is not None:
             _refuse_disagreement(folder, weight_map, tensors)
+        else:
+            _refuse_more(folder, tensors)
         return Inventory(dict(sorted(tensors.items())), shards, metadata)
 
 
@@ -89,6 +91,26 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             hint="remove the one that is not meant",
         )
     return weight_map
+
+
+def _refuse_more(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse a second file with tensors of the model where no index says which one is meant.
+
+    Loaders of the library read the single file; servers read every file that ends like it, the
+    last one over the others.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        twice = (
+            []
+            if path.name == SINGLE_NAME
+            else [*(tensors.keys() & read_shard_header(path).tensors)]
+        )
+        if twice:
+            raise InputError(
+                f"two sets of weights: {len(twice)} tensors of {SINGLE_NAME} are in {path.name}"
+                " too, and servers without an index read both", where=str(folder),
+                hint="remove the one that is not meant",
+            )  # fmt: skip
 
 
 def _refuse_disagreement(
