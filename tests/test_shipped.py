@@ -145,6 +145,9 @@ SPELLINGS: dict[str, dict[str, object]] = {
     "template in a list": {
         "tokenizer_config.json": {"chat_template": [{"name": "default", "template": TEMPLATE}]}
     },
+    "padding where generation needs it": {"tokenizer_config.json": {"padding_side": "left"}},
+    "texts cut off later": {"tokenizer_config.json": {"model_max_length": 10**30}},
+    "no cache": {"generation_config.json": {"use_cache": False}},
     "ids in another order": {"generation_config.json": {"eos_token_id": [9, 1, 7]}},
     "defaults spelled out": {
         "generation_config.json": {"do_sample": False, "top_k": 50, "num_beams": 1}
@@ -208,6 +211,18 @@ def test_settings_that_only_config_json_gives_are_those_that_a_loader_saves(
     assert effective(plain) == effective(saved)
 
 
+def test_padding_that_generation_needs_may_not_be_lost(baseline: Path, subject: Path) -> None:
+    """Of several texts at once, answers would follow the padding."""
+    put(subject, "tokenizer_config.json", {"padding_side": "left"})
+    assert blocking(subject, baseline) == {"tokenizer_config"}
+
+
+def test_what_older_loaders_refuse_is_told(baseline: Path, subject: Path) -> None:
+    """A class of tokenizers that they do not know."""
+    put(subject, "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"})
+    assert "before transformers 5 refuse it" in str(check_shipped(baseline, subject))
+
+
 # --- damage -----------------------------------------------------------------------------------
 
 DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
@@ -239,8 +254,22 @@ DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
     "end-of-text switched on": (
         {"tokenizer_config.json": {"add_eos_token": True}}, {"tokenizer_config"},
     ),
-    "padding on the other side": (
-        {"tokenizer_config.json": {"padding_side": "left"}}, {"tokenizer_config"},
+    "cut off on the other side": (
+        {"tokenizer_config.json": {"truncation_side": "left"}}, {"tokenizer_config"},
+    ),
+    "a space before every text, as older loaders put it": (
+        {"tokenizer_config.json": {"add_prefix_space": True}}, {"tokenizer_config"},
+    ),
+    "a class of the library that splits otherwise": (
+        {"tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer"}},
+        {"tokenizer_config", "special_tokens"},  # and has tokens of its own
+    ),
+    "code of a tokenizer": (
+        {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x--y.Z", None]}}},
+        {"remote_code"},
+    ),
+    "code that generates": (
+        {"custom_generate/generate.py": "def generate(): pass"}, {"remote_code"},
     ),
     "shorter texts": ({"tokenizer_config.json": {"model_max_length": 64}}, {"tokenizer_config"}),
     "end of text of the base model": (
@@ -314,10 +343,10 @@ def test_a_broken_file_of_the_baseline_is_said(baseline: Path, subject: Path) ->
 def test_messages_name_both_values_and_no_place(baseline: Path, subject: Path) -> None:
     """Reports are compared between machines."""
     put(subject, "generation_config.json", {"eos_token_id": 1})
-    put(subject, "tokenizer_config.json", {"padding_side": "left"})
+    put(subject, "tokenizer_config.json", {"truncation_side": "left"})
     told = [f["message"] for f in check_shipped(baseline, subject)]
     assert "generation settings: eos_token_id was [1, 7, 9], is 1" in told
-    assert "tokenizer settings: padding_side was 'right', is 'left'" in told
+    assert "tokenizer settings: truncation_side was 'right', is 'left'" in told
     assert not any(str(folder) in message for folder in (baseline, subject) for message in told)
 
 
