@@ -217,6 +217,13 @@ def test_padding_that_generation_needs_may_not_be_lost(baseline: Path, subject: 
     assert blocking(subject, baseline) == {"tokenizer_config"}
 
 
+def test_another_text_of_a_template_is_told(baseline: Path, subject: Path) -> None:
+    """No conversation tried shows it; another might."""
+    put(subject, "chat_template.jinja", TEMPLATE + "{% if messages | length > 50 %}!{% endif %}")
+    (note,) = (f for f in check_shipped(baseline, subject) if "has another text" in f["message"])
+    assert note["severity"] == "warning"
+
+
 def test_what_older_loaders_refuse_is_told(baseline: Path, subject: Path) -> None:
     """A class of tokenizers that they do not know."""
     put(subject, "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"})
@@ -237,6 +244,26 @@ DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
     ),
     "no generation prompt": (
         {"tokenizer_config.json": {"chat_template": TEMPLATE.replace("assistant\n", "")}},
+        {"chat_template"},
+    ),
+    "a long conversation cut": (
+        {"tokenizer_config.json": {
+            "chat_template": TEMPLATE.replace("in messages", "in messages[-4:]")}},
+        {"chat_template"},
+    ),
+    "a question in parts forgotten": (
+        {"tokenizer_config.json": {
+            "chat_template": TEMPLATE.replace("m['content']", "(m['content'] is string)")}},
+        {"chat_template"},
+    ),
+    "a role refused": (
+        {"tokenizer_config.json": {"chat_template": "{% if messages[0]['role'] == 'developer' %}"
+            "{{ raise_exception('no') }}{% endif %}" + TEMPLATE}},
+        {"chat_template"},
+    ),
+    "effort forgotten": (
+        {"tokenizer_config.json": {"chat_template": TEMPLATE +
+            "{% if reasoning_effort == 'high' %}!{% endif %}"}},
         {"chat_template"},
     ),
     "tools forgotten": ({"additional_chat_templates/tool_use.jinja": TOOLS}, {"chat_template"}),
