@@ -79,6 +79,7 @@ FILES = {
     "chat_template.jinja": TEMPLATE,
     "chat_template.json": '{"chat_template": "x"}',
     "additional_chat_templates/tool_use.jinja": TOOLS,
+    "custom_generate/generate.py": "def generate(): pass",
     "generation_config.json": '{"eos_token_id": 1}',
     "tokenizer_config.json": '{"padding_side": "left"}',
     "special_tokens_map.json": '{"pad_token": "<s>"}',
@@ -224,6 +225,31 @@ def test_another_text_of_a_template_is_told(baseline: Path, subject: Path) -> No
     assert note["severity"] == "warning"
 
 
+def test_vocabulary_files_that_older_loaders_write_are_a_note(
+    baseline: Path, subject: Path
+) -> None:
+    """A library of before saves them from the same tokenizer."""
+    model = json.loads((subject / "tokenizer.json").read_text())["model"]
+    put(baseline_without := subject, "vocab.json", None)
+    saved = shutil.copytree(baseline_without, subject.with_name("saved"))
+    put(saved, "vocab.json", json.dumps(model["vocab"]))
+    put(saved, "merges.txt", "#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])) + "\n")
+    assert blocking(baseline_without, saved) == set()
+    put(saved, "vocab.json", {"the": 3})
+    assert blocking(baseline_without, saved) == {"tokenizer_files"}
+
+
+def test_weights_beside_those_that_are_judged_are_told(baseline: Path, subject: Path) -> None:
+    """Copied from the baseline too: they are not what was edited."""
+    (subject / "consolidated.safetensors").write_bytes(b"x")
+    both = shutil.copytree(subject, subject.with_name("both"))
+    (both / "pytorch_model.bin").write_bytes(b"x")
+    (both / "training_args.bin").write_bytes(b"x")
+    (note,) = check_shipped(subject, both)
+    assert (note["type"], note["severity"]) == ("other_weights", "warning")
+    assert note["message"].endswith(": consolidated.safetensors, pytorch_model.bin")
+
+
 def test_what_older_loaders_refuse_is_told(baseline: Path, subject: Path) -> None:
     """A class of tokenizers that they do not know."""
     put(subject, "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"})
@@ -326,6 +352,7 @@ DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
     "template empty": ({"chat_template.jinja": " \n"}, {"chat_template"}),
     "map empty": ({"special_tokens_map.json": ""}, {"special_tokens"}),
     "another vocabulary for other loaders": ({"vocab.json": {"a": 7}}, {"tokenizer_files"}),
+    "other merges for other loaders": ({"merges.txt": "#version: 0.2\nx y\n"}, {"tokenizer_files"}),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock import tokenizer_meaning
 from invarlock.errors import InputError
 from invarlock.files import parse_json, read_bytes, read_json_object
 from invarlock.formats.kind import SINGLE_NAME
@@ -29,6 +30,8 @@ from invarlock.shipped_files import (
 # Where one side lacks a file of this kind, another file says the same, or no loader of the other
 # side needs it: what is missing shows in what the loader resolves.
 OPTIONAL = ("tokenizer_files", "processor_config")
+MERGES = "merges.txt"
+VOCABULARY = (MERGES, "vocab.json")  # which say what the newer file of a tokenizer does
 BY_MEANING = ("chat_template", "generation_config", "tokenizer_config", "special_tokens")
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 # Files that some loader takes for a model's weights; those of the subject's format are read.
@@ -126,10 +129,31 @@ def _other_files(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
             what = "has another content"
         else:
             what = "is new" if before is None else "is lost"
-        if kind in OPTIONAL and None in (before, after):
+        if before is None and (other := _other_vocabulary(sides.subject, name)):
+            yield _fatal("shipped_file_changed", f"{name} is new, and {other}", kind)
+        elif kind in OPTIONAL and None in (before, after):
             yield _note("shipped_file_changed", f"{name} {what}")
         else:
             yield _fatal("shipped_file_changed", f"{name} {what}", kind)
+
+
+def _other_vocabulary(folder: Path, name: str) -> str:
+    """What a vocabulary file that only the subject has says otherwise than its tokenizer.json:
+    some loaders and converters read the file in its place."""
+    whole = folder / tokenizer_meaning.NAME
+    if name not in VOCABULARY or not whole.is_file():
+        return ""
+    if name == MERGES:
+        merges = read_json_object(whole).get("model", {}).get("merges") or ()
+        mine = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+        lines = [line for line in read_bytes(folder / name).decode().splitlines() if line.strip()]
+        stated = [line for line in lines if not line.startswith("#version")]
+        return "" if stated == mine else "has other merges than tokenizer.json"
+    ids = tokenizer_meaning.read_tokenizer(whole).get_vocab(with_added_tokens=True)
+    stated_ids = parse_json(read_bytes(folder / name), name)
+    given = stated_ids.items() if isinstance(stated_ids, dict) else ()
+    other = next((token for token, number in given if ids.get(token) != number), None)
+    return "" if other is None else f"gives {other!r} another id than tokenizer.json"
 
 
 def _content(path: Path) -> object:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import INDEX_NAME, SINGLE_NAME, Format, Inventory
@@ -107,8 +108,9 @@ def _refuse_more(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
         )
         if twice:
             raise InputError(
-                f"two sets of weights: {len(twice)} tensors of {SINGLE_NAME} are in {path.name}"
-                " too, and servers without an index read both", where=str(folder),
+                f"two sets of weights: {counted(len(twice), 'tensor')} of {SINGLE_NAME} in"
+                f" {path.name} too, and servers read both where no index says which",
+                where=str(folder),
                 hint="remove the one that is not meant",
             )  # fmt: skip
 
