@@ -229,8 +229,8 @@ def _older_spelling_lost(baseline: Fields, subject: Fields) -> Iterator[SettingD
     if now == older or now != theirs:
         return
     text = (
-        f"config.json: {' and '.join(given)} is in rope_parameters alone: loaders from before"
-        f" transformers 5 read {short(older)}, and say nothing; give both"
+        f"config.json: {', '.join(given)} stood by itself and is in rope_parameters alone: loaders"
+        " from before transformers 5 take their default instead, and say nothing; give both"
     )
     yield SettingDifference(given[0], Weight.NOTE, text)
 
