@@ -13,7 +13,6 @@ read it (``ACTING``).
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Any, cast
 
 from invarlock.differences import short
 from invarlock.errors import InputError
-from invarlock.files import canonical_json
+from invarlock.files import FLOAT_TAG, canonical_json
 
 Fields = Mapping[str, Any]
 
@@ -211,28 +210,39 @@ def _older_spelling_lost(baseline: Fields, subject: Fields) -> Iterator[SettingD
 
     Loaders from before that field take their defaults for it, and say nothing.
     """
-    given = [name for name in OLDER_ROTATION if baseline.get(name) is not None]
-    if (
-        not given
-        or not subject.get("rope_parameters")
-        or all(subject.get(name) is not None for name in given)
-    ):
+    part, theirs = (_language_part(config) for config in (subject, baseline))
+    given = [name for name in OLDER_ROTATION if theirs.get(name) is not None]
+    if not given or not part.get("rope_parameters") or all(part.get(n) is not None for n in given):
         return
-    alone = {k: v for k, v in subject.items() if k != "rope_parameters"}
-    kept = {k: v for k, v in baseline.items() if k != "rope_parameters"}
     try:
-        now, older, theirs = (
-            _resolved(c).fields.get("rope_parameters") for c in (subject, alone, kept)
+        now, older, before = map(
+            _read_rotation, (subject, _before_it(subject), _before_it(baseline))
         )
     except InputError:  # told where the two are compared
         return
-    if now == older or now != theirs:
+    if now == older or now != before:
         return
     text = (
         f"config.json: {', '.join(given)} stood by itself and is in rope_parameters alone: loaders"
         " from before transformers 5 take their default instead, and say nothing; give both"
     )
     yield SettingDifference(given[0], Weight.NOTE, text)
+
+
+def _language_part(config: Fields) -> Fields:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _before_it(config: Fields) -> Fields:
+    """A configuration as loaders from before ``rope_parameters`` see it."""
+    inner = config.get("text_config")
+    seen = {k: v for k, v in config.items() if k != "rope_parameters"}
+    return seen | ({"text_config": _before_it(inner)} if isinstance(inner, Mapping) else {})
+
+
+def _read_rotation(config: Fields) -> object:
+    return _language_part(_resolved(config).fields).get("rope_parameters")
 
 
 def _read(config: Fields) -> bytes:
@@ -265,13 +275,23 @@ def _resolved(config: Fields) -> Effective:
     level = library_log.get_verbosity()
     library_log.set_verbosity_error()
     try:  # the class works on the dictionaries it is given
-        resolved = made.from_dict(copy.deepcopy(dict(config))).to_dict()
+        resolved = made.from_dict(_with_infinities(config)).to_dict()
     except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
         cause = " ".join(str(error).split())
         raise InputError(f"{made.__name__} refuses it: {cause}") from error
     finally:
         library_log.set_verbosity(level)
     return Effective(resolved, _declared(kind) | (set(resolved) - set(config)))
+
+
+def _with_infinities(value: Any) -> Any:
+    """A copy with the numbers that JSON has no word for."""
+    if isinstance(value, Mapping):
+        tagged = value.get(FLOAT_TAG) if len(value) == 1 else None
+        if isinstance(tagged, str):
+            return float(tagged)
+        return {key: _with_infinities(item) for key, item in value.items()}
+    return [_with_infinities(item) for item in value] if isinstance(value, list) else value
 
 
 def _declared(kind: str) -> frozenset[str]:

@@ -260,6 +260,35 @@ def test_values_that_the_class_refuses_are_one_line() -> None:
         differences(PLAIN, {**PLAIN, "num_hidden_layers": "two"})
 
 
+def test_a_rotation_of_a_part_that_older_loaders_do_not_find_is_told() -> None:
+    """Models for images too state it in the part that reads text."""
+    text = {k: v for k, v in LLAMA.items() if k not in ("rope_theta", "rope_scaling")}
+    older = {"rope_theta": LLAMA["rope_theta"], "rope_scaling": LLAMA["rope_scaling"]}
+    newer = {"rope_parameters": {"rope_theta": LLAMA["rope_theta"], **LLAMA["rope_scaling"]}}
+    before, after = ({"model_type": "llava", "text_config": text | rope} for rope in (older, newer))
+    assert weights(before, after) == {"rope_theta": Weight.NOTE}
+    assert weights(after, before) == {}
+
+
+def test_a_limit_that_is_none_has_two_spellings(tmp_path: Path) -> None:
+    """Python writes Infinity, the newest library an object; another limit acts."""
+    from transformers import BambaConfig, Mamba2Config
+
+    from invarlock.files import read_json_object
+
+    for made in (Mamba2Config, BambaConfig):
+        made().save_pretrained(tmp_path)
+        newer = read_json_object(tmp_path / "config.json")
+        limits = json.dumps(newer).replace('{"__float__": "Infinity"}', "Infinity")
+        assert "Infinity" in limits
+        (tmp_path / "config.json").write_text(limits)
+        older = read_json_object(tmp_path / "config.json")
+        assert differences(older, {**newer, "use_cache": False}) == []
+        assert weights(older, {**newer, "time_step_limit": [0.0, 1.0]}) == {
+            "time_step_limit": Weight.FUNCTION
+        }
+
+
 def test_long_values_are_cut_to_what_differs() -> None:
     """A table of rotation factors says the entry, and a list its beginning."""
     config = OLD["phi3"]
