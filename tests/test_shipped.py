@@ -441,3 +441,66 @@ def test_settings_differ_exactly_where_their_meaning_does(
 def test_what_others_compare_is_not_in_the_table(name: str) -> None:
     """Configuration, tokenizer and weights have their own places."""
     assert kind_of(name) is None
+
+
+# --- processors -------------------------------------------------------------------------------
+
+IMAGES = {
+    "image_processor_type": "CLIPImageProcessor", "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 28}, "resample": 3, "processor_class": "LlavaProcessor",
+}  # fmt: skip
+WHOLE = {"processor_class": "LlavaProcessor", "patch_size": 14}
+OWN, BOTH = "preprocessor_config.json", "processor_config.json"
+FAST = {"image_processor_type": "CLIPImageProcessorFast", "default_to_square": True, "device": None}
+
+
+def processor(folder: Path, own: object = None, whole: object = None) -> Path:
+    """A model for images too, with these settings in the older and in the newer place."""
+    put(folder, "config.json", {"vision_config": {"model_type": "clip_vision_model"}})
+    for name, content in ((OWN, own), (BOTH, whole)):
+        put(folder, name, None)
+        put(folder, name, None if content is None else json.dumps(content))
+    return folder
+
+
+PROCESSORS: dict[str, tuple[object, object, set[str]]] = {
+    "in one file, as the newer library saves it": (
+        None, {**WHOLE, "image_processor": IMAGES}, set(),
+    ),
+    "a class that computes the same": ({**IMAGES, **FAST}, WHOLE, set()),
+    "in both places alike": (IMAGES, {**WHOLE, "image_processor": IMAGES}, set()),
+    "in both places, not alike": (
+        {**IMAGES, "resample": 2}, {**WHOLE, "image_processor": IMAGES}, {"processor_config"},
+    ),
+    "another mean": ({**IMAGES, "image_mean": [0, 0, 0]}, WHOLE, {"processor_config"}),
+    "another mean in the newer place": (
+        None, {**WHOLE, "image_processor": {**IMAGES, "image_mean": [0, 0, 0]}},
+        {"processor_config"},
+    ),
+    "one more setting": ({**IMAGES, "do_normalize": False}, WHOLE, {"processor_config"}),
+    "another size of patches": (IMAGES, {**WHOLE, "patch_size": 7}, {"processor_config"}),
+    "images forgotten": (None, WHOLE, {"processor_config"}),
+    "lost": (None, None, {"processor_config"}),
+    "code": (
+        {**IMAGES, "auto_map": {"AutoImageProcessor": "x--y.Z"}}, WHOLE,
+        {"remote_code"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_processors_are_compared_wherever_they_are_kept(
+    baseline: Path, tmp_path: Path, case: str
+) -> None:
+    """What a library moves is the same; what it would compute otherwise blocks."""
+    own, whole, names = PROCESSORS[case]
+    before = processor(shutil.copytree(baseline, tmp_path / "before"), IMAGES, WHOLE)
+    after = processor(shutil.copytree(baseline, tmp_path / "after"), own, whole)
+    assert blocking(before, after) == names
+
+
+def test_a_model_for_text_needs_no_processor(baseline: Path, subject: Path) -> None:
+    """What a tokenizer's repository left there."""
+    put(baseline_with := shutil.copytree(baseline, subject.with_name("with")), OWN, IMAGES)
+    assert blocking(baseline_with, subject) == set()
+    assert "which a model for text does not need" in str(check_shipped(baseline_with, subject))

@@ -18,6 +18,7 @@ from invarlock.formats.kind import SINGLE_NAME
 from invarlock.guards.chat_templates import check_templates
 from invarlock.guards.findings import Failure
 from invarlock.guards.generation_settings import check_generation
+from invarlock.guards.processor_settings import check_processor
 from invarlock.guards.tokenizer_settings import check_tokenizer, resolve, special_tokens
 from invarlock.shipped_files import (
     file_digests,
@@ -29,10 +30,12 @@ from invarlock.shipped_files import (
 
 # Where one side lacks a file of this kind, another file says the same, or no loader of the other
 # side needs it: what is missing shows in what the loader resolves.
-OPTIONAL = ("tokenizer_files", "processor_config")
+OPTIONAL = ("tokenizer_files",)
 MERGES = "merges.txt"
 VOCABULARY = (MERGES, "vocab.json")  # which say what the newer file of a tokenizer does
-BY_MEANING = ("chat_template", "generation_config", "tokenizer_config", "special_tokens")
+BY_MEANING = (
+    "chat_template", "generation_config", "tokenizer_config", "special_tokens", "processor_config",
+)  # fmt: skip
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 # Files that some loader takes for a model's weights; those of the subject's format are read.
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
@@ -84,6 +87,8 @@ def _by_meaning(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
     kinds = {kind_of(name) for name in broken}
     if "generation_config" not in kinds and sides.differ("generation_config"):
         yield from check_generation(sides.baseline, sides.subject)
+    if "processor_config" not in kinds and sides.differ("processor_config"):
+        yield from check_processor(sides.baseline, sides.subject)
     settings = "tokenizer_config", "special_tokens"
     if kinds & {*settings, "chat_template"} or not sides.differ(*settings, "chat_template"):
         return
@@ -117,7 +122,7 @@ def _unreadable(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _other_files(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
-    """Vocabularies, processors and code: by content, JSON without regard to its layout."""
+    """Vocabularies and code: by content, JSON without regard to its layout."""
     for name in sorted({*sides.before, *sides.after} - {*broken}):
         kind = kind_of(name)
         before, after = sides.before.get(name), sides.after.get(name)
