@@ -194,13 +194,14 @@ def code_of(settings: Fields) -> dict[str, str]:
 
 def _other_dtype(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
     """The dtype that servers run a model in, which both are not measured in."""
-    b, s = (_dtype(config) for config in (baseline, subject))
+    b, s = (stated_dtype(config) for config in (baseline, subject))
     if b and s and b != s:
         message = f"config.json: dtype was {b}, is {s}: servers run the subject in it"
         yield SettingDifference("dtype", Weight.NOTE, message)
 
 
-def _dtype(config: Fields) -> str:
+def stated_dtype(config: Fields) -> str:
+    """The dtype that ``config.json`` names; empty where it names none."""
     named = config.get("dtype") or config.get("torch_dtype") or ""
     return str(named).removeprefix("torch.")
 
@@ -352,6 +353,9 @@ def _implied(name: str, value: Any, fields: Fields) -> Any:
         return hidden // int(heads)
     if value is None and name == "n_inner" and isinstance(fields.get("n_embd"), int):
         return 4 * int(fields["n_embd"])
+    if name == "layer_types" and isinstance(value, list) and {*value} == {"full_attention"}:
+        # as where nothing is said, unless a window is
+        return value if fields.get("sliding_window") else None
     return value
 
 
@@ -361,6 +365,9 @@ def _plain(name: str, value: Any) -> Any:
         items = {str(k): _plain(str(k), v) for k, v in value.items() if v is not None}
         if "rope_type" in items or "type" in items:  # the older name of the kind of rotation
             items["rope_type"] = items.pop("type", None) or items["rope_type"]
+        if items.get("rope_type") == "linear" and items.get("factor") == 1:  # stretched by nothing
+            items = {**items, "rope_type": "default"}
+            items.pop("factor")
         return items
     if isinstance(value, list | tuple):
         return [_plain("", item) for item in value]

@@ -64,6 +64,10 @@ HARMLESS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
     "a window that is not used": (QWEN2, {"sliding_window": None}),
     "another window that is not used": (QWEN2, {"sliding_window": 32768}),
     "layers without window, listed": (QWEN2, {"layer_types": ["full_attention"] * 24}),
+    "layers without window, listed for a class that has none": (
+        PLAIN, {"layer_types": ["full_attention"] * 16}),
+    "positions stretched by nothing": (
+        PLAIN, {"rope_scaling": {"rope_type": "linear", "factor": 1.0}}),
     "the newer name of dtype": (PLAIN, {"torch_dtype": None, "dtype": "bfloat16"}),
     "no dtype": (PLAIN, {"torch_dtype": None}),
     "the default rotation in the newer spelling": (
@@ -154,6 +158,9 @@ def test_what_no_measured_function_reads_is_a_note(
         (PLAIN, {"hidden_act": "gelu"}, "hidden_act"),
         (PLAIN, {"attention_bias": True}, "attention_bias"),
         (OLD["mistral"], {"sliding_window": None}, "sliding_window"),
+        ({**OLD["mistral"], "sliding_window": 4096}, {"layer_types": ["full_attention"] * 32},
+         "layer_types"),
+        (PLAIN, {"rope_scaling": {"rope_type": "dynamic", "factor": 1.0}}, "rope_parameters"),
         (OLD["mixtral"], {"num_experts_per_tok": 1}, "num_experts_per_tok"),
         (QWEN2, {"use_sliding_window": True, "max_window_layers": 12}, "layer_types"),
         (OLD["gemma2"], {"attn_logit_softcapping": None}, "attn_logit_softcapping"),
