@@ -72,6 +72,7 @@ ELSEWHERE = frozenset(
 )
 # The rotation as loaders from before ``rope_parameters`` read it.
 OLDER_ROTATION = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+TIED = "tie_word_embeddings"
 # Other names under which one config.json may give a field a second time.
 SECOND_NAMES = (
     ("hidden_act", "hidden_activation", "activation_function"),
@@ -407,6 +408,10 @@ def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:
     if windows and config.get("use_sliding_window") is False:
         text = f"{inside}layer_types names sliding layers, {inside}use_sliding_window is False"
         found.append(("layer_types", text))
+    inner = config.get("text_config")
+    ties = [part.get(TIED) for part in (config, inner if isinstance(inner, Mapping) else {})]
+    if None not in ties and ties[0] != ties[1]:
+        found.append((TIED, f"{TIED} is {ties[0]}, text_config.{TIED} {ties[1]}"))
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, Mapping) and not inside:
             found += contradictions(value, f"{key}.")

@@ -228,6 +228,9 @@ def test_another_network_cannot_be_accepted(changes: Mapping[str, Any]) -> None:
                                           "partial_rotary_factor": 1.0}},
          "partial_rotary_factor"),
         (QWEN2, {"layer_types": ["sliding_attention"] * 24}, "layer_types"),
+        (OLD["gemma3"], {"tie_word_embeddings": True, "text_config": {
+            **OLD["gemma3"]["text_config"], "tie_word_embeddings": False}},
+         "tie_word_embeddings"),
         (OLD["gemma3"], {"text_config": {
             **OLD["gemma3"]["text_config"],
             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},

@@ -101,7 +101,9 @@ def check_checkpoint(
         *_check_tying(baseline, subject),
         *_check_finite(subject),
         *_check_packing(baseline, subject),
-        *check_shipped(baseline.folder, subject.folder, subject.read_files),
+        *check_shipped(
+            baseline.folder, subject.folder, subject.read_files, subject.form.configured
+        ),
     ]
 
 

@@ -56,11 +56,12 @@ class _Sides:
 
 
 def check_shipped(
-    baseline: Path, subject: Path, read: Collection[str] = (SINGLE_NAME,)
+    baseline: Path, subject: Path, read: Collection[str] = (SINGLE_NAME,), whole: bool = True
 ) -> list[Failure]:
     """How the shipped files of two checkpoint folders differ; nothing for equal bytes.
 
     ``read``: files of the subject that its format reads, and that are compared as weights.
+    ``whole``: whether the subject's folder is what was named, and no view that its format made.
 
     Raises:
         InputError: the system refuses to read a file.
@@ -78,7 +79,7 @@ def check_shipped(
         *found,
         *_by_meaning(sides, broken),
         *_other_files(sides, broken),
-        *_beside(sides, read),
+        *_beside(sides, read, whole),
     ]
 
 
@@ -171,12 +172,12 @@ def _content(path: Path) -> object:
     return data
 
 
-def _beside(sides: _Sides, read: Collection[str]) -> Iterator[Failure]:
+def _beside(sides: _Sides, read: Collection[str], whole: bool) -> Iterator[Failure]:
     """Files that nothing here reads: weights, and what only one side has and is no leftover."""
     before, after = names_in(sides.baseline), names_in(sides.subject) - {*read}
     # those of the baseline that were copied along, too: they are not what was edited
     stray = sorted(n for n in after if n.endswith(OTHER_WEIGHTS) and not is_unread(n))
-    if stray:
+    if stray and whole:
         text = f"weights beside those that are judged, which some loaders take: {_listed(stray)}"
         yield _note("other_weights", text)
     for what, names in (("new", after - before), ("lost", before - after)):

@@ -101,11 +101,7 @@ def _refuse_more(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
     last one over the others.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        twice = (
-            []
-            if path.name == SINGLE_NAME
-            else [*(tensors.keys() & read_shard_header(path).tensors)]
-        )
+        twice = [] if path.name == SINGLE_NAME else [*(tensors.keys() & {*_names(path)})]
         if twice:
             raise InputError(
                 f"two sets of weights: {counted(len(twice), 'tensor')} of {SINGLE_NAME} in"
@@ -113,6 +109,14 @@ def _refuse_more(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 where=str(folder),
                 hint="remove the one that is not meant",
             )  # fmt: skip
+
+
+def _names(path: Path) -> Collection[str]:
+    """The tensors of a file that may be none; what cannot be read is loaded by nobody."""
+    try:
+        return read_shard_header(path).tensors
+    except InputError:
+        return ()
 
 
 def _refuse_disagreement(
