@@ -368,6 +368,23 @@ def test_positions_that_are_stretched_where_the_baseline_says_nothing(
     assert "rope_parameters" in only(findings(folder, tmp_path / "m.gguf"))
 
 
+@pytest.mark.parametrize("stated", [None, {"eos_token_id": None, "temperature": 0.6}])
+def test_sampling_that_the_file_asks_for(
+    llama: Path, tmp_path: Path, stated: dict[str, Any] | None
+) -> None:
+    """llama.cpp takes it where nobody says otherwise: it has to be the baseline's."""
+    folder = shutil.copytree(llama, tmp_path / "b")
+    if stated is not None:
+        (folder / "generation_config.json").write_text(json.dumps(stated))
+        same = {"general.sampling.temp": 0.6, "general.sampling.top_k": 50}
+    else:
+        same = {"general.sampling.temp": 1.0}
+    write_gguf(folder, tmp_path / "m.gguf", metadata=same)
+    assert not findings(folder, tmp_path / "m.gguf")
+    write_gguf(folder, tmp_path / "m.gguf", metadata=same | {"general.sampling.temp": 0.1})
+    assert "temperature" in only(findings(folder, tmp_path / "m.gguf"))
+
+
 @pytest.mark.parametrize(("special_type", "fatal"), [(3, False), (4, False), (1, True), (5, True)])
 def test_special_tokens_of_an_ordinary_type(
     llama: Path, tmp_path: Path, special_type: int, fatal: bool

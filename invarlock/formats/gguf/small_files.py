@@ -51,6 +51,13 @@ NORMAL, USER_DEFINED, UNUSED = 1, 4, 5  # tokenizer.ggml.token_type (GGUF specif
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
 OWN = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 TEMPLATE = "tokenizer.chat_template"
+GENERATION = "generation_config.json"
+# Metadata by which llama.cpp samples where nobody says otherwise -> the setting that says the same.
+SAMPLING = {
+    "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "temp": "temperature",
+    "penalty_repeat": "repetition_penalty", "xtc_probability": "xtc_probability",
+    "mirostat": "mirostat", "penalty_last_n": "penalty_last_n",
+}  # fmt: skip
 
 
 def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
@@ -65,9 +72,10 @@ def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
         document = read_json_object(baseline / "tokenizer.json")
         (folder / "tokenizer.json").write_bytes(pretty_json(tokenizer_of(gguf, document)))
     _write_template(gguf, baseline, folder)
+    own = {*OWN, *_write_sampling(gguf, baseline, folder)}
     try:
         for path in sorted(baseline.iterdir()):
-            if path.name not in OWN and not path.name.endswith(WEIGHTS):
+            if path.name not in own and not path.name.endswith(WEIGHTS):
                 os.symlink(path.absolute(), folder / path.name)
     except OSError as error:
         raise unreadable(baseline, error) from error
@@ -235,6 +243,23 @@ def _pair(merge: Any) -> tuple[str, ...]:
 def _added(index: int, token: str, special: bool) -> Fields:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": token, **flags, "special": special}
+
+
+def _write_sampling(gguf: Gguf, baseline: Path, folder: Path) -> list[str]:
+    """The generation settings where the file has some of its own; the names of what was written."""
+    given = {field: gguf.get(f"general.sampling.{key}") for key, field in SAMPLING.items()}
+    given = {field: value for field, value in given.items() if value is not None}
+    if not given:
+        return []
+    path = baseline / GENERATION
+    if path.is_file():
+        stated = read_json_object(path)
+    else:  # then loaders take the ids that end a text from the model's
+        config = read_json_object(baseline / "config.json")
+        stated = {name: config[name] for name in TOKEN_IDS.values() if name in config}
+    said = {field: _said(stated.get(field), value) for field, value in given.items()}
+    (folder / GENERATION).write_bytes(pretty_json(stated | said))
+    return [GENERATION]
 
 
 def _write_template(gguf: Gguf, baseline: Path, folder: Path) -> None:
