@@ -227,7 +227,7 @@ def _parting(one: Resolved, other: Resolved, text: str) -> str:
     """The tokens around the place from which on a text is split otherwise."""
     mine, theirs = one.pieces[text], other.pieces[text]
     at = next((i for i, both in enumerate(zip(mine, theirs, strict=False)) if len({*both}) > 1), 0)
-    return " ".join(mine[max(0, at - 1) : at + LISTED])
+    return " ".join(mine[max(0, at - 1) : at + LISTED])[:SHOWN]
 
 
 def _predicts_the_next(folder: Path) -> bool:
