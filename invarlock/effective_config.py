@@ -13,7 +13,6 @@ read it (``ACTING``).
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,16 +21,16 @@ from typing import Any, cast
 
 from invarlock.differences import short
 from invarlock.errors import InputError
-from invarlock.files import canonical_json
+from invarlock.files import FLOAT_TAG, canonical_json
 
 Fields = Mapping[str, Any]
 
 # Names, versions, paths, and what only chooses the form of a result.
 IGNORED = re.compile(
     r"_name_or_path|model_name|.*_version|_commit_hash|unsloth_fixed|is_local|local_files_only"
-    r"|dtype|torch_dtype|_?attn_implementation(?:_internal|_autoset)?|_experts_implementation"
+    r"|_?attn_implementation(?:_internal|_autoset)?|_experts_implementation"
     r"|_flash_attn_2_enabled|use_cache|output_(?:attentions|hidden_states|router_logits|past)"
-    r"|return_dict|architectures"
+    r"|return_dict|architectures|dtype|torch_dtype|auto_map"  # the last four by themselves
 )
 # What only training, or a head that is not measured, reads.
 TRAINING = re.compile(
@@ -52,6 +51,8 @@ ACTING = re.compile(
     r"|attention_bias|mlp_bias|head_dim|n_inner|hidden_act|hidden_activation|activation_function"
     r"|.*norm_eps(?:ilon)?|is_decoder|is_encoder_decoder|add_cross_attention"
     r"|decoder_start_token_id|quantization_config|scale_decoder_outputs|alibi|no_rope_layers"
+    r"|is_causal|use_bidirectional_attention|dual_chunk_attention_config|attn_temperature_tuning"
+    r"|interleaved_sliding_window|(?:qkv_|o_|use_)?bias|(?:use_)?qk_(?:layer)?norm"
 )
 # With another value the tensors have other shapes, or are another network's.
 SHAPES = frozenset(
@@ -69,6 +70,9 @@ SHAPES = frozenset(
 ELSEWHERE = frozenset(
     {"vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
 )
+# The rotation as loaders from before ``rope_parameters`` read it.
+OLDER_ROTATION = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+TIED = "tie_word_embeddings"
 # Other names under which one config.json may give a field a second time.
 SECOND_NAMES = (
     ("hidden_act", "hidden_activation", "activation_function"),
@@ -126,7 +130,13 @@ def differences(baseline: Fields, subject: Fields) -> list[SettingDifference]:
             _difference("model_type", Weight.IMPOSSIBLE, kind, subject.get("model_type")),
             *_contradicted(baseline, subject),
         ]
-    found = [*_contradicted(baseline, subject), *_other_architectures(baseline, subject)]
+    found = [
+        *_contradicted(baseline, subject),
+        *_other_architectures(baseline, subject),
+        *_other_code(baseline, subject),
+        *_other_dtype(baseline, subject),
+        *_older_spelling_lost(baseline, subject),
+    ]
     if _read(baseline) == _read(subject):  # no class needs to be asked
         return found
     before = _resolved(baseline)
@@ -165,6 +175,78 @@ def _other_architectures(baseline: Fields, subject: Fields) -> list[SettingDiffe
     return [_difference("architectures", Weight.FUNCTION if acts else Weight.NOTE, b, s)]
 
 
+def _other_code(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
+    """Loaders that are allowed to take a model's code from where this says."""
+    b, s = (code_of(config) for config in (baseline, subject))
+    if b != s:
+        new = any(b.get(part) != code for part, code in s.items())
+        weight = Weight.FUNCTION if new else Weight.NOTE
+        yield _difference("auto_map", weight, baseline.get("auto_map"), subject.get("auto_map"))
+
+
+def code_of(settings: Fields) -> dict[str, str]:
+    """What ``auto_map`` names, whichever repository a loader has put in front of it."""
+    named = settings.get("auto_map")
+    return {
+        str(part): re.sub(r"[^\s'\"]+--", "", str(code))
+        for part, code in (named.items() if isinstance(named, Mapping) else ())
+    }
+
+
+def _other_dtype(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
+    """The dtype that servers run a model in, which both are not measured in."""
+    b, s = (stated_dtype(config) for config in (baseline, subject))
+    if b and s and b != s:
+        message = f"config.json: dtype was {b}, is {s}: servers run the subject in it"
+        yield SettingDifference("dtype", Weight.NOTE, message)
+
+
+def stated_dtype(config: Fields) -> str:
+    """The dtype that ``config.json`` names; empty where it names none."""
+    named = config.get("dtype") or config.get("torch_dtype") or ""
+    return str(named).removeprefix("torch.")
+
+
+def _older_spelling_lost(baseline: Fields, subject: Fields) -> Iterator[SettingDifference]:
+    """A rotation that the subject gives in ``rope_parameters`` alone, and the baseline not.
+
+    Loaders from before that field take their defaults for it, and say nothing.
+    """
+    part, theirs = (_language_part(config) for config in (subject, baseline))
+    given = [name for name in OLDER_ROTATION if theirs.get(name) is not None]
+    if not given or not part.get("rope_parameters") or all(part.get(n) is not None for n in given):
+        return
+    try:
+        now, older, before = map(
+            _read_rotation, (subject, _before_it(subject), _before_it(baseline))
+        )
+    except InputError:  # told where the two are compared
+        return
+    if now == older or now != before:
+        return
+    text = (
+        f"config.json: {', '.join(given)} stood by itself and is in rope_parameters alone: loaders"
+        " from before transformers 5 take their default instead, and say nothing; give both"
+    )
+    yield SettingDifference(given[0], Weight.NOTE, text)
+
+
+def _language_part(config: Fields) -> Fields:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _before_it(config: Fields) -> Fields:
+    """A configuration as loaders from before ``rope_parameters`` see it."""
+    inner = config.get("text_config")
+    seen = {k: v for k, v in config.items() if k != "rope_parameters"}
+    return seen | ({"text_config": _before_it(inner)} if isinstance(inner, Mapping) else {})
+
+
+def _read_rotation(config: Fields) -> object:
+    return _language_part(_resolved(config).fields).get("rope_parameters")
+
+
 def _read(config: Fields) -> bytes:
     """What is given of the fields that any loader reads."""
     given = {k: v for k, v in config.items() if not IGNORED.fullmatch(k)}
@@ -195,13 +277,23 @@ def _resolved(config: Fields) -> Effective:
     level = library_log.get_verbosity()
     library_log.set_verbosity_error()
     try:  # the class works on the dictionaries it is given
-        resolved = made.from_dict(copy.deepcopy(dict(config))).to_dict()
+        resolved = made.from_dict(_with_infinities(config)).to_dict()
     except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
         cause = " ".join(str(error).split())
         raise InputError(f"{made.__name__} refuses it: {cause}") from error
     finally:
         library_log.set_verbosity(level)
     return Effective(resolved, _declared(kind) | (set(resolved) - set(config)))
+
+
+def _with_infinities(value: Any) -> Any:
+    """A copy with the numbers that JSON has no word for."""
+    if isinstance(value, Mapping):
+        tagged = value.get(FLOAT_TAG) if len(value) == 1 else None
+        if isinstance(tagged, str):
+            return float(tagged)
+        return {key: _with_infinities(item) for key, item in value.items()}
+    return [_with_infinities(item) for item in value] if isinstance(value, list) else value
 
 
 def _declared(kind: str) -> frozenset[str]:
@@ -262,6 +354,9 @@ def _implied(name: str, value: Any, fields: Fields) -> Any:
         return hidden // int(heads)
     if value is None and name == "n_inner" and isinstance(fields.get("n_embd"), int):
         return 4 * int(fields["n_embd"])
+    if name == "layer_types" and isinstance(value, list) and {*value} == {"full_attention"}:
+        # as where nothing is said, unless a window is
+        return value if fields.get("sliding_window") else None
     return value
 
 
@@ -271,6 +366,9 @@ def _plain(name: str, value: Any) -> Any:
         items = {str(k): _plain(str(k), v) for k, v in value.items() if v is not None}
         if "rope_type" in items or "type" in items:  # the older name of the kind of rotation
             items["rope_type"] = items.pop("type", None) or items["rope_type"]
+        if items.get("rope_type") == "linear" and items.get("factor") == 1:  # stretched by nothing
+            items = {**items, "rope_type": "default"}
+            items.pop("factor")
         return items
     if isinstance(value, list | tuple):
         return [_plain("", item) for item in value]
@@ -310,6 +408,10 @@ def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:
     if windows and config.get("use_sliding_window") is False:
         text = f"{inside}layer_types names sliding layers, {inside}use_sliding_window is False"
         found.append(("layer_types", text))
+    inner = config.get("text_config")
+    ties = [part.get(TIED) for part in (config, inner if isinstance(inner, Mapping) else {})]
+    if None not in ties and ties[0] != ties[1]:
+        found.append((TIED, f"{TIED} is {ties[0]}, text_config.{TIED} {ties[1]}"))
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, Mapping) and not inside:
             found += contradictions(value, f"{key}.")

@@ -18,7 +18,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -86,8 +86,13 @@ def contract_hash(contract: Mapping[str, Any]) -> str:
 # --- strict JSON ---------------------------------------------------------------------------
 
 
-def parse_json(data: bytes, where: str) -> Any:
+FLOAT_TAG = "__float__"  # {"__float__": "Infinity"}
+
+
+def parse_json(data: bytes, where: str, unbounded: bool = False) -> Any:
     """Decode one JSON document strictly.
+
+    With ``unbounded`` an infinity becomes what transformers 5 writes for one (``FLOAT_TAG``).
 
     Raises:
         InputError: not UTF-8, a BOM, a duplicate key, NaN or infinity, an over-long integer, half
@@ -104,8 +109,10 @@ def parse_json(data: bytes, where: str) -> Any:
                 seen.add(key)
         return result
 
-    def no_constant(name: str) -> NoReturn:
-        raise InputError(f"{name} is not a JSON number", where=where)  # check: json.constant
+    def constant(name: str) -> dict[str, str]:
+        if not unbounded or name == "NaN":
+            raise InputError(f"{name} is not a JSON number", where=where)  # check: json.constant
+        return {FLOAT_TAG: name}
 
     def finite(text: str) -> float:
         value = float(text)
@@ -133,7 +140,7 @@ def parse_json(data: bytes, where: str) -> Any:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=no_duplicates,
-            parse_constant=no_constant,
+            parse_constant=constant,
             parse_float=finite if suspect else None,
             parse_int=bounded if suspect else None,
         )
@@ -244,8 +251,12 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read and strictly decode a JSON file (see :func:`parse_json`)."""
-    return parse_json(read_bytes(path), str(path))
+    """Read and strictly decode a JSON file (see :func:`parse_json`).
+
+    Configurations of models may hold infinities: limits that are none, as Python's own writer
+    spells them.
+    """
+    return parse_json(read_bytes(path), str(path), unbounded=path.name == "config.json")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

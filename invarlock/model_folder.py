@@ -16,10 +16,11 @@ from typing import Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
+from invarlock.files import read_json_object
 from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
 from invarlock.formats.kinds import formats
-from invarlock.formats.packed import QUANTIZED, Packed, method_of
+from invarlock.formats.packed import MODELOPT_FILE, QUANTIZED, Packed, method_of
 from invarlock.library_classes import CAUSAL, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 
@@ -104,6 +105,7 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
     if mark is None and not other:
         if key is not None:
             raise _left(key, checkpoint)
+        _refuse_modelopt(checkpoint)
         return
     what, reader = PACKED.get(mark or "", (method or "quantized", ""))
     if mark is None and key is None:
@@ -167,6 +169,18 @@ def _left(key: str, checkpoint: Checkpoint) -> NotACheckpointError:
         f" ({', '.join(stored)}), and loaders would treat them as packed",
         where=str(checkpoint.folder / "config.json"), hint=f"remove {key} from config.json",
     )  # fmt: skip
+
+
+def _refuse_modelopt(checkpoint: Checkpoint) -> None:
+    """Refuse ModelOpt's own file beside dense weights."""
+    path = checkpoint.folder / MODELOPT_FILE
+    said = read_json_object(path).get("quantization") if path.is_file() else None
+    method = said.get("quant_algo") if isinstance(said, dict) else None
+    if method:
+        raise NotACheckpointError(
+            f"{MODELOPT_FILE} ({method}) is left beside dense weights, and servers would treat"
+            " them as packed", where=str(checkpoint.folder), hint=f"remove {MODELOPT_FILE}",
+        )  # fmt: skip
 
 
 def _refuse_names(checkpoint: Checkpoint) -> None:

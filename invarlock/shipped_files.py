@@ -28,10 +28,12 @@ SHIPPED = {
     "processor_config": (
         "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     ),
-    "remote_code": ("*.py",),  # only where a configuration names it
+    # only where a configuration names it, but for what loaders look for by its name
+    "remote_code": ("*.py", "custom_generate/*.py"),
 }  # fmt: skip
-FOLDERS = ("additional_chat_templates",)  # the only ones that hold shipped files
+FOLDERS = ("additional_chat_templates", "custom_generate")  # the only ones with shipped files
 CODE = "remote_code"
+NAMELESS = "custom_generate/"
 # What training, version control and people leave beside a checkpoint and no loader reads.
 UNREAD = (
     ".*", "README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.log", "*.png",
@@ -61,9 +63,11 @@ def is_unread(name: str) -> bool:
 
 
 def chosen(names: Iterable[str], remote_code: bool) -> set[str]:
-    """Those of the names (with ``/`` for a folder) that ship; Python only with ``remote_code``."""
+    """Those of the names (with ``/`` for a folder) that ship; Python only with ``remote_code``, or
+    where nothing has to name it."""
     kinds = {name: kind_of(name) for name in names}
-    return {n for n, kind in kinds.items() if kind and (remote_code or kind != CODE)}
+    code = {n for n, k in kinds.items() if k == CODE and not n.startswith(NAMELESS)}
+    return {n for n, kind in kinds.items() if kind and (remote_code or n not in code)}
 
 
 def names_in(folder: Path) -> set[str]:

@@ -45,6 +45,7 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     split: int = 0,
     tokens: list[str] | None = None,
+    special_type: int = 3,
 ) -> None:
     """Write the checkpoint in ``folder`` as ``path``.
 
@@ -57,6 +58,7 @@ def write_gguf(
         metadata: further settings of the architecture: name -> number, string or truth value.
         split: tensors of a part; 0: one file.
         tokens: other ones than the tokenizer's.
+        special_type: how GGUF types the added ones (3: control, 1: ordinary).
     """
     import gguf
 
@@ -73,7 +75,7 @@ def write_gguf(
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
-    _write_tokenizer(writer, folder, tokens)
+    _write_tokenizer(writer, folder, tokens, special_type)
     for key, value in (metadata or {}).items():
         writers = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
         writers.get(type(value), writer.add_uint32)(key.format(arch=arch), value)
@@ -99,7 +101,9 @@ def write_gguf(
     writer.close()
 
 
-def _write_tokenizer(writer: Any, folder: Path, tokens: list[str] | None) -> None:
+def _write_tokenizer(
+    writer: Any, folder: Path, tokens: list[str] | None, special_type: int
+) -> None:
     document = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = {index: token for token, index in document["model"]["vocab"].items()}
     special = {each["id"]: each["content"] for each in document["added_tokens"]}
@@ -107,7 +111,7 @@ def _write_tokenizer(writer: Any, folder: Path, tokens: list[str] | None) -> Non
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(given)
-    writer.add_token_types([3 if i in special else 1 for i in range(len(given))])
+    writer.add_token_types([special_type if i in special else 1 for i in range(len(given))])
     writer.add_token_merges([" ".join(pair) for pair in document["model"].get("merges", [])])
     writer.add_eos_token_id(len(given) - 1)
     writer.add_add_bos_token(False)

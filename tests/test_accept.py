@@ -181,7 +181,7 @@ def test_the_command_refuses_a_slip(world: World, tmp_path: Path, capsys) -> Non
 
 @pytest.fixture(scope="module")
 def left(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An edited subject whose tokenizer pads on the other side."""
+    """An edited subject whose tokenizer cuts texts on the other side."""
     subject = shutil.copytree(world.baseline, tmp_path_factory.mktemp("left") / "subject")
     noise = torch.Generator().manual_seed(3)
 
@@ -192,7 +192,7 @@ def left(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     change(subject, edit)
     path = subject / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
     return subject
 
 
@@ -205,7 +205,8 @@ def test_a_difference_is_never_measured_unless_it_is_accepted(
     assert world.evaluate(left, tmp_path / "yes", "--accept", "tokenizer_config,pad_token_id") == 0
     report = read(tmp_path / "yes")
     assert pass_reasons(report) == []
-    assert "padding_side was 'right', is 'left'" in report["invariants"]["failures"][0]["message"]
+    (first, *_) = report["invariants"]["failures"]
+    assert "truncation_side was 'right', is 'left'" in first["message"]
     line = capsys.readouterr().out.splitlines()[-1]
     assert "accepted by name: tokenizer_config; accept names what was not found" in line
     files = [report["provenance"][s]["checkpoint"]["files"] for s in ("baseline", "subject")]

@@ -271,6 +271,17 @@ BROKEN: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
+def test_a_second_file_of_weights_without_an_index(single: Path) -> None:
+    """Servers read both, one over the other; a file with tensors of other names is none of it."""
+    other = load_file(single / "model.safetensors")
+    save_file({f"x.{name}": tensor for name, tensor in other.items()}, single / "other.safetensors")
+    assert Checkpoint.open(single).shards == ("model.safetensors",)
+    save_file({"model.norm.weight": torch.ones(8)}, single / "model-00001-of-00002.safetensors")
+    opened, (finding,) = open_subject(single)
+    assert opened is None
+    assert re.search("two sets of weights: 1 tensor .* servers", finding["message"])
+
+
 @pytest.mark.parametrize("damage", BROKEN)
 def test_every_damaged_folder_is_one_line(sharded: Path, tmp_path: Path, damage: str) -> None:
     """Refused where somebody names it; of a subject it is one fatal finding, without its path."""

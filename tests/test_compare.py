@@ -167,6 +167,19 @@ def test_quick_accuses_or_leaves_it_open(desk, subject, code):
 
 
 @pytest.mark.usefixtures("first")
+def test_what_refuses_nothing_is_told_with_the_verdict(desk):
+    """Whoever ships the subject reads it there, not only on the page."""
+    path = shutil.copytree(desk.root / "good", desk.root / "noted") / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    words = ("base", "noted", "--quick")
+    (note,) = desk.json(*words, "--out", "noted-json")["notes"]
+    assert "padding_side was 'right', is 'left'" in note
+    code, out, _ = desk.compare(*words, *WORDS, "--out", "noted-out")
+    assert code == 8
+    assert re.search(r"^  noted +tokenizer_config.json is spelled otherwise", out, re.M), out
+
+
+@pytest.mark.usefixtures("first")
 def test_a_terminal_shows_a_bar_with_the_time_left(desk):
     """And the object on standard output is alone there all the same."""
     ours, theirs = pty.openpty()

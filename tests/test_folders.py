@@ -168,6 +168,12 @@ UNUSABLE: dict[str, tuple[Change, list[str]]] = {
         config(quantization_config={"quant_method": "compressed-tensors", "format": "dense"}),
         ["compressed-tensors", "dense", "remove quantization_config"],
     ),
+    "left by ModelOpt": (
+        lambda f: (f / "hf_quant_config.json").write_text(
+            json.dumps({"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}})
+        ),
+        ["hf_quant_config.json (FP8)", "dense", "remove"],
+    ),
     "AQLM": (
         lambda f: (
             config(quantization_config={"quant_method": "aqlm"})(f),

@@ -349,6 +349,52 @@ def test_positions_that_are_no_longer_stretched(llama: Path, tmp_path: Path) -> 
     assert not findings(folder, tmp_path / "m.gguf")
 
 
+def test_positions_that_are_stretched_where_the_baseline_says_nothing(
+    llama: Path, tmp_path: Path
+) -> None:
+    """An older configuration without a word on rotation, and a file with one."""
+    folder = shutil.copytree(llama, tmp_path / "b")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_gguf(folder, tmp_path / "m.gguf")
+    assert not findings(folder, tmp_path / "m.gguf")
+    stretched = {"{arch}.rope.scaling.type": "yarn", "{arch}.rope.scaling.factor": 4.0}
+    write_gguf(folder, tmp_path / "m.gguf", metadata=stretched)
+    assert "rope_parameters" in only(findings(folder, tmp_path / "m.gguf"))
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
+    write_gguf(other, tmp_path / "m.gguf")
+    assert "rope_parameters" in only(findings(folder, tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("stated", [None, {"eos_token_id": None, "temperature": 0.6}])
+def test_sampling_that_the_file_asks_for(
+    llama: Path, tmp_path: Path, stated: dict[str, Any] | None
+) -> None:
+    """llama.cpp takes it where nobody says otherwise: it has to be the baseline's."""
+    folder = shutil.copytree(llama, tmp_path / "b")
+    if stated is not None:
+        (folder / "generation_config.json").write_text(json.dumps(stated))
+        same = {"general.sampling.temp": 0.6, "general.sampling.top_k": 50}
+    else:
+        same = {"general.sampling.temp": 1.0}
+    write_gguf(folder, tmp_path / "m.gguf", metadata=same)
+    assert not findings(folder, tmp_path / "m.gguf")
+    write_gguf(folder, tmp_path / "m.gguf", metadata=same | {"general.sampling.temp": 0.1})
+    assert "temperature" in only(findings(folder, tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(("special_type", "fatal"), [(3, False), (4, False), (1, True), (5, True)])
+def test_special_tokens_of_an_ordinary_type(
+    llama: Path, tmp_path: Path, special_type: int, fatal: bool
+) -> None:
+    """llama.cpp reads them letter by letter, in every chat."""
+    write_gguf(llama, tmp_path / "m.gguf", special_type=special_type)
+    found = findings(llama, tmp_path / "m.gguf")
+    assert ("tokenizer_mismatch" in {each["type"] for each in found}) is fatal
+
+
 def test_factors_of_the_rotation_are_no_weights() -> None:
     """They follow from the configuration."""
     assert FACTORS.fullmatch("rope_freqs.weight")

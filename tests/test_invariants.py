@@ -286,6 +286,21 @@ def test_one_value_that_is_not_finite_is_found(baseline, subject, value, dtype):
     )
 
 
+@pytest.mark.parametrize(("dtype", "value", "fatal"), [
+    ("float16", 1e5, True), ("float16", 6e4, False), ("bfloat16", 1e5, False), (None, 1e5, False),
+])  # fmt: skip
+def test_a_value_that_the_named_dtype_cannot_hold(baseline, subject, dtype, value, fatal):
+    """Measured in bfloat16 it is a number; servers take the dtype that is named."""
+
+    def enlarge(tensors):
+        tensors["model.norm.weight"][0] = value
+
+    edit_tensors(subject, enlarge)
+    edit_config(subject, torch_dtype=dtype)
+    kinds = {kind for kind, _ in found(baseline, subject)}
+    assert ("non_finite_tensor" in kinds) is fatal
+
+
 def test_the_same_checkpoint_in_shards_is_clean(baseline, tmp_path):
     """How tensors are spread over files is no difference."""
     assert found(baseline, make_llama(tmp_path / "b", shards=3)) == []

@@ -79,6 +79,7 @@ FILES = {
     "chat_template.jinja": TEMPLATE,
     "chat_template.json": '{"chat_template": "x"}',
     "additional_chat_templates/tool_use.jinja": TOOLS,
+    "custom_generate/generate.py": "def generate(): pass",
     "generation_config.json": '{"eos_token_id": 1}',
     "tokenizer_config.json": '{"padding_side": "left"}',
     "special_tokens_map.json": '{"pad_token": "<s>"}',
@@ -145,6 +146,9 @@ SPELLINGS: dict[str, dict[str, object]] = {
     "template in a list": {
         "tokenizer_config.json": {"chat_template": [{"name": "default", "template": TEMPLATE}]}
     },
+    "padding where generation needs it": {"tokenizer_config.json": {"padding_side": "left"}},
+    "texts cut off later": {"tokenizer_config.json": {"model_max_length": 10**30}},
+    "no cache": {"generation_config.json": {"use_cache": False}},
     "ids in another order": {"generation_config.json": {"eos_token_id": [9, 1, 7]}},
     "defaults spelled out": {
         "generation_config.json": {"do_sample": False, "top_k": 50, "num_beams": 1}
@@ -208,6 +212,50 @@ def test_settings_that_only_config_json_gives_are_those_that_a_loader_saves(
     assert effective(plain) == effective(saved)
 
 
+def test_padding_that_generation_needs_may_not_be_lost(baseline: Path, subject: Path) -> None:
+    """Of several texts at once, answers would follow the padding."""
+    put(subject, "tokenizer_config.json", {"padding_side": "left"})
+    assert blocking(subject, baseline) == {"tokenizer_config"}
+
+
+def test_another_text_of_a_template_is_told(baseline: Path, subject: Path) -> None:
+    """No conversation tried shows it; another might."""
+    put(subject, "chat_template.jinja", TEMPLATE + "{% if messages | length > 50 %}!{% endif %}")
+    (note,) = (f for f in check_shipped(baseline, subject) if "has another text" in f["message"])
+    assert note["severity"] == "warning"
+
+
+def test_vocabulary_files_that_older_loaders_write_are_a_note(
+    baseline: Path, subject: Path
+) -> None:
+    """A library of before saves them from the same tokenizer."""
+    model = json.loads((subject / "tokenizer.json").read_text())["model"]
+    put(baseline_without := subject, "vocab.json", None)
+    saved = shutil.copytree(baseline_without, subject.with_name("saved"))
+    put(saved, "vocab.json", json.dumps(model["vocab"]))
+    put(saved, "merges.txt", "#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])) + "\n")
+    assert blocking(baseline_without, saved) == set()
+    put(saved, "vocab.json", {"the": 3})
+    assert blocking(baseline_without, saved) == {"tokenizer_files"}
+
+
+def test_weights_beside_those_that_are_judged_are_told(baseline: Path, subject: Path) -> None:
+    """Copied from the baseline too: they are not what was edited."""
+    (subject / "consolidated.safetensors").write_bytes(b"x")
+    both = shutil.copytree(subject, subject.with_name("both"))
+    (both / "pytorch_model.bin").write_bytes(b"x")
+    (both / "training_args.bin").write_bytes(b"x")
+    (note,) = check_shipped(subject, both)
+    assert (note["type"], note["severity"]) == ("other_weights", "warning")
+    assert note["message"].endswith(": consolidated.safetensors, pytorch_model.bin")
+
+
+def test_what_older_loaders_refuse_is_told(baseline: Path, subject: Path) -> None:
+    """A class of tokenizers that they do not know."""
+    put(subject, "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"})
+    assert "before transformers 5 refuse it" in str(check_shipped(baseline, subject))
+
+
 # --- damage -----------------------------------------------------------------------------------
 
 DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
@@ -222,6 +270,26 @@ DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
     ),
     "no generation prompt": (
         {"tokenizer_config.json": {"chat_template": TEMPLATE.replace("assistant\n", "")}},
+        {"chat_template"},
+    ),
+    "a long conversation cut": (
+        {"tokenizer_config.json": {
+            "chat_template": TEMPLATE.replace("in messages", "in messages[-4:]")}},
+        {"chat_template"},
+    ),
+    "a question in parts forgotten": (
+        {"tokenizer_config.json": {
+            "chat_template": TEMPLATE.replace("m['content']", "(m['content'] is string)")}},
+        {"chat_template"},
+    ),
+    "a role refused": (
+        {"tokenizer_config.json": {"chat_template": "{% if messages[0]['role'] == 'developer' %}"
+            "{{ raise_exception('no') }}{% endif %}" + TEMPLATE}},
+        {"chat_template"},
+    ),
+    "effort forgotten": (
+        {"tokenizer_config.json": {"chat_template": TEMPLATE +
+            "{% if reasoning_effort == 'high' %}!{% endif %}"}},
         {"chat_template"},
     ),
     "tools forgotten": ({"additional_chat_templates/tool_use.jinja": TOOLS}, {"chat_template"}),
@@ -239,8 +307,22 @@ DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
     "end-of-text switched on": (
         {"tokenizer_config.json": {"add_eos_token": True}}, {"tokenizer_config"},
     ),
-    "padding on the other side": (
-        {"tokenizer_config.json": {"padding_side": "left"}}, {"tokenizer_config"},
+    "cut off on the other side": (
+        {"tokenizer_config.json": {"truncation_side": "left"}}, {"tokenizer_config"},
+    ),
+    "a space before every text, as older loaders put it": (
+        {"tokenizer_config.json": {"add_prefix_space": True}}, {"tokenizer_config"},
+    ),
+    "a class of the library that splits otherwise": (
+        {"tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer"}},
+        {"tokenizer_config", "special_tokens"},  # and has tokens of its own
+    ),
+    "code of a tokenizer": (
+        {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x--y.Z", None]}}},
+        {"remote_code"},
+    ),
+    "code that generates": (
+        {"custom_generate/generate.py": "def generate(): pass"}, {"remote_code"},
     ),
     "shorter texts": ({"tokenizer_config.json": {"model_max_length": 64}}, {"tokenizer_config"}),
     "end of text of the base model": (
@@ -270,6 +352,7 @@ DAMAGE: dict[str, tuple[dict[str, object], set[str]]] = {
     "template empty": ({"chat_template.jinja": " \n"}, {"chat_template"}),
     "map empty": ({"special_tokens_map.json": ""}, {"special_tokens"}),
     "another vocabulary for other loaders": ({"vocab.json": {"a": 7}}, {"tokenizer_files"}),
+    "other merges for other loaders": ({"merges.txt": "#version: 0.2\nx y\n"}, {"tokenizer_files"}),
 }  # fmt: skip
 
 
@@ -314,10 +397,10 @@ def test_a_broken_file_of_the_baseline_is_said(baseline: Path, subject: Path) ->
 def test_messages_name_both_values_and_no_place(baseline: Path, subject: Path) -> None:
     """Reports are compared between machines."""
     put(subject, "generation_config.json", {"eos_token_id": 1})
-    put(subject, "tokenizer_config.json", {"padding_side": "left"})
+    put(subject, "tokenizer_config.json", {"truncation_side": "left"})
     told = [f["message"] for f in check_shipped(baseline, subject)]
     assert "generation settings: eos_token_id was [1, 7, 9], is 1" in told
-    assert "tokenizer settings: padding_side was 'right', is 'left'" in told
+    assert "tokenizer settings: truncation_side was 'right', is 'left'" in told
     assert not any(str(folder) in message for folder in (baseline, subject) for message in told)
 
 
@@ -358,3 +441,66 @@ def test_settings_differ_exactly_where_their_meaning_does(
 def test_what_others_compare_is_not_in_the_table(name: str) -> None:
     """Configuration, tokenizer and weights have their own places."""
     assert kind_of(name) is None
+
+
+# --- processors -------------------------------------------------------------------------------
+
+IMAGES = {
+    "image_processor_type": "CLIPImageProcessor", "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 28}, "resample": 3, "processor_class": "LlavaProcessor",
+}  # fmt: skip
+WHOLE = {"processor_class": "LlavaProcessor", "patch_size": 14}
+OWN, BOTH = "preprocessor_config.json", "processor_config.json"
+FAST = {"image_processor_type": "CLIPImageProcessorFast", "default_to_square": True, "device": None}
+
+
+def processor(folder: Path, own: object = None, whole: object = None) -> Path:
+    """A model for images too, with these settings in the older and in the newer place."""
+    put(folder, "config.json", {"vision_config": {"model_type": "clip_vision_model"}})
+    for name, content in ((OWN, own), (BOTH, whole)):
+        put(folder, name, None)
+        put(folder, name, None if content is None else json.dumps(content))
+    return folder
+
+
+PROCESSORS: dict[str, tuple[object, object, set[str]]] = {
+    "in one file, as the newer library saves it": (
+        None, {**WHOLE, "image_processor": IMAGES}, set(),
+    ),
+    "a class that computes the same": ({**IMAGES, **FAST}, WHOLE, set()),
+    "in both places alike": (IMAGES, {**WHOLE, "image_processor": IMAGES}, set()),
+    "in both places, not alike": (
+        {**IMAGES, "resample": 2}, {**WHOLE, "image_processor": IMAGES}, {"processor_config"},
+    ),
+    "another mean": ({**IMAGES, "image_mean": [0, 0, 0]}, WHOLE, {"processor_config"}),
+    "another mean in the newer place": (
+        None, {**WHOLE, "image_processor": {**IMAGES, "image_mean": [0, 0, 0]}},
+        {"processor_config"},
+    ),
+    "one more setting": ({**IMAGES, "do_normalize": False}, WHOLE, {"processor_config"}),
+    "another size of patches": (IMAGES, {**WHOLE, "patch_size": 7}, {"processor_config"}),
+    "images forgotten": (None, WHOLE, {"processor_config"}),
+    "lost": (None, None, {"processor_config"}),
+    "code": (
+        {**IMAGES, "auto_map": {"AutoImageProcessor": "x--y.Z"}}, WHOLE,
+        {"remote_code"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_processors_are_compared_wherever_they_are_kept(
+    baseline: Path, tmp_path: Path, case: str
+) -> None:
+    """What a library moves is the same; what it would compute otherwise blocks."""
+    own, whole, names = PROCESSORS[case]
+    before = processor(shutil.copytree(baseline, tmp_path / "before"), IMAGES, WHOLE)
+    after = processor(shutil.copytree(baseline, tmp_path / "after"), own, whole)
+    assert blocking(before, after) == names
+
+
+def test_a_model_for_text_needs_no_processor(baseline: Path, subject: Path) -> None:
+    """What a tokenizer's repository left there."""
+    put(baseline_with := shutil.copytree(baseline, subject.with_name("with")), OWN, IMAGES)
+    assert blocking(baseline_with, subject) == set()
+    assert "which a model for text does not need" in str(check_shipped(baseline_with, subject))

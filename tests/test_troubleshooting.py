@@ -179,6 +179,7 @@ BEFORE: dict[str, Callable[[Path], str]] = {
     "pointer of git-lfs": _subject(OTHER["pointer of the weights"][0]),
     "link of a cache": _subject(OTHER["dangling link"][0]),
     "quantization left behind": _subject(UNUSABLE["left quantization"][0]),
+    "ModelOpt's file left behind": _subject(UNUSABLE["left by ModelOpt"][0]),
     "packed weights": _subject(UNUSABLE["AQLM"][0]),
     "subject without tokenizer": _subject(UNUSABLE["no tokenizer"][0]),
     "text of one document": _one_document,

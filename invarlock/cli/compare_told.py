@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from invarlock.cli.comparison import Compared
 
 FORMAT = "comparison-v1"
+LISTED = 4  # notes that are shown
 WIDTH, TEXT = 12, 84  # characters of the names in front of the lines, and behind them
 COLOURS = {PASS: "32", FAIL: "31", INCONCLUSIVE: "33"}
 
@@ -51,6 +52,7 @@ def document(result: Compared) -> dict[str, Any]:
         },
         "guards": spoken(report),
         "accepted": list(accepted_names(report)),
+        "notes": notes(report),
         "judged": block(meta, "execution") or {"format": "safetensors", "backend": "transformers"},
         "report": str(result.out / "evaluation.report.json"),
         "page": str(result.out / "evaluation.html"),
@@ -87,6 +89,10 @@ def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     yield "guards", ", ".join(spoken(report)) or "none spoke"
     if accepted := accepted_names(report):
         yield "accepted", ", ".join(accepted)
+    noted = notes(report)
+    more = [f"{len(noted) - LISTED} more on the page"] if len(noted) > LISTED else []
+    for number, note in enumerate([*noted[:LISTED], *more]):
+        yield "" if number else "noted", note
     yield "judged", _judged(report["meta"])
     yield "page", str(out / "evaluation.html")
     yield "report", str(out / "evaluation.report.json")
@@ -133,6 +139,12 @@ def spoken(report: Mapping[str, Any]) -> list[str]:
     found["invariants"] = found.pop("invariants_fail")
     silent = ("primary_metric", "invariants_warn")
     return [name for name, fired in found.items() if fired and name not in silent]
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """What refuses nothing and people should know before they use the subject."""
+    failures = objects(block(report, "invariants").get("failures"))
+    return [str(f.get("message")) for f in failures if f.get("severity") == "warning"]
 
 
 def _judged(meta: Mapping[str, Any]) -> str:

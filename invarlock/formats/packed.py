@@ -36,6 +36,8 @@ NEGLIGIBLE = 1e-5
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
 # Files of older makers that say it, too; some loaders read these first.
 GPTQ_FILE, AWQ_FILE = "quantize_config.json", "quant_config.json"
+# ModelOpt's file, by which servers read weights as packed whatever config.json says.
+MODELOPT_FILE = "hf_quant_config.json"
 # Members of those that list modules which are not packed.
 LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
 OTHER_RULES = ("dynamic",)  # members that say for each module by itself

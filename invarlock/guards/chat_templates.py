@@ -6,7 +6,9 @@ several files, and loaders differ in which they read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,32 @@ _CALL = {
     ],
 }
 _RESULT = {"role": "tool", "name": "add", "tool_call_id": "call00000", "content": "4"}
+_PARTS = {
+    "role": "user",
+    "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": " 2 + 2?"}],
+}
+_DEVELOPER = {"role": "developer", "content": "Answer in digits."}
+_CALLS = {
+    "role": "assistant",
+    "content": "I add.",
+    "tool_calls": [
+        {
+            "id": f"call0000{number}",
+            "type": "function",
+            "function": {"name": "add", "arguments": f'{{"a": {number}, "b": 2}}'},
+        }
+        for number in (1, 2)
+    ],
+}
+_RESULTS = [
+    {"role": "tool", "name": "add", "tool_call_id": f"call0000{number}", "content": str(number + 2)}
+    for number in (1, 2)
+]
+_TURNS = [
+    {"role": role, "content": f"{role} {number}"}
+    for number in range(1, 5)
+    for role in ("user", "assistant")
+]
 _TOOL = {
     "type": "function",
     "function": {
@@ -53,6 +81,14 @@ _TOOL = {
         },
     },
 }
+# What a template may ask for, and what is tried of it; None: left out.
+ASKED: Mapping[str, tuple[object, ...]] = {
+    "tools": (None, [_TOOL]),
+    "documents": (None, [{"title": "Sums", "text": "2 + 2 is 4."}]),
+    "enable_thinking": (None, True, False),
+    "thinking": (None, True),
+    "reasoning_effort": (None, "low", "high"),
+}
 CONVERSATIONS: Mapping[str, list[dict[str, Any]]] = {
     "a user's question": [_USER],
     "system and user": [_SYSTEM, _USER],
@@ -60,6 +96,13 @@ CONVERSATIONS: Mapping[str, list[dict[str, Any]]] = {
     "a finished answer": [_USER, _ANSWER],
     "an answer with its reasoning": [_USER, _THOUGHT, _AGAIN],
     "a tool that was called": [_USER, _CALL, _RESULT],
+    "two tools that were called": [_SYSTEM, _USER, _CALLS, *_RESULTS, _ANSWER, _AGAIN],
+    "a question in parts": [_PARTS],
+    "nine turns": [*_TURNS, _AGAIN],
+    "a developer's word": [_DEVELOPER, _USER],
+    "a system's word in the middle": [_USER, _ANSWER, _SYSTEM, _AGAIN],
+    "two questions in a row": [_USER, _AGAIN],
+    "a thought at the end": [_USER, _THOUGHT],
 }
 
 
@@ -83,6 +126,9 @@ def check_templates(
             yield _failure(f"{what} is new, the baseline has none")
         elif told := first_difference((before[name], after[name]), tokens):
             yield _failure(f"{what} differs: {told}")
+        elif before[name].strip() != after[name].strip():
+            text = f"{what} has another text; the {len(CONVERSATIONS)} conversations that are tried"
+            yield _note(f"{text} come out alike")
     yield from _contradictions(old, new, tokens)
 
 
@@ -150,16 +196,16 @@ def first_difference(texts: tuple[str, str], tokens: tuple[Tokens, Tokens]) -> s
 
 
 def _settings(texts: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """With and without generation prompt, tools and thought, where a template asks for them."""
-
-    def choices(word: str, *values: object) -> tuple[object, ...]:
-        return values if any(word in text for text in texts) else values[:1]
-
-    for tools in choices("tools", None, [_TOOL]):
-        for thinking in choices("enable_thinking", None, True, False):
-            for prompt in (False, True):
-                thought = {} if thinking is None else {"enable_thinking": thinking}
-                yield {"tools": tools, "add_generation_prompt": prompt, **thought}
+    """With and without a generation prompt, and what else a template asks for by its name."""
+    asked = {
+        name: values
+        for name, values in ASKED.items()
+        if any(re.search(rf"\b{name}\b", text) for text in texts)
+    }
+    for chosen in product(*asked.values()):
+        given = {n: v for n, v in zip(asked, chosen, strict=True) if v is not None}
+        for prompt in (False, True):
+            yield {"add_generation_prompt": prompt, **given}
 
 
 def render(
@@ -191,6 +237,10 @@ def _near(text: str, other: str) -> str:
     start = max(0, (min(len(text), len(other)) if same is None else same) - 10)
     piece = text[start : start + 40]
     return ("..." if start else "") + repr(piece) + ("..." if start + 40 < len(text) else "")
+
+
+def _note(message: str) -> Failure:
+    return {"type": "chat_template_changed", "severity": "warning", "message": message}
 
 
 def _failure(message: str) -> Failure:

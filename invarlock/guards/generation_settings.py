@@ -26,6 +26,7 @@ DEFAULTS: Mapping[str, object] = {
 # Generation starts from a text and pads nothing that is read: where one side leaves these out,
 # as training tools do, nothing is generated otherwise.
 NOT_NEEDED = ("bos_token_id", "pad_token_id")
+SPEED = ("use_cache",)  # trainers turn it off: the same text, later
 TOKEN_IDS = ("eos_token_id",)  # one, or any of several
 
 
@@ -33,7 +34,11 @@ def check_generation(baseline: Path, subject: Path) -> list[Failure]:
     """How the effective generation settings of two checkpoint folders differ."""
     before, after = effective(baseline), effective(subject)
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    notes = [n for n in changed if n in NOT_NEEDED and None in (before.get(n), after.get(n))]
+    notes = [
+        n
+        for n in changed
+        if n in SPEED or (n in NOT_NEEDED and None in (before.get(n), after.get(n)))
+    ]
     found: list[Failure] = []
     for names, severity in ((sorted({*changed} - {*notes}), "fatal"), (notes, "warning")):
         if names:

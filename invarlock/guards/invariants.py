@@ -101,7 +101,9 @@ def check_checkpoint(
         *_check_tying(baseline, subject),
         *_check_finite(subject),
         *_check_packing(baseline, subject),
-        *check_shipped(baseline.folder, subject.folder, subject.read_files),
+        *check_shipped(
+            baseline.folder, subject.folder, subject.read_files, subject.form.configured
+        ),
     ]
 
 
@@ -360,13 +362,18 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
     import torch
 
     found: list[Failure] = []
+    # servers run the subject in the dtype that it names, whatever it is measured in
+    narrow = effective_config.stated_dtype(subject.config) == "float16"
     for name in sorted(subject.tensors):
         tensor = subject.load(name)
         if not tensor.is_floating_point():
             continue
         values = tensor.float() if tensor.element_size() == 1 else tensor
+        if not tensor.numel():
+            continue
         # min and max together see NaN and both infinities in one pass, without a mask
-        if tensor.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
+        ends = torch.stack(values.aminmax())
+        if not torch.isfinite(ends).all():
             bad = int((~torch.isfinite(values)).sum())
             found.append(
                 _failure(
@@ -374,6 +381,9 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
                     f"{name} holds {counted(bad, 'value that is', 'values that are')} not finite",
                 )
             )
+        elif narrow and ends.abs().max() > torch.finfo(torch.float16).max:
+            text = f"{name} holds values that are infinite in float16, which config.json names"
+            found.append(_failure("non_finite_tensor", text))
     return found
 
 

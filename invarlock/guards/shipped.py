@@ -11,11 +11,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from invarlock import tokenizer_meaning
 from invarlock.errors import InputError
 from invarlock.files import parse_json, read_bytes, read_json_object
+from invarlock.formats.kind import SINGLE_NAME
 from invarlock.guards.chat_templates import check_templates
 from invarlock.guards.findings import Failure
 from invarlock.guards.generation_settings import check_generation
+from invarlock.guards.processor_settings import check_processor
 from invarlock.guards.tokenizer_settings import check_tokenizer, resolve, special_tokens
 from invarlock.shipped_files import (
     file_digests,
@@ -27,9 +30,15 @@ from invarlock.shipped_files import (
 
 # Where one side lacks a file of this kind, another file says the same, or no loader of the other
 # side needs it: what is missing shows in what the loader resolves.
-OPTIONAL = ("tokenizer_files", "processor_config")
-BY_MEANING = ("chat_template", "generation_config", "tokenizer_config", "special_tokens")
+OPTIONAL = ("tokenizer_files",)
+MERGES = "merges.txt"
+VOCABULARY = (MERGES, "vocab.json")  # which say what the newer file of a tokenizer does
+BY_MEANING = (
+    "chat_template", "generation_config", "tokenizer_config", "special_tokens", "processor_config",
+)  # fmt: skip
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+# Files that some loader takes for a model's weights; those of the subject's format are read.
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
 OWN = ("config.json", "tokenizer.json")  # compared by the other invariants
 
 
@@ -46,10 +55,13 @@ class _Sides:
         return any(self.before.get(n) != self.after.get(n) for n in names)
 
 
-def check_shipped(baseline: Path, subject: Path, read: Collection[str] = ()) -> list[Failure]:
+def check_shipped(
+    baseline: Path, subject: Path, read: Collection[str] = (SINGLE_NAME,), whole: bool = True
+) -> list[Failure]:
     """How the shipped files of two checkpoint folders differ; nothing for equal bytes.
 
     ``read``: files of the subject that its format reads, and that are compared as weights.
+    ``whole``: whether the subject's folder is what was named, and no view that its format made.
 
     Raises:
         InputError: the system refuses to read a file.
@@ -67,7 +79,7 @@ def check_shipped(baseline: Path, subject: Path, read: Collection[str] = ()) -> 
         *found,
         *_by_meaning(sides, broken),
         *_other_files(sides, broken),
-        *_beside(sides, read),
+        *_beside(sides, read, whole),
     ]
 
 
@@ -76,6 +88,8 @@ def _by_meaning(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
     kinds = {kind_of(name) for name in broken}
     if "generation_config" not in kinds and sides.differ("generation_config"):
         yield from check_generation(sides.baseline, sides.subject)
+    if "processor_config" not in kinds and sides.differ("processor_config"):
+        yield from check_processor(sides.baseline, sides.subject)
     settings = "tokenizer_config", "special_tokens"
     if kinds & {*settings, "chat_template"} or not sides.differ(*settings, "chat_template"):
         return
@@ -109,7 +123,7 @@ def _unreadable(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _other_files(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
-    """Vocabularies, processors and code: by content, JSON without regard to its layout."""
+    """Vocabularies and code: by content, JSON without regard to its layout."""
     for name in sorted({*sides.before, *sides.after} - {*broken}):
         kind = kind_of(name)
         before, after = sides.before.get(name), sides.after.get(name)
@@ -121,10 +135,31 @@ def _other_files(sides: _Sides, broken: Collection[str]) -> Iterator[Failure]:
             what = "has another content"
         else:
             what = "is new" if before is None else "is lost"
-        if kind in OPTIONAL and None in (before, after):
+        if before is None and (other := _other_vocabulary(sides.subject, name)):
+            yield _fatal("shipped_file_changed", f"{name} is new, and {other}", kind)
+        elif kind in OPTIONAL and None in (before, after):
             yield _note("shipped_file_changed", f"{name} {what}")
         else:
             yield _fatal("shipped_file_changed", f"{name} {what}", kind)
+
+
+def _other_vocabulary(folder: Path, name: str) -> str:
+    """What a vocabulary file that only the subject has says otherwise than its tokenizer.json:
+    some loaders and converters read the file in its place."""
+    whole = folder / tokenizer_meaning.NAME
+    if name not in VOCABULARY or not whole.is_file():
+        return ""
+    if name == MERGES:
+        merges = read_json_object(whole).get("model", {}).get("merges") or ()
+        mine = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+        lines = [line for line in read_bytes(folder / name).decode().splitlines() if line.strip()]
+        stated = [line for line in lines if not line.startswith("#version")]
+        return "" if stated == mine else "has other merges than tokenizer.json"
+    ids = tokenizer_meaning.read_tokenizer(whole).get_vocab(with_added_tokens=True)
+    stated_ids = parse_json(read_bytes(folder / name), name)
+    given = stated_ids.items() if isinstance(stated_ids, dict) else ()
+    other = next((token for token, number in given if ids.get(token) != number), None)
+    return "" if other is None else f"gives {other!r} another id than tokenizer.json"
 
 
 def _content(path: Path) -> object:
@@ -137,19 +172,29 @@ def _content(path: Path) -> object:
     return data
 
 
-def _beside(sides: _Sides, read: Collection[str]) -> Iterator[Failure]:
-    """Files of one side alone that nothing here reads, and that are no known leftovers."""
+def _beside(sides: _Sides, read: Collection[str], whole: bool) -> Iterator[Failure]:
+    """Files that nothing here reads: weights, and what only one side has and is no leftover."""
     before, after = names_in(sides.baseline), names_in(sides.subject) - {*read}
+    # those of the baseline that were copied along, too: they are not what was edited
+    stray = sorted(n for n in after if n.endswith(OTHER_WEIGHTS) and not is_unread(n))
+    if stray and whole:
+        text = f"weights beside those that are judged, which some loaders take: {_listed(stray)}"
+        yield _note("other_weights", text)
     for what, names in (("new", after - before), ("lost", before - after)):
         odd = sorted(
             n
             for n in names
-            if kind_of(n) is None and not is_unread(n) and n not in OWN and not n.endswith(WEIGHTS)
+            if kind_of(n) is None
+            and not is_unread(n)
+            and n not in (*OWN, *stray)
+            and not n.endswith(WEIGHTS)
         )
         if odd:
-            more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
-            listed = ", ".join(odd[:5]) + more
-            yield _note("other_files", f"files that are not compared are {what}: {listed}")
+            yield _note("other_files", f"files that are not compared are {what}: {_listed(odd)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _note(kind: str, message: str) -> Failure:

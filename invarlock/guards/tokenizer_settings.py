@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from invarlock.effective_config import code_of
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
+from invarlock.tokenizer_meaning import probe_texts
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
 SETTINGS, SPECIAL = "tokenizer_config", "special_tokens"  # names to accept a difference by
@@ -28,7 +30,11 @@ IGNORED = (
     "vocab_file", "merges_file", "special_tokens_map_file", "additional_special_tokens",
     "extra_special_tokens", *RESOLVED, *ADDED,
 )  # fmt: skip
-PROBE = "The year 2024, I'm  told:\n\tnaïve café?"
+PROBE = "The year 2024, I'm  told:\n\tnaïve café?"  # around which tokens are added
+PREFIX = "add_prefix_space"
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes
+NEW_CLASS = "TokenizersBackend"  # loaders from before transformers 5 refuse it
+LISTED, SHOWN = 4, 40  # tokens and characters of a text in a message
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,20 @@ class Resolved:
     settings: Mapping[str, object]
     special: Mapping[str, object]
     around: tuple[list[str], list[str]]  # tokens added before and after a text
-    pieces: list[str]  # a probe's tokens without them
+    pieces: Mapping[str, list[str]]  # tokens of texts without them
+    added: frozenset[str]  # tokens that are found in a text before it is split
+
+    def apart(self, other: Resolved) -> str:
+        """The first text that the two split otherwise; a token that one lacks is told by name."""
+        new = self.added ^ other.added
+        return next(
+            (
+                text
+                for text, tokens in self.pieces.items()
+                if other.pieces[text] != tokens and not any(token in text for token in new)
+            ),
+            "",
+        )
 
 
 Found = Resolved | str  # or why transformers does not load it
@@ -48,6 +67,10 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     """How the settings beside two tokenizers differ; of each, the folder and :func:`resolve`."""
     before, after = _declared(baseline[0]), _declared(subject[0])
     old, new = baseline[1], subject[1]
+    code = code_of(after)
+    if any(code_of(before).get(part) != named for part, named in code.items()):
+        message = f"{NAME} names other code to run: {_value(after['auto_map'])}"
+        yield {**_fatal("remote_code", message), "type": "shipped_file_changed"}
     if isinstance(old, str):
         yield from _as_declared(before, after)
         return
@@ -55,15 +78,20 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
         yield _fatal(SETTINGS, f"transformers cannot load the tokenizer: {new}")
         return
     changed = dict(_differences(old.settings, new.settings))
+    from_the_end = _predicts_the_next(subject[0])
+    looser = {n: both for n, both in changed.items() if _is_looser(n, *both, from_the_end)}
+    changed = {name: both for name, both in changed.items() if name not in looser}
     changed |= dict(_adding((old, before), (new, after)))
+    changed |= dict(_prefixing((baseline[0], before), (subject[0], after)))
     if changed:
         yield _fatal(SETTINGS, "tokenizer settings: " + _told(changed))
     elif old.around != new.around:
         yield _fatal(
             SETTINGS, f"around a text stood {_ends(old.around)}, stands {_ends(new.around)}"
         )
-    if old.pieces != new.pieces:
-        yield _fatal(SETTINGS, "the settings beside tokenizer.json split a text otherwise")
+    if text := old.apart(new):
+        told = f"{text[:SHOWN]!r} was {_parting(old, new, text)}, is {_parting(new, old, text)}"
+        yield _fatal(SETTINGS, f"the settings beside tokenizer.json split a text otherwise: {told}")
     special = dict(_differences(old.special, new.special))
     # nothing that is read is padded: where one side has no such token, training tools take one
     padding = {n: v for n, v in special.items() if n == PADDING and None in v}
@@ -78,12 +106,11 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     notes = dict(_differences(_others(before), _others(after)))
     if before.get("tokenizer_class") != after.get("tokenizer_class"):
         notes["tokenizer_class"] = (before.get("tokenizer_class"), after.get("tokenizer_class"))
+    notes |= looser
     if notes:
-        yield {
-            "type": "tokenizer_config_spelling",
-            "severity": "warning",
-            "message": f"tokenizer_config.json is spelled otherwise: {_told(notes)}",
-        }
+        yield _note(f"{NAME} is spelled otherwise: {_told(notes)}")
+    if NEW_CLASS in str(notes.get("tokenizer_class", ("", ""))[1]):
+        yield _note(f"tokenizer_class is {NEW_CLASS}: loaders from before transformers 5 refuse it")
 
 
 def check_around(folder: Path, backend: str, put: Sequence[Sequence[str]]) -> Iterator[Failure]:
@@ -133,9 +160,11 @@ def resolve(folder: Path) -> Found:
             folder, local_files_only=True, trust_remote_code=False
         )
         with_added = loaded(PROBE).input_ids
-        plain = loaded(PROBE, add_special_tokens=False).input_ids
+        texts = [PROBE, *probe_texts()]
+        split = loaded(texts, add_special_tokens=False).input_ids
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises nothing narrower
         return f"{type(error).__name__} {error}".splitlines()[0].replace(f"{folder}", "")[:160]
+    plain = split[0]
     before = next(
         (i for i in range(len(with_added)) if with_added[i : i + len(plain)] == plain), None
     )
@@ -158,7 +187,8 @@ def resolve(folder: Path) -> Found:
         settings={name: getattr(loaded, name, None) for name in RESOLVED},
         special=special,
         around=(names(around[0]), names(around[1])),
-        pieces=names(plain),
+        pieces=dict(zip(texts, map(names, split), strict=True)),
+        added=frozenset(token.content for token in loaded.added_tokens_decoder.values()),
     )
 
 
@@ -191,6 +221,43 @@ def _adding(
         left_out = said[1] is None and done[0] == done[1]  # as a loader left it when it saved
         if was != now and not left_out:
             yield name, (was, now)
+
+
+def _parting(one: Resolved, other: Resolved, text: str) -> str:
+    """The tokens around the place from which on a text is split otherwise."""
+    mine, theirs = one.pieces[text], other.pieces[text]
+    at = next((i for i, both in enumerate(zip(mine, theirs, strict=False)) if len({*both}) > 1), 0)
+    return " ".join(mine[max(0, at - 1) : at + LISTED])[:SHOWN]
+
+
+def _predicts_the_next(folder: Path) -> bool:
+    """Whether the model generates from the end of a text, as causal ones do."""
+    named = read_json_object(folder / "config.json").get("architectures")
+    return any(str(name).endswith(CAUSAL) for name in named or ())
+
+
+def _is_looser(name: str, was: object, now: object, from_the_end: bool) -> bool:
+    """Whether no text comes out worse: several at once are padded where generation from their ends
+    needs it, or texts are cut off later."""
+    if name == "padding_side":
+        return from_the_end and (was, now) == ("right", "left")
+    if name == "model_max_length":
+        return isinstance(was, int | float) and isinstance(now, int | float) and now > was
+    return False
+
+
+def _prefixing(
+    old: tuple[Path, Mapping[str, Any]], new: tuple[Path, Mapping[str, Any]]
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Whether loaders from before transformers 5 put a space before a text.
+
+    They set a pre-tokenizer of bytes alone to what the settings say, whatever it says itself.
+    """
+    was, now = (bool(declared.get(PREFIX)) for _, declared in (old, new))
+    if was != now:
+        splits = read_json_object(new[0] / "tokenizer.json").get("pre_tokenizer")
+        if isinstance(splits, Mapping) and PREFIX in splits:
+            yield PREFIX, (was, now)
 
 
 def _as_declared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Failure]:
@@ -233,6 +300,10 @@ def _ends(around: tuple[list[str], list[str]]) -> str:
 
 def _text(value: object) -> str:
     return str(value.get("content", "")) if isinstance(value, dict) else str(value)
+
+
+def _note(message: str) -> Failure:
+    return {"type": "tokenizer_config_spelling", "severity": "warning", "message": message}
 
 
 def _fatal(accept: str, message: str) -> Failure:

@@ -44,12 +44,20 @@ SETTINGS = {
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 # How positions are stretched, as GGUF and as config.json call it; the others are in tensors.
 SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
+STRETCHED = ("linear", "yarn")
 # The tensor that holds the factors -> the kind of rope that has them.
 FACTORS = {"rope_freqs.weight": "llama3", "rope_factors_long.weight": "longrope"}
-UNUSED, USER_DEFINED = 5, 4  # tokenizer.ggml.token_type (GGUF specification)
+NORMAL, USER_DEFINED, UNUSED = 1, 4, 5  # tokenizer.ggml.token_type (GGUF specification)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
 OWN = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 TEMPLATE = "tokenizer.chat_template"
+GENERATION = "generation_config.json"
+# Metadata by which llama.cpp samples where nobody says otherwise -> the setting that says the same.
+SAMPLING = {
+    "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "temp": "temperature",
+    "penalty_repeat": "repetition_penalty", "xtc_probability": "xtc_probability",
+    "mirostat": "mirostat", "penalty_last_n": "penalty_last_n",
+}  # fmt: skip
 
 
 def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
@@ -64,9 +72,10 @@ def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
         document = read_json_object(baseline / "tokenizer.json")
         (folder / "tokenizer.json").write_bytes(pretty_json(tokenizer_of(gguf, document)))
     _write_template(gguf, baseline, folder)
+    own = {*OWN, *_write_sampling(gguf, baseline, folder)}
     try:
         for path in sorted(baseline.iterdir()):
-            if path.name not in OWN and not path.name.endswith(WEIGHTS):
+            if path.name not in own and not path.name.endswith(WEIGHTS):
                 os.symlink(path.absolute(), folder / path.name)
     except OSError as error:
         raise unreadable(baseline, error) from error
@@ -134,9 +143,14 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
                 own["full_attention"] = full = dict(full)
                 own = full
             places.append(own)
+    if theta is not None and not any("rope_theta" in place for place in places):
+        config["rope_theta"] = float32(theta)  # the baseline has the default of its class
     for place in places:
         if theta is not None and "rope_theta" in place:
             place["rope_theta"] = _said(place["rope_theta"], theta)
+    if len(places) == 1 and SCALINGS.get(str(gguf.of_model("rope.scaling.type"))) in STRETCHED:
+        config["rope_scaling"] = {"rope_type": "default"}  # the baseline says nothing of it
+        places.append(config["rope_scaling"])
     for place in places[1:]:
         key = "rope_type" if "rope_type" in place else "type"
         before = str(place.get(key, "default"))
@@ -149,7 +163,7 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
             ("original_context_length", "original_max_position_embeddings"),
         ):
             value = gguf.of_model(f"rope.scaling.{said}")
-            if value is not None and (field in place or kind in ("linear", "yarn")):
+            if value is not None and (field in place or kind in STRETCHED):
                 place[field] = _said(place.get(field), value)
 
 
@@ -164,10 +178,12 @@ def tokenizer_of(gguf: Gguf, baseline: Fields) -> Fields:
         baseline: the content of the baseline's ``tokenizer.json``.
     """
     tokens: Sequence[str] = gguf.meta("tokenizer.ggml.tokens")
-    types: Sequence[int] = gguf.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    types: Sequence[int] = gguf.get("tokenizer.ggml.token_type") or ()
     document = dict(baseline)
     document["model"] = model = dict(document.get("model") or {})
     added = [dict(each) for each in document.get("added_tokens") or ()]
+    # one of an ordinary type is read letter by letter where it stands in a text
+    added = [each for each in added if not _is_ordinary(types, int(each["id"]))]
     special = {int(each["id"]): each for each in added}
     pieces = model.get("vocab")
     if isinstance(pieces, dict):
@@ -177,10 +193,11 @@ def tokenizer_of(gguf: Gguf, baseline: Fields) -> Fields:
         }
         known = {*before, *special}
         for index in range(len(tokens)):
-            if index in known or types[index] == UNUSED:
+            kind = types[index] if index < len(types) else NORMAL
+            if index in known or kind == UNUSED:
                 continue
-            if types[index] in (CONTROL, USER_DEFINED):
-                added.append(_added(index, tokens[index], types[index] == CONTROL))
+            if kind in (CONTROL, USER_DEFINED):
+                added.append(_added(index, tokens[index], kind == CONTROL))
             else:
                 model["vocab"][tokens[index]] = index
         # the library wants the added ones that are part of the vocabulary in it, too
@@ -206,6 +223,10 @@ def tokenizer_of(gguf: Gguf, baseline: Fields) -> Fields:
     return document
 
 
+def _is_ordinary(types: Sequence[int], index: int) -> bool:
+    return index < len(types) and types[index] in (NORMAL, UNUSED)
+
+
 def _vocabulary(before: Mapping[int, str], tokens: Sequence[str]) -> dict[int, str]:
     return {i: _text(token, tokens[i]) for i, token in before.items() if i < len(tokens)}
 
@@ -222,6 +243,23 @@ def _pair(merge: Any) -> tuple[str, ...]:
 def _added(index: int, token: str, special: bool) -> Fields:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": token, **flags, "special": special}
+
+
+def _write_sampling(gguf: Gguf, baseline: Path, folder: Path) -> list[str]:
+    """The generation settings where the file has some of its own; the names of what was written."""
+    given = {field: gguf.get(f"general.sampling.{key}") for key, field in SAMPLING.items()}
+    given = {field: value for field, value in given.items() if value is not None}
+    if not given:
+        return []
+    path = baseline / GENERATION
+    if path.is_file():
+        stated = read_json_object(path)
+    else:  # then loaders take the ids that end a text from the model's
+        config = read_json_object(baseline / "config.json")
+        stated = {name: config[name] for name in TOKEN_IDS.values() if name in config}
+    said = {field: _said(stated.get(field), value) for field, value in given.items()}
+    (folder / GENERATION).write_bytes(pretty_json(stated | said))
+    return [GENERATION]
 
 
 def _write_template(gguf: Gguf, baseline: Path, folder: Path) -> None:

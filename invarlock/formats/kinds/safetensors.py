@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import INDEX_NAME, SINGLE_NAME, Format, Inventory
@@ -65,6 +66,8 @@ class Safetensors(Format):
                 tensors[name] = info
         if weight_map is not None:
             _refuse_disagreement(folder, weight_map, tensors)
+        else:
+            _refuse_more(folder, tensors)
         return Inventory(dict(sorted(tensors.items())), shards, metadata)
 
 
@@ -89,6 +92,31 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             hint="remove the one that is not meant",
         )
     return weight_map
+
+
+def _refuse_more(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse a second file with tensors of the model where no index says which one is meant.
+
+    Loaders of the library read the single file; servers read every file that ends like it, the
+    last one over the others.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        twice = [] if path.name == SINGLE_NAME else [*(tensors.keys() & {*_names(path)})]
+        if twice:
+            raise InputError(
+                f"two sets of weights: {counted(len(twice), 'tensor')} of {SINGLE_NAME} in"
+                f" {path.name} too, and servers read both where no index says which",
+                where=str(folder),
+                hint="remove the one that is not meant",
+            )  # fmt: skip
+
+
+def _names(path: Path) -> Collection[str]:
+    """The tensors of a file that may be none; what cannot be read is loaded by nobody."""
+    try:
+        return read_shard_header(path).tensors
+    except InputError:
+        return ()
 
 
 def _refuse_disagreement(
