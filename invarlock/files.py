@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import itertools
 import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,24 @@ MAX_JSON_BYTES = 256 * 1024 * 1024  # bytes; the largest document we write is te
 MAX_JSON_DEPTH = 64  # nested arrays and objects; our own documents stay below 12
 MAX_JSON_DIGITS = 32  # digits of one integer; 2**64 has 20
 HASH_CHUNK = 1 << 20  # bytes
+FEW_BYTES = 1 << 20  # that are hashed without OpenSSL, where it is not loaded yet
 
 
 # --- digests -------------------------------------------------------------------------------
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Lower-case hex SHA-256 of ``data``."""
+    """Lower-case hex SHA-256 of ``data``.
+
+    A process that has not loaded OpenSSL, whose hashes take 3.5 MB, does not load it for a few
+    bytes: libsodium, which checks the signature of a pack, hashes at a quarter of the speed.
+    """
+    if len(data) <= FEW_BYTES and "hashlib" not in sys.modules:
+        from nacl.bindings import crypto_hash_sha256
+
+        return crypto_hash_sha256(data).hex()
+    import hashlib
+
     return hashlib.sha256(data).hexdigest()
 
 
@@ -47,6 +58,8 @@ def sha256_file(path: Path) -> str:
     Raises:
         InputError: the file cannot be read.
     """
+    import hashlib
+
     try:
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()

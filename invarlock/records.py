@@ -9,7 +9,6 @@ processor says which tokens it and the prompt are.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -134,7 +133,7 @@ def record_id(
     for sequence in (prompt, *answers):
         numbers += [len(sequence), *sequence]
     packed = struct.pack(f"<{len(numbers)}I", *numbers)
-    return hashlib.sha256(packed + bytes.fromhex(image)).hexdigest()[:16]
+    return sha256_bytes(packed + bytes.fromhex(image))[:16]
 
 
 def encode_record(

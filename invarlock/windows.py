@@ -14,7 +14,6 @@ begin-of-text token is the first of the prompt.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 import struct
@@ -83,7 +82,7 @@ class WindowPlan:
 
 def window_id(tokens: Sequence[int]) -> str:
     """First 16 hex digits of SHA-256 over the token ids as little-endian uint32."""
-    return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()[:16]
+    return sha256_bytes(struct.pack(f"<{len(tokens)}I", *tokens))[:16]
 
 
 def select_windows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -15,8 +16,9 @@ from invarlock.contracts import validate
 from invarlock.evidence import checksums, consistency, keys
 from invarlock.evidence.published import deployable
 from invarlock.evidence.result import VerifyOptions
-from invarlock.evidence.tree import read_tree
+from invarlock.evidence.tree import CHUNK, read_tree, size_of
 from invarlock.evidence.verify import verify_pack
+from invarlock.files import FEW_BYTES
 
 
 @pytest.fixture
@@ -34,6 +36,33 @@ def test_a_pack_below_a_folder_called_errors_is_fine(pack: Path, tmp_path: Path)
     """Only the path inside the pack decides what a report has to show."""
     (tmp_path / "errors").mkdir()
     assert code(packs.copy(pack, tmp_path / "errors" / "pack")) == 0
+
+
+def test_files_are_hashed_whole_and_in_parts(tmp_path: Path) -> None:
+    """The first ones of a pack whole, what comes after them by chunks; nothing is kept of them."""
+    sizes = (0, 1, FEW_BYTES - 2, 1, 0, 3, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7)
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number:02}.bin").write_bytes(random.Random(number).randbytes(size))
+    found = read_tree(tmp_path).files
+    assert [found[name].size for name in sorted(found)] == list(sizes)
+    for name, file in found.items():
+        assert file.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert file.data is None
+
+
+def test_tables_and_excerpts_are_no_values_to_be_judged(tmp_path: Path) -> None:
+    """What is held of a report until the verdict does not grow with what only a replay reads."""
+    sizes = []
+    for many in (1, 1000):
+        table = {"name": ["a"] * many, "baseline_sigma_max": [1.0] * many}
+        excerpt = {"window_id": "w", "tokens": ["a"] * many}
+        spectral = {"operators": table, "modules": table, "evaluated": True}
+        report = {"spectral": spectral, "rmt": {"modules": table}, "excerpts": [excerpt]}
+        packs.write_json(tmp_path / "evaluation.report.json", report)
+        outline = read_tree(tmp_path).outline("evaluation.report.json")
+        assert outline["spectral"]["evaluated"] is True
+        sizes.append(size_of(outline))
+    assert sizes[0] == sizes[1]
 
 
 # --- signer ---------------------------------------------------------------------------------

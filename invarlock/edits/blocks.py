@@ -98,14 +98,14 @@ def finite_norm(block: torch.Tensor) -> float:
     return norm
 
 
-def scales_to(largest: float, magnitudes: torch.Tensor) -> torch.Tensor:
-    """What the largest magnitude along the last dimension is divided by to give ``largest``.
+def scales_to(largest: float, found: torch.Tensor) -> torch.Tensor:
+    """What the largest magnitude that was found is divided by to give ``largest``.
 
     1 where all are zero, so that they stay zeros.
     """
     import torch
 
-    scale = magnitudes.amax(dim=-1, keepdim=True).div_(largest)
+    scale = found / largest
     return torch.where(scale > 0, scale, 1.0)
 
 
@@ -124,8 +124,6 @@ def transform_rows(
     weight: torch.Tensor,
     transform: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     elements: int = BLOCK_ELEMENTS,
-    *,
-    magnitudes: bool = False,
 ) -> Loss:
     """Replace ``weight`` (rows, columns) in place by ``transform`` of float32 blocks of rows.
 
@@ -134,8 +132,6 @@ def transform_rows(
         transform: gets a block, which it leaves as it is, and room for two (2, rows, columns),
             in which it may make its result.
         elements: about how many a block has.
-        magnitudes: whether ``transform`` gives these alone, of numbers that keep their signs; in
-            the storage type they are put back for half of what it costs in float32.
 
     Raises:
         InputError: a value is not finite, or its replacement is not in the storage dtype.
@@ -144,25 +140,66 @@ def transform_rows(
 
     loss = Loss()
     held: torch.Tensor | None = None  # every block is made in the same memory
-    integer: torch.dtype = getattr(torch, f"int{8 * weight.element_size()}")
     for rows in row_blocks(weight, elements):
         if held is None:
             held = torch.empty((3, *rows.shape), dtype=torch.float32)
-            signs = torch.empty(rows.shape if magnitudes else 0, dtype=integer)
         work, room = held[0, : len(rows)], held[1:, : len(rows)]
         # A copy, also of float32: the original is needed again for the error below.
         work.copy_(rows)
         loss.norm += finite_norm(work)
-        if magnitudes:
-            bits, sign = rows.view(integer), signs[: len(rows)]
-            torch.bitwise_and(bits, torch.iinfo(integer).min, out=sign)
-            rows.copy_(transform(work, room))
-            bits.bitwise_or_(sign)
-        else:
-            rows.copy_(transform(work, room))
+        rows.copy_(transform(work, room))
         # Read back from the storage type: its rounding is part of what the edit changed.
         loss.error += squared_norm(room[0].copy_(rows).sub_(work))
-    if not math.isfinite(loss.error):
-        dtype = str(weight.dtype).removeprefix("torch.")
-        raise InputError(f"the edited weights do not fit {dtype}", expected="finite numbers only")
+    _refuse_misfit(loss, weight.dtype)
     return loss
+
+
+def transform_magnitudes(
+    weight: torch.Tensor,
+    transform: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    elements: int = BLOCK_ELEMENTS,
+) -> Loss:
+    """Like :func:`transform_rows` for numbers that keep their signs: it gets and gives magnitudes.
+
+    Signs are taken off and put back in the storage type, whose integers take half of the time.
+
+    Args:
+        weight: the matrix.
+        transform: gets a block, the largest number of each of its rows, and room.
+        elements: about how many a block has.
+
+    Raises:
+        InputError: a value is not finite, or its replacement is not in the storage dtype.
+    """
+    import numpy as np
+    import torch
+
+    loss = Loss()
+    held: torch.Tensor | None = None
+    integer: torch.dtype = getattr(torch, f"int{8 * weight.element_size()}")
+    limits = torch.iinfo(integer)
+    for rows in row_blocks(weight, elements):
+        if held is None:
+            held = torch.empty((3, *rows.shape), dtype=torch.float32)
+            stored = torch.empty(rows.shape, dtype=integer)
+        work, room = held[0, : len(rows)], held[1:, : len(rows)]
+        bits, plain = rows.view(integer).numpy(), stored[: len(rows)]
+        np.bitwise_and(bits, bits.dtype.type(limits.max), out=plain.numpy())
+        magnitudes = plain.view(weight.dtype)
+        work.copy_(magnitudes)
+        loss.norm += finite_norm(work)
+        # The bits of magnitudes are in the order of their values.
+        largest = plain.amax(dim=-1, keepdim=True).view(weight.dtype).float()
+        magnitudes.copy_(transform(work, largest, room))
+        np.bitwise_and(bits, bits.dtype.type(limits.min), out=bits)
+        np.bitwise_or(bits, plain.numpy(), out=bits)
+        loss.error += squared_norm(room[0].copy_(magnitudes).sub_(work))
+    _refuse_misfit(loss, weight.dtype)
+    return loss
+
+
+def _refuse_misfit(loss: Loss, dtype: torch.dtype) -> None:
+    """Raise where what was written is not finite."""
+    if not math.isfinite(loss.error):
+        name = str(dtype).removeprefix("torch.")
+        raise InputError(f"the edited weights do not fit {name}", expected="finite numbers only")

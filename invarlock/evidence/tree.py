@@ -7,7 +7,6 @@ pipes, sockets, devices and unusable names become findings. All limits are const
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import unicodedata
@@ -19,7 +18,7 @@ from msgspec import Struct, field
 
 from invarlock.errors import InputError
 from invarlock.evidence import Code, PackError, escape
-from invarlock.files import parse_json
+from invarlock.files import FEW_BYTES, parse_json, sha256_bytes
 
 MAX_ENTRIES = 20_000  # files and folders; the largest published suite makes about 4,000 files
 MAX_REPORTS = 2_000  # files called evaluation.report.json
@@ -49,8 +48,8 @@ SMALL = {
 PARSED_NAMES = ("checksums.sha256", "README.md", "results/final_verdict.txt", "manifest.json.asc")
 MAX_JUDGED = 1_000_000  # values of all reports and outcomes that a verdict is recomputed from
 # Columns of the evidence, lists of files and of modules: a verdict does not look at them.
-EVIDENCE = ("evaluation_windows", "modules", "row_tables", "trial", "histograms", "dataset")
-COLUMNS = (*EVIDENCE, "warnings", "epsilon_violations")
+EVIDENCE = ("evaluation_windows", "modules", "operators", "row_tables", "trial", "histograms")
+COLUMNS = (*EVIDENCE, "dataset", "excerpts", "warnings", "epsilon_violations")
 CHARACTERS = 16  # of a string that count as one value
 MARKS = (b",", b":", b"[", b"{")
 HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # categories of characters that do not show as themselves
@@ -200,24 +199,30 @@ class _Walk(Struct):
         """Hash an open file once, over the size it had when opened, and keep what is parsed."""
         kept = path in PARSED_NAMES or path.endswith(".json")
         self._account(path, size, kept)
-        digest, read, chunks = hashlib.sha256(), 0, []
+        digest, read, chunks = None, 0, []
+        if self.total > FEW_BYTES:  # otherwise without OpenSSL, the file as a whole
+            import hashlib
+
+            digest = hashlib.sha256()
         while True:
             wanted = min(CHUNK, size - read + 1)  # a byte more would show that the file grew
             chunk = os.read(descriptor, wanted)
             read += len(chunk)
-            digest.update(chunk)
-            if kept:
+            if digest:
+                digest.update(chunk)
+            if kept or not digest:
                 chunks.append(chunk)
             if not chunk or read > size or (read == size and len(chunk) < wanted):
                 break
-        data = b"".join(chunks) if kept else None
+        data = b"".join(chunks)
         if read != size:
             self._refuse(path, "was changed while it was read")
         # check: tree.values
-        elif data and path.endswith(".json") and sum(map(data.count, MARKS)) > MAX_VALUES:
+        elif kept and path.endswith(".json") and sum(map(data.count, MARKS)) > MAX_VALUES:
             self._refuse(path, f"holds more than {MAX_VALUES} values")
         else:
-            self.tree.files[path] = PackFile(size, digest.hexdigest(), data)
+            sha256 = digest.hexdigest() if digest else sha256_bytes(data)
+            self.tree.files[path] = PackFile(size, sha256, data if kept else None)
 
     def _account(self, path: str, size: int, kept: bool) -> None:
         """Add a file to what is read; PackError where a limit is passed."""

@@ -15,7 +15,7 @@ from invarlock.edits.blocks import (
     Loss,
     clamp_coarse_,
     scales_to,
-    transform_rows,
+    transform_magnitudes,
 )
 from invarlock.edits.kind import EditSpec, Limits, rows_of_outputs
 from invarlock.edits.scope import Scope
@@ -59,14 +59,14 @@ def to_fp8_(weight: torch.Tensor, fmt: str) -> Loss:
 
     largest = FP8_MAX[fmt]
 
-    def transform(work: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-        result, large = room[0], room[1]
-        scale = scales_to(largest, torch.abs(work, out=result))
-        clamp_coarse_(result.div_(scale), scale, largest)
-        round_to_fp8_(result, fmt, large)
+    def transform(work: torch.Tensor, found: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+        scale = scales_to(largest, found)
+        result = torch.div(work, scale, out=room[0])
+        clamp_coarse_(result, scale, largest)
+        round_to_fp8_(result, fmt, room[1])
         return result.mul_(scale)
 
-    return transform_rows(weight, transform, SIMPLE_ELEMENTS, magnitudes=True)
+    return transform_magnitudes(weight, transform, SIMPLE_ELEMENTS)
 
 
 def round_to_fp8_(magnitudes: torch.Tensor, fmt: str, room: torch.Tensor) -> None:

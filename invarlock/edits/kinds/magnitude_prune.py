@@ -64,6 +64,7 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
     Raises:
         InputError: a value is not finite.
     """
+    import numpy as np
     import torch
 
     flat = weight.view(-1)
@@ -87,16 +88,27 @@ def prune_smallest_(weight: torch.Tensor, count: int) -> Loss:
         loss.error = float(gone + ties * squares[threshold])
     room = torch.empty_like(bits[:_BLOCK])
     for block in torch.split(bits, _BLOCK):
-        pattern = torch.bitwise_and(block, torch.iinfo(bits.dtype).max, out=room[: len(block)])
-        equal = _positions(pattern, threshold, ties)
-        # Without branches and masks of bytes: -1 where an entry goes, 0 where it stays.
-        pattern.sub_(threshold).bitwise_right_shift_(torch.iinfo(bits.dtype).bits - 1)
-        pattern[equal] = -1
-        ties -= len(equal)
-        removed = pattern.bitwise_and_(block)
-        block.bitwise_xor_(removed)
+        # numpy takes half of torch's time for integers, and a tenth to compare those of 16 bits
+        values, pattern = block.numpy(), room[: len(block)].numpy()
+        integer = values.dtype.type
+        np.bitwise_and(values, integer(np.iinfo(integer).max), out=pattern)
+        limit = threshold  # what is below it goes
+        if ties:
+            equal = pattern == limit
+            found = int(np.count_nonzero(equal))
+            if found <= ties:
+                limit += 1
+            else:
+                found = ties
+                pattern[np.flatnonzero(equal)[:ties]] = -1
+            ties -= found
+        # Without branches and masks of bytes: -1 where an entry stays, 0 where it goes.
+        np.subtract(integer(limit - 1), pattern, out=pattern)
+        np.right_shift(pattern, np.iinfo(integer).bits - 1, out=pattern)
         if squares is None:
+            removed = torch.from_numpy(values & ~pattern)
             loss.error += squared_norm(removed.view(flat.dtype))
+        np.bitwise_and(values, pattern, out=values)
     return loss
 
 
@@ -106,17 +118,6 @@ def _squares(integer: torch.dtype, dtype: torch.dtype) -> torch.Tensor:
 
     patterns = torch.arange(torch.iinfo(integer).max + 1, dtype=integer)
     return patterns.view(dtype).double().square_()
-
-
-def _positions(pattern: torch.Tensor, threshold: int, ties: int) -> torch.Tensor:
-    """Where the first ``ties`` entries of a block are that equal the threshold."""
-    import numpy as np
-    import torch
-
-    if not ties:
-        return torch.empty(0, dtype=torch.int64)
-    # numpy compares 16-bit integers ten times faster than torch
-    return torch.from_numpy(np.flatnonzero(pattern.numpy() == threshold)[:ties])
 
 
 def _shifts(bits: torch.Tensor) -> range:
@@ -131,8 +132,9 @@ def _digits(bits: torch.Tensor, shift: int, prefix: int | None = None) -> torch.
     # of the top digit the highest bit is the sign
     size = 1 << (_DIGIT_BITS if prefix is not None else _DIGIT_BITS - 1)
     numbers = torch.zeros(size, dtype=torch.int64)
+    room = torch.empty_like(bits[:_BLOCK])
     for block in torch.split(bits, _BLOCK):
-        pattern = block & torch.iinfo(bits.dtype).max
+        pattern = torch.bitwise_and(block, torch.iinfo(bits.dtype).max, out=room[: len(block)])
         digits = pattern >> shift if shift else pattern
         if prefix is not None:
             digits = digits[pattern >> shift + _DIGIT_BITS == prefix] & ((1 << _DIGIT_BITS) - 1)

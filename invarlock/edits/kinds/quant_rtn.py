@@ -66,7 +66,7 @@ def round_to_nearest_(weight: torch.Tensor, bits: int, group_size: int) -> Loss:
     def transform(work: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
         groups = work.view(work.shape[0], -1, group_size or work.shape[1])
         result = room[0].view_as(groups)
-        scale = scales_to(levels, torch.abs(groups, out=result))
+        scale = scales_to(levels, torch.abs(groups, out=result).amax(dim=-1, keepdim=True))
         torch.div(groups, scale, out=result)
         clamp_coarse_(result, scale, levels)
         result.round_().mul_(scale)

@@ -7,7 +7,6 @@ are replaced by the mask token, 10 % by a random one and 10 % stay (Devlin et al
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from functools import partial
@@ -105,6 +104,8 @@ class Masking(Struct, frozen=True):
 def draws(seed: int, window_id: str, position: int) -> tuple[float, float, float]:
     """Three numbers, uniform on [0, 1), of one position: BLAKE2b, 53 bits each."""
     text = f"{seed}:{window_id}:{position}".encode()
+    import hashlib
+
     words = struct.unpack("<3Q", hashlib.blake2b(text, digest_size=24).digest())
     first, second, third = ((word >> 11) / 2**53 for word in words)
     return first, second, third
