@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from invarlock.forecast import Forecast
@@ -18,6 +19,7 @@ SECONDS = 1.0  # between two looks at a terminal
 MANY = 8  # jobs; the files of more are looked at less often
 PLAIN_SECONDS = 10.0  # between two plain lines at least
 COLUMNS = 80  # of a terminal that does not say
+LISTED = 1000  # jobs of a plan that somebody may read one by one
 ERASE = "\r\x1b[2K"
 
 
@@ -127,6 +129,21 @@ class ProgressHandler(logging.Handler):
             self.release()
         if text := self.forecast.summary():
             self._print(text)
+
+
+class LargePlan(logging.Handler):
+    """Waits for Snakemake's table of the jobs of a plan; of more than a reader reads, it tells how
+    many there are."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(getattr(record, "event", "") or "") == "run_info":
+            jobs = record.__dict__["stats"]["total"]
+            if jobs > LISTED:
+                self.tell(jobs)
 
 
 def follow(logger: logging.Logger, forecast: Forecast) -> ProgressHandler | None:

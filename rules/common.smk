@@ -91,6 +91,20 @@ def stopping(function):
 state_of = stopping(state_of)
 
 
+def once(function):
+    """The function of a model and a scenario, whose answer is the same in all runs: asked once,
+    and kept once instead of in each of thousands of jobs."""
+    found = {}
+
+    def shared(wildcards):
+        key = wildcards.model, wildcards.scenario
+        if key not in found:
+            found[key] = function(wildcards)
+        return found[key]
+
+    return shared
+
+
 onstart:
     gc.freeze()  # the plan lives as long as this process
     gc.enable()

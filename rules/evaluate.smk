@@ -49,7 +49,7 @@ rule evaluate:
         out=str(RUN),
         subject=L.under_test,
         state=own_state,
-        options=lambda wc: L.measuring(EvaluateOptions, wc, **L.of_scenario(wc)),
+        options=once(lambda wc: L.measuring(EvaluateOptions, wc, **L.of_scenario(wc))),
         retries=C["retries"],
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),

@@ -1,6 +1,7 @@
 # Reads: <out>/logs/<model>/**/*.progress, which jobs that measure write while they run
 # Writes: nothing; removes those files again
 # How far the run is, and about how long it takes: invarlock/forecast.py, invarlock/progress_line.py.
+# Of a plan of thousands of jobs, how many there are.
 
 import atexit
 import math
@@ -9,7 +10,7 @@ from snakemake.logging import logger as said
 from snakemake.settings.enums import Quietness
 
 from invarlock.forecast import Forecast, Work
-from invarlock.progress_line import follow
+from invarlock.progress_line import LargePlan, follow
 
 SHOWN = []  # what follows this run
 EVALUATIONS = ("evaluate", "repeat")
@@ -73,3 +74,27 @@ def end_progress():
     """Say what was done, and follow no more."""
     for shown in SHOWN:
         shown.end()
+
+
+def sum_up(jobs):
+    """Leave it at the table that Snakemake has just printed. The setting is what --quiet makes of
+    it: a dry run then ends here, without putting each job into words, and without what it says
+    after them."""
+    workflow.output_settings.quiet = {Quietness.RULES, Quietness.PROGRESS}
+    workflow.dag.print_reasons()
+    workflow.log_provenance_info()
+    said.info(
+        f"invarlock: {jobs} jobs are counted here, not listed; with -p a dry run lists each."
+    )
+    said.info("This was a dry-run (flag -n).")
+
+
+def is_listed():
+    """Whether a dry run prints every job whatever their number; or nothing at all."""
+    shown = workflow.output_settings
+    silent = {Quietness.ALL, Quietness.PROGRESS} & set(shown.quiet or ())
+    return bool(shown.printshellcmds or shown.verbose or shown.debug_dag or silent)
+
+
+if ROOT_PROCESS and workflow.output_settings.dryrun and not is_listed():
+    said.addHandler(LargePlan(sum_up))

@@ -75,9 +75,8 @@ resource_scopes:
 @functools.cache
 def batched():
     """Whether subjects of a model share jobs of a cluster: a start of Snakemake, a place in the
-    queue and a load of the libraries for several of them. Where they take turns on the disk, each
-    needs its own. Known once an executor is."""
-    if C["batch"] == 1 or PLAN.tight or (ROOT_PROCESS and not is_away()):
+    queue and a load of the libraries for several of them. Known once an executor is."""
+    if ROOT_PROCESS and not is_away():
         return False
     workflow.global_resources["turn"] = 1
     os.environ.update(for_jobs({"INVARLOCK_FINISHED": str(FINISHED.resolve())}))
@@ -86,8 +85,11 @@ def batched():
 
 def batch(what):
     """The job of a cluster that a subject shares; the same subjects are made and evaluated in one,
-    so that no evaluation waits for the edits of others. All windows of a model share one.
+    so that no evaluation waits for the edits of others. All windows of a model share one. Where
+    subjects take turns on the disk, each needs its own.
     """
+    if C["batch"] == 1 or PLAN.tight:
+        return None  # no question for each job of a plan
 
     def group(wildcards):
         if not batched():
