@@ -273,8 +273,8 @@ def keep_files_in_memory() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Workers have one process that forks for all, and each of them one thread: threads of more
     than there are processors wait for one another, and take the time of those that compute."""
-    keep_files_in_memory()
     if config.getoption("numprocesses", None):
+        keep_files_in_memory()
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if given := getattr(config, "workerinput", {}).get("python"):
         warm.use(given)
