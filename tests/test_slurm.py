@@ -262,17 +262,18 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(world: World, disturbed:
     shutil.rmtree(world.rough / RUN / "base/reports" / CANCELLED)
     first = world.start(world.rough, "suite", *SLURM)
     end = time.monotonic() + LIMIT
+    claim = world.rough / RUN / "base/reports" / CANCELLED / ".run_1.claim"
     process, found = None, []
-    while process is None:
+    while process is None or not (claim.is_file() and claim.read_text()):
         assert first.poll() is None, (world.rough / "output.txt").read_text()[-8000:]
         assert time.monotonic() < end
         time.sleep(0.05 if found else 0.2)
         if not found:
             found = [job for job in jobs() if job.rule == name and job.number not in before]
         process = measuring_process(found[0]) if found else None
+    os.kill(process, signal.SIGSTOP)  # before it ends
     first.kill()  # it alone
     first.wait(LIMIT)
-    os.kill(process, signal.SIGSTOP)
     (orphan,) = found
     second = world.start(world.rough, "suite", *SLURM)
     log = world.rough / RUN / "logs/base" / CANCELLED / "evaluate.1.log"
