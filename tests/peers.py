@@ -73,7 +73,7 @@ def python_of(version: str) -> Path:
 # Runs in a peer's own Python: starts the command that is installed there once for every line of
 # the input, each in a process of its own that is forked when everything is loaded.
 STARTER = """
-import importlib.metadata, json, os, sys
+import gc, importlib.metadata, json, os, sys
 (entry,) = importlib.metadata.entry_points(group="console_scripts", name="invarlock")
 main = entry.load()
 answers = os.fdopen(os.dup(1), "w")
@@ -90,6 +90,7 @@ def run(words):
         return 1
 
 run(["verify", "absent"])
+gc.freeze()
 for line in sys.stdin:
     words, env = json.loads(line)
     child = os.fork()

@@ -454,6 +454,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Stored], object], Callable[[Config], 
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_parts_that_do_not_fit_are_one_line(
     dense: Path, packed: Callable[[str], Path], tmp_path: Path, case: str

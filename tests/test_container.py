@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import another_file_system
 from measuring_factory import read
 from repository_copy import ROOT, engine_of_a_version, quiet_environment, snakemake
 
@@ -86,10 +87,8 @@ def other_code(inside: Inside) -> None:
 
 
 def mounted_package(inside: Inside) -> None:
-    shm = Path("/dev/shm")
-    if not shm.is_dir() or shm.stat().st_dev == inside.root.stat().st_dev:
-        pytest.skip("no second file system at /dev/shm")
-    inside.package = Path(shutil.copytree(inside.package, shm / f"invarlock-{os.getpid()}"))
+    other = another_file_system(inside.root) / f"invarlock-{os.getpid()}"
+    inside.package = Path(shutil.copytree(inside.package, other))
 
 
 @pytest.mark.parametrize(

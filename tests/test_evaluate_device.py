@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from measuring_factory import FEW, World, change, make_world, read
 from repository_copy import ROOT
 
@@ -49,9 +50,9 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess
         holder.kill()
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """A command of the package in a process of its own."""
-    command = [sys.executable, "-m", "invarlock", *words]
+def start(words: list[str], python: str) -> subprocess.Popen[str]:
+    """A command of the package."""
+    command = [python, "-m", "invarlock", *words]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -79,7 +80,8 @@ def test_a_rejected_subject_never_asks_for_a_gpu(
     subject = change(
         shutil.copytree(world.baseline, tmp_path / "subject"), lambda t: t[DOWN][0].fill_(math.nan)
     )
-    with start(world.command(subject, tmp_path / "out", "--device", "auto")) as running:
+    words = world.command(subject, tmp_path / "out", "--device", "auto")
+    with start(words, warm.python()) as running:
         assert running.wait(600) == 0
     assert read(tmp_path / "out", "outcome.json")["status"] == "rejected_by_invariants"
 
@@ -89,7 +91,8 @@ def test_waiting_for_a_gpu_is_no_part_of_the_time(
 ) -> None:
     """The measuring process takes the lock itself; the kernel's timer stands still meanwhile."""
     words = world.command(world.baseline, tmp_path / "out", "--device", "auto")
-    with start([*words, "--timeout-minutes", "600"]) as running:
+    # of its own, so that the child that measures is its own, too
+    with start([*words, "--timeout-minutes", "600"], sys.executable) as running:
         assert line(running) == "waiting for 1 of GPU 6: in use"
         (worker,) = children(running.pid)
         free(busy)
@@ -130,6 +133,7 @@ def test_a_baseline_is_checked_before_a_gpu_is_asked_for(
         shutil.copytree(world.baseline, tmp_path / "damaged"), lambda t: t[DOWN][0].fill_(math.nan)
     )
     words = ["run", "--model", str(damaged), "--windows", str(world.windows)]
-    with start([*words, "--out", str(tmp_path / "out"), "--device", "auto"]) as running:
+    words += ["--out", str(tmp_path / "out"), "--device", "auto"]
+    with start(words, warm.python()) as running:
         assert running.wait(600) == 3
     assert not (tmp_path / "out").exists()

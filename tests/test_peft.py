@@ -209,6 +209,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InputError], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_read_is_one_line(case: str, base: Path, adapter: Path) -> None:
     """Other kinds of adapters, damaged ones, and what would do more than is read."""

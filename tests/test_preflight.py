@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import mounted, write_tiny_folder
+from conftest import another_file_system, mounted, write_tiny_folder
 from settings_factory import FILE, MISTRAL, SUITES, settings
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
@@ -87,11 +87,8 @@ def test_the_sum_is_download_copy_null_edit_and_one_subject(here: Path) -> None:
 def test_a_cache_on_another_disk_costs_this_one_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shared memory is a file system of its own."""
-    other = Path("/dev/shm")
-    if not other.is_dir() or disk.device(other) == disk.device(here):
-        pytest.skip("no second file system at /dev/shm")
-    monkeypatch.setenv("HF_HUB_CACHE", str(other / "no-cache"))
+    """What is downloaded lies there."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(another_file_system(here) / "no-cache"))
     assert least(here) == pytest.approx(3 * 14.5)
 
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import pytest
 from conftest import write_tiny_folder
-from repository_copy import ROOT, link_repository, quiet_environment
+from repository_copy import ROOT, link_repository, quiet_environment, snakemake
 from test_kill_each_rule import digests as digests_of_run
 
 from invarlock.cli import main
 
 LIMIT = 600.0  # seconds of one run, on a machine that is busy with other things
+HOOK = ROOT / "tests/poll_hook"
 RUN = Path("evidence_pack_runs/byoe")
 CANCELLED, OUT_OF_TIME = "noop_clean", "byoe"
 SLURM = [
@@ -131,11 +132,12 @@ class World:
 
     def start(self, repository: Path, *options: str) -> subprocess.Popen[str]:
         """Start the workflow; its output is written to a file."""
+        path = ":".join(filter(None, (str(HOOK), os.environ.get("PYTHONPATH"))))
         with open(repository / "output.txt", "w") as output:
             return subprocess.Popen(
                 [sys.executable, "tools/workflow.py", *options, "--config", *self.words],
                 cwd=repository,
-                env=quiet_environment(),
+                env=quiet_environment() | {"PYTHONPATH": path},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -168,7 +170,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> World:
         "retries=2", "batch=1",  # the profile's own, which is recorded; and each job for itself
     ]  # fmt: skip
     made = World(words, *(link_repository(folder / name) for name in ("calm", "rough")))
-    made.finish(made.start(made.calm, "suite", "--profile", "profiles/cpu"), made.calm)
+    done = snakemake(made.calm, "suite", "--profile", "profiles/cpu", config=words, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr[-6000:]
     for name in (".snakemake", "evidence_pack_runs"):
         shutil.copytree(made.calm / name, made.rough / name, symlinks=True)
     for name in ("reports", "base/reports", "base/edits", "logs"):
@@ -201,12 +204,14 @@ def disturbed(world: World) -> Disturbed:
         assert running.poll() is None, (world.rough / "output.txt").read_text()[-8000:]
         assert time.monotonic() < end
         time.sleep(0.05)
-        for job in jobs():
+        # it asks for a device once the subject's files have been looked at
+        files = {name: logs / name / "evaluate.1.log" for name in (CANCELLED, OUT_OF_TIME)}
+        asking = {name for name, log in files.items() if log.is_file() and log.read_text()}
+        for job in jobs() if asking - stopped.keys() else ():
             scenario = job.rule.removeprefix("rule_evaluate_base_").removesuffix("_1")
-            if scenario in (CANCELLED, OUT_OF_TIME) and scenario not in stopped:
+            if scenario in asking - stopped.keys():
                 process = measuring_process(job)
-                # it asks for a device once the subject's files have been looked at
-                if process is not None and (logs / scenario / "evaluate.1.log").read_text():
+                if process is not None:
                     os.kill(process, signal.SIGSTOP)
                     stopped[scenario] = job
     seen = {name: (logs / name / "evaluate.1.log").read_text() for name in stopped}
@@ -257,16 +262,18 @@ def test_a_job_that_outlived_its_workflow_is_waited_for(world: World, disturbed:
     shutil.rmtree(world.rough / RUN / "base/reports" / CANCELLED)
     first = world.start(world.rough, "suite", *SLURM)
     end = time.monotonic() + LIMIT
-    process = None
-    while process is None:
+    claim = world.rough / RUN / "base/reports" / CANCELLED / ".run_1.claim"
+    process, found = None, []
+    while process is None or not (claim.is_file() and claim.read_text()):
         assert first.poll() is None, (world.rough / "output.txt").read_text()[-8000:]
         assert time.monotonic() < end
-        time.sleep(0.05)
-        found = [job for job in jobs() if job.rule == name and job.number not in before]
+        time.sleep(0.05 if found else 0.2)
+        if not found:
+            found = [job for job in jobs() if job.rule == name and job.number not in before]
         process = measuring_process(found[0]) if found else None
+    os.kill(process, signal.SIGSTOP)  # before it ends
     first.kill()  # it alone
     first.wait(LIMIT)
-    os.kill(process, signal.SIGSTOP)
     (orphan,) = found
     second = world.start(world.rough, "suite", *SLURM)
     log = world.rough / RUN / "logs/base" / CANCELLED / "evaluate.1.log"

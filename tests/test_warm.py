@@ -81,6 +81,21 @@ def test_a_fork_ends_with_whoever_asked(tmp_path: Path, number: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("variables", [{"HF_HOME": "another"}, {"HF_ENDPOINT": "http://none"}])
+def test_a_fork_reads_anew_where_the_hub_is(tmp_path: Path, variables: dict[str, str]) -> None:
+    """Of a process that has not imported what reads it."""
+    told = "from huggingface_hub import constants; print(os.getpid(), constants.HF_HOME, "
+    told += "constants.ENDPOINT); raise SystemExit"
+    found = []
+    for python in (warm.python(), sys.executable):
+        running = start(tmp_path, told, python, **variables)
+        number, *said = running.communicate()[0].split()
+        found.append(said)
+        assert (int(number) == running.pid) == (python == sys.executable)
+    assert found[0] == found[1]
+    assert set(variables.values()) < set(found[0])
+
+
 @pytest.mark.parametrize("why", ["variable", "sources", "program"])
 def test_what_a_fork_would_not_do_the_same_is_not_forked(tmp_path: Path, why: str) -> None:
     """A setting that is read at the start, other sources, a program: a process of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -304,7 +305,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Empty the caches of the module."""
-    for function in (digests._imports, digests.modules_behind, digests.code_digest):
+    for function in (
+        digests._file_of, digests._imports, digests.modules_behind, digests._lines,
+        digests.code_digest,
+    ):  # fmt: skip
         function.cache_clear()
 
 
@@ -350,6 +354,34 @@ def test_the_closure_follows_imports_inside_functions(package: Path) -> None:
     worker = digests.modules_behind("invarlock.cli.evaluate_worker")
     assert {"invarlock.run.measure", "invarlock.guards.spectral"} <= set(worker)
     assert not any(".evidence" in name or ".sources" in name for name in (*edit, *worker))
+
+
+def named_when_run(block: ast.AST) -> Iterator[str]:
+    """Modules of the package, and what is taken from them, in every import that is run."""
+    for node in ast.iter_child_nodes(block):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            for other in node.orelse:
+                yield from named_when_run(ast.Module([other], []))
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from named_when_run(node)
+
+
+def test_imports_are_read_as_python_reads_them() -> None:
+    """In every module of the package, without parsing it."""
+    seen = 0
+    for path in digests.PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        names = named_when_run(ast.parse(text))
+        ours = {name for name in names if name.partition(".")[0] == "invarlock"}
+        assert digests._named(text) == ours, path
+        seen += len(ours)
+    assert seen > 2000
 
 
 def test_the_thresholds_belong_to_what_judges(before: dict[str, str], package: Path) -> None:

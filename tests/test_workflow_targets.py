@@ -79,9 +79,6 @@ def test_the_runs_of_a_scenario_are_rendered_in_one_job(repository: Path) -> Non
 
 def test_new_page_code_makes_the_pages_again_and_measures_nothing(repository: Path) -> None:
     """The template of the pages belongs to the rule that writes them alone."""
-    package = repository / "invarlock"
-    package.unlink()
-    shutil.copytree(ROOT / "invarlock", package, ignore=shutil.ignore_patterns("__pycache__"))
     page = f"out/{SMOLLM2}/reports/nan_injection/run_1/evaluation.html"
     words = (page, "--cores", "1", "--config", "out=out", "scenarios=nan_injection")
     done = snakemake(repository, "out/state/model_revisions.json", *words[1:])
@@ -96,6 +93,10 @@ def test_new_page_code_makes_the_pages_again_and_measures_nothing(repository: Pa
             path.write_text('{"total_bytes": 1}' if path.name == "baseline.json" else "")
     done = snakemake(repository, page, "--touch", "--forceall", *words[1:])
     assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" in snakemake(repository, "-n", *words).stdout
+    package = repository / "invarlock"
+    package.unlink()
+    shutil.copytree(ROOT / "invarlock", package, ignore=shutil.ignore_patterns("__pycache__"))
     assert "Nothing to be done" in snakemake(repository, "-n", *words).stdout
     with open(package / "reporting/templates/report.html.j2", "a") as template:
         template.write("<!-- changed -->")

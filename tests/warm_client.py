@@ -11,21 +11,24 @@ import signal
 import socket
 import sys
 
-PYTHON, LISTENING, ROOT, AT_IMPORT, SAME = __SETTINGS__  # noqa: F821
+PYTHON, FOLDER, ROOT, AT_IMPORT, OF_THE_HUB, SAME = __SETTINGS__  # noqa: F821
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def is_served(words: list[str]) -> bool:
-    """Whether a fork would do the same: our module, of these sources, with the settings that the
-    libraries were imported with, and no network."""
+def served_by(words: list[str]) -> str:
+    """The process whose fork would do the same, or none: for our modules, of these sources, with
+    the settings that the libraries were imported with; with others of the hub, or its network, that
+    which has not imported what reads them."""
     if words[:1] != ["-m"] or words[1].split(".")[0] not in ("invarlock", "snakemake"):
-        return False
+        return ""
     if os.path.exists("invarlock") and not is_ours("."):
-        return False
-    if words[1] != "snakemake" and {"--net", "--allow-network"} & set(words):
-        return False
-    return at_import() == SAME
+        return ""
+    found = at_import()
+    if found == SAME and (words[1] == "snakemake" or not {"--net", "--allow-network"} & set(words)):
+        return "all"
+    given, same = ({k: v for k, v in both.items() if k not in OF_THE_HUB} for both in (found, SAME))
+    return "most" if given == same else ""
 
 
 def is_ours(folder: str) -> bool:
@@ -40,8 +43,8 @@ def at_import() -> dict[str, str]:
     return found | ({"PYTHONPATH": ":".join(others)} if others else {})
 
 
-def ask(words: list[str]) -> int:
-    """Have the command done; how it ended, as ``os.wait`` says it."""
+def ask(name: str, words: list[str]) -> int:
+    """Have the command done by a fork of this process; how it ended, as ``os.wait`` says it."""
     files = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)]
     umask = os.umask(0)
     os.umask(umask)
@@ -58,10 +61,12 @@ def ask(words: list[str]) -> int:
         }
     )
     asking = socket.socket(socket.AF_UNIX)
-    asking.connect(LISTENING)
+    asking.connect(os.path.join(FOLDER, name))
     socket.send_fds(asking, [len(text).to_bytes(8, "little")], files)
     asking.sendall(text)
     number = int.from_bytes(asking.recv(8), "little")
+    if number == 0:
+        sys.exit(f"the process that forks has ended: see {FOLDER}/log")
     for which in FORWARDED:
         if signal.getsignal(which) != signal.SIG_IGN:
             signal.signal(which, lambda which, _: os.kill(number, which))
@@ -80,9 +85,10 @@ def is_open(number: int) -> bool:
 def main() -> None:
     """End as the fork did."""
     words = sys.argv[1:]
-    if not is_served(words):
+    name = served_by(words)
+    if not name:
         os.execv(PYTHON, [PYTHON, *words])
-    status = ask(words)
+    status = ask(name, words)
     if os.WIFSIGNALED(status):
         if os.WTERMSIG(status) in FORWARDED:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)

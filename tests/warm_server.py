@@ -1,8 +1,10 @@
-"""A process that has imported what commands need, and forks for each: `warm.py` starts it.
+"""Two processes that have imported what commands need, and fork for each: `warm.py` starts them.
 
-    python tests/warm_server.py SOCKET
+    python tests/warm_server.py FOLDER
 
-It ends when its standard input does, and its forks with it.
+One has imported everything, and listens at FOLDER/all. The other, which it was forked from, has
+imported nothing that reads where the hub is and whether it may be asked; it listens at FOLDER/most.
+They end when their standard input does, and their forks with them.
 """
 
 from __future__ import annotations
@@ -29,27 +31,35 @@ from typing import Any, NoReturn
 # Beside our own modules, what they import in functions, and what those import on use.
 LIBRARIES = (
     "safetensors.torch", "scipy.optimize", "tokenizers", "torch", "torch._dynamo",
+    "rich.progress", "nacl.public", "nacl.signing", "numpy.random",
+    # and what each start of snakemake imports, whatever it is to do
+    "snakemake.cli", "snakemake.executors.local", "snakemake.dag", "snakemake.assets",
+    "snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage",
+    "pygments.formatters.html",
+)  # fmt: skip
+OF_THE_HUB = (
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
-    "snakemake.cli", "snakemake.executors.local", "snakemake.dag",
 )  # fmt: skip
 APART = 200  # no file of a command has a number as high
 
 
 def load() -> None:
-    """Import everything, with the environment that a command sets before it does."""
+    """Import all but what reads the hub's variables, with the environment that a command sets
+    before it does."""
     from invarlock.run import determinism
 
     determinism.set_environment("strict", 1, False)
     import invarlock
+    from invarlock.code_digest import code_digest
 
     for found in pkgutil.walk_packages(invarlock.__path__, "invarlock."):
         if found.name != "invarlock.__main__":
             with suppress(ImportError):  # of what is not installed
                 importlib.import_module(found.name)
-    for name in LIBRARIES:
-        with suppress(ImportError):
-            importlib.import_module(name)
+            code_digest(found.name)  # every start of a workflow reads all of our files for it
+    load_libraries(LIBRARIES)
+    assert "huggingface_hub" not in sys.modules
     first = determinism.set_environment
 
     def set_environment(*given: Any) -> None:
@@ -61,6 +71,13 @@ def load() -> None:
             sys.modules["torch"] = torch
 
     determinism.set_environment = set_environment
+
+
+def load_libraries(names: tuple[str, ...]) -> None:
+    """Import them, and have the collector leave alone, and so shared, what is there."""
+    for name in names:
+        with suppress(ImportError):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
@@ -162,14 +179,28 @@ def serve(listening: socket.socket) -> str | None:
     return None
 
 
-def main() -> None:
-    """Load, listen, say so, serve; a fork runs its module."""
-    load()
+def listen(name: str) -> socket.socket:
+    """A socket of this name in the folder."""
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(sys.argv[1])
+    listening.bind(os.path.join(sys.argv[1], name))
     listening.listen(64)
+    return listening
+
+
+def main() -> None:
+    """Listen, say so, load, serve; a fork runs its module."""
+    everything, most = listen("all"), listen("most")  # whoever asks before all is loaded waits
     print("ready", flush=True)
-    module = serve(listening)
+    load()
+    if child := os.fork():
+        everything.close()
+        module = serve(most)
+        if module is None:
+            os.waitpid(child, 0)
+    else:
+        most.close()
+        load_libraries(OF_THE_HUB)
+        module = serve(everything)
     if module is not None:
         if "." in module:
             sys.modules.pop(module, None)  # a program that others import, too
