@@ -11,7 +11,7 @@ import report_factory as factory
 from invarlock.guards import BY_NAME, GUARDS
 from invarlock.pages.reading import NOT_RUN, REJECTED
 from invarlock.reporting import signals
-from invarlock.reporting.advice import ADVICE, NAMED, next_steps
+from invarlock.reporting.advice import ADVICE, LONGEST, NAMED, NOTED, next_steps
 from invarlock.reporting.dashboard import explain
 from invarlock.reporting.judged import judged, judged_line
 from invarlock.reporting.render import render_report_html, render_report_markdown
@@ -60,6 +60,23 @@ def test_a_report_in_which_nothing_was_found_has_no_advice() -> None:
     assert next_steps(factory.make_report("noop_clean")) == ()
     accepting = factory.make_accepting(("chat_template",))
     assert not any("chat template" in place for place, _ in rows(accepting).values())
+
+
+def test_what_refuses_nothing_asks_for_no_other_subject() -> None:
+    """A note is told after what decides, whole or visibly cut, and not as something to mend."""
+    notes = [{"type": "config_changed", "severity": "warning", "message": text}
+             for text in ("dtype was bfloat16", "x" * (LONGEST + 1))]  # fmt: skip
+    found = rows(factory.make_report("resaved", failures=notes))
+    place, step = found.pop(NOTED.finding)
+    assert not found
+    assert place.split("; ")[0] == "dtype was bfloat16"
+    assert place.endswith("x...")
+    assert step == NOTED.step
+    lost = {"type": "tensor_missing", "severity": "fatal", "message": "a tensor is missing"}
+    both = rows(factory.make_rejected("broken", [notes[0], lost]))
+    assert list(both) == [BY_NAME["invariants"].advice.finding, NOTED.finding]
+    assert both[NOTED.finding][0] == "dtype was bfloat16"
+    assert "dtype" not in both[BY_NAME["invariants"].advice.finding][0]
 
 
 def test_what_is_lacking_is_named_in_numbers() -> None:

@@ -16,7 +16,7 @@ from invarlock.reporting.outcome import needed
 from invarlock.severity import worst_first
 
 NAMED = 3  # places that a row names
-LONGEST = 160  # characters of a finding that a row repeats
+LONGEST = 240  # characters of a finding that a row repeats
 
 
 # By the reason for which a report does not pass; what a guard found, the guard gives advice on.
@@ -85,6 +85,10 @@ ADVICE: Mapping[str, Advice] = {
         "The report does not ask all that its tier asks", "Evaluate again with this version."
     ),
 }  # fmt: skip
+NOTED = Advice(
+    "A difference that refuses nothing",
+    "Read it before the subject is used. The verdict stands without a step.",
+)
 # Reasons that the row of a guard says already.
 _OF_GUARDS = {guard.fails_as for guard in GUARDS} - {""}
 
@@ -125,7 +129,9 @@ def _of_text(report: Report, code: str) -> str:
 
 
 def _of_guards(report: Report) -> Iterator[tuple[str, str, str]]:
-    """Rows of the guards that found something, with the modules that they name."""
+    """Rows of the guards that found something, with the modules that they name; what refuses
+    nothing comes last."""
+    notes: list[str] = []
     found = objects(block(report, "guard_warnings").get("warnings"))
     through = accepted_names(report)
     for guard in GUARDS:
@@ -134,10 +140,24 @@ def _of_guards(report: Report) -> Iterator[tuple[str, str, str]]:
         failed = section.get("passed") is False and guard.flag and guard.gates
         # findings of files name no module
         files = [f for f in objects(section.get("failures")) if f.get("accept") not in through]
+        noted = [f for f in files if f.get("severity") == "warning"]
+        notes += map(_message, noted)
         places = [str(w["module"]) for w in mine if w.get("module")]
-        places += [str(f.get("message"))[:LONGEST] for f in worst_first(files)]
-        places = [*dict.fromkeys(places)]
+        places += [_message(f) for f in worst_first(files) if f not in noted]
         if guard.advice is not None and (places or failed):
-            more = len(places) - NAMED
-            words = "; ".join(places[:NAMED]) + (f"; and {more} more" if more > 0 else "")
-            yield guard.advice.finding, words or "-", guard.advice.step
+            yield guard.advice.finding, _listed(places) or "-", guard.advice.step
+    if notes:
+        yield NOTED.finding, _listed(notes), NOTED.step
+
+
+def _message(finding: Mapping[str, object]) -> str:
+    """What a finding says, cut where it is longer than a row."""
+    text = str(finding.get("message"))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _listed(places: list[str]) -> str:
+    """The first places, each once, and how many more there are."""
+    places = [*dict.fromkeys(places)]
+    more = len(places) - NAMED
+    return "; ".join(places[:NAMED]) + (f"; and {more} more" if more > 0 else "")
