@@ -152,8 +152,9 @@ def _other_vocabulary(folder: Path, name: str) -> str:
     if name == MERGES:
         merges = read_json_object(whole).get("model", {}).get("merges") or ()
         mine = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-        lines = [line for line in read_bytes(folder / name).decode().splitlines() if line.strip()]
-        stated = [line for line in lines if not line.startswith("#version")]
+        # pieces may hold what else ends lines in Unicode, or is blank in it
+        lines = read_bytes(folder / name).decode().replace("\r\n", "\n").split("\n")
+        stated = [line for line in lines if line and not line.startswith("#version")]
         return "" if stated == mine else "has other merges than tokenizer.json"
     ids = tokenizer_meaning.read_tokenizer(whole).get_vocab(with_added_tokens=True)
     stated_ids = parse_json(read_bytes(folder / name), name)
