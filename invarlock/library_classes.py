@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 CAUSAL, IMAGE_TEXT = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+# Ends of the names of classes that predict the next token.
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 _TABLES = {
     CAUSAL: "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     IMAGE_TEXT: "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",

@@ -21,7 +21,7 @@ from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
 from invarlock.formats.kinds import formats
 from invarlock.formats.packed import MODELOPT_FILE, QUANTIZED, Packed, method_of
-from invarlock.library_classes import CAUSAL, classes_of, reads_images
+from invarlock.library_classes import CAUSAL, LANGUAGE_MODELS, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 
 # What other ways of packing weights add to a tensor's name, and what reads it.
@@ -45,7 +45,6 @@ WRAPPERS = {
 UNMERGED = (".lora_A.", ".lora_B.", ".base_layer.")
 SLOW_TOKENIZERS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
 # Ends of class names in config.json's architectures.
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 OTHER_HEADS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel")
 
 

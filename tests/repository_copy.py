@@ -35,6 +35,15 @@ def quiet_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(SPEAKING)}
 
 
+def in_a_new_python(lines: str) -> None:
+    """Run a program that raises where something does not hold; it has imported nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def invarlock(*words: object, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """A command of the package, forked unless something stands before it."""
     python = sys.executable if prefix else warm.python()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pack_factory as packs
 import pytest
 import report_factory as factory
 from jsonschema import Draft202012Validator
-from repository_copy import ROOT, program, quiet_environment
+from repository_copy import ROOT, in_a_new_python, program
 from test_compare_runs import BASE, together
 from test_report_verify import runtime
 
@@ -191,8 +189,4 @@ def test_importing_costs_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'pandas', 'snakemake', 'datasets', 'jsonschema'}\n"
         "assert not heavy & set(sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", words],
-        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    in_a_new_python(words)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from repository_copy import ROOT, quiet_environment
+from repository_copy import ROOT, in_a_new_python, quiet_environment
 
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
@@ -370,11 +370,7 @@ def test_numpy_is_loaded_by_what_computes_with_it() -> None:
         "one = numpy_on_use.ones(1)\n"
         "assert list(cluster_sums(['a'], one, one)[0]) == [1.0]\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    in_a_new_python(program)
 
 
 def test_a_small_pack_is_verified_without_openssl() -> None:
@@ -393,11 +389,7 @@ def test_a_small_pack_is_verified_without_openssl() -> None:
         "assert few == [hashlib.sha256(b'a' * size).hexdigest() for size in sizes]\n"
         "assert many == hashlib.sha256(b'a' * (FEW_BYTES + 1)).hexdigest()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    in_a_new_python(program)
 
 
 def test_no_module_of_the_verifier_names_a_heavy_one() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from invarlock.effective_config import code_of
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
+from invarlock.library_classes import LANGUAGE_MODELS
 from invarlock.tokenizer_meaning import probe_texts
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -32,7 +33,6 @@ IGNORED = (
 )  # fmt: skip
 PROBE = "The year 2024, I'm  told:\n\tnaïve café?"  # around which tokens are added
 PREFIX = "add_prefix_space"
-CAUSAL = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes
 NEW_CLASS = "TokenizersBackend"  # loaders from before transformers 5 refuse it
 LISTED, SHOWN = 4, 40  # tokens and characters of a text in a message
 
@@ -233,7 +233,7 @@ def _parting(one: Resolved, other: Resolved, text: str) -> str:
 def _predicts_the_next(folder: Path) -> bool:
     """Whether the model generates from the end of a text, as causal ones do."""
     named = read_json_object(folder / "config.json").get("architectures")
-    return any(str(name).endswith(CAUSAL) for name in named or ())
+    return any(str(name).endswith(LANGUAGE_MODELS) for name in named or ())
 
 
 def _is_looser(name: str, was: object, now: object, from_the_end: bool) -> bool:
