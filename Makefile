@@ -14,6 +14,7 @@
 # make image   build the image of the container profile: images/invarlock-runtime.sif
 # make container-smoke  a part of the main job inside that image, ending with a pack that verifies strictly
 #              INVARLOCK_CONTAINER_ENGINE=podman (or docker): the same with invarlock-runtime:local in its storage
+# make slurm   install what the profile slurm needs
 # make slurm-smoke  a small part of the main job on a SLURM cluster of one node with pretend GPUs, which is
 #              started for it (as root; packages munge and slurm-wlm)
 # make mutants switch off each check of the verifier and show that attacks then get through (5 minutes)
@@ -50,7 +51,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # what has to pass, and damage that has to be found
 CONTAINER_SCENARIOS := noop_clean,nan_injection
 
-.PHONY: smoke smoke-all backends deployable-smoke telemetry image runtime-image dev-install container-smoke slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
+.PHONY: smoke smoke-all backends deployable-smoke telemetry image runtime-image dev-install container-smoke slurm slurm-smoke test cases lint setup docs results architectures mutants benchmark clean
 
 # the suite of the target's name, ending with a verified pack
 define run_suite
@@ -116,7 +117,9 @@ container-smoke: image
 	done; \
 	echo "Every report was made in $$image, sha256:$$digest"
 
-slurm-smoke: $(VENV)/ready
+slurm: $(VENV)/ready-slurm
+
+slurm-smoke: $(VENV)/ready-slurm
 	@set -e; key=$$($(BIN)/invarlock advanced evidence-pack keygen --if-missing --out "$(KEY)"); echo "$$key"; \
 	bash tools/slurm_up.sh run $(BIN)/python tools/workflow.py --profile slurm --latency-wait 5 \
 		--slurm-init-seconds-before-status-checks 1 --seconds-between-status-checks 2 \
@@ -193,7 +196,11 @@ $(VENV)/ready: envs/requirements.lock envs/requirements-embedded.lock pyproject.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(VENV)/ready-test: $(VENV)/ready envs/requirements-test.lock envs/requirements-formats.lock
+$(VENV)/ready-slurm: $(VENV)/ready envs/requirements-slurm.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-slurm.lock
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready-slurm envs/requirements-test.lock envs/requirements-formats.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-test.lock \
 		-r envs/requirements-formats.lock
 	@touch $@

@@ -1,4 +1,4 @@
-"""What is installed for a run, for packed subjects, and only for tests: locks without gaps."""
+"""What is installed for a run, for packed subjects, a cluster and tests: locks without gaps."""
 
 from __future__ import annotations
 
@@ -67,10 +67,20 @@ def test_each_lock_holds_what_is_asked_for_and_no_more() -> None:
     assert test == needed(tests) - needed(asked) - own
     packed = names("requirements-formats.lock")
     assert packed == needed(names("requirements-formats.in")) - needed(asked) - own
+    cluster = names("requirements-slurm.lock")
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is not None:
+        assert cluster == needed(names("requirements-slurm.in")) - needed(asked) - own
     engines = names("requirements-backends.lock")
     if importlib.util.find_spec("llama_cpp") is not None:
         assert engines == needed(names("requirements-backends.in")) - needed(asked) - own
     assert "scipy" in test
+
+
+def test_a_run_on_this_machine_installs_no_plugin_of_snakemake() -> None:
+    """Snakemake imports each at every start, whatever the profile."""
+    brought = [name for name in names("requirements.lock") if "-plugin-" in name]
+    assert brought == []
+    assert "snakemake-executor-plugin-slurm" in names("requirements-slurm.lock")
 
 
 def test_a_run_needs_nothing_of_the_tests(tmp_path: Path) -> None:
@@ -79,7 +89,8 @@ def test_a_run_needs_nothing_of_the_tests(tmp_path: Path) -> None:
     write_tiny_windows(folder, windows, WindowPlan(24, 10, 10, 43))
     words = ["--baseline", folder, "--subject", folder, "--windows", windows]
     words += ["--out", tmp_path / "out", *SETTINGS, "--tier", "none"]
-    others = names("requirements-test.lock") | names("requirements-formats.lock")
+    locks = ("test", "formats", "slurm")
+    others = set().union(*(names(f"requirements-{lock}.lock") for lock in locks))
     blocked = " ".join(sorted(others))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, blocked, "evaluate", *map(str, words)],

@@ -261,7 +261,7 @@ def _slurm() -> Check:
         return Check("slurm", NOTE, "no sbatch on the PATH", "" if plugin else "not needed here")
     if not plugin:
         return Check("slurm", NOTE, "sbatch is here, the plugin of snakemake is not",
-                     'pip install "invarlock[slurm]"')  # fmt: skip
+                     'make slurm, or pip install "invarlock[slurm]"')  # fmt: skip
     said = _said(["sinfo", "--noheader"])
     works = not _fails(said)
     return Check("slurm", OK if works else NOTE, f"sinfo: {said}",
