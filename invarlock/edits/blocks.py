@@ -161,7 +161,7 @@ def transform_magnitudes(
 ) -> Loss:
     """Like :func:`transform_rows` for numbers that keep their signs: it gets and gives magnitudes.
 
-    Signs are taken off and put back in the storage type, whose integers take half of the time.
+    Signs are taken off and put back in the storage type, whose numbers take half of the time.
 
     Args:
         weight: the matrix.
@@ -171,28 +171,24 @@ def transform_magnitudes(
     Raises:
         InputError: a value is not finite, or its replacement is not in the storage dtype.
     """
-    import numpy as np
     import torch
 
     loss = Loss()
     held: torch.Tensor | None = None
     integer: torch.dtype = getattr(torch, f"int{8 * weight.element_size()}")
-    limits = torch.iinfo(integer)
     for rows in row_blocks(weight, elements):
         if held is None:
             held = torch.empty((3, *rows.shape), dtype=torch.float32)
-            stored = torch.empty(rows.shape, dtype=integer)
+            stored = torch.empty_like(rows, memory_format=torch.contiguous_format)
         work, room = held[0, : len(rows)], held[1:, : len(rows)]
-        bits, plain = rows.view(integer).numpy(), stored[: len(rows)]
-        np.bitwise_and(bits, bits.dtype.type(limits.max), out=plain.numpy())
-        magnitudes = plain.view(weight.dtype)
+        magnitudes = torch.abs(rows, out=stored[: len(rows)])
         work.copy_(magnitudes)
         loss.norm += finite_norm(work)
         # The bits of magnitudes are in the order of their values.
-        largest = plain.amax(dim=-1, keepdim=True).view(weight.dtype).float()
+        bits = magnitudes.view(integer)
+        largest = bits.amax(dim=-1, keepdim=True).view(weight.dtype).float()
         magnitudes.copy_(transform(work, largest, room))
-        np.bitwise_and(bits, bits.dtype.type(limits.min), out=bits)
-        np.bitwise_or(bits, plain.numpy(), out=bits)
+        torch.copysign(magnitudes, rows, out=rows)
         loss.error += squared_norm(room[0].copy_(magnitudes).sub_(work))
     _refuse_misfit(loss, weight.dtype)
     return loss
