@@ -18,6 +18,7 @@ import msgspec
 from invarlock import documents
 from invarlock.errors import ConfigError, ContractError, InvarlockError
 from invarlock.files import read_json_object
+from invarlock.shown import shortened
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -221,4 +222,4 @@ def short(value: object) -> str:
     if isinstance(value, list | dict) and len(value) > 4:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = repr(value[: SHOWN + 1] if isinstance(value, str) else value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return shortened(text, SHOWN)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 from msgspec import msgpack
 
+from invarlock.shown import shortened
+
 ABSENT = object()  # in place of a value: one of the two documents has no such member
 _BYTES = msgpack.Encoder(order="sorted")
 SHOWN = 60  # characters of a value, or of the name of a member, that a line shows
@@ -99,8 +101,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def short(value: object) -> str:
     """A value as a line shows it."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return shortened(repr(value), SHOWN)
 
 
 def _same(stored: object, computed: object, tolerance: float) -> bool:

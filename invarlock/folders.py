@@ -21,6 +21,7 @@ from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import unreadable
 from invarlock.formats.kind import INDEX_NAME, SINGLE_NAME, Format
 from invarlock.formats.kinds import format_of
+from invarlock.shown import listed
 
 CONFIG_NAME = "config.json"
 ADAPTER_NAME = "adapter_config.json"
@@ -117,11 +118,6 @@ def names_of(folder: Path) -> list[str]:
         raise unreadable(folder, error) from error
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
-
-
 # --- no folder, or files that are not there ---------------------------------------------------
 
 
@@ -211,7 +207,7 @@ def _adapter(folder: Path, beside: bool) -> InputError:
         )
     return NotACheckpointError(
         f"is a PEFT adapter{of} without adapter_model.safetensors", where=str(folder),
-        found=_listed([n for n in names_of(folder) if n.startswith("adapter_model")]),
+        found=listed([n for n in names_of(folder) if n.startswith("adapter_model")], LISTED),
         hint="copy or download that file too, or save the adapter with safe_serialization=True",
     )  # fmt: skip
 
@@ -279,7 +275,7 @@ def _format(folder: Path, names: Sequence[str]) -> InputError | None:
     if {"snapshots", "blobs"} <= set(names):
         return NotACheckpointError(
             "is a repository's folder of the hub's cache, not a snapshot", where=str(folder),
-            hint=f"name one of its snapshots: {_listed(_folders(folder / 'snapshots'))}",
+            hint=f"name one of its snapshots: {listed(_folders(folder / 'snapshots'), LISTED)}",
         )  # fmt: skip
     if INDEX_NAME in names or SINGLE_NAME in names:
         return None  # weights are there; only config.json is missing
@@ -288,7 +284,7 @@ def _format(folder: Path, names: Sequence[str]) -> InputError | None:
         if found:
             return NotACheckpointError(
                 f"holds {form.what}, which is not read here", where=str(folder),
-                found=_listed(found), hint=form.hint.format(folder=shlex.quote(str(folder))),
+                found=listed(found, LISTED), hint=form.hint.format(folder=shlex.quote(str(folder))),
             )  # fmt: skip
     return None
 
@@ -301,7 +297,7 @@ def _unfinished(folder: Path, names: Sequence[str]) -> InputError | None:
     if not found:
         return None
     return NotACheckpointError(
-        "a download was not finished", where=str(folder), found=_listed(found),
+        "a download was not finished", where=str(folder), found=listed(found, LISTED),
         hint="repeat it: hf download OWNER/NAME --local-dir DIR goes on where it stopped",
     )  # fmt: skip
 
@@ -325,7 +321,8 @@ def _below(folder: Path, names: Sequence[str]) -> InputError | None:
     if not found:
         return None
     return NotACheckpointError(
-        "holds no checkpoint itself, but folders that do", where=str(folder), found=_listed(found),
+        "holds no checkpoint itself, but folders that do", where=str(folder),
+        found=listed(found, LISTED),
         hint=f"name one of them: {shlex.quote(str(folder / found[-1]))}",
     )  # fmt: skip
 
@@ -341,14 +338,15 @@ def _lacking(folder: Path, names: Sequence[str]) -> InputError | None:
     if tensors:
         alone = len(tensors) == 1
         return NotACheckpointError(
-            f"neither {SINGLE_NAME} nor {INDEX_NAME}", where=str(folder), found=_listed(tensors),
+            f"neither {SINGLE_NAME} nor {INDEX_NAME}", where=str(folder),
+            found=listed(tensors, LISTED),
             hint=f"call it {SINGLE_NAME}" if alone else "add the index that lists the shards",
         )  # fmt: skip
     states = ("training_args", "optimizer", "scheduler", "rng_state")
     pickles = [n for n in names if n.endswith(PICKLE_SUFFIXES) and not n.startswith(states)]
     if pickles:
         return NotACheckpointError(
-            "only pickle weights (" + _listed(pickles) + "), which can run code when loaded",
+            "only pickle weights (" + listed(pickles, LISTED) + "), which can run code when loaded",
             where=str(folder), expected=SINGLE_NAME,
             hint="allow them with --allow-pickle (allow_pickle_checkpoints: true), or convert the"
             " checkpoint to safetensors: load it where you trust it, and save it with"

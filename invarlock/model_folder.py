@@ -23,6 +23,7 @@ from invarlock.formats.kinds import formats
 from invarlock.formats.packed import MODELOPT_FILE, QUANTIZED, Packed, method_of
 from invarlock.library_classes import CAUSAL, LANGUAGE_MODELS, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
+from invarlock.shown import listed
 
 # What other ways of packing weights add to a tensor's name, and what reads it.
 PACKED = {
@@ -133,7 +134,7 @@ def _refuse_mixed(checkpoint: Checkpoint) -> None:
         raise NotACheckpointError(
             f"{what} not packed as config.json says ({title}){_as_which(checkpoint)}",
             where=str(checkpoint.folder),
-            found=", ".join(f"{n} of {checkpoint.tensors[n].dtype}" for n in other[:LISTED]),
+            found=listed([f"{n} of {checkpoint.tensors[n].dtype}" for n in other], LISTED),
             hint="copy the files of one checkpoint, and none of another",
         )  # fmt: skip
 
@@ -187,7 +188,7 @@ def _refuse_names(checkpoint: Checkpoint) -> None:
     if unmerged:
         raise NotACheckpointError(
             f"an adapter is not merged: {len(unmerged)} of the tensors are its own",
-            where=str(checkpoint.folder), found=", ".join(unmerged[:LISTED]),
+            where=str(checkpoint.folder), found=listed(unmerged, LISTED),
             hint="save what merge_and_unload() returns",
         )  # fmt: skip
     for prefix, wrapper in WRAPPERS.items():
@@ -257,5 +258,5 @@ def no_tokenizer(
     else:
         hint = "save the tokenizer with a fast (tokenizers) backend into the folder"
     return NotACheckpointError(
-        "no tokenizer.json", where=where, found=", ".join(slow[:LISTED]), hint=hint
+        "no tokenizer.json", where=where, found=listed(slow, LISTED), hint=hint
     )

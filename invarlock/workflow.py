@@ -112,8 +112,9 @@ def check_settings(settings: Settings, container: bool) -> Runtime | None:
     parse_slices(settings.text)
     if not container:
         return None
-    names = (values[f"container_{name}"] for name in ("engine", "image", "digest"))
-    return find_runtime(*names)
+    return find_runtime(
+        values["container_engine"], values["container_image"], values["container_digest"]
+    )
 
 
 def environment(settings: Settings, outer: Mapping[str, str]) -> dict[str, str]:

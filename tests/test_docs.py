@@ -16,6 +16,8 @@ import yaml
 from repository_copy import program
 
 from invarlock.cli import ALIASES, COMMANDS, parser_of
+from invarlock.formats.kinds import formats
+from invarlock.guards import GUARDS
 from invarlock.metrics.accuracy import AccuracyPolicy
 from invarlock.policy import bounds_of, load_policy, tier_names
 from invarlock.scenarios import load_catalogue
@@ -257,6 +259,14 @@ def test_threshold_table_is_the_tier_table() -> None:
          f" {r.nearer:.2f}" for p in policies],
     ]  # fmt: skip
     assert not [row for row in rows if f"| {' | '.join(row)} |" not in text]
+
+
+def test_what_can_be_read_is_listed() -> None:
+    """The README's table has every format, and docs/guards.md a section of every guard."""
+    text = (ROOT / "README.md").read_text().partition("## What it reads")[2].partition("\n## ")[0]
+    assert not [form.name for form in formats() if form.name not in text.lower()]
+    headings = re.findall(r"^## \d+\. (.+)$", (ROOT / "docs/guards.md").read_text().lower(), re.M)
+    assert not [g.name for g in GUARDS if not any(h in g.title.lower() for h in headings)]
 
 
 def test_decisions_are_short() -> None:

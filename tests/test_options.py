@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from repository_copy import ROOT
 from settings_factory import FILE, settings
 
 from invarlock.cli import COMMANDS, module_of
@@ -87,6 +89,24 @@ def test_every_setting_that_an_option_names_is_one(record: type) -> None:
         for key in ("setting", "unless"):
             if name := option.field.metadata[key]:
                 settings().value(name)
+
+
+def test_no_setting_can_be_set_in_vain() -> None:
+    """An option of a command takes it, or code names it; where variables set it, it is not read."""
+    taken = {
+        option.field.metadata[key]
+        for record in RECORDS
+        for option in _options(record)
+        for key in ("setting", "unless")
+    }
+    places = [*ROOT.glob("invarlock/**/*.py"), *ROOT.glob("rules/*.smk"), ROOT / "Snakefile"]
+    code = "".join(path.read_text() for path in places if path.name != "variables.py")
+    named = set(re.findall(r"[\"']([a-z_]+)[\"']", code))
+    sections = {key: part for key, part in FILE.items() if isinstance(part, dict) and part}
+    every = [f"{section}.{key}" for section, part in sections.items() for key in part]
+    every += FILE.keys() - sections.keys()
+    unread = [key for key in every if key not in taken and key.rpartition(".")[2] not in named]
+    assert not unread, "read it in rules/, or name it in setting= of an option"
 
 
 def test_settings_and_what_a_job_has_become_words() -> None:

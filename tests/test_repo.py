@@ -18,7 +18,7 @@ from repository_copy import ROOT, in_a_new_python, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity", "counts", "numpy_on_use"),
+    ("errors", "severity", "counts", "shown", "numpy_on_use"),
     ("files", "variables", "deployment", "progress"),
     ("loading_faults", "forecast", "differences"),
     ("documents", "schemas", "progress_line"),

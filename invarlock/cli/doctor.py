@@ -23,6 +23,7 @@ from invarlock.counts import counted
 from invarlock.errors import InvarlockError
 from invarlock.files import free_bytes
 from invarlock.run.surroundings import environment
+from invarlock.shown import listed
 from invarlock.sources.hub_cache import cache_folder
 from invarlock.variables import warnings
 
@@ -131,8 +132,8 @@ def _packages(lists: Path) -> Iterator[Check]:
         if have != version:
             other.append(f"{name} {version} ({have or 'not installed'} here)")
     if other:
-        shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
-        yield Check("lock", NOTE, f"other versions than the lock names: {shown}", "make setup")
+        text = f"other versions than the lock names: {listed(other, 3)}"
+        yield Check("lock", NOTE, text, "make setup")
     else:
         yield Check("lock", OK, f"all {len(wanted)} packages are those of the lock")
 

@@ -26,6 +26,7 @@ from invarlock.evidence import Code, escape
 from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import read_bytes, read_json_object, write_bytes
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
+from invarlock.shown import listed
 
 VERDICT_SCHEMA = "invarlock/final-verdict-v1"
 REPEATS = "analysis/determinism_repeats.json"
@@ -177,8 +178,7 @@ def _open(document: Mapping[str, Any]) -> str:
     found = [f"{r['name']}: {_why(r)}" for r in document["records"] if r.get("undecided")]
     missing = sum(map(len, document["missing"]["by_model"].values()))
     found += [f"{counted(missing, 'evaluation')} missing"] if missing else []
-    more = [f"and {len(found) - MAX_NEEDS} more"] if len(found) > MAX_NEEDS else []
-    return "; ".join([*found[:MAX_NEEDS], *more])
+    return listed(found, MAX_NEEDS, "; ")
 
 
 def _with_evaluations(judged: Judged, document: Mapping[str, Any], path: Path) -> Judged:

@@ -35,6 +35,7 @@ from invarlock.files import (
     temporary_sibling,
     unwritable,
 )
+from invarlock.shown import listed
 from invarlock.verdict.text import word_of
 
 BUILDER = {"id": "invarlock/evidence-pack@v1", "name": "invarlock", "version": __version__}
@@ -299,9 +300,7 @@ def _self_check(request: BuildRequest, stage: Path, signer: str | None) -> PackR
     )
     wrong = checked.errors or checked.recomputed.absent  # which no strict verification accepts
     if wrong:
-        shown = "; ".join(wrong[:5])
-        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
-        raise PackError(Code.REPORTS, f"the pack would not verify: {shown}{more}")
+        raise PackError(Code.REPORTS, f"the pack would not verify: {listed(wrong, 5, '; ')}")
     checked.pack = str(request.out)
     return checked
 

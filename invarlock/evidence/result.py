@@ -11,6 +11,7 @@ from msgspec import Struct, field
 from invarlock.evidence import Code
 from invarlock.evidence.consistency import Recomputed
 from invarlock.evidence.tree import Tree
+from invarlock.shown import shortened
 
 FORMAT = "evidence-pack-verify-v1"
 MAX_LISTED = 1000  # findings of one step, and warnings, that are listed
@@ -148,9 +149,6 @@ class PackResult(Struct):
 
 def _bounded(lines: Sequence[str]) -> list[str]:
     """Findings as they are listed: a hostile pack cannot make the output endless."""
-    kept = [
-        line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..."
-        for line in lines[:MAX_LISTED]
-    ]
+    kept = [shortened(line, MAX_LINE) for line in lines[:MAX_LISTED]]
     more = len(lines) - len(kept)
     return [*kept, f"and {more} more"] if more else kept

@@ -26,6 +26,7 @@ from invarlock.guards.shipped import check_shipped
 from invarlock.guards.tokenizer_settings import check_around
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
 from invarlock.shipped_files import file_digests
+from invarlock.shown import listed
 
 WORDS = {
     "tied": "tied",
@@ -49,8 +50,7 @@ def _failure(kind: str, message: str, severity: str = "fatal") -> Failure:
 
 
 def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return listed(names, LISTED)
 
 
 def open_subject(
@@ -429,8 +429,8 @@ def check_engine_tokens(
         (around.ends - stops - added, "ends a text at {}, which is an ordinary token"),
     ):
         if ids:
-            listed = _names([f"{tokens.id_to_token(i)} ({i})" for i in sorted(ids)])
-            failure = _failure("generation_config_changed", f"{engine.name} {words.format(listed)}")
+            which = _names([f"{tokens.id_to_token(i)} ({i})" for i in sorted(ids)])
+            failure = _failure("generation_config_changed", f"{engine.name} {words.format(which)}")
             found.append({**failure, "accept": "generation_config"})
     return found
 

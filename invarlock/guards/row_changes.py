@@ -42,6 +42,7 @@ from invarlock.guards.rows import (
 )
 from invarlock.guards.weight_stats import rounded
 from invarlock.roles import Role, architecture_of, family_of, is_token_table, role_of
+from invarlock.shown import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -362,4 +363,4 @@ def token_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
 
 def _printable(piece: str) -> str:
     text = piece.translate({0x120: " ", 0x2581: " "}).encode("unicode_escape").decode("ascii")
-    return text if len(text) <= TOKEN_CHARACTERS else text[: TOKEN_CHARACTERS - 3] + "..."
+    return shortened(text, TOKEN_CHARACTERS)

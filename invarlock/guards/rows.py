@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from invarlock.policy import RowPolicy
+from invarlock.shown import listed
 
 STEP = 0.05  # of the counts: how many rows changed by more than STEP, 2 STEP, ...
 STEPS = 40
@@ -162,9 +163,7 @@ def _named(row: ListedRow, moved: bool) -> dict[str, Any]:
 
 def sentence(finding: Mapping[str, Any], most: int = 6) -> str:
     """A finding in words: how many rows, and which of them first."""
-    listed = [_words(row) for row in finding["listed"][:most]]
-    rest = finding["rows"] - len(listed)
-    names = ", ".join(listed) + (f" and {rest} more" if rest > 0 else "")
+    names = listed([_words(row) for row in finding["listed"]], most, of=finding["rows"])
     what = "token rows" if finding["type"] == TOKEN_ROWS else "rows"
     limits = f"limit {finding['limit']:.2f}, half of all within {finding['typical']:.3g}"
     count = f"{finding['rows']} of {finding['compared']} {what}"

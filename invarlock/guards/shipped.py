@@ -27,6 +27,7 @@ from invarlock.shipped_files import (
     names_in,
     shipped_files,
 )
+from invarlock.shown import listed
 
 # Where one side lacks a file of this kind, another file says the same, or no loader of the other
 # side needs it: what is missing shows in what the loader resolves.
@@ -179,7 +180,7 @@ def _beside(sides: _Sides, read: Collection[str], whole: bool) -> Iterator[Failu
     # those of the baseline that were copied along, too: they are not what was edited
     stray = sorted(n for n in after if n.endswith(OTHER_WEIGHTS) and not is_unread(n))
     if stray and whole:
-        text = f"weights beside those that are judged, which some loaders take: {_listed(stray)}"
+        text = f"weights beside those that are judged, which some loaders take: {listed(stray, 5)}"
         yield _note("other_weights", text)
     for what, names in (("new", after - before), ("lost", before - after)):
         odd = sorted(
@@ -191,11 +192,7 @@ def _beside(sides: _Sides, read: Collection[str], whole: bool) -> Iterator[Failu
             and not n.endswith(WEIGHTS)
         )
         if odd:
-            yield _note("other_files", f"files that are not compared are {what}: {_listed(odd)}")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            yield _note("other_files", f"files that are not compared are {what}: {listed(odd, 5)}")
 
 
 def _note(kind: str, message: str) -> Failure:

@@ -14,6 +14,7 @@ from invarlock.effective_config import code_of
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
 from invarlock.library_classes import LANGUAGE_MODELS
+from invarlock.shown import listed
 from invarlock.tokenizer_meaning import probe_texts
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -285,9 +286,8 @@ def _differences(
 
 
 def _told(changed: Mapping[str, tuple[object, object]]) -> str:
-    listed = [f"{n} was {_value(was)}, is {_value(now)}" for n, (was, now) in changed.items()]
-    more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
-    return ", ".join(listed[:6]) + more
+    told = [f"{n} was {_value(was)}, is {_value(now)}" for n, (was, now) in changed.items()]
+    return listed(told, 6)
 
 
 def _value(value: object) -> str:

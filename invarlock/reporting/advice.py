@@ -14,6 +14,7 @@ from invarlock.pages.wording import number
 from invarlock.reporting import signals
 from invarlock.reporting.outcome import needed
 from invarlock.severity import worst_first
+from invarlock.shown import listed, shortened
 
 NAMED = 3  # places that a row names
 LONGEST = 240  # characters of a finding that a row repeats
@@ -145,19 +146,16 @@ def _of_guards(report: Report) -> Iterator[tuple[str, str, str]]:
         places = [str(w["module"]) for w in mine if w.get("module")]
         places += [_message(f) for f in worst_first(files) if f not in noted]
         if guard.advice is not None and (places or failed):
-            yield guard.advice.finding, _listed(places) or "-", guard.advice.step
+            yield guard.advice.finding, _places(places) or "-", guard.advice.step
     if notes:
-        yield NOTED.finding, _listed(notes), NOTED.step
+        yield NOTED.finding, _places(notes), NOTED.step
 
 
 def _message(finding: Mapping[str, object]) -> str:
     """What a finding says, cut where it is longer than a row."""
-    text = str(finding.get("message"))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return shortened(str(finding.get("message")), LONGEST)
 
 
-def _listed(places: list[str]) -> str:
+def _places(found: list[str]) -> str:
     """The first places, each once, and how many more there are."""
-    places = [*dict.fromkeys(places)]
-    more = len(places) - NAMED
-    return "; ".join(places[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+    return listed([*dict.fromkeys(found)], NAMED, "; ")

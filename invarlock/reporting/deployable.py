@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from invarlock.deployment import parse_packing_spec
 from invarlock.errors import ConfigError
 from invarlock.scenarios import DEPLOYABLE
+from invarlock.shown import listed
 
 VALIDATION = "deployable_artifact_validation.json"
 INVENTORY, MEMORY = "backend_inventory.json", "memory_report.json"
@@ -302,8 +303,8 @@ def issues(documents: Mapping[str, Record]) -> Iterator[str]:
         yield f"is not loaded: {load['error']}"
     for name in ("missing", "unexpected"):
         if load[name]:
-            listed = ", ".join(load[name][:MAX_NAMES])
-            yield f"{len(load[name])} {name} weights after loading: {listed}"
+            names = listed(load[name], MAX_NAMES)
+            yield f"{len(load[name])} {name} weights after loading: {names}"
     yield from _of_answers(documents[INFERENCE])
     if not memory["ok"]:
         yield "what it takes in memory is not known"

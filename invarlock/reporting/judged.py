@@ -15,6 +15,7 @@ from invarlock.guards.guard import SERVED
 from invarlock.pages.parts import Section, Table
 from invarlock.pages.reading import Report, block
 from invarlock.pages.wording import number
+from invarlock.shown import listed
 
 SHOWN = 12  # schemes, kernels or packages that a page lists
 BY_WEIGHTS = "invariants, spectral and rows"
@@ -90,13 +91,12 @@ def _schemes(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _weights(found: Mapping[str, Any]) -> str:
     schemes = _schemes(found)
-    ways = "; ".join(name for name, _ in schemes[:2])
-    more = f" and {len(schemes) - 2} more" if len(schemes) > 2 else ""
+    ways = listed([name for name, _ in schemes], 2, "; ")
     bits = sorted({b for _, row in schemes if (b := number(row.get("bits"))) is not None})
     width = f"{bits[0]:g}" + (f" to {bits[-1]:g}" if len(bits) > 1 else "") if bits else "-"
     name = str(found.get("title") or found.get("format") or "packed")
     return (
-        f"{name} weights of {width} bits ({ways}{more}), {_megabytes(found.get('bytes_packed'))} "
+        f"{name} weights of {width} bits ({ways}), {_megabytes(found.get('bytes_packed'))} "
         f"packed, {_megabytes(found.get('bytes_dense'))} as 16-bit numbers"
     )
 

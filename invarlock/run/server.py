@@ -37,6 +37,7 @@ from invarlock.run.forward import ArmResult
 from invarlock.run.measure import SERVER, Measurement, RunWindows
 from invarlock.run.server_ways import OTHERS, OWNERS, WAYS, Answer, Token, Way
 from invarlock.run.tasks import task_for
+from invarlock.shown import listed
 from invarlock.tokenizer_meaning import read_tokenizer
 
 if TYPE_CHECKING:
@@ -156,10 +157,10 @@ class Server:
         self.alone, self.owner = len(names) == 1, models[0].owned_by if models else ""
         self.model = self.address.model or (names[0] if len(names) == 1 else "")
         if self.model not in names:
-            listed = ", ".join(names[:5]) or "none"
             raise InputError(
                 f"has no model {self.model}" if self.model else "has several models",
-                where=self.where, found=listed, hint="name one: --backend openai:URL#MODEL",
+                where=self.where, found=listed(names, 5) or "none",
+                hint="name one: --backend openai:URL#MODEL",
             )  # fmt: skip
 
     def prove(self, ids: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from invarlock.evidence.findings import dig
 from invarlock.evidence.layout import ReportPlace, places
 from invarlock.evidence.tree import MAX_REPORTS, Tree
 from invarlock.files import digest_json
+from invarlock.shown import listed
 from invarlock.verdict import MEASURED, VERDICT_SCHEMA
 
 SHOWN = 3  # evaluations that are named
@@ -75,8 +76,7 @@ def check(tree: Tree, verdict: Document) -> Spoken:
     missing = [r for r in left if r.get("status", MEASURED[0]) in MEASURED]
     if not missing or wrong:
         return Spoken(wrong, [])
-    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    names = ", ".join(map(_name, missing[:SHOWN])) + more
+    names = listed([_name(record) for record in missing], SHOWN)
     line = f"speaks of {len(records)} evaluations; {len(missing)} have no report here: {names}"
     return Spoken([], [line])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError, NotACheckpointError
+from invarlock.shown import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,10 +45,9 @@ def parts_of(source: Path) -> list[Path]:
         folder, names = source, model_files(os.listdir(source))
         stems = {_stem(each) for each in names}
         if len(stems) > 1:
-            listed = ", ".join(sorted(names)[:LISTED]) + (" ..." if len(names) > LISTED else "")
             raise NotACheckpointError(
-                f"holds {len(stems)} GGUF models", where=str(source), found=listed,
-                hint="name the file of one",
+                f"holds {len(stems)} GGUF models", where=str(source),
+                found=listed(sorted(names), LISTED), hint="name the file of one",
             )  # fmt: skip
         name = min(names)
     split = SPLIT.fullmatch(name)
@@ -59,7 +59,7 @@ def parts_of(source: Path) -> list[Path]:
     if missing or not wanted:
         raise InputError(
             f"{len(missing)} of {count} parts of the GGUF model are missing", where=str(folder),
-            found=f"no {', '.join(missing[:LISTED])}", hint="copy or download them again",
+            found=f"no {listed(missing, LISTED)}", hint="copy or download them again",
         )  # fmt: skip
     return wanted
 

@@ -32,6 +32,7 @@ from invarlock.formats.patterns import require_patterns
 from invarlock.loading_faults import LoadingError
 from invarlock.shards import DTYPES, TensorInfo, read_shard_header
 from invarlock.shipped_files import chosen, is_unread, kind_of, names_in
+from invarlock.shown import listed
 
 if TYPE_CHECKING:
     import torch
@@ -448,13 +449,15 @@ class Peft(Format):
             low_rank = {change.module for change in changes.values() if change.a}
             stray = sorted(module for module in low_rank if not config.targets(module))
             if stray:
-                yield f"{CONFIG} does not target what the adapter has weights for: {_first(stray)}"
+                names = listed(stray, LISTED)
+                yield f"{CONFIG} does not target what the adapter has weights for: {names}"
             found = baseline.tensors.items()
             matrices = (n for n, i in found if len(i.shape) == 2 and n not in changes)
             modules = (n.removesuffix(".weight") for n in matrices if n.endswith(".weight"))
             lacking = sorted(filter(config.targets, modules))
             if lacking:
-                yield f"{CONFIG} targets what the adapter has no weights for: {_first(lacking)}"
+                names = listed(lacking, LISTED)
+                yield f"{CONFIG} targets what the adapter has no weights for: {names}"
         changed = [name.rpartition(".")[0] for name in changes]
         for name in config.modules_to_save or ():
             if not any(_named([name], module) for module in changed):
@@ -476,7 +479,7 @@ class Peft(Format):
         lost = sorted(self.bound.stored.keys() - _held(adapted))
         if lost:
             raise LoadingError(
-                f"peft does not load {len(lost)} of the adapter's tensors: {_first(lost)}",
+                f"peft does not load {len(lost)} of the adapter's tensors: {listed(lost, LISTED)}",
                 where=str(source),
             )
         plain = adapted.get_base_model()
@@ -500,11 +503,6 @@ def _held(adapted: Any) -> set[str]:
     names = {name.replace(".default", "") for name, _ in adapted.named_parameters()}
     names |= {name.replace(".modules_to_save", "") for name in names}
     return names | {name.replace("magnitude_vector.weight", "magnitude_vector") for name in names}
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _link(target: Path, link: Path) -> None:

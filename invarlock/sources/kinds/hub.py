@@ -13,6 +13,7 @@ from invarlock.documents.model_revisions import Pin, PinnedModel
 from invarlock.errors import ConfigError, InputError
 from invarlock.formats.kinds import format_of
 from invarlock.model_folder import no_tokenizer
+from invarlock.shown import listed
 from invarlock.sources.hub_cache import RepoType, cache_folder, cached_file
 from invarlock.sources.hub_model import Hub, where_of
 from invarlock.sources.kind import ModelSource
@@ -108,8 +109,7 @@ def lacking(source: str, repo: str, pin: Pin | None, kind: RepoType) -> Iterator
     revision = str(pin.revision)
     absent = [n for n in sorted(pin.files) if not cached_file(repo, revision, n, kind).exists()]
     if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        yield f"hub:{repo}@{revision}: {', '.join(absent[:3])}{more}"
+        yield f"hub:{repo}@{revision}: {listed(absent, 3)}"
 
 
 def _weight_files(
