@@ -13,7 +13,8 @@ from typing import Any
 from invarlock.effective_config import code_of
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
-from invarlock.library_classes import LANGUAGE_MODELS
+from invarlock.guards.generation_settings import effective
+from invarlock.guards.padding import predicts_the_next, read_where_it_pads
 from invarlock.tokenizer_meaning import probe_texts
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -78,7 +79,7 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
         yield _fatal(SETTINGS, f"transformers cannot load the tokenizer: {new}")
         return
     changed = dict(_differences(old.settings, new.settings))
-    from_the_end = _predicts_the_next(subject[0])
+    from_the_end = predicts_the_next(subject[0])
     looser = {n: both for n, both in changed.items() if _is_looser(n, *both, from_the_end)}
     changed = {name: both for name, both in changed.items() if name not in looser}
     changed |= dict(_adding((old, before), (new, after)))
@@ -93,10 +94,12 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
         told = f"{text[:SHOWN]!r} was {_parting(old, new, text)}, is {_parting(new, old, text)}"
         yield _fatal(SETTINGS, f"the settings beside tokenizer.json split a text otherwise: {told}")
     special = dict(_differences(old.special, new.special))
-    # nothing that is read is padded: where one side has no such token, training tools take one
-    padding = {n: v for n, v in special.items() if n == PADDING and None in v}
+    pads = special.get(PADDING, (None, None))  # training tools take one, or another
+    read = read_where_it_pads(subject[0], *pads, effective(subject[0]))
+    padding = {n: v for n, v in special.items() if n == PADDING and not read}
     if meant := {n: v for n, v in special.items() if n not in padding}:
-        yield _fatal(SPECIAL, "special tokens: " + _told(meant))
+        why = f"; as padding, {read}" if PADDING in meant else ""
+        yield _fatal(SPECIAL, f"special tokens: {_told(meant)}{why}")
     if padding:
         yield {
             "type": f"{SPECIAL}_changed",
@@ -104,13 +107,16 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
             "message": "special tokens: " + _told(padding),
         }
     notes = dict(_differences(_others(before), _others(after)))
-    if before.get("tokenizer_class") != after.get("tokenizer_class"):
-        notes["tokenizer_class"] = (before.get("tokenizer_class"), after.get("tokenizer_class"))
+    classes = before.get("tokenizer_class"), after.get("tokenizer_class")
+    if classes[0] != classes[1]:
+        told = {"tokenizer_class": classes}
+        if NEW_CLASS in str(classes[1]):
+            yield _note(f"{_told(told)}: loaders from before transformers 5 refuse it")
+        else:
+            notes |= told
     notes |= looser
     if notes:
         yield _note(f"{NAME} is spelled otherwise: {_told(notes)}")
-    if NEW_CLASS in str(notes.get("tokenizer_class", ("", ""))[1]):
-        yield _note(f"tokenizer_class is {NEW_CLASS}: loaders from before transformers 5 refuse it")
 
 
 def check_around(folder: Path, backend: str, put: Sequence[Sequence[str]]) -> Iterator[Failure]:
@@ -228,12 +234,6 @@ def _parting(one: Resolved, other: Resolved, text: str) -> str:
     mine, theirs = one.pieces[text], other.pieces[text]
     at = next((i for i, both in enumerate(zip(mine, theirs, strict=False)) if len({*both}) > 1), 0)
     return " ".join(mine[max(0, at - 1) : at + LISTED])[:SHOWN]
-
-
-def _predicts_the_next(folder: Path) -> bool:
-    """Whether the model generates from the end of a text, as causal ones do."""
-    named = read_json_object(folder / "config.json").get("architectures")
-    return any(str(name).endswith(LANGUAGE_MODELS) for name in named or ())
 
 
 def _is_looser(name: str, was: object, now: object, from_the_end: bool) -> bool:
