@@ -107,6 +107,18 @@ def largest_id(folder: Path) -> int | None:
     return max(ids, default=None)
 
 
+def new_tokens(baseline: Path, subject: Path) -> frozenset[str]:
+    """The tokens that only the subject's tokenizer has; none where one of the two is not read."""
+    try:
+        before, after = (
+            read_tokenizer(folder / NAME).get_vocab(with_added_tokens=True)
+            for folder in (baseline, subject)
+        )
+    except InputError:
+        return frozenset()
+    return frozenset(after.keys() - before.keys())
+
+
 def other_ids(
     folder: Path,
     encode: Callable[[str], Sequence[int] | None],

@@ -308,7 +308,12 @@ def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure
     largest = tokenizer_meaning.largest_id(baseline.folder)
     if not isinstance(after, int) or largest is None or largest >= after:
         return [_failure("vocabulary_changed", f"{text}, the tokenizer has ids up to {largest}")]
-    text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
+    own = tokenizer_meaning.largest_id(subject.folder) or largest
+    if own > largest:
+        text += f"; the baseline's tokenizer has ids up to {largest}, the subject's up to {own}"
+        text += ": the rows that differ are of new tokens, or of none"
+    else:
+        text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
     return [_failure("vocabulary_padded", text, severity="warning")]
 
 

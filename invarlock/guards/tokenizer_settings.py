@@ -15,7 +15,7 @@ from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
 from invarlock.guards.generation_settings import effective
 from invarlock.guards.padding import predicts_the_next, read_where_it_pads
-from invarlock.tokenizer_meaning import probe_texts
+from invarlock.tokenizer_meaning import new_tokens, probe_texts
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
 SETTINGS, SPECIAL = "tokenizer_config", "special_tokens"  # names to accept a difference by
@@ -23,14 +23,14 @@ RESOLVED = (
     "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
     "split_special_tokens",
 )  # fmt: skip
-PADDING = "pad_token"
+PADDING, EXTRA = "pad_token", "extra_special_tokens"
 ADDED = ("add_bos_token", "add_eos_token")  # other loaders believe what the file declares
 # Declared, and compared elsewhere or without meaning.
 IGNORED = (
     "tokenizer_class", "backend", "is_local", "local_files_only", "name_or_path", "processor_class",
     "chat_template", "added_tokens_decoder", "auto_map", "transformers_version", "tokenizer_file",
     "vocab_file", "merges_file", "special_tokens_map_file", "additional_special_tokens",
-    "extra_special_tokens", *RESOLVED, *ADDED,
+    EXTRA, *RESOLVED, *ADDED,
 )  # fmt: skip
 PROBE = "The year 2024, I'm  told:\n\tnaïve café?"  # around which tokens are added
 PREFIX = "add_prefix_space"
@@ -46,7 +46,12 @@ class Resolved:
     special: Mapping[str, object]
     around: tuple[list[str], list[str]]  # tokens added before and after a text
     pieces: Mapping[str, list[str]]  # tokens of texts without them
-    added: frozenset[str]  # tokens that are found in a text before it is split
+    numbered: Mapping[str, str]  # tokens that are found in a text before it is split
+
+    @property
+    def added(self) -> frozenset[str]:
+        """Their texts."""
+        return frozenset(self.numbered.values())
 
     def apart(self, other: Resolved) -> str:
         """The first text that the two split otherwise; a token that one lacks is told by name."""
@@ -93,7 +98,7 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     if text := old.apart(new):
         told = f"{text[:SHOWN]!r} was {_parting(old, new, text)}, is {_parting(new, old, text)}"
         yield _fatal(SETTINGS, f"the settings beside tokenizer.json split a text otherwise: {told}")
-    special = dict(_differences(old.special, new.special))
+    special = dict(_special(old, new, baseline[0], subject[0]))
     pads = special.get(PADDING, (None, None))  # training tools take one, or another
     read = read_where_it_pads(subject[0], *pads, effective(subject[0]))
     padding = {n: v for n, v in special.items() if n == PADDING and not read}
@@ -109,11 +114,11 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     notes = dict(_differences(_others(before), _others(after)))
     classes = before.get("tokenizer_class"), after.get("tokenizer_class")
     if classes[0] != classes[1]:
-        told = {"tokenizer_class": classes}
         if NEW_CLASS in str(classes[1]):
-            yield _note(f"{_told(told)}: loaders from before transformers 5 refuse it")
+            named = _told({"tokenizer_class": classes})
+            yield _note(f"{named}: loaders from before transformers 5 refuse it")
         else:
-            notes |= told
+            notes["tokenizer_class"] = classes
     notes |= looser
     if notes:
         yield _note(f"{NAME} is spelled otherwise: {_told(notes)}")
@@ -182,19 +187,17 @@ def resolve(folder: Path) -> Found:
         name: sorted(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in loaded.special_tokens_map.items()
     }
-    special |= {
-        f"token {number}": f"{token.content} {_flags(token)}"
-        for number, token in loaded.added_tokens_decoder.items()
-    }
-    extra = getattr(loaded, "extra_special_tokens", None)
+    added = {f"token {number}": token for number, token in loaded.added_tokens_decoder.items()}
+    special |= {name: f"{token.content} {_flags(token)}" for name, token in added.items()}
+    extra = getattr(loaded, EXTRA, None)
     if isinstance(extra, list | tuple) and extra:
-        special["extra_special_tokens"] = sorted(map(str, extra))
+        special[EXTRA] = sorted(map(str, extra))
     return Resolved(
         settings={name: getattr(loaded, name, None) for name in RESOLVED},
         special=special,
         around=(names(around[0]), names(around[1])),
         pieces=dict(zip(texts, map(names, split), strict=True)),
-        added=frozenset(token.content for token in loaded.added_tokens_decoder.values()),
+        numbered={name: token.content for name, token in added.items()},
     )
 
 
@@ -227,6 +230,23 @@ def _adding(
         left_out = said[1] is None and done[0] == done[1]  # as a loader left it when it saved
         if was != now and not left_out:
             yield name, (was, now)
+
+
+def _special(
+    old: Resolved, new: Resolved, baseline: Path, subject: Path
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    """How the special tokens differ but by those that only the subject's ``tokenizer.json`` has,
+    which are told with it."""
+    changed = dict(_differences(old.special, new.special))
+    added = new_tokens(baseline, subject) if new.added - old.added else frozenset()
+    for name, (was, now) in changed.items():
+        if was is None and name in new.numbered and new.numbered[name] in added:
+            continue
+        if name == EXTRA:
+            both = [{*(side if isinstance(side, list) else ())} for side in (was, now)]
+            if both[0] == both[1] - added:
+                continue
+        yield name, (was, now)
 
 
 def _parting(one: Resolved, other: Resolved, text: str) -> str:
