@@ -14,8 +14,8 @@ from invarlock import tokenizer_meaning
 from invarlock.effective_config import token_ids, value_of
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
-from invarlock.guards.chat_templates import spellings
 from invarlock.library_classes import LANGUAGE_MODELS, reads_images
+from invarlock.template_files import spellings
 
 
 def predicts_the_next(folder: Path) -> bool:
