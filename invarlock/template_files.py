@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from invarlock.errors import InputError
 from invarlock.files import read_bytes, read_json_object
 
 FILE, LEGACY, SETTINGS = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
@@ -27,6 +28,15 @@ def spellings(folder: Path) -> dict[str, Templates]:
             if templates:
                 found[name] = templates
     return found
+
+
+def written(folder: Path) -> str:
+    """The texts of all templates of a folder; empty where one cannot be read, which the comparison
+    of shipped files tells."""
+    try:
+        return "".join(text for named in spellings(folder).values() for text in named.values())
+    except (InputError, UnicodeDecodeError):
+        return ""
 
 
 def _named(stated: object) -> Templates:

@@ -223,6 +223,19 @@ def test_another_padding_token_blocks_where_a_text_may_hold_it(
     assert all(reason in message for message in found)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_garbled_template_beside_another_padding_id_is_a_finding(
+    baseline: Path, subject: Path, name: str
+) -> None:
+    """What cannot be read is told as that, and ends nothing."""
+    (subject / name).write_bytes(b'{"\xff\xfe')
+    put(subject, "generation_config.json", {"pad_token_id": 1})
+    document = json.loads((subject / "tokenizer.json").read_text())
+    put(subject, "tokenizer.json", document | {"truncation": None})
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    assert any(f"{name} cannot be read" in f["message"] for f in failures)
+
+
 def test_models_that_begin_an_answer_by_padding_keep_theirs(baseline: Path, tmp_path: Path) -> None:
     """T5 does, and RoBERTa counts positions from it."""
     one = shutil.copytree(baseline, tmp_path / "one")

@@ -15,7 +15,7 @@ from invarlock.effective_config import token_ids, value_of
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.library_classes import LANGUAGE_MODELS, reads_images
-from invarlock.template_files import spellings
+from invarlock.template_files import written
 
 
 def predicts_the_next(folder: Path) -> bool:
@@ -53,7 +53,6 @@ def read_where_it_pads(
         return ""
     if number == generation.get("bos_token_id") or number in tokenizer.encode("a").ids:
         return "it is put around texts, where it is taken for padding"
-    texts = (text for named in spellings(folder).values() for text in named.values())
-    if any(known.content in text for text in texts):
+    if known.content in written(folder):
         return "a chat template writes it, where it is taken for padding"
     return ""

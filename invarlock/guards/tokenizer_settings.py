@@ -235,16 +235,19 @@ def _adding(
 def _special(
     old: Resolved, new: Resolved, baseline: Path, subject: Path
 ) -> Iterator[tuple[str, tuple[object, object]]]:
-    """How the special tokens differ but by those that only the subject's ``tokenizer.json`` has,
-    which are told with it."""
+    """How the special tokens differ but by those that the subject's ``tokenizer.json`` has anew, or
+    under another name, which are told with it."""
     changed = dict(_differences(old.special, new.special))
-    added = new_tokens(baseline, subject) if new.added - old.added else frozenset()
+    differ = old.added != new.added
+    added = new_tokens(baseline, subject) if differ else frozenset()
+    lost = new_tokens(subject, baseline) if differ else frozenset()
     for name, (was, now) in changed.items():
-        if was is None and name in new.numbered and new.numbered[name] in added:
+        texts = old.numbered.get(name), new.numbered.get(name)
+        if texts[1] in added and (texts[0] is None or texts[0] in lost):
             continue
         if name == EXTRA:
             both = [{*(side if isinstance(side, list) else ())} for side in (was, now)]
-            if both[0] == both[1] - added:
+            if both[0] - lost == both[1] - added:
                 continue
         yield name, (was, now)
 
