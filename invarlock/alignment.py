@@ -44,6 +44,7 @@ class Alignment:
     copies: tuple[str, ...]  # of a matrix that the other side stores once
     missing: tuple[str, ...]
     extra: tuple[str, ...]
+    untied: str | None  # of the extra ones, a head of its own where the baseline has none
 
 
 def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
@@ -57,6 +58,9 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
     extra = sorted(set(given) - set(baseline.tensors))
     buffers = [name for name in (*missing, *extra) if BUFFERS.fullmatch(name)]
     tensors = {name: info for name, info in given.items() if name in baseline.tensors}
+    untied = _head_of_its_own(baseline, subject, given)
+    if untied is not None:  # guards hold it against the baseline's embedding
+        tensors[untied] = given[untied]
     copies = [name for name in extra if _is_a_copy(subject, given, name)]
     for name in missing:
         twin = _stored_once(baseline, name, given)
@@ -72,7 +76,21 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
         tuple(copies),
         tuple(name for name in missing if name not in settled),
         tuple(given[name].name for name in extra if name not in settled),
+        None if untied is None else given[untied].name,
     )
+
+
+def _head_of_its_own(
+    baseline: Checkpoint, subject: Checkpoint, given: Mapping[str, TensorInfo]
+) -> str | None:
+    """The name of a head that the subject unties from the embedding, which was both before."""
+    known = architecture_of(baseline.config)
+    head, table = head_and_embedding(baseline)
+    if known is None or head is not None or table is None or ties(subject):
+        return None
+    if known.head not in given or _is_a_copy(subject, given, known.head):
+        return None
+    return known.head
 
 
 def _known_digests(subject: Checkpoint, cut: Mapping[str, TensorInfo]) -> dict[str, str]:
@@ -170,7 +188,8 @@ def _same_kind(one: str, other: str) -> bool:
 
 def _cut(name: str, info: TensorInfo, baseline: Checkpoint) -> TensorInfo:
     """The rows of a token table that the baseline has, too."""
-    wanted = baseline.tensors[name].shape
+    held = baseline.tensors.get(name) or baseline.tensors[str(head_and_embedding(baseline)[1])]
+    wanted = held.shape
     if (
         not is_token_table(name, baseline.config)
         or info.shape[1:] != wanted[1:]

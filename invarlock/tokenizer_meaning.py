@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_bytes, read_json
+from invarlock.template_files import written
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NAME = "tokenizer.json"
 PROBE_FILE = Path(__file__).with_name("data") / "probe_texts.json"
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside it
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
 SHOWN = 40  # characters of a text in a message
 # Names by which differences that leave the ids of every tried text alone may be accepted.
@@ -85,11 +87,21 @@ def differences(
         told = InputError(error.what, where=NAME)  # no path: it is of this machine
         return [TokenizerDifference(Effect.OTHER_IDS, "tokenizer", str(told))]
     found = [*_settings(*documents)]
-    vocabulary = _vocabulary(mine, other)
+    stated = written(subject) + "".join(
+        read_bytes(subject / name).decode(errors="replace")
+        for name in SETTINGS
+        if (subject / name).is_file()
+    )
+    renamed = {
+        a: b
+        for a, b in _renamed(mine, other).items()
+        if a not in stated and json.dumps(a)[1:-1] not in stated
+    }
+    vocabulary = _vocabulary(mine, other, renamed)
     if vocabulary is not None and vocabulary.effect is Effect.OTHER_IDS:
         return [vocabulary, *found]  # whatever else differs, these are two
     found += [*([vocabulary] if vocabulary else []), *_structure(mine, other)]
-    example = _first_other_ids(mine, other, windows)
+    example = _first_other_ids(mine, other, windows, renamed)
     if example:
         found.append(TokenizerDifference(Effect.OTHER_IDS, "tokenizer", f"{NAME}: {example}"))
     return sorted(found, key=lambda difference: [*Effect].index(difference.effect))
@@ -105,6 +117,18 @@ def largest_id(folder: Path) -> int | None:
     except InputError:
         return None
     return max(ids, default=None)
+
+
+def new_tokens(baseline: Path, subject: Path) -> frozenset[str]:
+    """The tokens that only the subject's tokenizer has; none where one of the two is not read."""
+    try:
+        before, after = (
+            read_tokenizer(folder / NAME).get_vocab(with_added_tokens=True)
+            for folder in (baseline, subject)
+        )
+    except InputError:
+        return frozenset()
+    return frozenset(after.keys() - before.keys())
 
 
 def other_ids(
@@ -173,23 +197,51 @@ def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[T
             yield TokenizerDifference(Effect.NOTE, name, text)
 
 
-def _vocabulary(mine: Tokenizer, other: Tokenizer) -> TokenizerDifference | None:
-    """Tokens with another id or none are other text; tokens that are only new are an addition."""
+def _vocabulary(
+    mine: Tokenizer, other: Tokenizer, renamed: Mapping[str, str]
+) -> TokenizerDifference | None:
+    """Tokens with another id or none are other text; tokens that are only new are an addition, and
+    so are reserved ones that got another name."""
     before, after = (t.get_vocab(with_added_tokens=True) for t in (mine, other))
     moved = sorted(
-        (token for token in before if after.get(token) != before[token]), key=before.__getitem__
+        (t for t in before if after.get(t) != before[t] and t not in renamed),
+        key=before.__getitem__,
     )
     if moved:
         cases = [f"{t!r} was {before[t]}, is {after.get(t, 'gone')}" for t in moved[:LISTED]]
         how_many = counted(len(moved), "token has", "tokens have")
         text = f"{NAME}: {how_many} another id or none: {'; '.join(cases)}"
         return TokenizerDifference(Effect.OTHER_IDS, "tokenizer", text)
-    new = sorted((token for token in after if token not in before), key=after.__getitem__)
+    names = {*renamed.values()}
+    new = sorted((t for t in after if t not in before and t not in names), key=after.__getitem__)
+    told = []
     if new:
         cases = [f"{token!r} ({after[token]})" for token in new[:LISTED]]
-        text = f"{NAME}: {counted(len(new), 'token is', 'tokens are')} new: {', '.join(cases)}"
-        return TokenizerDifference(Effect.OTHER_FILE, "added_tokens", text)
-    return None
+        told.append(f"{counted(len(new), 'token is', 'tokens are')} new: {', '.join(cases)}")
+    if renamed:
+        cases = [f"{t!r} is {renamed[t]!r} ({before[t]})" for t in [*renamed][:LISTED]]
+        told.append(
+            f"{counted(len(renamed), 'special token has', 'special tokens have')} another name:"
+            f" {', '.join(cases)}"
+        )
+    text = f"{NAME}: {'; '.join(told)}"
+    return TokenizerDifference(Effect.OTHER_FILE, "added_tokens", text) if told else None
+
+
+def _renamed(mine: Tokenizer, other: Tokenizer) -> dict[str, str]:
+    """The special tokens of one whose ids have special ones of other names in the other; a file
+    that still writes the old name is for the caller."""
+    before, after = (t.get_added_tokens_decoder() for t in (mine, other))
+    known, held = (t.get_vocab(with_added_tokens=True) for t in (mine, other))
+    return {
+        token.content: after[number].content
+        for number, token in sorted(before.items())
+        if number in after
+        and token.special
+        and after[number].special
+        and token.content not in held
+        and after[number].content not in known
+    }
 
 
 def _structure(mine: Tokenizer, other: Tokenizer) -> Iterator[TokenizerDifference]:
@@ -258,16 +310,21 @@ def _plain(name: str, part: Any) -> Any:
 
 
 def _first_other_ids(
-    mine: Tokenizer, other: Tokenizer, windows: Iterable[Sequence[int]]
+    mine: Tokenizer,
+    other: Tokenizer,
+    windows: Iterable[Sequence[int]],
+    renamed: Mapping[str, str],
 ) -> str | None:
     """The first text that the two encode differently, with what each makes of it."""
     added = [token.content for token in mine.get_added_tokens_decoder().values()]
+    added = [token for token in added if token not in renamed]
     around = [text for token in added for text in (token, f"a {token} b", f"a{token}b")]
-    # texts that hold a token that is only new differ by nothing else, which is told by its name
+    # texts that hold a token that is only new, or a lost name, differ by nothing else: it is told
     known = mine.get_vocab(with_added_tokens=True)
     decoder = other.get_added_tokens_decoder()
     new = [token.content for token in decoder.values() if token.content not in known]
-    probe = [text for text in probe_texts() if not any(token in text for token in new)]
+    told = (*new, *renamed)
+    probe = [text for text in probe_texts() if not any(token in text for token in told)]
     texts = [*probe, *around]
     texts += [mine.decode(list(ids), skip_special_tokens=False) for ids in windows]
     for literal in (True, False):  # control tokens in a text: as windows are cut, and as served

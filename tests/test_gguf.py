@@ -271,6 +271,34 @@ def test_a_template_of_its_own(llama: Path, tmp_path: Path) -> None:
     assert "chat template is lost" in only(findings(folder, tmp_path / "m.gguf"))
 
 
+def test_templates_by_other_names(llama: Path, tmp_path: Path) -> None:
+    """llama.cpp asks for the one of tools by its name, and takes the plain one where it is lost."""
+    folder = shutil.copytree(llama, tmp_path / "b")
+    plain, tools, other = (f"{{{{ messages[0].content }}}}{end}" for end in "!?.")
+    rows = [{"name": "default", "template": plain}, {"name": "tool_use", "template": tools}]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = rows
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    files = shutil.copytree(llama, tmp_path / "files")
+    (files / "additional_chat_templates").mkdir()
+    (files / "chat_template.jinja").write_text(plain)
+    (files / "additional_chat_templates/tool_use.jinja").write_text(tools)
+    for held, words in (
+        ({"": plain, ".tool_use": tools}, ""),
+        ({"": plain, ".tool_use": other}, "chat template tool_use differs"),
+        ({"": plain}, "chat template tool_use is lost"),
+        ({"": plain, ".tool_use": tools, ".rag": other}, "chat template rag is new"),
+    ):
+        metadata = {f"tokenizer.chat_template{name}": text for name, text in held.items()}
+        for baseline in (folder, files):
+            write_gguf(baseline, tmp_path / "m.gguf", metadata=metadata)
+            found = findings(baseline, tmp_path / "m.gguf")
+            assert words in only(found) if words else not found
+    write_gguf(llama, tmp_path / "m.gguf", metadata={"tokenizer.chat_template.../x": plain})
+    with pytest.raises(InputError, match="name a chat template"):
+        Checkpoint.open(tmp_path / "m.gguf", llama)
+
+
 DAMAGE: Mapping[str, tuple[Any, str]] = {
     "not a number": (np.float16("nan"), "3 of 192 blocks have a scale that is not finite"),
     "zero": (np.float16(0), "3 of 192 blocks have a scale of zero"),

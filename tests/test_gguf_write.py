@@ -25,6 +25,9 @@ def folder_of(place: Path, model: str) -> Path:
     document = json.loads((place / "tokenizer.json").read_text())
     document["pre_tokenizer"]["use_regex"] = True
     (place / "tokenizer.json").write_text(json.dumps(document))
+    (place / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    (place / "additional_chat_templates").mkdir()
+    (place / "additional_chat_templates/tool_use.jinja").write_text("{{ messages[0].role }}?")
     return place
 
 

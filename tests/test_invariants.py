@@ -394,3 +394,32 @@ def test_an_embedding_that_is_one_number(tmp_path: Path) -> None:
     save_file({**tensors, head: tensors[head].view(-1)[0].clone()}, file)
     found = check_checkpoint(Checkpoint.open(tmp_path / "b"), Checkpoint.open(tmp_path / "s"))
     assert f"{head} has 0 rows" in " ".join(failure["message"] for failure in found)
+
+
+def test_new_tokens_are_told_once_and_their_rows_as_theirs(baseline: Path, subject: Path) -> None:
+    """Two special tokens behind the vocabulary, with rows to a multiple of 64: one name accepts."""
+    document = json.loads((subject / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    document["added_tokens"] += [
+        {"id": 320 + number, "content": content, "special": True, **flags}
+        for number, content in enumerate(("<think>", "</think>"))
+    ]
+    (subject / "tokenizer.json").write_text(json.dumps(document))
+    settings = json.loads((subject / "tokenizer_config.json").read_text())
+    settings["extra_special_tokens"] = ["<think>", "</think>"]
+    (subject / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit_config(subject, vocab_size=384)
+    edit_tensors(
+        subject, lambda t: t.update({EMBED: torch.cat([t[EMBED], t[EMBED][:64]]).contiguous()})
+    )
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    assert [f["accept"] for f in failures if f["severity"] == "fatal"] == ["added_tokens"]
+    (rows,) = (f["message"] for f in failures if f["type"] == "vocabulary_padded")
+    assert "up to 319, the subject's up to 321: the rows that differ are of new tokens" in rows
+    # one that tokenizer.json does not have is nowhere else told
+    settings["extra_special_tokens"].append("<|other|>")
+    (subject / "tokenizer_config.json").write_text(json.dumps(settings))
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    assert {f["accept"] for f in failures if f["severity"] == "fatal"} == {
+        "added_tokens", "special_tokens",
+    }  # fmt: skip

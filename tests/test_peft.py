@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_factory import make_llama, write_tokenizer
+from checkpoint_factory import make_llama, weights, write_tokenizer
 from measuring_factory import World, read
 from safetensors.torch import load_file, save_file
 
@@ -253,6 +253,27 @@ def test_one_matrix_for_embedding_and_head_is_two_models(tmp_path: Path) -> None
         train(base, out, r=2, target_modules=["q_proj", module])
         with pytest.raises(NotACheckpointError, match="one matrix for embedding and head"):
             Checkpoint.open(out, base)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_resized_vocabulary_is_named_with_a_way_to_merge_it(tmp_path: Path, tied: bool) -> None:
+    """The adapter holds larger tables; peft's own loader guesses their rows by the tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    peft = pytest.importorskip("peft")
+    base = make_llama(tmp_path / "base", tied=tied)
+    out, target = tmp_path / "adapter", tmp_path / "merged"
+    with quietly():
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        model.resize_token_embeddings(384)
+        made = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+        made.save_pretrained(out, save_embedding_layers=True)
+    with pytest.raises(NotACheckpointError, match="384 tokens, the baseline has 320") as caught:
+        Checkpoint.open(out, base)
+    program = caught.value.hint.partition("python -c '")[2].partition("'")[0]
+    with quietly():
+        exec(program.replace("MERGED", str(target)))
+    assert weights(target)["model.embed_tokens.weight"].shape[0] == 384
 
 
 def test_what_the_configuration_says_and_the_file_lacks(base: Path, adapter: Path) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
         "output_locks",
         "digests",
         "shipped_files",
+        "template_files",
     ),
     ("formats",),
     ("folders",),

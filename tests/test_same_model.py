@@ -98,6 +98,38 @@ def test_one_model_in_other_files_passes(world: World, tmp_path: Path, name: str
     assert digests[0] != digests[1]
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_trained_head_is_held_against_the_embedding_that_was_the_head(
+    world: World, tmp_path: Path, damaged: bool
+) -> None:
+    """PEFT unties one that it saves whole. Accepted by one name it is measured and judged."""
+
+    def train(tensors: Document) -> None:
+        table = tensors[EMBED].float()
+        noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(3))
+        head = table + 1e-3 * table.std() * noise
+        if damaged:
+            head[[200, 201]] = head[[201, 200]]
+        tensors[HEAD] = head.to(tensors[EMBED].dtype)
+
+    folder = shutil.copytree(world.baseline, tmp_path / "subject")
+    change(folder, train)
+    configure(folder, tie_word_embeddings=False)
+    assert world.evaluate(folder, tmp_path / "refused") == 0
+    assert pass_reasons(read(tmp_path / "refused")) != []
+    assert world.evaluate(folder, tmp_path / "out", "--accept", "tie_word_embeddings") == 0
+    report = read(tmp_path / "out")
+    assert report["invariants"]["passed"] is True
+    assert report["invariants"]["accepted"] == ["tie_word_embeddings"]
+    tables = {t["name"]: t for t in report["spectral"]["row_tables"]}
+    assert tables[HEAD]["rows"] == 320
+    assert report["spectral"]["passed"] is not damaged
+    assert pass_reasons(report) == (["spectral_fail"] if damaged else [])
+    assert ("token_rows" in str(report["spectral"])) is damaged
+    assert replay(report) == []
+    assert damaged or verified(report) == []
+
+
 def test_a_vocabulary_without_its_padding_passes(tmp_path: Path) -> None:
     """The baseline's most likely tokens may be rows that the subject no longer has."""
     world = World(tmp_path)

@@ -186,6 +186,67 @@ def test_a_padding_token_that_one_side_lacks_blocks_nothing(
     assert "pad_token" in str(check_shipped(*pair))
 
 
+# The token that pads, what a template writes, and the words of the reason; none: only a note.
+PADS = {
+    "a special token that nothing is written with": ("<|reserved|>", TEMPLATE, ""),
+    "the end of text": ("</s>", TEMPLATE, ""),
+    "the beginning of text": ("<s>", "", "put around texts"),
+    "an ordinary token": ("the", TEMPLATE, "no special token"),
+    "what a chat is written with": ("<|reserved|>", TEMPLATE + "<|reserved|>", "template"),
+}
+
+
+@pytest.mark.parametrize("case", PADS)
+@pytest.mark.parametrize("was", ["<|pad|>", None])
+def test_another_padding_token_blocks_where_a_text_may_hold_it(
+    baseline: Path, tmp_path: Path, case: str, was: str | None
+) -> None:
+    """Unsloth, Axolotl and others take one that is not the baseline's."""
+    token, template, reason = PADS[case]
+    one = shutil.copytree(baseline, tmp_path / "one")
+    document = json.loads((one / "tokenizer.json").read_text())
+    ids = document["model"]["vocab"]
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    for content in ("<|pad|>", "<|reserved|>"):
+        ids[content] = len(ids)
+        row = {"id": ids[content], "content": content, "special": True, **flags}
+        document["added_tokens"].append(row)
+    put(one, "tokenizer.json", document)
+    put(one, "tokenizer_config.json", {"chat_template": template, "pad_token": was})
+    put(one, "generation_config.json", {"pad_token_id": ids.get(was)})
+    other = shutil.copytree(one, tmp_path / "other")
+    put(other, "tokenizer_config.json", {"pad_token": token})
+    put(other, "generation_config.json", {"pad_token_id": ids[token]})
+    assert blocking(one, other) == ({"special_tokens", "generation_config"} if reason else set())
+    found = [f["message"] for f in check_shipped(one, other)]
+    assert len(found) == 2
+    assert all(reason in message for message in found)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_garbled_template_beside_another_padding_id_is_a_finding(
+    baseline: Path, subject: Path, name: str
+) -> None:
+    """What cannot be read is told as that, and ends nothing."""
+    (subject / name).write_bytes(b'{"\xff\xfe')
+    put(subject, "generation_config.json", {"pad_token_id": 1})
+    document = json.loads((subject / "tokenizer.json").read_text())
+    put(subject, "tokenizer.json", document | {"truncation": None})
+    failures = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
+    assert any(f"{name} cannot be read" in f["message"] for f in failures)
+
+
+def test_models_that_begin_an_answer_by_padding_keep_theirs(baseline: Path, tmp_path: Path) -> None:
+    """T5 does, and RoBERTa counts positions from it."""
+    one = shutil.copytree(baseline, tmp_path / "one")
+    config = {"architectures": ["T5ForConditionalGeneration"]}
+    put(one, "config.json", config)
+    put(one, "generation_config.json", {"pad_token_id": 0})
+    other = shutil.copytree(one, tmp_path / "other")
+    put(other, "generation_config.json", {"pad_token_id": 1})
+    assert blocking(one, other) == {"generation_config"}
+
+
 def test_a_checkpoint_that_transformers_saved_again_blocks_nothing(
     baseline: Path, tmp_path: Path
 ) -> None:

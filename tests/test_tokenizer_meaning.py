@@ -275,6 +275,12 @@ def test_the_largest_id_counts_added_tokens(baseline: Path, tmp_path: Path) -> N
     assert largest_id(tmp_path) is None
 
 
+RESERVED = {
+    "id": 320, "content": "<|reserved|>", "special": True,
+    **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+}  # fmt: skip
+
+
 def test_a_token_that_is_new_changes_no_other_text(baseline: Path, tmp_path: Path) -> None:
     """A padding token of a training tool is told as one more, also where a text tried holds it."""
 
@@ -290,3 +296,33 @@ def test_a_token_that_is_new_changes_no_other_text(baseline: Path, tmp_path: Pat
     tokenizer = Tokenizer.from_file(str(baseline / "tokenizer.json"))
     window = tokenizer.encode("a<pad>b", add_special_tokens=False).ids
     assert Effect.OTHER_IDS in {d.effect for d in found(baseline, tmp_path / "subject", [window])}
+
+
+def test_a_reserved_token_may_get_another_name(baseline: Path, tmp_path: Path) -> None:
+    """Trainers write over the ones that a vocabulary keeps free; whatever holds either is another
+    text."""
+    one = changed(baseline, tmp_path / "one", lambda d: d["added_tokens"].append(RESERVED))
+    other = changed(
+        baseline,
+        tmp_path / "other",
+        lambda d: d["added_tokens"].append(RESERVED | {"content": "<think>"}),
+    )
+    (told,) = found(one, other)
+    assert (told.effect, told.name) == (Effect.OTHER_FILE, "added_tokens")
+    assert "1 special token has another name: '<|reserved|>' is '<think>' (320)" in told.message
+    window = Tokenizer.from_file(str(one / "tokenizer.json")).encode("a<|reserved|>b").ids
+    assert Effect.OTHER_IDS in {d.effect for d in found(one, other, [window])}
+    # a template that still writes the old name would have it read letter by letter
+    (tmp_path / "other/chat_template.jinja").write_text("<|reserved|>{{ messages[0].content }}")
+    assert Effect.OTHER_IDS in {d.effect for d in found(one, other)}
+    (tmp_path / "other/chat_template.jinja").unlink()
+    # and settings would add it once more
+    (tmp_path / "other/special_tokens_map.json").write_text('{"pad_token": "<|reserved|>"}')
+    assert Effect.OTHER_IDS in {d.effect for d in found(one, other)}
+    # an ordinary token that is gone is no name
+    other = changed(
+        baseline,
+        tmp_path / "third",
+        lambda d: d["added_tokens"].append(RESERVED | {"content": "<think>", "special": False}),
+    )
+    assert Effect.OTHER_IDS in {d.effect for d in found(one, other)}

@@ -12,14 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from invarlock.files import read_bytes, read_json_object
 from invarlock.guards.findings import Failure
+from invarlock.template_files import DEFAULT, Templates, effective, spellings
 
 ACCEPT = "chat_template"
-FILE, LEGACY, SETTINGS = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
-MORE = "additional_chat_templates"
-DEFAULT = "default"  # name of the template that is taken when none is asked for
-Templates = Mapping[str, str]  # by name
 Tokens = Mapping[str, str]  # bos_token and the like
 
 _USER = {"role": "user", "content": "  What is 2 + 2?\n"}
@@ -117,7 +113,7 @@ def check_templates(
         tokens: the special tokens of both, which templates may print.
     """
     old, new = spellings(baseline), spellings(subject)
-    before, after = _effective(old), _effective(new)
+    before, after = effective(old), effective(new)
     for name in sorted({*before, *after}):
         what = "the chat template" + (f" {name}" if name != DEFAULT else "")
         if name not in after:
@@ -136,7 +132,7 @@ def _contradictions(
     old: Mapping[str, Templates], new: Mapping[str, Templates], tokens: tuple[Tokens, Tokens]
 ) -> Iterator[Failure]:
     """Spellings of the subject that say otherwise than the one that transformers reads."""
-    taken = _effective(new)
+    taken = effective(new)
     for file, templates in new.items():
         for name in sorted(templates.keys() & taken.keys()):
             own = tokens[1], tokens[1]
@@ -147,36 +143,6 @@ def _contradictions(
                     f"two chat templates contradict each other, and loaders differ in which they"
                     f" read: the one in {file} is not that of {next(iter(new))}: {told}"
                 )
-
-
-def spellings(folder: Path) -> dict[str, Templates]:
-    """Every place of a folder that holds templates, the one that transformers reads first."""
-    found: dict[str, Templates] = {}
-    files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
-    files |= {path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}
-    if files:
-        found[FILE] = {name: read_bytes(path).decode() for name, path in files.items()}
-    for name in (SETTINGS, LEGACY):
-        if (folder / name).is_file():
-            stated = read_json_object(folder / name).get("chat_template")
-            templates = _named(stated)
-            if templates:
-                found[name] = templates
-    return found
-
-
-def _named(stated: object) -> Templates:
-    """Templates as JSON holds them: one text, or a list of names with texts."""
-    if isinstance(stated, str):
-        return {DEFAULT: stated}
-    rows = stated if isinstance(stated, list) else []
-    if isinstance(stated, dict):
-        return {str(name): str(text) for name, text in stated.items()}
-    return {str(r["name"]): str(r["template"]) for r in rows if {"name", "template"} <= {*r}}
-
-
-def _effective(found: Mapping[str, Templates]) -> Templates:
-    return next(iter(found.values()), {})
 
 
 def first_difference(texts: tuple[str, str], tokens: tuple[Tokens, Tokens]) -> str:

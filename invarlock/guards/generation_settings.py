@@ -8,6 +8,7 @@ from typing import Any
 
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
+from invarlock.guards.padding import read_where_it_pads
 
 NAME = "generation_config.json"
 ACCEPT = "generation_config"
@@ -23,9 +24,10 @@ DEFAULTS: Mapping[str, object] = {
     "output_attentions": False, "output_hidden_states": False, "output_logits": False,
     "return_dict_in_generate": False, "token_healing": False, "low_memory": False,
 }  # fmt: skip
-# Generation starts from a text and pads nothing that is read: where one side leaves these out,
-# as training tools do, nothing is generated otherwise.
-NOT_NEEDED = ("bos_token_id", "pad_token_id")
+# Generation starts from a text: where one side leaves this out, as training tools do, nothing is
+# generated otherwise.
+BEGINNING = "bos_token_id"
+PADDING = "pad_token_id"  # training tools take one, or another
 SPEED = ("use_cache",)  # trainers turn it off: the same text, later
 TOKEN_IDS = ("eos_token_id",)  # one, or any of several
 
@@ -34,15 +36,21 @@ def check_generation(baseline: Path, subject: Path) -> list[Failure]:
     """How the effective generation settings of two checkpoint folders differ."""
     before, after = effective(baseline), effective(subject)
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    padding = before.get(PADDING), after.get(PADDING)
+    read = read_where_it_pads(subject, *padding, after) if PADDING in changed else ""
     notes = [
         n
         for n in changed
-        if n in SPEED or (n in NOT_NEEDED and None in (before.get(n), after.get(n)))
+        if n in SPEED
+        or (n == PADDING and not read)
+        or (n == BEGINNING and None in (before.get(n), after.get(n)))
     ]
     found: list[Failure] = []
     for names, severity in ((sorted({*changed} - {*notes}), "fatal"), (notes, "warning")):
         if names:
             told = ", ".join(f"{n} was {_value(before, n)}, is {_value(after, n)}" for n in names)
+            if PADDING in names and read:
+                told += f"; as padding, {read}"
             failure: Failure = {
                 "type": "generation_config_changed",
                 "severity": severity,
@@ -78,7 +86,7 @@ def _derived(folder: Path) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError):  # not a model of the library: what it declares itself
         config = read_json_object(folder / "config.json")
-        return {name: config.get(name) for name in (*TOKEN_IDS, *NOT_NEEDED)}
+        return {name: config.get(name) for name in (*TOKEN_IDS, BEGINNING, PADDING)}
     return dict(GenerationConfig.from_model_config(config).to_dict())
 
 

@@ -98,7 +98,7 @@ def check_checkpoint(
         *_check_tokenizer(baseline, subject, windows),
         *_check_rows(subject),
         *_check_vocabulary(baseline, subject),
-        *_check_tying(baseline, subject),
+        *_check_tying(baseline, subject, aligned.untied),
         *_check_finite(subject),
         *_check_packing(baseline, subject),
         *check_shipped(
@@ -179,12 +179,10 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
             found.append(_failure("drafting_layers", text, severity="warning"))
         kept = [name for name in given if name not in drafting]
         if kept:
-            found.append(
-                _failure(
-                    kind,
-                    f"{counted(len(kept), 'tensor is', 'tensors are')} {verb}: {_names(kept)}",
-                )
-            )
+            text = f"{counted(len(kept), 'tensor is', 'tensors are')} {verb}: {_names(kept)}"
+            failure = _failure(kind, text)
+            # a head that was trained: meant or not, it is held against what was the head before
+            found.append(failure | ({"accept": TIED} if kept == [aligned.untied] else {}))
     for kind, names, one, several in (
         ("tensors_renamed", aligned.renamed, "tensor has another spelling of its name",
          "tensors have another spelling of their name"),
@@ -308,7 +306,12 @@ def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure
     largest = tokenizer_meaning.largest_id(baseline.folder)
     if not isinstance(after, int) or largest is None or largest >= after:
         return [_failure("vocabulary_changed", f"{text}, the tokenizer has ids up to {largest}")]
-    text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
+    own = tokenizer_meaning.largest_id(subject.folder) or largest
+    if own > largest:
+        text += f"; the baseline's tokenizer has ids up to {largest}, the subject's up to {own}"
+        text += ": the rows that differ are of new tokens, or of none"
+    else:
+        text += f"; the tokenizer has ids up to {largest}, so the rows that differ are of no token"
     return [_failure("vocabulary_padded", text, severity="warning")]
 
 
@@ -338,7 +341,7 @@ def tying_state(checkpoint: Checkpoint) -> str:
     return "untied_equal" if equal else "untied"
 
 
-def _check_tying(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
+def _check_tying(baseline: Checkpoint, subject: Checkpoint, untied: str | None) -> list[Failure]:
     before, after = tying_state(baseline), tying_state(subject)
     if before == after or {before, after} == {"untied", "untied_equal"}:
         return []
@@ -355,7 +358,8 @@ def _check_tying(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     before = "tied" if before == "contradictory" else before  # as the loader read it
     harmless = {before, after} <= one_matrix
     text = f"embedding and head were {WORDS[before]}, are {WORDS[after]}"
-    return [_failure("weight_tying", text, severity="warning" if harmless else "fatal")]
+    failure = _failure("weight_tying", text, severity="warning" if harmless else "fatal")
+    return [failure | ({"accept": TIED} if untied is not None else {})]
 
 
 def _check_finite(subject: Checkpoint) -> list[Failure]:

@@ -218,6 +218,10 @@ class WeightProbe(Probe):
             from invarlock.guards.row_changes import measure_rows
 
             self.row_tables = measure_rows(run.baseline_checkpoint, run.checkpoint, run.device)
+            # a head that the baseline has not is judged as operator and by its rows
+            held = run.baseline_checkpoint.tensors
+            own = [m for m in self.weights.modules if m.name.partition("[")[0] in held]
+            self.weights = self.weights._replace(modules=own)
 
     def record(self, run: CheckpointRun) -> Block:
         """Modules and operators as columns, and the rows."""

@@ -13,9 +13,10 @@ from typing import Any
 from invarlock.effective_config import code_of
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
-from invarlock.library_classes import LANGUAGE_MODELS
+from invarlock.guards.generation_settings import effective
+from invarlock.guards.padding import predicts_the_next, read_where_it_pads
 from invarlock.shown import listed
-from invarlock.tokenizer_meaning import probe_texts
+from invarlock.tokenizer_meaning import new_tokens, probe_texts
 
 NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
 SETTINGS, SPECIAL = "tokenizer_config", "special_tokens"  # names to accept a difference by
@@ -23,14 +24,14 @@ RESOLVED = (
     "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
     "split_special_tokens",
 )  # fmt: skip
-PADDING = "pad_token"
+PADDING, EXTRA = "pad_token", "extra_special_tokens"
 ADDED = ("add_bos_token", "add_eos_token")  # other loaders believe what the file declares
 # Declared, and compared elsewhere or without meaning.
 IGNORED = (
     "tokenizer_class", "backend", "is_local", "local_files_only", "name_or_path", "processor_class",
     "chat_template", "added_tokens_decoder", "auto_map", "transformers_version", "tokenizer_file",
     "vocab_file", "merges_file", "special_tokens_map_file", "additional_special_tokens",
-    "extra_special_tokens", *RESOLVED, *ADDED,
+    EXTRA, *RESOLVED, *ADDED,
 )  # fmt: skip
 PROBE = "The year 2024, I'm  told:\n\tnaïve café?"  # around which tokens are added
 PREFIX = "add_prefix_space"
@@ -46,7 +47,12 @@ class Resolved:
     special: Mapping[str, object]
     around: tuple[list[str], list[str]]  # tokens added before and after a text
     pieces: Mapping[str, list[str]]  # tokens of texts without them
-    added: frozenset[str]  # tokens that are found in a text before it is split
+    numbered: Mapping[str, str]  # tokens that are found in a text before it is split
+
+    @property
+    def added(self) -> frozenset[str]:
+        """Their texts."""
+        return frozenset(self.numbered.values())
 
     def apart(self, other: Resolved) -> str:
         """The first text that the two split otherwise; a token that one lacks is told by name."""
@@ -79,7 +85,7 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
         yield _fatal(SETTINGS, f"transformers cannot load the tokenizer: {new}")
         return
     changed = dict(_differences(old.settings, new.settings))
-    from_the_end = _predicts_the_next(subject[0])
+    from_the_end = predicts_the_next(subject[0])
     looser = {n: both for n, both in changed.items() if _is_looser(n, *both, from_the_end)}
     changed = {name: both for name, both in changed.items() if name not in looser}
     changed |= dict(_adding((old, before), (new, after)))
@@ -93,11 +99,13 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     if text := old.apart(new):
         told = f"{text[:SHOWN]!r} was {_parting(old, new, text)}, is {_parting(new, old, text)}"
         yield _fatal(SETTINGS, f"the settings beside tokenizer.json split a text otherwise: {told}")
-    special = dict(_differences(old.special, new.special))
-    # nothing that is read is padded: where one side has no such token, training tools take one
-    padding = {n: v for n, v in special.items() if n == PADDING and None in v}
+    special = dict(_special(old, new, baseline[0], subject[0]))
+    pads = special.get(PADDING, (None, None))  # training tools take one, or another
+    read = read_where_it_pads(subject[0], *pads, effective(subject[0]))
+    padding = {n: v for n, v in special.items() if n == PADDING and not read}
     if meant := {n: v for n, v in special.items() if n not in padding}:
-        yield _fatal(SPECIAL, "special tokens: " + _told(meant))
+        why = f"; as padding, {read}" if PADDING in meant else ""
+        yield _fatal(SPECIAL, f"special tokens: {_told(meant)}{why}")
     if padding:
         yield {
             "type": f"{SPECIAL}_changed",
@@ -105,13 +113,16 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
             "message": "special tokens: " + _told(padding),
         }
     notes = dict(_differences(_others(before), _others(after)))
-    if before.get("tokenizer_class") != after.get("tokenizer_class"):
-        notes["tokenizer_class"] = (before.get("tokenizer_class"), after.get("tokenizer_class"))
+    classes = before.get("tokenizer_class"), after.get("tokenizer_class")
+    if classes[0] != classes[1]:
+        if NEW_CLASS in str(classes[1]):
+            named = _told({"tokenizer_class": classes})
+            yield _note(f"{named}: loaders from before transformers 5 refuse it")
+        else:
+            notes["tokenizer_class"] = classes
     notes |= looser
     if notes:
         yield _note(f"{NAME} is spelled otherwise: {_told(notes)}")
-    if NEW_CLASS in str(notes.get("tokenizer_class", ("", ""))[1]):
-        yield _note(f"tokenizer_class is {NEW_CLASS}: loaders from before transformers 5 refuse it")
 
 
 def check_around(folder: Path, backend: str, put: Sequence[Sequence[str]]) -> Iterator[Failure]:
@@ -177,19 +188,17 @@ def resolve(folder: Path) -> Found:
         name: sorted(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in loaded.special_tokens_map.items()
     }
-    special |= {
-        f"token {number}": f"{token.content} {_flags(token)}"
-        for number, token in loaded.added_tokens_decoder.items()
-    }
-    extra = getattr(loaded, "extra_special_tokens", None)
+    added = {f"token {number}": token for number, token in loaded.added_tokens_decoder.items()}
+    special |= {name: f"{token.content} {_flags(token)}" for name, token in added.items()}
+    extra = getattr(loaded, EXTRA, None)
     if isinstance(extra, list | tuple) and extra:
-        special["extra_special_tokens"] = sorted(map(str, extra))
+        special[EXTRA] = sorted(map(str, extra))
     return Resolved(
         settings={name: getattr(loaded, name, None) for name in RESOLVED},
         special=special,
         around=(names(around[0]), names(around[1])),
         pieces=dict(zip(texts, map(names, split), strict=True)),
-        added=frozenset(token.content for token in loaded.added_tokens_decoder.values()),
+        numbered={name: token.content for name, token in added.items()},
     )
 
 
@@ -224,17 +233,31 @@ def _adding(
             yield name, (was, now)
 
 
+def _special(
+    old: Resolved, new: Resolved, baseline: Path, subject: Path
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    """How the special tokens differ but by those that the subject's ``tokenizer.json`` has anew, or
+    under another name, which are told with it."""
+    changed = dict(_differences(old.special, new.special))
+    differ = old.added != new.added
+    added = new_tokens(baseline, subject) if differ else frozenset()
+    lost = new_tokens(subject, baseline) if differ else frozenset()
+    for name, (was, now) in changed.items():
+        texts = old.numbered.get(name), new.numbered.get(name)
+        if texts[1] in added and (texts[0] is None or texts[0] in lost):
+            continue
+        if name == EXTRA:
+            both = [{*(side if isinstance(side, list) else ())} for side in (was, now)]
+            if both[0] - lost == both[1] - added:
+                continue
+        yield name, (was, now)
+
+
 def _parting(one: Resolved, other: Resolved, text: str) -> str:
     """The tokens around the place from which on a text is split otherwise."""
     mine, theirs = one.pieces[text], other.pieces[text]
     at = next((i for i, both in enumerate(zip(mine, theirs, strict=False)) if len({*both}) > 1), 0)
     return " ".join(mine[max(0, at - 1) : at + LISTED])[:SHOWN]
-
-
-def _predicts_the_next(folder: Path) -> bool:
-    """Whether the model generates from the end of a text, as causal ones do."""
-    named = read_json_object(folder / "config.json").get("architectures")
-    return any(str(name).endswith(LANGUAGE_MODELS) for name in named or ())
 
 
 def _is_looser(name: str, was: object, now: object, from_the_end: bool) -> bool:

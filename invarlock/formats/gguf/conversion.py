@@ -13,6 +13,7 @@ merge of that vocabulary holds a digit, the two differ only in blanks before a n
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import pretty_json
 from invarlock.formats.gguf.architectures import ARCHITECTURES, heads, unpermute
 from invarlock.formats.gguf.reading import Gguf, Stored
+from invarlock.template_files import DEFAULT
 
 WEIGHTS_NAME = "model.safetensors"
+TEMPLATE = "tokenizer.chat_template"  # and with the name of another behind a dot
 LLAMA = ARCHITECTURES["llama"]
 
 
@@ -249,7 +252,22 @@ def _tokenizer_config(gguf: Gguf, tokens: list[str]) -> dict[str, Any]:
         index = gguf.get(f"tokenizer.ggml.{ggml}_token_id")
         if index is not None:
             config[f"{name}_token"] = tokens[int(index)]
-    template = gguf.get("tokenizer.chat_template")
-    if template is not None:
-        config["chat_template"] = template
+    templates = templates_of(gguf)
+    if templates.keys() == {DEFAULT}:
+        config["chat_template"] = templates[DEFAULT]
+    elif templates:
+        config["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
     return config
+
+
+def templates_of(gguf: Gguf) -> dict[str, str]:
+    """The chat templates of the file by name, as llama.cpp asks for them."""
+    keys = [key for key in gguf.names if key == TEMPLATE or key.startswith(f"{TEMPLATE}.")]
+    found = {key.removeprefix(TEMPLATE)[1:] or DEFAULT: str(gguf.get(key)) for key in keys}
+    odd = next((name for name in found if not re.fullmatch(r"\w+", name, re.ASCII)), None)
+    if odd is not None:
+        raise InputError(
+            "the metadata name a chat template in a way that none is stored by",
+            where=str(gguf.source), expected="letters, digits and _", found=ascii(odd)[:60],
+        )  # fmt: skip
+    return found

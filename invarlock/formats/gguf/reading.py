@@ -153,6 +153,11 @@ class Gguf:
                 f"{key} of the metadata is not UTF-8", where=str(self.source)
             ) from error
 
+    @property
+    def names(self) -> list[str]:
+        """The keys of the metadata."""
+        return list(self._first.fields)
+
     def meta(self, key: str) -> Any:
         """Metadata value of ``key``; InputError where it is missing."""
         value = self.get(key)

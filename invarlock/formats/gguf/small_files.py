@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from invarlock.errors import InputError
-from invarlock.files import pretty_json, read_bytes, read_json_object, unreadable
+from invarlock.files import pretty_json, read_json_object, unreadable
 from invarlock.formats.gguf.architectures import architecture_of
-from invarlock.formats.gguf.conversion import CONTROL, float32
+from invarlock.formats.gguf.conversion import CONTROL, float32, templates_of
 from invarlock.formats.gguf.reading import Gguf
+from invarlock.template_files import DEFAULT, FILE, LEGACY, MORE
+from invarlock.template_files import SETTINGS as SETTINGS_FILE
 
 Fields = dict[str, Any]
 
@@ -49,8 +51,7 @@ STRETCHED = ("linear", "yarn")
 FACTORS = {"rope_freqs.weight": "llama3", "rope_factors_long.weight": "longrope"}
 NORMAL, USER_DEFINED, UNUSED = 1, 4, 5  # tokenizer.ggml.token_type (GGUF specification)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
-OWN = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-TEMPLATE = "tokenizer.chat_template"
+OWN = ("config.json", "tokenizer.json", SETTINGS_FILE, FILE, LEGACY, MORE)
 GENERATION = "generation_config.json"
 # Metadata by which llama.cpp samples where nobody says otherwise -> the setting that says the same.
 SAMPLING = {
@@ -71,7 +72,7 @@ def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
     if (baseline / "tokenizer.json").is_file():
         document = read_json_object(baseline / "tokenizer.json")
         (folder / "tokenizer.json").write_bytes(pretty_json(tokenizer_of(gguf, document)))
-    _write_template(gguf, baseline, folder)
+    _write_templates(gguf, folder, baseline / SETTINGS_FILE)
     own = {*OWN, *_write_sampling(gguf, baseline, folder)}
     try:
         for path in sorted(baseline.iterdir()):
@@ -262,26 +263,13 @@ def _write_sampling(gguf: Gguf, baseline: Path, folder: Path) -> list[str]:
     return [GENERATION]
 
 
-def _write_template(gguf: Gguf, baseline: Path, folder: Path) -> None:
-    """The chat template where the baseline has its own; blanks at the end are none of it."""
-    template = gguf.get(TEMPLATE)
-    settings = baseline / "tokenizer_config.json"
-    stated = read_json_object(settings) if settings.is_file() else None
-    file = baseline / "chat_template.jinja"
-    if file.is_file() and template is not None:
-        text = read_bytes(file).decode(errors="replace")
-        same = text.rstrip() == template.rstrip()
-        (folder / file.name).write_text(text if same else template)
-    if stated is None:
-        return
-    inside = stated.get("chat_template")
-    if template is None:
+def _write_templates(gguf: Gguf, folder: Path, settings: Path) -> None:
+    """The chat templates of the file, in place of all that the baseline has."""
+    for name, text in templates_of(gguf).items():
+        path = folder / (FILE if name == DEFAULT else f"{MORE}/{name}.jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    if settings.is_file():
+        stated = read_json_object(settings)
         stated.pop("chat_template", None)
-    elif isinstance(inside, list):
-        stated["chat_template"] = [
-            {**each, "template": template} if each.get("name") == "default" else each
-            for each in inside
-        ]
-    elif inside is not None or not file.is_file():
-        stated["chat_template"] = template
-    (folder / settings.name).write_bytes(pretty_json(stated))
+        (folder / settings.name).write_bytes(pretty_json(stated))

@@ -12,7 +12,8 @@ from invarlock.files import read_json_object
 from invarlock.formats.gguf.architectures import ARCHITECTURES, Architecture, permute
 from invarlock.formats.gguf.conversion import CONTROL, PRE_TOKENIZERS
 from invarlock.formats.gguf.scales import SCALES, scale_bytes
-from invarlock.formats.gguf.small_files import SETTINGS, TEMPLATE, TOKEN_IDS
+from invarlock.formats.gguf.small_files import SETTINGS, TOKEN_IDS
+from invarlock.template_files import effective, spellings
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -140,11 +141,9 @@ def _write_tokenizer(writer: GGUFWriter, folder: Path) -> None:
     unknown = next((i for i, t in tokens.items() if t == settings.get("unk_token")), None)
     if unknown is not None:
         writer.add_unk_token_id(unknown)
-    template = settings.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text()
-    if isinstance(template, str):
-        writer.add_string(TEMPLATE, template)
+    templates = effective(spellings(folder))
+    if templates:
+        writer.add_chat_template([{"name": n, "template": t} for n, t in templates.items()])
 
 
 def _splitter(part: Any) -> Any:

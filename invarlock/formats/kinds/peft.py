@@ -229,6 +229,7 @@ class Bound:
             row[part] = info
             row["embedding"] = row.get("embedding", False) or ".lora_embedding_" in name
         for target, row in found.items():
+            self._refuse_resized(target, row.get("saved"))
             self._refuse_tied(target, row["module"])
         return {target: self._change(target, Change(**row)) for target, row in found.items()}
 
@@ -241,6 +242,7 @@ class Bound:
         if len(alike) == 1:
             return alike[0]
         if module.rpartition(".")[2] == "lm_head":
+            self._refuse_resized("", self.stored.get(f"{PREFIX}{path}"))
             raise self._two_models(module)
         raise self._another(f"changes {module}, which is not there")
 
@@ -284,6 +286,24 @@ class Bound:
     def transposed(self, change: Change) -> bool:
         """Whether the baseline's matrix is (inputs, outputs), as embeddings are."""
         return change.embedding or self.config.fan_in_fan_out
+
+    def _refuse_resized(self, target: str, saved: TensorInfo | None) -> None:
+        """A table of more tokens than the baseline has, or of fewer."""
+        config = read_json_object(self.baseline / "config.json")
+        rows, base = config.get("vocab_size"), self.held.tensors.get(target)
+        if saved is None or len(saved.shape) != 2 or saved.shape[0] == rows:
+            return
+        if base is not None and (base.shape[0] != rows or base.shape[1:] != saved.shape[1:]):
+            return
+        raise NotACheckpointError(
+            f"the adapter was trained with a vocabulary of {saved.shape[0]} tokens, the baseline"
+            f" has {rows}", where=str(self.source),
+            hint="merge it: python -c 'from transformers import AutoModelForCausalLM as A; from"
+            f' peft import PeftModel as P; m = A.from_pretrained("{self.baseline}");'
+            f" m.resize_token_embeddings({saved.shape[0]});"
+            f' P.from_pretrained(m, "{self.source}").merge_and_unload().save_pretrained("MERGED")\''
+            ", copy the adapter's tokenizer there, and name MERGED",
+        )  # fmt: skip
 
     def _refuse_tied(self, target: str, module: str) -> None:
         """An embedding that is the head too: merged both change, not merged only one does."""
