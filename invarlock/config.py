@@ -22,7 +22,15 @@ from invarlock.contracts import load_contract, validate, violations
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_bytes
 from invarlock.folders import named_file, no_folder
-from invarlock.models import LOCAL, Model, is_elsewhere, one_of, resolve_models, slotted
+from invarlock.models import (
+    LOCAL,
+    Model,
+    is_elsewhere,
+    meant_elsewhere,
+    one_of,
+    resolve_models,
+    slotted,
+)
 from invarlock.policy import tier_names
 from invarlock.scenarios import CUSTOM_SPEC, Scenario, in_class, load_catalogue
 from invarlock.tuned import read_or_empty, resolve_spec, tuned_type
@@ -522,9 +530,10 @@ def _check_paths(values: Document, origins: Mapping[str, str]) -> None:
         elsewhere = key == "baseline" and is_elsewhere(values[key])
         alone = key == "subject" and named_file(Path(values[key]))  # a file that is a model
         if values[key] and not (elsewhere or alone) and not Path(values[key]).is_dir():
+            meant = meant_elsewhere(values[key]) if key == "baseline" else ""
             raise InputError(
                 f"/{key} is not a folder", where=_where(origins[key]), found=str(values[key]),
-                hint=no_folder(Path(values[key])).hint,
+                hint=meant or no_folder(Path(values[key])).hint,
             )  # fmt: skip
     # a received pack is verified, and nothing is signed
     if values["require_signature"] and not values["signing_key"] and not values["pack"]:

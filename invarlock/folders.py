@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import unreadable
@@ -131,7 +132,9 @@ def no_folder(path: Path) -> InputError:
     try:
         path.stat()
     except FileNotFoundError:
-        return NotACheckpointError("no such checkpoint folder", where=str(path))
+        return NotACheckpointError(
+            "no such checkpoint folder", where=str(path), hint=_path_of(path)
+        )
     except OSError as error:
         found = unreadable(path, error)
         found.__cause__ = error
@@ -145,6 +148,14 @@ def no_folder(path: Path) -> InputError:
     return NotACheckpointError(
         "is a file, not a folder", where=str(path), expected="a checkpoint folder", hint=hint
     )
+
+
+def _path_of(url: Path) -> str:
+    """What to name in place of a file's URL, of which Path has joined the slashes."""
+    scheme, _, path = str(url).partition(":")
+    if scheme.lower() != "file":
+        return ""
+    return f"name the path, not a URL: {shlex.quote(unquote(path))}"
 
 
 def _refuse_content(path: Path) -> None:

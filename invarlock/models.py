@@ -42,6 +42,12 @@ def is_elsewhere(name: str) -> bool:
     return name.startswith(ELSEWHERE) and not Path(name).exists()
 
 
+def meant_elsewhere(name: str) -> str:
+    """What to write where a baseline that is no folder may be a model of the hub; else empty."""
+    meant = _REPOSITORY.fullmatch(name) and not Path(name).parent.exists()
+    return f"if a model of the hub is meant: hub:{name}" if meant else ""
+
+
 def slotted(listed: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], str]:
     """The model list as ``MODEL_1`` to ``MODEL_8`` change it, and the names of those set.
 

@@ -248,6 +248,13 @@ def test_edits_of_the_embedded_model(smollm2, tmp_path, spec, more, code):
     [
         (("nothing", "good"), 3, "nothing"),
         (("base", "nothing"), 3, "nothing: no such checkpoint folder"),
+        (
+            ("acme/none", "good"),
+            3,
+            "none: no such checkpoint folder; if a model of the hub is meant: hub:",
+        ),
+        (("file:///no/m%20x", "good"), 3, "name the path, not a URL: '/no/m x'"),
+        (("base", "file:///no/m"), 3, "name the path, not a URL: /no/m"),
         (("base", "good", "--tier", "strict"), 2, "strict"),
         (("base", "good", "--pack", "nothing.pem"), 3, "nothing.pem"),
         (("base", "good", "--accept", "chat_templat"), 2, "did you mean chat_template?"),

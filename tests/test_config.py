@@ -128,6 +128,14 @@ def test_a_missing_folder_is_named(key: str, tmp_path: Path) -> None:
     line = refusal(InputError, **given)
     assert f"/{key} is not a folder" in line
     assert str(tmp_path / "nowhere") in line
+    assert "hub:" not in line
+    assert "not a URL: /a/b" in refusal(InputError, **{**there, key: "file:///a/b"})
+
+
+def test_a_name_of_the_hub_is_written_with_its_prefix() -> None:
+    """A baseline named OWNER/NAME is no folder, and the line says how the hub's is named."""
+    line = refusal(InputError, suite="byoe", baseline="acme/none", subject=".")
+    assert line.endswith("if a model of the hub is meant: hub:acme/none")
 
 
 def test_a_missing_tuned_file_does_not_matter_where_it_is_not_used(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from invarlock.evidence import checksums, consistency, keys
 from invarlock.evidence.published import deployable
 from invarlock.evidence.result import VerifyOptions
 from invarlock.evidence.tree import CHUNK, read_tree, size_of
-from invarlock.evidence.verify import verify_pack
+from invarlock.evidence.verify import VERDICT_CLAIM, verify_pack
 from invarlock.files import FEW_BYTES
 
 
@@ -90,6 +90,22 @@ def test_an_archive_has_to_be_unpacked(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "pack.tar").write_text("")
     assert packs.verify(tmp_path / "pack.tar") == 3
     assert "unpack it" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_is_no_pack(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names the pack that lies in it."""
+    assert packs.verify(pack.parent) == 3
+    assert "in it" not in capsys.readouterr().out
+    pack.rename(pack.parent / "evidence_pack")
+    assert packs.verify(pack.parent) == 3
+    assert "the pack is the folder evidence_pack in it" in capsys.readouterr().out
+
+
+def test_a_verdict_that_is_not_replayed_says_why(pack: Path) -> None:
+    """Also where what it follows from is there and does not hold."""
+    (pack / REPORT).unlink()
+    believed = verify_pack(pack, VerifyOptions()).believed
+    assert f"{VERDICT_CLAIM} (what it follows from does not hold)" in believed
 
 
 def test_the_json_result_follows_its_contract(

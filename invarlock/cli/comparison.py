@@ -50,7 +50,7 @@ from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import atomic_directory, read_json_object, temporary_sibling, write_json
 from invarlock.folders import no_folder
 from invarlock.metrics.kinds import ASKED, metric_of
-from invarlock.models import is_elsewhere
+from invarlock.models import is_elsewhere, meant_elsewhere
 from invarlock.output_locks import claimed
 from invarlock.pictures import folder_of
 from invarlock.policy import POLICY_PACK, load_policy
@@ -165,7 +165,9 @@ class Comparison:
         """What is named has to be there, and what is made must replace nothing else."""
         baseline, subject = self.options.baseline, self.options.folder
         if not (Path(baseline).is_dir() or is_elsewhere(baseline)):
-            raise no_folder(Path(baseline))
+            found = no_folder(Path(baseline))
+            found.hint = found.hint or meant_elsewhere(baseline)
+            raise found
         if (
             subject and not subject.exists()
         ):  # it may be one file: what opens it says whether it can be read

@@ -191,7 +191,7 @@ class Recomputed(Struct):
 
     recorded: str | None = None
     verdict: Mapping[str, Any] | None = None
-    why_believed: str = ""
+    why_believed: str = "what it follows from does not hold"
     absent: list[str] = field(default_factory=list)  # what a believed verdict speaks of
     evidence_level: str | None = None
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by report folder

@@ -40,6 +40,7 @@ from invarlock.evidence.layout import (
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
 from invarlock.evidence.tree import Tree, read_tree
 
+PACK = "evidence_pack"  # its name in the folder of a run
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
 SUITE = "that the scenarios are all of the suite they name"
 REPEATS_CLAIM = "how the repeats came out: their reports are not in the pack"
@@ -89,8 +90,10 @@ def open_pack(root: Path, result: PackResult) -> Tree | None:
     if not is_folder:  # check: open.folder
         opened.findings.append(f"{escape(root)}: is not a folder")
     else:
+        below = os.path.lexists(root / PACK / sums.MANIFEST)  # the folder of a run
+        hint = f"; the pack is the folder {PACK} in it, name that" if below else ""
         opened.findings += [
-            f"{name}: is missing"
+            f"{name}: is missing{hint}"
             for name in (sums.MANIFEST, sums.CHECKSUMS)
             if not os.path.lexists(root / name) or (root / name).is_dir()
         ]  # check: open.control
