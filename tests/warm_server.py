@@ -81,7 +81,7 @@ def load_libraries(names: tuple[str, ...]) -> None:
     for name in names:
         with suppress(ImportError):
             importlib.import_module(name)
-    for last in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+    for last in list(weakref.finalize._registry):
         last.atexit = False  # it would take apart in each fork what torch has registered
     sys.path_importer_cache.clear()  # a fork looks for itself, as a new process does
     gc.collect()
