@@ -10,6 +10,7 @@ They end when their standard input does, and their forks with them.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -25,6 +26,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -41,6 +43,7 @@ OF_THE_HUB = (
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
+LARGE, COLLAPSE = 2 << 20, 25  # MADV_COLLAPSE: another system, or an older one, refuses it
 APART = 200  # no file of a command has a number as high
 
 
@@ -78,8 +81,25 @@ def load_libraries(names: tuple[str, ...]) -> None:
     for name in names:
         with suppress(ImportError):
             importlib.import_module(name)
+    for last in list(weakref.finalize._registry):
+        last.atexit = False  # it would take apart in each fork what torch has registered
+    sys.path_importer_cache.clear()  # a fork looks for itself, as a new process does
     gc.collect()
     gc.freeze()
+    use_large_pages()
+
+
+def use_large_pages() -> None:
+    """Put memory into pages of 2 MB where Linux can: a fork gets its own list of all pages."""
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with open("/proc/self/maps") as file:
+        ranges = [line.split() for line in file]
+    for where, rights, _, _, number, *name in ranges:
+        if rights == "rw-p" and number == "0" and name in ([], ["[heap]"]):
+            first, end = (int(text, 16) for text in where.split("-"))
+            for place in range(-(-first // LARGE) * LARGE, end - LARGE + 1, LARGE):
+                advise(place, LARGE, COLLAPSE)  # where nothing is yet, nothing comes
 
 
 def become(request: dict[str, Any], given: list[int]) -> None:
@@ -109,7 +129,6 @@ def become(request: dict[str, Any], given: list[int]) -> None:
     sys.orig_argv = [request["python"], *request["words"]]
     sys.argv = request["words"][1:]
     sys.path[0] = request["folder"]
-    importlib.invalidate_caches()
 
 
 def written(number: int, errors: str) -> io.TextIOWrapper:
