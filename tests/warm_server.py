@@ -10,7 +10,6 @@ They end when their standard input does, and their forks with them.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import fcntl
 import gc
 import importlib
@@ -43,7 +42,6 @@ OF_THE_HUB = (
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-LARGE, COLLAPSE = 2 << 20, 25  # MADV_COLLAPSE: another system, or an older one, refuses it
 APART = 200  # no file of a command has a number as high
 
 
@@ -86,20 +84,6 @@ def load_libraries(names: tuple[str, ...]) -> None:
     sys.path_importer_cache.clear()  # a fork looks for itself, as a new process does
     gc.collect()
     gc.freeze()
-    use_large_pages()
-
-
-def use_large_pages() -> None:
-    """Put memory into pages of 2 MB where Linux can: a fork gets its own list of all pages."""
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    with open("/proc/self/maps") as file:
-        ranges = [line.split() for line in file]
-    for where, rights, _, _, number, *name in ranges:
-        if rights == "rw-p" and number == "0" and name in ([], ["[heap]"]):
-            first, end = (int(text, 16) for text in where.split("-"))
-            for place in range(-(-first // LARGE) * LARGE, end - LARGE + 1, LARGE):
-                advise(place, LARGE, COLLAPSE)  # where nothing is yet, nothing comes
 
 
 def become(request: dict[str, Any], given: list[int]) -> None:
