@@ -444,7 +444,7 @@ def _validate(values: Document, origins: Mapping[str, str]) -> None:
 
 def _where(origin: str) -> str:
     kind, _, name = origin.partition(" ")
-    return name if kind in ("environment", "include") else "config/config.yaml"
+    return {"config": "config/config.yaml", "given": "--config"}.get(kind, name)
 
 
 def _refuse_ignored(values: Document, origins: Mapping[str, str]) -> None:

@@ -33,8 +33,6 @@ from invarlock.sources.pins import Allow
 from invarlock.sources.spec import TextSource, parse_model_source, parse_slices
 from invarlock.sources.text import look_at_local_text
 
-CONFIG = "config/config.yaml"
-
 
 def refusals(
     settings: Settings, container: bool, judged: bool, away: bool = False
@@ -303,14 +301,16 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
     bootstrap = values["bootstrap"]
     if bootstrap["replicates"] < policy.coverage.replicates:
         yield ConfigError(
-            f"bootstrap.replicates is below the floor of {tier}: nothing could pass", where=CONFIG,
-            expected=f"at least {policy.coverage.replicates}", found=str(bootstrap["replicates"]),
+            f"bootstrap.replicates is below the floor of {tier}: nothing could pass",
+            where=settings.where("bootstrap"), expected=f"at least {policy.coverage.replicates}",
+            found=str(bootstrap["replicates"]),
             hint=f"bootstrap={{replicates: {policy.coverage.replicates}}}, {explore}",
         )  # fmt: skip
     if bootstrap["alpha"] > policy.coverage.alpha:
         yield ConfigError(
-            f"bootstrap.alpha is above that of {tier}: nothing could pass", where=CONFIG,
-            expected=f"at most {policy.coverage.alpha}", found=str(bootstrap["alpha"]),
+            f"bootstrap.alpha is above that of {tier}: nothing could pass",
+            where=settings.where("bootstrap"), expected=f"at most {policy.coverage.alpha}",
+            found=str(bootstrap["alpha"]),
         )  # fmt: skip
     asked = ASKED.get(next(iter(parse_slices(settings.text).values())).metric)
     for model in settings.models:
@@ -320,7 +320,7 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
             yield ConfigError(
                 f"the windows of {model.model_id} are below the floors of {tier}:"
                 " nothing could pass",
-                where=CONFIG, expected=short.expected, found=short.found,
+                where=settings.where("windows"), expected=short.expected, found=short.found,
                 hint=f"windows={short.windows}, {explore}",
             )  # fmt: skip
 
@@ -361,7 +361,8 @@ def size_of_pack(settings: Settings) -> Iterator[InvarlockError]:
         if total > most:
             yield ConfigError(
                 f"the pack of {evaluations} evaluations would be too large to be verified",
-                where=CONFIG, expected=f"at most {most} {what}", found=f"about {total}",
+                where=settings.where("runs"), expected=f"at most {most} {what}",
+                found=f"about {total}",
                 hint=f"about {most * evaluations // total} evaluations fit: lower runs, choose"
                 " fewer models or scenarios, or make several runs, each with an out of its own",
             )  # fmt: skip

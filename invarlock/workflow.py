@@ -102,7 +102,7 @@ def check_settings(settings: Settings, container: bool) -> Runtime | None:
         from invarlock.run.accept import check_accept
 
         folders = Path(values["baseline"]), Path(values["subject"])
-        check_accept(values["accept"], *folders, "config/config.yaml")
+        check_accept(values["accept"], *folders, settings.where("accept"))
     if values["backend"]:
         from invarlock.run.server import Address
 

@@ -62,6 +62,22 @@ def test_a_report_in_which_nothing_was_found_has_no_advice() -> None:
     assert not any("chat template" in place for place, _ in rows(accepting).values())
 
 
+def test_a_report_that_passes_asks_for_nothing() -> None:
+    """What guards found is told as noticed, and a block beyond the limit of another kind as one
+    that has none; where something refuses the subject, what decides comes first."""
+    report = factory.make_report("moved", 1.0, moved={DOWN: 0.9})
+    (section,) = next_steps(report)
+    told = (section.title, section.tables[0].caption, *section.tables[0].header)
+    assert signals.pass_reasons(report) == []
+    assert not re.search(r"\bdo\b|decide", " ".join(told)), told
+    check = BY_NAME["representation"].check(report)
+    assert re.search(r"attention 0\.0000, ffn 0\.\d+$", check.measured), check
+    assert check.threshold == "excess at most attention 0.4000; ffn has no limit"
+
+    (section,) = next_steps(factory.make_report("worse", 1.6, moved={DOWN: 0.9}))
+    assert (section.title, section.tables[0].header[2]) == ("What to do next", "What to do")
+
+
 def test_what_refuses_nothing_asks_for_no_other_subject() -> None:
     """A note is told after what decides, whole or visibly cut, and not as something to mend."""
     notes = [{"type": "config_changed", "severity": "warning", "message": text}

@@ -24,11 +24,13 @@ from measuring_factory import change, documents
 from repository_copy import ROOT, quiet_environment
 
 from invarlock.cli import main
+from invarlock.cli.compare_display import Display, Stage
 from invarlock.cli.comparison import QUICK, answer
 from invarlock.cli.gate import CODES
 from invarlock.errors import InputError
 from invarlock.metrics.kinds import ASKED, METRICS
 from invarlock.policy import load_policy, tier_names
+from invarlock.progress import Progress
 from invarlock.reporting.outcome import FAIL, INCONCLUSIVE, PASS
 from invarlock.run.kept_baselines import LISTING, KeptBaselines
 
@@ -199,6 +201,34 @@ def test_a_terminal_shows_a_bar_with_the_time_left(desk):
     assert "subject" in text
     assert " left" in text
     assert json.loads(out)["outcome"] == "fail"
+
+
+def test_a_log_says_once_a_minute_how_far_a_stage_is(capsys):
+    """And the time left of all stages, by the tokens that were measured so far."""
+    seconds = 0.0
+    shown = Display(clock=lambda: seconds)
+    first, second = Stage("baseline", 100, 1000), Stage("subject", 100, 3000)
+    shown.plan([first, second])
+    shown.stage(first)
+    for seconds in range(10, 191, 10):  # 4 tokens a second
+        shown.show(Progress(int(seconds / 2.5), 100, 4 * seconds, 1000))
+    shown.whole(first)
+    seconds = 250.0
+    shown.stage(second)
+    seconds = 309.0
+    shown.show(Progress(1, 100, 30, 3000))
+    seconds = 500.0
+    shown.show(Progress(33, 100, 1000, 3000))
+    assert capsys.readouterr().err.splitlines() == [
+        f"invarlock compare: {line}" for line in (
+            "baseline: 100 windows",
+            "baseline: 24 of 100 windows, about 16 min left",  # 60 s for 240 of 4,000 tokens
+            "baseline: 48 of 100 windows, about 15 min left",
+            "baseline: 72 of 100 windows, about 14 min left",
+            "subject: 100 windows",
+            "subject: 33 of 100 windows, about 8 min left",  # 500 s for 2,000
+        )
+    ]  # fmt: skip
 
 
 @given(st.sampled_from([PASS, FAIL, INCONCLUSIVE]), st.booleans())

@@ -512,17 +512,18 @@ class Representation(Guard):
         kinds = _kinds(section)
         limits = {kind: number(row.get("limit")) for kind, row in kinds.items()}
         words = [f"{kind} {fixed(limit)}" for kind, limit in limits.items() if limit is not None]
+        free = [f"{kind} has no limit" for kind, limit in limits.items() if limit is None]
+        seen = [f"{kind} {fixed(row.get('excess'))}" for kind, row in kinds.items()]
         found = objects(section.get("violations"))
-        note = f"{section.get('blocks_compared', '-')} blocks, "
-        note += ", ".join(f"{kind} {fixed(row.get('excess'))}" for kind, row in kinds.items())
+        note = f"{section.get('blocks_compared', '-')} blocks"
         if found:
             worst = str(found[0].get("module"))
             note = f"{counted(len(found), 'block')} moved, the furthest {worst}"
         return Check(
             name=self.title,
             status=self.status(report),
-            measured=f"largest excess Gram distance {fixed(section.get('max_excess'))}",
-            threshold="excess at most " + ", ".join(words) if words else "-",
+            measured="largest excess Gram distance " + (", ".join(seen) or "-"),
+            threshold="; ".join(["excess at most " + ", ".join(words), *free]) if words else "-",
             note=note,
             flag=self.flag,
         )

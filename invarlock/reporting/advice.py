@@ -12,7 +12,7 @@ from invarlock.pages.parts import Advice, Section, Table
 from invarlock.pages.reading import NOT_RUN, Report, block, objects
 from invarlock.pages.wording import number
 from invarlock.reporting import signals
-from invarlock.reporting.outcome import needed
+from invarlock.reporting.outcome import PASS, needed, outcome
 from invarlock.severity import worst_first
 from invarlock.shown import listed, shortened
 
@@ -88,18 +88,26 @@ ADVICE: Mapping[str, Advice] = {
 }  # fmt: skip
 NOTED = Advice(
     "A difference that refuses nothing",
-    "Read it before the subject is used. The verdict stands without a step.",
+    "Read it before the subject is used.",
 )
 # Reasons that the row of a guard says already.
 _OF_GUARDS = {guard.fails_as for guard in GUARDS} - {""}
 
 
 def next_steps(report: Report) -> tuple[Section, ...]:
-    """One row a finding: what it is, where, and what to do; none where nothing was found."""
+    """One row a finding: what it is, where, and what to do; none where nothing was found.
+
+    Of a report that passes nothing has to be done; steps are for whoever wants the finding gone.
+    """
     rows = (*_of_reasons(report), *_of_guards(report))
-    header = ("Finding", "Where", "What to do")
-    table = Table("Findings, the one that decides first", header, rows, stacked=True)
-    return (Section("next-steps", "What to do next", tables=(table,)),) if rows else ()
+    if outcome(report) == PASS:
+        title, step = "What was noticed", "What would lessen it"
+        caption = "Findings; none refuses the subject, and the verdict stands without a step"
+    else:
+        title, step = "What to do next", "What to do"
+        caption = "Findings, the one that decides first"
+    table = Table(caption, ("Finding", "Where", step), rows, stacked=True)
+    return (Section("next-steps", title, tables=(table,)),) if rows else ()
 
 
 def _of_reasons(report: Report) -> Iterator[tuple[str, str, str]]:
