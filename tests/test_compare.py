@@ -203,6 +203,17 @@ def test_a_terminal_shows_a_bar_with_the_time_left(desk):
     assert json.loads(out)["outcome"] == "fail"
 
 
+@pytest.mark.usefixtures("first")
+def test_a_subject_that_its_files_reject_is_said_not_to_have_run(desk):
+    """With the setting that another one misspells, and no device that nothing ran on."""
+    path = shutil.copytree(desk.root / "good", desk.root / "misspelt") / "config.json"
+    path.write_text(path.read_text().replace('"num_hidden_layers"', '"num_hiden_layers"'))
+    code, out, err = desk.compare("base", "misspelt", *WORDS)
+    assert code == 1, err
+    assert re.search(r"^  why +Invariants: .*num_hidden_layers was 2, is 32$", out, re.M), out
+    assert re.search(r"^  judged +dense weights, not run$", out, re.M), out
+
+
 def test_a_log_says_once_a_minute_how_far_a_stage_is(capsys):
     """And the time left of all stages, by the tokens that were measured so far."""
     seconds = 0.0

@@ -150,11 +150,11 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def _judged(meta: Mapping[str, Any]) -> str:
     """Which weights, and what multiplied them."""
     ran = block(meta, "execution")
-    where = f"on {meta.get('device')}, {meta.get('dtype')}"
+    where = f"on {meta['device']}, {meta.get('dtype')}" if meta.get("device") else ""
     if ran.get("format") == SERVED:
         return served_line(ran)
     if not ran:
-        return f"dense weights, run by transformers {where}"
+        return "dense weights, " + (f"run by transformers {where}" if where else "not run")
     schemes = ", ".join(
         f"{row['tensors']} of {scheme}" for scheme, row in block(ran, "schemes").items()
     )
@@ -162,7 +162,7 @@ def _judged(meta: Mapping[str, Any]) -> str:
     backend = ran.get("backend", "nothing")
     version = block(ran, "versions").get(backend, "")
     by = f"{backend} {version}".strip() + (f" ({kernels})" if kernels else "")
-    return f"{ran.get('title')} ({schemes}), run by {by} {where}"
+    return f"{ran.get('title')} ({schemes}), " + (f"run by {by} {where}" if where else "not run")
 
 
 def _next(result: Compared) -> str:
