@@ -125,13 +125,11 @@ def round_step(low: float, high: float) -> float:
     return next(power * m for m in (1, 2, 5, 10) if power * m >= (high - low) / 5)
 
 
-def linear_axis(
-    canvas: Canvas, span: tuple[float, float], y: Callable[[float], float], right: float = RIGHT
-) -> None:
+def linear_axis(canvas: Canvas, span: tuple[float, float], y: Callable[[float], float]) -> None:
     """Grid lines and numbers of a linear vertical axis."""
     low, high = span
     step = round_step(low, high)
     digits = max(0, -math.floor(math.log10(step)))
     for i in range(math.ceil(low / step), math.floor(high / step) + 1):
-        canvas.level(y(i * step), "grid", right=right)
+        canvas.level(y(i * step), "grid")
         canvas.write("tick", LEFT - 6, y(i * step) + 4, f"{i * step:.{digits}f}", "end")

@@ -27,17 +27,16 @@ STYLES = "report.css"
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~&$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])|(://)|(www\.)")
 
 
-def render_report_html(report: Report, embed_css: bool = True, stylesheet: str = STYLES) -> str:
+def render_report_html(report: Report, embed_css: bool = True) -> str:
     """The report as one HTML page without scripts or outside references.
 
     Args:
         report: an evaluation report.
-        embed_css: put the style sheet into the page; without it the page links to it.
-        stylesheet: relative address of that link.
+        embed_css: put the style sheet into the page, instead of a link to the file beside it.
     """
     template = _environment(html=True).get_template("report.html.j2")
     words = {"page": outline(report), "legend": LEGEND}
-    return template.render(words, embed_css=embed_css, stylesheet=stylesheet)
+    return template.render(words, embed_css=embed_css, stylesheet=STYLES)
 
 
 def style_sheet() -> str:

@@ -11,7 +11,6 @@ CLAIM_SET = "invarlock-weight-edit-regression-v1"
 GUARD_CHAIN = ["invariants", "spectral", "rmt", "variance", "invariants"]
 GUARDS = ("spectral", "rmt", "variance", "invariants")
 TIERS = ("balanced", "conservative")
-ASSURANCE_MODES = ("off", "report", "strict")
 MAX_EVENTS = 1000  # that are not allowed, and then no more are looked for
 _DEGRADED = ("degraded", "monitor-only", "monitor_only")
 _FINE = ("ok", "pass", "passed")

@@ -156,14 +156,13 @@ def _splitter(part: Any) -> Any:
     return {k: v for k, v in part.items() if k != "trim_offsets"}
 
 
-def quantize(dense: Path, out: Path, form: str, threads: int = 1) -> None:
-    """Quantize a GGUF file by llama.cpp's own quantizer.
+def quantize(dense: Path, out: Path, form: str) -> None:
+    """Quantize a GGUF file by llama.cpp's own quantizer, in one thread.
 
     Args:
         dense: what is quantized; packed values are unpacked first.
         out: the file.
         form: as llama.cpp calls it, such as Q4_K_M.
-        threads: of the quantizer.
 
     Raises:
         InputError: it has no such form, or refuses the file.
@@ -181,7 +180,7 @@ def quantize(dense: Path, out: Path, form: str, threads: int = 1) -> None:
     if number is None:
         raise InputError(f"llama.cpp has no form {form}", where=str(dense))
     options = binding.llama_model_quantize_default_params()
-    options.ftype, options.nthread, options.allow_requantize = number, threads, True
+    options.ftype, options.nthread, options.allow_requantize = number, 1, True
     binding.llama_log_set(on_log, ctypes.c_void_p(0))
     try:
         code = binding.llama_model_quantize(
