@@ -104,6 +104,11 @@ def short(value: object) -> str:
     return shortened(repr(value), SHOWN)
 
 
+def stated(value: object) -> str:
+    """A setting as a line shows it; none is one that a file leaves out."""
+    return "left out" if value is None else short(value)
+
+
 def _same(stored: object, computed: object, tolerance: float) -> bool:
     if tolerance and is_number(stored) and is_number(computed):
         return math.isclose(stored, computed, rel_tol=tolerance, abs_tol=tolerance)

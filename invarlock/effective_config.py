@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
-from invarlock.differences import short
+from invarlock.differences import short, stated
 from invarlock.errors import InputError
 from invarlock.files import FLOAT_TAG, canonical_json
 
@@ -381,7 +381,7 @@ def _difference(name: str, weight: Weight, b: Any, s: Any, inside: str = "") -> 
     if isinstance(b, Mapping) and isinstance(s, Mapping):
         keys = sorted(k for k in {*b, *s} if b.get(k) != s.get(k))
         b, s = ({k: side[k] for k in keys if k in side} for side in (b, s))
-    message = f"config.json: {inside}{name} was {short(b)}, is {short(s)}"
+    message = f"config.json: {inside}{name} was {stated(b)}, is {stated(s)}"
     return SettingDifference(name, weight, message)
 
 

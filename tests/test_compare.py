@@ -211,6 +211,7 @@ def test_a_subject_that_its_files_reject_is_said_not_to_have_run(desk):
     code, out, err = desk.compare("base", "misspelt", *WORDS)
     assert code == 1, err
     assert re.search(r"^  why +Invariants: .*num_hidden_layers was 2, is 32$", out, re.M), out
+    assert "num_hiden_layers was left out, is 2" in out
     assert re.search(r"^  judged +dense weights, not run$", out, re.M), out
 
 

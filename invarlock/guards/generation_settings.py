@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from invarlock.differences import stated
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
 from invarlock.guards.padding import read_where_it_pads
@@ -95,4 +96,4 @@ def _value(settings: Mapping[str, object], name: str) -> str:
     value = settings.get(name, DEFAULTS.get(name))
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return "left out" if value is None else repr(value)[:60]
+    return stated(value)

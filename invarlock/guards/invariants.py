@@ -17,6 +17,7 @@ from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
 from invarlock.checkpoints import Checkpoint, TensorInfo, tokenizer_digest
 from invarlock.counts import counted
+from invarlock.differences import stated
 from invarlock.effective_config import Weight, token_ids, value_of
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
@@ -149,7 +150,7 @@ def _check_token_ids(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]
                 harmless = bool(stops[1]) and stops[1] == (stops[0] or before)
             elif stops[0] == stops[1]:
                 harmless = bool(stops[0]) and before | stops[0] == after | stops[1]
-        text = f"config.json: {name} was {given[0]!r}, is {given[1]!r}"
+        text = f"config.json: {name} was {stated(given[0])}, is {stated(given[1])}"
         failure = _failure("config_changed", text, "warning" if harmless else "fatal")
         found.append(failure if harmless else {**failure, "accept": name})
     return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from invarlock.differences import stated
 from invarlock.effective_config import code_of
 from invarlock.files import read_json_object
 from invarlock.guards.findings import Failure
@@ -76,7 +77,7 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
     old, new = baseline[1], subject[1]
     code = code_of(after)
     if any(code_of(before).get(part) != named for part, named in code.items()):
-        message = f"{NAME} names other code to run: {_value(after['auto_map'])}"
+        message = f"{NAME} names other code to run: {stated(after['auto_map'])}"
         yield {**_fatal("remote_code", message), "type": "shipped_file_changed"}
     if isinstance(old, str):
         yield from _as_declared(before, after)
@@ -309,12 +310,8 @@ def _differences(
 
 
 def _told(changed: Mapping[str, tuple[object, object]]) -> str:
-    told = [f"{n} was {_value(was)}, is {_value(now)}" for n, (was, now) in changed.items()]
+    told = [f"{n} was {stated(was)}, is {stated(now)}" for n, (was, now) in changed.items()]
     return listed(told, 6)
-
-
-def _value(value: object) -> str:
-    return "left out" if value is None else repr(value)[:60]
 
 
 def _ends(around: tuple[list[str], list[str]]) -> str:
