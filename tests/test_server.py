@@ -415,7 +415,7 @@ def test_what_does_not_go_with_the_setting(desk: Desk) -> None:
     kind = "deployable_optimized_subject"
     assert "/artifact_class does not go with /backend" in refusal(**here, artifact_class=kind)
     assert "/backend has no effect with suite smoke" in refusal(backend="openai:http://h")
-    with pytest.raises(ConfigError, match=r"config\.yaml: not a server.*found http://h") as caught:
+    with pytest.raises(ConfigError, match=r"--config: not a server.*found http://h") as caught:
         check_settings(served(desk, backend="http://h"), container=False)
     assert "\n" not in str(caught.value)
 
