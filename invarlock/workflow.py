@@ -21,6 +21,7 @@ from invarlock.code_digest import code_digest
 from invarlock.config import Settings
 from invarlock.edits.specs import FROM_TEXT
 from invarlock.errors import ConfigError
+from invarlock.evidence.layout import PACK
 from invarlock.files import unreadable
 from invarlock.pictures import folder_of
 from invarlock.reporting.deployable import FORMATS
@@ -373,12 +374,12 @@ class Layout(JobWords):
             self.slugs, tuned=bool(s.tuned_types()), signed=bool(s.values["signing_key"])
         )
         names += [ANALYSES[path.name] + path.name for path in analyses]
-        return [s.out / "evidence_pack" / name for name in names]
+        return [s.out / PACK / name for name in names]
 
     @property
     def named_pack(self) -> Path:
         """The pack that verify_pack is about: a received one, or that of the run."""
-        return Path(self.settings.values["pack"] or self.settings.out / "evidence_pack")
+        return Path(self.settings.values["pack"] or self.settings.out / PACK)
 
     def verifying(self, *, own: bool) -> str:
         """Options of verifying the pack of this run, or the one that is named."""

@@ -55,10 +55,10 @@ class Display:
 
     def show(self, progress: Progress) -> None:
         """So far it is."""
-        if self.now is None or not progress.tokens or self.clock() - self.said < SECONDS:
+        tokens = self.tokens(progress)
+        if self.now is None or not tokens or self.clock() - self.said < SECONDS:
             return
         self.said = self.clock()
-        tokens = self.tokens(progress)
         left = (self.said - self.begun) * (sum(s.tokens for s in self.stages) / tokens - 1)
         done = min(progress.windows, self.now.windows)
         self.line(

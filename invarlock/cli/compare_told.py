@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from invarlock.evidence import escape
+from invarlock.evidence.layout import PACK
 from invarlock.guards.guard import NAME_WEIGHTS, SERVED
 from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import METRICS
@@ -31,7 +32,7 @@ def document(result: Compared) -> dict[str, Any]:
     report, options = result.report, result.options
     metric = report["primary_metric"]
     meta = report["meta"]
-    pack = result.out / "evidence_pack" if options.pack else None
+    pack = result.out / PACK if options.pack else None
     return {
         "format_version": FORMAT,
         "ok": result.outcome == PASS,
@@ -97,7 +98,7 @@ def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     yield "page", str(out / "evaluation.html")
     yield "report", str(out / "evaluation.report.json")
     if result.signer:
-        yield "pack", str(out / "evidence_pack")
+        yield "pack", str(out / PACK)
         yield "signed by", result.signer
     yield "next", _next(result)
 

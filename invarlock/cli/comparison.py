@@ -45,7 +45,7 @@ from invarlock.config import SHIPPED, Settings, shipped_settings
 from invarlock.errors import ConfigError, InputError, InvarlockError, MeasurementError
 from invarlock.evidence import PackError
 from invarlock.evidence.keys import load_signing_key
-from invarlock.evidence.layout import EDIT_METADATA, VERIFIED
+from invarlock.evidence.layout import EDIT_METADATA, PACK, VERIFIED
 from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import atomic_directory, read_json_object, temporary_sibling, write_json
 from invarlock.folders import no_folder
@@ -68,7 +68,6 @@ from invarlock.windows import read_windows
 
 QUICK = 48  # windows of each arm
 SCENARIO = "byoe"
-PACK = "evidence_pack"
 # Of the results, what the user gets.
 SHOWN = (
     REPORT_NAME, "runtime.manifest.json", "outcome.json", "evaluation.html", "evaluation.md",

@@ -13,6 +13,7 @@ from invarlock.evidence.findings import dig
 from invarlock.evidence.tree import REPORT_NAME, Tree
 from invarlock.reporting.runtime_manifest import NAME as RUNTIME_MANIFEST
 
+PACK = "evidence_pack"  # its name in the folder of a run
 README = "README.md"
 VERDICT_TEXT = "results/final_verdict.txt"
 SWEEP = "reports/guard_value_all_guard_probe_sweep.json"

@@ -28,6 +28,7 @@ from invarlock.evidence import ALLOW_UNSIGNED, Code, PackError, consistency, esc
 from invarlock.evidence import checksums as sums
 from invarlock.evidence import manifest as manifests
 from invarlock.evidence.layout import (
+    PACK,
     REPEATS,
     SCENARIOS,
     TIMINGS,
@@ -40,7 +41,6 @@ from invarlock.evidence.layout import (
 from invarlock.evidence.result import PackResult, Step, VerifyOptions
 from invarlock.evidence.tree import Tree, read_tree
 
-PACK = "evidence_pack"  # its name in the folder of a run
 VERDICT_CLAIM = "verdict, summaries and expectations of the scenarios"
 SUITE = "that the scenarios are all of the suite they name"
 REPEATS_CLAIM = "how the repeats came out: their reports are not in the pack"

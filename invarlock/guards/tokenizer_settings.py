@@ -17,9 +17,10 @@ from invarlock.guards.findings import Failure
 from invarlock.guards.generation_settings import effective
 from invarlock.guards.padding import predicts_the_next, read_where_it_pads
 from invarlock.shown import listed
+from invarlock.tokenizer_meaning import SETTINGS as FILES
 from invarlock.tokenizer_meaning import new_tokens, probe_texts
 
-NAME, MAP = "tokenizer_config.json", "special_tokens_map.json"
+NAME = FILES[0]
 SETTINGS, SPECIAL = "tokenizer_config", "special_tokens"  # names to accept a difference by
 RESOLVED = (
     "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
@@ -101,8 +102,9 @@ def check_tokenizer(baseline: tuple[Path, Found], subject: tuple[Path, Found]) -
         told = f"{text[:SHOWN]!r} was {_parting(old, new, text)}, is {_parting(new, old, text)}"
         yield _fatal(SETTINGS, f"the settings beside tokenizer.json split a text otherwise: {told}")
     special = dict(_special(old, new, baseline[0], subject[0]))
-    pads = special.get(PADDING, (None, None))  # training tools take one, or another
-    read = read_where_it_pads(subject[0], *pads, effective(subject[0]))
+    read = ""  # where padding is read; training tools take one, or another
+    if PADDING in special:
+        read = read_where_it_pads(subject[0], *special[PADDING], effective(subject[0]))
     padding = {n: v for n, v in special.items() if n == PADDING and not read}
     if meant := {n: v for n, v in special.items() if n not in padding}:
         why = f"; as padding, {read}" if PADDING in meant else ""
@@ -211,7 +213,7 @@ def _flags(token: Any) -> str:
 def _declared(folder: Path) -> dict[str, Any]:
     """What the files say: the map of special tokens over the settings."""
     found: dict[str, Any] = {}
-    for name in (NAME, MAP):
+    for name in FILES:
         if (folder / name).is_file():
             found |= read_json_object(folder / name)
     return found

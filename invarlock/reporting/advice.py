@@ -101,7 +101,7 @@ def next_steps(report: Report) -> tuple[Section, ...]:
     """
     rows = (*_of_reasons(report), *_of_guards(report))
     if outcome(report) == PASS:
-        title, step = "What was noticed", "What would lessen it"
+        title, step = "What was noticed", "What can be done"
         caption = "Findings; none refuses the subject, and the verdict stands without a step"
     else:
         title, step = "What to do next", "What to do"
