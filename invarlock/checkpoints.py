@@ -29,7 +29,7 @@ from invarlock.files import (
 from invarlock.folders import names_of, readable_format, refuse_broken_files
 from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format, PackedTensor
 from invarlock.formats.kinds import as_configured
-from invarlock.formats.packed import QUANTIZED, refuse_two
+from invarlock.formats.packed import QUANTIZED, config_of, refuse_two
 from invarlock.roles import Role, role_of
 from invarlock.shards import DTYPES, TensorInfo, read_header
 from invarlock.shipped_files import file_digests
@@ -203,7 +203,7 @@ class Checkpoint:
             form.small_files(source, beside, folder)
         config = read_json_object(folder / "config.json")
         refuse_two(config, str(folder))
-        form = as_configured(form, config)
+        form = as_configured(form, config_of(folder))
         # looked at before they are read, so that a change in between is noticed
         seen = {n: Seen.now(source / n) for n in form.files(names_of(source)) if source.is_dir()}
         held = form.inventory(source)

@@ -20,18 +20,16 @@ from invarlock.files import read_json_object
 from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
 from invarlock.formats.kinds import formats
-from invarlock.formats.packed import MODELOPT_FILE, QUANTIZED, Packed, method_of
+from invarlock.formats.packed import MODELOPT_FILE, QUANTIZED, Packed, method_of, quantization_of
 from invarlock.library_classes import CAUSAL, LANGUAGE_MODELS, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 from invarlock.shown import listed
 
 # What other ways of packing weights add to a tensor's name, and what reads it.
 PACKED = {
-    ".weight_scale_2": ("NVFP4 (ModelOpt)", "TensorRT-LLM or vLLM"),
     ".codebooks": ("AQLM", "transformers with aqlm"),
     ".W_q": ("HQQ", "hqq itself or vLLM (transformers 5.23 does not)"),
     ".weight._data": ("quanto", "transformers with optimum-quanto"),
-    ".biases": ("MLX", "mlx-lm"),
     ".centroids": ("VPTQ", "transformers with vptq"),
 }
 DENSE = ["F64", "F32", "F16", "BF16"]
@@ -97,10 +95,10 @@ def refuse_unusable(
 def _refuse_packed(checkpoint: Checkpoint) -> None:
     """Refuse packed weights of a format that is not read, or that ``config.json`` does not name."""
     key = next((k for k in QUANTIZED if isinstance(checkpoint.config.get(k), dict)), None)
-    method = method_of(checkpoint.config)
+    said = quantization_of(checkpoint.config)
+    more = (said.get(key) for key in ("quant_algo", "packing_format"))
+    method = " ".join(str(word) for word in (method_of(checkpoint.config), *more) if word)
     mark = next((m for m in PACKED for n in checkpoint.tensors if n.endswith(m)), None)
-    if mark == ".biases" and not any(n.endswith(".scales") for n in checkpoint.tensors):
-        mark = None
     other = _not_dense(checkpoint)
     if mark is None and not other:
         if key is not None:
@@ -128,6 +126,7 @@ def _refuse_mixed(checkpoint: Checkpoint) -> None:
     other = _not_dense(checkpoint)
     title = checkpoint.form.title
     if not checkpoint.packed and not other:
+        _refuse_modelopt(checkpoint)
         raise _left(next(k for k in QUANTIZED if k in checkpoint.config), checkpoint)
     if other:
         what = "some of the weights are" if checkpoint.packed else "the weights are"

@@ -64,8 +64,9 @@ def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
                 bitsandbytes_torchao.make(baseline, path, name)
             else:
                 layout, _, more = name.partition(" ")
+                symmetric = layout in ("gptq", "auto_round:auto_gptq")
                 gptq_awq.make(
-                    baseline, path, layout, symmetric=layout == "gptq", act_order=more == "ordered"
+                    baseline, path, layout, symmetric=symmetric, act_order=more == "ordered"
                 )
         return path
 
@@ -143,7 +144,9 @@ def _infos(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
         ("gptq", 2, True, False), ("gptq", 3, True, True), ("gptq", 4, False, True),
         ("gptq", 8, True, False), ("gptq_v2", 2, False, True), ("gptq_v2", 3, False, False),
         ("gptq_v2", 4, True, True), ("gptq_v2", 8, False, False), ("awq", 4, True, False),
-        ("awq", 4, False, False),
+        ("awq", 4, False, False), ("auto_round", 2, False, False),
+        ("auto_round", 8, True, False), ("auto_round:auto_gptq", 3, True, False),
+        ("auto_round:auto_gptq", 4, False, False), ("auto_round:auto_awq", 4, False, False),
     ],
 )  # fmt: skip
 def test_what_was_packed_comes_back(
@@ -209,7 +212,7 @@ def run(subject: Path) -> tuple[Loaded, torch.Tensor]:
         return loaded, loaded.model(torch.arange(40)[None]).logits.float()
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq_v2 ordered", "awq"])
+@pytest.mark.parametrize("name", ["gptq", "gptq_v2 ordered", "awq", "auto_round:auto_gptq"])
 def test_dense_kernels_run_the_effective_weights(
     made: Callable[[str], Path], baseline: Path, tmp_path: Path, name: str
 ) -> None:
@@ -299,6 +302,10 @@ DAMAGE: dict[str, tuple[str, Change, str, str]] = {
     "GPTQ, no such group": ("gptq", wrong_group, "packing", "names groups that are not there"),
     "GPTQ, uneven groups": ("gptq", crowded_group, "packing", "31 to 33 inputs"),
     "GPTQ, zero points": ("gptq", next_zero, "packing", "zero points not 8"),
+    "AutoRound, zero": (
+        "auto_round", put(f"{LAYER}.scales", 0), "packing", "32 weights away"),
+    "AutoRound, zero points": (
+        "auto_round:auto_gptq", next_zero, "packing", "zero points not 8"),
     "AWQ, NaN": ("awq", put(f"{LAYER}.scales", float("nan")), "non_finite_tensor", LAYER),
     "AWQ, zero": ("awq", put(f"{LAYER}.scales", 0), "packing", "32 weights away"),
     "nf4, NaN": (
@@ -355,6 +362,7 @@ def test_another_order_than_config_says(
     [
         ("gptq_v2 ordered", mixed_up, {}),
         ("gptq_v2", lambda t: None, {"checkpoint_format": "gptq"}),
+        ("auto_round", lambda t: None, {"packing_format": "auto_round:auto_gptq"}),
         ("awq", next_zero, {}),
     ],
 )
@@ -410,6 +418,13 @@ REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
                 ["as GPTQ does", "says AWQ"]),
     "AWQ group size": ("awq", NOTHING, {"group_size": 40}, ["group size 40 does not divide"]),
     "AWQ bits": ("awq", NOTHING, {"bits": 8}, ["AWQ with 8 bits"]),
+    "AutoRound bits": ("auto_round", NOTHING, {"bits": 8}, ["bits that config.json says", "8"]),
+    "AutoRound, a rule": ("auto_round", NOTHING, {"extra_config": {"down_proj": {"bits": 8}}},
+                          ["down_proj", "bits that config.json says"]),
+    "AutoRound, no end": ("auto_round", NOTHING, {"extra_config": {"(.*)*x": {"bits": 8}}},
+                          ["takes longer than"]),
+    "AutoRound as AWQ": (
+        "auto_round:auto_awq", NOTHING, {"packing_format": "auto_round"}, ["as AWQ does"]),
     "4 bits for 8": ("nf4", NOTHING, {"load_in_8bit": True, "load_in_4bit": False},
                      ["of 4 bits, and config.json says 8"]),
     "no state": ("nf4", garbled, {}, ["not JSON"]),
@@ -459,6 +474,7 @@ def test_two_configurations_are_refused(made: Callable[[str], Path], tmp_path: P
         ("gptq", "quantize_config.json", {"checkpoint_format": "gptq"},
          {"checkpoint_format": "gptq_v2"}),
         ("awq", "quant_config.json", {"zero_point": True}, {"zero_point": False}),
+        ("auto_round", "quantization_config.json", {"group_size": 32}, {"group_size": 128}),
     ],
 )  # fmt: skip
 def test_a_second_file_that_says_otherwise_rejects(
@@ -495,6 +511,41 @@ LISTS = {
     "int8": "llm_int8_skip_modules",
     "torchao-int8": "modules_to_not_convert",
 }
+
+
+def test_autoround_says_of_single_modules_how_they_are_packed(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """By name before a pattern that is found in it; 16 bits are dense, and have to be said."""
+    dense = weights(baseline)[f"{LAYER}.weight"]
+    wide, _ = gptq_awq.gptq_parts(
+        weights(baseline)["model.layers.0.mlp.down_proj.weight"], 8, layout="auto_round"
+    )
+    wide.pop("g_idx")
+
+    def mix(tensors: dict[str, torch.Tensor]) -> None:
+        for part in [part for part in tensors if part.startswith(f"{LAYER}.")]:
+            del tensors[part]
+        tensors[f"{LAYER}.weight"] = dense
+        first = "model.layers.0.mlp.down_proj"
+        tensors |= {f"{first}.{end}": part for end, part in wide.items()}
+
+    rules = {"down_proj": {"bits": 8}, LAYER: {"bits": 16, "data_type": "float"}}
+    subject = changed(made("auto_round"), tmp_path / "s", mix, {"extra_config": rules})
+    assert fatal(baseline, subject) == []
+    assert set(Checkpoint.open(subject).packing()["schemes"]) == {
+        "int4, groups of 32", "int8, groups of 32",
+    }  # fmt: skip
+    unsaid = {"down_proj": {"bits": 8}}
+    (found,) = fatal(
+        baseline, changed(made("auto_round"), tmp_path / "u", mix, {"extra_config": unsaid})
+    )
+    assert "1 module is dense, packed in other layers" in found["message"]
+    packed = {LAYER: {"bits": 16}}
+    with pytest.raises(InputError, match="does not hold the bits that"):
+        Checkpoint.open(
+            changed(made("auto_round"), tmp_path / "p", NOTHING, {"extra_config": packed})
+        )
 
 
 def with_lists(names: dict[str, str]) -> list[object]:

@@ -34,10 +34,10 @@ DENSE = Safetensors()
 NEGLIGIBLE = 1e-5
 # Members of config.json that say how the weights are packed.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
-# Files of older makers that say it, too; some loaders read these first.
-GPTQ_FILE, AWQ_FILE = "quantize_config.json", "quant_config.json"
+# Files of makers (GPTQ, AWQ, AutoRound) that say it, too; some loaders read these first.
+BESIDE = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 # ModelOpt's file, by which servers read weights as packed whatever config.json says.
-MODELOPT_FILE = "hf_quant_config.json"
+MODELOPT, MODELOPT_FILE = "modelopt", "hf_quant_config.json"
 # Members of those that list modules which are not packed.
 LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
 OTHER_RULES = ("dynamic",)  # members that say for each module by itself
@@ -66,6 +66,17 @@ def refuse_two(config: Mapping[str, Any], where: str) -> None:
         )  # fmt: skip
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """``config.json``, with what ModelOpt's file says of the packing where it says nothing."""
+    config = read_json_object(folder / "config.json")
+    beside = folder / MODELOPT_FILE
+    if not quantization_of(config) and beside.is_file():
+        said = _said_in(beside)
+        if said.get("quant_algo"):
+            config[QUANTIZED[0]] = {"quant_method": MODELOPT, **said}
+    return config
+
+
 def method_of(config: Mapping[str, Any]) -> str:
     """``quant_method`` of ``config.json``; empty where it has none."""
     method = quantization_of(config).get("quant_method", "")
@@ -89,9 +100,15 @@ class Packed(Format):
 
     inside: ClassVar[str] = "safetensors"
     packed: ClassVar[bool] = True
-    packing_files: ClassVar[frozenset[str]] = frozenset({GPTQ_FILE, AWQ_FILE})
+    packing_files: ClassVar[frozenset[str]] = frozenset({*BESIDE, MODELOPT_FILE})
     # How the names of its stored tensors end, which no dense model's do.
     marks: ClassVar[tuple[str, ...]] = ()
+    # Whether config.json says which modules are packed, so that loaders go by it.
+    lists_modules: ClassVar[bool] = True
+
+    def stored(self, held: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        """What the files hold, by names that :meth:`layout` and the model know."""
+        return held
 
     def files(self, names: Collection[str]) -> set[str]:
         return DENSE.files(names)
@@ -135,6 +152,14 @@ class Packed(Format):
         """
         raise NotImplementedError
 
+    def declared(self, module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What ``config.json`` says of how a module is packed."""
+        return quantization_of(config)
+
+    def rounded_away(self, tensor: PackedTensor, config: Mapping[str, Any]) -> float:
+        """The magnitude up to which an honest scale is zero, whatever the rest of the tensor is."""
+        return 0.0
+
     def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
         """Whether ``config.json`` says that a module is not packed: by its name, that of something
         it is part of, or the end of its own; some loaders take it for a pattern of the beginning.
@@ -152,14 +177,15 @@ class Packed(Format):
 
     def inventory(self, folder: Path) -> Inventory:
         held = DENSE.inventory(folder)
-        config = read_json_object(folder / "config.json")
+        config = config_of(folder)
         named = filter(_is_pattern, _left_dense(config))  # loaders take each for one
         require_patterns(named, map(module_of, held.tensors), f"{folder}/config.json")
-        packed = {t.name: t for t in self.layout(held.tensors, config, str(folder))}
+        stored = self.stored(held.tensors)
+        packed = {t.name: t for t in self.layout(stored, config, str(folder))}
         parts = {part for tensor in packed.values() for part in tensor.parts}
         plain = {
             name: info
-            for name, info in held.tensors.items()
+            for name, info in stored.items()
             if name not in parts and not self.drops(name)
         }
         made = {
@@ -167,11 +193,11 @@ class Packed(Format):
                 name=t.name,
                 dtype=t.dtype,
                 shape=t.shape,
-                file=held.tensors[t.parts[0]].file,
+                file=stored[t.parts[0]].file,
                 begin=0,
                 end=DTYPES[t.dtype][0] * elements(t.shape),
                 of=t,
-                stored=tuple(held.tensors[part] for part in t.parts),
+                stored=tuple(stored[part] for part in t.parts),
             )
             for t in packed.values()
         }
@@ -182,18 +208,22 @@ class Packed(Format):
         if not isinstance(info, Made):
             yield from DENSE.chunks(folder, info, size)
             return
-        config = read_json_object(folder / "config.json")
+        config = config_of(folder)
         yield from sliced(self.values(info.of, info.read(folder), config), info, size)
 
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         """See :meth:`Format.faults`: scales of zero where the baseline's weights are not.
 
-        And scales of activations that are no positive numbers, and modules that are packed where
-        ``config.json`` says that they are not, or dense where it says that they are packed.
+        And scales of activations that are no positive numbers, modules that are packed where
+        ``config.json`` says that they are not, or dense where it says that they are packed, and
+        a second file that says otherwise how weights are packed.
         """
-        config = read_json_object(source / "config.json")
+        config = config_of(source)
         held = self.inventory(source)
         yield from self._contradictions(held, config)
+        for path in (source / name for name in sorted(self.packing_files)):
+            if path.is_file():
+                yield from disagreement(quantization_of(config), _said_in(path), path.name)
         lost: dict[str, int] = {}
         for name, info in held.tensors.items():
             if not isinstance(info, Made) or name not in baseline.tensors:
@@ -204,7 +234,9 @@ class Packed(Format):
             before = baseline.load(name)
             if before.shape == info.shape:
                 # what rounds to a scale of zero by itself is no damage
-                small = before.abs().max() * NEGLIGIBLE
+                small = max(
+                    float(before.abs().max()) * NEGLIGIBLE, self.rounded_away(info.of, config)
+                )
                 lost[name] = int(((scales == 0).expand(info.shape) & (before.abs() > small)).sum())
         lost = {name: count for name, count in lost.items() if count}
         if lost:
@@ -225,6 +257,8 @@ class Packed(Format):
         What is dense and not said to be is known for odd by its like in other layers alone: which
         modules a maker packs is otherwise its own business.
         """
+        if not self.lists_modules:
+            return
         packed = [name for name in held.packed if self.leaves_dense(module_of(name), config)]
         if packed:
             yield (
@@ -419,6 +453,7 @@ SAID_TWICE = {
     "zero_point": "",
     "checkpoint_format": "",
     "version": "",
+    "quant_algo": "",
 }
 
 
@@ -430,6 +465,13 @@ def disagreement(found: Mapping[str, Any], beside: Mapping[str, Any], name: str)
         if mine is None or other is None or str(other).lower() == str(mine).lower():
             continue
         yield f"config.json says {key}: {found[key]}, and {name} says {other}"
+
+
+def _said_in(path: Path) -> Mapping[str, Any]:
+    """What a file says of the packing; ModelOpt's says it in a member."""
+    said = read_json_object(path)
+    inner = said.get("quantization")
+    return inner if isinstance(inner, dict) else said
 
 
 def torch_dtype(code: str) -> torch.dtype:

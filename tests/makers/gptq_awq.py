@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 SKIPPED = ("embed_tokens", "lm_head", "norm")
 # AutoAWQ puts the outputs 0, 2, 4, 6, 1, 3, 5, 7 of eight into a word, from the lowest bits up.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+AUTO_ROUND = ("auto_round", "auto_round:auto_gptq", "auto_round:auto_awq")
+LAYOUTS = ("gptq", "gptq_v2", "awq", *AUTO_ROUND)
 
 
 def words(integers: NDArray[np.int64], bits: int) -> torch.Tensor:
@@ -66,7 +68,7 @@ def gptq_parts(
     if act_order:
         order = weight.float().norm(dim=0).argsort(descending=True)
     integers, scales, zeros, group_of = rounded(weight, bits, group, symmetric, order)
-    stored = zeros - 1 if layout == "gptq" else zeros
+    stored = zeros - 1 if layout in ("gptq", "auto_round:auto_gptq") else zeros
     parts = {
         "qweight": words(integers.numpy(), bits).T.contiguous(),
         "qzeros": words(stored.T.numpy(), bits),
@@ -114,15 +116,20 @@ def make(
             if weight.dim() != 2 or any(word in name for word in SKIPPED):
                 tensors[name] = weight
                 continue
-            if layout == "awq":
+            if layout.endswith("awq"):
                 parts, stood[name] = awq_parts(weight, group, symmetric)
             else:
                 parts, stood[name] = gptq_parts(weight, bits, group, symmetric, act_order, layout)
+            if layout in AUTO_ROUND:
+                parts.pop("g_idx", None)  # its groups lie in order
             module = name.removesuffix(".weight")
             tensors |= {f"{module}.{end}": part for end, part in parts.items()}
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     said: dict[str, object] = {"bits": bits, "group_size": group}
-    if layout == "awq":
+    if layout.startswith("auto_round"):
+        said |= {"quant_method": "auto-round", "packing_format": layout, "sym": symmetric}
+        said |= {"data_type": "int", "block_name_to_quantize": "model.layers"}
+    elif layout == "awq":
         said |= {"quant_method": "awq", "version": "gemm", "zero_point": True}
     else:
         said |= {"quant_method": "gptq", "checkpoint_format": layout}
@@ -137,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("baseline", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layout", choices=("gptq", "gptq_v2", "awq"), default="gptq")
+    parser.add_argument("--layout", choices=LAYOUTS, default="gptq")
     parser.add_argument("--bits", type=int, choices=(2, 3, 4, 8), default=4)
     parser.add_argument("--group", type=int, default=32)
     parser.add_argument("--asymmetric", action="store_true")

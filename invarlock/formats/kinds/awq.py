@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
-from invarlock.files import read_json_object
-from invarlock.formats.kind import PackedTensor, Tensors
+from invarlock.formats.kind import PackedTensor
 from invarlock.formats.packed import (
-    AWQ_FILE,
     Packed,
-    disagreement,
     dtype_of,
     method_of,
     parts_of,
@@ -56,15 +53,15 @@ class Awq(Packed):
     def layout(
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
     ) -> Iterator[PackedTensor]:
-        found = quantization_of(config)
-        bits = found.get("bits", found.get("w_bit", BITS))
-        size = found.get("group_size", found.get("q_group_size"))
-        if bits != BITS:
-            raise InputError(
-                f"AWQ with {bits} bits", where=f"{where}/config.json", expected=f"{BITS} bits"
-            )
         needed = (".qzeros", ".scales")
         for module, parts in parts_of(stored, ".qweight", needed, where):
+            found = self.declared(module, config)
+            bits = found.get("bits", found.get("w_bit", BITS))
+            size = found.get("group_size", found.get("q_group_size"))
+            if bits != BITS:
+                raise InputError(
+                    f"AWQ with {bits} bits", where=f"{where}/config.json", expected=f"{BITS} bits"
+                )
             weight, zeros, scales = (parts[end] for end in (".qweight", *needed))
             groups, outputs = two(scales, where)
             inputs, words = two(weight, where)
@@ -114,13 +111,6 @@ class Awq(Packed):
         by_group = _outputs(weight).reshape(outputs, -1, size) - _outputs(zeros)[:, :, None]
         made = by_group * scales.float().T[:, :, None]
         return made.reshape(outputs, inputs).to(torch_dtype(tensor.dtype))
-
-    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
-        yield from super().faults(source, baseline)
-        found = quantization_of(read_json_object(source / "config.json"))
-        beside = source / AWQ_FILE
-        if beside.is_file():
-            yield from disagreement(found, read_json_object(beside), beside.name)
 
 
 def _outputs(words: torch.Tensor) -> torch.Tensor:

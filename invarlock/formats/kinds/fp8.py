@@ -32,6 +32,7 @@ from invarlock.formats.packed import (
     torch_dtype,
     two,
 )
+from invarlock.formats.rounded_inputs import round_inputs, to_fp8, words_for
 from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ WEIGHT = ".weight"
 SCALES = (".weight_scale_inv", ".weight_scale")
 INPUTS = (".activation_scale", ".input_scale")
 CACHES = (".k_scale", ".v_scale")
-INPUT_SCALE = "input_scale"  # of a module that was loaded
-LARGEST = 448.0  # of E4M3
+STATIC = "FP8 E4M3, one scale, static"  # how inputs are rounded then
 
 
 class Fp8(Unpacked):
@@ -139,24 +139,13 @@ class Fp8(Unpacked):
     def loaded(self, model: Any, source: Path) -> Any:
         """The model with activations rounded where the file says by which scale."""
         model = super().loaded(model, source)
-        modules = dict(model.named_modules())
-        for name, scale in _input_scales(source).items():
-            if hasattr(modules.get(name), "in_features"):
-                # moves with the module, and is no weight of it
-                modules[name].register_buffer(INPUT_SCALE, scale, persistent=False)
-                modules[name].register_forward_pre_hook(_round_inputs)
+        scales = _input_scales(source)
+        round_inputs(model, ((name, to_fp8, STATIC) for name in scales), scales)
         return model
 
     def detail(self, model: Any) -> Mapping[str, str]:
-        rounded = sum(hasattr(module, INPUT_SCALE) for module in model.modules())
         said = dict(super().detail(model))
-        if rounded:
-            dtype = str(model.dtype).removeprefix("torch.")
-            said["activations"] = (
-                f"rounded before each product, which is of {dtype}"
-                f" (FP8 E4M3, one scale, static: {rounded} products)"
-            )
-        return said
+        return said | {"activations": words_for(model) or said["activations"]}
 
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         yield from super().faults(source, baseline)
@@ -223,13 +212,3 @@ def _input_scales(source: Path) -> dict[str, torch.Tensor]:
         for name, info in stored.items()
         if name.endswith(INPUTS)
     }
-
-
-def _round_inputs(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """The inputs of a module as FP8 kernels multiply them: what is beyond the largest is cut."""
-    import torch
-
-    first, *others = inputs
-    scale = getattr(module, INPUT_SCALE)
-    numbers = (first.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    return (numbers.float() * scale).to(first.dtype), *others

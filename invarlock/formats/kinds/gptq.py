@@ -18,12 +18,11 @@ from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import Inventory, PackedTensor, Tensors
 from invarlock.formats.packed import (
-    GPTQ_FILE,
     Made,
     Packed,
-    disagreement,
     dtype_of,
     method_of,
+    module_of,
     parts_of,
     quantization_of,
     require_fit,
@@ -70,7 +69,6 @@ class Gptq(Packed):
     def layout(
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
     ) -> Iterator[PackedTensor]:
-        found = quantization_of(config)
         needed = (".qzeros", ".scales")
         for module, parts in parts_of(stored, ".qweight", needed, where):
             weight, zeros, scales = (parts[end] for end in (".qweight", *needed))
@@ -92,6 +90,7 @@ class Gptq(Packed):
                 f"qweight {list(words)} {weight.dtype}, qzeros {list(zeros.shape)} {zeros.dtype}",
                 module, where,
             )  # fmt: skip
+            found = self.declared(module, config)
             if not found.get("dynamic"):  # else rules say for each layer
                 _check_declared(found, bits, inputs, groups, module, where)
             names = [parts[end].name for end in (".qweight", *needed)]
@@ -127,7 +126,7 @@ class Gptq(Packed):
         import torch
 
         integers = unpacked(parts[tensor.parts[0]], int(tensor.bits))
-        zeros, scales = _zeros(tensor, parts, config), parts[tensor.parts[2]].float()
+        zeros, scales = self._zeros(tensor, parts, config), parts[tensor.parts[2]].float()
         groups = _groups(tensor, parts)
         there = (groups >= 0) & (groups < len(scales))
         groups = groups.clamp(0, len(scales) - 1)
@@ -136,19 +135,30 @@ class Gptq(Packed):
         made = torch.where(there[:, None], made, torch.nan)
         return made.T.contiguous().to(torch_dtype(tensor.dtype))
 
+    def stores_one_less(self, config: Mapping[str, Any]) -> bool:
+        """Whether zero points are stored less one."""
+        return _layout_of(config) == LAYOUTS[0]
+
+    def _zeros(
+        self, tensor: PackedTensor, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """The zero points: (groups, outputs)."""
+        bits = int(tensor.bits)
+        stored = unpacked(parts[tensor.parts[1]].T, bits).T
+        if self.stores_one_less(config):
+            return stored + 1 & (1 << bits) - 1  # the highest stands for zero, which wrapped around
+        return stored
+
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         yield from super().faults(source, baseline)
         config = read_json_object(source / "config.json")
-        beside = source / GPTQ_FILE
-        if beside.is_file():
-            yield from disagreement(quantization_of(config), read_json_object(beside), beside.name)
         found = [i for i in self.inventory(source).tensors.values() if isinstance(i, Made)]
         for info in found:
             parts = info.read(source)
             yield from _index_fault(info.of, parts, quantization_of(config))
             middle = 1 << int(info.of.bits) - 1
-            if quantization_of(config).get("sym") is True:
-                off = int((_zeros(info.of, parts, config) != middle).sum())
+            if self.declared(module_of(info.name), config).get("sym") is True:
+                off = int((self._zeros(info.of, parts, config) != middle).sum())
                 if off:
                     yield (
                         f"{info.name}: config.json says that the integers are symmetric, and"
@@ -170,17 +180,6 @@ def _groups(tensor: PackedTensor, parts: Mapping[str, torch.Tensor]) -> torch.Te
         return parts[tensor.parts[3]].long()
     inputs = tensor.shape[1]
     return torch.arange(inputs) // (inputs // len(parts[tensor.parts[2]]))
-
-
-def _zeros(
-    tensor: PackedTensor, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
-) -> torch.Tensor:
-    """The zero points: (groups, outputs)."""
-    bits = int(tensor.bits)
-    stored = unpacked(parts[tensor.parts[1]].T, bits).T
-    if _layout_of(config) == LAYOUTS[0]:
-        return stored + 1 & (1 << bits) - 1  # the highest stands for zero, which wrapped around
-    return stored
 
 
 def _index_fault(

@@ -1,0 +1,85 @@
+"""AutoRound's own format: whole numbers in the layout of GPTQ or of AWQ, called otherwise.
+
+``packing_format`` says which: ``auto_round:auto_gptq`` stores zero points less one, ``auto_round``
+as they are, and ``auto_round:auto_awq`` packs along the outputs. ``extra_config`` says of single
+modules, by name or by a pattern found in it, what else holds for them; 16 bits are dense.
+
+Its exports as plain GPTQ, AWQ or compressed-tensors are read as those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from invarlock.formats.kind import Inventory
+from invarlock.formats.kinds.awq import Awq
+from invarlock.formats.kinds.gptq import Gptq
+from invarlock.formats.packed import DENSE, Packed, config_of, method_of, module_of, quantization_of
+from invarlock.formats.patterns import require_patterns
+
+METHOD = "auto-round"
+AS_IS, ONE_LESS, AS_AWQ = "auto_round", "auto_round:auto_gptq", "auto_round:auto_awq"
+DENSE_BITS = 16
+
+
+class _AutoRound(Packed):
+    """What both layouts share."""
+
+    title: ClassVar[str] = "AutoRound"
+    marks: ClassVar[tuple[str, ...]] = ()  # by its names alone it is GPTQ or AWQ
+    formats: ClassVar[Collection[str]]
+
+    def packs(self, config: Mapping[str, Any]) -> bool:
+        said = quantization_of(config)
+        whole = str(said.get("data_type", "int")).startswith("int")
+        named = method_of(config).rpartition("/")[2] == METHOD  # "intel/auto-round" in older ones
+        return named and whole and said.get("packing_format", AS_IS) in self.formats
+
+    def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
+        return "" if find_spec("auto_round") else "auto-round not installed"
+
+    def inventory(self, folder: Path) -> Inventory:
+        """See :meth:`Format.inventory`."""
+        config = config_of(folder)
+        names = map(module_of, DENSE.inventory(folder).tensors)
+        require_patterns(_rules(config), names, f"{folder}/config.json")
+        return super().inventory(folder)
+
+    def declared(self, module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        rules = _rules(config)
+        own = rules.get(module) or next(
+            (rule for named, rule in rules.items() if re.search(named, module)), {}
+        )
+        return {**quantization_of(config), **own}
+
+    def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
+        bits = self.declared(module, config).get("bits")
+        return isinstance(bits, int) and bits >= DENSE_BITS
+
+
+class AutoRoundGptq(_AutoRound, Gptq):
+    """Packed along the inputs."""
+
+    name: ClassVar[str] = "auto_round"
+    formats: ClassVar[Collection[str]] = (AS_IS, ONE_LESS)
+
+    def stores_one_less(self, config: Mapping[str, Any]) -> bool:
+        return quantization_of(config).get("packing_format") == ONE_LESS
+
+
+class AutoRoundAwq(_AutoRound, Awq):
+    """Packed along the outputs."""
+
+    name: ClassVar[str] = "auto_round_awq"
+    formats: ClassVar[Collection[str]] = (AS_AWQ,)
+
+
+def _rules(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What holds for single modules, by the pattern of their names."""
+    said = quantization_of(config).get("extra_config")
+    said = said if isinstance(said, dict) else {}
+    return {name: rule for name, rule in said.items() if isinstance(rule, dict)}

@@ -1,0 +1,155 @@
+"""Inputs of products, rounded as kernels round them that multiply numbers of few bits.
+
+Dense kernels multiply what the weights stand for, and leave the inputs as they are. Where those
+that will serve round them, they are rounded here too, before each product, and the product itself
+is of the dtype of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from invarlock.counts import counted
+from invarlock.formats.numbers import FP4
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST = 448.0  # of E4M3
+SCALE, BEFORE = "input_scale", "pre_quant_scale"  # buffers of a module whose inputs are rounded
+ROUNDING = "rounded_inputs"  # the attribute that says how
+INT8 = (-128, 127)
+NVFP4_GROUP, MX_GROUP = 16, 32
+
+
+class Rounding(Protocol):
+    """Numbers as a kernel multiplies them: float32 in, float32 out."""
+
+    def __call__(self, numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """``scale`` is the one that the files hold, where they hold any."""
+
+
+def round_inputs(
+    model: Any,
+    modules: Iterable[tuple[str, Rounding, str]],
+    scales: dict[str, torch.Tensor],
+    before: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Round the inputs of linear layers of a model from now on.
+
+    Args:
+        model: a torch module.
+        modules: names, how, and what people call it; other kinds of modules are left alone.
+        scales: by names of modules.
+        before: by what kernels multiply the columns of the inputs first; the weights of the model
+            hold it already.
+    """
+    known = dict(model.named_modules())
+    for name, rounding, words in modules:
+        module = known.get(name)
+        if module is None or not hasattr(module, "in_features"):
+            continue
+        for buffer, values in ((SCALE, scales), (BEFORE, before or {})):
+            # moves with the module, and is no weight of it
+            module.register_buffer(buffer, values.get(name), persistent=False)
+        setattr(module, ROUNDING, (rounding, words))
+        module.register_forward_pre_hook(_rounded)
+
+
+def words_for(model: Any) -> str | None:
+    """What reports say of the inputs of a model's products; None where none is rounded."""
+    found: dict[str, int] = {}
+    for module in model.modules():
+        how = getattr(module, ROUNDING, None)
+        if how is not None:
+            found[how[1]] = found.get(how[1], 0) + 1
+    if not found:
+        return None
+    dtype = str(model.dtype).removeprefix("torch.")
+    kinds = "; ".join(f"{words}: {counted(count, 'product')}" for words, count in found.items())
+    return f"rounded before each product, which is of {dtype} ({kinds})"
+
+
+def _rounded(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    first, *others = inputs
+    rounding: Rounding = getattr(module, ROUNDING)[0]
+    before = getattr(module, BEFORE)
+    numbers = first.float()
+    if before is not None:
+        numbers = numbers * before
+    numbers = rounding(numbers, getattr(module, SCALE))
+    if before is not None:
+        numbers = numbers / before
+    return numbers.to(first.dtype), *others
+
+
+def to_fp8(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """E4M3 with one scale that the files hold: what is beyond the largest is cut."""
+    import torch
+
+    shared = torch.ones(()) if scale is None else scale
+    codes = (numbers / shared).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return codes.float() * shared
+
+
+def to_fp8_by_token(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """E4M3 with a scale for each token, taken from its largest number."""
+    return to_fp8(numbers, _or_one(numbers.abs().amax(-1, keepdim=True) / LARGEST))
+
+
+def to_int8(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Whole numbers of 8 bits with one scale that the files hold."""
+    shared = 1.0 if scale is None else scale
+    return (numbers / shared).round().clamp(*INT8) * shared
+
+
+def to_nvfp4(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """FP4 in groups of 16 with E4M3 scales of their own, below one that the files hold."""
+    import torch
+
+    shared = 1.0 if scale is None else scale
+    groups = _groups(numbers, NVFP4_GROUP)
+    own = groups.abs().amax(-1, keepdim=True) / FP4[-1] / shared
+    own = own.clamp(max=LARGEST).to(torch.float8_e4m3fn).float() * shared
+    return (nearest_fp4(groups / _or_one(own)) * own).flatten(-2)
+
+
+def to_mxfp8(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """E4M3 in groups of 32 with powers of two."""
+    groups = _groups(numbers, MX_GROUP)
+    return to_fp8(groups, _power_over(groups, LARGEST)).flatten(-2)
+
+
+def to_mxfp4(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """FP4 in groups of 32 with powers of two."""
+    groups = _groups(numbers, MX_GROUP)
+    power = _power_over(groups, FP4[-1])
+    return (nearest_fp4(groups / power) * power).flatten(-2)
+
+
+def nearest_fp4(numbers: torch.Tensor) -> torch.Tensor:
+    """The nearest number of FP4, of two the one with an even mantissa; the largest beyond it."""
+    import torch
+
+    magnitudes = torch.tensor(FP4, device=numbers.device)
+    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
+    # what lies in the middle belongs to the lower one, or for every other to the upper one
+    middles[1::2] = torch.nextafter(middles[1::2], torch.zeros_like(middles[1::2]))
+    nearest: torch.Tensor = magnitudes[torch.bucketize(numbers.abs(), middles)]
+    return nearest.copysign(numbers)
+
+
+def _groups(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    return numbers.reshape(*numbers.shape[:-1], -1, size)
+
+
+def _power_over(groups: torch.Tensor, largest: float) -> torch.Tensor:
+    """The least power of two by which no number of a group is beyond the largest."""
+    own = _or_one(groups.abs().amax(-1, keepdim=True) / largest)
+    return own.log2().ceil().clamp(min=-127.0).exp2()
+
+
+def _or_one(scales: torch.Tensor) -> torch.Tensor:
+    """The scales, but one in place of none: what it divides is zero."""
+    return scales.masked_fill(scales == 0, 1.0)
