@@ -31,6 +31,18 @@ def test_fp4_is_the_nearest_number(value: float) -> None:
     assert abs(found - value) == float(distances.min())
 
 
+def test_e4m3_is_what_torch_makes_of_every_float() -> None:
+    """All float32 numbers of some exponents in steps, both signs, the ends and what is beyond."""
+    steps = torch.arange(0x30000000, 0x44000000, 1013, dtype=torch.int32).view(torch.float32)
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    middles = (every[:-1] + every[1:]) / 2
+    for given_numbers in (steps, every[every.isfinite()], middles[middles.isfinite()]):
+        for signed in (given_numbers, -given_numbers):
+            expected = signed.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+            assert torch.equal(module.nearest_e4m3(signed), expected)
+    assert module.nearest_e4m3(torch.tensor([float("nan")])).isnan().all()
+
+
 def test_of_two_as_near_fp4_takes_the_even_one() -> None:
     """The mantissa has one bit: 0, 1, 2 and 4 are even."""
     middles = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])

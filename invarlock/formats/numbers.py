@@ -19,6 +19,7 @@ WORD = 32  # bits
 NOT_A_NUMBER = 255  # as an E8M0 byte
 BIAS = 127
 POWERS = ("U8", "F8_E8M0")  # safetensors codes of E8M0
+MANTISSA, EXPONENT, HALF = 23, 0x7F800000, 0x400000  # bits of a float32
 SMALLEST = 2.0**-126  # a scale of less is zero
 
 
@@ -48,11 +49,38 @@ def whole_numbers(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         places = torch.arange(0, WORD, bits, dtype=torch.int32)
         numbers = (words.unsqueeze(-1) >> places) & ((1 << bits) - 1)
         return numbers.flatten(-2)[..., :count]
-    begins = torch.arange(count) * bits
-    at, place = begins // WORD, begins % WORD
-    wide = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, 1))
-    both = (wide[..., at] >> place) | (wide[..., at + 1] << (WORD - place))
-    return (both & ((1 << bits) - 1)).int()
+    # as many words as a number has bits hold 32 of them, in the same places each time
+    cycles = -(-count // WORD)
+    whole = torch.nn.functional.pad(words, (0, cycles * bits - words.shape[-1]))
+    whole = whole.reshape(*words.shape[:-1], cycles, bits)
+    numbers = torch.empty(*whole.shape[:-1], WORD, dtype=torch.int32)
+    for number in range(WORD):
+        at, place = divmod(number * bits, WORD)
+        found, left = whole[..., at] >> place, WORD - place
+        if left < bits:  # the rest is in the next word; the sign was shifted in
+            found = found & ((1 << left) - 1) | whole[..., at + 1] << left
+        numbers[..., number] = found & ((1 << bits) - 1)
+    return numbers.flatten(-2)[..., :count]
+
+
+def nearest_float(numbers: torch.Tensor, mantissa: int, least: int, largest: float) -> torch.Tensor:
+    """The nearest numbers of a short floating format, of two the one with an even mantissa.
+
+    Args:
+        numbers: float32; what is beyond the largest is cut.
+        mantissa: bits that are stored of it.
+        least: exponent of its smallest normal number.
+        largest: its largest number.
+    """
+    import torch
+
+    cut = numbers.clamp(-largest, largest)
+    # added to a number and taken away again, it leaves the steps of its own size: those of the
+    # format around the number, or below the normal ones all the same
+    steps = (cut.view(torch.int32) & EXPONENT).clamp_(min=BIAS + least << MANTISSA)
+    steps += (MANTISSA - mantissa << MANTISSA) + HALF
+    size = steps.view(torch.float32)
+    return cut.add_(size).sub_(size)
 
 
 def words_for(count: int, bits: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from invarlock.counts import counted
-from invarlock.formats.numbers import FP4
+from invarlock.formats.numbers import FP4, nearest_float
 
 if TYPE_CHECKING:
     import torch
@@ -86,11 +86,8 @@ def _rounded(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
 
 def to_fp8(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """E4M3 with one scale that the files hold: what is beyond the largest is cut."""
-    import torch
-
-    shared = torch.ones(()) if scale is None else scale
-    codes = (numbers / shared).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    return codes.float() * shared
+    shared = 1.0 if scale is None else scale
+    return nearest_e4m3(numbers / shared) * shared
 
 
 def to_fp8_by_token(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
@@ -106,12 +103,9 @@ def to_int8(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
 
 def to_nvfp4(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """FP4 in groups of 16 with E4M3 scales of their own, below one that the files hold."""
-    import torch
-
     shared = 1.0 if scale is None else scale
     groups = _groups(numbers, NVFP4_GROUP)
-    own = groups.abs().amax(-1, keepdim=True) / FP4[-1] / shared
-    own = own.clamp(max=LARGEST).to(torch.float8_e4m3fn).float() * shared
+    own = nearest_e4m3(groups.abs().amax(-1, keepdim=True) / FP4[-1] / shared) * shared
     return (nearest_fp4(groups / _or_one(own)) * own).flatten(-2)
 
 
@@ -129,15 +123,13 @@ def to_mxfp4(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
 
 
 def nearest_fp4(numbers: torch.Tensor) -> torch.Tensor:
-    """The nearest number of FP4, of two the one with an even mantissa; the largest beyond it."""
-    import torch
+    """The nearest number of FP4; the largest for what is beyond it."""
+    return nearest_float(numbers, 1, 0, FP4[-1])
 
-    magnitudes = torch.tensor(FP4, device=numbers.device)
-    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
-    # what lies in the middle belongs to the lower one, or for every other to the upper one
-    middles[1::2] = torch.nextafter(middles[1::2], torch.zeros_like(middles[1::2]))
-    nearest: torch.Tensor = magnitudes[torch.bucketize(numbers.abs(), middles)]
-    return nearest.copysign(numbers)
+
+def nearest_e4m3(numbers: torch.Tensor) -> torch.Tensor:
+    """The nearest number of E4M3; the largest for what is beyond it."""
+    return nearest_float(numbers, 3, -6, LARGEST)
 
 
 def _groups(numbers: torch.Tensor, size: int) -> torch.Tensor:
