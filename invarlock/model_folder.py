@@ -16,11 +16,18 @@ from typing import Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
-from invarlock.files import read_json_object
 from invarlock.folders import LISTED
 from invarlock.formats.execution import require_package
 from invarlock.formats.kinds import formats
-from invarlock.formats.packed import MODELOPT_FILE, QUANTIZED, Packed, method_of, quantization_of
+from invarlock.formats.packed import (
+    MODELOPT_FILE,
+    QUANTIZED,
+    Packed,
+    config_of,
+    method_of,
+    quantization_of,
+    said_in,
+)
 from invarlock.library_classes import CAUSAL, LANGUAGE_MODELS, classes_of, reads_images
 from invarlock.roles import ARCHITECTURES, model_type_of
 from invarlock.shown import listed
@@ -123,11 +130,14 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
 
 def _refuse_mixed(checkpoint: Checkpoint) -> None:
     """Refuse weights that are not packed as ``config.json`` says, all or some."""
+    assert isinstance(checkpoint.form, Packed)
     other = _not_dense(checkpoint)
     title = checkpoint.form.title
-    if not checkpoint.packed and not other:
+    none = checkpoint.form.packs_none(config_of(checkpoint.folder))
+    if not checkpoint.packed and not other and not none:
         _refuse_modelopt(checkpoint)
-        raise _left(next(k for k in QUANTIZED if k in checkpoint.config), checkpoint)
+        said = (k for k in QUANTIZED if isinstance(checkpoint.config.get(k), dict))
+        raise _left(next(said), checkpoint)
     if other:
         what = "some of the weights are" if checkpoint.packed else "the weights are"
         raise NotACheckpointError(
@@ -173,8 +183,7 @@ def _left(key: str, checkpoint: Checkpoint) -> NotACheckpointError:
 def _refuse_modelopt(checkpoint: Checkpoint) -> None:
     """Refuse ModelOpt's own file beside dense weights."""
     path = checkpoint.folder / MODELOPT_FILE
-    said = read_json_object(path).get("quantization") if path.is_file() else None
-    method = said.get("quant_algo") if isinstance(said, dict) else None
+    method = said_in(path).get("quant_algo") if path.is_file() else None
     if method:
         raise NotACheckpointError(
             f"{MODELOPT_FILE} ({method}) is left beside dense weights, and servers would treat"

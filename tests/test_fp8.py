@@ -226,7 +226,7 @@ def test_scales_of_activations_that_cannot_be_meant_reject(dense: Path, tmp_path
     """One that is lacking, several for one product, none that is a positive number."""
     name = f"{MODULE}.activation_scale"
     cases: dict[str, Callable[[Stored], object]] = {
-        "have no scale: first": lambda stored: stored.pop(name),
+        "have no scale, by which": lambda stored: stored.pop(name),
         "have 2 scales": lambda stored: stored.update({name: torch.ones(2)}),
         "no positive number": lambda stored: stored.update({name: torch.tensor(-1.0)}),
     }

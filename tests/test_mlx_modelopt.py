@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_factory import make_llama, weights
-from makers import mlx_modelopt
+from makers import gptq_awq, mlx_modelopt
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
@@ -317,6 +317,9 @@ DAMAGE: dict[str, tuple[str, Change, str, str]] = {
         "the inputs of 1 packed matrix has no scale"),
     "inputs, zero": (
         "modelopt FP8", put(f"{LAYER}.input_scale", 0), "packing", "no positive number"),
+    "columns, zero": (
+        "modelopt W8A8_SQ_PER_CHANNEL", put(f"{LAYER}.pre_quant_scale", 0), "packing",
+        "is no positive number, and inputs are lost"),
     "columns, NaN": (
         "modelopt W8A8_SQ_PER_CHANNEL", put(f"{LAYER}.pre_quant_scale", NAN),
         "non_finite_tensor", LAYER),
@@ -370,6 +373,15 @@ def test_a_module_that_is_packed_and_said_to_be_dense_rejects(
 # --- what is refused -----------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
+    "MLX bits in words": ("mlx affine 4 64", NOTHING, {"bits": "4"}, ["bits '4'"]),
+    "MLX, said to be dense": ("mlx affine 4 64", NOTHING, {LAYER: False}, ["is not packed, and"]),
+    "MLX convolutions": (
+        "mlx affine 4 64", lambda t: t.update({"model.conv1d.weight": torch.ones(4, 2, 1)}), {},
+        ["convolutions", "not read here"]),
+    "MLX experts of others": (
+        "mlx affine 4 64",
+        lambda t: t.update({n: t[n][None].clone() for n in list(t) if LAYER in n}), {},
+        ["all experts of a layer in one packed tensor"]),
     "MLX group size": ("mlx affine 4 64", NOTHING, {"group_size": 32}, ["do not fit", "of 32"]),
     "MLX bits": ("mlx affine 4 64", NOTHING, {"bits": 8}, ["do not fit together", "8 bits"]),
     "MLX no such bits": ("mlx affine 4 64", NOTHING, {"bits": 7}, ["no way of packing", "bits 7"]),
@@ -386,6 +398,17 @@ REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
         "modelopt NVFP4", without(f"{LAYER}.weight_scale"), {}, ["has no scales", "weight_scale"]),
     "ModelOpt no scale over all": (
         "modelopt NVFP4", without(f"{LAYER}.weight_scale_2"), {}, ["do not fit together"]),
+    "ModelOpt experts in one": (
+        "modelopt FP8", lambda t: t.update({"e.gate_up_proj_weight_scale": torch.ones(2)}), {},
+        ["e.gate_up_proj holds all experts"]),
+    "ModelOpt half of the groups": (
+        "modelopt NVFP4",
+        lambda t: t.update({f"{LAYER}.weight_scale": t[f"{LAYER}.weight_scale"][:, ::2].clone()}),
+        {}, ["do not fit together"]),
+    "ModelOpt, rules that are none": (
+        "modelopt NVFP4", NOTHING,
+        {"quant_algo": "MIXED_PRECISION", "quantized_layers": {LAYER: "FP8"}},
+        ["modelopt MIXED_PRECISION", "not read"]),
     "ModelOpt short": ("modelopt NVFP4", cut(f"{LAYER}.weight_scale"), {}, ["do not fit together"]),
     "ModelOpt unknown": (
         "modelopt NVFP4", NOTHING, {"quant_algo": "W4A8_AWQ"}, ["modelopt W4A8_AWQ", "not read"]),
@@ -413,6 +436,87 @@ def test_packed_weights_without_a_word_are_named(
     kept = {k: v for k, v in config.items() if not k.startswith("quantization")}
     (subject / "config.json").write_text(json.dumps(kept))
     (subject / "hf_quant_config.json").unlink(missing_ok=True)
-    maker = "MLX" if name.startswith("mlx") else "ModelOpt"
-    with pytest.raises(NotACheckpointError, match=f"does not say how, but look like .*{maker}"):
+    like = "" if name.startswith("mlx") else ", but look like .*ModelOpt"
+    with pytest.raises(NotACheckpointError, match=f"does not say how{like}"):
         open_model(subject)
+
+
+@pytest.mark.parametrize(
+    ("maker", "words"), [("gptq", "set quant_method"), ("awq", "set quant_method")]
+)
+def test_packed_by_others_that_are_not_named_are_not_taken_for_mlx(
+    baseline: Path, tmp_path: Path, maker: str, words: str
+) -> None:
+    gptq_awq.make(baseline, tmp_path / "s", maker)
+    config = json.loads((tmp_path / "s/config.json").read_text())
+    del config["quantization_config"]["quant_method"]
+    (tmp_path / "s/config.json").write_text(json.dumps(config))
+    with pytest.raises(NotACheckpointError, match=words):
+        open_model(tmp_path / "s")
+
+
+def test_a_null_method_is_none(baseline: Path, made: Callable[[str], Path], tmp_path: Path) -> None:
+    said = {"quant_method": None}
+    assert fatal(baseline, changed(made("mlx affine 4 64"), tmp_path / "s", said=said)) == []
+
+
+def test_a_dense_model_may_have_a_tensor_called_biases(baseline: Path, tmp_path: Path) -> None:
+    subject = changed(
+        baseline, tmp_path / "s", lambda t: t.update({"model.layers.0.biases": torch.zeros(4)})
+    )
+    assert [f["type"] for f in fatal(baseline, subject)] == ["extra_tensors"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json"])
+def test_caches_alone_may_be_rounded(baseline: Path, tmp_path: Path, file: str) -> None:
+    """ModelOpt says so of dense weights: they are judged as they are, and the scales are told."""
+
+    def scales(tensors: Tensors) -> None:
+        for layer in (0, 1):
+            for part in ("k", "v"):
+                name = f"model.layers.{layer}.self_attn.{part}_proj.{part}_scale"
+                tensors[name] = torch.tensor(0.5)
+
+    subject = changed(baseline, tmp_path / "s", scales)
+    if file == "config.json":
+        config = json.loads((subject / file).read_text())
+        said = {"quant_method": "modelopt", "quant_algo": None, "kv_cache_scheme": {"num_bits": 8}}
+        (subject / file).write_text(json.dumps({**config, "quantization_config": said}))
+    else:
+        said = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+        (subject / file).write_text(json.dumps(said))
+    assert fatal(baseline, subject) == []
+    found = check_checkpoint(Checkpoint.open(baseline), open_model(subject))
+    assert any("caches of keys and values" in failure["message"] for failure in found)
+    loaded = load_model(open_model(subject), TARGET)
+    assert (loaded.missing, loaded.unexpected) == ([], [])
+
+
+def test_modelopt_s_file_may_say_it_flat(baseline: Path, tmp_path: Path) -> None:
+    subject = changed(baseline, tmp_path / "s")
+    (subject / "hf_quant_config.json").write_text(json.dumps({"quant_algo": "FP8"}))
+    with pytest.raises(NotACheckpointError, match="left beside dense weights"):
+        open_model(subject)
+
+
+def test_inputs_of_experts_are_told(tmp_path: Path) -> None:
+    """transformers runs the experts of a layer as one module, whose inputs no hook sees."""
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    torch.manual_seed(0)
+    dense = make_llama(tmp_path / "dense", hidden=64)
+    config = Qwen3MoeConfig(
+        vocab_size=len(weights(dense)["model.embed_tokens.weight"]), hidden_size=64,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+        intermediate_size=64, moe_intermediate_size=64, num_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(dense)
+    mlx_modelopt.make(dense, tmp_path / "s", "modelopt NVFP4")
+    subject = open_model(tmp_path / "s")
+    told = [f["message"] for f in check_checkpoint(Checkpoint.open(dense), subject)]
+    assert any("inputs of 6 matrices of experts are not rounded" in line for line in told), told
+    loaded = load_model(subject, TARGET)
+    assert (loaded.missing, loaded.unexpected) == ([], [])
+    said = loaded.describe().detail["activations"]
+    assert "4 products" in said
+    assert said.endswith("; as they are in 7 others")  # the router among them

@@ -363,6 +363,7 @@ def test_another_order_than_config_says(
         ("gptq_v2 ordered", mixed_up, {}),
         ("gptq_v2", lambda t: None, {"checkpoint_format": "gptq"}),
         ("auto_round", lambda t: None, {"packing_format": "auto_round:auto_gptq"}),
+        ("auto_round", lambda t: None, {"packing_format": None}),
         ("awq", next_zero, {}),
     ],
 )
@@ -511,6 +512,31 @@ LISTS = {
     "int8": "llm_int8_skip_modules",
     "torchao-int8": "modules_to_not_convert",
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("auto_round:auto_gptq", None), ("auto_round:auto_gptq", "auto_round:gptq:exllamav2"),
+        ("auto_round", "auto_round:exllamav2"), ("auto_round:auto_awq", "auto_round:awq"),
+    ],
+)  # fmt: skip
+def test_older_exports_of_autoround_name_the_layout_otherwise(
+    made: Callable[[str], Path], tmp_path: Path, name: str, backend: str | None
+) -> None:
+    said = {"packing_format": None, "quant_method": "intel/auto-round", "backend": backend}
+    old = Checkpoint.open(changed(made(name), tmp_path / "s", NOTHING, said))
+    new = Checkpoint.open(made(name))
+    assert old.form.name == new.form.name
+    assert torch.equal(old.load(f"{LAYER}.weight"), new.load(f"{LAYER}.weight"))
+
+
+def test_what_is_no_pattern_in_extra_config_is_passed_over(
+    baseline: Path, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As AutoRound does."""
+    rules = {"extra_config": {"*.mlp.*": {"bits": 8}}}
+    assert fatal(baseline, changed(made("auto_round"), tmp_path / "s", NOTHING, rules)) == []
 
 
 def test_autoround_says_of_single_modules_how_they_are_packed(

@@ -143,5 +143,8 @@ def test_a_model_rounds_the_inputs_that_are_named_and_says_so() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(model[0](given_numbers), expected @ model[0].weight.T)
     told = module.words_for(model)
-    assert told == "rounded before each product, which is of float32 (int8: 1 product)"
+    assert told == (
+        "rounded before each product, which is of float32 (int8: 1 product); as they are in 2"
+        " others"
+    )
     assert set(model.state_dict()) == {"0.weight", "2.weight"}

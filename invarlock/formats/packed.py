@@ -41,6 +41,7 @@ MODELOPT, MODELOPT_FILE = "modelopt", "hf_quant_config.json"
 # Members of those that list modules which are not packed.
 LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
 OTHER_RULES = ("dynamic",)  # members that say for each module by itself
+CACHES = (".k_scale", ".v_scale")  # of caches of keys and values
 NUMBER = re.compile(r"\.\d+\.")
 LAYERS = "layers."
 
@@ -71,16 +72,15 @@ def config_of(folder: Path) -> dict[str, Any]:
     config = read_json_object(folder / "config.json")
     beside = folder / MODELOPT_FILE
     if not quantization_of(config) and beside.is_file():
-        said = _said_in(beside)
-        if said.get("quant_algo"):
+        said = said_in(beside)
+        if said.get("quant_algo") or said.get("kv_cache_quant_algo"):
             config[QUANTIZED[0]] = {"quant_method": MODELOPT, **said}
     return config
 
 
 def method_of(config: Mapping[str, Any]) -> str:
     """``quant_method`` of ``config.json``; empty where it has none."""
-    method = quantization_of(config).get("quant_method", "")
-    return str(method).lower()
+    return str(quantization_of(config).get("quant_method") or "").lower()
 
 
 def module_of(name: str) -> str:
@@ -152,6 +152,10 @@ class Packed(Format):
         """
         raise NotImplementedError
 
+    def packs_none(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``config.json`` says that no weight is packed, only something else."""
+        return False
+
     def declared(self, module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """What ``config.json`` says of how a module is packed."""
         return quantization_of(config)
@@ -167,7 +171,7 @@ class Packed(Format):
         path = f".{module}."
         return any(
             f".{name.strip('.')}." in path
-            or (_is_pattern(name) and re.match(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", module))
+            or (is_pattern(name) and re.match(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", module))
             for name in _left_dense(config)
         )
 
@@ -178,7 +182,7 @@ class Packed(Format):
     def inventory(self, folder: Path) -> Inventory:
         held = DENSE.inventory(folder)
         config = config_of(folder)
-        named = filter(_is_pattern, _left_dense(config))  # loaders take each for one
+        named = filter(is_pattern, _left_dense(config))  # loaders take each for one
         require_patterns(named, map(module_of, held.tensors), f"{folder}/config.json")
         stored = self.stored(held.tensors)
         packed = {t.name: t for t in self.layout(stored, config, str(folder))}
@@ -223,7 +227,7 @@ class Packed(Format):
         yield from self._contradictions(held, config)
         for path in (source / name for name in sorted(self.packing_files)):
             if path.is_file():
-                yield from disagreement(quantization_of(config), _said_in(path), path.name)
+                yield from disagreement(quantization_of(config), said_in(path), path.name)
         lost: dict[str, int] = {}
         for name, info in held.tensors.items():
             if not isinstance(info, Made) or name not in baseline.tensors:
@@ -313,7 +317,8 @@ class Made(TensorInfo):
         return {part.name: stored_tensor(folder, part) for part in self.stored}
 
 
-def _is_pattern(text: str) -> bool:
+def is_pattern(text: str) -> bool:
+    """Whether a text is a regular expression."""
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):
@@ -356,6 +361,49 @@ def stored_tensor(folder: Path, info: TensorInfo) -> torch.Tensor:
         return torch.empty(info.shape, dtype=dtype)
     (chunk,) = byte_range(folder / info.file, info, info.nbytes)
     return torch.frombuffer(chunk, dtype=dtype).reshape(info.shape)
+
+
+def by_module(source: Path, ends: Collection[str]) -> dict[str, torch.Tensor]:
+    """Stored tensors whose names end so, float32, by the modules that they are of."""
+    stored = DENSE.inventory(source).tensors
+    return {
+        module_of(name): stored_tensor(source, info).float()
+        for name, info in stored.items()
+        if name.endswith(tuple(ends))
+    }
+
+
+def input_faults(packed: Collection[str], scales: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """What is wrong with the scales by which inputs are rounded.
+
+    Args:
+        packed: the weights whose inputs have to have one.
+        scales: by names of modules.
+    """
+    lacking = [name for name in packed if module_of(name) not in scales]
+    if lacking:
+        has = counted(len(lacking), "packed matrix has", "packed matrices have")
+        yield (f"the inputs of {has} no scale, by which the format rounds them: first {lacking[0]}")
+    for name, scale in scales.items():
+        if scale.numel() != 1:
+            yield f"{name}: inputs have {scale.numel()} scales; kernels take one"
+
+
+def cache_notes(source: Path) -> Iterator[str]:
+    """That scales of caches of keys and values are there, which nothing here rounds by."""
+    if any(name.endswith(CACHES) for name in DENSE.inventory(source).tensors):
+        yield (
+            "served, caches of keys and values are rounded by the scales that are stored; these"
+            " passes use no cache, so that those scales are not judged"
+        )
+
+
+def refuse_stacked(name: str, where: str) -> NotACheckpointError:
+    """The line for experts that are packed in one tensor."""
+    return NotACheckpointError(
+        f"{name} holds all experts of a layer in one packed tensor, which is not read here",
+        where=where, hint="name the dense checkpoint they were packed from",
+    )  # fmt: skip
 
 
 def in_one_dtype(model: Any) -> Any:
@@ -467,7 +515,7 @@ def disagreement(found: Mapping[str, Any], beside: Mapping[str, Any], name: str)
         yield f"config.json says {key}: {found[key]}, and {name} says {other}"
 
 
-def _said_in(path: Path) -> Mapping[str, Any]:
+def said_in(path: Path) -> Mapping[str, Any]:
     """What a file says of the packing; ModelOpt's says it in a member."""
     said = read_json_object(path)
     inner = said.get("quantization")

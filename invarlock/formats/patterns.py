@@ -28,6 +28,7 @@ for pattern in map(re.compile, patterns):
     for name in names:
         pattern.match(name)
         pattern.fullmatch(name)
+        pattern.search(name)
 """
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LARGEST = 448.0  # of E4M3
 SCALE, BEFORE = "input_scale", "pre_quant_scale"  # buffers of a module whose inputs are rounded
 ROUNDING = "rounded_inputs"  # the attribute that says how
+LEFT = "inputs_left"  # of a model: how many are not rounded, since several run as one module
 INT8 = (-128, 127)
 NVFP4_GROUP, MX_GROUP = 16, 32
 
@@ -40,21 +41,24 @@ def round_inputs(
 
     Args:
         model: a torch module.
-        modules: names, how, and what people call it; other kinds of modules are left alone.
+        modules: names, how, and what people call it; what is no linear layer is left alone, and
+            counted.
         scales: by names of modules.
         before: by what kernels multiply the columns of the inputs first; the weights of the model
             hold it already.
     """
-    known = dict(model.named_modules())
+    known, left = dict(model.named_modules()), 0
     for name, rounding, words in modules:
         module = known.get(name)
         if module is None or not hasattr(module, "in_features"):
+            left += 1
             continue
         for buffer, values in ((SCALE, scales), (BEFORE, before or {})):
             # moves with the module, and is no weight of it
             module.register_buffer(buffer, values.get(name), persistent=False)
         setattr(module, ROUNDING, (rounding, words))
         module.register_forward_pre_hook(_rounded)
+    setattr(model, LEFT, left)
 
 
 def words_for(model: Any) -> str | None:
@@ -68,7 +72,9 @@ def words_for(model: Any) -> str | None:
         return None
     dtype = str(model.dtype).removeprefix("torch.")
     kinds = "; ".join(f"{words}: {counted(count, 'product')}" for words, count in found.items())
-    return f"rounded before each product, which is of {dtype} ({kinds})"
+    left = getattr(model, LEFT, 0)
+    others = f"; as they are in {counted(left, 'other')}" if left else ""
+    return f"rounded before each product, which is of {dtype} ({kinds}){others}"
 
 
 def _rounded(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -80,7 +86,7 @@ def _rounded(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
         numbers = numbers * before
     numbers = rounding(numbers, getattr(module, SCALE))
     if before is not None:
-        numbers = numbers / before
+        numbers = numbers / _or_one(before)
     return numbers.to(first.dtype), *others
 
 

@@ -17,18 +17,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
 from invarlock.formats.kind import Package, PackedTensor, Tensors
 from invarlock.formats.numbers import POWERS, powers, spread
 from invarlock.formats.packed import (
+    CACHES,
     DENSE,
     Unpacked,
+    by_module,
+    cache_notes,
     dtype_of,
+    input_faults,
     method_of,
     quantization_of,
-    stored_tensor,
     torch_dtype,
     two,
 )
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 WEIGHT = ".weight"
 SCALES = (".weight_scale_inv", ".weight_scale")
 INPUTS = (".activation_scale", ".input_scale")
-CACHES = (".k_scale", ".v_scale")
 STATIC = "FP8 E4M3, one scale, static"  # how inputs are rounded then
 
 
@@ -151,26 +152,10 @@ class Fp8(Unpacked):
         yield from super().faults(source, baseline)
         if not _is_static(source):
             return
-        scales = _input_scales(source)
-        packed = self.inventory(source).packed
-        lacking = [n for n in packed if n.removesuffix(WEIGHT) not in scales]
-        if lacking:
-            yield (
-                "activation_scheme is static, and the activations of"
-                f" {counted(len(lacking), 'packed matrix has', 'packed matrices have')} no scale:"
-                f" first {lacking[0]}"
-            )
-        for name, scale in scales.items():
-            if scale.numel() != 1:
-                yield f"{name}: activations have {scale.numel()} scales; FP8 kernels take one"
+        yield from input_faults(self.inventory(source).packed, _input_scales(source))
 
     def notes(self, source: Path, baseline: Path) -> Iterator[str]:
-        stored = DENSE.inventory(source).tensors
-        if any(name.endswith(CACHES) for name in stored):
-            yield (
-                "served, caches of keys and values are rounded by the scales that are stored; these"
-                " passes use no cache, so that those scales are not judged"
-            )
+        yield from cache_notes(source)
 
 
 def block_of(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -204,11 +189,4 @@ def _is_static(source: Path) -> bool:
 
 def _input_scales(source: Path) -> dict[str, torch.Tensor]:
     """By what the activations of each module are divided; empty where they are not static."""
-    if not _is_static(source):
-        return {}
-    stored = DENSE.inventory(source).tensors
-    return {
-        name.rpartition(".")[0]: stored_tensor(source, info).float()
-        for name, info in stored.items()
-        if name.endswith(INPUTS)
-    }
+    return by_module(source, INPUTS) if _is_static(source) else {}

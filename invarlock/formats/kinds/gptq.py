@@ -211,7 +211,7 @@ def _check_declared(
     if declared != bits:
         raise InputError(
             f"{module} does not hold the bits that config.json says", where=where,
-            expected=str(declared), found=str(bits),
+            expected=repr(declared), found=str(bits),
         )  # fmt: skip
     size = found.get("group_size", inputs // groups)
     if not isinstance(size, int) or size < 1:  # -1: one group

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from invarlock.errors import InputError
+from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.kind import PackedTensor
 from invarlock.formats.numbers import (
     FP4,
@@ -33,6 +33,7 @@ from invarlock.formats.packed import (
     method_of,
     parts_of,
     quantization_of,
+    refuse_stacked,
     require_fit,
     torch_dtype,
     two,
@@ -84,7 +85,6 @@ class Mlx(Packed):
 
     name: ClassVar[str] = "mlx"
     title: ClassVar[str] = "MLX"
-    marks: ClassVar[tuple[str, ...]] = (BIASES,)
     lists_modules: ClassVar[bool] = False
 
     def packs(self, config: Mapping[str, Any]) -> bool:
@@ -101,6 +101,7 @@ class Mlx(Packed):
     def layout(
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
     ) -> Iterator[PackedTensor]:
+        _refuse_others(stored, where)
         for module, parts in parts_of(stored, SCALES, (), where):
             weight, scales = stored.get(f"{module}.weight"), parts[SCALES]
             if weight is None:
@@ -110,6 +111,8 @@ class Mlx(Packed):
                 )  # fmt: skip
             rule = _rule_of(module, config, where)
             mode = MODES[rule.mode]
+            if len(weight.shape) > 2:
+                raise refuse_stacked(weight.name, where)
             rows, words = two(weight, where)
             groups = two(scales, where)[1]
             require_fit(
@@ -184,18 +187,25 @@ def _rule_of(module: str, config: Mapping[str, Any], where: str) -> Rule:
     """
     said = quantization_of(config)
     own = said.get(_as_stored(module))
+    if own is False:
+        raise InputError(
+            f"/quantization says that {module} is not packed, and the file holds scales of it",
+            where=f"{where}/config.json", hint="copy the files of one checkpoint",
+        )  # fmt: skip
     found = own if isinstance(own, Mapping) else said
     name = found.get("mode") or AFFINE
     mode = MODES.get(str(name))
     if mode is not None:
         bits = found.get("bits") or mode.bits[0]
         group = found.get("group_size") or mode.group
-        if bits in mode.bits and isinstance(group, int) and group > 0:
+        whole = not {bool, str} & {type(bits), type(group)}
+        if whole and bits in mode.bits and isinstance(group, int) and group > 0:
             return Rule(str(name), int(bits), group)
     raise InputError(
         f"/quantization says of {module} what MLX has no way of packing for",
-        where=f"{where}/config.json", expected=f"mode {' or '.join(MODES)}, with bits that it has",
-        found=f"mode {name}, bits {found.get('bits')}, group_size {found.get('group_size')}",
+        where=f"{where}/config.json",
+        expected=f"mode {' or '.join(MODES)}, bits that it has, group_size a whole number",
+        found=f"mode {name}, bits {found.get('bits')!r}, group_size {found.get('group_size')!r}",
     )  # fmt: skip
 
 
@@ -212,6 +222,27 @@ def _scales(
         return stored.view(torch.float8_e4m3fn).float()
     scales = powers(stored)
     return scales.masked_fill(scales < SMALLEST, 0.0)
+
+
+def _refuse_others(stored: Mapping[str, TensorInfo], where: str) -> None:
+    """Refuse what is no model of MLX, and models whose other tensors MLX changes.
+
+    Raises:
+        NotACheckpointError: says which.
+    """
+    if any(name.endswith(".qweight") for name in stored):
+        raise NotACheckpointError(
+            "config.json does not name what packed the weights, and the tensors are those of GPTQ"
+            " or AWQ", where=f"{where}/config.json",
+            hint="set quant_method in quantization_config to what packed them",
+        )  # fmt: skip
+    moved = next((n for n, i in stored.items() if "conv" in n and len(i.shape) > 2), None)
+    if moved is not None:
+        raise NotACheckpointError(
+            "MLX stores convolutions of this architecture, and norms beside some, in another form,"
+            " which is not read here", where=where, found=moved,
+            hint="name the dense checkpoint it was converted from",
+        )  # fmt: skip
 
 
 def _taken_apart(held: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:

@@ -12,6 +12,7 @@ are rounded before as the kernels would (:mod:`invarlock.formats.rounded_inputs`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,16 +25,19 @@ from invarlock.formats.kind import PackedTensor, Tensors
 from invarlock.formats.kinds.fp8 import STATIC
 from invarlock.formats.numbers import POWERS, SMALLEST, fp4, powers, spread
 from invarlock.formats.packed import (
-    DENSE,
+    CACHES,
     MODELOPT,
     Packed,
+    by_module,
+    cache_notes,
     config_of,
     dtype_of,
+    input_faults,
     method_of,
     module_of,
     quantization_of,
+    refuse_stacked,
     require_fit,
-    stored_tensor,
     torch_dtype,
     two,
 )
@@ -55,8 +59,10 @@ if TYPE_CHECKING:
 
 WEIGHT, SCALE, OVER = ".weight", ".weight_scale", ".weight_scale_2"
 INPUT, BEFORE = ".input_scale", ".pre_quant_scale"
-CACHES = (".k_scale", ".v_scale", ".k_bias", ".v_bias")
+STACKED = "_weight_scale"  # beside experts in one tensor, which have no ``.weight``
 MIXED = "MIXED_PRECISION"
+OF_CACHES = ("kv_cache_quant_algo", "kv_cache_scheme")
+EXPERT = re.compile(r"\.experts\.\d+\.")
 BLOCK = 128  # rows and columns that share a scale
 E4M3, FP4_BYTES, INT8 = "F8_E4M3", "U8", "I8"
 
@@ -68,6 +74,7 @@ class Algorithm:
     weights: str  # safetensors code of ``weight``
     scales: frozenset[str]  # and of ``weight_scale``
     title: str
+    group: int = 0  # columns that share a scale; 0: rows, blocks or all do
     inputs: Rounding | None = None
     words: str = ""  # how inputs are rounded, as people call it
     static: bool = False  # whether ``input_scale`` is what they are rounded by
@@ -75,23 +82,23 @@ class Algorithm:
 
 FLOATS, POWER = frozenset(FLOAT_DTYPES), frozenset(POWERS)
 NVFP4 = Algorithm(
-    FP4_BYTES, frozenset({E4M3}), "NVFP4", to_nvfp4, "NVFP4, groups of 16, one scale", True
+    FP4_BYTES, frozenset({E4M3}), "NVFP4", 16, to_nvfp4, "NVFP4, groups of 16, one scale", True
 )
 ALGORITHMS: Mapping[str, Algorithm] = {
-    "FP8": Algorithm(E4M3, FLOATS, "FP8 E4M3", to_fp8, STATIC, True),
+    "FP8": Algorithm(E4M3, FLOATS, "FP8 E4M3", 0, to_fp8, STATIC, True),
     "FP8_PER_CHANNEL_PER_TOKEN": Algorithm(
-        E4M3, FLOATS, "FP8 E4M3", to_fp8_by_token, "FP8 E4M3, a scale per token"
+        E4M3, FLOATS, "FP8 E4M3", 0, to_fp8_by_token, "FP8 E4M3, a scale per token"
     ),
     "FP8_PB_WO": Algorithm(E4M3, FLOATS, "FP8 E4M3"),
-    "MXFP8": Algorithm(E4M3, POWER, "MXFP8", to_mxfp8, "MXFP8, groups of 32"),
-    "MXFP4": Algorithm(FP4_BYTES, POWER, "MXFP4", to_mxfp4, "MXFP4, groups of 32"),
-    "W4A8_MXFP4_FP8": Algorithm(FP4_BYTES, POWER, "MXFP4"),
+    "MXFP8": Algorithm(E4M3, POWER, "MXFP8", 32, to_mxfp8, "MXFP8, groups of 32"),
+    "MXFP4": Algorithm(FP4_BYTES, POWER, "MXFP4", 32, to_mxfp4, "MXFP4, groups of 32"),
+    "W4A8_MXFP4_FP8": Algorithm(FP4_BYTES, POWER, "MXFP4", 32),
     "NVFP4": NVFP4,
     "NVFP4_AWQ": NVFP4,
-    "W4A16_NVFP4": Algorithm(FP4_BYTES, frozenset({E4M3}), "NVFP4"),
-    "W4A8_NVFP4_FP8": Algorithm(FP4_BYTES, frozenset({E4M3}), "NVFP4", to_fp8, STATIC, True),
+    "W4A16_NVFP4": Algorithm(FP4_BYTES, frozenset({E4M3}), "NVFP4", 16),
+    "W4A8_NVFP4_FP8": Algorithm(FP4_BYTES, frozenset({E4M3}), "NVFP4", 32, to_fp8, STATIC, True),
     "W8A8_SQ_PER_CHANNEL": Algorithm(
-        INT8, FLOATS, "int8", to_int8, "int8, one scale, static", True
+        INT8, FLOATS, "int8", 0, to_int8, "int8, one scale, static", True
     ),
 }
 
@@ -106,10 +113,18 @@ class ModelOpt(Packed):
     def packs(self, config: Mapping[str, Any]) -> bool:
         if method_of(config) != MODELOPT:
             return False
-        layers = _layers(config)
-        if _named(quantization_of(config)) != MIXED:
-            return _named(quantization_of(config)) in ALGORITHMS
-        return bool(layers) and all(_named(rule) in ALGORITHMS for rule in layers.values())
+        said = quantization_of(config)
+        if _named(said) == MIXED:
+            layers = said.get("quantized_layers")
+            return isinstance(layers, dict) and all(
+                isinstance(rule, dict) and _named(rule) in ALGORITHMS for rule in layers.values()
+            )
+        return _named(said) in ALGORITHMS or self.packs_none(config)
+
+    def packs_none(self, config: Mapping[str, Any]) -> bool:
+        """Where it is caches of keys and values that are rounded."""
+        said = quantization_of(config)
+        return not _named(said) and any(said.get(key) for key in OF_CACHES)
 
     def drops(self, name: str) -> bool:
         return name.endswith((INPUT, *CACHES))
@@ -136,10 +151,15 @@ class ModelOpt(Packed):
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
     ) -> Iterator[PackedTensor]:
         codes = {algorithm.weights for algorithm in ALGORITHMS.values()}
+        stacked = next((n for n in stored if n.endswith(STACKED)), None)
+        if stacked is not None:
+            raise refuse_stacked(stacked.removesuffix(STACKED), where)
         for name, weight in stored.items():
             if not name.endswith(WEIGHT) or weight.dtype not in codes:
                 continue
             module = module_of(name)
+            if len(weight.shape) > 2:
+                raise refuse_stacked(name, where)
             scale = stored.get(module + SCALE)
             if scale is None:
                 raise InputError(
@@ -154,7 +174,7 @@ class ModelOpt(Packed):
             rows, columns = two(weight, where)
             columns *= 2 if weight.dtype == FP4_BYTES else 1
             over, before = stored.get(module + OVER), stored.get(module + BEFORE)
-            block = _block_of(scale.shape, rows, columns)
+            block = _block_of(scale.shape, rows, columns, algorithm.group)
             require_fit(
                 weight.dtype == algorithm.weights
                 and scale.dtype in algorithm.scales
@@ -202,7 +222,8 @@ class ModelOpt(Packed):
         if over is not None:
             own = own * over.float()
         rows, columns = tensor.shape
-        block = _block_of(tuple(stored.shape), rows, columns) or (rows, columns)
+        group = ALGORITHMS[_named(self.declared(module_of(tensor.name), config))].group
+        block = _block_of(tuple(stored.shape), rows, columns, group) or (rows, columns)
         down, across = -(-rows // block[0]), -(-columns // block[1])
         return spread(own.reshape(down, across), block, tensor.shape)
 
@@ -215,7 +236,7 @@ class ModelOpt(Packed):
             algorithm = ALGORITHMS[_named(self.declared(module, config))]
             if algorithm.inputs is not None:
                 found.append((module, algorithm.inputs, algorithm.words))
-        round_inputs(model, found, _beside(source, INPUT), _beside(source, BEFORE))
+        round_inputs(model, found, by_module(source, (INPUT,)), by_module(source, (BEFORE,)))
         return model
 
     def detail(self, model: Any) -> Mapping[str, str]:
@@ -223,54 +244,57 @@ class ModelOpt(Packed):
 
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         yield from super().faults(source, baseline)
-        config, scales = config_of(source), _beside(source, INPUT)
-        lacking = [
+        config = config_of(source)
+        static = [
             name
             for name in self.inventory(source).packed
             if ALGORITHMS[_named(self.declared(module_of(name), config))].static
-            and module_of(name) not in scales
         ]
-        if lacking:
-            yield (
-                "the inputs of"
-                f" {counted(len(lacking), 'packed matrix has', 'packed matrices have')} no scale,"
-                f" by which the format rounds them: first {lacking[0]}"
-            )
-        for name, scale in scales.items():
-            if scale.numel() != 1:
-                yield f"{name}: inputs have {scale.numel()} scales; kernels take one"
+        yield from input_faults(static, by_module(source, (INPUT,)))
+        for name, values in by_module(source, (BEFORE,)).items():
+            if not bool(((values > 0) & values.isfinite()).all()):
+                yield f"{name}{BEFORE}: some of it is no positive number, and inputs are lost"
 
     def notes(self, source: Path, baseline: Path) -> Iterator[str]:
-        if any(name.endswith(CACHES) for name in DENSE.inventory(source).tensors):
+        yield from cache_notes(source)
+        config = config_of(source)
+        left = [
+            name
+            for name in self.inventory(source).packed
+            if EXPERT.search(name)
+            and ALGORITHMS[_named(self.declared(module_of(name), config))].inputs
+        ]
+        if left:
             yield (
-                "served, caches of keys and values are rounded by the scales that are stored; these"
-                " passes use no cache, so that those scales are not judged"
+                f"the inputs of {counted(len(left), 'matrix', 'matrices')} of experts are not"
+                " rounded here as kernels round them: transformers runs the experts of a layer as"
+                " one module, and what rounding them costs is not judged"
             )
 
 
 def _named(said: Mapping[str, Any]) -> str:
-    return str(said.get("quant_algo", "")).upper()
+    return str(said.get("quant_algo") or "").upper()
 
 
 def _layers(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """What is said of single modules, by their names."""
     said = quantization_of(config).get("quantized_layers")
-    return said if isinstance(said, dict) else {}
+    said = said if isinstance(said, dict) else {}
+    return {name: rule for name, rule in said.items() if isinstance(rule, dict)}
 
 
-def _block_of(scales: tuple[int, ...], rows: int, columns: int) -> tuple[int, int] | None:
+def _block_of(
+    scales: tuple[int, ...], rows: int, columns: int, group: int
+) -> tuple[int, int] | None:
     """Rows and columns that share a scale, by the shape of the scales; None where none fits."""
-    across = scales[1] if len(scales) == 2 else 0
+    if group:
+        return (1, group) if scales == (rows, columns / group) else None
     if scales in ((), (1,)):
         return rows, columns
     if scales in ((rows,), (rows, 1)):
         return 1, columns
-    blocks = -(-rows // BLOCK), -(-columns // BLOCK)
-    if scales in (blocks, (blocks[0], 1, blocks[1], 1)):
-        return BLOCK, BLOCK
-    if len(scales) == 2 and scales[0] == rows and across and columns % across == 0:
-        return 1, columns // across
-    return None
+    down, across = -(-rows // BLOCK), -(-columns // BLOCK)
+    return (BLOCK, BLOCK) if scales in ((down, across), (down, 1, across, 1)) else None
 
 
 def _shared(block: tuple[int, int], rows: int, columns: int) -> str:
@@ -280,13 +304,3 @@ def _shared(block: tuple[int, int], rows: int, columns: int) -> str:
     if block == (1, columns):
         return "a scale per row"
     return f"blocks of {BLOCK}x{BLOCK}" if block[0] > 1 else f"groups of {block[1]}"
-
-
-def _beside(source: Path, end: str) -> dict[str, torch.Tensor]:
-    """Tensors whose names end so, by the modules that they are of."""
-    stored = DENSE.inventory(source).tensors
-    return {
-        name.removesuffix(end): stored_tensor(source, info).float()
-        for name, info in stored.items()
-        if name.endswith(end)
-    }
