@@ -137,13 +137,14 @@ def test_two_more_documents_widen_the_interval():
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-0.1, 0.1), st.integers(3, 40), st.integers(0, 99))
 def test_the_widened_interval_moves_with_the_differences(shift, clusters, seed):
-    """What is added to every token is added to both bounds."""
+    """What is added to every token is added to both bounds, to rounding: of few clusters some
+    samples are the sample itself, and rounding says whether they lie below it."""
     rng = np.random.default_rng(seed)
     n = rng.integers(50, 150, clusters).astype(float)
     d = n * rng.normal(0.0, 0.02, clusters)
     settings = {"replicates": 200, "alpha": 0.05, "seed": 1}
     here, there = (widened_interval(x, n, **settings) for x in (d, d + shift * n))
-    assert [there.low, there.high] == pytest.approx([here.low + shift, here.high + shift], abs=2e-4)
+    assert [there.low, there.high] == pytest.approx([here.low + shift, here.high + shift], abs=1e-3)
 
 
 def test_the_widened_interval_of_no_change_is_a_point():
