@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_factory import make_llama, weights
 from makers import gptq_awq, mlx_modelopt
+from packed_factory import NOTHING, Change, Tensors, changed, cut, fatal, put, without
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.kinds.mlx import Mlx
-from invarlock.guards.findings import Failure
 from invarlock.guards.invariants import check_checkpoint
 from invarlock.model_folder import open_model
 from invarlock.run.loading import Target, load_model
@@ -40,9 +40,6 @@ WAYS = {
     "modelopt W4A16_NVFP4": "NVFP4, groups of 16",
     "modelopt W8A8_SQ_PER_CHANNEL": "int8, a scale per row",
 }
-Tensors = dict[str, torch.Tensor]
-Change = Callable[[Tensors], object]
-NOTHING: Change = lambda tensors: None  # noqa: E731
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +58,6 @@ def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         return root / name
 
     return folder
-
-
-def changed(
-    source: Path, out: Path, change: Change = NOTHING, said: Mapping[str, object] | None = None
-) -> Path:
-    """A copy with other tensors, and other members of how config.json says they are packed."""
-    shutil.copytree(source, out)
-    tensors = load_file(out / "model.safetensors")
-    change(tensors)
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    config = json.loads((out / "config.json").read_text())
-    for key in {"quantization", "quantization_config"} & config.keys():
-        config[key] |= said or {}
-    (out / "config.json").write_text(json.dumps(config))
-    return out
-
-
-def fatal(baseline: Path, subject: Path) -> list[Failure]:
-    found = check_checkpoint(Checkpoint.open(baseline), open_model(subject))
-    return [failure for failure in found if failure["severity"] == "fatal"]
 
 
 # --- what the weights stand for ------------------------------------------------------------------
@@ -277,25 +254,6 @@ def test_inputs_are_rounded_as_the_format_says(
 
 
 # --- damage --------------------------------------------------------------------------------------
-
-
-def put(name: str, value: float) -> Change:
-    def change(tensors: Tensors) -> None:
-        tensors[name] = tensors[name].clone()
-        tensors[name].view(-1)[0] = value
-
-    return change
-
-
-def without(name: str) -> Change:
-    return lambda tensors: tensors.pop(name)
-
-
-def cut(name: str) -> Change:
-    def change(tensors: Tensors) -> None:
-        tensors[name] = tensors[name][:-1].clone()
-
-    return change
 
 
 NAN = float("nan")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from checkpoint_factory import make_llama, weights
 from makers import bitsandbytes_torchao, gptq_awq
+from packed_factory import NOTHING, Change, changed, cut, fatal, put, without
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -24,14 +25,11 @@ from invarlock.formats.kinds.bitsandbytes import Bitsandbytes
 from invarlock.formats.kinds.gptq import Gptq
 from invarlock.formats.kinds.torchao import Torchao
 from invarlock.formats.packed import unpacked
-from invarlock.guards.findings import Failure
-from invarlock.guards.invariants import check_checkpoint
 from invarlock.run.loading import Loaded, Target, load_model
 from invarlock.run.measure import loaded_digest
 
 LAYER = "model.layers.1.mlp.down_proj"
 TARGET = Target("cpu", "float32")
-Change = Callable[[dict[str, torch.Tensor]], object]
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -71,26 +69,6 @@ def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         return path
 
     return folder
-
-
-def changed(source: Path, out: Path, change: Change, config: dict[str, object]) -> Path:
-    """A copy with other tensors, and other members of its quantization_config."""
-    shutil.copytree(source, out)
-    file = out / "model.safetensors"
-    with safe_open(file, "pt") as handle:
-        metadata = handle.metadata()
-    tensors = {name: tensor.clone() for name, tensor in weights(source).items()}
-    change(tensors)
-    save_file(tensors, file, metadata)
-    document = json.loads((out / "config.json").read_text())
-    document["quantization_config"] |= config
-    (out / "config.json").write_text(json.dumps(document))
-    return out
-
-
-def fatal(baseline: Path, subject: Path) -> list[Failure]:
-    found = check_checkpoint(Checkpoint.open(baseline), Checkpoint.open(subject))
-    return [failure for failure in found if failure["severity"] == "fatal"]
 
 
 # --- what the weights stand for -----------------------------------------------------------------
@@ -270,15 +248,6 @@ def test_the_digest_of_what_is_loaded_sees_scales(made: Callable[[str], Path], n
 # --- damage --------------------------------------------------------------------------------------
 
 
-def put(name: str, value: float) -> Change:
-    """One number of a tensor, the fifth."""
-
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name].view(-1)[5] = value
-
-    return change
-
-
 def wrong_group(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{LAYER}.g_idx"][3] = 99
 
@@ -346,7 +315,7 @@ def test_a_zero_scale_of_weights_that_were_zero_is_no_damage(
     tensors[f"{LAYER}.weight"][5, :32] = 0
     save_file(tensors, dense / "model.safetensors", {"format": "pt"})
     gptq_awq.make(dense, tmp_path / "s", "gptq")
-    subject = changed(tmp_path / "s", tmp_path / "c", put(f"{LAYER}.scales", 0), {})
+    subject = changed(tmp_path / "s", tmp_path / "c", put(f"{LAYER}.scales", 0, 5), {})
     assert fatal(dense, subject) == []
 
 
@@ -385,17 +354,6 @@ def test_damage_that_fits_is_left_to_the_metric(
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def without(name: str) -> Change:
-    return lambda tensors: tensors.pop(name)
-
-
-def cut(name: str) -> Change:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name] = tensors[name][:-1].clone()
-
-    return change
-
-
 def aside(name: str) -> Change:
     """A vector as the one row of a matrix."""
     return lambda tensors: tensors.update({name: tensors[name][None].clone()})
@@ -405,7 +363,6 @@ def garbled(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{LAYER}.weight.quant_state.bitsandbytes__nf4"][0] = 0
 
 
-NOTHING: Change = lambda tensors: None  # noqa: E731
 REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
     "group size": ("gptq", NOTHING, {"group_size": 40}, ["group size 40 does not divide the"]),
     "other group size": ("gptq", NOTHING, {"group_size": 16}, ["scales for 6 groups", "12, by"]),

@@ -20,6 +20,7 @@ LARGEST = 448.0  # of E4M3
 SCALE, BEFORE = "input_scale", "pre_quant_scale"  # buffers of a module whose inputs are rounded
 ROUNDING = "rounded_inputs"  # the attribute that says how
 LEFT = "inputs_left"  # of a model: how many are not rounded, since several run as one module
+STATIC = "FP8 E4M3, one scale, static"  # what people call :func:`to_fp8`
 INT8 = (-128, 127)
 NVFP4_GROUP, MX_GROUP = 16, 32
 

@@ -95,6 +95,14 @@ def awq_parts(
     return parts, (integers - zeros[:, each]) * scales[:, each].float()
 
 
+def small_files(baseline: Path, out: Path) -> None:
+    """A new folder with what stands beside the weights."""
+    out.mkdir(parents=True)
+    for path in baseline.iterdir():
+        if path.suffix in (".json", ".txt", ".jinja") and "index" not in path.name:
+            shutil.copy(path, out / path.name)
+
+
 def make(
     baseline: Path,
     out: Path,
@@ -105,10 +113,7 @@ def make(
     act_order: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Write the folder; returns what each packed weight stands for, float32, by its name."""
-    out.mkdir(parents=True)
-    for path in baseline.iterdir():
-        if path.suffix in (".json", ".txt", ".jinja") and "index" not in path.name:
-            shutil.copy(path, out / path.name)
+    small_files(baseline, out)
     tensors: dict[str, torch.Tensor] = {}
     stood: dict[str, torch.Tensor] = {}
     for shard in sorted(baseline.glob("*.safetensors")):

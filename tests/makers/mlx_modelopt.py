@@ -10,13 +10,12 @@ code can stand for, write out every bit, and let numpy gather them. Scales of in
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from makers.gptq_awq import words
+from makers.gptq_awq import small_files, words
 from safetensors.torch import load_file, save_file
 
 Parts = tuple[dict[str, torch.Tensor], torch.Tensor]  # stored, and what they stand for
@@ -148,10 +147,7 @@ def make(baseline: Path, out: Path, name: str) -> dict[str, torch.Tensor]:
     """Write the folder; returns what each packed weight stands for, float32, by its name."""
     maker, how, *sizes = name.split()
     pack = mlx(how, *map(int, sizes)) if maker == "mlx" else modelopt(how)
-    out.mkdir(parents=True)
-    for path in baseline.iterdir():
-        if path.suffix in (".json", ".txt", ".jinja") and "index" not in path.name:
-            shutil.copy(path, out / path.name)
+    small_files(baseline, out)
     tensors: dict[str, torch.Tensor] = {}
     stood: dict[str, torch.Tensor] = {}
     for tensor, weight in load_file(baseline / "model.safetensors").items():

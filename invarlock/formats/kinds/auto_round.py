@@ -61,12 +61,13 @@ class _AutoRound(Packed):
         return super().inventory(folder)
 
     def declared(self, module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        rules = _rules(config)
-        own = rules.get(module)
-        if own is None:
+        said, rules = quantization_of(config), _rules(config)
+        named = module
+        if module not in rules:  # names are looked up, since exports may list every module
             found = (name for name, pattern in _patterns(tuple(rules)) if pattern.search(module))
-            own = rules.get(next(found, ""), {})
-        return {**quantization_of(config), **own}
+            named = next(found, "")
+        own = rules.get(named)
+        return {**said, **own} if isinstance(own, dict) else said
 
     def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
         bits = self.declared(module, config).get("bits")
@@ -106,8 +107,7 @@ def _patterns(names: tuple[str, ...]) -> list[tuple[str, re.Pattern[str]]]:
     return [(name, re.compile(name)) for name in names if is_pattern(name)]
 
 
-def _rules(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What holds for single modules, by the pattern of their names."""
+def _rules(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for single modules, by the name or the pattern of it."""
     said = quantization_of(config).get("extra_config")
-    said = said if isinstance(said, dict) else {}
-    return {name: rule for name, rule in said.items() if isinstance(rule, dict)}
+    return said if isinstance(said, dict) else {}

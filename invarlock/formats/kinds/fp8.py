@@ -34,7 +34,7 @@ from invarlock.formats.packed import (
     torch_dtype,
     two,
 )
-from invarlock.formats.rounded_inputs import round_inputs, to_fp8, words_for
+from invarlock.formats.rounded_inputs import STATIC, round_inputs, to_fp8, words_for
 from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 WEIGHT = ".weight"
 SCALES = (".weight_scale_inv", ".weight_scale")
 INPUTS = (".activation_scale", ".input_scale")
-STATIC = "FP8 E4M3, one scale, static"  # how inputs are rounded then
 
 
 class Fp8(Unpacked):

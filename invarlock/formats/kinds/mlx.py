@@ -128,12 +128,9 @@ class Mlx(Packed):
             names = [weight.name, scales.name]
             if rule.mode == AFFINE:
                 biases = stored.get(module + BIASES)
-                alike = biases is not None and biases.shape == scales.shape
-                require_fit(
-                    alike and biases is not None and biases.dtype == scales.dtype,
-                    f"biases {list(scales.shape)} {scales.dtype}",
-                    f"{list(biases.shape)} {biases.dtype}" if biases else "none", module, where,
-                )  # fmt: skip
+                wanted = f"biases {list(scales.shape)} {scales.dtype}"
+                held = f"biases {list(biases.shape)} {biases.dtype}" if biases else "none"
+                require_fit(held == wanted, wanted, held, module, where)
                 names.append(module + BIASES)
             yield PackedTensor(
                 name=f"{module}.weight",

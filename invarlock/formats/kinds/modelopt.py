@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.formats.kind import PackedTensor, Tensors
-from invarlock.formats.kinds.fp8 import STATIC
 from invarlock.formats.numbers import POWERS, SMALLEST, fp4, powers, spread
 from invarlock.formats.packed import (
     CACHES,
@@ -42,6 +41,7 @@ from invarlock.formats.packed import (
     two,
 )
 from invarlock.formats.rounded_inputs import (
+    STATIC,
     Rounding,
     round_inputs,
     to_fp8,
@@ -133,12 +133,15 @@ class ModelOpt(Packed):
         return "transformers has no kernels for the weights of ModelOpt"
 
     def declared(self, module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _layers(config).get(module, {}) or quantization_of(config)
+        said = quantization_of(config)
+        layers = said.get("quantized_layers")
+        own = layers.get(module) if isinstance(layers, dict) else None
+        return own if isinstance(own, dict) else said
 
     def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
         said = quantization_of(config)
         if _named(said) == MIXED:
-            return module not in _layers(config)
+            return self.declared(module, config) is said
         lists = [said.get(key) for key in ("ignore", "exclude_modules")]
         return any(
             fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
@@ -146,6 +149,9 @@ class ModelOpt(Packed):
             for pattern in (patterns if isinstance(patterns, list) else ())
             if isinstance(pattern, str)
         )
+
+    def _algorithm(self, weight: str, config: Mapping[str, Any]) -> Algorithm:
+        return ALGORITHMS[_named(self.declared(module_of(weight), config))]
 
     def layout(
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
@@ -222,7 +228,7 @@ class ModelOpt(Packed):
         if over is not None:
             own = own * over.float()
         rows, columns = tensor.shape
-        group = ALGORITHMS[_named(self.declared(module_of(tensor.name), config))].group
+        group = self._algorithm(tensor.name, config).group
         block = _block_of(tuple(stored.shape), rows, columns, group) or (rows, columns)
         down, across = -(-rows // block[0]), -(-columns // block[1])
         return spread(own.reshape(down, across), block, tensor.shape)
@@ -232,10 +238,9 @@ class ModelOpt(Packed):
         config = config_of(source)
         found = []
         for name in self.inventory(source).packed:
-            module = module_of(name)
-            algorithm = ALGORITHMS[_named(self.declared(module, config))]
+            algorithm = self._algorithm(name, config)
             if algorithm.inputs is not None:
-                found.append((module, algorithm.inputs, algorithm.words))
+                found.append((module_of(name), algorithm.inputs, algorithm.words))
         round_inputs(model, found, by_module(source, (INPUT,)), by_module(source, (BEFORE,)))
         return model
 
@@ -246,9 +251,7 @@ class ModelOpt(Packed):
         yield from super().faults(source, baseline)
         config = config_of(source)
         static = [
-            name
-            for name in self.inventory(source).packed
-            if ALGORITHMS[_named(self.declared(module_of(name), config))].static
+            name for name in self.inventory(source).packed if self._algorithm(name, config).static
         ]
         yield from input_faults(static, by_module(source, (INPUT,)))
         for name, values in by_module(source, (BEFORE,)).items():
@@ -261,8 +264,7 @@ class ModelOpt(Packed):
         left = [
             name
             for name in self.inventory(source).packed
-            if EXPERT.search(name)
-            and ALGORITHMS[_named(self.declared(module_of(name), config))].inputs
+            if EXPERT.search(name) and self._algorithm(name, config).inputs
         ]
         if left:
             yield (
@@ -276,19 +278,13 @@ def _named(said: Mapping[str, Any]) -> str:
     return str(said.get("quant_algo") or "").upper()
 
 
-def _layers(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """What is said of single modules, by their names."""
-    said = quantization_of(config).get("quantized_layers")
-    said = said if isinstance(said, dict) else {}
-    return {name: rule for name, rule in said.items() if isinstance(rule, dict)}
-
-
 def _block_of(
     scales: tuple[int, ...], rows: int, columns: int, group: int
 ) -> tuple[int, int] | None:
     """Rows and columns that share a scale, by the shape of the scales; None where none fits."""
     if group:
-        return (1, group) if scales == (rows, columns / group) else None
+        fits = columns % group == 0 and scales == (rows, columns // group)
+        return (1, group) if fits else None
     if scales in ((), (1,)):
         return rows, columns
     if scales in ((rows,), (rows, 1)):
