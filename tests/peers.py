@@ -23,8 +23,8 @@ VERSIONS = ("0.10.0", "0.12.1")
 CACHE = ROOT / ".peers"
 UNVERIFIED = {"INVARLOCK_ALLOW_UNVERIFIED_PROVENANCE": "1"}
 PACK = ("advanced", "evidence-pack")
-SECONDS = 120  # of many commands; they take a tenth of a second each
-INSTALL_SECONDS = 300
+SECONDS = 900  # of many commands, which take a tenth of a second each on an idle machine
+INSTALL_SECONDS = 900
 
 
 def python_312() -> str | None:

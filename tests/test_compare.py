@@ -343,7 +343,7 @@ def test_an_interrupt_leaves_what_is_whole(desk, number):
         assert lines[-1], lines
     time.sleep(1)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     assert (out, err) == ("", "invarlock compare: interrupted\n" if number == 2 else "")
     assert not (desk.root / f"broken-{number}").exists()
