@@ -303,6 +303,48 @@ class Layout(JobWords):
         folder = self.settings.out / wildcards.model / "edits" / wildcards.scenario
         return folder / f"{name}_metadata.json"
 
+    def compared_with(self, slug: str) -> dict[str, Path]:
+        """Options of the evaluations of a model that name what a subject is compared with."""
+        folder = self.settings.out / slug
+        return {
+            "baseline": folder / "models/baseline",
+            "baseline_report": folder / "runs/baseline",
+            "windows": folder / "windows.json",
+            "preset": folder / f"presets/calibrated_preset_{slug}.json",
+            "config_record": self.settings.out / "state/config.json",
+        }
+
+    def reference(self, slug: str) -> Path:
+        """The digests of what the evaluations of a model are compared with."""
+        return self.settings.out / slug / "reference.sha256"
+
+    def reference_files(self, slug: str) -> list[Path]:
+        """The files among it: the baseline's record, the windows, its run on them, the preset."""
+        given = self.compared_with(slug)
+        run = given["baseline_report"]
+        files = [given["windows"], given["preset"], run / "report.json", run / "guards.safetensors"]
+        return [given["baseline"].parent.parent / "baseline.json", *files]
+
+    def reference_folders(self, slug: str) -> list[Path]:
+        """The folders among it. The record says what the checkpoint is, windows say what their
+        pictures are, and hidden states change no number."""
+        given = self.compared_with(slug)
+        states = given["baseline_report"] / "hidden_states"
+        return [given["baseline"], states, *self.with_pictures(given["windows"])]
+
+    def forget_references(self) -> bool:
+        """Remove digests of what is no longer there, so that it is made again where it is needed:
+        evaluations look at the digests alone. Whether any were removed."""
+        gone = [
+            self.reference(slug)
+            for slug in self.slugs
+            if self.reference(slug).exists()
+            and not all(map(Path.exists, self.reference_files(slug) + self.reference_folders(slug)))
+        ]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return bool(gone)
+
     def edit_spec(self, wildcards: Wildcards) -> str:
         """The spec of an edit.
 

@@ -25,7 +25,6 @@ use rule evaluate as repeat with:
         REPEAT / "outcome.json",
     log:
         LOGS / "{model}/{scenario}/repeat.{run}.log",
-        usage=LOGS / "{model}/{scenario}/repeat.{run}.benchmark.tsv",
     params:
         out=str(REPEAT),
 

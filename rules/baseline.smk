@@ -81,7 +81,6 @@ rule baseline_report:
         directory(OUT / "{model}/runs/baseline/hidden_states"),
     log:
         LOGS / "{model}/baseline_report.log",
-        usage=LOGS / "{model}/baseline_report.benchmark.tsv",
     priority: 50  # everything else waits for it
     container:
         IMAGE
@@ -95,7 +94,7 @@ rule baseline_report:
         options=lambda wc: L.measuring(RunOptions, wc),
         code=code("run"),
     shell:
-        PROGRESS
-        + USAGE
+        USAGE
+        + PROGRESS
         + "python -m invarlock run --model {input.model:q} --windows {input.windows:q} {params.options}"
         " --gpus {resources.gpu} --out {params.folder:q} > {log[0]:q} 2>&1"

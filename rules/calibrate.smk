@@ -43,7 +43,6 @@ rule calibrate:
         PRESETS / "calibration_stats.json",
     log:
         LOGS / "{model}/calibrate.log",
-        usage=LOGS / "{model}/calibrate.benchmark.tsv",
     priority: 40  # every evaluation waits for it
     container:
         IMAGE
@@ -57,8 +56,8 @@ rule calibrate:
         options=lambda wc: L.measuring(CalibrateOptions, wc),
         code=code("calibrate"),
     shell:
-        PROGRESS
-        + USAGE
+        USAGE
+        + PROGRESS
         + "python -m invarlock advanced calibrate --baseline {input.model:q} --windows {input.windows:q}"
         " {params.options} --gpus {resources.gpu}"
         ' ${{INVARLOCK_CALIBRATIONS:+--kept "$INVARLOCK_CALIBRATIONS"}} --out {output:q} > {log[0]:q} 2>&1'

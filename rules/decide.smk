@@ -7,7 +7,6 @@ rule verdict:
     input:
         scenarios=OUT / "state/scenarios.json",
         outcomes=judged_outcomes,
-        reports=of_evaluations("evaluation.report.json"),
         deployable=L.deployable_records(),
     output:
         OUT / "reports/final_verdict.json",

@@ -17,7 +17,6 @@ rule pack_weights:
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/pack_weights.log",
-        usage=LOGS / "{model}/{scenario}/pack_weights.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.packed_by_backend),
     container:
@@ -50,7 +49,6 @@ rule deployable:
         [RUN / name for name in DEPLOYABLE_RECORDS],
     log:
         LOGS / "{model}/{scenario}/deployable.{run}.log",
-        usage=LOGS / "{model}/{scenario}/deployable.{run}.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.deployable),
     priority: 30

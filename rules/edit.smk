@@ -12,7 +12,6 @@ rule edit:
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/edit.log",
-        usage=LOGS / "{model}/{scenario}/edit.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of([s for s in L.edits if s not in L.training]),
     group:
@@ -68,7 +67,6 @@ rule train:
         metadata=OUT / "{model}/edits/{scenario}/edit_metadata.json",
     log:
         LOGS / "{model}/{scenario}/edit.log",
-        usage=LOGS / "{model}/{scenario}/edit.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.training),
     group:
@@ -105,7 +103,6 @@ rule inject:
         metadata=OUT / "{model}/edits/{scenario}/error_metadata.json",
     log:
         LOGS / "{model}/{scenario}/inject.log",
-        usage=LOGS / "{model}/{scenario}/inject.benchmark.tsv",
     wildcard_constraints:
         scenario=any_of(L.damage),
     group:

@@ -1,5 +1,6 @@
 # Reads: baseline, its run, windows, one edited or damaged checkpoint
-# Writes: <model>/reports/<scenario>/run_<n>/{report.json,events.jsonl,evaluation.report.json,
+# Writes: <model>/reference.sha256
+#         <model>/reports/<scenario>/run_<n>/{report.json,events.jsonl,evaluation.report.json,
 #         runtime.manifest.json,outcome.json,evaluation.md,evaluation.html,verify.json}
 
 
@@ -7,20 +8,35 @@ RUN = OUT / "{model}/reports/{scenario}/run_{run}"
 REPEAT = OUT / "{model}/determinism/{scenario}/repeat_{run}"  # see analysis.smk
 
 
+rule reference:
+    """What all evaluations of a model are compared with, in one file: a plan of thousands of them
+    has one name for each in place of seven."""
+    input:
+        L.reference_folders("{model}"),
+        # which settings were in force is recorded; a change of others does not measure again
+        config=ancient(OUT / "state/config.json"),
+        files=L.reference_files("{model}"),
+    output:
+        L.reference("{model}"),
+    log:
+        LOGS / "{model}/reference.log",
+    priority: 40  # every evaluation waits for it
+    localrule: True
+    container:
+        IMAGE
+    params:
+        code=code("provenance"),
+    shell:
+        "python -m invarlock advanced provenance reference --files {input.files:q} --out {output:q}"
+        " > {log:q} 2>&1"
+
+
 rule evaluate:
     """Measure a subject once and compare it with the baseline's run."""
     input:
         IMAGE_RECORD,
-        L.with_pictures(OUT / "{model}/windows.json"),
         [C["policy_pack"]] if C["policy_pack"] else [],
-        # which settings were in force is recorded; a change of others does not measure again
-        config=ancient(OUT / "state/config.json"),
-        baseline=OUT / "{model}/models/baseline",
-        reference=OUT / "{model}/runs/baseline/report.json",
-        tokens=OUT / "{model}/runs/baseline/guards.safetensors",
-        states=OUT / "{model}/runs/baseline/hidden_states",
-        windows=OUT / "{model}/windows.json",
-        preset=OUT / "{model}/presets/calibrated_preset_{model}.json",
+        L.reference("{model}"),
         subject=L.subject if L.custom else OUT / "{model}/models/{scenario}",
         metadata=L.metadata,
     output:
@@ -31,7 +47,6 @@ rule evaluate:
         RUN / "outcome.json",
     log:
         LOGS / "{model}/{scenario}/evaluate.{run}.log",
-        usage=LOGS / "{model}/{scenario}/evaluate.{run}.benchmark.tsv",
     priority: 30  # a subject that is evaluated makes room for the next
     retries: C["retries"]
     group:
@@ -49,22 +64,24 @@ rule evaluate:
         out=str(RUN),
         subject=L.under_test,
         state=own_state,
-        options=once(lambda wc: L.measuring(EvaluateOptions, wc, **L.of_scenario(wc))),
+        options=once(
+            lambda wc: L.measuring(
+                EvaluateOptions, wc, **L.compared_with(wc.model), **L.of_scenario(wc)
+            )
+        ),
         retries=C["retries"],
         image=each("--image", IMAGE_RECORD),
         code=code("evaluate", "evaluate_worker", "evaluate_record"),
     shell:
-        PROGRESS
-        + USAGE
-        + "python -m invarlock evaluate --baseline {input.baseline:q} {params.subject}"
-        ' --baseline-report "$(dirname {input.reference:q})" --windows {input.windows:q}'
-        " --preset {input.preset:q} {params.options}"
+        USAGE
+        + PROGRESS
+        + "python -m invarlock evaluate {params.subject} {params.options}"
         " --run-number {wildcards.run} --attempt {resources.attempt} --gpus {resources.gpu}"
         # the last attempt records what it could not measure, so that the verdict can say it
         " $([ {resources.attempt} -le {params.retries} ] || echo --record-failure)"
         # one of several in a job does not fail the others, which would all be started again
         ' ${{INVARLOCK_FINISHED:+--record-failure --finished "$INVARLOCK_FINISHED"}}'
-        " {params.image} --config-record {input.config:q} --out {params.out:q} > {log[0]:q} 2>&1"
+        " {params.image} --out {params.out:q} > {log[0]:q} 2>&1"
 
 
 if C["defer_rendering"]:
@@ -100,7 +117,6 @@ else:
                 f"render_{runs}_runs" if runs > 1 else "render"
             input:
                 reports=of_runs(runs, "evaluation.report.json"),
-                manifests=of_runs(runs, "runtime.manifest.json"),
             output:
                 of_runs(runs, *PAGES),
             log:

@@ -48,7 +48,7 @@ ROOM = (
     " --subject {output.folder:q} --wait-minutes {resources.room_minutes} > {log[0]:q} 2>&1 && "
 )
 # Files in which a command says what it took, and how far it is.
-USAGE = "INVARLOCK_USAGE={log.usage:q} "
+USAGE = 'log={log[0]:q} && INVARLOCK_USAGE="${{log%.log}}.benchmark.tsv" '
 PROGRESS = "INVARLOCK_PROGRESS={log[0]:q}.progress "
 
 
@@ -153,8 +153,15 @@ def forget_others(asked):
     ]
     place = supersede(OUT, asked, custom)
     if place is not None:
-        workflow.iocache.clear()  # snakemake may have looked at what is moved already
+        look_again()
     say_where(place)
+
+
+def look_again():
+    """Snakemake may have looked at what was moved or removed. Its own way to forget that keeps the
+    folders whose files it knows, so that all of them would be missing."""
+    workflow.iocache.clear()
+    workflow.iocache.exists_local.has_inventory.clear()
 
 
 def say_where(place):
@@ -186,6 +193,8 @@ def check_before_first_job():
     try:
         if not workflow.dryrun:
             remove_leftovers(half_written(OUT))  # which the plan counts as free
+            if L.forget_references():
+                look_again()
         lacking = check_start(S, PLAN, L.window_files())
         if lacking and not workflow.dryrun:
             stop(lacking[0])

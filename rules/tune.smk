@@ -107,7 +107,6 @@ rule search:
         TUNING / "{edit}.json",
     log:
         LOGS / "{model}/tuning/{edit}.log",
-        usage=LOGS / "{model}/tuning/{edit}.benchmark.tsv",
     wildcard_constraints:
         edit=any_of(S.tuned_types()),
     container:

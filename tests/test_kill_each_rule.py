@@ -49,6 +49,7 @@ RULES = {
     "tuned_parameters": ("advanced tuned-params .*/state/", RENAME),
     "train": ("invarlock edit .*--spec fine_tune", RENAME),
     "inject": ("invarlock inject ", RENAME),
+    "reference": ("provenance reference ", RENAME),
     "evaluate": (r"invarlock evaluate .*/reports/.* invarlock\.cli\.evaluate_worker", RENAME),
     "repeat": ("invarlock evaluate .*/repeat_", START),  # of the worker that measures
     "render": ("advanced pages ", RENAME),

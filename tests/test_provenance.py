@@ -43,6 +43,22 @@ def test_a_folder_that_is_no_checkout_is_named_by_its_code(tmp_path: Path) -> No
     assert (found["commit"], found["dirty"], found["code"]) == (None, None, package_digest())
 
 
+def test_digests_of_a_reference_are_a_checksum_file(tmp_path: Path) -> None:
+    """``sha256sum --check`` in the model's folder finds what has changed."""
+    (tmp_path / "runs").mkdir()
+    files = [tmp_path / "windows.json", tmp_path / "runs/report.json"]
+    for file in files:
+        file.write_text(file.name)
+    out = tmp_path / "reference.sha256"
+    words = ["advanced", "provenance", "reference", "--files", *map(str, files), "--out", str(out)]
+    assert main(words) == 0
+    check = ["sha256sum", "--check", "--quiet", out.name]
+    assert subprocess.run(check, cwd=tmp_path, check=False).returncode == 0
+    files[1].write_text("other")
+    done = subprocess.run(check, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["runs/report.json: FAILED"]
+
+
 def programs(folder: Path, without: set[str]) -> Path:
     """A PATH of one folder: everything that is installed but these."""
     folder.mkdir()

@@ -338,7 +338,7 @@ def test_the_message_names_the_log_of_a_job_that_failed(world: World, disturbed:
     printed = world.finish(running, world.rough, 1)
     (message,) = re.findall(r"SLURM-job '\d+' failed.*?\n((?:    .*\n)+)", printed)
     (named,) = re.findall(r"    log: (.*) \(check log file", message)
-    ours, _, theirs = (world.rough / name for name in named.split(", "))
+    ours, theirs = (world.rough / name for name in named.split(", "))
     assert ours == world.rough / RUN / "logs/base/baseline_report.log"
     assert "invarlock run: " in ours.read_text()
     assert ours.read_text().strip() in printed  # and it is shown

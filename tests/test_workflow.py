@@ -26,7 +26,7 @@ ONCE = {
     "verdict": 1, "build_pack": 1, "timings": 1, "verify_made_pack": 1, "all": 1,
 }  # fmt: skip
 TUNED = {"tuned_parameters": 1}  # of suites with edits whose numbers stand in the table
-EACH_MODEL = ("baseline", "windows", "baseline_report", "calibrate", "preset")
+EACH_MODEL = ("baseline", "windows", "baseline_report", "calibrate", "preset", "reference")
 EACH_EVALUATION = ("evaluate", "render")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from invarlock.cli.options import option
 from invarlock.contracts import validate
-from invarlock.files import write_json
+from invarlock.files import sha256_file, write_bytes, write_json
 from invarlock.run.oci import ENGINES
 
 
@@ -40,6 +40,13 @@ class SourceOptions(EnvironmentOptions):
     """Options of ``invarlock advanced provenance source``."""
 
     checkout: Path = option(Path(), metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions(EnvironmentOptions):
+    """Options of ``invarlock advanced provenance reference``."""
+
+    files: tuple[Path, ...] = option(metavar="FILE", help="below the folder of OUT")
 
 
 def _label(options: LabelOptions) -> int:
@@ -77,6 +84,15 @@ def _environment(options: EnvironmentOptions) -> int:
     return 0
 
 
+def _reference(options: ReferenceOptions) -> int:
+    from invarlock.evidence.checksums import render
+
+    folder = options.out.parent
+    found = {str(path.relative_to(folder)): sha256_file(path) for path in options.files}
+    write_bytes(options.out, render(found))
+    return 0
+
+
 ACTIONS = {
     "label": (
         LabelOptions,
@@ -89,5 +105,10 @@ ACTIONS = {
         EnvironmentOptions,
         _environment,
         "platform, libraries, CPU and GPUs of this machine",
+    ),
+    "reference": (
+        ReferenceOptions,
+        _reference,
+        "digests of what the evaluations of a model are compared with",
     ),
 }
