@@ -18,6 +18,7 @@ from invarlock.contracts import validate
 from invarlock.errors import ConfigError
 from invarlock.guards.findings import nothing_edited
 from invarlock.guards.invariants_decision import judge, unedited
+from invarlock.guards.row_changes import special_ids, tokenizer_of
 from invarlock.reporting.render import render_report_markdown
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import pass_reasons
@@ -148,7 +149,14 @@ def test_a_changed_acceptance_does_not_replay(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chat_template", "special_tokens", "max_position_embeddings", "attention_dropout"]
+    "name",
+    [
+        "chat_template",
+        "special_tokens",
+        "special_token_rows",
+        "max_position_embeddings",
+        "attention_dropout",
+    ],
 )
 def test_kinds_of_files_and_fields_are_names(world: World, name: str) -> None:
     """Also a field that only the configuration's own class gives (attention_dropout)."""
@@ -214,6 +222,61 @@ def test_a_difference_is_never_measured_unless_it_is_accepted(
     assert files[0]["tokenizer_config.json"] != files[1]["tokenizer_config.json"]
     found = replay(report)
     assert found == []
+
+
+def with_rows(world: World, folder: Path, rows: dict[int, int | None]) -> Path:
+    """A subject in which rows of the embedding are trained anew (None), or are other rows."""
+    subject = shutil.copytree(world.baseline, folder)
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        table = tensors["model.embed_tokens.weight"]
+        before, noise = table.clone(), torch.Generator().manual_seed(5)
+        for row, other in rows.items():
+            new = torch.randn(table[row].shape, generator=noise) * before.float().std()
+            table[row] = new.to(table.dtype) if other is None else before[other]
+
+    change(subject, edit)
+    return subject
+
+
+def test_rows_of_special_tokens_that_were_trained_can_be_accepted(
+    world: World, tmp_path: Path, capsys
+) -> None:
+    """Refused until then; the report, the page and the record of the verdict say so."""
+    special = sorted(special_ids(tokenizer_of(world.baseline)))
+    subject = with_rows(world, tmp_path / "subject", {special[0]: None})
+    assert world.evaluate(subject, tmp_path / "no") == 0
+    refused = read(tmp_path / "no")
+    assert pass_reasons(refused) == ["spectral_fail"]
+    assert "special tokens, to be accepted as special_token_rows" in render_report_markdown(refused)
+    assert replay(refused) == []
+    assert world.evaluate(subject, tmp_path / "yes", "--accept", "special_token_rows") == 0
+    report = read(tmp_path / "yes")
+    assert pass_reasons(report) == []
+    assert report["spectral"]["accepted"] == ["special_token_rows"]
+    assert "accepted by name: special_token_rows" in capsys.readouterr().out.splitlines()[-1]
+    page = render_report_markdown(report)
+    assert "all are special tokens, accepted by name: special_token_rows" in page
+    assert "to be accepted" not in page
+    assert replay(report) == []
+    del report["context"]["accept"]
+    assert replay(report) != []
+
+
+def test_other_rows_are_not_accepted_with_them(world: World, tmp_path: Path) -> None:
+    """An ordinary row beside a special one, or special tokens that took each other's place."""
+    first, second, *_ = sorted(special_ids(tokenizer_of(world.baseline)))
+    ordinary = next(i for i in range(40, 60))
+    for name, rows in (
+        ("beside", {first: None, ordinary: None}),
+        ("exchanged", {first: second, second: first}),
+    ):
+        subject = with_rows(world, tmp_path / name, rows)
+        out = tmp_path / f"out-{name}"
+        assert world.evaluate(subject, out, "--accept", "special_token_rows") == 0
+        report = read(out)
+        assert pass_reasons(report) == ["spectral_fail"], name
+        assert "accepted" not in report["spectral"]
 
 
 def test_an_edit_that_was_never_applied_is_named(world: World, tmp_path: Path, capsys) -> None:

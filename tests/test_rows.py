@@ -19,7 +19,7 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.damage.inject import inject
 from invarlock.damage.specs import parse_damage
 from invarlock.guards import row_changes, rows
-from invarlock.guards.row_changes import measure_rows, token_texts
+from invarlock.guards.row_changes import measure_rows, special_ids, token_texts, tokenizer_of
 from invarlock.guards.rows import ListedRow, RowTable
 from invarlock.policy import load_policy
 
@@ -411,21 +411,27 @@ def test_token_texts_are_printable_and_short(tmp_path: Path) -> None:
     vocabulary = {"\u0120the": 0, "\u2581und": 1, "a\nb\x1b[31m": 2, "\u202eabc": 3, "x" * 99: 4}
     document = {
         "model": {"vocab": vocabulary},
-        "added_tokens": [{"id": 5, "content": "<|end|>"}, {"id": 6}, 7],
+        "added_tokens": [
+            {"id": 5, "content": "<|end|>", "special": True},
+            {"id": 6},
+            {"id": 7, "special": "yes"},
+            7,
+        ],
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    texts = token_texts(tmp_path, range(9))
+    texts = token_texts(tokenizer_of(tmp_path), range(9))
     assert texts[0] == " the"
     assert texts[1] == " und"
     assert texts[5] == "<|end|>"
+    assert special_ids(tokenizer_of(tmp_path)) == {5}
     assert texts[2] == "a\\nb\\x1b[31m"
     assert texts[3] == "\\u202eabc"
     assert len(texts[4]) == 40
     assert set(texts) == {0, 1, 2, 3, 4, 5}
     unigram = {"model": {"vocab": [["<unk>", 0.0], ["\u2581a", -1.0], [], "b"]}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(unigram))
-    assert token_texts(tmp_path, [0, 1, 2, 3, 99]) == {0: "<unk>", 1: " a"}
-    assert token_texts(tmp_path / "nowhere", [0]) == {}
+    assert token_texts(tokenizer_of(tmp_path), [0, 1, 2, 3, 99]) == {0: "<unk>", 1: " a"}
+    assert token_texts(tokenizer_of(tmp_path / "nowhere"), [0]) == {}
 
 
 def table(**changes: object) -> RowTable:
@@ -456,6 +462,26 @@ def test_limits_and_counts_are_known_answers() -> None:
     assert finding["rows"] == 3
     assert rows.sentence(finding, 3).endswith("5 't5' (now closest to 9 't9')")
     assert rows.sentence(finding, 1).endswith("7 't7' and 2 more")
+
+
+def test_only_rows_of_special_tokens_that_stayed_their_own_have_a_name() -> None:
+    """Each of them known: one more than is listed is not."""
+    three = tuple(ListedRow(i, f"<{i}>", 1.2 - i / 100, 9, "t9", 2.0, True) for i in range(3))
+    known = table(above=(3,) * 24, listed=three)
+    (finding,) = rows.findings(rows.judge([known], POLICY))
+    assert finding["accept"] == rows.SPECIAL_ROWS
+    assert rows.sentence(finding).endswith(
+        "2 '<2>'; all are special tokens, to be accepted as special_token_rows"
+    )
+    assert rows.from_json(rows.to_json([known])) == [known]
+    for other in (
+        known._replace(listed=(*three[:2], three[2]._replace(special=False))),
+        known._replace(listed=(*three[:2], three[2]._replace(nearest_change=0.1))),
+        known._replace(above=(4,) * 24),
+    ):
+        (finding,) = rows.findings(rows.judge([other], POLICY))
+        assert "accept" not in finding
+        assert "special tokens" not in rows.sentence(finding)
 
 
 @pytest.mark.parametrize(

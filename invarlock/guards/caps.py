@@ -10,7 +10,7 @@ More than ``max_caps`` caps block, and so does any finding that is fatal.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from invarlock.guards import rows
@@ -61,6 +61,7 @@ def decide(
     policy: SpectralPolicy,
     row_tables: Sequence[rows.RowTable],
     counts: Mapping[str, int],
+    accepted: Collection[str] = (),
 ) -> dict[str, Any]:
     """The decided part of the report's ``spectral`` block.
 
@@ -70,6 +71,7 @@ def decide(
         policy: the limits.
         row_tables: how far rows of tables moved.
         counts: what the summary says was checked.
+        accepted: names of findings that the user accepts, which then block nothing.
     """
     kappas = [policy.kappa(one.family) for one in changes]
     z = [one.log_ratio / policy.tau(one.family) for one in changes]
@@ -92,7 +94,8 @@ def decide(
     ]
     row_changes = rows.judge(row_tables, policy.rows)
     others = [*found, *rows.findings(row_changes)]
-    fatal = [d for d in others if d["severity"] == "fatal"]
+    through = sorted({d["accept"] for d in others if d.get("accept") in accepted})
+    fatal = [d for d in others if d["severity"] == "fatal" and d.get("accept") not in through]
     exceeded = len(capped) > policy.max_caps
     passed = not fatal and not exceeded
     return {
@@ -105,6 +108,7 @@ def decide(
         "caps_exceeded": exceeded,
         "fatal_violations": len(fatal),
         "violations": violations + others,
+        **({"accepted": through} if through else {}),
         "row_changes": row_changes,
         "family_caps": family_caps(policy),
         "family_z_summary": _family_summary(changes, z, kappas, capped),

@@ -210,9 +210,10 @@ def _status(detector: Detector, report: Report, _: Report | None) -> Reading:
 
 
 def accepted_names(report: Report) -> list[str]:
-    """Names by which the user accepted findings that would have refused the subject, sorted."""
-    found = block(report, Invariants.name).get("accepted")
-    return sorted(map(str, found)) if isinstance(found, list) else []
+    """Names by which the user accepted findings that would have refused the subject, of whichever
+    guard, sorted."""
+    found = [block(report, name).get("accepted") for name in report]
+    return sorted({str(name) for names in found if isinstance(names, list) for name in names})
 
 
 def acceptance_notes(report: Report) -> list[str]:

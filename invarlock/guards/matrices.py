@@ -8,7 +8,7 @@ their fatal ratio to the baseline block, and caps on the largest singular value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from invarlock.guards import rows, weight_stats
@@ -25,6 +25,7 @@ def judge(
     subject: Sequence[Module],
     policy: SpectralPolicy,
     row_tables: Sequence[rows.RowTable] = (),
+    accepted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Compare the modules of two runs, both lists of the same names, and the rows of tables.
 
@@ -48,4 +49,5 @@ def judge(
             policy,
         )
     ]
-    return decide(changes, found, policy, row_tables, {"modules_checked": len(pairs)})
+    counts = {"modules_checked": len(pairs)}
+    return decide(changes, found, policy, row_tables, counts, accepted)

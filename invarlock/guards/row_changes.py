@@ -17,10 +17,10 @@ Rows go through in blocks; memory is that of the anchors, the blocks and a numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invarlock.files import read_json
 from invarlock.guards.operators import behind_layer_norm
@@ -54,6 +54,7 @@ TOKEN_CHARACTERS = 40  # of a token's text in a message
 LARGEST = 1e6  # a change is recorded up to here
 TRIMMED_STEPS = 8  # at most; it ends where the median no longer falls
 SETTLED = 0.98  # ratio of two medians that ends it
+Tokenizer = Mapping[str, Any]  # tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -294,8 +295,11 @@ def _listed(
     nearest = _nearest(pair, now, examined)
     apart = (now - pair.baseline.rows(nearest)).norm(dim=1).cpu() / unit[examined]
     texts: dict[int, str] = {}
+    special: set[int] = set()
     if pair.kind == TOKEN:
-        texts = token_texts(baseline.folder, {*examined.tolist(), *nearest.tolist()})
+        tokenizer = tokenizer_of(baseline.folder)
+        texts = token_texts(tokenizer, {*examined.tolist(), *nearest.tolist()})
+        special = special_ids(tokenizer)
     rows = [
         ListedRow(
             row=row,
@@ -304,6 +308,7 @@ def _listed(
             nearest=other,
             nearest_token=texts.get(other),
             nearest_change=_number(min(distance, LARGEST)),
+            special=row in special,
         )
         for row, other, distance in zip(
             examined.tolist(), nearest.tolist(), apart.tolist(), strict=True
@@ -339,26 +344,40 @@ def _number(value: float) -> float:
     return recorded
 
 
-def token_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """``tokenizer.json``; empty where there is none."""
+    path = folder / "tokenizer.json"
+    document = read_json(path) if path.is_file() else None
+    return document if isinstance(document, dict) else {}
+
+
+def token_texts(tokenizer: Tokenizer, ids: Collection[int]) -> dict[int, str]:
     """Text of the named ids as ``tokenizer.json`` spells them: printable ASCII, cut to length.
 
     The marks of a leading space (of byte-level and of SentencePiece vocabularies) become one.
-    Empty where there is no such file or it holds no vocabulary.
+    Empty where it holds no vocabulary.
     """
-    path = folder / "tokenizer.json"
-    document = read_json(path) if path.is_file() else None
-    model = document.get("model") if isinstance(document, dict) else None
+    model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: an id is a place in the list of (piece, score)
         pieces = {i: row[0] for i, row in enumerate(vocabulary) if isinstance(row, list) and row}
     else:
         known = vocabulary if isinstance(vocabulary, dict) else {}
         pieces = {i: piece for piece, i in known.items() if isinstance(i, int)}
-    added = document.get("added_tokens") if isinstance(document, dict) else None
+    pieces |= {i: token.get("content") for i, token in _added(tokenizer)}
+    return {i: _printable(piece) for i in ids if isinstance(piece := pieces.get(i), str)}
+
+
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    """The ids of its special tokens."""
+    return {i for i, token in _added(tokenizer) if token.get("special") is True}
+
+
+def _added(tokenizer: Tokenizer) -> Iterator[tuple[int, Tokenizer]]:
+    added = tokenizer.get("added_tokens")
     for token in added if isinstance(added, list) else ():
         if isinstance(token, dict) and isinstance(token.get("id"), int):
-            pieces[token["id"]] = token.get("content")
-    return {i: _printable(piece) for i in ids if isinstance(piece := pieces.get(i), str)}
+            yield token["id"], token
 
 
 def _printable(piece: str) -> str:

@@ -10,7 +10,9 @@ against the baseline's row of the same number (:mod:`invarlock.guards.row_change
 A row has **changed** where ``change > limit``, ``limit = factor * typical`` within ``limit_min``
 and ``limit_max``, rounded up to a step of the recorded counts. It has **moved** where ``change >=
 moved_min`` and another baseline row is at most ``nearer`` times as far away as its own: rows that
-were alike and are exchanged change little, and are still somebody else's. One such row blocks.
+were alike and are exchanged change little, and are still somebody else's. One such row blocks,
+unless all of them are rows of special tokens, none has moved, and the user accepts that: whoever
+trains a model to talk trains the rows of the tokens that chats are written with.
 
 The counts and the listed rows are recorded, not the decision alone: a reader decides again.
 """
@@ -18,7 +20,7 @@ The counts and the listed rows are recorded, not the decision alone: a reader de
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from invarlock.policy import RowPolicy
@@ -46,6 +48,7 @@ CONTRACT = {
 }
 TOKEN, OTHER = "token", "other"  # what a row stands for
 ROW_FINDINGS = TOKEN_ROWS, OTHER_ROWS = "token_rows", "table_rows"  # types of finding
+SPECIAL_ROWS = "special_token_rows"  # a user accepts changed rows of special tokens by it
 
 
 class ListedRow(NamedTuple):
@@ -57,6 +60,7 @@ class ListedRow(NamedTuple):
     nearest: int  # the baseline's other row that is closest to it
     nearest_token: str | None
     nearest_change: float  # distance from that one, in the unit of ``change``
+    special: bool = False  # whether the token is a special one of the baseline's tokenizer
 
 
 class RowTable(NamedTuple):
@@ -80,10 +84,15 @@ def to_json(tables: Sequence[RowTable]) -> list[dict[str, Any]]:
         {
             **table._asdict(),
             "above": list(table.above),
-            "listed": [row._asdict() for row in table.listed],
+            "listed": [_row_json(row) for row in table.listed],
         }
         for table in tables
     ]
+
+
+def _row_json(row: ListedRow) -> dict[str, Any]:
+    """A row as it is recorded; that it is special is said where it is."""
+    return {key: value for key, value in row._asdict().items() if value is not False}
 
 
 def from_json(tables: Sequence[Mapping[str, Any]]) -> list[RowTable]:
@@ -145,10 +154,18 @@ def findings(judged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "type": TOKEN_ROWS if table["kind"] == TOKEN else OTHER_ROWS,
             **{key: table[key] for key in kept},
             "severity": "fatal",
+            **({"accept": SPECIAL_ROWS} if _only_special(table) else {}),
         }
         for table in judged
         if table["rows"]
     ]
+
+
+def _only_special(table: Mapping[str, Any]) -> bool:
+    """Whether all rows of a finding are known, special tokens', and still their own."""
+    listed = table["listed"]
+    known = len(listed) == table["rows"]
+    return known and all(row.get("special") and "closest" not in row for row in listed)
 
 
 def _moved(row: ListedRow, policy: RowPolicy) -> bool:
@@ -158,16 +175,21 @@ def _moved(row: ListedRow, policy: RowPolicy) -> bool:
 def _named(row: ListedRow, moved: bool) -> dict[str, Any]:
     """A row of a finding; ``closest``: the row of the baseline that it moved to."""
     named: dict[str, Any] = {"row": row.row, "token": row.token, "change": row.change}
+    named |= {"special": True} if row.special else {}
     return named | ({"closest": row.nearest, "closest_token": row.nearest_token} if moved else {})
 
 
-def sentence(finding: Mapping[str, Any], most: int = 6) -> str:
-    """A finding in words: how many rows, and which of them first."""
+def sentence(finding: Mapping[str, Any], most: int = 6, through: Collection[str] = ()) -> str:
+    """A finding in words: how many rows, and which of them first; ``through``: accepted names."""
     names = listed([_words(row) for row in finding["listed"]], most, of=finding["rows"])
     what = "token rows" if finding["type"] == TOKEN_ROWS else "rows"
     limits = f"limit {finding['limit']:.2f}, half of all within {finding['typical']:.3g}"
     count = f"{finding['rows']} of {finding['compared']} {what}"
-    return f"{finding['module']}: {count} changed far beyond the others ({limits}): {names}"
+    end = ""
+    if "accept" in finding:
+        said = "accepted by name:" if finding["accept"] in through else "to be accepted as"
+        end = f"; all are special tokens, {said} {finding['accept']}"
+    return f"{finding['module']}: {count} changed far beyond the others ({limits}): {names}{end}"
 
 
 def _words(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -155,6 +155,7 @@ def judge(
     policy: SpectralPolicy,
     row_tables: Sequence[rows.RowTable] = (),
     modules_checked: int = 0,
+    accepted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Compare the operators of two runs, both lists of the same names, and the rows of tables.
 
@@ -170,7 +171,7 @@ def judge(
     ]
     found = [finding for b, s in pairs for finding in _degeneracy(b, s, policy)]
     counts = {"modules_checked": modules_checked, "operators_checked": len(changes)}
-    return decide(changes, found, policy, row_tables, counts)
+    return decide(changes, found, policy, row_tables, counts, accepted)
 
 
 def change(baseline: OperatorStats, subject: OperatorStats) -> float:
@@ -253,6 +254,10 @@ class ListedRow(Closed):
     nearest: Annotated[Count, about("the other row of the baseline that it is closest to")]
     nearest_token: Annotated[str | None, about("that row's token")]
     nearest_change: Annotated[NotNegative, about("distance from that row, in the unit of change")]
+    special: Annotated[
+        Literal[True] | UnsetType,
+        about("the token is a special one of the baseline's tokenizer; absent: it is none"),
+    ] = UNSET
 
 
 class RowTable(Closed):
@@ -318,6 +323,10 @@ class SpectralBlock(Measured):
     violations: Annotated[
         list[Any] | UnsetType,
         about("capped and degenerate modules, and tables with rows far beyond the others"),
+    ] = UNSET
+    accepted: Annotated[
+        list[str] | UnsetType,
+        about("names by which the user accepted fatal findings; absent: none"),
     ] = UNSET
     family_caps: Annotated[
         dict[str, Any] | UnsetType,
@@ -395,10 +404,10 @@ class Spectral(Guard):
         tables = rows.from_json(recorded["row_tables"])
         if self._of_matrices(runs):
             before, mine = (self._modules(run) for run in (runs.baseline, runs.subject))
-            return matrices.judge(before, mine, policy.spectral, tables)
+            return matrices.judge(before, mine, policy.spectral, tables, runs.accepted)
         return judge(
             self._operators(runs.baseline), self._operators(runs.subject), policy.spectral,
-            tables, len(recorded["modules"]["name"]),
+            tables, len(recorded["modules"]["name"]), runs.accepted,
         )  # fmt: skip
 
     def _of_matrices(self, runs: Runs) -> bool:
@@ -432,8 +441,12 @@ class Spectral(Guard):
 
     def warnings(self, block: Mapping[str, Any]) -> Iterator[Block]:
         """A warning for each cap, each collapsed matrix and each table with changed rows."""
+        through = block.get("accepted", [])
         for item in block.get("violations", []):
             kind = "new_capped_module" if item["type"] == CAPPED else item["type"]
+            if item.get("accept") in through:
+                yield warning(self.name, kind, rows.sentence(item, through=through))
+                continue
             named = item["type"] in rows.ROW_FINDINGS
             if item["severity"] != "fatal" or named:
                 text = rows.sentence(item) if named else f"{item['module']}: {kind}"
@@ -498,11 +511,12 @@ class Spectral(Guard):
         )
         tables = objects(section.get("row_changes"))  # of published reports there are none
         beyond = sum(int(number(table.get("rows")) or 0) for table in tables)
+        meant = ", accepted by name" if section.get("accepted") else ""
         return Check(
             name=self.title,
             status=status,
             measured=f"{caps} capped, {counted(degenerate, 'degenerate module')}"
-            + (f", {counted(beyond, 'row')} far beyond the others" if tables else ""),
+            + (f", {counted(beyond, 'row')} far beyond the others{meant}" if tables else ""),
             threshold=f"at most {section.get('max_caps', '-')} capped, none degenerate"
             + (", no such row" if tables else ""),
             note=_why(report, section) if status == FAIL else _largest_change(section),
@@ -534,12 +548,13 @@ class Spectral(Guard):
         header = ("Family", word, "Largest |z|", "Mean |z|", "Cap (kappa)", "As change")
         moved = [c for c in changes if c.log_ratio != 0.0 or c.stable_rank_ratio not in (None, 1.0)]
         found = objects(section.get("violations"))
+        through = section.get("accepted") or ()
         return Section(
             id=self.name,
             title=title,
             notes=(
                 *(() if moved else ("No weight matrix changed.",)),
-                *map(rows.sentence, row_findings(report)),
+                *(rows.sentence(v, through=through) for v in row_findings(report)),
             ),
             plots=module_plot(
                 "spectral",
@@ -619,7 +634,8 @@ def _limits(section: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 def _why(report: Report, section: Mapping[str, Any]) -> str:
     """Why the guard fails; rows come first, since users know tokens better than matrices."""
-    found = row_findings(report)
+    through = section.get("accepted") or ()
+    found = [v for v in row_findings(report) if v.get("accept") not in through]
     if not found:
         return _worst_violation(section)
     return rows.sentence(max(found, key=lambda v: int(v["rows"])))
@@ -649,7 +665,8 @@ def _closest_family(section: Mapping[str, Any]) -> tuple[float, float | None]:
 def _worst_violation(section: Mapping[str, Any]) -> str:
     """The violation that blocks: a degenerate module, or the largest of too many caps."""
     found = objects(section.get("violations"))
-    fatal = [v for v in found if v.get("severity") == "fatal"]
+    through = section.get("accepted") or ()
+    fatal = [v for v in found if v.get("severity") == "fatal" and v.get("accept") not in through]
     if fatal:
         worst = min(fatal, key=lambda v: (v.get("ratio", 0.0), str(v.get("module"))))
         kind = str(worst.get("type", "")).removeprefix("degenerate_").replace("_", " ")

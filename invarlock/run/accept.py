@@ -1,4 +1,4 @@
-"""Names by which a user may accept a finding of the invariants guard.
+"""Names by which a user may accept a finding of the files, or of rows of special tokens.
 
 A name that no finding can have is a slip that would be noticed after a measurement, if at all.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import read_json_object
+from invarlock.guards.rows import SPECIAL_ROWS
 from invarlock.shipped_files import SHIPPED
 from invarlock.tokenizer_meaning import ACCEPTABLE
 
@@ -28,7 +29,7 @@ def check_accept(names: Sequence[str], baseline: Path, subject: Path, where: str
     Raises:
         ConfigError: names the nearest name that there is.
     """
-    kinds = (*SHIPPED, *ACCEPTABLE)
+    kinds = (*SHIPPED, *ACCEPTABLE, SPECIAL_ROWS)
     known = {*kinds, *_stated(baseline), *_stated(subject)}
     if not {*names} <= known:  # rarely: resolving takes seconds
         known |= {*_resolved(baseline), *_resolved(subject)}
