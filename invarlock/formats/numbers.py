@@ -33,6 +33,29 @@ def fp4(packed: torch.Tensor) -> torch.Tensor:
     return pairs[packed.int()].flatten(-2)
 
 
+def fp6(packed: torch.Tensor, mantissa: int, least: int) -> torch.Tensor:
+    """The numbers of bytes (..., 3 n): (..., 4 n), float32. Six bits each: a sign, an exponent,
+    and a mantissa; the first in the lowest bits.
+
+    Args:
+        packed: three bytes for four numbers.
+        mantissa: bits of it.
+        least: exponent of the smallest normal number.
+    """
+    import torch
+
+    table = []
+    for code in range(32):
+        exponent, rest = code >> mantissa, code & ((1 << mantissa) - 1)
+        normal = 1.0 if exponent else 0.0
+        table.append((normal + rest / (1 << mantissa)) * 2.0 ** (least + max(exponent - 1, 0)))
+    signed = torch.tensor([*table, *(-value for value in table)])
+    threes = packed.int().reshape(*packed.shape[:-1], -1, 3)
+    word = threes[..., 0] | threes[..., 1] << 8 | threes[..., 2] << 16
+    codes = torch.stack([word >> place & 63 for place in (0, 6, 12, 18)], dim=-1)
+    return signed[codes].flatten(-2)
+
+
 def powers(scales: torch.Tensor) -> torch.Tensor:
     """The powers of two that E8M0 bytes stand for, float32."""
     import torch

@@ -7,11 +7,12 @@ is of the dtype of the run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from invarlock.counts import counted
-from invarlock.formats.numbers import FP4, nearest_float
+from invarlock.formats.numbers import EXPONENT, FP4, MANTISSA, nearest_float
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +128,29 @@ def to_mxfp4(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     groups = _groups(numbers, MX_GROUP)
     power = _power_over(groups, FP4[-1])
     return (nearest_fp4(groups / power) * power).flatten(-2)
+
+
+def to_even_mx(mantissa: int, least: int, largest: float) -> Rounding:
+    """A format of the OCP's microscaling in groups of 32, as AMD's kernels round to it: the power
+    of two is that of the group's largest number, itself rounded to the format's mantissa.
+
+    Args:
+        mantissa: bits of it.
+        least: exponent of the smallest normal number.
+        largest: the largest number.
+    """
+    most = math.floor(math.log2(largest))
+
+    def rounded(numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        import torch
+
+        groups = _groups(numbers, MX_GROUP)
+        bits = groups.abs().amax(-1, keepdim=True).view(torch.int32)
+        bits = (bits + (1 << MANTISSA - mantissa - 1)) & EXPONENT
+        power = (bits.view(torch.float32) / 2.0**most).clamp(min=2.0**-127)
+        return (nearest_float(groups / power, mantissa, least, largest) * power).flatten(-2)
+
+    return rounded
 
 
 def nearest_fp4(numbers: torch.Tensor) -> torch.Tensor:

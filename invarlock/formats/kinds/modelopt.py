@@ -12,14 +12,12 @@ are rounded before as the kernels would (:mod:`invarlock.formats.rounded_inputs`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from invarlock.counts import counted
 from invarlock.errors import InputError
 from invarlock.formats.kind import PackedTensor, Tensors
 from invarlock.formats.numbers import POWERS, SMALLEST, fp4, powers, spread
@@ -31,6 +29,7 @@ from invarlock.formats.packed import (
     cache_notes,
     config_of,
     dtype_of,
+    expert_notes,
     input_faults,
     method_of,
     module_of,
@@ -62,7 +61,6 @@ INPUT, BEFORE = ".input_scale", ".pre_quant_scale"
 STACKED = "_weight_scale"  # beside experts in one tensor, which have no ``.weight``
 MIXED = "MIXED_PRECISION"
 OF_CACHES = ("kv_cache_quant_algo", "kv_cache_scheme")
-EXPERT = re.compile(r"\.experts\.\d+\.")
 BLOCK = 128  # rows and columns that share a scale
 E4M3, FP4_BYTES, INT8 = "F8_E4M3", "U8", "I8"
 
@@ -261,17 +259,8 @@ class ModelOpt(Packed):
     def notes(self, source: Path, baseline: Path) -> Iterator[str]:
         yield from cache_notes(source)
         config = config_of(source)
-        left = [
-            name
-            for name in self.inventory(source).packed
-            if EXPERT.search(name) and self._algorithm(name, config).inputs
-        ]
-        if left:
-            yield (
-                f"the inputs of {counted(len(left), 'matrix', 'matrices')} of experts are not"
-                " rounded here as kernels round them: transformers runs the experts of a layer as"
-                " one module, and what rounding them costs is not judged"
-            )
+        packed = self.inventory(source).packed
+        yield from expert_notes(n for n in packed if self._algorithm(n, config).inputs)
 
 
 def _named(said: Mapping[str, Any]) -> str:
