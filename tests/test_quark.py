@@ -220,6 +220,18 @@ REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
     "four bits": (
         "fp8", NOTHING, {"global_quant_config": {"weight": maker.rule("int4", "per_group", False)}},
         ["quark", "not read"]),
+    "powers of inputs that are taken otherwise": (
+        "mxfp4", NOTHING,
+        {"global_quant_config": {
+            "weight": maker.rule("fp4", "per_group", False),
+            "input_tensors": maker.rule("fp4", "per_group", True)
+            | {"scale_calculation_mode": "floor"}}},
+        ["quark", "not read"]),
+    "scales that are no powers": (
+        "mxfp4", NOTHING,
+        {"global_quant_config": {
+            "weight": maker.rule("fp4", "per_group", False) | {"scale_format": "float32"}}},
+        ["quark", "not read"]),
     "rules by class": (
         "fp8", NOTHING, {"layer_type_quant_config": {"Linear": {}}}, ["quark", "not read"]),
     "rounded attention": (

@@ -261,11 +261,17 @@ def _known(rule: object) -> bool:
     numbers = NUMBERS.get(str(weight.get("dtype")))
     if numbers is None or weight.get("qscheme") not in numbers.shared:
         return False
-    if weight["qscheme"] == GROUPS and weight.get("group_size") != GROUP:
+    if weight["qscheme"] == GROUPS and not _of_powers(weight):
         return False
     if inputs is None:
         return True
     if not isinstance(inputs, dict) or inputs.get("symmetric") is False:
         return False
     key = str(inputs.get("dtype")), str(inputs.get("qscheme")), bool(inputs.get("is_dynamic"))
-    return key in INPUTS and (key[1] != GROUPS or inputs.get("group_size") == GROUP)
+    even = inputs.get("scale_calculation_mode") in (None, "even")
+    return key in INPUTS and (key[1] != GROUPS or (_of_powers(inputs) and even))
+
+
+def _of_powers(rule: Mapping[str, Any]) -> bool:
+    """Whether 32 columns share a power of two."""
+    return rule.get("group_size") == GROUP and rule.get("scale_format") in (None, "e8m0")
