@@ -339,7 +339,14 @@ class Layout(JobWords):
             self.reference(slug)
             for slug in self.slugs
             if self.reference(slug).exists()
-            and not all(map(Path.exists, self.reference_files(slug) + self.reference_folders(slug)))
+            and not all(
+                path.exists()
+                for path in (
+                    self.compared_with(slug)["config_record"],
+                    *self.reference_files(slug),
+                    *self.reference_folders(slug),
+                )
+            )
         ]
         for path in gone:
             path.unlink(missing_ok=True)

@@ -57,6 +57,7 @@ def test_digests_of_a_reference_are_a_checksum_file(tmp_path: Path) -> None:
     files[1].write_text("other")
     done = subprocess.run(check, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["runs/report.json: FAILED"]
+    assert main([*words[:3], "--files", __file__, "--out", str(out)]) == 3
 
 
 def programs(folder: Path, without: set[str]) -> Path:

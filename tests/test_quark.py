@@ -232,6 +232,26 @@ REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
         {"global_quant_config": {
             "weight": maker.rule("fp4", "per_group", False) | {"scale_format": "float32"}}},
         ["quark", "not read"]),
+    "zero points of another shape": (
+        "int8", lambda t: t.update({f"{LAYER}.weight_zero_point": torch.zeros(7).to(torch.int8)}),
+        {}, ["do not fit together"]),
+    "zero points of FP4": (
+        "mxfp4", lambda t: t.update({f"{LAYER}.weight_zero_point": torch.zeros(())}), {},
+        ["do not fit together"]),
+    "scales of columns": (
+        "int8 rows", NOTHING,
+        {"global_quant_config": {
+            "weight": maker.rule("int8", "per_channel", False) | {"ch_axis": 1}}},
+        ["quark", "not read"]),
+    "rounded outputs": (
+        "fp8", NOTHING,
+        {"global_quant_config": {
+            "weight": maker.rule("fp8_e4m3", "per_tensor", False),
+            "output_tensors": maker.rule("fp8_e4m3", "per_tensor", True)}},
+        ["quark", "not read"]),
+    "rules that are a list": (
+        "fp8", NOTHING, {"layer_quant_config": [["*", {}]]}, ["quark", "not read"]),
+    "a list that is a word": ("fp8", NOTHING, {"exclude": "lm_head"}, ["quark", "not read"]),
     "rules by class": (
         "fp8", NOTHING, {"layer_type_quant_config": {"Linear": {}}}, ["quark", "not read"]),
     "rounded attention": (

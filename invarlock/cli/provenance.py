@@ -7,6 +7,7 @@ from pathlib import Path
 
 from invarlock.cli.options import option
 from invarlock.contracts import validate
+from invarlock.errors import InputError
 from invarlock.files import sha256_file, write_bytes, write_json
 from invarlock.run.oci import ENGINES
 
@@ -87,8 +88,12 @@ def _environment(options: EnvironmentOptions) -> int:
 def _reference(options: ReferenceOptions) -> int:
     from invarlock.evidence.checksums import render
 
-    folder = options.out.parent
-    found = {str(path.relative_to(folder)): sha256_file(path) for path in options.files}
+    folder = options.out.parent.absolute()
+    found: dict[str, str] = {}
+    for path in options.files:
+        if not path.absolute().is_relative_to(folder):
+            raise InputError("not below the folder of OUT", where=str(path), expected=str(folder))
+        found[str(path.absolute().relative_to(folder))] = sha256_file(path)
     write_bytes(options.out, render(found))
     return 0
 

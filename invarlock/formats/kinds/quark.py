@@ -91,8 +91,8 @@ INPUTS: Mapping[tuple[str, str, bool], tuple[Rounding, str]] = {
     ("fp6_e2m3", GROUPS, True): (to_even_mx(*E2M3, 7.5), "MXFP6 E2M3, groups of 32"),
     ("fp6_e3m2", GROUPS, True): (to_even_mx(*E3M2, 28.0), "MXFP6 E3M2, groups of 32"),
 }
-
-
+# Values of ``ch_axis`` of weights: rows have scales of their own, or groups within a row.
+AXES: Mapping[str, tuple[int | None, ...]] = {WHOLE: (None,), ROWS: (None, 0), GROUPS: (None, -1)}
 SHARED = {WHOLE: "one scale", ROWS: "a scale per row", GROUPS: f"groups of {GROUP}"}
 
 
@@ -150,13 +150,17 @@ class Quark(Packed):
             rows, held = two(weight, where)
             columns = held * 8 // numbers.bits
             zero = stored.get(module + ZERO)
+            zeros = () if zero is None else zero.shape
             fits = {
                 WHOLE: scale.shape in ((), (1,)),
                 ROWS: scale.shape in ((rows,), (rows, 1)),
                 GROUPS: scale.shape == (rows, columns // GROUP) and columns % GROUP == 0,
             }
             require_fit(
-                weight.dtype == numbers.stored and scale.dtype in numbers.scales and fits[shared],
+                weight.dtype == numbers.stored
+                and scale.dtype in numbers.scales
+                and fits[shared]
+                and (zero is None or (said == "int8" and zeros == scale.shape)),
                 f"{numbers.title}, {shared}, as config.json says",
                 f"weight {list(weight.shape)} {weight.dtype}, weight_scale {list(scale.shape)}"
                 f" {scale.dtype}",
@@ -250,7 +254,11 @@ def _read(said: Mapping[str, Any]) -> bool:
     made = export.get("weight_format") if isinstance(export, dict) else None
     rotated = "rotation" in str(said.get("algo_config") or "").lower()
     others = said.get("layer_type_quant_config") or said.get("softmax_quant_spec")
-    return made in (None, "real_quantized") and not others and not rotated
+    layers, listed = said.get("layer_quant_config"), said.get("exclude")
+    shaped = isinstance(layers, dict | None) and isinstance(listed, list | None)
+    rule = said.get("global_quant_config")
+    outputs = rule.get("output_tensors") if isinstance(rule, dict) else None
+    return made in (None, "real_quantized") and shaped and not (others or rotated or outputs)
 
 
 def _known(rule: object) -> bool:
@@ -260,6 +268,8 @@ def _known(rule: object) -> bool:
     weight, inputs = _part(rule, "weight"), rule.get("input_tensors")
     numbers = NUMBERS.get(str(weight.get("dtype")))
     if numbers is None or weight.get("qscheme") not in numbers.shared:
+        return False
+    if weight.get("symmetric") is False or weight.get("ch_axis") not in AXES[weight["qscheme"]]:
         return False
     if weight["qscheme"] == GROUPS and not _of_powers(weight):
         return False
