@@ -21,6 +21,32 @@ Change = Callable[[Tensors], object]
 NOTHING: Change = lambda tensors: None  # noqa: E731
 
 
+def each_once(
+    make: Callable[[Path, Path, str], object], baseline: Path, root: Path
+) -> Callable[[str], Path]:
+    """The folder of a name, made of the baseline when it is first asked for."""
+
+    def folder(name: str) -> Path:
+        if not (root / name).is_dir():
+            make(baseline, root / name, name)
+        return root / name
+
+    return folder
+
+
+def comes_back(baseline: Path, subject: Path, stood: Tensors, scheme: str) -> None:
+    """Every weight is what the packer meant, in the dtype of the model, and nothing is found."""
+    opened = Checkpoint.open(subject)
+    assert opened.tensors.keys() == Checkpoint.open(baseline).tensors.keys()
+    assert set(opened.packed) == set(stood)
+    for tensor, values in stood.items():
+        torch.testing.assert_close(
+            opened.load(tensor), values.to(torch.bfloat16), rtol=2**-8, atol=1e-7, msg=tensor
+        )
+    assert opened.packing()["schemes"].keys() == {scheme}
+    assert fatal(baseline, subject) == []
+
+
 def changed(
     source: Path, out: Path, change: Change = NOTHING, said: Mapping[str, object] | None = None
 ) -> Path:

@@ -11,7 +11,18 @@ import pytest
 import torch
 from checkpoint_factory import make_llama, weights
 from makers import gptq_awq, mlx_modelopt
-from packed_factory import NOTHING, Change, Tensors, changed, cut, fatal, put, without
+from packed_factory import (
+    NOTHING,
+    Change,
+    Tensors,
+    changed,
+    comes_back,
+    cut,
+    each_once,
+    fatal,
+    put,
+    without,
+)
 from safetensors.torch import load_file, save_file
 
 from invarlock.checkpoints import Checkpoint
@@ -50,14 +61,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("made")
-
-    def folder(name: str) -> Path:
-        if not (root / name).is_dir():
-            mlx_modelopt.make(baseline, root / name, name)
-        return root / name
-
-    return folder
+    return each_once(mlx_modelopt.make, baseline, tmp_path_factory.mktemp("made"))
 
 
 # --- what the weights stand for ------------------------------------------------------------------
@@ -67,15 +71,7 @@ def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 def test_what_was_packed_comes_back(baseline: Path, tmp_path: Path, name: str) -> None:
     """Every weight is the product that the packer meant, in the dtype of the model; no finding."""
     stood = mlx_modelopt.make(baseline, tmp_path / "s", name)
-    subject = Checkpoint.open(tmp_path / "s")
-    assert subject.tensors.keys() == Checkpoint.open(baseline).tensors.keys()
-    assert set(subject.packed) == set(stood)
-    for tensor, values in stood.items():
-        torch.testing.assert_close(
-            subject.load(tensor), values.to(torch.bfloat16), rtol=2**-8, atol=1e-7, msg=tensor
-        )
-    assert subject.packing()["schemes"].keys() == {WAYS[name]}
-    assert fatal(baseline, tmp_path / "s") == []
+    comes_back(baseline, tmp_path / "s", stood, WAYS[name])
 
 
 @pytest.mark.parametrize("way", sorted({name.rpartition(".")[0] for name in load_file(KNOWN)}))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoint_factory import make_llama
 from makers import quark_packer as maker
-from packed_factory import NOTHING, Change, changed, cut, fatal, put, without
+from packed_factory import NOTHING, Change, changed, comes_back, cut, each_once, fatal, put, without
 from safetensors.torch import load_file
 
 from invarlock.checkpoints import Checkpoint
@@ -57,14 +57,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    root = tmp_path_factory.mktemp("made")
-
-    def folder(name: str) -> Path:
-        if not (root / name).is_dir():
-            maker.make(baseline, root / name, name)
-        return root / name
-
-    return folder
+    return each_once(maker.make, baseline, tmp_path_factory.mktemp("made"))
 
 
 # --- what the numbers are ------------------------------------------------------------------------
@@ -74,15 +67,7 @@ def made(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_what_was_packed_comes_back(baseline: Path, tmp_path: Path, name: str) -> None:
     """Every weight is the product that the packer meant, in the dtype of the model; no finding."""
     stood = maker.make(baseline, tmp_path / "s", name)
-    subject = Checkpoint.open(tmp_path / "s")
-    assert subject.tensors.keys() == Checkpoint.open(baseline).tensors.keys()
-    assert set(subject.packed) == set(stood)
-    for tensor, values in stood.items():
-        torch.testing.assert_close(
-            subject.load(tensor), values.to(torch.bfloat16), rtol=2**-8, atol=1e-7, msg=tensor
-        )
-    assert subject.packing()["schemes"].keys() == {WORDS[name]}
-    assert fatal(baseline, tmp_path / "s") == []
+    comes_back(baseline, tmp_path / "s", stood, WORDS[name])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -103,12 +88,12 @@ def test_quark_itself_reads_the_same(scheme: str) -> None:
     }
     (tensor,) = Quark().layout(infos, config, "here")
     assert torch.equal(Quark().values(tensor, parts, config), own["stands for"])
-    how = Quark()._inputs("a.weight", config)
+    how = Quark().inputs("a.weight", config)
     assert (how is None) is (inputs is None)
     if how is not None:
         scale = own.get("input_scale")
-        assert how[2] is (scale is not None)
-        rounded = how[0](own["input"], scale if scale is None else scale.float())
+        assert how.stored is (scale is not None)
+        rounded = how.rounding(own["input"], scale if scale is None else scale.float())
         assert torch.equal(rounded, own["rounded"])
         assert not torch.equal(rounded, own["input"])
 

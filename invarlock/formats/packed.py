@@ -12,7 +12,7 @@ The rest follows: folders are opened, compared and measured by what the weights 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,7 +43,6 @@ LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers
 OTHER_RULES = ("dynamic",)  # members that say for each module by itself
 CACHES = (".k_scale", ".v_scale")  # of caches of keys and values
 NUMBER = re.compile(r"\.\d+\.")
-EXPERT = re.compile(r"\.experts\.\d+\.")
 LAYERS = "layers."
 
 
@@ -396,17 +395,6 @@ def cache_notes(source: Path, ends: tuple[str, ...] = CACHES) -> Iterator[str]:
         yield (
             "served, caches of keys and values are rounded by the scales that are stored; these"
             " passes use no cache, so that those scales are not judged"
-        )
-
-
-def expert_notes(rounded: Iterable[str]) -> Iterator[str]:
-    """That inputs of experts stay as they are, of weights whose inputs the format rounds."""
-    left = [name for name in rounded if EXPERT.search(name)]
-    if left:
-        yield (
-            f"the inputs of {counted(len(left), 'matrix', 'matrices')} of experts are not"
-            " rounded here as kernels round them: transformers runs the experts of a layer as"
-            " one module, and what rounding them costs is not judged"
         )
 
 

@@ -8,11 +8,23 @@ is of the dtype of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from invarlock.counts import counted
+from invarlock.formats.kind import Tensors
 from invarlock.formats.numbers import EXPONENT, FP4, MANTISSA, nearest_float
+from invarlock.formats.packed import (
+    CACHES,
+    Packed,
+    by_module,
+    cache_notes,
+    config_of,
+    input_faults,
+    module_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +36,7 @@ LEFT = "inputs_left"  # of a model: how many are not rounded, since several run 
 STATIC = "FP8 E4M3, one scale, static"  # what people call :func:`to_fp8`
 INT8 = (-128, 127)
 NVFP4_GROUP, MX_GROUP = 16, 32
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class Rounding(Protocol):
@@ -31,6 +44,58 @@ class Rounding(Protocol):
 
     def __call__(self, numbers: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """``scale`` is the one that the files hold, where they hold any."""
+
+
+class Inputs(NamedTuple):
+    """How the inputs of a matrix are rounded."""
+
+    rounding: Rounding
+    words: str  # what people call it
+    stored: bool  # whether by a scale that the files hold
+
+
+class RoundsInputs(Packed):
+    """Base of formats that run dense here, and whose kernels round the inputs of products."""
+
+    scale: ClassVar[str] = ".input_scale"  # how the names of scales of inputs end
+    before: ClassVar[tuple[str, ...]] = ()  # and those by which columns are multiplied first
+    caches: ClassVar[tuple[str, ...]] = CACHES
+
+    def inputs(self, weight: str, config: Mapping[str, Any]) -> Inputs | None:
+        """How the inputs of a packed matrix are rounded; None where they stay as they are."""
+        raise NotImplementedError
+
+    def _asked(self, source: Path) -> dict[str, Inputs]:
+        config = config_of(source)
+        asked = {name: self.inputs(name, config) for name in self.inventory(source).packed}
+        return {name: how for name, how in asked.items() if how is not None}
+
+    def loaded(self, model: Any, source: Path) -> Any:
+        """The model with inputs rounded as the kernels round them."""
+        modules = [
+            (module_of(n), how.rounding, how.words) for n, how in self._asked(source).items()
+        ]
+        scales, before = by_module(source, (self.scale,)), by_module(source, self.before)
+        round_inputs(model, modules, scales, before)
+        return model
+
+    def detail(self, model: Any) -> Mapping[str, str]:
+        return {"activations": words_for(model) or "as they are"}
+
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
+        yield from super().faults(source, baseline)
+        static = [name for name, how in self._asked(source).items() if how.stored]
+        yield from input_faults(static, by_module(source, (self.scale,)))
+
+    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
+        yield from cache_notes(source, self.caches)
+        left = [name for name in self._asked(source) if EXPERT.search(name)]
+        if left:
+            yield (
+                f"the inputs of {counted(len(left), 'matrix', 'matrices')} of experts are not"
+                " rounded here as kernels round them: transformers runs the experts of a layer as"
+                " one module, and what rounding them costs is not judged"
+            )
 
 
 def round_inputs(

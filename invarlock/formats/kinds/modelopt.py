@@ -24,13 +24,8 @@ from invarlock.formats.numbers import POWERS, SMALLEST, fp4, powers, spread
 from invarlock.formats.packed import (
     CACHES,
     MODELOPT,
-    Packed,
     by_module,
-    cache_notes,
-    config_of,
     dtype_of,
-    expert_notes,
-    input_faults,
     method_of,
     module_of,
     quantization_of,
@@ -41,15 +36,15 @@ from invarlock.formats.packed import (
 )
 from invarlock.formats.rounded_inputs import (
     STATIC,
+    Inputs,
     Rounding,
-    round_inputs,
+    RoundsInputs,
     to_fp8,
     to_fp8_by_token,
     to_int8,
     to_mxfp4,
     to_mxfp8,
     to_nvfp4,
-    words_for,
 )
 from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
@@ -57,7 +52,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHT, SCALE, OVER = ".weight", ".weight_scale", ".weight_scale_2"
-INPUT, BEFORE = ".input_scale", ".pre_quant_scale"
+BEFORE = ".pre_quant_scale"
 STACKED = "_weight_scale"  # beside experts in one tensor, which have no ``.weight``
 MIXED = "MIXED_PRECISION"
 OF_CACHES = ("kv_cache_quant_algo", "kv_cache_scheme")
@@ -101,12 +96,13 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 }
 
 
-class ModelOpt(Packed):
+class ModelOpt(RoundsInputs):
     """Weights that ModelOpt packed."""
 
     name: ClassVar[str] = "modelopt"
     title: ClassVar[str] = "ModelOpt"
     marks: ClassVar[tuple[str, ...]] = (OVER,)
+    before: ClassVar[tuple[str, ...]] = (BEFORE,)
 
     def packs(self, config: Mapping[str, Any]) -> bool:
         if method_of(config) != MODELOPT:
@@ -125,7 +121,7 @@ class ModelOpt(Packed):
         return not _named(said) and any(said.get(key) for key in OF_CACHES)
 
     def drops(self, name: str) -> bool:
-        return name.endswith((INPUT, *CACHES))
+        return name.endswith((self.scale, *CACHES))
 
     def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
         return "transformers has no kernels for the weights of ModelOpt"
@@ -231,36 +227,17 @@ class ModelOpt(Packed):
         down, across = -(-rows // block[0]), -(-columns // block[1])
         return spread(own.reshape(down, across), block, tensor.shape)
 
-    def loaded(self, model: Any, source: Path) -> Any:
-        """The model with inputs rounded as the kernels round them."""
-        config = config_of(source)
-        found = []
-        for name in self.inventory(source).packed:
-            algorithm = self._algorithm(name, config)
-            if algorithm.inputs is not None:
-                found.append((module_of(name), algorithm.inputs, algorithm.words))
-        round_inputs(model, found, by_module(source, (INPUT,)), by_module(source, (BEFORE,)))
-        return model
-
-    def detail(self, model: Any) -> Mapping[str, str]:
-        return {"activations": words_for(model) or "as they are"}
+    def inputs(self, weight: str, config: Mapping[str, Any]) -> Inputs | None:
+        algorithm = self._algorithm(weight, config)
+        if algorithm.inputs is None:
+            return None
+        return Inputs(algorithm.inputs, algorithm.words, algorithm.static)
 
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         yield from super().faults(source, baseline)
-        config = config_of(source)
-        static = [
-            name for name in self.inventory(source).packed if self._algorithm(name, config).static
-        ]
-        yield from input_faults(static, by_module(source, (INPUT,)))
         for name, values in by_module(source, (BEFORE,)).items():
             if not bool(((values > 0) & values.isfinite()).all()):
                 yield f"{name}{BEFORE}: some of it is no positive number, and inputs are lost"
-
-    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
-        yield from cache_notes(source)
-        config = config_of(source)
-        packed = self.inventory(source).packed
-        yield from expert_notes(n for n in packed if self._algorithm(n, config).inputs)
 
 
 def _named(said: Mapping[str, Any]) -> str:

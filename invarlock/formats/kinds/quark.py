@@ -20,17 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
-from invarlock.formats.kind import PackedTensor, Tensors
+from invarlock.formats.kind import PackedTensor
 from invarlock.formats.numbers import POWERS, SMALLEST, fp4, fp6, powers, spread
 from invarlock.formats.packed import (
     CACHES,
-    Packed,
-    by_module,
-    cache_notes,
-    config_of,
     dtype_of,
-    expert_notes,
-    input_faults,
     method_of,
     module_of,
     quantization_of,
@@ -41,13 +35,13 @@ from invarlock.formats.packed import (
 )
 from invarlock.formats.rounded_inputs import (
     STATIC,
+    Inputs,
     Rounding,
-    round_inputs,
+    RoundsInputs,
     to_even_mx,
     to_fp8,
     to_fp8_by_token,
     to_int8,
-    words_for,
 )
 from invarlock.shards import FLOAT_DTYPES, TensorInfo
 
@@ -55,7 +49,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHT, SCALE, ZERO = ".weight", ".weight_scale", ".weight_zero_point"
-INPUT, INPUT_ZERO = ".input_scale", ".input_zero_point"
+INPUT_ZERO = ".input_zero_point"
 OUTPUT = ".output_scale"  # of keys and values, for caches
 WHOLE, ROWS, GROUPS = "per_tensor", "per_channel", "per_group"  # what shares a scale
 GROUP = 32
@@ -96,18 +90,19 @@ AXES: Mapping[str, tuple[int | None, ...]] = {WHOLE: (None,), ROWS: (None, 0), G
 SHARED = {WHOLE: "one scale", ROWS: "a scale per row", GROUPS: f"groups of {GROUP}"}
 
 
-class Quark(Packed):
+class Quark(RoundsInputs):
     """Weights that Quark packed."""
 
     name: ClassVar[str] = "quark"
     title: ClassVar[str] = "Quark"
+    caches: ClassVar[tuple[str, ...]] = (OUTPUT, *CACHES)
 
     def packs(self, config: Mapping[str, Any]) -> bool:
         said = quantization_of(config)
         return method_of(config) == "quark" and _read(said) and all(map(_known, _rules(said)))
 
     def drops(self, name: str) -> bool:
-        return name.endswith((INPUT, INPUT_ZERO, OUTPUT, *CACHES))
+        return name.endswith((self.scale, INPUT_ZERO, *self.caches))
 
     def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
         return "Quark is not run here"
@@ -202,37 +197,12 @@ class Quark(Packed):
     def _dtype(self, tensor: PackedTensor, config: Mapping[str, Any]) -> str:
         return str(_part(self.declared(module_of(tensor.name), config), "weight").get("dtype"))
 
-    def _inputs(self, name: str, config: Mapping[str, Any]) -> tuple[Rounding, str, bool] | None:
-        """How a matrix's inputs are rounded, what people call it, and whether by a stored scale."""
-        rule = _part(self.declared(module_of(name), config), "input_tensors")
+    def inputs(self, weight: str, config: Mapping[str, Any]) -> Inputs | None:
+        rule = _part(self.declared(module_of(weight), config), "input_tensors")
         if not rule:
             return None
-        static = not rule.get("is_dynamic")
-        return *INPUTS[str(rule["dtype"]), str(rule["qscheme"]), not static], static
-
-    def loaded(self, model: Any, source: Path) -> Any:
-        """The model with inputs rounded as the kernels round them."""
-        config = config_of(source)
-        asked = [(name, self._inputs(name, config)) for name in self.inventory(source).packed]
-        found = [(module_of(name), how[0], how[1]) for name, how in asked if how is not None]
-        round_inputs(model, found, by_module(source, (INPUT,)))
-        return model
-
-    def detail(self, model: Any) -> Mapping[str, str]:
-        return {"activations": words_for(model) or "as they are"}
-
-    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
-        yield from super().faults(source, baseline)
-        config = config_of(source)
-        asked = [(name, self._inputs(name, config)) for name in self.inventory(source).packed]
-        static = [name for name, how in asked if how is not None and how[2]]
-        yield from input_faults(static, by_module(source, (INPUT,)))
-
-    def notes(self, source: Path, baseline: Path) -> Iterator[str]:
-        yield from cache_notes(source, (OUTPUT, *CACHES))
-        config = config_of(source)
-        packed = self.inventory(source).packed
-        yield from expert_notes(name for name in packed if self._inputs(name, config))
+        dynamic = bool(rule.get("is_dynamic"))
+        return Inputs(*INPUTS[str(rule["dtype"]), str(rule["qscheme"]), dynamic], not dynamic)
 
 
 def _part(rule: Mapping[str, Any], name: str) -> Mapping[str, Any]:
