@@ -169,6 +169,8 @@ DAMAGE: dict[str, tuple[str, Change, str, str]] = {
     "inputs, none": (
         "int8", without(f"{LAYER}.input_scale"), "packing",
         "the inputs of 1 packed matrix has no scale"),
+    "zero points": (
+        "int8", put(f"{LAYER}.weight_zero_point", 3), "packing", "says that int8 is symmetric"),
     "inputs, zero": ("fp8", put(f"{LAYER}.input_scale", 0), "packing", "no positive number"),
 }  # fmt: skip
 
@@ -181,13 +183,33 @@ def test_damage_rejects(baseline: Path, made: Made, tmp_path: Path, case: str) -
     assert any(words in message for message in told), found
 
 
-@pytest.mark.parametrize("pattern", [LAYER, "*.down_proj", "down_proj"])
+@pytest.mark.parametrize("pattern", [LAYER, "*.down_proj", "down_proj", r"re:.*\.1\.mlp\."])
 def test_a_module_that_is_packed_and_said_to_be_dense_rejects(
     baseline: Path, made: Made, tmp_path: Path, pattern: str
 ) -> None:
     subject = changed(made("fp8"), tmp_path / "s", said={"exclude": ["lm_head", pattern]})
     (found,) = fatal(baseline, subject)
     assert "the file holds packed weights" in found["message"]
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"re:model\.layers\.1\.mlp\.down", "model.layers.1.mlp.down_proj",
+                "language_model.model.layers.1.mlp.down_proj", "*.1.mlp.down_proj"],
+)  # fmt: skip
+def test_a_dense_module_has_to_be_listed(
+    baseline: Path, made: Made, tmp_path: Path, pattern: str
+) -> None:
+    """By its name, whatever the models around it are called, or by either kind of pattern."""
+
+    def dense(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if n.startswith(f"{LAYER}.")]:
+            del tensors[name]
+        tensors[f"{LAYER}.weight"] = Checkpoint.open(baseline).load(f"{LAYER}.weight")
+
+    listed = changed(made("fp8"), tmp_path / "s", dense, {"exclude": ["lm_head", pattern]})
+    assert fatal(baseline, listed) == []
+    (found,) = fatal(baseline, changed(made("fp8"), tmp_path / "t", dense))
+    assert "not among those that config.json says" in found["message"]
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -217,12 +239,19 @@ REFUSED: dict[str, tuple[str, Change, dict[str, object], list[str]]] = {
         {"global_quant_config": {
             "weight": maker.rule("fp4", "per_group", False) | {"scale_format": "float32"}}},
         ["quark", "not read"]),
-    "zero points of another shape": (
-        "int8", lambda t: t.update({f"{LAYER}.weight_zero_point": torch.zeros(7).to(torch.int8)}),
-        {}, ["do not fit together"]),
-    "zero points of FP4": (
-        "mxfp4", lambda t: t.update({f"{LAYER}.weight_zero_point": torch.zeros(())}), {},
-        ["do not fit together"]),
+    "int8 that is not said to be symmetric": (
+        "int8", NOTHING,
+        {"global_quant_config": {
+            "weight": maker.rule("int8", "per_tensor", False) | {"symmetric": None}}},
+        ["quark", "not read"]),
+    "rounded outputs of a layer": (
+        "fp8", NOTHING,
+        {"layer_quant_config": {"*down_proj": {
+            "weight": maker.rule("fp8_e4m3", "per_tensor", False),
+            "output_tensors": maker.rule("fp8_e4m3", "per_tensor", True)}}},
+        ["quark", "not read"]),
+    "a pattern that does not end": (
+        "fp8", NOTHING, {"exclude": ["re:(.*)*(.*)*(.*)*x"]}, ["longer than"]),
     "scales of columns": (
         "int8 rows", NOTHING,
         {"global_quant_config": {

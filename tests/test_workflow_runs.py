@@ -64,10 +64,14 @@ def test_new_weights_in_an_old_folder_are_judged(repository: Path) -> None:
     assert counts(graph(repository, outcome, *words)) == {"evaluate": 1}
 
     # what a person removed of what all evaluations are compared with is made again for a new one
-    (repository / "out/base/windows.json").unlink()
-    done = snakemake(repository, outcome, *words)
-    for rule in ("windows", "baseline_report", "reference", "evaluate"):
-        assert re.search(rf"^{rule} +1$", done.stderr, re.M), (rule, done.stderr)
+    for removed, planned in (
+        ("state/config.json", ("effective_config", "reference", "evaluate")),
+        ("base/windows.json", ("windows", "baseline_report", "reference", "evaluate")),
+    ):
+        (repository / "out" / removed).unlink()
+        done = snakemake(repository, outcome, *words)
+        for rule in planned:
+            assert re.search(rf"^{rule} +1$", done.stderr, re.M), (rule, done.stderr)
 
     write_over(repository / "base/model.safetensors", repository / "other/model.safetensors")
     planned = counts(graph(repository, outcome, *words))

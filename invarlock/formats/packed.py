@@ -39,7 +39,13 @@ BESIDE = ("quantize_config.json", "quant_config.json", "quantization_config.json
 # ModelOpt's file, by which servers read weights as packed whatever config.json says.
 MODELOPT, MODELOPT_FILE = "modelopt", "hf_quant_config.json"
 # Members of those that list modules which are not packed.
-LEFT_DENSE = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
+LEFT_DENSE = (
+    "modules_to_not_convert",
+    "llm_int8_skip_modules",
+    "ignored_layers",
+    "ignore",
+    "exclude",
+)
 OTHER_RULES = ("dynamic",)  # members that say for each module by itself
 CACHES = (".k_scale", ".v_scale")  # of caches of keys and values
 NUMBER = re.compile(r"\.\d+\.")

@@ -13,6 +13,7 @@ the weights stand for, and inputs are rounded before (:mod:`invarlock.formats.ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from invarlock.errors import InputError
-from invarlock.formats.kind import PackedTensor
+from invarlock.formats.kind import Inventory, PackedTensor, Tensors
 from invarlock.formats.numbers import POWERS, SMALLEST, fp4, fp6, powers, spread
 from invarlock.formats.packed import (
     CACHES,
+    DENSE,
+    by_module,
+    config_of,
     dtype_of,
     method_of,
     module_of,
@@ -33,6 +37,7 @@ from invarlock.formats.packed import (
     torch_dtype,
     two,
 )
+from invarlock.formats.patterns import require_patterns
 from invarlock.formats.rounded_inputs import (
     STATIC,
     Inputs,
@@ -48,8 +53,10 @@ from invarlock.shards import FLOAT_DTYPES, TensorInfo
 if TYPE_CHECKING:
     import torch
 
-WEIGHT, SCALE, ZERO = ".weight", ".weight_scale", ".weight_zero_point"
-INPUT_ZERO = ".input_zero_point"
+WEIGHT, SCALE = ".weight", ".weight_scale"
+ZEROS = (".weight_zero_point", ".input_zero_point")  # stored, and zero: int8 is symmetric
+CACHED = ("k_proj", "v_proj")  # whose outputs are keys and values
+PATTERN = "re:"  # what a regular expression in ``exclude`` begins with
 OUTPUT = ".output_scale"  # of keys and values, for caches
 WHOLE, ROWS, GROUPS = "per_tensor", "per_channel", "per_group"  # what shares a scale
 GROUP = 32
@@ -102,7 +109,7 @@ class Quark(RoundsInputs):
         return method_of(config) == "quark" and _read(said) and all(map(_known, _rules(said)))
 
     def drops(self, name: str) -> bool:
-        return name.endswith((self.scale, INPUT_ZERO, *self.caches))
+        return name.endswith((self.scale, *ZEROS, *self.caches))
 
     def dense_because(self, source: Path, config: Mapping[str, Any]) -> str:
         return "Quark is not run here"
@@ -117,12 +124,20 @@ class Quark(RoundsInputs):
         return rule if isinstance(rule, dict) else {}
 
     def leaves_dense(self, module: str, config: Mapping[str, Any]) -> bool:
-        listed = quantization_of(config).get("exclude")
         return any(
-            fnmatchcase(module, name) or f".{module}.".endswith(f".{name}.")
-            for name in (listed if isinstance(listed, list) else ())
-            if isinstance(name, str)
+            re.match(name.removeprefix(PATTERN), module)
+            if name.startswith(PATTERN)
+            else fnmatchcase(module, name) or f".{module}.".endswith(f".{name}.")
+            for name in _excluded(config)
         )
+
+    def inventory(self, folder: Path) -> Inventory:
+        """See :meth:`Format.inventory`."""
+        listed = _excluded(config_of(folder))
+        patterns = (n.removeprefix(PATTERN) for n in listed if n.startswith(PATTERN))
+        names = map(module_of, DENSE.inventory(folder).tensors)
+        require_patterns(patterns, names, f"{folder}/config.json")
+        return super().inventory(folder)
 
     def layout(
         self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
@@ -144,32 +159,26 @@ class Quark(RoundsInputs):
             numbers = NUMBERS[said]
             rows, held = two(weight, where)
             columns = held * 8 // numbers.bits
-            zero = stored.get(module + ZERO)
-            zeros = () if zero is None else zero.shape
             fits = {
                 WHOLE: scale.shape in ((), (1,)),
                 ROWS: scale.shape in ((rows,), (rows, 1)),
                 GROUPS: scale.shape == (rows, columns // GROUP) and columns % GROUP == 0,
             }
             require_fit(
-                weight.dtype == numbers.stored
-                and scale.dtype in numbers.scales
-                and fits[shared]
-                and (zero is None or (said == "int8" and zeros == scale.shape)),
+                weight.dtype == numbers.stored and scale.dtype in numbers.scales and fits[shared],
                 f"{numbers.title}, {shared}, as config.json says",
                 f"weight {list(weight.shape)} {weight.dtype}, weight_scale {list(scale.shape)}"
                 f" {scale.dtype}",
                 module, where,
             )  # fmt: skip
-            parts = [part for part in (weight, scale, zero) if part is not None]
             yield PackedTensor(
                 name=name,
                 dtype=dtype_of(config),
                 shape=(rows, columns),
-                parts=tuple(part.name for part in parts),
+                parts=(weight.name, scale.name),
                 scheme=f"{numbers.title}, {SHARED[shared]}",
                 bits=float(numbers.bits),
-                stored_bytes=sum(part.nbytes for part in parts),
+                stored_bytes=weight.nbytes + scale.nbytes,
             )
 
     def values(
@@ -180,8 +189,6 @@ class Quark(RoundsInputs):
             numbers = fp6(weight, *FP6[said])
         else:
             numbers = fp4(weight) if said == "fp4" else weight.float()
-        for zero in tensor.parts[2:]:
-            numbers = numbers - parts[zero].float().reshape(-1, 1)
         return (numbers * self.scales(tensor, parts, config)).to(torch_dtype(tensor.dtype))
 
     def scales(
@@ -203,6 +210,19 @@ class Quark(RoundsInputs):
             return None
         dynamic = bool(rule.get("is_dynamic"))
         return Inputs(*INPUTS[str(rule["dtype"]), str(rule["qscheme"]), dynamic], not dynamic)
+
+    def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
+        yield from super().faults(source, baseline)
+        for end in ZEROS:
+            for name, zeros in by_module(source, (end,)).items():
+                if bool(zeros.any()):
+                    yield f"{name}{end} is not zero, and config.json says that int8 is symmetric"
+
+
+def _excluded(config: Mapping[str, Any]) -> list[str]:
+    """The modules that are said to be dense, by name or pattern."""
+    listed = quantization_of(config).get("exclude")
+    return [n for n in listed if isinstance(n, str)] if isinstance(listed, list) else []
 
 
 def _part(rule: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -226,8 +246,11 @@ def _read(said: Mapping[str, Any]) -> bool:
     others = said.get("layer_type_quant_config") or said.get("softmax_quant_spec")
     layers, listed = said.get("layer_quant_config"), said.get("exclude")
     shaped = isinstance(layers, dict | None) and isinstance(listed, list | None)
-    rule = said.get("global_quant_config")
-    outputs = rule.get("output_tensors") if isinstance(rule, dict) else None
+    rules = {"": said.get("global_quant_config"), **(layers if isinstance(layers, dict) else {})}
+    outputs = any(  # those of keys and values are rounded for caches alone
+        isinstance(rule, dict) and rule.get("output_tensors") and not name.endswith(CACHED)
+        for name, rule in rules.items()
+    )
     return made in (None, "real_quantized") and shaped and not (others or rotated or outputs)
 
 
@@ -239,17 +262,23 @@ def _known(rule: object) -> bool:
     numbers = NUMBERS.get(str(weight.get("dtype")))
     if numbers is None or weight.get("qscheme") not in numbers.shared:
         return False
-    if weight.get("symmetric") is False or weight.get("ch_axis") not in AXES[weight["qscheme"]]:
+    if not _symmetric(weight) or weight.get("ch_axis") not in AXES[weight["qscheme"]]:
         return False
     if weight["qscheme"] == GROUPS and not _of_powers(weight):
         return False
     if inputs is None:
         return True
-    if not isinstance(inputs, dict) or inputs.get("symmetric") is False:
+    if not isinstance(inputs, dict) or not _symmetric(inputs):
         return False
     key = str(inputs.get("dtype")), str(inputs.get("qscheme")), bool(inputs.get("is_dynamic"))
     even = inputs.get("scale_calculation_mode") in (None, "even")
     return key in INPUTS and (key[1] != GROUPS or (_of_powers(inputs) and even))
+
+
+def _symmetric(rule: Mapping[str, Any]) -> bool:
+    """Whether numbers have no zero point; of whole ones it has to be said."""
+    said = rule.get("symmetric")
+    return said is True or (said is None and rule.get("dtype") != "int8")
 
 
 def _of_powers(rule: Mapping[str, Any]) -> bool:
