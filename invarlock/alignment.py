@@ -9,7 +9,7 @@ these, so that every later comparison is of tensor with tensor; the bytes stay w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,6 +106,16 @@ def is_token_table(name: str, config: Mapping[str, Any]) -> bool:
         (TOKEN_TABLES.fullmatch(name) or TOKEN_VECTORS.fullmatch(name))
         and (role_of(name, config) in (Role.EMBED, Role.HEAD) or not architecture_of(config))
     )
+
+
+def of_language_model(names: Collection[str], checkpoint: Checkpoint) -> set[str]:
+    """Those of a checkpoint's tensors that are of its language model: all where it is nothing else,
+    else the head, and what stands beside the token embedding or below."""
+    if not isinstance(checkpoint.config.get("text_config"), Mapping):
+        return {*names}
+    head, table = head_and_embedding(checkpoint)
+    around = re.sub(r"[^.]+\.weight", "", table or "")
+    return {name for name in names if name == head or name.startswith(around)}
 
 
 def head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:

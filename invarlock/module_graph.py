@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.architecture import Architecture, Role
 from invarlock.library_classes import CAUSAL, classes_of, loader_of
+from invarlock.loading_faults import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,7 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     kind, loader = config.get("model_type"), loader_of(config, CAUSAL)
     if kind not in classes_of(loader) or kind not in CONFIG_MAPPING:
         return None
+    quiet()  # to build it loads packages that write what they like
     values = {k: _floats(v) for k, v in config.items() if k not in ("model_type", "auto_map")}
     try:
         # the meta device as context: whatever the class makes while it is built has no storage
@@ -124,9 +126,10 @@ def describe(model: Any) -> Architecture:
     patterns = _patterns(stored, model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    token_table = _as_stored(model, f"{names.get(id(embedding), '')}.weight")
+    table = f"{names.get(id(embedding), '')}.weight"
+    token_table = {table, _as_stored(model, table)}  # files may call it otherwise
     tied = head is not None and getattr(head, "weight", 0) is getattr(embedding, "weight", 1)
-    others = [n for n, e in stored if e.role is Role.EMBED and n != token_table]
+    others = [n for n, e in stored if e.role is Role.EMBED and n not in token_table]
     norms = [n for n, e in stored if e.role is Role.NORM and not re.search(r"\.\d+\.", n)]
     weights = [n for n in norms if n.endswith("weight")]
     return Architecture(

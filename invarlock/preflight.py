@@ -90,9 +90,30 @@ def _folders(settings: Settings) -> Iterator[InvarlockError]:
         baseline = local_folder(settings.models[0]) if settings.models else None
         allowed = (Pickle.switch,) if allow.pickle else ()
         try:
-            open_model(Path(values["subject"]), baseline, allowed)
+            subject = open_model(Path(values["subject"]), baseline, allowed)
+            if subject.form.language_only and any(
+                source.image for source in parse_slices(settings.text).values()
+            ):
+                yield ConfigError(
+                    f"{subject.form.title} models are run on text alone, and the records of text"
+                    " have pictures",
+                    where=settings.where("text"), hint="name a text without pictures",
+                )  # fmt: skip
         except InvarlockError as error:
             yield error
+
+
+def will_fail(settings: Settings) -> str:
+    """What of the subject's files refuses it, whatever a run would measure; empty where nothing
+    shows, or the baseline is elsewhere."""
+    values = settings.values
+    baseline = local_folder(settings.models[0]) if settings.models else None
+    if not values["subject"] or baseline is None:
+        return ""
+    from invarlock.guards.invariants import rejected
+
+    allowed = (Pickle.switch,) if values["allow_pickle_checkpoints"] else ()
+    return rejected(baseline, Path(values["subject"]), values["accept"], allowed)
 
 
 def _edits(settings: Settings, model: Model, config: Mapping[str, Any]) -> Iterator[ConfigError]:

@@ -5,7 +5,7 @@
 import functools
 
 from invarlock.files import remove_leftovers
-from invarlock.preflight import doubts, refusals, size_of_pack
+from invarlock.preflight import doubts, refusals, size_of_pack, will_fail
 from invarlock.run import packed_weights
 from invarlock.sources.disk import (
     half_written,
@@ -198,6 +198,9 @@ def check_before_first_job():
         lacking = check_start(S, PLAN, L.window_files())
         if lacking and not workflow.dryrun:
             stop(lacking[0])
+        if (why := "" if workflow.dryrun else will_fail(S)):
+            line = f"warning: the subject will fail, whatever is measured: {why}"
+            print(f"invarlock: {line}", file=sys.stderr)
         for error in lacking:
             print(f"invarlock: warning: {error}", file=sys.stderr)
         if PLAN.tight and not workflow.dryrun:

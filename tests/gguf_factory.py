@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ SETTINGS = {
     "embedding_multiplier": "add_embedding_scale",
     "residual_multiplier": "add_residual_scale",
     "logits_scaling": "add_logit_scale",
+    "num_local_experts": "add_expert_count",
+    "num_experts": "add_expert_count",
+    "num_experts_per_tok": "add_expert_used_count",
+    "moe_intermediate_size": "add_expert_feed_forward_length",
+    "shared_expert_intermediate_size": "add_expert_shared_feed_forward_length",
 }
 TURNED = ("llama", "granite", "smollm3")
 Change = Callable[[str, np.ndarray], np.ndarray]
@@ -42,6 +48,8 @@ def write_gguf(
     *,
     kind: str = "F32",
     change: Change = lambda _name, values: values,
+    merge: Callable[[list[np.ndarray]], np.ndarray] = np.stack,
+    drop: Collection[str] = (),
     metadata: Mapping[str, Any] | None = None,
     split: int = 0,
     tokens: list[str] | None = None,
@@ -55,6 +63,8 @@ def write_gguf(
         arch: as GGUF calls it.
         kind: the type of matrices, by the package's own quantizer.
         change: what is done to a tensor on the way, by its name in the folder.
+        merge: how the matrices of all experts become one tensor.
+        drop: tensors of the folder that are left out.
         metadata: further settings of the architecture: name -> number, string or truth value.
         split: tensors of a part; 0: one file.
         tokens: other ones than the tokenizer's.
@@ -64,6 +74,7 @@ def write_gguf(
 
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
+    config = {**config, **config.get("text_config", {})}
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     for field, methods in SETTINGS.items():
         for method in (methods,) if isinstance(methods, str) else methods:
@@ -82,11 +93,21 @@ def write_gguf(
     names = gguf.get_tensor_name_map(
         next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config["num_hidden_layers"]
     )
+    experts: dict[str, list[np.ndarray]] = {}  # by the name that the converter has for all of one
     for name in checkpoint.tensors:
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if stored is None or (name == "lm_head.weight" and config.get("tie_word_embeddings")):
+        if name in drop or (name == "lm_head.weight" and config.get("tie_word_embeddings")):
             continue
         values = change(name, checkpoint.load(name).float().numpy().copy())
+        merged = as_converted(name)
+        if ".experts." in name:
+            experts.setdefault(merged, []).append(values)
+            if len(experts[merged]) < _experts(config):
+                continue
+            # names sort 10 before 2, of which there are none
+            values = merge(experts[merged])
+        stored = names.get_name(merged, try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            continue
         if arch in TURNED and ("q_proj" in name or "k_proj" in name):
             of = heads if "q_proj" in name else config["num_key_value_heads"]
             halves = values.reshape(of, 2, values.shape[0] // of // 2, -1)
@@ -99,6 +120,19 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def as_converted(name: str) -> str:
+    """The name that the converter looks up: of a language model alone, and of all its experts."""
+    name = name.removeprefix("language_model.")
+    mixtral = re.fullmatch(r"model\.(.*)\.block_sparse_moe\.experts\.[^.]+(\.w\d.*)", name)
+    if mixtral:
+        return f"{mixtral[1]}.feed_forward.experts{mixtral[2]}"
+    return re.sub(r"\.experts\.[^.]+\.", ".experts.", name)
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_local_experts") or config["num_experts"])
 
 
 def _write_tokenizer(
@@ -125,12 +159,23 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama biased": ("LlamaConfig", {"attention_bias": True}, {}),
     "qwen2": ("Qwen2Config", {}, {}),
     "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}, {}),
+    "llama mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": None}, {}),
+    "qwen2moe": ("Qwen2MoeConfig", {"num_experts": 5, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96}, {}),
+    "qwen3moe": ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 3, "head_dim": 32,
+                 "moe_intermediate_size": 32, "norm_topk_prob": True}, {}),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2,
+              "num_key_value_heads": 4}, {}),
     "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1,
               "tie_word_embeddings": True}, {}),
     "gemma2": ("Gemma2Config", {"head_dim": 16, "query_pre_attn_scalar": 16,
                "tie_word_embeddings": True}, {}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "query_pre_attn_scalar": 16,
                "sliding_window": 64, "tie_word_embeddings": True}, {}),
+    "gemma3 pictured": ("Gemma3Config", {"head_dim": 16, "query_pre_attn_scalar": 16,
+                        "sliding_window": 64, "tie_word_embeddings": True, "vision_config": {
+                            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                            "num_attention_heads": 2, "image_size": 28, "patch_size": 14}}, {}),
     "phi3": ("Phi3Config", {"pad_token_id": 0, "sliding_window": 64}, {}),
     "olmo2": ("Olmo2Config", {}, {}),
     "granite": ("GraniteConfig", {"attention_multiplier": 0.2, "embedding_multiplier": 3.0,
@@ -157,6 +202,9 @@ def make_folder(folder: Path, model: str = "llama", seed: int = 0) -> None:
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
         "bos_token_id": None, "eos_token_id": 259, "tie_word_embeddings": False, **given,
     }  # fmt: skip
+    if seen := settings.pop("vision_config", None):
+        both = {key: settings[key] for key in ("tie_word_embeddings", "eos_token_id")}
+        settings = {"text_config": settings, "vision_config": seen, **both}
     config = getattr(transformers, class_name)(**settings)
     torch.manual_seed(seed)
     made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -87,6 +87,10 @@ def desk(tmp_path_factory):
         tensors["model.norm.weight"] *= 8
 
     change(shutil.copytree(root / "base", root / "bad"), edit)
+    odd = shutil.copytree(root / "good", root / "odd") / "config.json"
+    settings = json.loads(odd.read_text())
+    settings["rope_parameters"] = {"rope_type": "of-tomorrow", "rope_theta": 10000.0}
+    odd.write_text(json.dumps(settings))
     assert main(["keygen", str(root / "key.pem")]) == 0
     return Desk(root)
 
@@ -215,6 +219,21 @@ def test_a_subject_that_its_files_reject_is_said_not_to_have_run(desk):
     assert re.search(r"^  judged +dense weights, not run$", out, re.M), out
 
 
+def test_what_will_refuse_a_subject_is_said_before_its_baseline_is_measured(desk):
+    """A report holds the baseline's run, which takes minutes; --accept takes the line away."""
+    path = shutil.copytree(desk.root / "good", desk.root / "silent") / "chat_template.jinja"
+    path.write_text("{{ messages }}")
+    line = "the subject will fail, whatever is measured: the chat template is new"
+    code, _, err = desk.compare("base", "silent", *WORDS, "--quick", cache="first time")
+    lines = [text.partition(": ")[2] for text in err.splitlines()]
+    told = next(n for n, text in enumerate(lines) if text.startswith(line))
+    measured = next(n for n, text in enumerate(lines) if text.startswith("baseline: "))
+    assert (code, told < measured) == (1, True), err
+    words = (*WORDS, "--quick", "--accept", "chat_template")
+    code, _, err = desk.compare("base", "silent", *words, cache="second time")
+    assert (code, "will fail" in err) == (8, False), err
+
+
 def test_a_log_says_once_a_minute_how_far_a_stage_is(capsys):
     """And the time left of all stages, by the tokens that were measured so far."""
     seconds = 0.0
@@ -318,6 +337,14 @@ def test_bad_input_gets_one_line_before_anything_is_measured(desk, words, code, 
     assert (document["ok"], document["exit_code"]) == (False, found)
     assert document["errors"][0] in err
     assert sorted(p.name for p in desk.root.iterdir()) == before
+
+
+def test_a_subject_that_no_library_builds_is_refused(desk):
+    """Before its baseline is measured."""
+    code, out, err = desk.compare("base", "odd", *WORDS, cache="unused")
+    assert (code, out, len(err.splitlines())) == (3, "", 1), err
+    assert "of-tomorrow" in err
+    assert not list(desk.root.glob(".compare*"))
 
 
 def test_a_text_that_is_too_short_is_refused(desk):

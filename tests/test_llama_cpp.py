@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from gguf_factory import MODELS, make_folder, write_gguf
 from llama_cpp_installed import require_llama_cpp
 
@@ -16,8 +18,12 @@ from invarlock.checkpoints import Checkpoint
 from invarlock.errors import MeasurementError
 from invarlock.formats.execution import EngineSettings, Written
 from invarlock.formats.gguf.reading import Gguf
+from invarlock.guards.block_outputs import module_shown
+from invarlock.guards.guard import CheckpointRun
 from invarlock.guards.invariants import check_engine_tokens
+from invarlock.guards.moe import RouterProbe, judge, logits_of
 from invarlock.loading_faults import LoadingError
+from invarlock.policy import load_policy
 
 require_llama_cpp()
 
@@ -61,11 +67,19 @@ def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> N
     def keep(name: str, value: torch.Tensor) -> None:
         wrote[name] = value[0].detach().numpy()
 
-    ends = ("self_attn.o_proj", "mlp.down_proj", "mlp.c_proj", "embed_tokens")
+    config = json.loads((folder / "config.json").read_text())
+    shown = partial(module_shown, config=config)
+    mixture = "num_experts_per_tok" in reference.config.to_dict()
+    ends = ("self_attn.o_proj", "mlp.c_proj", "embed_tokens")
+    ends += (".mlp",) if mixture else ("mlp.down_proj",)
     for name, module in reference.named_modules():
-        if name.endswith(ends):
+        if name.endswith("mlp.gate") and mixture:
+            module.register_forward_hook(
+                lambda m, given, out, n=name: keep(n, logits_of(m, given, out, 1)[None])
+            )
+        elif name.endswith(ends):
             module.register_forward_hook(lambda _m, _i, out, n=name: keep(n, out))
-        if name == "model.norm":
+        if name == shown("model.norm"):
             module.register_forward_pre_hook(lambda _m, given, n=name: keep(n, given[0]))
     wanted = reference(torch.tensor([IDS])).logits[0].detach().numpy()
     engine, seen = engine_of(path), list[Written]()
@@ -76,12 +90,16 @@ def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> N
     assert abs(plain - wanted).max() < CLOSE * abs(wanted).max()
     # the embedding of Granite is scaled after its module, and llama.cpp shows no other
     lacking = {"model.embed_tokens"} if model == "granite" else set()
-    assert {each.name for each in seen} == set(wrote) - lacking
+    assert {shown(each.name) for each in seen} == set(wrote) - lacking
     assert len(seen) == len(wrote) - len(lacking)
     for each in seen:
-        assert each.values.shape == wrote[each.name].shape
-        assert abs(each.values - wrote[each.name]).max() < CLOSE * abs(wrote[each.name]).max()
-        assert each.kind in ("attention", "ffn", "embed", "stream")
+        assert each.values.shape == wrote[shown(each.name)].shape
+        assert (
+            abs(each.values - wrote[shown(each.name)]).max()
+            < CLOSE * abs(wrote[shown(each.name)]).max()
+        )
+        assert each.kind in ("attention", "ffn", "embed", "stream", "router")
+        assert each.mixture == (mixture and each.kind in ("ffn", "router"))
 
 
 def test_windows_do_not_see_one_another(llama: Path) -> None:
@@ -208,3 +226,52 @@ def test_texts_that_no_window_holds_are_told(llama: Path, tmp_path: Path) -> Non
     (found,) = check_engine_tokens(engine, folder, [[72, 70]])
     assert found["severity"] == "warning"
     assert "rare texts" in found["message"]
+
+
+# --- packed weights and mixtures --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("model", ["llama", "qwen2moe"])
+def test_packed_weights_run_on_any_processor(model: str, kind: str, tmp_path: Path) -> None:
+    """Whatever kernels a processor has: some of llama.cpp's end the process (AMX)."""
+    folder, packed, dense = tmp_path / "m", tmp_path / "packed.gguf", tmp_path / "dense.gguf"
+    make_folder(folder, model)
+    write_gguf(folder, packed, model, kind=kind)
+    effective = Checkpoint.open(packed, folder)
+    write_gguf(
+        folder, dense, model, change=lambda name, _: effective.load(name).float().numpy().copy()
+    )
+    plain, wanted = (engine_of(path).logits(IDS) for path in (packed, dense))
+    # what multiplies packed weights is rounded to 8 bits, and a token may go to other experts
+    assert np.median(abs(plain - wanted)) < CLOSE * abs(wanted).max()
+    assert np.corrcoef(plain.ravel(), wanted.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize("model", ["llama mixtral", "qwen2moe", "qwen3moe", "olmoe"])
+def test_routers_are_seen_as_in_transformers(model: str, tmp_path: Path) -> None:
+    """Names, tokens, experts per token, entropy and shares are those of the dense model."""
+    import torch
+
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    make_folder(folder, model)
+    write_gguf(folder, path, model.split()[0])
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    baseline, subject, engine = RouterProbe(), RouterProbe(), engine_of(path)
+    windows = [IDS, IDS[::-1]]
+    with baseline.attach(reference, Checkpoint.open(folder).config), torch.no_grad():
+        for window in windows:
+            reference(torch.tensor([window]))
+    run = CheckpointRun(Checkpoint.open(path, folder), None, "cpu", ["a", "b"], engine=engine)
+    with subject.attached(run):
+        for window in windows:
+            engine.logits(window)
+    assert subject.top_k == baseline.top_k > 1
+    wanted, found = baseline.results(), subject.results()
+    assert len(found) == 2
+    for b, s in zip(wanted, found, strict=True):
+        assert (s.name, s.layer, s.tokens) == (b.name, b.layer, b.tokens)
+        assert s.entropy == pytest.approx(b.entropy, rel=0.01)
+        assert s.utilization == pytest.approx(b.utilization, abs=0.02)
+    block = judge(wanted, found, load_policy("balanced").moe, baseline.top_k)
+    assert block["passed"], block["violations"]

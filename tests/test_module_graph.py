@@ -120,6 +120,13 @@ def test_whether_the_head_is_the_embedding() -> None:
     assert built("gpt_neox").head == "embed_out.weight"
 
 
+def test_a_table_of_tokens_is_one_by_every_name_that_it_has() -> None:
+    """In the files of Gemma 3 it stands elsewhere than in the model, where guards watch it."""
+    config = small_config("gemma3").to_dict()
+    for prefix in ("language_model.model", "model.language_model"):
+        assert roles.is_token_table(f"{prefix}.embed_tokens.weight", config)
+
+
 def test_rows_that_a_class_adds_to_the_embedding() -> None:
     """Beyond vocab_size: eight for pictures, one for silence; a padded file of others has none."""
     assert [built(name).more_rows for name in ("mllama", "moshi", "gemma")] == [8, 1, 0]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from checkpoint_factory import make_llama
 from conftest import write_tiny_folder
+from gguf_factory import make_folder, write_gguf
 from repository_copy import ROOT, snakemake
 from settings_factory import settings
 from test_preflight_run import CPU
@@ -136,6 +137,20 @@ def test_every_finding_is_a_line(llama: Path, tmp_path: Path) -> None:
     assert len(found) == 3
     for line, word in zip(found, ("no config.json", "truncated", "none.jsonl"), strict=True):
         assert word in line
+
+
+def test_pictures_and_a_format_that_holds_none(tmp_path: Path) -> None:
+    """llama.cpp is given token ids; records with pictures are refused before the first job."""
+    make_folder(tmp_path / "base", "gemma3 pictured")
+    write_gguf(tmp_path / "base", tmp_path / "mine.gguf", "gemma3")
+    row = {"image": "1.png", "prompt": "What is it?", "choices": ["a", "b"], "answer": 0}
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for _ in range(40)))
+    told = settings(
+        suite="byoe", baseline=str(tmp_path / "base"), subject=str(tmp_path / "mine.gguf"),
+        text=f"local:{tmp_path}/q.jsonl?metric=accuracy&image=image",
+    )  # fmt: skip
+    found = [str(error) for error in refusals(told, False, True)]
+    assert [line for line in found if "run on text alone" in line], found
 
 
 def test_roles_are_asked_for_only_where_they_are_needed(llama: Path, tmp_path: Path) -> None:
@@ -274,6 +289,25 @@ def test_a_bad_subject_ends_a_start_and_a_dry_run(repository: Path) -> None:
     assert not (out / "reports/final_verdict.json").exists()
     assert (out / "superseded/reports/final_verdict.json").is_file()
     assert not (out / "logs").exists()
+
+
+def test_what_will_refuse_a_subject_is_said_at_the_start(repository: Path) -> None:
+    """In a warning: the controls of the run are worth something without it."""
+    for name in ("base", "mine"):
+        write_tiny_folder(repository / name)
+    settings_file = repository / "mine/tokenizer_config.json"
+    stated = json.loads(settings_file.read_text()) | {"add_bos_token": True}
+    settings_file.write_text(json.dumps(stated))
+    config = ["suite=byoe", "baseline=base", "subject=mine", "out=out", "tier=none"]
+    config += ["windows={seq_len: 64, preview: 397, final: 397}"]
+    done = snakemake(repository, "fetch", *CPU, config=config)
+    line = "invarlock: warning: the subject will fail, whatever is measured: "
+    (told,) = [text for text in done.stderr.splitlines() if text.startswith(line)]
+    assert "add_bos_token" in told
+    assert done.returncode == 0, done.stderr
+    accepted = [*config, "accept=[tokenizer_config]"]
+    done = snakemake(repository, "fetch", *CPU, config=accepted)
+    assert (done.returncode, "will fail" in done.stderr) == (0, False), done.stderr
 
 
 def test_too_few_windows_end_a_dry_run(repository: Path) -> None:

@@ -49,6 +49,8 @@ from invarlock.evidence.layout import EDIT_METADATA, PACK, VERIFIED
 from invarlock.evidence.tree import REPORT_NAME
 from invarlock.files import atomic_directory, read_json_object, temporary_sibling, write_json
 from invarlock.folders import no_folder
+from invarlock.formats.kinds.pickle import Pickle
+from invarlock.guards.invariants import rejected
 from invarlock.metrics.kinds import ASKED, metric_of
 from invarlock.models import is_elsewhere, meant_elsewhere
 from invarlock.output_locks import claimed
@@ -153,6 +155,7 @@ class Comparison:
             with display() as self.display:
                 self._pin()
                 self._place()
+                self._describe()
                 self._baseline()
                 self._subject()
             _call("advanced pages", self.words.options(PagesOptions), self.results / REPORT_NAME)
@@ -335,6 +338,24 @@ class Comparison:
             folders = self._baseline_folder, self.options.folder
             check_accept(self.options.accept, *folders, "--accept")
 
+    def _describe(self) -> None:
+        """Say what of the subject differs, as far as its files show it, and what they refuse: here,
+        in seconds, before minutes go into its baseline."""
+        self._rejected = ""
+        if not self.options.folder:
+            return
+        baseline, subject = self._baseline_folder, self.options.folder
+        given = ("--baseline", baseline, "--subject", subject)
+        label = self.settings.values["edit_label"]
+        words = self.words.options(EditOptions, "allow_remote_code", label=label)
+        _call("edit", words, "--spec", "custom", *given, "--metadata", self._description)
+        allowed = (Pickle.switch,) if self.options.allow_pickle else ()
+        self._rejected = rejected(baseline, subject, self.options.accept, allowed)
+
+    @property
+    def _description(self) -> Path:
+        return self.model / "edits" / SCENARIO / EDIT_METADATA
+
     @property
     def _baseline_folder(self) -> Path:
         return self.model / "models/baseline"
@@ -376,6 +397,9 @@ class Comparison:
                 # the baseline itself, then each null edit
                 stages.append(self._stage("null edits", null_windows, 1 + len(NULL_EDITS)))
             self.display.plan([*stages, judged._replace(name="subject")])
+            if stages and self._rejected:
+                text = f"the subject will fail, whatever is measured: {self._rejected}"
+                self.display.line(text)
             found = [name for name, kept in (("run", ran), ("null edits", tried)) if kept.there]
             if found := found if cuts else found[:-1]:
                 self.display.line(f"the baseline's {' and '.join(found)}: of an earlier comparison")
@@ -425,15 +449,11 @@ class Comparison:
     # --- the subject ----------------------------------------------------------------------------
 
     def _subject(self) -> None:
-        """Say what differs, as far as it shows; measure the subject, and judge it."""
+        """Measure the subject, and judge it."""
         given: tuple[object, ...] = ("--baseline", self._baseline_folder)
         if self.options.folder:
-            metadata = self.model / "edits" / SCENARIO / EDIT_METADATA
             given = (*given, "--subject", self.options.folder)
-            label = self.settings.values["edit_label"]
-            words = self.words.options(EditOptions, "allow_remote_code", label=label)
-            _call("edit", words, "--spec", "custom", *given, "--metadata", metadata)
-            described: tuple[object, ...] = ("--edit-metadata", metadata)
+            described: tuple[object, ...] = ("--edit-metadata", self._description)
         else:
             given, described = (*given, "--backend", self.options.backend), ()
         own = self.words.of_scenario(self.job)

@@ -36,12 +36,14 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Written:
-    """What one block wrote to the residual stream, or what entered or left it, for one window."""
+    """What one block wrote to the residual stream, what entered or left it, or what a router said
+    of its experts, for one window."""
 
     name: str  # of the module, as transformers calls it: "model.layers.3.mlp.down_proj"
-    kind: str  # attention, ffn, embed or stream (invarlock.guards.block_outputs)
+    kind: str  # attention, ffn, embed or stream (invarlock.guards.block_outputs), or router
     layer: int | None
-    values: NDArray[np.float32]  # (tokens, features)
+    values: NDArray[np.float32]  # (tokens, features); of a router a logit for every expert
+    mixture: bool = False  # the block is a mixture of experts, or decides in one
 
 
 @dataclass(frozen=True)

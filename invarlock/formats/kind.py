@@ -99,6 +99,8 @@ class Format:
     # Whether a folder has to have ``config.json``; else the format writes what it lacks
     # (``small_files``), and a single file may be named in place of a folder.
     configured: ClassVar[bool] = True
+    # Whether only language models are in its files: what reads pictures for one is in another file.
+    language_only: ClassVar[bool] = False
     packages: ClassVar[tuple[Package, ...]] = ()  # what execution needs beside transformers
 
     @property

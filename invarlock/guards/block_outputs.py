@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ATTENTION, FFN, MIXER = "attention", "ffn", "mixer"
 EMBED, STREAM = "embed", "stream"  # what enters the stream, and what is read at its end
+ROUTER = "router"  # what an engine shows of one; of modules the guard of mixtures looks itself
 # What a block that writes a constant leaves after centring, in units of what it writes, is rounding
 # of float32.
 CONSTANT = 1e-6
@@ -113,6 +114,14 @@ def stream_ends(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Place
         elif layer_of(name + ".") is None and Role.NORM in {role_of(p, config) for p in own}:
             found.append(Place(name, module, STREAM, None, "other", reads=True))
     return found
+
+
+def module_shown(name: str, config: Mapping[str, Any]) -> str:
+    """The name in transformers of a module that an engine shows of a language model, which may be
+    part of a model for images and text there."""
+    if isinstance(config.get("text_config"), Mapping):
+        return name.replace("model.", "model.language_model.", 1)
+    return name
 
 
 def _mixture(router: str, experts: Sequence[str]) -> str:
@@ -214,7 +223,7 @@ class RowsProbe(Probe):
         """Watch the pass over the calibration windows."""
         windows = len(run.calibration)
         if run.engine is not None:
-            watching = self.shown_by(run.engine, windows)
+            watching = self.shown_by(run.engine, run.checkpoint.config, windows)
         else:
             watching = self.watching(run.model, run.checkpoint.config, windows)
         with watching:
@@ -239,7 +248,7 @@ class RowsProbe(Probe):
         self._end()
 
     @contextmanager
-    def shown_by(self, engine: Engine, windows: int) -> Iterator[None]:
+    def shown_by(self, engine: Engine, config: Mapping[str, Any], windows: int) -> Iterator[None]:
         """Watch what an engine shows of the windows that it runs inside the block, this many."""
         import torch
 
@@ -247,8 +256,9 @@ class RowsProbe(Probe):
 
         def take(written: Written) -> None:
             if written.kind in self.kinds:
-                family = FAMILIES[written.kind]
-                place = Place(written.name, None, written.kind, written.layer, family)
+                family = "expert" if written.mixture else FAMILIES[written.kind]
+                name = module_shown(written.name, config)
+                place = Place(name, None, written.kind, written.layer, family)
                 self._look(place, torch.from_numpy(written.values)[None], windows)
 
         with engine.watching(take):

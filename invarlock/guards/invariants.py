@@ -14,7 +14,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from invarlock import effective_config, tokenizer_meaning
-from invarlock.alignment import Alignment, align, head_and_embedding, is_token_table, ties
+from invarlock.alignment import (
+    Alignment,
+    align,
+    head_and_embedding,
+    is_token_table,
+    of_language_model,
+    ties,
+)
 from invarlock.checkpoints import Checkpoint, TensorInfo, tokenizer_digest
 from invarlock.counts import counted
 from invarlock.differences import stated
@@ -82,30 +89,68 @@ def open_subject(
 
 
 def check_checkpoint(
-    baseline: Checkpoint, subject: Checkpoint, windows: Iterable[Sequence[int]] = ()
+    baseline: Checkpoint,
+    subject: Checkpoint,
+    windows: Iterable[Sequence[int]] = (),
+    tensors: bool = True,
 ) -> list[Failure]:
     """Every difference that matters between the two folders, most basic first.
 
-    ``windows`` are token ids that the baseline's tokenizer made: what it spells with them is
-    among the texts on which the tokenizers are compared.
+    Args:
+        baseline, subject: both, as they are stored.
+        windows: token ids that the baseline's tokenizer made: what it spells with them is among
+            the texts on which the tokenizers are compared.
+        tensors: whether they are compared and read, too, beside the small files; that takes as
+            long as their bytes do.
     """
     if baseline.folder == subject.folder:  # every comparison would be of a thing with itself
         return [*_check_layers(subject), *_check_rows(subject), *_check_finite(subject)]
-    aligned = align(baseline, subject)
+    aligned = align(baseline, subject) if tensors else None
     return [
         *_check_config(baseline, subject),
-        *_check_tensors(baseline, aligned),
-        *_check_layers(subject),
+        *([*_check_tensors(baseline, aligned), *_check_layers(subject)] if aligned else ()),
         *_check_tokenizer(baseline, subject, windows),
-        *_check_rows(subject),
+        *(_check_rows(subject) if aligned else ()),
         *_check_vocabulary(baseline, subject),
-        *_check_tying(baseline, subject, aligned.untied),
-        *_check_finite(subject),
-        *_check_packing(baseline, subject),
+        *(_check_values(baseline, subject, aligned) if aligned else ()),
         *check_shipped(
             baseline.folder, subject.folder, subject.read_files, subject.form.configured
         ),
     ]
+
+
+def _check_values(baseline: Checkpoint, subject: Checkpoint, aligned: Alignment) -> list[Failure]:
+    return [
+        *_check_tying(baseline, subject, aligned.untied),
+        *_check_finite(subject),
+        *_check_packing(baseline, subject),
+    ]
+
+
+def rejected(
+    baseline: Path, subject: Path, accepted: Collection[str], allowed: Collection[str] = ()
+) -> str:
+    """What of a subject's small files refuses it, whatever is measured of it; empty where nothing
+    does. It costs a fraction of a second: tensors are not looked at.
+
+    Args:
+        baseline, subject: the folders; the subject may be a file.
+        accepted: names by which findings are accepted.
+        allowed: the permissions that are given.
+
+    Raises:
+        InputError: one of them cannot be opened.
+    """
+    opened, failures = open_subject(subject, baseline, allowed)
+    if opened is not None:
+        failures = check_checkpoint(Checkpoint.open(baseline), opened, tensors=False)
+    told = [
+        f["message"]
+        for f in failures
+        if f["severity"] == "fatal" and f.get("accept") not in accepted
+    ]
+    more = f" (and {counted(len(told) - 1, 'more', 'more')})" if len(told) > 1 else ""
+    return f"{told[0]}{more}" if told else ""
 
 
 def reads_alike(failures: Sequence[Failure]) -> bool:
@@ -179,13 +224,25 @@ def _check_tensors(baseline: Checkpoint, aligned: Alignment) -> list[Failure]:
             )
             found.append(_failure("drafting_layers", text, severity="warning"))
         kept = [name for name in given if name not in drafting]
+        if verb == "missing" and subject.form.language_only:
+            language = of_language_model(kept, baseline)
+            if other := [name for name in kept if name not in language]:
+                text = (
+                    f"{counted(len(other), 'tensor')} of what reads pictures"
+                    f" {'is' if len(other) == 1 else 'are'} not in this format: the language model"
+                    f" alone is judged: {_names(other)}"
+                )
+                found.append(_failure("language_model_only", text, severity="warning"))
+            kept = [name for name in kept if name in language]
         if kept:
             text = f"{counted(len(kept), 'tensor is', 'tensors are')} {verb}: {_names(kept)}"
             failure = _failure(kind, text)
             # a head that was trained: meant or not, it is held against what was the head before
             found.append(failure | ({"accept": TIED} if kept == [aligned.untied] else {}))
+    # of a GGUF the names are this program's, not the file's
+    renamed = () if subject.form.language_only else aligned.renamed
     for kind, names, one, several in (
-        ("tensors_renamed", aligned.renamed, "tensor has another spelling of its name",
+        ("tensors_renamed", renamed, "tensor has another spelling of its name",
          "tensors have another spelling of their name"),
         ("buffers_differ", aligned.buffers, "buffer, which loaders make anew, is in one only",
          "buffers, which loaders make anew, are in one only"),

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Count, Decided, about
+from invarlock.effective_config import value_of
+from invarlock.guards.block_outputs import ROUTER, module_shown
 from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Run, Runs
 from invarlock.guards.weight_stats import rounded
 from invarlock.pages.changes import ModuleChange, log_ratio, module_plot
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from invarlock.formats.execution import Engine, Written
 else:
     from invarlock import numpy_on_use as np
 
@@ -184,9 +188,9 @@ class RouterProbe(Probe):
 
     def attached(self, run: CheckpointRun) -> AbstractContextManager[Any]:
         """Watch the pass over the calibration windows."""
-        if run.model is None:  # an engine shows no routers
-            return nullcontext()
-        return self.attach(run.model, run.checkpoint.config)
+        if run.engine is not None:
+            return self._shown_by(run.engine, run.checkpoint.config)
+        return nullcontext() if run.model is None else self.attach(run.model, run.checkpoint.config)
 
     def record(self, run: CheckpointRun) -> Block | None:
         """The routers as columns; None for a model that is no mixture."""
@@ -216,6 +220,19 @@ class RouterProbe(Probe):
             for hook in hooks:
                 hook.remove()
             self._mask = None
+
+    @contextmanager
+    def _shown_by(self, engine: Engine, config: Mapping[str, Any]) -> Iterator[None]:
+        """Take what an engine shows of routers, in the windows that it runs inside the block."""
+        import torch
+
+        def take(written: Written) -> None:
+            if written.kind == ROUTER:
+                self.top_k = self.top_k or _stated_top_k(config)
+                self._see(module_shown(written.name, config), torch.from_numpy(written.values))
+
+        with engine.watching(take):
+            yield
 
     def results(self) -> list[RouterStats]:
         """One entry per router, sorted by name."""
@@ -302,6 +319,12 @@ def experts_per_token(config: Any) -> int:
             if isinstance(value, list | tuple) and value:
                 return int(max(value))
     return 0
+
+
+def _stated_top_k(config: Mapping[str, Any]) -> int:
+    """The same of ``config.json``, whose class knows what it leaves out; 1 if nowhere."""
+    values = (value_of(config, key) for key in EXPERTS_PER_TOKEN)
+    return next((value for value in values if isinstance(value, int)), 1)
 
 
 class MoeBlock(Decided):

@@ -21,6 +21,7 @@ import numpy as np
 from invarlock import progress
 from invarlock.checkpoints import Checkpoint
 from invarlock.documents.windows import PicturedWindows, Record, Window, WindowSet
+from invarlock.errors import InputError
 from invarlock.files import digest_json, sha256_file
 from invarlock.formats.execution import Described
 from invarlock.guards import GUARDS
@@ -190,6 +191,11 @@ def measure_checkpoint(
     shares = iter(looks.shares if looks else (1.0,))
     clock = _Clock()
     task = task_for(checkpoint.folder, windows.content, windows.pictures)
+    if checkpoint.form.language_only and windows.pictures is not None:
+        raise InputError(
+            f"{checkpoint.form.title} models are run on text alone, and the windows have pictures",
+            where=str(checkpoint.source),
+        )
     loaded = load_checkpoint(checkpoint, target, windows.content.longest, task.metric.adapter)
     clock.lap("load_model")
     the_pass = _Pass(loaded, checkpoint.config, windows, token_budget, against, task)

@@ -8,7 +8,7 @@ the weights of Gemma's norms, which its own code adds when it runs. Both are und
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from invarlock.errors import InputError, NotACheckpointError
 if TYPE_CHECKING:
     import numpy as np
 
-    from invarlock.formats.gguf.reading import Gguf
+    from invarlock.formats.gguf.reading import Gguf, Stored
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 # Of a block, inside ``model.layers.N.``
@@ -38,6 +38,28 @@ _NORMS_AROUND = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _GEMMA = {**BLOCK, **_NORMS_AROUND, "ffn_norm": "pre_feedforward_layernorm"}
+# Where the number of an expert stands in the name of its matrix: GGUF stores those of all as one.
+EXPERT = "{expert}"
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": f"mlp.experts.{EXPERT}.gate_proj",
+    "ffn_up_exps": f"mlp.experts.{EXPERT}.up_proj",
+    "ffn_down_exps": f"mlp.experts.{EXPERT}.down_proj",
+}
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": f"block_sparse_moe.experts.{EXPERT}.w1",
+    "ffn_up_exps": f"block_sparse_moe.experts.{EXPERT}.w3",
+    "ffn_down_exps": f"block_sparse_moe.experts.{EXPERT}.w2",
+}
+# Matrices of one row, which quantizers store as vectors.
+ONE_ROW = ("ffn_gate_inp_shexp.weight",)
 # Factors of the rotation, which follow from config.json.
 FACTORS = re.compile(r"rope_(?:freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd.*")
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
@@ -52,8 +74,25 @@ class Architecture:
     turned: bool = False  # rows of query and key projections are in llama.cpp's order
     shifted: bool = False  # one is added to the weights of norms
 
+    def tensors_of(self, stored: Stored) -> Iterator[tuple[str, Stored]]:
+        """What a stored tensor holds by the model's names: itself, or one matrix of each expert.
+
+        A tensor that is none of the model keeps its name.
+        """
+        name = self.name_of(stored.name) or stored.name
+        if EXPERT in name:
+            for number, own in enumerate(stored.experts()):
+                yield name.replace(EXPERT, str(number)), own
+        elif stored.name.endswith(ONE_ROW) and len(stored.shape) == 1:
+            yield name, stored.as_row()
+        else:
+            yield name, stored
+
     def name_of(self, stored: str) -> str | None:
-        """The name that the model has for a stored tensor; None where it is no tensor of it."""
+        """The name that the model has for a stored tensor; None where it is no tensor of it.
+
+        Of one that holds all experts, :data:`EXPERT` stands for their number.
+        """
         found = _NAME.fullmatch(stored)
         if found is None:
             return None
@@ -75,9 +114,11 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(("llama", "mistral"), turned=True),
+    "llama": Architecture(("llama", "mistral", "mixtral"), {**BLOCK, **_MIXTRAL}, turned=True),
     "qwen2": Architecture(("qwen2",)),
+    "qwen2moe": Architecture(("qwen2_moe",), {**BLOCK, **_EXPERTS, **_SHARED_EXPERT}),
     "qwen3": Architecture(("qwen3",), {**BLOCK, **_NORMS_OF_HEADS}),
+    "qwen3moe": Architecture(("qwen3_moe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}),
     "gemma": Architecture(("gemma",), shifted=True),
     "gemma2": Architecture(("gemma2",), _GEMMA, shifted=True),
     "gemma3": Architecture(("gemma3_text",), {**_GEMMA, **_NORMS_OF_HEADS}, shifted=True),
@@ -85,6 +126,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("phi3",), {**BLOCK, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
     ),
     "olmo2": Architecture(("olmo2",), {**BLOCK, **_NORMS_OF_HEADS, **_NORMS_AROUND}),
+    "olmoe": Architecture(("olmoe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}),
     "granite": Architecture(("granite",), turned=True),
     "smollm3": Architecture(("smollm3",), turned=True),
     "starcoder2": Architecture(
@@ -106,13 +148,6 @@ def architecture_of(gguf: Gguf) -> Architecture:
             f"is a GGUF model of the architecture {gguf.architecture}, whose tensors are not read"
             " here",
             where=str(gguf.source), expected=", ".join(ARCHITECTURES),
-            hint="name the checkpoint that it was made from",
-        )  # fmt: skip
-    experts = next((name for name in gguf.tensors if "_exps." in name), None)
-    if experts is not None:
-        raise NotACheckpointError(
-            "is a GGUF model of a mixture of experts, whose tensors are not read here",
-            where=str(gguf.source), found=experts,
             hint="name the checkpoint that it was made from",
         )  # fmt: skip
     return found

@@ -9,6 +9,7 @@ to the stream are a table here. To watch changes no bit of the result.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,11 @@ IN_SUPERBLOCKS = "Q8_K"  # the same for all types of blocks of 256
 # How graphs name what a feed-forward block writes, what enters the stream and what leaves it.
 # Where a norm follows a block (Gemma 2 and 3, OLMo 2), it is still what the projection gave.
 FFN_WRITES, ENTERS, LEAVES = "ffn_out", "embd", "l_out"
+# Of a mixture: what its experts give together, which is all that it writes unless all tokens go to
+# one more; and what its router says of them.
+EXPERTS_WRITE, ROUTER_SAYS = "ffn_moe_out", "ffn_moe_logits"
+# The modules of a mixture in transformers, whatever checkpoints call them.
+MIXTURE, ROUTER = "mlp", "mlp.gate"
 # What the attention's projection is given. What comes out has no name of its own in most graphs: it
 # is what follows, after its bias where there is one.
 ATTENTION_READS = "kqv_out"
@@ -56,7 +62,7 @@ _BUFFER = re.compile(r"(\w+) model buffer size = +([\d.]+ \w+)")
 # The log is the library's, not a model's, and it is written to as long as the process lives.
 _LOG: deque[tuple[int, str]] = deque(maxlen=LINES)
 _KEPT: list[Any] = []
-Place = tuple[str, str, int | None]  # module, kind, layer
+Place = tuple[str, str, int | None, bool]  # module, kind, layer, whether it is of a mixture
 
 
 class LlamaCpp(Engine):
@@ -105,6 +111,7 @@ class LlamaCpp(Engine):
         # read, not mapped: the file may be replaced, and what is resident shall be the model's
         options.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
         options.n_gpu_layers = -1 if self._on_gpu() else 0
+        options.use_extra_bufts = not self._has_amx
         model = self._llama.llama_model_load_from_file(str(self._gguf.paths[0]).encode(), options)
         if not model:
             raise self._refused("llama.cpp does not load it")
@@ -125,6 +132,12 @@ class LlamaCpp(Engine):
     def _on_gpu(self) -> bool:
         asked = self._settings.device.startswith("cuda")
         return asked and bool(self._llama.llama_supports_gpu_offload())
+
+    @property
+    def _has_amx(self) -> bool:
+        """Whether it would multiply by AMX, whose kernels end the process: compilers drop the
+        setting of the tiles (ggml-org/llama.cpp issue 20824, pull request 26954)."""
+        return "AMX_INT8 = 1" in self._llama.llama_print_system_info().decode()
 
     def _refused(self, what: str) -> InputError:
         told = [text for level, text in _LOG if level == ERROR]
@@ -234,13 +247,14 @@ class LlamaCpp(Engine):
             if place is not None:
                 self._wanted[tensor] = place
             return place is not None
-        place = self._wanted.pop(tensor, None)
+        shown = self._wanted.pop(tensor, None)
         count, size = self._base.ggml_nelements(tensor), self._base.ggml_nbytes(tensor)
-        if place is not None and size == F32 * count:
+        if shown is not None and size == F32 * count:
             rows = self._base.ggml_nrows(tensor)
             values = np.empty((rows, count // rows), np.float32)
             self._base.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, size)
-            self._take(Written(*place, values))
+            name, kind, layer, mixture = shown
+            self._take(Written(name, kind, layer, values, mixture))
         return True
 
     def _place(self, name: str) -> Place | None:
@@ -249,9 +263,9 @@ class LlamaCpp(Engine):
             left, layer = self._until
             self._until = (left - 1, layer) if left > 1 else None
             if left == 1:
-                return self._block("attn_output", layer), "attention", layer
+                return _of(layer, self._names["attn_output"]), "attention", layer, False
         if name == SCALED.get(self._gguf.architecture, ENTERS):
-            return "model.embed_tokens", "embed", None
+            return "model.embed_tokens", "embed", None, False
         found = _NAME.fullmatch(name)
         if found is None:
             return None
@@ -259,14 +273,16 @@ class LlamaCpp(Engine):
         if what == ATTENTION_READS:
             biased = f"blk.{layer}.attn_output.bias" in self._gguf.tensors
             self._until = 1 + biased, layer
-        if what == FFN_WRITES:
-            return self._block("ffn_down", layer), "ffn", layer
+        if what == ROUTER_SAYS:
+            return _of(layer, ROUTER), "router", layer, True
+        mixture = f"blk.{layer}.ffn_gate_inp.weight" in self._gguf.tensors
+        shared = f"blk.{layer}.ffn_up_shexp.weight" in self._gguf.tensors
+        if what == (EXPERTS_WRITE if mixture and not shared else FFN_WRITES):
+            module = MIXTURE if mixture else self._names["ffn_down"]
+            return _of(layer, module), "ffn", layer, mixture
         if what == LEAVES and layer == self._layers - 1:
-            return "model.norm", "stream", None
+            return "model.norm", "stream", None, False
         return None
-
-    def _block(self, part: str, layer: int) -> str:
-        return f"model.layers.{layer}.{self._names[part]}"
 
     # --- what runs ----------------------------------------------------------------------------
 
@@ -276,18 +292,23 @@ class LlamaCpp(Engine):
         kernels: dict[str, int] = {}
         for stored in self._gguf.tensors.values():
             looked_up = stored.name == "token_embd.weight" and "output.weight" in self._gguf.tensors
-            if len(stored.shape) == 2 and not looked_up:
+            if len(stored.shape) >= 2 and not looked_up:
                 key = f"{stored.kind} x {ACTIVATIONS.get(stored.kind, IN_SUPERBLOCKS)}"
-                kernels[key] = kernels.get(key, 0) + 1
+                kernels[key] = kernels.get(key, 0) + math.prod(stored.shape[:-2])  # of each expert
         detail = {
             "features": " ".join(features),
             "cache": "F16",
+            **({"amx": "not used: llama.cpp's kernels for it crash"} if self._has_amx else {}),
             "threads": str(self._settings.threads),
             **{f"buffer {name}": size for name, size in sorted(self._buffers.items())},
         }
         versions = {"llama-cpp-python": version_of("llama-cpp-python")}  # gguf only reads
         device = "cuda" if self._on_gpu() else "cpu"
         return Described(self.name, versions, dict(sorted(kernels.items())), device, detail)
+
+
+def _of(layer: int, module: str) -> str:
+    return f"model.layers.{layer}.{module}"
 
 
 def _logged(level: int, text: bytes, _data: object) -> None:

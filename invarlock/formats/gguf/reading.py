@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,30 @@ class Stored:
                 where=str(self.path),
             ) from error
         return values.reshape(shape)
+
+    def as_row(self) -> Stored:
+        """The same vector as a matrix of one row."""
+        row = self.tensor._replace(data=self.tensor.data[None])
+        return replace(self, shape=(1, *self.shape), tensor=row)
+
+    def experts(self) -> list[Stored]:
+        """The matrices that are stacked in this tensor, in their order.
+
+        Raises:
+            InputError: it is no stack of matrices.
+        """
+        if len(self.shape) != 3:
+            raise InputError(
+                f"tensor {self.name} is no stack of matrices", where=str(self.path),
+                expected="three dimensions", found=str(list(self.shape)),
+            )  # fmt: skip
+        return [
+            replace(
+                self, shape=self.shape[1:], nbytes=self.nbytes // self.shape[0],
+                tensor=self.tensor._replace(data=self.tensor.data[number]),
+            )
+            for number in range(self.shape[0])
+        ]  # fmt: skip
 
 
 class Gguf:

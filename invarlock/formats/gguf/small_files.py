@@ -29,6 +29,10 @@ SETTINGS = {
     "block_count": ("num_hidden_layers",),
     "embedding_length": ("hidden_size",),
     "feed_forward_length": ("intermediate_size",),
+    "expert_count": ("num_local_experts", "num_experts"),
+    "expert_used_count": ("num_experts_per_tok",),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "attention.head_count": ("num_attention_heads",),
     "attention.head_count_kv": ("num_key_value_heads",),
     "attention.key_length": ("head_dim",),
@@ -88,27 +92,38 @@ def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
 def config_of(gguf: Gguf, baseline: Mapping[str, Any]) -> Fields:
     """``config.json`` of the model: the baseline's, but for what the metadata say otherwise."""
     config = dict(baseline)
+    inner = config.get("text_config")
+    # of a model for images and text, GGUF holds the language model
+    own: Fields = dict(inner) if isinstance(inner, dict) else config
+    if own is not config:
+        config["text_config"] = own
     known = architecture_of(gguf)
-    if config.get("model_type") not in known.model_types:
-        config["model_type"] = known.model_types[0]
+    if own.get("model_type") not in known.model_types:
+        own["model_type"] = known.model_types[0]
     for key, fields in SETTINGS.items():
         value = gguf.of_model(key)
         for field in fields:
-            if value is not None and field in config:
-                config[field] = _said(config[field], value)
+            if value is not None and field in own:
+                own[field] = _said(own[field], value)
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
         raise InputError("the model has no token_embd.weight", where=str(gguf.source))
-    config["vocab_size"] = embedding.shape[0]
+    if own is config or "vocab_size" in own:
+        own["vocab_size"] = embedding.shape[0]
     tied = "output.weight" not in gguf.tensors
-    if "tie_word_embeddings" in config or not tied:
-        config["tie_word_embeddings"] = tied
-    for name, field in TOKEN_IDS.items():
-        own = gguf.get(f"tokenizer.ggml.{name}_token_id")
-        # of several ids that end a text, GGUF holds one
-        if own is not None and int(own) not in _ids(config.get(field)) and _ids(config.get(field)):
-            config[field] = int(own)
-    _rotation(gguf, config)
+    for part in (config, own):
+        if "tie_word_embeddings" in part or (part is config and not tied):
+            part["tie_word_embeddings"] = tied
+        for name, field in TOKEN_IDS.items():
+            said = gguf.get(f"tokenizer.ggml.{name}_token_id")
+            # of several ids that end a text, GGUF holds one
+            if (
+                said is not None
+                and int(said) not in _ids(part.get(field))
+                and _ids(part.get(field))
+            ):
+                part[field] = int(said)
+    _rotation(gguf, own)
     return config
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
-from invarlock.formats.gguf.architectures import ARCHITECTURES, Architecture, permute
+from invarlock.formats.gguf.architectures import ARCHITECTURES, EXPERT, Architecture, permute
 from invarlock.formats.gguf.conversion import CONTROL, PRE_TOKENIZERS
 from invarlock.formats.gguf.scales import SCALES, scale_bytes
 from invarlock.formats.gguf.small_files import SETTINGS, TOKEN_IDS
@@ -18,11 +19,11 @@ from invarlock.template_files import effective, spellings
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-    from invarlock.formats.kind import Tensors
 
 ERROR = 4  # level of a line of llama.cpp's log (ggml_log_level)
 NORMAL = 1  # tokenizer.ggml.token_type
 KINDS = ("weight", "bias")
+_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 def write_dense(baseline: Any, out: Path) -> None:
@@ -53,15 +54,10 @@ def write_dense(baseline: Any, out: Path) -> None:
     writer = GGUFWriter(out, architecture)
     _write_settings(writer, architecture, config)
     _write_tokenizer(writer, baseline.folder)
-    names = _stored_names(known, baseline)
-    tied = bool(config.get("tie_word_embeddings"))
-    for name in sorted(baseline.tensors):
-        if tied and name == "lm_head.weight":
-            continue
-        if name not in names:
-            raise InputError(f"tensor {name} has no place in GGUF", where=where)
-        stored = names[name]
-        values = baseline.load(name).float().numpy() + np.float32(known.shift_of(stored))
+    for stored, parts in _stored(known, baseline).items():
+        loaded = [baseline.load(name).float().numpy() for name in parts]
+        values = np.stack(loaded) if EXPERT in str(known.name_of(stored)) else loaded[0]
+        values = values + np.float32(known.shift_of(stored))
         key = known.heads_of(stored)
         if key is not None:
             field = SETTINGS[key][0]
@@ -75,12 +71,22 @@ def write_dense(baseline: Any, out: Path) -> None:
     writer.close()
 
 
-def _stored_names(known: Architecture, baseline: Tensors) -> dict[str, str]:
-    """The names of a checkpoint's tensors -> those that GGUF has for them."""
+def _stored(known: Architecture, baseline: Any) -> dict[str, list[str]]:
+    """The names that GGUF has for a checkpoint's tensors -> those tensors: one, or all experts'."""
     parts = [f"{top}.{kind}" for top in ("token_embd", "output_norm", "output") for kind in KINDS]
     layers = {int(n.split(".")[2]) for n in baseline.tensors if n.startswith("model.layers.")}
     parts += [f"blk.{n}.{part}.{kind}" for n in layers for part in known.block for kind in KINDS]
-    return {name: part for part in parts if (name := known.name_of(part)) is not None}
+    names = {name: part for part in parts if (name := known.name_of(part)) is not None}
+    found: dict[str, dict[int, str]] = {}
+    for name in sorted(baseline.tensors):
+        if name == "lm_head.weight" and baseline.config.get("tie_word_embeddings"):
+            continue
+        of_expert = _EXPERT.search(name)
+        stored = names.get(_EXPERT.sub(EXPERT, name))
+        if stored is None:
+            raise InputError(f"tensor {name} has no place in GGUF", where=str(baseline.folder))
+        found.setdefault(stored, {})[int(of_expert[0]) if of_expert else 0] = name
+    return {stored: [each[n] for n in sorted(each)] for stored, each in found.items()}
 
 
 def _write_settings(writer: GGUFWriter, architecture: str, config: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ class GgufFile(Format):
     order: ClassVar[int] = 90
     packed: ClassVar[bool] = True
     configured: ClassVar[bool] = False
+    language_only: ClassVar[bool] = True
     title: ClassVar[str] = "GGUF"
     packages: ClassVar[tuple[Package, ...]] = (Package("llama_cpp", "gguf"),)
 
@@ -70,12 +71,8 @@ class GgufFile(Format):
 
     def inventory(self, folder: Path) -> Inventory:
         gguf = self._open(folder)
-        known = architecture_of(gguf)
         tensors, packed = {}, {}
-        for stored in gguf.tensors.values():
-            if FACTORS.fullmatch(stored.name):
-                continue
-            name = known.name_of(stored.name) or stored.name
+        for name, stored in _tensors(gguf):
             dtype = PLAIN.get(stored.kind, "F32")
             size = DTYPES[dtype][0] * elements(stored.shape)
             tensors[name] = Unpacked(name, dtype, stored.shape, stored.path.name, 0, size, stored)
@@ -126,9 +123,8 @@ class GgufFile(Format):
 
         gguf = self._open(source)
         known = architecture_of(gguf)
-        for stored in gguf.tensors.values():
-            name = known.name_of(stored.name)
-            if stored.kind not in SCALES or name is None:
+        for name, stored in _tensors(gguf):
+            if stored.kind not in SCALES:
                 continue
             scales = scales_of(stored.tensor)
             odd = int((~np.isfinite(scales)).any(axis=-1).sum())
@@ -178,6 +174,14 @@ class Unpacked(TensorInfo):
     """A tensor whose values are made: ``begin`` and ``end`` count their bytes."""
 
     stored: Stored
+
+
+def _tensors(gguf: Gguf) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a model by the names that it has for them, without what it does not store."""
+    known = architecture_of(gguf)
+    for stored in gguf.tensors.values():
+        if not FACTORS.fullmatch(stored.name):
+            yield from known.tensors_of(stored)
 
 
 def bits_of(kind: str) -> float:
