@@ -37,7 +37,7 @@ SETTINGS = {
     "moe_intermediate_size": "add_expert_feed_forward_length",
     "shared_expert_intermediate_size": "add_expert_shared_feed_forward_length",
 }
-TURNED = ("llama", "granite", "smollm3")
+TURNED = ("llama", "granite", "smollm3", "arcee")
 Change = Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -178,6 +178,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                             "num_attention_heads": 2, "image_size": 28, "patch_size": 14}}, {}),
     "phi3": ("Phi3Config", {"pad_token_id": 0, "sliding_window": 64}, {}),
     "olmo2": ("Olmo2Config", {}, {}),
+    "glm4": ("Glm4Config", {"head_dim": 16, "pad_token_id": 0, "attention_bias": True}, {}),
+    "ernie4_5": ("Ernie4_5Config", {"head_dim": 16}, {}),
+    "seed_oss": ("SeedOssConfig", {"head_dim": 32, "attention_bias": True}, {}),
+    "hunyuan-dense": ("HunYuanDenseV1Config", {"head_dim": 16, "tie_word_embeddings": True}, {}),
+    "exaone4": ("Exaone4Config", {"head_dim": 16, "sliding_window": None,
+                "layer_types": ["full_attention"] * 2}, {}),
+    "arcee": ("ArceeConfig", {}, {}),
     "granite": ("GraniteConfig", {"attention_multiplier": 0.2, "embedding_multiplier": 3.0,
                 "residual_multiplier": 0.5, "logits_scaling": 2.0}, {}),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 4, "pad_token_id": 0}, {}),

@@ -127,6 +127,29 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "olmo2": Architecture(("olmo2",), {**BLOCK, **_NORMS_OF_HEADS, **_NORMS_AROUND}),
     "olmoe": Architecture(("olmoe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}),
+    "glm4": Architecture(
+        ("glm4",),
+        {
+            **BLOCK,
+            "ffn_up": "mlp.gate_up_proj",
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        },
+    ),
+    "ernie4_5": Architecture(("ernie4_5",)),
+    "seed_oss": Architecture(
+        ("seed_oss",), {**BLOCK, "post_attention_norm": "post_attention_layernorm"}
+    ),
+    "hunyuan-dense": Architecture(
+        ("hunyuan_v1_dense",),
+        {
+            **BLOCK,
+            "attn_q_norm": "self_attn.query_layernorm",
+            "attn_k_norm": "self_attn.key_layernorm",
+        },
+    ),
+    "exaone4": Architecture(("exaone4",), {**BLOCK, **_NORMS_OF_HEADS, **_NORMS_AROUND}),
+    "arcee": Architecture(("arcee",), turned=True),
     "granite": Architecture(("granite",), turned=True),
     "smollm3": Architecture(("smollm3",), turned=True),
     "starcoder2": Architecture(
