@@ -31,7 +31,10 @@ def folder_of(place: Path, model: str) -> Path:
     return place
 
 
-@pytest.mark.parametrize("model", ["llama", "llama biased", "qwen3", "gemma2", "starcoder2"])
+@pytest.mark.parametrize(
+    "model",
+    ["llama", "llama biased", "qwen3", "gemma2", "starcoder2", "llama mixtral", "qwen2moe"],
+)
 def test_a_dense_file_is_the_checkpoint(model: str, tmp_path: Path) -> None:
     """Read back it differs by the rounding to bfloat16 alone, and by no finding."""
     import torch
@@ -46,6 +49,31 @@ def test_a_dense_file_is_the_checkpoint(model: str, tmp_path: Path) -> None:
             wanted = wanted.to(torch.bfloat16).float()
         assert torch.allclose(subject.load(name).float(), wanted, rtol=0, atol=3e-7), name
     assert not check_checkpoint(baseline, subject)
+
+
+def test_a_mixture_that_llama_cpp_quantized(tmp_path: Path) -> None:
+    """It stacks experts, and drops a dimension of one; what comes back has no finding and runs."""
+    from invarlock.formats.execution import EngineSettings
+    from invarlock.formats.gguf.llama_cpp import LlamaCpp
+    from invarlock.formats.gguf.reading import Gguf
+
+    baseline = Checkpoint.open(folder_of(tmp_path / "m", "qwen2moe"))
+    write_dense(baseline, tmp_path / "m.gguf")
+    quantize(tmp_path / "m.gguf", tmp_path / "q.gguf", "Q8_0")
+    gguf = Gguf(tmp_path / "q.gguf")
+    assert gguf.tensors["blk.1.ffn_down_exps.weight"].kind == "Q8_0"
+    assert gguf.tensors["blk.1.ffn_gate_inp_shexp.weight"].shape == (64,)
+    subject = Checkpoint.open(tmp_path / "q.gguf", tmp_path / "m")
+    assert check_checkpoint(baseline, subject) == []
+    for name in baseline.tensors:
+        near = baseline.load(name).abs().max() / 100
+        assert (subject.load(name).float() - baseline.load(name)).abs().max() < near, name
+    logits = LlamaCpp(gguf, EngineSettings("cpu", 1, 16)).logits(list(range(40, 50)))
+    assert np.isfinite(logits).all()
+    exchange_scales(tmp_path / "q.gguf")
+    broken = Checkpoint.open(tmp_path / "q.gguf", tmp_path / "m")
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    assert (broken.load(name).float() - baseline.load(name)).abs().max() > near
 
 
 def test_quantized_and_broken(tmp_path: Path) -> None:
