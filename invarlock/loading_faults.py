@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from invarlock.errors import ConfigError, InputError, InvarlockError
 from invarlock.files import read_json_object
-
-# Of kernels that are for other devices, and of inputs that they round.
-PACKAGES = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 class LoadingError(InputError):
@@ -29,18 +24,6 @@ def lacks_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def quiet() -> None:
-    """Only errors of the library, and of packages that it loads: what matters is in ours."""
-    import transformers
-
-    for name in PACKAGES:
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-    library_log: Any = transformers.utils.logging
-    library_log.set_verbosity_error()
-    library_log.disable_progress_bar()
 
 
 @contextmanager

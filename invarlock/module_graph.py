@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.architecture import Architecture, Role
 from invarlock.library_classes import CAUSAL, classes_of, loader_of
-from invarlock.loading_faults import quiet
+from invarlock.library_log import quiet
 
 if TYPE_CHECKING:
     import torch

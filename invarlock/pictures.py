@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.files import digest_json, read_bytes, sha256_bytes, write_bytes
-from invarlock.loading_faults import library, quiet
+from invarlock.library_log import quiet
+from invarlock.loading_faults import library
 from invarlock.shipped_files import SHIPPED, kind_of, shipped_files
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from repository_copy import ROOT, in_a_new_python, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity", "counts", "shown", "numpy_on_use"),
+    ("errors", "severity", "counts", "shown", "numpy_on_use", "library_log"),
     ("files", "variables", "deployment", "progress"),
     ("loading_faults", "forecast", "differences"),
     ("documents", "schemas", "progress_line"),
@@ -73,7 +73,7 @@ HEAVY = ("torch", "transformers", "tokenizers", "pandas", "snakemake", "datasets
 # Only functions that a run calls import these: ``test_light_commands_import_nothing_heavy``.
 # So does jsonschema's, for the words of an error.
 WITH_PROBES = ("invarlock.guards.", "invarlock.checkpoints", "invarlock.formats.kinds.",
-               "invarlock.schemas", "invarlock.module_graph")  # fmt: skip
+               "invarlock.schemas", "invarlock.module_graph", "invarlock.library_log")  # fmt: skip
 
 
 def module_name(path: Path) -> str:

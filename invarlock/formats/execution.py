@@ -72,6 +72,7 @@ class Engine:
     name: ClassVar[str]
     dtype: ClassVar[str]  # of its arithmetic, as reports name it
     centred: bool = False  # whether the norms of the model take the mean over the features away
+    experts_per_token: int = 0  # that a token is sent to; 0: the model is no mixture
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position of one window: (tokens, vocabulary)."""

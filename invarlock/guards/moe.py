@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from msgspec import UNSET, UnsetType
 
 from invarlock.documents.fields import Count, Decided, about
-from invarlock.effective_config import value_of
 from invarlock.guards.block_outputs import ROUTER, module_shown
 from invarlock.guards.guard import Block, CheckpointRun, Guard, Probe, Run, Runs
 from invarlock.guards.weight_stats import rounded
@@ -228,7 +227,7 @@ class RouterProbe(Probe):
 
         def take(written: Written) -> None:
             if written.kind == ROUTER:
-                self.top_k = self.top_k or _stated_top_k(config)
+                self.top_k = engine.experts_per_token
                 self._see(module_shown(written.name, config), torch.from_numpy(written.values))
 
         with engine.watching(take):
@@ -319,12 +318,6 @@ def experts_per_token(config: Any) -> int:
             if isinstance(value, list | tuple) and value:
                 return int(max(value))
     return 0
-
-
-def _stated_top_k(config: Mapping[str, Any]) -> int:
-    """The same of ``config.json``, whose class knows what it leaves out; 1 if nowhere."""
-    values = (value_of(config, key) for key in EXPERTS_PER_TOKEN)
-    return next((value for value in values if isinstance(value, int)), 1)
 
 
 class MoeBlock(Decided):

@@ -21,7 +21,8 @@ from invarlock.formats.execution import (
 from invarlock.formats.kind import Format
 from invarlock.formats.packed import DENSE, QUANTIZED
 from invarlock.library_classes import loader_of
-from invarlock.loading_faults import library, quiet
+from invarlock.library_log import quiet
+from invarlock.loading_faults import library
 from invarlock.metrics.kinds import BY_WINDOWS, DEFAULT, METRICS, metric_of
 from invarlock.run.spread import spread
 

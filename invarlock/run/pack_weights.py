@@ -19,7 +19,8 @@ from invarlock.errors import InputError
 from invarlock.files import atomic_directory
 from invarlock.formats.execution import require_package
 from invarlock.formats.packed import DENSE, stored_tensor
-from invarlock.loading_faults import library, quiet
+from invarlock.library_log import quiet
+from invarlock.loading_faults import library
 from invarlock.roles import layer_of
 from invarlock.shards import ShardEntry, TensorInfo, write_shard
 

@@ -12,7 +12,8 @@ from invarlock.edits.kind import EditSpec
 from invarlock.edits.stream import CheckpointChange, Subject, refuse_same_place
 from invarlock.errors import ConfigError
 from invarlock.files import atomic_directory
-from invarlock.loading_faults import library, quiet
+from invarlock.library_log import quiet
+from invarlock.loading_faults import library
 
 SHARDS = 3  # about: the library cuts where a size is reached
 

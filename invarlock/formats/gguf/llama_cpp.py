@@ -95,6 +95,7 @@ class LlamaCpp(Engine):
         binding.llama_backend_init()
         self._names = architecture_of(gguf).block
         self.centred = gguf.architecture in LAYER_NORMS
+        self.experts_per_token = int(gguf.of_model("expert_used_count") or 0)
         self._model = self._load()
         found = (_BUFFER.search(text) for _, text in _LOG)
         self._buffers = {one[1]: one[2] for one in found if one}
