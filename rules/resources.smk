@@ -198,7 +198,8 @@ def check_before_first_job():
         lacking = check_start(S, PLAN, L.window_files())
         if lacking and not workflow.dryrun:
             stop(lacking[0])
-        if (why := "" if workflow.dryrun else will_fail(S)):
+        why = "" if workflow.dryrun else will_fail(S)
+        if why:
             line = f"warning: the subject will fail, whatever is measured: {why}"
             print(f"invarlock: {line}", file=sys.stderr)
         for error in lacking:
