@@ -12,12 +12,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import write_tiny_folder
 from repository_copy import ROOT, link_repository, quiet_environment, snakemake
 
@@ -25,7 +25,6 @@ from invarlock.cli import main
 from invarlock.tuned import TunedParameters, write_tuned
 
 LIMIT = 1800.0  # seconds of one start, on a machine that is busy with other things
-HOOK = ROOT / "tests/kill_hook"
 # Files that say when a run was made or how long it took, and those that hold their digests.
 OF_THE_MOMENT = {"runtime.manifest.json", "evaluation_optimization_summary.json"}
 BOUND = {"checksums.sha256", "manifest.json", "verify_pack.json", ".snakemake_timestamp"}
@@ -88,7 +87,7 @@ class World:
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """The documented command to its end, whatever that is; exit code and what it printed."""
         command = [
-            sys.executable,
+            warm.python(),
             "tools/workflow.py",
             "all",
             "suite",
@@ -110,8 +109,6 @@ class World:
         finally:
             if running.poll() is None:
                 os.killpg(running.pid, signal.SIGKILL)
-        while running.returncode < 0 and alive(running.pid):
-            time.sleep(0.05)  # its jobs were killed with it, and may still be ending
         return running.returncode, printed
 
     def forked(self, *options: str) -> subprocess.CompletedProcess[str]:
@@ -128,8 +125,10 @@ class World:
     def killed(self, marks: Path) -> tuple[set[str], str]:
         """The same, killed in the middle of a rule that has a mark: which one, and the output."""
         before = {path.name for path in marks.iterdir()}
-        code, printed = self.run(PYTHONPATH=str(HOOK), KILL_MARKS=str(marks))
+        code, printed = self.run(KILL_MARKS=str(marks))
         assert code == -signal.SIGKILL, f"{before} were not reached: {printed[-6000:]}"
+        while alive(int((marks.parent / "killed").read_text())):
+            time.sleep(0.05)  # its jobs were killed with it, and may still be ending
         rules = before - {path.name for path in marks.iterdir()}
         for rule in rules:
             assert re.search(rf"^(local)?rule {rule}:$", printed, re.M), (rule, printed[-6000:])
@@ -189,7 +188,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         "windows={seq_len: 16, preview: 4, final: 4, seed: 43}", "training={windows: 4}",
         "bootstrap={replicates: 200, alpha: 0.05}", "calibration={seeds: 3, windows: 8}",
         "repeats=2", "tier=none", f"tuned_edit_params={root / 'tuned.json'}",
-        # what kills looks at each Python that starts; forks are killed in test_forkserver.py
+        # what kills looks at each command that starts; forks of ours are killed in
+        # test_forkserver.py
         "one_load=false",
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,17 @@ def test_a_fork_ends_with_whoever_asked(tmp_path: Path, number: int) -> None:
     while Path(f"/proc/{fork}").exists():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("said", [b"", bytes(4), (9).to_bytes(8, "little") + b"half"])
+def test_who_is_killed_while_it_asks_leaves_the_others_alone(tmp_path: Path, said: bytes) -> None:
+    """The process that forks goes on, and answers the next one."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(Path(warm.python()).parent / "all"))
+        asking.sendall(said)
+    running = start(tmp_path, "print('here'); os._exit(3)", warm.python())
+    said_then, _ = running.communicate(timeout=300)
+    assert (running.returncode, said_then) == (3, "here\n")
 
 
 @pytest.mark.parametrize("variables", [{"HF_HOME": "another"}, {"HF_ENDPOINT": "http://none"}])

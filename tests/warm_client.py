@@ -17,15 +17,17 @@ FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def served_by(words: list[str]) -> str:
-    """The process whose fork would do the same, or none: for our modules, of these sources, with
-    the settings that the libraries were imported with; with others of the hub, or its network, that
-    which has not imported what reads them."""
-    if words[:1] != ["-m"] or words[1].split(".")[0] not in ("invarlock", "snakemake"):
+    """The process whose fork would do the same, or none: for our modules and the file that starts
+    workflows, of these sources, with the settings that the libraries were imported with; with
+    others of the hub, or its network, that which has not imported what reads them."""
+    package = words[1].split(".")[0] if words[:1] == ["-m"] else ""
+    if package not in ("invarlock", "snakemake") and words[:1] != ["tools/workflow.py"]:
         return ""
     if os.path.exists("invarlock") and not is_ours("."):
         return ""
     found = at_import()
-    if found == SAME and (words[1] == "snakemake" or not {"--net", "--allow-network"} & set(words)):
+    asks = package == "invarlock" and {"--net", "--allow-network"} & set(words)
+    if found == SAME and not asks:
         return "all"
     given, same = ({k: v for k, v in both.items() if k not in OF_THE_HUB} for both in (found, SAME))
     return "most" if given == same else ""
@@ -58,6 +60,8 @@ def ask(name: str, words: list[str]) -> int:
             "limits": [(kind, resource.getrlimit(kind)) for kind in LIMITS],
             "ignored": [int(n) for n in FORWARDED if signal.getsignal(n) == signal.SIG_IGN],
             "python": sys.argv[0],
+            "parent": os.getppid(),
+            "group": os.getpgrp(),
         }
     )
     asking = socket.socket(socket.AF_UNIX)

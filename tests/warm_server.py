@@ -26,8 +26,11 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
+
+import kill_hook
 
 # Beside our own modules, what they import in functions, and what those import on use.
 LIBRARIES = (
@@ -72,6 +75,7 @@ def load() -> None:
             sys.modules["torch"] = torch
 
     determinism.set_environment = set_environment
+    os.execv = execv
 
 
 def load_libraries(names: tuple[str, ...]) -> None:
@@ -98,6 +102,10 @@ def become(request: dict[str, Any], given: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.environ.pop("INVARLOCK_ONE_LOAD", None)  # asks for what is here already
+    try:  # so that who ends all of a group ends this, too
+        os.setpgid(0, request["group"])
+    except PermissionError:  # of another session
+        os.setpgid(0, 0)
     time.tzset()
     for kind, limits in request["limits"]:
         resource.setrlimit(kind, limits)
@@ -110,9 +118,25 @@ def become(request: dict[str, Any], given: list[int]) -> None:
     sys.stdout = sys.__stdout__ = written(1, "strict")
     sys.stderr = sys.__stderr__ = written(2, "backslashreplace")
     sys.executable = request["python"]
-    sys.orig_argv = [request["python"], *request["words"]]
-    sys.argv = request["words"][1:]
     sys.path[0] = request["folder"]
+    told(request["words"])
+    kill_hook.watch(request["parent"])
+
+
+class Exec(BaseException):
+    """This process goes on as another program, which is a module that is imported here, too."""
+
+
+def execv(path: str, words: list[str]) -> NoReturn:
+    """Keep number, locks and files, as a process does that becomes another."""
+    assert (path, words[1]) == (sys.executable, "-m"), words
+    raise Exec(*words[1:])
+
+
+def told(words: Sequence[str]) -> None:
+    """The words of this process, as an interpreter has them."""
+    sys.orig_argv = [sys.executable, *words]
+    sys.argv = list(words[words[0] == "-m" :])
 
 
 def written(number: int, errors: str) -> io.TextIOWrapper:
@@ -123,18 +147,17 @@ def written(number: int, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, "utf-8", errors, "\n", by_line, at_once)
 
 
-def receive(asking: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A request, and the files that came with it."""
+def receive(asking: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """A request, none of one that was killed while it asked; and the files that came with it."""
     first, given, _, _ = socket.recv_fds(asking, 8, 64)
     size, text = int.from_bytes(first, "little"), b""
-    while len(text) < size:
-        part = asking.recv(size - len(text))
+    while len(text) < size and (part := asking.recv(size - len(text))):
         text += part
-    return marshal.loads(text), given
+    return marshal.loads(text) if text and len(text) == size else None, given
 
 
-def serve(listening: socket.socket) -> str | None:
-    """Fork for whoever asks, and tell how it ended. In a fork, the module that it is to run."""
+def serve(listening: socket.socket) -> list[str] | None:
+    """Fork for whoever asks, and tell how it ended. In a fork, the words of what it is to run."""
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(wake, False)
@@ -151,13 +174,16 @@ def serve(listening: socket.socket) -> str | None:
             if key.fileobj is listening:
                 connection, _ = listening.accept()
                 request, given = receive(connection)
-                number = os.fork()
-                if number == 0:
+                number = os.fork() if request else None
+                if request and number == 0:
                     become(request, given)
-                    return str(request["words"][1])
+                    return list(request["words"])
                 for place in given:
                     os.close(place)
-                connection.sendall(number.to_bytes(8, "little"))
+                if number is None:
+                    continue
+                with suppress(OSError):  # gone by now: what is read below says so
+                    connection.sendall(number.to_bytes(8, "little"))
                 asking[number] = connection
                 waiting.register(connection, selectors.EVENT_READ, number)
             elif key.fileobj is sys.stdin:
@@ -197,23 +223,29 @@ def main() -> None:
     load()
     if child := os.fork():
         everything.close()
-        module = serve(most)
-        if module is None:
+        words = serve(most)
+        if words is None:
             os.waitpid(child, 0)
     else:
         most.close()
         load_libraries(OF_THE_HUB)
-        module = serve(everything)
-    if module is not None:
-        if "." in module:
-            sys.modules.pop(module, None)  # a program that others import, too
-        end(ended(module))
+        words = serve(everything)
+    if words is not None:
+        end(ended(words))
 
 
-def ended(module: str) -> int:
-    """Run the module; its exit code, as an interpreter takes it."""
+def ended(words: Sequence[str]) -> int:
+    """Run what the words say; its exit code, as an interpreter takes it."""
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if words[0] == "-m":
+            if "." in words[1]:
+                sys.modules.pop(words[1], None)  # a program that others import, too
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    except Exec as next_one:
+        told(next_one.args)
+        return ended(next_one.args)
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return (stop.code or 0) & 0xFF
