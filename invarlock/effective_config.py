@@ -73,10 +73,11 @@ ELSEWHERE = frozenset(
 # The rotation as loaders from before ``rope_parameters`` read it.
 OLDER_ROTATION = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 TIED = "tie_word_embeddings"
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 # Other names under which one config.json may give a field a second time.
 SECOND_NAMES = (
     ("hidden_act", "hidden_activation", "activation_function"),
-    ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+    CONTEXT,
     ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
     ("num_attention_heads", "n_head", "n_heads"),
     ("num_hidden_layers", "n_layer", "n_layers"),
@@ -162,6 +163,28 @@ def value_of(config: Fields, name: str) -> Any:
         return None
     inner = resolved.get("text_config")
     return resolved.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
+
+
+def text_part_ties(config: Fields) -> bool | None:
+    """Whether the text part of a larger model says, or its class takes it, that head and embedding
+    are one matrix; None where there is no such part."""
+    try:
+        inner = _resolved(config).fields.get("text_config")
+    except InputError:  # told where the configurations are compared
+        inner = config.get("text_config")
+    found = inner.get(TIED) if isinstance(inner, Mapping) else None
+    return found if isinstance(found, bool) else None
+
+
+def context_of(config: Fields) -> int | None:
+    """Tokens that the file says the model, or its text part, takes at once; None where it does
+    not."""
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in CONTEXT:
+            if type(tokens := part.get(name)) is int:
+                return tokens
+    return None
 
 
 def _other_architectures(baseline: Fields, subject: Fields) -> list[SettingDifference]:
@@ -365,7 +388,8 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         items = {str(k): _plain(str(k), v) for k, v in value.items() if v is not None}
         if "rope_type" in items or "type" in items:  # the older name of the kind of rotation
-            items["rope_type"] = items.pop("type", None) or items["rope_type"]
+            kind = items.pop("type", None) or items["rope_type"]
+            items["rope_type"] = _current_kind(kind, items)
         if items.get("rope_type") == "linear" and items.get("factor") == 1:  # stretched by nothing
             items = {**items, "rope_type": "default"}
             items.pop("factor")
@@ -375,6 +399,13 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, str) and re.search("act", name):
         return {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}.get(value, value)
     return value
+
+
+def _current_kind(kind: object, rope: Fields) -> object:
+    """The name that transformers 5 has for a kind of rotation; it leaves older ones beside it."""
+    if kind == "mrope":  # the usual one, with a position for each direction of a picture
+        return "default"
+    return "longrope" if kind in ("su", "yarn") and "long_factor" in rope else kind
 
 
 def _difference(name: str, weight: Weight, b: Any, s: Any, inside: str = "") -> SettingDifference:
@@ -408,10 +439,6 @@ def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:
     if windows and config.get("use_sliding_window") is False:
         text = f"{inside}layer_types names sliding layers, {inside}use_sliding_window is False"
         found.append(("layer_types", text))
-    inner = config.get("text_config")
-    ties = [part.get(TIED) for part in (config, inner if isinstance(inner, Mapping) else {})]
-    if None not in ties and ties[0] != ties[1]:
-        found.append((TIED, f"{TIED} is {ties[0]}, text_config.{TIED} {ties[1]}"))
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, Mapping) and not inside:
             found += contradictions(value, f"{key}.")
@@ -421,10 +448,10 @@ def contradictions(config: Fields, inside: str = "") -> list[tuple[str, str]]:
 def _contradicting_rotations(config: Fields, inside: str) -> Iterator[tuple[str, str]]:
     new, old = config.get("rope_parameters"), config.get("rope_scaling")
     for name, rope in (("rope_parameters", new), ("rope_scaling", old)):
-        kinds = (
-            [rope.get(key) for key in ("type", "rope_type")] if isinstance(rope, Mapping) else []
-        )
-        if all(kinds) and len(set(map(str, kinds))) == 2:
+        if not isinstance(rope, Mapping):
+            continue
+        kinds = [rope.get(key) for key in ("type", "rope_type")]
+        if all(kinds) and len({str(_current_kind(kind, rope)) for kind in kinds}) == 2:
             yield name, f"{inside}{name}: type is {kinds[0]!r}, rope_type {kinds[1]!r}"
     if not isinstance(new, Mapping):
         return

@@ -32,6 +32,7 @@ from invarlock.sources.local_model import check_folder
 from invarlock.sources.pins import Allow
 from invarlock.sources.spec import TextSource, parse_model_source, parse_slices
 from invarlock.sources.text import look_at_local_text
+from invarlock.windows import too_long
 
 
 def refusals(
@@ -203,19 +204,13 @@ def local_folder(model: Model) -> Path | None:
 def _contexts(settings: Settings) -> Iterator[ConfigError]:
     """Windows that are longer than a local model's context."""
     for model in settings.models:
-        context = _config_of(model).get("max_position_embeddings")
-        if isinstance(context, int) and model.seq_len > context:
-            yield ConfigError(
-                f"windows.seq_len is longer than the context of {model.model_id}",
-                where=f"{model.source.removeprefix('local:')}/config.json",
-                expected=f"at most {context} (max_position_embeddings)",
-                found=str(model.seq_len),
-            )
+        folder = local_folder(model)
+        if folder and (error := too_long(folder, _config_of(folder), model.seq_len)):
+            yield error
 
 
-def _config_of(model: Model) -> dict[str, Any]:
+def _config_of(folder: Path | None) -> dict[str, Any]:
     """``config.json`` of a local model; empty where there is none to be read."""
-    folder = local_folder(model)
     path = folder / "config.json" if folder else None
     try:
         return read_json_object(path) if path and path.is_file() else {}
@@ -335,7 +330,7 @@ def _floors(settings: Settings) -> Iterator[InvarlockError]:
         )  # fmt: skip
     asked = ASKED.get(next(iter(parse_slices(settings.text).values())).metric)
     for model in settings.models:
-        kind = asked or metric_of(_config_of(model))
+        kind = asked or metric_of(_config_of(local_folder(model)))
         short = kind.shortage((model.preview, model.final), model.seq_len, policy)
         if short is not None:
             yield ConfigError(

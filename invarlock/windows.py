@@ -28,6 +28,7 @@ from invarlock import contracts
 from invarlock.checkpoints import tokenizer_digest
 from invarlock.counts import counted
 from invarlock.documents.windows import Record, Slice, Window, WindowSet
+from invarlock.effective_config import CONTEXT, context_of
 from invarlock.errors import ConfigError, InputError
 from invarlock.files import (
     canonical_json,
@@ -292,8 +293,8 @@ def long_length(folder: Path, most: int) -> int | None:
     """
     path = folder / "config.json"
     config = read_json_object(path) if path.is_file() else {}
-    context = config.get("max_position_embeddings", config.get("n_positions"))
-    return min(context, most) // 64 * 64 if isinstance(context, int) else None
+    context = context_of(config)
+    return None if context is None else min(context, most) // 64 * 64
 
 
 def make_record_windows(
@@ -347,15 +348,24 @@ def make_record_windows(
 
 def _config_for(folder: Path, plan: WindowPlan) -> Mapping[str, Any]:
     config = read_json_object(folder / "config.json") if (folder / "config.json").is_file() else {}
-    context = config.get("max_position_embeddings")
-    if isinstance(context, int) and plan.seq_len > context:
-        raise ConfigError(
-            "windows.seq_len is longer than the model's context",
-            where=str(folder / "config.json"),
-            expected=f"at most {context} (max_position_embeddings)",
-            found=str(plan.seq_len),
-        )
+    if error := too_long(folder, config, plan.seq_len):
+        raise error
     return config
+
+
+def too_long(folder: Path, config: Mapping[str, Any], seq_len: int) -> ConfigError | None:
+    """The refusal of windows that are longer than the context of the model in ``folder``, whose
+    configuration is given; None where they fit, or the model states no context."""
+    context = context_of(config)
+    if context is None or seq_len <= context:
+        return None
+    return ConfigError(
+        "windows.seq_len is longer than the model's context",
+        where=str(folder / "config.json"),
+        expected=f"at most {context} ({CONTEXT[0]})",
+        found=str(seq_len),
+        hint="lower windows.seq_len",
+    )
 
 
 def _document(
@@ -428,7 +438,7 @@ def ids_of_others(paths: Sequence[Path], seq_len: int, bos: int | None = None) -
                 where=str(path),
                 expected="no begin-of-text token" if bos is None else f"begin-of-text token {bos}",
                 found=str(other.bos),
-                hint="cut all windows of a model with one windows.add_bos",
+                hint="cut all windows of a model with or without it",
             )
         for window in (*other.preview, *other.final):
             ids.add(window.window_id)

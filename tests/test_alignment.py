@@ -209,6 +209,77 @@ def test_another_head_beside_a_tied_embedding_is_a_contradiction(
     assert tying_state(Checkpoint.open(other)) == "contradictory"
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mistral 3, whose files say nothing of head and embedding, as its hub's do: the class
+    of the whole ties them, that of the text part does not, and a head is stored."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("seeing") / "baseline"
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                  "num_attention_heads": 2, "head_dim": 16}  # fmt: skip
+    text = {**sizes, "model_type": "mistral", "vocab_size": 320, "num_key_value_heads": 1}
+    vision = {**sizes, "model_type": "pixtral", "image_size": 28, "patch_size": 14}
+    config = transformers.Mistral3Config(
+        text_config=text, vision_config=vision, image_token_index=10, tie_word_embeddings=False
+    )
+    transformers.Mistral3ForConditionalGeneration(config).save_pretrained(folder)
+    document = json.loads((folder / "config.json").read_text())
+    for part in (document, document["text_config"]):
+        part.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_head_beside_a_text_part_that_ties_nothing_is_no_contradiction(
+    seeing: Path, tmp_path: Path
+) -> None:
+    """What the library writes of it: it says that both are one, and leaves the head its own."""
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(seeing, dtype="auto")
+    model.save_pretrained(tmp_path / "again")
+    written = json.loads((tmp_path / "again/config.json").read_text())
+    ties = written["tie_word_embeddings"], written["text_config"]["tie_word_embeddings"]
+    assert ties == (True, False)
+    again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert tying_state(Checkpoint.open(seeing)) == "untied"
+    (said,) = failures(seeing, tmp_path / "again")
+    assert (said["severity"], "is the head of either" in said["message"]) == ("warning", True)
+    assert failures(tmp_path / "again", seeing) == []
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "stored", "fatal"),
+    [
+        (True, False, "own", False),
+        (True, False, "copy", False),
+        (True, False, "none", True),
+        (False, True, "own", True),
+        (False, True, "copy", False),
+    ],
+)
+def test_what_a_model_and_its_text_part_say_of_the_head(
+    seeing: Path, tmp_path: Path, whole: bool, text: bool, stored: str, fatal: bool
+) -> None:
+    """One program goes by the whole, another by the part: it matters where a head is not stored,
+    or would be left unread."""
+    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    wanted: dict[str, Callable[[Tensors], object]] = {
+        "own": lambda tensors: None,
+        "copy": lambda tensors: tensors.update({head: tensors[embedding]}),
+        "none": lambda tensors: tensors.pop(head),
+    }
+    base = changed(seeing, tmp_path / "b", wanted[stored])
+    part = json.loads((base / "config.json").read_text())["text_config"]
+    said = {"tie_word_embeddings": whole, "text_config": {**part, "tie_word_embeddings": text}}
+    other = changed(base, tmp_path / "s", **said)
+    told = [f for f in failures(base, other) if f.get("accept") == "tie_word_embeddings"]
+    assert bool(told) == fatal
+    assert all("two loaders would read two models" in failure["message"] for failure in told)
+
+
 def test_an_untied_model_without_its_head_misses_a_tensor(untied: Path, tmp_path: Path) -> None:
     """Loaders would draw one at random."""
     base = changed(untied, tmp_path / "b", lambda t: t.update({HEAD: t[EMBED]}))

@@ -53,6 +53,14 @@ HARMLESS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
     # a tool that saves newer and older names side by side
     "both spellings of the rotation": (PLAIN, {
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}),
+    "the older name of positions for pictures": (
+        {**OLD["qwen2_5_vl"], "rope_scaling": None, "rope_theta": None, "rope_parameters": {
+            "type": "mrope", "mrope_section": [16, 24, 24], "rope_theta": 1e6}},
+        {"rope_parameters": {
+            "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}}),
+    "older and newer name of it": (
+        OLD["phi3"], {"rope_scaling": {
+            **OLD["phi3"]["rope_scaling"], "type": "yarn", "rope_type": "longrope"}}),
     "only the newer spelling": (PLAIN, {
         "rope_parameters": {"rope_theta": 10000, "rope_type": "default"}, "rope_theta": None}),
     "the older name of the kind of rotation": (
@@ -228,9 +236,6 @@ def test_another_network_cannot_be_accepted(changes: Mapping[str, Any]) -> None:
                                           "partial_rotary_factor": 1.0}},
          "partial_rotary_factor"),
         (QWEN2, {"layer_types": ["sliding_attention"] * 24}, "layer_types"),
-        (OLD["gemma3"], {"tie_word_embeddings": True, "text_config": {
-            **OLD["gemma3"]["text_config"], "tie_word_embeddings": False}},
-         "tie_word_embeddings"),
         (OLD["gemma3"], {"text_config": {
             **OLD["gemma3"]["text_config"],
             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},

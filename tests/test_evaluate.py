@@ -14,8 +14,12 @@ from measuring_factory import FILES, change, entry, main_forking, read, write_ti
 
 from invarlock import contracts
 from invarlock.cli import main
+from invarlock.cli.compare_options import CompareOptions
+from invarlock.cli.compare_told import document, told
+from invarlock.cli.comparison import Compared
 from invarlock.cli.evaluate_record import summary_line
 from invarlock.guards import CHAIN
+from invarlock.reporting.outcome import FAIL
 from invarlock.reporting.replay import replay
 from invarlock.reporting.signals import CORE_GUARDS, guard_flags, pass_reasons
 from invarlock.windows import WindowPlan
@@ -333,6 +337,10 @@ def test_a_recorded_ending_neither_passes_nor_detects(world, noop, tmp_path, wor
     spoke = guard_flags(report)
     assert not any(spoke[guard] for guard in CORE_GUARDS)
     assert replay(report) == []
+    options = CompareOptions(baseline="base", subject="mine", text="text.jsonl")
+    compared = Compared(report, options, tmp_path, FAIL, None, {})
+    assert "  judged      nothing: what measures ended before it was done\n" in told(compared)
+    assert document(compared)["judged"] is None
 
 
 def test_a_worker_that_says_out_of_memory_is_believed(world, noop, tmp_path, worker):

@@ -25,6 +25,7 @@ from invarlock.windows import (
     make_windows,
     read_windows,
     select_windows,
+    too_long,
     window_id,
     write_windows,
 )
@@ -289,6 +290,23 @@ def test_windows_longer_than_the_context_are_refused(tiny_folder: Path) -> None:
     """The context of the model bounds seq_len."""
     with pytest.raises(ConfigError, match="at most 128"):
         make_windows(tiny_folder, ["a" * 999], WindowPlan(129, 1, 1, 0), SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 128}, 128),
+        ({"n_positions": 64, "n_ctx": 32}, 64),
+        ({"text_config": {"max_position_embeddings": 32}}, 32),
+        ({"text_config": {"hidden_size": 32}}, None),
+    ],
+)
+def test_a_context_may_be_that_of_the_language_model(
+    config: dict[str, object], context: int | None
+) -> None:
+    """Also by older names; where none is stated, nothing is refused."""
+    refused = [n for n in (32, 33, 64, 65, 128, 129) if too_long(Path("m"), config, n)]
+    assert refused == [n for n in (32, 33, 64, 65, 128, 129) if context and n > context]
 
 
 # --- slices -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from invarlock.guards.guard import NAME_WEIGHTS, SERVED
 from invarlock.guards.invariants_decision import accepted_names
 from invarlock.metrics.kinds import METRICS
 from invarlock.pages.parts import FAIL as BAD
-from invarlock.pages.reading import block, objects
+from invarlock.pages.reading import NOT_RUN, REJECTED, block, objects
 from invarlock.reporting import signals
 from invarlock.reporting.dashboard import all_checks, gates, headline
 from invarlock.reporting.judged import served_line
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "comparison-v1"
 LISTED = 4  # notes that are shown
 WIDTH, TEXT = 12, 84  # characters of the names in front of the lines, and behind them
+DENSE = {"format": "safetensors", "backend": "transformers"}
 COLOURS = {PASS: "32", FAIL: "31", INCONCLUSIVE: "33"}
 
 
@@ -54,7 +55,7 @@ def document(result: Compared) -> dict[str, Any]:
         "guards": spoken(report),
         "accepted": list(accepted_names(report)),
         "notes": notes(report),
-        "judged": block(meta, "execution") or {"format": "safetensors", "backend": "transformers"},
+        "judged": block(meta, "execution") or (None if _has_ended(report) else DENSE),
         "report": str(result.out / "evaluation.report.json"),
         "page": str(result.out / "evaluation.html"),
         "pack": str(pack) if pack else None,
@@ -94,7 +95,7 @@ def _rows(result: Compared) -> Iterator[tuple[str, str]]:
     more = [f"{len(noted) - LISTED} more on the page"] if len(noted) > LISTED else []
     for number, note in enumerate([*noted[:LISTED], *more]):
         yield "" if number else "noted", note
-    yield "judged", _judged(report["meta"])
+    yield "judged", _judged(report)
     yield "page", str(out / "evaluation.html")
     yield "report", str(out / "evaluation.report.json")
     if result.signer:
@@ -148,12 +149,21 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     return [str(f.get("message")) for f in failures if f.get("severity") == "warning"]
 
 
-def _judged(meta: Mapping[str, Any]) -> str:
+def _has_ended(report: Mapping[str, Any]) -> bool:
+    """Whether the process that measures ended without a word of the weights."""
+    reason = report["primary_metric"].get("degraded_reason")
+    return reason in NOT_RUN and reason != REJECTED
+
+
+def _judged(report: Mapping[str, Any]) -> str:
     """Which weights, and what multiplied them."""
+    meta = report["meta"]
     ran = block(meta, "execution")
     where = f"on {meta['device']}, {meta.get('dtype')}" if meta.get("device") else ""
     if ran.get("format") == SERVED:
         return served_line(ran)
+    if not ran and _has_ended(report):
+        return "nothing: what measures ended before it was done"
     if not ran:
         return "dense weights, " + (f"run by transformers {where}" if where else "not run")
     schemes = ", ".join(

@@ -10,8 +10,9 @@ loading reports parameters that were not initialized from the file and tensors t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import (
@@ -25,7 +26,7 @@ from invarlock.alignment import (
 from invarlock.checkpoints import Checkpoint, TensorInfo, tokenizer_digest
 from invarlock.counts import counted
 from invarlock.differences import stated
-from invarlock.effective_config import Weight, token_ids, value_of
+from invarlock.effective_config import Weight, text_part_ties, token_ids, value_of
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
 from invarlock.formats.execution import Engine
@@ -122,6 +123,7 @@ def check_checkpoint(
 def _check_values(baseline: Checkpoint, subject: Checkpoint, aligned: Alignment) -> list[Failure]:
     return [
         *_check_tying(baseline, subject, aligned.untied),
+        *_check_stated_ties(baseline, subject),
         *_check_finite(subject),
         *_check_packing(baseline, subject),
     ]
@@ -394,8 +396,11 @@ def tying_state(checkpoint: Checkpoint) -> str:
     if head is None:
         return "headless" if value_of(checkpoint.config, TIED) is False else "tied"
     equal = table is not None and checkpoint.tensor_digest(head) == checkpoint.tensor_digest(table)
+    if tied and not equal:
+        # transformers 5 leaves such a head its own; loaders before it go by the text part
+        return "untied" if text_part_ties(checkpoint.config) is False else "contradictory"
     if tied:
-        return "tied_stored" if equal else "contradictory"
+        return "tied_stored"
     return "untied_equal" if equal else "untied"
 
 
@@ -418,6 +423,25 @@ def _check_tying(baseline: Checkpoint, subject: Checkpoint, untied: str | None) 
     text = f"embedding and head were {WORDS[before]}, are {WORDS[after]}"
     failure = _failure("weight_tying", text, severity="warning" if harmless else "fatal")
     return [failure | ({"accept": TIED} if untied is not None else {})]
+
+
+def _check_stated_ties(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
+    """What a model and its text part say of head and embedding, and whether a loader minds."""
+    before, after = (_stated_ties(checkpoint.config) for checkpoint in (baseline, subject))
+    if before == after or None in after or after[0] == after[1]:
+        return []
+    text = f"config.json: {TIED} is {after[0]}, text_config.{TIED} {after[1]}"
+    state = tying_state(subject)
+    if state in ("tied_stored", "untied_equal") or (state == "untied" and after[0]):
+        text += f"; the stored {head_and_embedding(subject)[0]} is the head of either"
+        return [_failure("config_changed", text, "warning")]
+    text += ": two loaders would read two models"
+    return [_failure("config_changed", text) | {"accept": TIED}]
+
+
+def _stated_ties(config: Mapping[str, Any]) -> tuple[object, object]:
+    inner = config.get("text_config")
+    return config.get(TIED), inner.get(TIED) if isinstance(inner, Mapping) else None
 
 
 def _check_finite(subject: Checkpoint) -> list[Failure]:
