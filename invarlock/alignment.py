@@ -14,7 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from invarlock.checkpoints import Checkpoint
-from invarlock.roles import Role, architecture_of, is_tied, role_of
+from invarlock.modalities import is_for_more_than_text
+from invarlock.roles import (
+    Role,
+    architecture_of,
+    is_tied,
+    role_of,
+)
 from invarlock.shards import TensorInfo
 
 # Buffers that follow from the configuration: loaders make them, and leave stored ones unread.
@@ -111,11 +117,16 @@ def is_token_table(name: str, config: Mapping[str, Any]) -> bool:
 def of_language_model(names: Collection[str], checkpoint: Checkpoint) -> set[str]:
     """Those of a checkpoint's tensors that are of its language model: all where it is nothing else,
     else the head, and what stands beside the token embedding or below."""
-    if not isinstance(checkpoint.config.get("text_config"), Mapping):
+    if not is_for_more_than_text(checkpoint.config):
         return {*names}
+    head, beside = _language_model(checkpoint)
+    return {name for name in names if name == head or name.startswith(beside)}
+
+
+def _language_model(checkpoint: Checkpoint) -> tuple[str | None, str]:
+    """The name of the head, and what the names of all else of a language model begin with."""
     head, table = head_and_embedding(checkpoint)
-    around = re.sub(r"[^.]+\.weight", "", table or "")
-    return {name for name in names if name == head or name.startswith(around)}
+    return head, re.sub(r"[^.]+\.weight", "", table or "")
 
 
 def head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
@@ -138,6 +149,8 @@ def ties(checkpoint: Checkpoint) -> bool:
 def _in_names_of(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorInfo]:
     """The subject's tensors by the baseline's names where a name differs in its spelling only."""
     plain = {_current(name): name for name in baseline.tensors}
+    if subject.form.language_only and is_for_more_than_text(baseline.config):
+        return _within(baseline, subject)
     given = {plain.get(_current(name), name): info for name, info in subject.tensors.items()}
     if len(given) < len(subject.tensors):  # two spellings of one name: leave them to be told
         return dict(subject.tensors)
@@ -149,6 +162,15 @@ def _in_names_of(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorI
             (prefix,) = prefixes
             return {_moved(name, f"{prefix}.", missing, baseline): i for name, i in given.items()}
     return given
+
+
+def _within(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorInfo]:
+    """The tensors of a language model by the names that a larger model has for them."""
+    (head, beside), (own_head, own) = map(_language_model, (baseline, subject))
+    return {
+        head or name if name == own_head else re.sub(f"^{re.escape(own)}", beside, name): info
+        for name, info in subject.tensors.items()
+    }
 
 
 def _current(name: str) -> str:

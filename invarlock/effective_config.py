@@ -157,12 +157,18 @@ def value_of(config: Fields, name: str) -> Any:
     for part in (config, inner if isinstance(inner, Mapping) else {}):
         if name in part:
             return part[name]
+    return defaults_of(config).get(name)
+
+
+def defaults_of(config: Fields) -> Fields:
+    """The fields of the model and of its text part, with what the class takes where none is given;
+    none at all where it refuses the values."""
     try:
         resolved = _resolved(config).fields
     except InputError:  # told where the configurations are compared
-        return None
+        return {}
     inner = resolved.get("text_config")
-    return resolved.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
+    return {**(inner if isinstance(inner, Mapping) else {}), **resolved}
 
 
 def text_part_ties(config: Fields) -> bool | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -107,8 +107,9 @@ def differences(
     return sorted(found, key=lambda difference: [*Effect].index(difference.effect))
 
 
-def largest_id(folder: Path) -> int | None:
-    """The largest id of the tokenizer in ``folder``; None without a readable one."""
+def largest_id(folder: Path, without: Collection[int] = ()) -> int | None:
+    """The largest id of the tokenizer in ``folder`` but for those of ``without``; None where there
+    is no readable one."""
     path = folder / NAME
     if not path.is_file():
         return None
@@ -116,7 +117,7 @@ def largest_id(folder: Path) -> int | None:
         ids = read_tokenizer(path).get_vocab(with_added_tokens=True).values()
     except InputError:
         return None
-    return max(ids, default=None)
+    return max((index for index in ids if index not in without), default=None)
 
 
 def new_tokens(baseline: Path, subject: Path) -> frozenset[str]:

@@ -54,6 +54,7 @@ def write_gguf(
     split: int = 0,
     tokens: list[str] | None = None,
     special_type: int = 3,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write the checkpoint in ``folder`` as ``path``.
 
@@ -65,10 +66,12 @@ def write_gguf(
         change: what is done to a tensor on the way, by its name in the folder.
         merge: how the matrices of all experts become one tensor.
         drop: tensors of the folder that are left out.
-        metadata: further settings of the architecture: name -> number, string or truth value.
+        metadata: further settings of the architecture: name -> number, string, truth value or
+            several numbers.
         split: tensors of a part; 0: one file.
         tokens: other ones than the tokenizer's.
         special_type: how GGUF types the added ones (3: control, 1: ordinary).
+        extra: further tensors, by GGUF's names.
     """
     import gguf
 
@@ -88,7 +91,8 @@ def write_gguf(
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     _write_tokenizer(writer, folder, tokens, special_type)
     for key, value in (metadata or {}).items():
-        writers = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
+        writers = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool,
+                   list: writer.add_array}  # fmt: skip
         writers.get(type(value), writer.add_uint32)(key.format(arch=arch), value)
     names = gguf.get_tensor_name_map(
         next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config["num_hidden_layers"]
@@ -116,6 +120,8 @@ def write_gguf(
             values = values + 1
         as_kind = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
         writer.add_tensor(stored, gguf.quants.quantize(values, as_kind), raw_dtype=as_kind)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -124,7 +130,7 @@ def write_gguf(
 
 def as_converted(name: str) -> str:
     """The name that the converter looks up: of a language model alone, and of all its experts."""
-    name = name.removeprefix("language_model.")
+    name = name.removeprefix("language_model.").replace("model.language_model.", "model.")
     mixtral = re.fullmatch(r"model\.(.*)\.block_sparse_moe\.experts\.[^.]+(\.w\d.*)", name)
     if mixtral:
         return f"{mixtral[1]}.feed_forward.experts{mixtral[2]}"
@@ -145,12 +151,16 @@ def _write_tokenizer(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(given)
-    writer.add_token_types([special_type if i in special else 1 for i in range(len(given))])
+    types = {i: 5 for i, token in enumerate(given) if token.startswith("[PAD")}  # unused
+    types |= dict.fromkeys(special, special_type)
+    writer.add_token_types([types.get(i, 1) for i in range(len(given))])
     writer.add_token_merges([" ".join(pair) for pair in document["model"].get("merges", [])])
-    writer.add_eos_token_id(len(given) - 1)
+    writer.add_eos_token_id(given.index("<eos>") if "<eos>" in given else len(given) - 1)
     writer.add_add_bos_token(False)
 
 
+_SEES = {"depth": 1, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
+         "intermediate_size": 48, "patch_size": 4}  # fmt: skip
 # Small models of the architectures that are read: general.architecture -> configuration class and
 # what it is given beside the sizes, and the metadata that its graph needs.
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -176,6 +186,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                         "sliding_window": 64, "tie_word_embeddings": True, "vision_config": {
                             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
                             "num_attention_heads": 2, "image_size": 28, "patch_size": 14}}, {}),
+    "qwen2vl": ("Qwen2_5_VLConfig", {"vision_config": _SEES, "rope_parameters": {
+                "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}, {
+                "{arch}.rope.dimension_sections": [2, 3, 3, 0]}),
+    "qwen3vl": ("Qwen3VLConfig", {"head_dim": 32, "vision_config": {
+                **_SEES, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}}, {
+                "{arch}.rope.dimension_sections": [6, 5, 5, 0],
+                "{arch}.n_deepstack_layers": 1}),
     "phi3": ("Phi3Config", {"pad_token_id": 0, "sliding_window": 64}, {}),
     "olmo2": ("Olmo2Config", {}, {}),
     "glm4": ("Glm4Config", {"head_dim": 16, "pad_token_id": 0, "attention_bias": True}, {}),
@@ -214,7 +231,8 @@ def make_folder(folder: Path, model: str = "llama", seed: int = 0) -> None:
         settings = {"text_config": settings, "vision_config": seen, **both}
     config = getattr(transformers, class_name)(**settings)
     torch.manual_seed(seed)
-    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    kind = transformers.AutoModelForImageTextToText if seen else transformers.AutoModelForCausalLM
+    made = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 1:

@@ -184,6 +184,178 @@ def test_settings_of_a_language_model_inside_another(tmp_path: Path) -> None:
     assert {**config, "text_config": base["text_config"]} == base
 
 
+@pytest.mark.parametrize("rows", [260, 264])
+def test_a_language_model_may_end_before_the_tokens_of_pictures(tmp_path: Path, rows: int) -> None:
+    """Gemma 3's rows are padded behind the token that stands for an image, and one converter
+    writes all of them, another those of text alone; another token that is lost is told."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    make_folder(folder, "gemma3 pictured")
+    table = "language_model.model.embed_tokens.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[table] = torch.cat([tensors[table], torch.zeros(4, 64)])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"], config["image_token_index"] = 264, 260
+    (folder / "config.json").write_text(json.dumps(config))
+    document = json.loads((folder / "tokenizer.json").read_text())
+    ends = document["added_tokens"][0]
+    document["added_tokens"].append({**ends, "id": 260, "content": "<image_soft_token>"})
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    names = {index: token for token, index in document["model"]["vocab"].items()}
+    more = {259: "<eos>", 260: "<image_soft_token>"}
+    tokens = [{**names, **more}.get(index, f"[PAD{index}]") for index in range(264)]
+
+    def written(tokens: list[str]) -> dict[str, str]:
+        write_gguf(folder, path, "gemma3", tokens=tokens,
+                   change=lambda name, v: v[: len(tokens)] if name == table else v)  # fmt: skip
+        return {f["type"]: f["severity"] for f in findings(folder, path)}
+
+    padded = {"vocabulary_padded": "warning"} if rows == 260 else {}
+    assert written(tokens[:rows]) == {"language_model_only": "warning", **padded}
+    assert written(tokens[:259])["tokenizer_mismatch"] == "fatal"
+
+
+def test_defaults_that_a_baseline_leaves_out_are_compared(tmp_path: Path) -> None:
+    """Files of Gemma 3 state four sizes; what the class takes for the others holds all the same."""
+    make_folder(tmp_path / "m", "gemma3 pictured")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    assert config["text_config"].pop("rms_norm_eps") == 1e-6
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    key = "{arch}.attention.layer_norm_rms_epsilon"
+    for stated, wanted in ((1e-6, []), (1e-5, ["text_config.rms_norm_eps"])):
+        write_gguf(tmp_path / "m", tmp_path / "m.gguf", "gemma3", metadata={key: stated})
+        told = [f["message"] for f in findings(tmp_path / "m", tmp_path / "m.gguf")]
+        named = [text.split()[1] for text in told if text.startswith("config.json")]
+        assert named == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "other"), [("qwen2moe", True), ("qwen3moe", False), ("olmoe", True)]
+)
+def test_weights_of_experts_that_a_graph_has_one_way_for(
+    model: str, other: bool, tmp_path: Path
+) -> None:
+    """Whether the weights of the experts chosen add up to one is the architecture's in GGUF."""
+    make_folder(tmp_path / "m", model)
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"norm_topk_prob": other}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    write_gguf(tmp_path / "m", tmp_path / "m.gguf", model)
+    text = f"norm_topk_prob was {other}, is {not other}"
+    assert text in only(findings(tmp_path / "m", tmp_path / "m.gguf"))
+
+
+def test_two_stored_tensors_of_one_name(llama: Path, tmp_path: Path) -> None:
+    """Neither stands for the other."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    again = Checkpoint.open(llama).load(name).float().numpy().copy()
+    write_gguf(llama, tmp_path / "m.gguf", extra={name: again})
+    assert f"blk.0.attn_q.weight and {name} are both" in only(findings(llama, tmp_path / "m.gguf"))
+
+
+# --- rotations --------------------------------------------------------------------------------
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 128}  # fmt: skip
+LONG = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 64,
+    "long_factor": [1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
+    "short_factor": [1.0] * 8,
+}
+
+
+def stretched(folder: Path, model: str, theta: float, **scaling: object) -> None:
+    """A folder of small files in the older spelling, as hubs have it."""
+    make_folder(folder, model)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters")
+    config |= {"rope_theta": theta, **({"rope_scaling": scaling} if scaling else {})}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def factors_of_the_library(folder: Path) -> np.ndarray:
+    """What transformers divides each frequency by."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = AutoConfig.from_pretrained(folder)
+    rope, size = config.rope_parameters, config.hidden_size // config.num_attention_heads
+    found, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")
+    plain = rope["rope_theta"] ** (-np.arange(0, size, 2, dtype=np.float32) / size)
+    return np.asarray(plain / found.numpy(), np.float32)
+
+
+def rotation_told(folder: Path, path: Path) -> str:
+    """What the files say of the rotation otherwise, or nothing."""
+    told = [f["message"] for f in findings(folder, path) if f["severity"] == "fatal"]
+    assert all("rope" in text for text in told)
+    return "; ".join(told)
+
+
+def test_factors_of_frequencies_are_those_of_the_configuration(tmp_path: Path) -> None:
+    """Computed as transformers computes them; others, none at all, or some too many are told."""
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    stretched(folder, "llama", 500000.0, **LLAMA3)
+    right = factors_of_the_library(folder)
+    assert 1.0 in right
+    assert right.max() == pytest.approx(8.0)
+    for values, told in (
+        (right, False),
+        (right * np.float32(1.001), True),
+        (np.ones_like(right), True),
+        (right[::-1].copy(), True),
+        (right[:4], True),
+        (None, True),
+    ):
+        more = {} if values is None else {"rope_freqs.weight": values}
+        write_gguf(folder, path, extra=more)
+        assert bool(rotation_told(folder, path)) == told
+
+
+def test_factors_that_a_baseline_knows_nothing_of(tmp_path: Path) -> None:
+    """In the spelling that says nothing of a rotation, a stored stretch is one."""
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    stretched(folder, "llama", 10000.0)
+    write_gguf(folder, path)
+    assert not rotation_told(folder, path)
+    write_gguf(folder, path, extra={"rope_freqs.weight": np.full(8, 4, np.float32)})
+    assert "llama3" in rotation_told(folder, path)
+
+
+@pytest.mark.parametrize("which", ["long", "short"])
+def test_factors_of_long_and_short_texts(which: str, tmp_path: Path) -> None:
+    """Two lists of the configuration, each of which is stored."""
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    stretched(folder, "phi3", 10000.0, **LONG)
+    stored = {
+        f"rope_factors_{name}.weight": np.float32(LONG[f"{name}_factor"])
+        for name in ("long", "short")
+    }
+    write_gguf(folder, path, "phi3", extra=stored)
+    assert not rotation_told(folder, path)
+    stored[f"rope_factors_{which}.weight"] = np.float32(LONG["long_factor"]) + 1
+    write_gguf(folder, path, "phi3", extra=stored)
+    assert f"{which}_factor" in rotation_told(folder, path)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"), [(10000.0 * 1000.0 ** (16 / 14), False), (10000.0, True), (3e7, True)]
+)
+def test_a_base_that_alpha_stretches(base: float, told: bool, tmp_path: Path) -> None:
+    """HunYuan: llama.cpp has no name for it, and converters write the base that comes of it."""
+    folder, path = tmp_path / "m", tmp_path / "m.gguf"
+    stretched(folder, "hunyuan-dense", 10000.0, type="dynamic", alpha=1000.0, factor=1.0)
+    metadata = {"{arch}.rope.freq_base": base, "{arch}.rope.scaling.type": "none",
+                "{arch}.rope.scaling.factor": 1.0, "{arch}.context_length": 262144,
+                "{arch}.rope.scaling.original_context_length": 262144}  # fmt: skip
+    write_gguf(folder, path, "hunyuan-dense", metadata=metadata)
+    fatal = [f["message"] for f in findings(folder, path) if f["severity"] == "fatal"]
+    assert any("rope" in text for text in fatal) == told == bool(fatal)
+
+
 def test_a_model_without_a_baseline_is_read_alone(llama: Path, tmp_path: Path) -> None:
     """Configuration and tokenizer of a Llama follow from its metadata; of others they do not."""
     write_gguf(llama, tmp_path / "m.gguf")

@@ -54,12 +54,13 @@ def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> N
     This holds the whole reading of a file to another program's: names, rows, norms, settings.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder, path = tmp_path / "m", tmp_path / "m.gguf"
     make_folder(folder, model)
     write_gguf(folder, path, model.split()[0], metadata=MODELS[model][2])
-    reference = AutoModelForCausalLM.from_pretrained(
+    config = json.loads((folder / "config.json").read_text())
+    kind = "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM"
+    reference = getattr(transformers, kind).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     wrote: dict[str, np.ndarray] = {}
@@ -67,9 +68,8 @@ def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> N
     def keep(name: str, value: torch.Tensor) -> None:
         wrote[name] = value[0].detach().numpy()
 
-    config = json.loads((folder / "config.json").read_text())
     shown = partial(module_shown, config=config)
-    mixture = "num_experts_per_tok" in reference.config.to_dict()
+    mixture = hasattr(reference.config.get_text_config(), "num_experts_per_tok")
     ends = ("self_attn.o_proj", "mlp.c_proj", "embed_tokens")
     ends += (".mlp",) if mixture else ("mlp.down_proj",)
     for name, module in reference.named_modules():

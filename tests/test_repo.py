@@ -18,10 +18,10 @@ from repository_copy import ROOT, in_a_new_python, quiet_environment
 PACKAGE = ROOT / "invarlock"
 # The order of the parts: a part imports only parts of the lines above its own.
 LAYERS = (
-    ("errors", "severity", "counts", "shown", "numpy_on_use", "library_log"),
+    ("errors", "severity", "counts", "shown", "numpy_on_use", "library_log", "modalities"),
     ("files", "variables", "deployment", "progress"),
     ("loading_faults", "forecast", "differences"),
-    ("documents", "schemas", "progress_line"),
+    ("documents", "schemas", "progress_line", "effective_config"),
     (
         "registry",
         "shards",
@@ -41,7 +41,7 @@ LAYERS = (
     ("architecture",),
     ("library_classes",),
     ("module_graph",),
-    ("roles", "records", "effective_config", "tokenizer_meaning"),
+    ("roles", "records", "tokenizer_meaning"),
     ("checkpoints", "begin_of_text", "pictures"),
     ("model_folder", "wiring"),
     ("windows", "sources", "alignment"),

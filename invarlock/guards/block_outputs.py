@@ -21,6 +21,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from invarlock.guards.guard import CheckpointRun, Probe
+from invarlock.modalities import is_for_more_than_text
 from invarlock.roles import Role, is_token_table, layer_of, role_of
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def stream_ends(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Place
 def module_shown(name: str, config: Mapping[str, Any]) -> str:
     """The name in transformers of a module that an engine shows of a language model, which may be
     part of a model for images and text there."""
-    if isinstance(config.get("text_config"), Mapping):
+    if is_for_more_than_text(config):
         return name.replace("model.", "model.language_model.", 1)
     return name
 

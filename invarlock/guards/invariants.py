@@ -26,13 +26,19 @@ from invarlock.alignment import (
 from invarlock.checkpoints import Checkpoint, TensorInfo, tokenizer_digest
 from invarlock.counts import counted
 from invarlock.differences import stated
-from invarlock.effective_config import Weight, text_part_ties, token_ids, value_of
+from invarlock.effective_config import (
+    Weight,
+    text_part_ties,
+    token_ids,
+    value_of,
+)
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import read_json_object
 from invarlock.formats.execution import Engine
 from invarlock.guards.findings import Failure
 from invarlock.guards.shipped import check_shipped
 from invarlock.guards.tokenizer_settings import check_around
+from invarlock.modalities import tokens_of_pictures
 from invarlock.roles import LAYER_COUNTS, architecture_of, layer_of
 from invarlock.shipped_files import file_digests
 from invarlock.shown import listed
@@ -354,19 +360,23 @@ def _rows(tensor: TensorInfo) -> int:
 def _check_vocabulary(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """Rows that no token of the tokenizer reads may come and go."""
     before, after = (_vocabulary_size(checkpoint) for checkpoint in (baseline, subject))
+    # a file of the language model alone may end before the tokens that stand for pictures
+    without = tokens_of_pictures(baseline.config) if subject.form.language_only else frozenset()
+    largest, own = (
+        tokenizer_meaning.largest_id(side.folder, without) for side in (baseline, subject)
+    )
     if tokenizer_digest(baseline.folder) != tokenizer_digest(subject.folder):
-        own, held = tokenizer_meaning.largest_id(subject.folder), isinstance(after, int)
-        fitted = (tokenizer_meaning.largest_id(baseline.folder) or 0) < _number(before)
+        held = isinstance(after, int)
+        fitted = (largest or 0) < _number(before)
         if own is not None and held and fitted and own >= _number(after):
             text = f"the tokenizer has ids up to {own}, and config.json declares {after} tokens"
             return [_failure("vocabulary_changed", f"{text}: an id has no row")]
     if before == after:
         return []
     text = f"config.json: vocab_size was {before}, is {after}"
-    largest = tokenizer_meaning.largest_id(baseline.folder)
     if not isinstance(after, int) or largest is None or largest >= after:
         return [_failure("vocabulary_changed", f"{text}, the tokenizer has ids up to {largest}")]
-    own = tokenizer_meaning.largest_id(subject.folder) or largest
+    own = own or largest
     if own > largest:
         text += f"; the baseline's tokenizer has ids up to {largest}, the subject's up to {own}"
         text += ": the rows that differ are of new tokens, or of none"

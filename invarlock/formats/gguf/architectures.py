@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError, NotACheckpointError
 
@@ -73,6 +73,8 @@ class Architecture:
     block: Mapping[str, str] = field(default_factory=lambda: BLOCK)
     turned: bool = False  # rows of query and key projections are in llama.cpp's order
     shifted: bool = False  # one is added to the weights of norms
+    # Settings that the graph does not ask for: it computes as if they were these.
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors_of(self, stored: Stored) -> Iterator[tuple[str, Stored]]:
         """What a stored tensor holds by the model's names: itself, or one matrix of each expert.
@@ -116,9 +118,15 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(("llama", "mistral", "mixtral"), {**BLOCK, **_MIXTRAL}, turned=True),
     "qwen2": Architecture(("qwen2",)),
-    "qwen2moe": Architecture(("qwen2_moe",), {**BLOCK, **_EXPERTS, **_SHARED_EXPERT}),
+    "qwen2moe": Architecture(
+        ("qwen2_moe",), {**BLOCK, **_EXPERTS, **_SHARED_EXPERT}, fixed={"norm_topk_prob": False}
+    ),
+    "qwen2vl": Architecture(("qwen2_5_vl_text", "qwen2_vl_text", "qwen2_5_vl", "qwen2_vl")),
     "qwen3": Architecture(("qwen3",), {**BLOCK, **_NORMS_OF_HEADS}),
-    "qwen3moe": Architecture(("qwen3_moe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}),
+    "qwen3moe": Architecture(
+        ("qwen3_moe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}, fixed={"norm_topk_prob": True}
+    ),
+    "qwen3vl": Architecture(("qwen3_vl_text",), {**BLOCK, **_NORMS_OF_HEADS}),
     "gemma": Architecture(("gemma",), shifted=True),
     "gemma2": Architecture(("gemma2",), _GEMMA, shifted=True),
     "gemma3": Architecture(("gemma3_text",), {**_GEMMA, **_NORMS_OF_HEADS}, shifted=True),
@@ -126,7 +134,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("phi3",), {**BLOCK, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
     ),
     "olmo2": Architecture(("olmo2",), {**BLOCK, **_NORMS_OF_HEADS, **_NORMS_AROUND}),
-    "olmoe": Architecture(("olmoe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}),
+    "olmoe": Architecture(
+        ("olmoe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}, fixed={"norm_topk_prob": False}
+    ),
     "glm4": Architecture(
         ("glm4",),
         {

@@ -54,8 +54,12 @@ MIXTURE, ROUTER = "mlp", "mlp.gate"
 # What the attention's projection is given. What comes out has no name of its own in most graphs: it
 # is what follows, after its bias where there is one.
 ATTENTION_READS = "kqv_out"
-# Whose embedding module in transformers gives something else than is looked up.
-SCALED = {**dict.fromkeys(("gemma", "gemma2", "gemma3"), "inp_scaled"), "granite": ""}
+# Where what the embedding module of transformers gives has another name: it is scaled, or lies in
+# wider rows by then, which hold what pictures add to later layers. Granite's has none.
+EMBEDS = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3"), "inp_scaled"), "granite": "",
+    "qwen3vl": "node_0",
+}  # fmt: skip
 LAYER_NORMS = {"starcoder2", "stablelm"}  # the norms take the mean over the features away
 _NAME = re.compile(r"(?P<what>\w+)-(?P<layer>\d+)")
 _BUFFER = re.compile(r"(\w+) model buffer size = +([\d.]+ \w+)")
@@ -265,7 +269,7 @@ class LlamaCpp(Engine):
             self._until = (left - 1, layer) if left > 1 else None
             if left == 1:
                 return _of(layer, self._names["attn_output"]), "attention", layer, False
-        if name == SCALED.get(self._gguf.architecture, ENTERS):
+        if name == EMBEDS.get(self._gguf.architecture, ENTERS):
             return "model.embed_tokens", "embed", None, False
         found = _NAME.fullmatch(name)
         if found is None:

@@ -9,16 +9,19 @@ llama.cpp has, and shows by the ids that it gives (:mod:`invarlock.run.engine_to
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invarlock.effective_config import CONTEXT, defaults_of
 from invarlock.errors import InputError
 from invarlock.files import pretty_json, read_json_object, unreadable
 from invarlock.formats.gguf.architectures import architecture_of
 from invarlock.formats.gguf.conversion import CONTROL, float32, templates_of
 from invarlock.formats.gguf.reading import Gguf
+from invarlock.modalities import tokens_of_pictures
 from invarlock.template_files import DEFAULT, FILE, LEGACY, MORE
 from invarlock.template_files import SETTINGS as SETTINGS_FILE
 
@@ -53,6 +56,9 @@ SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
 STRETCHED = ("linear", "yarn")
 # The tensor that holds the factors -> the kind of rope that has them.
 FACTORS = {"rope_freqs.weight": "llama3", "rope_factors_long.weight": "longrope"}
+RATIO = "rope_freqs.weight"  # of it the configuration has no list, but the numbers that give it
+LISTED = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+CLOSE = 1e-5  # of numbers that converters compute in float32
 NORMAL, USER_DEFINED, UNUSED = 1, 4, 5  # tokenizer.ggml.token_type (GGUF specification)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
 OWN = ("config.json", "tokenizer.json", SETTINGS_FILE, FILE, LEGACY, MORE)
@@ -75,7 +81,9 @@ def write_beside(gguf: Gguf, baseline: Path, folder: Path) -> None:
     (folder / "config.json").write_bytes(pretty_json(config_of(gguf, config)))
     if (baseline / "tokenizer.json").is_file():
         document = read_json_object(baseline / "tokenizer.json")
-        (folder / "tokenizer.json").write_bytes(pretty_json(tokenizer_of(gguf, document)))
+        (folder / "tokenizer.json").write_bytes(
+            pretty_json(tokenizer_of(gguf, document, tokens_of_pictures(config)))
+        )
     _write_templates(gguf, folder, baseline / SETTINGS_FILE)
     own = {*OWN, *_write_sampling(gguf, baseline, folder)}
     try:
@@ -100,11 +108,16 @@ def config_of(gguf: Gguf, baseline: Mapping[str, Any]) -> Fields:
     known = architecture_of(gguf)
     if own.get("model_type") not in known.model_types:
         own["model_type"] = known.model_types[0]
-    for key, fields in SETTINGS.items():
-        value = gguf.of_model(key)
-        for field in fields:
-            if value is not None and field in own:
-                own[field] = _said(own[field], value)
+    said = [(field, gguf.of_model(key)) for key, fields in SETTINGS.items() for field in fields]
+    said = [(field, value) for field, value in (*said, *known.fixed.items()) if value is not None]
+    before = own if all(field in own for field, _ in said) else {**defaults_of(baseline), **own}
+    by_alpha = _base_is_of_alpha(gguf, own)
+    for field, value in said:
+        if by_alpha and field in CONTEXT:
+            continue
+        found = _said(before.get(field), value)
+        if field in own or before.get(field) not in (None, found):
+            own[field] = found
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
         raise InputError("the model has no token_embd.weight", where=str(gguf.source))
@@ -123,7 +136,8 @@ def config_of(gguf: Gguf, baseline: Mapping[str, Any]) -> Fields:
                 and _ids(part.get(field))
             ):
                 part[field] = int(said)
-    _rotation(gguf, own)
+    if not by_alpha:
+        _rotation(gguf, own)
     return config
 
 
@@ -147,7 +161,6 @@ def _ids(value: object) -> list[object]:
 
 def _rotation(gguf: Gguf, config: Fields) -> None:
     """Base and stretching of the rotary positions, wherever the baseline states them."""
-    theta = gguf.of_model("rope.freq_base")
     places = [config]
     for name in ("rope_parameters", "rope_scaling"):
         stated = config.get(name)
@@ -159,21 +172,26 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
                 own["full_attention"] = full = dict(full)
                 own = full
             places.append(own)
+    theta = gguf.of_model("rope.freq_base")
     if theta is not None and not any("rope_theta" in place for place in places):
         config["rope_theta"] = float32(theta)  # the baseline has the default of its class
     for place in places:
         if theta is not None and "rope_theta" in place:
             place["rope_theta"] = _said(place["rope_theta"], theta)
-    if len(places) == 1 and SCALINGS.get(str(gguf.of_model("rope.scaling.type"))) in STRETCHED:
+    by_tensor = next((k for tensor, k in FACTORS.items() if tensor in gguf.tensors), None)
+    stretched = SCALINGS.get(str(gguf.of_model("rope.scaling.type"))) in STRETCHED
+    if len(places) == 1 and (by_tensor or stretched):
         config["rope_scaling"] = {"rope_type": "default"}  # the baseline says nothing of it
         places.append(config["rope_scaling"])
     for place in places[1:]:
         key = "rope_type" if "rope_type" in place else "type"
         before = str(place.get(key, "default"))
-        kind = next((k for tensor, k in FACTORS.items() if tensor in gguf.tensors), None)
-        kind = kind or SCALINGS.get(str(gguf.of_model("rope.scaling.type") or "none"), before)
-        if kind != before:
+        kind = by_tensor or SCALINGS.get(str(gguf.of_model("rope.scaling.type") or "none"), before)
+        if kind != before and (before, kind) != ("mrope", "default"):
             place[key] = kind
+        sections = gguf.of_model("rope.dimension_sections")
+        if sections is not None and "mrope_section" in place:  # the fourth is of no direction
+            place["mrope_section"] = _said(place["mrope_section"], list(sections)[:3])
         for said, field in (
             ("factor", "factor"),
             ("original_context_length", "original_max_position_embeddings"),
@@ -181,19 +199,91 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
             value = gguf.of_model(f"rope.scaling.{said}")
             if value is not None and (field in place or kind in STRETCHED):
                 place[field] = _said(place.get(field), value)
+        _factors(gguf, config, places, place)
+
+
+def _base_is_of_alpha(gguf: Gguf, config: Fields) -> bool:
+    """Whether the file's base is that of a rotation that ``alpha`` stretches, which llama.cpp has
+    no name for: base * alpha ** (d / (d - 2)) for heads of d (HunYuan). Converters state another
+    context with it."""
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    alpha, base = rope.get("alpha"), rope.get("rope_theta", config.get("rope_theta"))
+    found = gguf.of_model("rope.freq_base")
+    if not (isinstance(alpha, int | float) and isinstance(base, int | float) and found):
+        return False
+    size = _head_size(config)
+    wanted = float(base) * float(alpha) ** (size / (size - 2))
+    if not math.isclose(wanted, found, rel_tol=CLOSE) or gguf.tensors.keys() & FACTORS.keys():
+        return False
+    return SCALINGS.get(str(gguf.of_model("rope.scaling.type") or "none")) == "default"
+
+
+def _head_size(config: Fields) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _factors(gguf: Gguf, config: Fields, places: Sequence[Fields], place: Fields) -> None:
+    """The factors of each frequency that are stored, where they are not those of ``place``."""
+    for tensor, field in LISTED.items():
+        if tensor in gguf.tensors and field in place:
+            values = [float(value) for value in gguf.tensors[tensor].values().ravel()]
+            place[field] = (
+                _said(place[field], values) if _differ(place[field], values) else place[field]
+            )
+    if RATIO in gguf.tensors and place.get("rope_type", place.get("type")) == FACTORS[RATIO]:
+        base = next((each["rope_theta"] for each in places if "rope_theta" in each), 10000.0)
+        try:
+            wanted = llama3_factors(place, float(base), _head_size(config))
+        except (KeyError, TypeError, ZeroDivisionError):
+            return  # what the class says of such a configuration is told
+        values = gguf.tensors[RATIO].values().ravel().tolist()
+        if _differ(wanted, values):
+            place["frequency_factors"] = values
+
+
+def llama3_factors(rope: Mapping[str, Any], base: float, size: int) -> list[float]:
+    """What divides each of the ``size / 2`` frequencies of a head: 1 for those that turn often
+    within the original context, ``factor`` for those that hardly turn, between them both in
+    proportion (transformers, ``_compute_llama3_parameters``, as a quotient).
+
+    Raises:
+        KeyError: the configuration lacks one of the four numbers.
+    """
+    factor, low, high = (
+        float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
+    )
+    context = float(rope["original_max_position_embeddings"])
+    found = []
+    for pair in range(0, size, 2):
+        turns = context / (2 * math.pi * base ** (pair / size))
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)
+        found.append(1 / ((1 - share) / factor + share))
+    return found
+
+
+def _differ(wanted: object, values: Sequence[float]) -> bool:
+    """Whether numbers are other than a configuration's, but for their rounding."""
+    if not isinstance(wanted, list) or len(wanted) != len(values):
+        return True
+    return not all(
+        isinstance(a, int | float) and math.isclose(a, b, rel_tol=CLOSE)
+        for a, b in zip(wanted, values, strict=True)
+    )
 
 
 # --- tokenizer --------------------------------------------------------------------------------
 
 
-def tokenizer_of(gguf: Gguf, baseline: Fields) -> Fields:
+def tokenizer_of(gguf: Gguf, baseline: Fields, elsewhere: Collection[int] = ()) -> Fields:
     """``tokenizer.json`` of the model: the baseline's, but for the vocabulary that GGUF holds.
 
     Args:
         gguf: the model.
         baseline: the content of the baseline's ``tokenizer.json``.
+        elsewhere: ids that stand for pictures, which a file of the language model may end before.
     """
     tokens: Sequence[str] = gguf.meta("tokenizer.ggml.tokens")
+    last = [each for each in baseline.get("added_tokens") or () if int(each["id"]) in elsewhere]
     types: Sequence[int] = gguf.get("tokenizer.ggml.token_type") or ()
     document = dict(baseline)
     document["model"] = model = dict(document.get("model") or {})
@@ -230,7 +320,7 @@ def tokenizer_of(gguf: Gguf, baseline: Fields) -> Fields:
         {**each, "content": _text(each["content"], tokens[int(each["id"])])}
         for each in added
         if int(each["id"]) < len(tokens)
-    ]
+    ] + [each for each in last if int(each["id"]) >= len(tokens)]
     merges = gguf.get("tokenizer.ggml.merges")
     if merges is not None and "merges" in model:
         own = [tuple(merge.split(" ", 1)) for merge in merges]

@@ -71,8 +71,14 @@ class GgufFile(Format):
 
     def inventory(self, folder: Path) -> Inventory:
         gguf = self._open(folder)
-        tensors, packed = {}, {}
+        tensors: dict[str, TensorInfo] = {}
+        packed: dict[str, PackedTensor] = {}
         for name, stored in _tensors(gguf):
+            if name in packed:
+                raise InputError(
+                    f"{packed[name].parts[0]} and {stored.name} are both {name}",
+                    where=str(stored.path),
+                )
             dtype = PLAIN.get(stored.kind, "F32")
             size = DTYPES[dtype][0] * elements(stored.shape)
             tensors[name] = Unpacked(name, dtype, stored.shape, stored.path.name, 0, size, stored)
