@@ -52,7 +52,7 @@ def begin_token(folder: Path, add_bos: str = "auto") -> int | None:
             "the model has no begin-of-text token",
             where=str(folder),
             expected="bos_token in tokenizer_config.json or bos_token_id in config.json",
-            hint="set windows.add_bos=never to measure without one",
+            hint="name one there; a workflow with windows.add_bos=never measures without one",
         )
     return named
 
