@@ -88,6 +88,13 @@ def write_gguf(
     writer.add_rope_freq_base(theta or config.get("rope_theta", 10000.0))
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
+    if heads_of_keys := config.get("linear_num_key_heads"):
+        heads_of_values = config["linear_num_value_heads"]
+        writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+        writer.add_ssm_state_size(config["linear_key_head_dim"])
+        writer.add_ssm_group_count(heads_of_keys)
+        writer.add_ssm_time_step_rank(heads_of_values)
+        writer.add_ssm_inner_size(heads_of_values * config["linear_value_head_dim"])
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     _write_tokenizer(writer, folder, tokens, special_type)
     for key, value in (metadata or {}).items():
@@ -109,6 +116,8 @@ def write_gguf(
                 continue
             # names sort 10 before 2, of which there are none
             values = merge(experts[merged])
+        if ".linear_attn." in name:
+            values, merged = of_delta_net(merged, values, config)
         stored = names.get_name(merged, try_suffixes=(".weight", ".bias"))
         if stored is None:
             continue
@@ -116,9 +125,11 @@ def write_gguf(
             of = heads if "q_proj" in name else config["num_key_value_heads"]
             halves = values.reshape(of, 2, values.shape[0] // of // 2, -1)
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        shifted = name.endswith("norm.weight") and "linear_attn" not in name
+        if arch.startswith(("gemma", "qwen35")) and shifted:
             values = values + 1
-        as_kind = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+        plain = values.ndim == 1 or "conv1d" in name
+        as_kind = gguf.GGMLQuantizationType["F32" if plain else kind]
         writer.add_tensor(stored, gguf.quants.quantize(values, as_kind), raw_dtype=as_kind)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
@@ -126,6 +137,33 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def of_delta_net(
+    name: str, values: np.ndarray, config: Mapping[str, Any]
+) -> tuple[np.ndarray, str]:
+    """What the converter makes of a tensor of Qwen3.5's delta nets, and how it calls it: the heads
+    of values, of which each key has some one after the other, lie side by side by their number."""
+    keys, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    before = 2 * keys * config["linear_key_head_dim"]
+    column = "out_proj" in name
+    if column:
+        values = values.T
+    if "A_log" in name:
+        values = -np.exp(values)
+    if "conv1d" in name:
+        values = values.squeeze(1)
+    first = before if "conv1d" in name or "in_proj_qkv" in name else 0
+    own = values[first:]
+    if "norm" not in name:
+        size = len(own) // heads
+        own = np.concatenate(
+            [own[(key * heads // keys + n) * size :][:size]
+             for n in range(heads // keys) for key in range(keys)]
+        )  # fmt: skip
+    values = np.concatenate([values[:first], own])
+    name = name.replace("dt_bias", "dt_proj.bias")
+    return np.ascontiguousarray(values.T if column else values), name
 
 
 def as_converted(name: str) -> str:
@@ -161,6 +199,20 @@ def _write_tokenizer(
 
 _SEES = {"depth": 1, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
          "intermediate_size": 48, "patch_size": 4}  # fmt: skip
+_DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 0.25,
+    },
+}
 # Small models of the architectures that are read: general.architecture -> configuration class and
 # what it is given beside the sizes, and the metadata that its graph needs.
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -176,6 +228,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                  "moe_intermediate_size": 32, "norm_topk_prob": True}, {}),
     "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2,
               "num_key_value_heads": 4}, {}),
+    "qwen35": ("Qwen3_5TextConfig", _DELTA, {"{arch}.full_attention_interval": 4,
+               "{arch}.rope.dimension_sections": [2, 1, 1, 0]}),
+    "qwen35 pictured": ("Qwen3_5Config", {**_DELTA, "linear_num_value_heads": 2, "vision_config": {
+                        **_SEES, "num_position_embeddings": 16}}, {
+                        "{arch}.full_attention_interval": 4,
+                        "{arch}.rope.dimension_sections": [2, 1, 1, 0]}),
     "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1,
               "tie_word_embeddings": True}, {}),
     "gemma2": ("Gemma2Config", {"head_dim": 16, "query_pre_attn_scalar": 16,
@@ -234,8 +292,8 @@ def make_folder(folder: Path, model: str = "llama", seed: int = 0) -> None:
     kind = transformers.AutoModelForImageTextToText if seen else transformers.AutoModelForCausalLM
     made = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.dim() == 1:
+        for name, parameter in made.named_parameters():
+            if parameter.dim() == 1 or "conv1d" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             else:
                 parameter.normal_(0, 0.15)

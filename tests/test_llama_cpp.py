@@ -70,7 +70,7 @@ def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> N
 
     shown = partial(module_shown, config=config)
     mixture = hasattr(reference.config.get_text_config(), "num_experts_per_tok")
-    ends = ("self_attn.o_proj", "mlp.c_proj", "embed_tokens")
+    ends = ("self_attn.o_proj", "linear_attn.out_proj", "mlp.c_proj", "embed_tokens")
     ends += (".mlp",) if mixture else ("mlp.down_proj",)
     for name, module in reference.named_modules():
         if name.endswith("mlp.gate") and mixture:

@@ -1,21 +1,26 @@
 """What each architecture of GGUF is in transformers: names of tensors, and how values are stored.
 
 llama.cpp's converter renames tensors, and changes some values: rows of the query and key
-projections are put into another order where rotation takes neighbouring pairs, and one is added to
-the weights of Gemma's norms, which its own code adds when it runs. Both are undone here.
+projections are put into another order where rotation takes neighbouring pairs, heads of the values
+of gated delta nets where several share a key, one is added to the weights of Gemma's norms, which
+its own code adds when it runs, and decay is stored as the number that the graph multiplies by. All
+of it is undone here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from invarlock.errors import InputError, NotACheckpointError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    from numpy.typing import NDArray
 
     from invarlock.formats.gguf.reading import Gguf, Stored
 
@@ -58,11 +63,46 @@ _MIXTRAL = {
     "ffn_up_exps": f"block_sparse_moe.experts.{EXPERT}.w3",
     "ffn_down_exps": f"block_sparse_moe.experts.{EXPERT}.w2",
 }
+# The delta nets of Qwen3.5 in place of attention in most layers.
+_DELTA_NET = {
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+# What is no weight or bias of a module: the rest of a stored name -> the rest of the model's.
+_DECAYS = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
+# Axis along which heads of values lie, and whether those of queries and keys lie before them.
+_OF_VALUE_HEADS = {
+    "attn_qkv.weight": (0, True), "ssm_conv1d.weight": (0, True), "attn_gate.weight": (0, False),
+    "ssm_alpha.weight": (0, False), "ssm_beta.weight": (0, False), "ssm_a": (0, False),
+    "ssm_dt.bias": (0, False), "ssm_out.weight": (1, False),
+}  # fmt: skip
+FILTERS = "ssm_conv1d.weight"  # stored without the dimension of their one channel
 # Matrices of one row, which quantizers store as vectors.
 ONE_ROW = ("ffn_gate_inp_shexp.weight",)
 # Factors of the rotation, which follow from config.json.
 FACTORS = re.compile(r"rope_(?:freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd.*")
+_REST = re.compile(r"blk\.(?P<layer>\d+)\.(?P<rest>.+)")
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+
+
+class Counts(Protocol):
+    """A GGUF model, as far as its numbers of heads go."""
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``."""
+
+    @property
+    def source(self) -> Path:
+        """What was named."""
+
+    def of_model(self, key: str) -> Any:
+        """Metadata value of ``key`` of the architecture, or None."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +113,7 @@ class Architecture:
     block: Mapping[str, str] = field(default_factory=lambda: BLOCK)
     turned: bool = False  # rows of query and key projections are in llama.cpp's order
     shifted: bool = False  # one is added to the weights of norms
+    whole: Mapping[str, str] = field(default_factory=dict)  # names without .weight or .bias
     # Settings that the graph does not ask for: it computes as if they were these.
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,6 +126,8 @@ class Architecture:
         if EXPERT in name:
             for number, own in enumerate(stored.experts()):
                 yield name.replace(EXPERT, str(number)), own
+        elif stored.name.endswith(FILTERS) and len(stored.shape) == 2:
+            yield name, stored.as_filters()
         elif stored.name.endswith(ONE_ROW) and len(stored.shape) == 1:
             yield name, stored.as_row()
         else:
@@ -95,6 +138,9 @@ class Architecture:
 
         Of one that holds all experts, :data:`EXPERT` stands for their number.
         """
+        rest = _REST.fullmatch(stored)
+        if rest and rest["rest"] in self.whole:
+            return f"model.layers.{int(rest['layer'])}.{self.whole[rest['rest']]}"
         found = _NAME.fullmatch(stored)
         if found is None:
             return None
@@ -104,15 +150,80 @@ class Architecture:
             return None
         return f"{name}.{kind}" if layer is None else f"model.layers.{int(layer)}.{name}.{kind}"
 
-    def heads_of(self, stored: str) -> str | None:
-        """The setting that counts the heads whose rows are to be put in order, if any."""
-        if not self.turned or not re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", stored):
-            return None
-        return "attention.head_count" if ".attn_q." in stored else "attention.head_count_kv"
+    def order_of(self, gguf: Counts, name: str, shape: Sequence[int]) -> Order | None:
+        """How rows or columns of a stored tensor are put in the model's order; None: they are.
 
-    def shift_of(self, stored: str) -> int:
-        """What was added to the stored values."""
-        return int(self.shifted and stored.endswith("norm.weight"))
+        Args:
+            gguf: what says how many heads the model has.
+            name: of the stored tensor.
+            shape: its shape, row-major.
+
+        Raises:
+            InputError: the metadata lack numbers of heads, or these do not divide the tensor.
+        """
+        import numpy as np
+
+        if self.turned and re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", name):
+            key = "attention.head_count" + ("" if ".attn_q." in name else "_kv")
+            return Order(unpermute(np.arange(shape[0]), heads(gguf, key)), 0)
+        rest = _REST.fullmatch(name)
+        if not self.whole or rest is None or rest["rest"] not in _OF_VALUE_HEADS:
+            return None
+        axis, others = _OF_VALUE_HEADS[rest["rest"]]
+        keys, values, size = (
+            int(gguf.of_model(f"ssm.{key}") or 0)
+            for key in ("group_count", "time_step_rank", "state_size")
+        )
+        before = 2 * keys * size if others else 0
+        left = shape[axis] - before
+        if not 0 < keys <= values or values % keys or left <= 0 or left % values:
+            raise InputError(
+                f"{name} has no heads of values as the metadata count them",
+                where=str(gguf.source), found=f"{list(shape)}, {keys} keys, {values} values",
+            )  # fmt: skip
+        own = np.arange(before, shape[axis]).reshape(values // keys, keys, -1).swapaxes(0, 1)
+        return Order(np.concatenate([np.arange(before), own.ravel()]), axis)
+
+    def of_model(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Stored values as the model has them, element by element."""
+        import numpy as np
+
+        if self.whole and name.endswith(".ssm_a"):
+            with np.errstate(invalid="ignore", divide="ignore"):  # told as not finite
+                return np.log(-values)
+        return values - self._shift_of(name)
+
+    def as_stored(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Undo :meth:`of_model`."""
+        import numpy as np
+
+        if self.whole and name.endswith(".ssm_a"):
+            return -np.exp(values)
+        if name.endswith(FILTERS):
+            values = values[:, 0]
+        return values + self._shift_of(name)
+
+    def _shift_of(self, name: str) -> np.float32:
+        import numpy as np
+
+        own = name.endswith("norm.weight") and not name.endswith("ssm_norm.weight")
+        return np.float32(self.shifted and own)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where the rows, or columns, of the model lie in a stored tensor."""
+
+    index: NDArray[np.int64]
+    axis: int
+
+    def of_model(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Stored values in the model's order."""
+        return values.take(self.index, self.axis)
+
+    def as_stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Undo :meth:`of_model`."""
+        return values.take(self.index.argsort(), self.axis)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -127,6 +238,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("qwen3_moe",), {**BLOCK, **_NORMS_OF_HEADS, **_EXPERTS}, fixed={"norm_topk_prob": True}
     ),
     "qwen3vl": Architecture(("qwen3_vl_text",), {**BLOCK, **_NORMS_OF_HEADS}),
+    "qwen35": Architecture(
+        ("qwen3_5_text",),
+        {
+            **BLOCK,
+            **_NORMS_OF_HEADS,
+            **_DELTA_NET,
+            "post_attention_norm": "post_attention_layernorm",
+        },
+        shifted=True,
+        whole=_DECAYS,
+    ),
     "gemma": Architecture(("gemma",), shifted=True),
     "gemma2": Architecture(("gemma2",), _GEMMA, shifted=True),
     "gemma3": Architecture(("gemma3_text",), {**_GEMMA, **_NORMS_OF_HEADS}, shifted=True),
@@ -186,7 +308,7 @@ def architecture_of(gguf: Gguf) -> Architecture:
     return found
 
 
-def heads(gguf: Gguf, key: str) -> int:
+def heads(gguf: Counts, key: str) -> int:
     """A number of heads, which is one for all layers.
 
     Raises:
@@ -212,10 +334,3 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     rows = values.shape[0]
     pairs = values.reshape(heads, rows // heads // 2, 2, -1)
     return pairs.swapaxes(1, 2).reshape(values.shape)
-
-
-def permute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Undo :func:`unpermute`."""
-    rows = values.shape[0]
-    halves = values.reshape(heads, 2, rows // heads // 2, -1)
-    return halves.swapaxes(1, 2).reshape(values.shape)

@@ -20,7 +20,7 @@ from typing import Any
 
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.files import pretty_json
-from invarlock.formats.gguf.architectures import ARCHITECTURES, heads, unpermute
+from invarlock.formats.gguf.architectures import ARCHITECTURES
 from invarlock.formats.gguf.reading import Gguf, Stored
 from invarlock.template_files import DEFAULT
 
@@ -161,9 +161,8 @@ def _bf16_bytes(gguf: Gguf, stored: Stored) -> memoryview:
     values = stored.values()
     if not np.isfinite(values).all():
         raise InputError(f"tensor {stored.name} holds a non-finite value", where=str(gguf.source))
-    key = LLAMA.heads_of(stored.name)
-    if key:
-        values = unpermute(values, heads(gguf, key))
+    if order := LLAMA.order_of(gguf, stored.name, stored.shape):
+        values = order.of_model(values)
     bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return rounded.astype("<u2").reshape(-1).data.cast("B")

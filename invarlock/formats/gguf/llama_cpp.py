@@ -54,11 +54,13 @@ MIXTURE, ROUTER = "mlp", "mlp.gate"
 # What the attention's projection is given. What comes out has no name of its own in most graphs: it
 # is what follows, after its bias where there is one.
 ATTENTION_READS = "kqv_out"
+# Where it has one; in other layers of the same graph that is the name of something else.
+ATTENTION_WRITES = {"qwen35": {"linear_attn_out": "ssm_out", "attn_output": "attn_output"}}
 # Where what the embedding module of transformers gives has another name: it is scaled, or lies in
 # wider rows by then, which hold what pictures add to later layers. Granite's has none.
 EMBEDS = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3"), "inp_scaled"), "granite": "",
-    "qwen3vl": "node_0",
+    "qwen3vl": "node_0", "qwen35": "model.input_embed",
 }  # fmt: skip
 LAYER_NORMS = {"starcoder2", "stablelm"}  # the norms take the mean over the features away
 _NAME = re.compile(r"(?P<what>\w+)-(?P<layer>\d+)")
@@ -275,6 +277,9 @@ class LlamaCpp(Engine):
         if found is None:
             return None
         what, layer = found["what"], int(found["layer"])
+        part = ATTENTION_WRITES.get(self._gguf.architecture, {}).get(what)
+        if part and f"blk.{layer}.{part}.weight" in self._gguf.tensors:
+            return _of(layer, self._names[part]), "attention", layer, False
         if what == ATTENTION_READS:
             biased = f"blk.{layer}.attn_output.bias" in self._gguf.tensors
             self._until = 1 + biased, layer

@@ -106,6 +106,10 @@ class Stored:
         row = self.tensor._replace(data=self.tensor.data[None])
         return replace(self, shape=(1, *self.shape), tensor=row)
 
+    def as_filters(self) -> Stored:
+        """The same matrix as filters of one channel: its rows, each of (1, columns)."""
+        return replace(self, shape=(self.shape[0], 1, self.shape[1]))
+
     def experts(self) -> list[Stored]:
         """The matrices that are stacked in this tensor, in their order.
 

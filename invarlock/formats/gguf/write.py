@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invarlock.errors import InputError
 from invarlock.files import read_json_object
-from invarlock.formats.gguf.architectures import ARCHITECTURES, EXPERT, Architecture, permute
+from invarlock.formats.gguf.architectures import ARCHITECTURES, EXPERT, FILTERS, Architecture
 from invarlock.formats.gguf.conversion import CONTROL, PRE_TOKENIZERS
 from invarlock.formats.gguf.scales import SCALES, scale_bytes
 from invarlock.formats.gguf.small_files import SETTINGS, TOKEN_IDS
@@ -52,18 +53,19 @@ def write_dense(baseline: Any, out: Path) -> None:
     architecture = found[0]
     known = ARCHITECTURES[architecture]
     writer = GGUFWriter(out, architecture)
-    _write_settings(writer, architecture, config)
+    counts = _Said(architecture, baseline.folder, _settings_of(config))
+    for name, value in counts.settings.items():
+        _add(writer, f"{architecture}.{name}", value)
     _write_tokenizer(writer, baseline.folder)
     for stored, parts in _stored(known, baseline).items():
         loaded = [baseline.load(name).float().numpy() for name in parts]
         values = np.stack(loaded) if EXPERT in str(known.name_of(stored)) else loaded[0]
-        values = values + np.float32(known.shift_of(stored))
-        key = known.heads_of(stored)
-        if key is not None:
-            field = SETTINGS[key][0]
-            heads = config.get(field) or config["num_attention_heads"]
-            values = np.ascontiguousarray(permute(values, int(heads)))
-        kept = GGMLQuantizationType.BF16 if values.ndim > 1 else GGMLQuantizationType.F32
+        values = known.as_stored(stored, values)
+        if order := known.order_of(counts, stored, values.shape):
+            values = np.ascontiguousarray(order.as_stored(values))
+        # llama.cpp has filters in float32 alone
+        plain = values.ndim == 1 or stored.endswith(FILTERS)
+        kept = GGMLQuantizationType.F32 if plain else GGMLQuantizationType.BF16
         writer.add_tensor(stored, packed(values, kept), raw_dtype=kept)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -76,6 +78,7 @@ def _stored(known: Architecture, baseline: Any) -> dict[str, list[str]]:
     parts = [f"{top}.{kind}" for top in ("token_embd", "output_norm", "output") for kind in KINDS]
     layers = {int(n.split(".")[2]) for n in baseline.tensors if n.startswith("model.layers.")}
     parts += [f"blk.{n}.{part}.{kind}" for n in layers for part in known.block for kind in KINDS]
+    parts += [f"blk.{n}.{rest}" for n in layers for rest in known.whole]
     names = {name: part for part in parts if (name := known.name_of(part)) is not None}
     found: dict[str, dict[int, str]] = {}
     for name in sorted(baseline.tensors):
@@ -89,33 +92,52 @@ def _stored(known: Architecture, baseline: Any) -> dict[str, list[str]]:
     return {stored: [each[n] for n in sorted(each)] for stored, each in found.items()}
 
 
-def _write_settings(writer: GGUFWriter, architecture: str, config: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Said:
+    """What a file will say of its model."""
+
+    architecture: str
+    source: Path
+    settings: Mapping[str, Any]
+
+    def of_model(self, key: str) -> Any:
+        """Metadata value of ``key`` of the architecture, or None."""
+        return self.settings.get(key)
+
+
+def _settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of the architecture."""
+    said = {}
     for key, fields in SETTINGS.items():
         value = next((config[f] for f in fields if config.get(f) is not None), None)
         if value is not None:
-            _add(writer, f"{architecture}.{key}", value)
+            said[key] = value
     heads = int(config["num_attention_heads"])
     size = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
-    if config.get("head_dim") is None:  # else it is among the settings
-        _add(writer, f"{architecture}.attention.key_length", size)
-    _add(writer, f"{architecture}.attention.value_length", size)
-    turned = int(size * float(rope.get("partial_rotary_factor", 1.0)))
-    _add(writer, f"{architecture}.rope.dimension_count", turned)
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    _add(writer, f"{architecture}.rope.freq_base", float(theta))
+    said["attention.key_length"] = said["attention.value_length"] = size
+    said["rope.dimension_count"] = int(size * float(rope.get("partial_rotary_factor", 1.0)))
+    said["rope.freq_base"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if "mrope_section" in rope:
+        said["rope.dimension_sections"] = [*rope["mrope_section"], 0]
+    if values := config.get("linear_num_value_heads"):
+        said["ssm.inner_size"] = int(values) * int(config["linear_value_head_dim"])
+        said["full_attention_interval"] = config["layer_types"].index("full_attention") + 1
     stretched = rope.get("rope_type", "default")
     if stretched != "default":
         raise InputError(
             "positions that are stretched cannot be written as GGUF here", found=str(stretched)
         )
-    _add(writer, f"{architecture}.vocab_size", int(config["vocab_size"]))
+    return said | {"vocab_size": int(config["vocab_size"])}
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    write = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-    write(key, value)
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        write = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        write(key, value)
 
 
 def _write_tokenizer(writer: GGUFWriter, folder: Path) -> None:

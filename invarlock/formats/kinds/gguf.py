@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.errors import InputError
-from invarlock.formats.gguf.architectures import FACTORS, architecture_of, heads, unpermute
+from invarlock.formats.gguf.architectures import FACTORS, architecture_of
 from invarlock.formats.gguf.conversion import convert, converted_bytes, write_llama_files
 from invarlock.formats.gguf.reading import Gguf, Stored, model_files
 from invarlock.formats.gguf.scales import SCALES, scales_of
@@ -71,6 +71,7 @@ class GgufFile(Format):
 
     def inventory(self, folder: Path) -> Inventory:
         gguf = self._open(folder)
+        known = architecture_of(gguf)
         tensors: dict[str, TensorInfo] = {}
         packed: dict[str, PackedTensor] = {}
         for name, stored in _tensors(gguf):
@@ -79,6 +80,7 @@ class GgufFile(Format):
                     f"{packed[name].parts[0]} and {stored.name} are both {name}",
                     where=str(stored.path),
                 )
+            known.order_of(gguf, stored.name, stored.shape)  # refused now, if ever
             dtype = PLAIN.get(stored.kind, "F32")
             size = DTYPES[dtype][0] * elements(stored.shape)
             tensors[name] = Unpacked(name, dtype, stored.shape, stored.path.name, 0, size, stored)
@@ -113,15 +115,16 @@ class GgufFile(Format):
     def _values(self, gguf: Gguf, stored: Stored) -> Iterator[NDArray[np.float32]]:
         """The values of a tensor as transformers has them, some rows at a time."""
         known = architecture_of(gguf)
-        key, shift = known.heads_of(stored.name), known.shift_of(stored.name)
-        if key is not None:
-            yield unpermute(stored.values(), heads(gguf, key))
+        order = known.order_of(gguf, stored.name, stored.shape)
+        if order is not None:
+            yield known.of_model(stored.name, order.of_model(stored.values()))
         elif len(stored.shape) < 2:
-            yield stored.values() - shift
+            yield known.of_model(stored.name, stored.values())
         else:
             step = max(1, ROWS_BYTES // (4 * max(1, elements(stored.shape[1:]))))
             for first in range(0, stored.shape[0], step):
-                yield stored.values(first, min(step, stored.shape[0] - first)) - shift
+                rows = stored.values(first, min(step, stored.shape[0] - first))
+                yield known.of_model(stored.name, rows)
 
     def faults(self, source: Path, baseline: Tensors) -> Iterator[str]:
         """Scales that are not finite, and scales of zero where the baseline has weights."""
@@ -141,11 +144,10 @@ class GgufFile(Format):
             info = baseline.tensors.get(name)
             if not empty.any() or info is None or info.shape != stored.shape:
                 continue
-            key = known.heads_of(stored.name)
-            if key is not None:
-                empty = unpermute(empty, heads(gguf, key))
             rows = np.flatnonzero(empty.any(axis=1))
-            weights = baseline.load(name)[rows].float().abs().numpy()
+            weights = baseline.load(name).float().abs().numpy()
+            order = known.order_of(gguf, stored.name, stored.shape)
+            weights = (weights if order is None else order.as_stored(weights))[rows]
             largest = weights.reshape(len(rows), empty.shape[1], -1).max(axis=2)
             lost = int((empty[rows] & (largest > TINY)).sum())
             if lost:
