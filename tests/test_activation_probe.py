@@ -224,6 +224,22 @@ def test_places_of_mixers_and_mixtures():
     assert not torch.equal(gone, model(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("qwen3_5_text", "linear_attn.out_proj"), ("bailing_hybrid", "self_attn.o_proj"),
+     ("mamba2", "mixer.out_proj")],
+)  # fmt: skip
+def test_of_a_mixer_the_projection_that_runs_last_is_watched(kind: str, wanted: str) -> None:
+    """Qwen3.5 registers small maps behind its output projection, Bailing a gate."""
+    from causal_models import small_model
+
+    model = small_model(kind)
+    probe, _ = watch(model, model.config.to_dict())
+    mixers = [a.name for a in probe.activations if a.family == "other" and a.layer is not None]
+    assert mixers
+    assert all(name.endswith(wanted) for name in mixers), mixers
+
+
 def test_no_hook_stays_behind(llama):
     """Neither after a pass nor after one that failed, and the model gives the same as before."""
     model, config = llama

@@ -98,7 +98,8 @@ def test_it_computes_what_transformers_computes(model: str, tmp_path: Path) -> N
             abs(each.values - wrote[shown(each.name)]).max()
             < CLOSE * abs(wrote[shown(each.name)]).max()
         )
-        assert each.kind in ("attention", "ffn", "embed", "stream", "router")
+        assert each.kind in ("attention", "mixer", "ffn", "embed", "stream", "router")
+        assert (each.kind == "mixer") == ("linear_attn" in each.name)
         assert each.mixture == (mixture and each.kind in ("ffn", "router"))
 
 

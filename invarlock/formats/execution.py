@@ -40,7 +40,7 @@ class Written:
     of its experts, for one window."""
 
     name: str  # of the module, as transformers calls it: "model.layers.3.mlp.down_proj"
-    kind: str  # attention, ffn, embed or stream (invarlock.guards.block_outputs), or router
+    kind: str  # attention, mixer, ffn, embed, stream (invarlock.guards.block_outputs), or router
     layer: int | None
     values: NDArray[np.float32]  # (tokens, features); of a router a logit for every expert
     mixture: bool = False  # the block is a mixture of experts, or decides in one

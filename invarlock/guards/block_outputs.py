@@ -81,7 +81,7 @@ def block_outputs(model: torch.nn.Module, config: Mapping[str, Any]) -> list[Pla
     found = []
     for prefix, layer in layers.items():
         blocks = [(ATTENTION, "attn", block) for block in _blocks(layer[Role.ATTN])]
-        blocks += [(MIXER, "other", [name]) for name in layer[Role.MIXER][-1:]]
+        blocks += [(MIXER, "other", block) for block in (layer[Role.MIXER],) if block]
         # a mixture's sum over its experts is what leaves it
         mixtures = [_mixture(router, layer[Role.EXPERT]) for router in layer[Role.ROUTER]]
         inside = list(dict.fromkeys(m for m in mixtures if m.startswith(prefix + ".")))

@@ -54,8 +54,14 @@ MIXTURE, ROUTER = "mlp", "mlp.gate"
 # What the attention's projection is given. What comes out has no name of its own in most graphs: it
 # is what follows, after its bias where there is one.
 ATTENTION_READS = "kqv_out"
-# Where it has one; in other layers of the same graph that is the name of something else.
-ATTENTION_WRITES = {"qwen35": {"linear_attn_out": "ssm_out", "attn_output": "attn_output"}}
+# Where it has one, with its kind; in other layers of the same graph that is the name of something
+# else.
+BLOCK_WRITES = {
+    "qwen35": {
+        "linear_attn_out": ("ssm_out", "mixer"),
+        "attn_output": ("attn_output", "attention"),
+    }
+}
 # Where what the embedding module of transformers gives has another name: it is scaled, or lies in
 # wider rows by then, which hold what pictures add to later layers. Granite's has none.
 EMBEDS = {
@@ -277,9 +283,9 @@ class LlamaCpp(Engine):
         if found is None:
             return None
         what, layer = found["what"], int(found["layer"])
-        part = ATTENTION_WRITES.get(self._gguf.architecture, {}).get(what)
+        part, kind = BLOCK_WRITES.get(self._gguf.architecture, {}).get(what, ("", ""))
         if part and f"blk.{layer}.{part}.weight" in self._gguf.tensors:
-            return _of(layer, self._names[part]), "attention", layer, False
+            return _of(layer, self._names[part]), kind, layer, False
         if what == ATTENTION_READS:
             biased = f"blk.{layer}.attn_output.bias" in self._gguf.tensors
             self._until = 1 + biased, layer
