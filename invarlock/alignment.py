@@ -15,12 +15,7 @@ from typing import Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.modalities import is_for_more_than_text
-from invarlock.roles import (
-    Role,
-    architecture_of,
-    is_tied,
-    role_of,
-)
+from invarlock.roles import Role, architecture_of, is_tied, role_of
 from invarlock.shards import TensorInfo
 
 # Buffers that follow from the configuration: loaders make them, and leave stored ones unread.

@@ -74,6 +74,7 @@ ELSEWHERE = frozenset(
 OLDER_ROTATION = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 TIED = "tie_word_embeddings"
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+RELATIVE = "relative_attention_num_buckets"
 # Other names under which one config.json may give a field a second time.
 SECOND_NAMES = (
     ("hidden_act", "hidden_activation", "activation_function"),
@@ -183,12 +184,12 @@ def text_part_ties(config: Fields) -> bool | None:
 
 
 def context_of(config: Fields) -> int | None:
-    """Tokens that the file says the model, or its text part, takes at once; None where it does
-    not."""
+    """Tokens that the file says the model, or its text part, takes at once; None where it does not,
+    or where positions are relative, whatever older files state (T5)."""
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, Mapping) else {}):
-        for name in CONTEXT:
-            if type(tokens := part.get(name)) is int:
+        for name in CONTEXT[:2]:
+            if type(tokens := part.get(name)) is int and RELATIVE not in part:
                 return tokens
     return None
 

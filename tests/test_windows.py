@@ -299,6 +299,7 @@ def test_windows_longer_than_the_context_are_refused(tiny_folder: Path) -> None:
         ({"n_positions": 64, "n_ctx": 32}, 64),
         ({"text_config": {"max_position_embeddings": 32}}, 32),
         ({"text_config": {"hidden_size": 32}}, None),
+        ({"n_positions": 32, "relative_attention_num_buckets": 8}, None),
     ],
 )
 def test_a_context_may_be_that_of_the_language_model(

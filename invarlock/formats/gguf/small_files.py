@@ -114,7 +114,10 @@ def config_of(gguf: Gguf, baseline: Mapping[str, Any]) -> Fields:
         own["model_type"] = known.model_types[0]
     said = [(field, gguf.of_model(key)) for key, fields in SETTINGS.items() for field in fields]
     said = [(field, value) for field, value in (*said, *known.fixed.items()) if value is not None]
-    before = own if all(field in own for field, _ in said) else {**defaults_of(baseline), **own}
+    before = own
+    if not all(field in own for field, _ in said):
+        defaults = defaults_of(baseline)
+        before = {**defaults, **(defaults.get("text_config") or {}), **own}
     by_alpha = _base_is_of_alpha(gguf, own)
     for field, value in said:
         if by_alpha and field in CONTEXT:
