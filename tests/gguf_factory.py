@@ -37,7 +37,7 @@ SETTINGS = {
     "moe_intermediate_size": "add_expert_feed_forward_length",
     "shared_expert_intermediate_size": "add_expert_shared_feed_forward_length",
 }
-TURNED = ("llama", "granite", "smollm3", "arcee")
+TURNED = ("llama", "mistral3", "granite", "smollm3", "arcee")
 Change = Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -219,6 +219,16 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}, {}),
     "llama mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": None}, {}),
     "llama biased": ("LlamaConfig", {"attention_bias": True}, {}),
+    "mistral3": ("Ministral3Config", {"head_dim": 16, "rope_parameters": {
+                 "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 16.0,
+                 "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                 "original_max_position_embeddings": 32, "llama_4_scaling_beta": 0.25}}, {
+                 "{arch}.rope.scaling.type": "yarn", "{arch}.rope.scaling.factor": 4.0,
+                 "{arch}.rope.scaling.original_context_length": 32,
+                 "{arch}.rope.scaling.yarn_beta_fast": 16.0,
+                 "{arch}.rope.scaling.yarn_beta_slow": 2.0,
+                 "{arch}.rope.scaling.yarn_log_multiplier": 1.0,
+                 "{arch}.attention.temperature_scale": 0.25}),
     "qwen2": ("Qwen2Config", {}, {}),
     "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}, {}),
     "llama mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": None}, {}),

@@ -379,6 +379,26 @@ def test_factors_of_long_and_short_texts(which: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "field"),
+    [
+        ("rope.scaling.factor", 2.0, "factor"),
+        ("rope.scaling.original_context_length", 64, "original_max_position_embeddings"),
+        ("rope.scaling.yarn_beta_fast", 32.0, "beta_fast"),
+        ("rope.scaling.yarn_beta_slow", 1.0, "beta_slow"),
+        ("attention.temperature_scale", 0.1, "llama_4_scaling_beta"),
+    ],
+)
+def test_each_number_of_a_stretched_rotation(
+    key: str, value: float, field: str, tmp_path: Path
+) -> None:
+    """YaRN's, and what grows with the distance beside it."""
+    make_folder(tmp_path / "m", "mistral3")
+    metadata = {**MODELS["mistral3"][2], f"{{arch}}.{key}": value}
+    write_gguf(tmp_path / "m", tmp_path / "m.gguf", "mistral3", metadata=metadata)
+    assert field in rotation_told(tmp_path / "m", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
     ("base", "told"), [(10000.0 * 1000.0 ** (16 / 14), False), (10000.0, True), (3e7, True)]
 )
 def test_a_base_that_alpha_stretches(base: float, told: bool, tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ class Order:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(("llama", "mistral", "mixtral"), {**BLOCK, **_MIXTRAL}, turned=True),
+    "mistral3": Architecture(("ministral3",), turned=True),
     "qwen2": Architecture(("qwen2",)),
     "qwen2moe": Architecture(
         ("qwen2_moe",), {**BLOCK, **_EXPERTS, **_SHARED_EXPERT}, fixed={"norm_topk_prob": False}

@@ -58,6 +58,15 @@ TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token
 # How positions are stretched, as GGUF and as config.json call it; the others are in tensors.
 SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
 STRETCHED = ("linear", "yarn")
+ORIGINAL = "original_max_position_embeddings"
+# Metadata -> the fields of a rotation that say the same.
+STRETCHES = {
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": ORIGINAL,
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+    "attention.temperature_scale": "llama_4_scaling_beta",
+}
 # The tensor that holds the factors -> the kind of rope that has them.
 FACTORS = {"rope_freqs.weight": "llama3", "rope_factors_long.weight": "longrope"}
 RATIO = "rope_freqs.weight"  # of it the configuration has no list, but the numbers that give it
@@ -199,12 +208,10 @@ def _rotation(gguf: Gguf, config: Fields) -> None:
         sections = gguf.of_model("rope.dimension_sections")
         if sections is not None and "mrope_section" in place:  # the fourth is of no direction
             place["mrope_section"] = _said(place["mrope_section"], list(sections)[:3])
-        for said, field in (
-            ("factor", "factor"),
-            ("original_context_length", "original_max_position_embeddings"),
-        ):
-            value = gguf.of_model(f"rope.scaling.{said}")
-            if value is not None and (field in place or kind in STRETCHED):
+        for said, field in STRETCHES.items():
+            value = gguf.of_model(said)
+            needed = field in ("factor", ORIGINAL) and kind in STRETCHED
+            if value is not None and (field in place or needed):
                 place[field] = _said(place.get(field), value)
         _factors(gguf, config, places, place)
 
