@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_names_are_those_of_the_package(architecture: str) -> None:
         own = known.name_of(f"{part}.weight")
         assert own is not None
         assert names.get_name(own, try_suffixes=(".weight",)) == f"{part}.weight"
+
+
+def test_the_page_lists_every_architecture() -> None:
+    """By both names, and no other."""
+    page = (Path(__file__).parents[1] / "docs/formats.md").read_text()
+    listed = page.split("## Architectures of GGUF", 1)[1].split("\n## ", 1)[0]
+    own = re.findall(r"`([^`]+)`(?: \(([\w, \n]+)\))?", listed.split(":\n", 1)[1])
+    found = {name: tuple(re.split(r",\s+", kinds)) if kinds else (name,) for name, kinds in own}
+    assert found == {name: known.model_types for name, known in ARCHITECTURES.items()}
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
