@@ -1,6 +1,7 @@
 """Configurations as the model hubs have them: older spellings, null values, fields left out.
 
-Each file of ``tests/configurations`` is the ``config.json`` of a model of that kind.
+Each file of ``tests/configurations`` is the ``config.json`` of a model of the kind that its name
+begins with.
 """
 
 from __future__ import annotations

@@ -15,9 +15,11 @@ from gguf_factory import MODELS, as_converted, make_folder, write_gguf
 
 from invarlock.alignment import align, of_language_model
 from invarlock.checkpoints import Checkpoint, file_parts
+from invarlock.effective_config import differences
 from invarlock.errors import InputError, NotACheckpointError
 from invarlock.formats.gguf.architectures import ARCHITECTURES, FACTORS
-from invarlock.formats.gguf.small_files import config_of
+from invarlock.formats.gguf.reading import Gguf
+from invarlock.formats.gguf.small_files import config_of, llama3_factors
 from invarlock.guards.invariants import check_checkpoint, open_subject
 from invarlock.model_folder import refuse_unusable
 
@@ -171,6 +173,17 @@ def test_columns_that_are_zero_in_the_order_of_the_file(tmp_path: Path) -> None:
     write_gguf(folder, path, "qwen35", kind="Q8_0", metadata=more, change=other_zeros)
     assert "64 of 192 blocks have a scale of zero" in only(findings(folder, path))
     assert torch.equal(Checkpoint.open(path, folder).load(name)[:, 16:32], torch.zeros(64, 16))
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0, 2], [0, 0, 0, 1]])
+def test_layers_without_attention_count_no_heads(tmp_path: Path, counts: list[int]) -> None:
+    """Some files give a number for each layer, and none to a delta net."""
+    make_folder(tmp_path / "m", "qwen35")
+    metadata = {**MODELS["qwen35"][2], "{arch}.attention.head_count_kv": counts}
+    write_gguf(tmp_path / "m", tmp_path / "m.gguf", "qwen35", metadata=metadata)
+    told = [f["message"] for f in findings(tmp_path / "m", tmp_path / "m.gguf")]
+    wanted = [] if max(counts) == 2 else ["config.json: num_key_value_heads was 2, is 1"]
+    assert told == wanted
 
 
 def test_heads_of_values_that_do_not_divide_a_tensor(tmp_path: Path) -> None:
@@ -442,6 +455,78 @@ def test_a_pre_tokenizer_that_nobody_knows_is_no_obstacle(llama: Path, tmp_path:
     assert not findings(llama, tmp_path / "m.gguf")
     with pytest.raises(InputError, match="unknown pre-tokenizer"):
         Checkpoint.open(tmp_path / "m.gguf")
+
+
+# --- as published -----------------------------------------------------------------------------
+
+COUNTS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count",
+          "attention.head_count_kv", "context_length", "rope.freq_base",
+          "attention.layer_norm_rms_epsilon")  # fmt: skip
+# Of models that are published in both forms: config.json (tests/configurations), architecture, and
+# what converters state of it beside vocabulary and tensors.
+PUBLISHED: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
+    "gemma3": ("gemma3", (34, 2560, 10240, 8, 4, 131072, 1e6, 1e-6), {
+        "attention.key_length": 256, "attention.sliding_window": 1024,
+        "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+    "llama": ("llama", (16, 2048, 8192, 32, 8, 131072, 5e5, 1e-5), {
+        "attention.key_length": 64, "rope.dimension_count": 64}),
+    "phi3": ("phi3", (32, 3072, 8192, 32, 32, 131072, 1e4, 1e-5), {
+        "rope.scaling.original_context_length": 4096, "rope.dimension_count": 96,
+        "rope.scaling.attn_factor": 1.19}),
+    "qwen2_5_vl": ("qwen2vl", (36, 2048, 11008, 16, 2, 128000, 1e6, 1e-6), {
+        "rope.dimension_sections": [16, 24, 24, 0]}),
+    "qwen3_vl": ("qwen3vl", (36, 2560, 9728, 32, 8, 262144, 5e6, 1e-6), {
+        "attention.key_length": 128, "rope.dimension_sections": [24, 20, 20, 0],
+        "n_deepstack_layers": 3}),
+    "qwen3_5": ("qwen35", (32, 2560, 9216, 16, 4, 262144, 1e7, 1e-6), {
+        "attention.key_length": 256, "rope.dimension_sections": [11, 11, 10, 0],
+        "rope.dimension_count": 64, "ssm.conv_kernel": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096,
+        "full_attention_interval": 4}),
+    "mistral3": ("llama", (40, 5120, 32768, 32, 8, 131072, 1e9, 1e-5), {
+        "attention.key_length": 128, "rope.dimension_count": 128}),
+    "mistral3_ministral": ("mistral3", (26, 3072, 9216, 32, 8, 262144, 1e6, 1e-5), {
+        "attention.key_length": 128, "rope.scaling.type": "yarn", "rope.scaling.factor": 16.0,
+        "rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0,
+        "rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.1,
+        "rope.scaling.original_context_length": 16384}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", ["", *COUNTS])
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_what_converters_state_of_published_models(name: str, changed: str, tmp_path: Path) -> None:
+    """Nothing of it is a difference, and each number that is another one is."""
+    import gguf
+    from hub_configs import OLD
+
+    arch, counts, more = PUBLISHED[name]
+    stated = dict(zip(COUNTS, counts, strict=True)) | more
+    if changed:
+        stated[changed] *= 2
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    for key, value in stated.items():
+        writers = {str: writer.add_string, float: writer.add_float32, list: writer.add_array}
+        writers.get(type(value), writer.add_uint32)(f"{arch}.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 32), np.float32))
+    writer.add_tensor("output.weight", np.zeros((8, 32), np.float32))
+    baseline = OLD[name]
+    rope = baseline.get("rope_scaling") or {}
+    if rope.get("rope_type") == "llama3":
+        factors = llama3_factors(rope, baseline["rope_theta"], 64)
+        writer.add_tensor("rope_freqs.weight", np.float32(factors))
+    for kind in ("long", "short") if "long_factor" in rope else ():
+        writer.add_tensor(f"rope_factors_{kind}.weight", np.float32(rope[f"{kind}_factor"]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = config_of(Gguf(tmp_path / "m.gguf"), baseline)
+    try:
+        told = [d.name for d in differences(baseline, found) if d.name != "tie_word_embeddings"]
+    except InputError:  # the class refuses the one number beside the others
+        told = ["refused"]
+    assert bool(told) == bool(changed)
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def config_of(gguf: Gguf, baseline: Mapping[str, Any]) -> Fields:
 def _said(baseline: object, value: Any) -> Any:
     """The metadata's value, in the baseline's spelling where they are one number."""
     if isinstance(value, list):
-        one = {*map(_plain, value)}
+        one = {*map(_plain, value)} - {0}  # layers that have none of it
         value = one.pop() if len(one) == 1 and not isinstance(baseline, list) else value
     if isinstance(value, float) and isinstance(baseline, int | float):
         return baseline if float32(baseline) == float32(value) else float32(value)
