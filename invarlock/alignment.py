@@ -11,12 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.modalities import is_for_more_than_text
 from invarlock.roles import Role, architecture_of, is_tied, role_of
 from invarlock.shards import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
 
 # Buffers that follow from the configuration: loaders make them, and leave stored ones unread.
 BUFFERS = re.compile(
@@ -79,6 +82,29 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
         tuple(given[name].name for name in extra if name not in settled),
         None if untied is None else given[untied].name,
     )
+
+
+@dataclass(frozen=True)
+class InNamesOf:
+    """The tensors of a baseline by the names that a subject has for them."""
+
+    baseline: Checkpoint
+    names: Mapping[str, str]  # the subject's -> the baseline's
+
+    @classmethod
+    def subject(cls, baseline: Checkpoint, subject: Checkpoint) -> InNamesOf:
+        """As ``subject`` spells them; what it has no counterpart for is left out."""
+        given = _in_names_of(baseline, subject)
+        return cls(baseline, {i.name: n for n, i in given.items() if n in baseline.tensors})
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All of them, by the subject's names."""
+        return {name: self.baseline.tensors[own] for name, own in self.names.items()}
+
+    def load(self, name: str) -> torch.Tensor:
+        """The values of one."""
+        return self.baseline.load(self.names[name])
 
 
 def _head_of_its_own(

@@ -110,12 +110,21 @@ def write_gguf(
             continue
         values = change(name, checkpoint.load(name).float().numpy().copy())
         merged = as_converted(name)
-        if ".experts." in name:
+        if re.search(r"\.experts\.\d", name):
             experts.setdefault(merged, []).append(values)
             if len(experts[merged]) < _experts(config):
                 continue
             # names sort 10 before 2, of which there are none
             values = merge(experts[merged])
+        if name.endswith("experts.gate_up_proj"):  # of all experts, as one
+            gates, values = np.split(values, 2, axis=1)
+            as_kind = gguf.GGMLQuantizationType[kind]
+            stored = names.get_name(merged.replace("gate_up_proj", "gate_proj"))
+            packed = gguf.quants.quantize(np.ascontiguousarray(gates), as_kind)
+            writer.add_tensor(f"{stored}.weight", packed, raw_dtype=as_kind)
+            merged = merged.replace("gate_up_proj", "up_proj.weight")
+        elif name.endswith("experts.down_proj"):
+            merged += ".weight"
         if ".linear_attn." in name:
             values, merged = of_delta_net(merged, values, config)
         stored = names.get_name(merged, try_suffixes=(".weight", ".bias"))
@@ -213,6 +222,8 @@ _DELTA = {
         "partial_rotary_factor": 0.25,
     },
 }
+_MIXED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+          "shared_expert_intermediate_size": 64}  # fmt: skip
 # Small models of the architectures that are read: general.architecture -> configuration class and
 # what it is given beside the sizes, and the metadata that its graph needs.
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -244,6 +255,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                         **_SEES, "num_position_embeddings": 16}}, {
                         "{arch}.full_attention_interval": 4,
                         "{arch}.rope.dimension_sections": [2, 1, 1, 0]}),
+    "qwen35moe": ("Qwen3_5MoeTextConfig", {**_DELTA, **_MIXED}, {
+                  "{arch}.full_attention_interval": 4,
+                  "{arch}.rope.dimension_sections": [2, 1, 1, 0]}),
+    "qwen35moe pictured": ("Qwen3_5MoeConfig", {**_DELTA, **_MIXED, "vision_config": {
+                           **_SEES, "num_position_embeddings": 16}}, {
+                           "{arch}.full_attention_interval": 4,
+                           "{arch}.rope.dimension_sections": [2, 1, 1, 0]}),
     "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1,
               "tie_word_embeddings": True}, {}),
     "gemma2": ("Gemma2Config", {"head_dim": 16, "query_pre_attn_scalar": 16,

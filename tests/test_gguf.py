@@ -195,6 +195,99 @@ def test_heads_of_values_that_do_not_divide_a_tensor(tmp_path: Path) -> None:
     assert any("no heads of values as the metadata count them" in text for text in told)
 
 
+FUSED = "model.language_model.layers.1.mlp.experts.gate_up_proj"
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen3.5 mixture whose folder has the matrices of all experts as one tensor, as the
+    published ones; the library loads both forms and writes the other."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("fused") / "m"
+    make_folder(folder, "qwen35moe pictured")
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(4):
+        experts = f"model.language_model.layers.{layer}.mlp.experts"
+        own = {
+            part: torch.stack([tensors.pop(f"{experts}.{n}.{part}_proj.weight") for n in range(4)])
+            for part in ("gate", "up", "down")
+        }
+        tensors[f"{experts}.gate_up_proj"] = torch.cat([own["gate"], own["up"]], 1)
+        tensors[f"{experts}.down_proj"] = own["down"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_fused(folder: Path, path: Path, **more: Any) -> None:
+    """As GGUF, which has gates and what they open as two tensors."""
+    metadata = MODELS["qwen35moe pictured"][2]
+    write_gguf(folder, path, "qwen35moe", metadata=metadata, **more)
+
+
+def test_two_stored_tensors_that_are_one_of_the_model(fused: Path, tmp_path: Path) -> None:
+    """Of each expert one after the other, in chunks of any size; each part is packed by itself."""
+    import gguf
+
+    write_fused(fused, tmp_path / "m.gguf", kind="Q8_0")
+    baseline, subject = Checkpoint.open(fused), Checkpoint.open(tmp_path / "m.gguf", fused)
+    kind = gguf.GGMLQuantizationType["Q8_0"]
+    name = FUSED.replace("model.language_model", "model")
+    packed = gguf.quants.quantize(baseline.load(FUSED).numpy(), kind)
+    wanted = gguf.quants.dequantize(packed, kind)
+    assert np.array_equal(subject.load(name).numpy(), wanted)
+    for size in (1000, 1 << 20):
+        assert b"".join(map(bytes, subject.chunks(name, size))) == wanted.tobytes()
+    assert subject.packed[name].parts == (
+        "blk.1.ffn_gate_exps.weight", "blk.1.ffn_up_exps.weight",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_scales_of_zero_in_one_of_two_parts(fused: Path, tmp_path: Path, half: int) -> None:
+    """Named by the model's tensor; zeros that the baseline has, too, are none."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(fused, tmp_path / "m")
+    tensors = load_file(base / "model.safetensors")
+    tensors[FUSED][2, 32 * half + 5] = 0
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    write_fused(base, tmp_path / "m.gguf", kind="Q8_0")
+    told = findings(base, tmp_path / "m.gguf")
+    assert [each["type"] for each in told] == ["language_model_only"]
+
+    def zeroed(name: str, values: np.ndarray) -> np.ndarray:
+        if name == FUSED:
+            values[1, 32 * half + 7] = 0
+        return values
+
+    write_fused(base, tmp_path / "m.gguf", kind="Q8_0", change=zeroed)
+    assert "gate_up_proj: 2 of 256 blocks have a scale of zero" in only(
+        findings(base, tmp_path / "m.gguf")
+    )
+    assert not torch.equal(tensors[FUSED][1, 32 * half + 7], torch.zeros(64))
+
+
+def test_parts_that_do_not_belong_together(fused: Path, tmp_path: Path) -> None:
+    """Gates of more experts, and gates alone."""
+    write_fused(fused, tmp_path / "m.gguf")
+    data = (tmp_path / "m.gguf").read_bytes()
+    for name, lost in (("blk.1.ffn_up_exps.weight", True), ("blk.1.ffn_up_exps.weight", False)):
+        other = data.replace(name.encode(), b"blk.1.ffn_xx_exps.weight") if lost else data
+        if not lost:  # four experts of 32 rows are called eight of 16
+            at = data.index(name.encode()) + len(name) + 4
+            sizes = np.frombuffer(data[at : at + 24], "<u8").tolist()
+            assert sizes == [64, 32, 4]
+            changed = np.array([64, 16, 8], "<u8").tobytes()
+            other = data[:at] + changed + data[at + 24 :]
+        (tmp_path / "m.gguf").write_bytes(other)
+        told = [f["message"] for f in findings(fused, tmp_path / "m.gguf")]
+        wanted = "experts.gate_up_proj" if lost else "do not belong together"
+        assert any(wanted in text for text in told), told
+
+
 def test_a_row_that_a_quantizer_stores_as_a_vector(tmp_path: Path) -> None:
     """llama.cpp's own writes the shared expert's gate without its dimension of one."""
     make_folder(tmp_path / "m", "qwen2moe")

@@ -17,6 +17,7 @@ from typing import Any
 from invarlock import effective_config, tokenizer_meaning
 from invarlock.alignment import (
     Alignment,
+    InNamesOf,
     align,
     head_and_embedding,
     is_token_table,
@@ -486,8 +487,9 @@ def _check_finite(subject: Checkpoint) -> list[Failure]:
 def _check_packing(baseline: Checkpoint, subject: Checkpoint) -> list[Failure]:
     """What the format itself finds wrong with how the weights are packed."""
     form, source = subject.form, subject.source
+    own = InNamesOf.subject(baseline, subject)
     return [
-        *(_failure("packing", text) for text in form.faults(source, baseline)),
+        *(_failure("packing", text) for text in form.faults(source, own)),
         *(_failure("packing", text, "warning") for text in form.notes(source, baseline.folder)),
     ]
 

@@ -51,6 +51,13 @@ _EXPERTS = {
     "ffn_up_exps": f"mlp.experts.{EXPERT}.up_proj",
     "ffn_down_exps": f"mlp.experts.{EXPERT}.down_proj",
 }
+# The same where a checkpoint has those of all experts as one tensor, gates before what they open:
+# the rest of a stored name -> the rest of the model's, and which part of that it is.
+_FUSED = {
+    "ffn_gate_exps.weight": ("mlp.experts.gate_up_proj", 0),
+    "ffn_up_exps.weight": ("mlp.experts.gate_up_proj", 1),
+    "ffn_down_exps.weight": ("mlp.experts.down_proj", 0),
+}
 _SHARED_EXPERT = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
@@ -114,14 +121,38 @@ class Architecture:
     turned: bool = False  # rows of query and key projections are in llama.cpp's order
     shifted: bool = False  # one is added to the weights of norms
     whole: Mapping[str, str] = field(default_factory=dict)  # names without .weight or .bias
+    # How checkpoints may have experts otherwise: see ``_FUSED``.
+    fused: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     # Settings that the graph does not ask for: it computes as if they were these.
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
-    def tensors_of(self, stored: Stored) -> Iterator[tuple[str, Stored]]:
-        """What a stored tensor holds by the model's names: itself, or one matrix of each expert.
+    def tensors_of(self, gguf: Gguf, fused: bool) -> Iterator[tuple[str, tuple[Stored, ...]]]:
+        """The tensors of a model by the names that it has for them, each with the stored ones that
+        it is made of, along their second dimension where these are several.
 
-        A tensor that is none of the model keeps its name.
+        One that is none of the model keeps its name. What follows from the configuration is left
+        out.
+
+        Args:
+            gguf: the model.
+            fused: whether the checkpoint has the matrices of all experts as one tensor.
         """
+        parts: dict[str, dict[int, Stored]] = {}
+        for stored in gguf.tensors.values():
+            rest = _REST.fullmatch(stored.name)
+            if FACTORS.fullmatch(stored.name):
+                continue
+            if fused and rest and rest["rest"] in self.fused:
+                name, place = self.fused[rest["rest"]]
+                parts.setdefault(f"model.layers.{int(rest['layer'])}.{name}", {})[place] = stored
+                continue
+            for name, own in self._tensors_of(stored):
+                yield name, (own,)
+        for name, each in parts.items():
+            yield name, tuple(each[place] for place in sorted(each))
+
+    def _tensors_of(self, stored: Stored) -> Iterator[tuple[str, Stored]]:
+        """What a stored tensor holds: itself, or one matrix of each expert."""
         name = self.name_of(stored.name) or stored.name
         if EXPERT in name:
             for number, own in enumerate(stored.experts()):
@@ -249,6 +280,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
         shifted=True,
         whole=_DECAYS,
+    ),
+    "qwen35moe": Architecture(
+        ("qwen3_5_moe_text",),
+        {
+            **BLOCK,
+            **_NORMS_OF_HEADS,
+            **_DELTA_NET,
+            **_EXPERTS,
+            **_SHARED_EXPERT,
+            "post_attention_norm": "post_attention_layernorm",
+        },
+        shifted=True,
+        whole=_DECAYS,
+        fused=_FUSED,
     ),
     "gemma": Architecture(("gemma",), shifted=True),
     "gemma2": Architecture(("gemma2",), _GEMMA, shifted=True),

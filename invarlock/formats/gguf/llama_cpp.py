@@ -54,19 +54,18 @@ MIXTURE, ROUTER = "mlp", "mlp.gate"
 # What the attention's projection is given. What comes out has no name of its own in most graphs: it
 # is what follows, after its bias where there is one.
 ATTENTION_READS = "kqv_out"
-# Where it has one, with its kind; in other layers of the same graph that is the name of something
-# else.
+# Where it has one, with its kind: in graphs with delta nets, in other layers of which that is the
+# name of something else.
 BLOCK_WRITES = {
-    "qwen35": {
-        "linear_attn_out": ("ssm_out", "mixer"),
-        "attn_output": ("attn_output", "attention"),
-    }
+    "linear_attn_out": ("ssm_out", "mixer"),
+    "attn_output": ("attn_output", "attention"),
 }
+WITH_DELTA_NETS = ("qwen35", "qwen35moe")
 # Where what the embedding module of transformers gives has another name: it is scaled, or lies in
 # wider rows by then, which hold what pictures add to later layers. Granite's has none.
 EMBEDS = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3"), "inp_scaled"), "granite": "",
-    "qwen3vl": "node_0", "qwen35": "model.input_embed",
+    "qwen3vl": "node_0", **dict.fromkeys(WITH_DELTA_NETS, "model.input_embed"),
 }  # fmt: skip
 LAYER_NORMS = {"starcoder2", "stablelm"}  # the norms take the mean over the features away
 _NAME = re.compile(r"(?P<what>\w+)-(?P<layer>\d+)")
@@ -283,8 +282,9 @@ class LlamaCpp(Engine):
         if found is None:
             return None
         what, layer = found["what"], int(found["layer"])
-        part, kind = BLOCK_WRITES.get(self._gguf.architecture, {}).get(what, ("", ""))
-        if part and f"blk.{layer}.{part}.weight" in self._gguf.tensors:
+        part, kind = BLOCK_WRITES.get(what, ("", ""))
+        named = self._gguf.architecture in WITH_DELTA_NETS
+        if named and f"blk.{layer}.{part}.weight" in self._gguf.tensors:
             return _of(layer, self._names[part]), kind, layer, False
         if what == ATTENTION_READS:
             biased = f"blk.{layer}.attn_output.bias" in self._gguf.tensors

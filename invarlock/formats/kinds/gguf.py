@@ -8,19 +8,20 @@ it multiplies them with. The embedded model comes as a GGUF file in a package, a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 from invarlock.errors import InputError
-from invarlock.formats.gguf.architectures import FACTORS, architecture_of
+from invarlock.formats.gguf.architectures import architecture_of
 from invarlock.formats.gguf.conversion import convert, converted_bytes, write_llama_files
 from invarlock.formats.gguf.reading import Gguf, Stored, model_files
 from invarlock.formats.gguf.scales import SCALES, scales_of
 from invarlock.formats.gguf.small_files import write_beside
 from invarlock.formats.kind import Format, Inventory, Package, PackedTensor, Tensors
+from invarlock.formats.kinds.safetensors import Safetensors
 from invarlock.formats.packed import elements
 from invarlock.shards import DTYPES, TensorInfo
 
@@ -49,6 +50,7 @@ class GgufFile(Format):
 
     def __init__(self) -> None:
         self._opened: tuple[Path, Gguf] | None = None
+        self._fused = False  # whether the baseline has those of all experts as one tensor
 
     def files(self, names: Collection[str]) -> set[str]:
         return model_files(names)
@@ -59,7 +61,9 @@ class GgufFile(Format):
 
     def small_files(self, source: Path, baseline: Path | None, folder: Path) -> None:
         gguf = self._open(source)
-        architecture_of(gguf)
+        known = architecture_of(gguf)
+        if baseline is not None and known.fused:
+            self._fused = _has(baseline, {name for name, _ in known.fused.values()})
         if baseline is None:
             write_llama_files(gguf, folder)
         elif (baseline / "config.json").is_file():
@@ -74,24 +78,27 @@ class GgufFile(Format):
         known = architecture_of(gguf)
         tensors: dict[str, TensorInfo] = {}
         packed: dict[str, PackedTensor] = {}
-        for name, stored in _tensors(gguf):
+        for name, parts in known.tensors_of(gguf, self._fused):
+            first, names = parts[0], tuple(part.name for part in parts)
             if name in packed:
                 raise InputError(
-                    f"{packed[name].parts[0]} and {stored.name} are both {name}",
-                    where=str(stored.path),
+                    f"{packed[name].parts[0]} and {first.name} are both {name}",
+                    where=str(first.path),
                 )
-            known.order_of(gguf, stored.name, stored.shape)  # refused now, if ever
-            dtype = PLAIN.get(stored.kind, "F32")
-            size = DTYPES[dtype][0] * elements(stored.shape)
-            tensors[name] = Unpacked(name, dtype, stored.shape, stored.path.name, 0, size, stored)
+            known.order_of(gguf, first.name, first.shape)  # refused now, if ever
+            kinds = list(dict.fromkeys(part.kind for part in parts))
+            dtype = PLAIN.get(first.kind, "F32") if len(kinds) == 1 else "F32"
+            shape = _joined(parts)
+            size = DTYPES[dtype][0] * elements(shape)
+            tensors[name] = Unpacked(name, dtype, shape, first.path.name, 0, size, parts)
             packed[name] = PackedTensor(
                 name=name,
                 dtype=dtype,
-                shape=stored.shape,
-                parts=(stored.name,),
-                scheme=stored.kind,
-                bits=bits_of(stored.kind),
-                stored_bytes=stored.nbytes,
+                shape=shape,
+                parts=names,
+                scheme=" and ".join(kinds),
+                bits=max(map(bits_of, kinds)),
+                stored_bytes=sum(part.nbytes for part in parts),
             )
         files = tuple(path.name for path in gguf.paths)
         return Inventory(dict(sorted(tensors.items())), files, {}, dict(sorted(packed.items())))
@@ -102,7 +109,7 @@ class GgufFile(Format):
         gguf = self._open(folder)
         held = bytearray()
         left = info.end - info.begin
-        for values in self._values(gguf, info.stored):
+        for values in self._values(gguf, info.parts):
             held += _stored_as(values, info.dtype).tobytes()
             while len(held) >= size or len(held) >= left > 0:
                 taken = bytearray(held[: min(size, left)])
@@ -112,9 +119,14 @@ class GgufFile(Format):
             if left <= 0:
                 return
 
-    def _values(self, gguf: Gguf, stored: Stored) -> Iterator[NDArray[np.float32]]:
+    def _values(self, gguf: Gguf, parts: Sequence[Stored]) -> Iterator[NDArray[np.float32]]:
         """The values of a tensor as transformers has them, some rows at a time."""
         known = architecture_of(gguf)
+        if len(parts) > 1:  # of each expert, one part after the other
+            for expert in range(parts[0].shape[0]):
+                yield from (part.values(expert, 1) for part in parts)
+            return
+        (stored,) = parts
         order = known.order_of(gguf, stored.name, stored.shape)
         if order is not None:
             yield known.of_model(stored.name, order.of_model(stored.values()))
@@ -132,29 +144,35 @@ class GgufFile(Format):
 
         gguf = self._open(source)
         known = architecture_of(gguf)
-        for name, stored in _tensors(gguf):
-            if stored.kind not in SCALES:
-                continue
-            scales = scales_of(stored.tensor)
-            odd = int((~np.isfinite(scales)).any(axis=-1).sum())
-            if odd:
-                blocks = scales[..., 0].size
-                yield f"{name}: {odd} of {blocks} blocks have a scale that is not finite"
-            empty = (scales == 0).all(axis=-1)
-            info = baseline.tensors.get(name)
-            if not empty.any() or info is None or info.shape != stored.shape:
-                continue
-            rows = np.flatnonzero(empty.any(axis=1))
-            weights = baseline.load(name).float().abs().numpy()
-            order = known.order_of(gguf, stored.name, stored.shape)
-            weights = (weights if order is None else order.as_stored(weights))[rows]
-            largest = weights.reshape(len(rows), empty.shape[1], -1).max(axis=2)
-            lost = int((empty[rows] & (largest > TINY)).sum())
-            if lost:
-                yield (
-                    f"{name}: {lost} of {empty.size} blocks have a scale of zero where the"
-                    " baseline's weights are not zero"
-                )
+        for name, parts in known.tensors_of(gguf, self._fused):
+            info, shape, first = baseline.tensors.get(name), _joined(parts), 0
+            for stored in parts:
+                own = slice(first, first := first + stored.shape[-2]) if len(parts) > 1 else None
+                if stored.kind not in SCALES:
+                    continue
+                scales = scales_of(stored.tensor)
+                odd = int((~np.isfinite(scales)).any(axis=-1).sum())
+                if odd:
+                    blocks = scales[..., 0].size
+                    yield f"{name}: {odd} of {blocks} blocks have a scale that is not finite"
+                empty = (scales == 0).all(axis=-1)
+                if not empty.any() or info is None or info.shape != shape:
+                    continue
+                empty = empty.reshape(-1, empty.shape[-1])
+                weights = baseline.load(name).float().abs().numpy()
+                if own is not None:
+                    weights = weights[:, own]
+                order = known.order_of(gguf, stored.name, stored.shape)
+                weights = weights if order is None else order.as_stored(weights)
+                rows = np.flatnonzero(empty.any(axis=1))
+                weights = weights.reshape(len(empty), -1)[rows]
+                largest = weights.reshape(len(rows), empty.shape[1], -1).max(axis=2)
+                lost = int((empty[rows] & (largest > TINY)).sum())
+                if lost:
+                    yield (
+                        f"{name}: {lost} of {empty.size} blocks have a scale of zero where the"
+                        " baseline's weights are not zero"
+                    )
 
     def engine(self, source: Path, settings: EngineSettings) -> Engine:
         from invarlock.formats.gguf.llama_cpp import LlamaCpp
@@ -181,15 +199,32 @@ ROWS_BYTES = 64 << 20  # of float32 that are unpacked at a time
 class Unpacked(TensorInfo):
     """A tensor whose values are made: ``begin`` and ``end`` count their bytes."""
 
-    stored: Stored
+    parts: tuple[Stored, ...]
 
 
-def _tensors(gguf: Gguf) -> Iterator[tuple[str, Stored]]:
-    """The tensors of a model by the names that it has for them, without what it does not store."""
-    known = architecture_of(gguf)
-    for stored in gguf.tensors.values():
-        if not FACTORS.fullmatch(stored.name):
-            yield from known.tensors_of(stored)
+def _joined(parts: Sequence[Stored]) -> tuple[int, ...]:
+    """The shape of what parts are together, along their second dimension.
+
+    Raises:
+        InputError: they are no stacks of matrices with as many columns.
+    """
+    shapes = [part.shape for part in parts]
+    if len(shapes) == 1:
+        return shapes[0]
+    if any(len(shape) != 3 for shape in shapes) or len({(s[0], s[2]) for s in shapes}) > 1:
+        raise InputError(
+            f"tensors {', '.join(part.name for part in parts)} do not belong together",
+            where=str(parts[0].path), found="; ".join(str(list(shape)) for shape in shapes),
+        )  # fmt: skip
+    return shapes[0][0], sum(shape[1] for shape in shapes), shapes[0][2]
+
+
+def _has(folder: Path, ends: Collection[str]) -> bool:
+    """Whether a folder of safetensors holds a tensor whose name ends with one of these."""
+    form = Safetensors()
+    if not folder.is_dir() or not form.files([path.name for path in folder.iterdir()]):
+        return False
+    return any(name.endswith(tuple(ends)) for name in form.inventory(folder).tensors)
 
 
 def bits_of(kind: str) -> float:
