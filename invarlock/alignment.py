@@ -9,14 +9,14 @@ these, so that every later comparison is of tensor with tensor; the bytes stay w
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from invarlock.checkpoints import Checkpoint
 from invarlock.modalities import is_for_more_than_text
 from invarlock.roles import Role, architecture_of, is_tied, role_of
-from invarlock.shards import TensorInfo
+from invarlock.shards import JoinedInfo, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,9 @@ TOKEN_TABLES = re.compile(
     r"|predictions\.decoder)\.weight"
 )
 TOKEN_VECTORS = re.compile(r"(?:.*\.)?(?:lm_head|predictions|predictions\.decoder)\.bias")
+# The matrices of one expert, where a checkpoint does not have those of all as one tensor.
+EXPERTS = re.compile(r"(?P<stem>.*\.experts)\.(?P<expert>\d+)\.(?P<part>gate|up|down)_proj\.weight")
+FUSED = re.compile(r"(?P<stem>.*\.experts)\.(?P<parts>gate_up|down)_proj")
 HEADS = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|predictions\.decoder)\.weight")
 
 
@@ -57,7 +60,7 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
     A table of more tokens than the baseline's is cut to those of the baseline, whether or not it
     may have more: the invariants guard says.
     """
-    given = _in_names_of(baseline, subject)
+    given = _experts_as(baseline, _in_names_of(baseline, subject))
     missing = sorted(set(baseline.tensors) - set(given))
     extra = sorted(set(given) - set(baseline.tensors))
     buffers = [name for name in (*missing, *extra) if BUFFERS.fullmatch(name)]
@@ -75,7 +78,7 @@ def align(baseline: Checkpoint, subject: Checkpoint) -> Alignment:
     cut = {name: _cut(name, info, baseline) for name, info in sorted(tensors.items())}
     return Alignment(
         replace(subject, tensors=cut, _digests=_known_digests(subject, cut), _seen={}),
-        tuple(sorted(info.name for name, info in given.items() if name != info.name)),
+        tuple(sorted({info.name for name, info in given.items() if name != info.name})),
         tuple(buffers),
         tuple(copies),
         tuple(name for name in missing if name not in settled),
@@ -183,6 +186,63 @@ def _in_names_of(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorI
             (prefix,) = prefixes
             return {_moved(name, f"{prefix}.", missing, baseline): i for name, i in given.items()}
     return given
+
+
+def _experts_as(baseline: Checkpoint, given: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The matrices of experts as one tensor of all, or one by one, as the baseline has them.
+
+    Libraries read both and write either: of all as ``gate_up_proj``, (experts, 2 * inner, hidden),
+    gates first, and ``down_proj``, (experts, hidden, inner). What does not fit together stays as it
+    is, and is told as missing and new.
+    """
+    found = dict(given)
+    separate: dict[str, dict[tuple[int, str], str]] = {}
+    for name, info in given.items():
+        if name in baseline.tensors:
+            continue
+        if fused := FUSED.fullmatch(name):
+            apart = _of_each_expert(baseline, fused["stem"], fused["parts"].split("_"), info)
+            found = {k: v for k, v in found.items() if k != name or not apart} | apart
+        if one := EXPERTS.fullmatch(name):
+            separate.setdefault(one["stem"], {})[int(one["expert"]), one["part"]] = name
+    for stem, names in separate.items():
+        count = len(names) // 3
+        for whole, parts in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+            wanted = baseline.tensors.get(f"{stem}.{whole}")
+            own = [names.get((n, part)) for n in range(count) for part in parts]
+            infos = [given[name] for name in own if name is not None]
+            shapes = {(info.dtype, info.shape) for info in infos}
+            if wanted is None or len(infos) < len(own) or len(shapes) != 1:
+                continue
+            ((dtype, (rows, columns)),) = shapes
+            if wanted.shape != (count, rows * len(parts), columns):
+                continue
+            found = {name: info for name, info in found.items() if name not in own}
+            found[f"{stem}.{whole}"] = JoinedInfo(
+                infos[0].name, dtype, wanted.shape, infos[0].file, 0,
+                sum(info.nbytes for info in infos), tuple(infos),
+            )  # fmt: skip
+    return found
+
+
+def _of_each_expert(
+    baseline: Checkpoint, stem: str, parts: Sequence[str], info: TensorInfo
+) -> dict[str, TensorInfo]:
+    """The places of each expert's matrices in a tensor of all, by the baseline's names; none where
+    it has others, or where the tensor has no place of its own."""
+    if type(info) is not TensorInfo or len(info.shape) != 3:
+        return {}
+    count, rows, columns = info.shape
+    names = [f"{stem}.{n}.{part}_proj.weight" for n in range(count) for part in parts]
+    shape, size = (rows // len(parts), columns), info.nbytes // len(names)
+    if any(n not in baseline.tensors or baseline.tensors[n].shape != shape for n in names):
+        return {}
+    return {
+        name: replace(
+            info, shape=shape, begin=info.begin + n * size, end=info.begin + (n + 1) * size
+        )
+        for n, name in enumerate(names)
+    }
 
 
 def _within(baseline: Checkpoint, subject: Checkpoint) -> dict[str, TensorInfo]:

@@ -31,7 +31,7 @@ from invarlock.formats.kind import INDEX_NAME, READ_CHUNK, SINGLE_NAME, Format, 
 from invarlock.formats.kinds import as_configured
 from invarlock.formats.packed import QUANTIZED, config_of, refuse_two
 from invarlock.roles import Role, role_of
-from invarlock.shards import DTYPES, TensorInfo, read_header
+from invarlock.shards import DTYPES, JoinedInfo, TensorInfo, read_header
 from invarlock.shipped_files import file_digests
 
 if TYPE_CHECKING:
@@ -264,17 +264,19 @@ class Checkpoint:
             ) from None
 
     def chunks(self, name: str, size: int = READ_CHUNK) -> Iterator[memoryview]:
-        """The tensor's bytes in order, ``size`` at a time (the last chunk may be shorter).
+        """The tensor's bytes in order, ``size`` at a time (the last chunk, or that of a part, may
+        be shorter).
 
         A chunk may be written to, and dies with the next but one: two buffers serve all. The
         digest of the bytes as read is taken on the way, for :meth:`tensor_digest`.
         """
         info = self.info(name)
         digest = None if name in self._digests else hashlib.sha256()
-        for chunk in self.form.chunks(self.source, info, size):
-            if digest is not None:
-                digest.update(chunk)
-            yield chunk
+        for part in info.parts if isinstance(info, JoinedInfo) else (info,):
+            for chunk in self.form.chunks(self.source, part, size):
+                if digest is not None:
+                    digest.update(chunk)
+                yield chunk
         if digest is not None:
             self._digests[name] = digest.hexdigest()
 
@@ -294,7 +296,8 @@ class Checkpoint:
         dtype: torch.dtype = getattr(torch, DTYPES[info.dtype][1])
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
-        if not self.form.dense or info.begin % DTYPES[info.dtype][0]:
+        apart = isinstance(info, JoinedInfo) or info.begin % DTYPES[info.dtype][0]
+        if not self.form.dense or apart:
             held, done = bytearray(info.nbytes), 0
             for chunk in self.chunks(name):
                 held[done : done + len(chunk)] = chunk

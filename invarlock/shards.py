@@ -71,6 +71,13 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class JoinedInfo(TensorInfo):
+    """A tensor whose bytes are those of others, one after the other; it has no place of its own."""
+
+    parts: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
 class ShardHeader:
     """What one shard declares: its tensors in file order and its free-text metadata."""
 

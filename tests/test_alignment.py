@@ -12,6 +12,7 @@ import pytest
 import torch
 from architecture_factory import ARCHITECTURES, make_architecture
 from checkpoint_factory import make_bert, make_llama, make_t5
+from gguf_factory import make_folder
 from safetensors.torch import load_file, save_file
 
 from invarlock.alignment import align
@@ -278,6 +279,82 @@ def test_what_a_model_and_its_text_part_say_of_the_head(
     told = [f for f in failures(base, other) if f.get("accept") == "tie_word_embeddings"]
     assert bool(told) == fatal
     assert all("two loaders would read two models" in failure["message"] for failure in told)
+
+
+def fused(tensors: Tensors) -> None:
+    """The experts of a small Qwen3.5 as one tensor of all, as they are published."""
+    stems = {name.rpartition(".experts.")[0] for name in tensors if ".experts." in name}
+    for stem in sorted(stems):
+        own = {
+            part: torch.stack([tensors.pop(f"{stem}.experts.{n}.{part}_proj.weight")
+                               for n in range(4)])
+            for part in ("gate", "up", "down")
+        }  # fmt: skip
+        tensors[f"{stem}.experts.gate_up_proj"] = torch.cat([own["gate"], own["up"]], 1)
+        tensors[f"{stem}.experts.down_proj"] = own["down"]
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small mixture whose experts are one tensor, and the same one by one, which the library
+    loads alike; tools that quantize write the latter."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("experts")
+    make_folder(folder / "apart", "qwen35moe")
+    changed(folder / "apart", folder / "one", fused)
+    found = {name: folder / name for name in ("one", "apart")}
+    load, ids = transformers.AutoModelForCausalLM.from_pretrained, torch.arange(20)[None]
+    logits = [load(path, dtype="auto")(ids).logits for path in found.values()]
+    assert torch.equal(*logits)
+    return found
+
+
+@pytest.mark.parametrize(("before", "after"), [("one", "apart"), ("apart", "one")])
+def test_experts_as_one_tensor_or_one_by_one(
+    experts: dict[str, Path], tmp_path: Path, before: str, after: str
+) -> None:
+    """The same model, whichever the library wrote; each tensor is compared with its own."""
+    told = severities(experts[before], experts[after])
+    assert set(told.values()) <= {"warning"}, told
+    base = Checkpoint.open(experts[before])
+    view = align(base, Checkpoint.open(experts[after])).subject
+    assert view.tensors.keys() == base.tensors.keys()
+    for name in base.tensors:
+        assert torch.equal(view.load(name), base.load(name)), name
+        assert view.tensor_digest(name) == base.tensor_digest(name), name
+    assert measure_weights(view, "cpu") == measure_weights(base, "cpu")
+
+
+@pytest.mark.parametrize("before", ["one", "apart"])
+def test_an_expert_that_was_changed_or_lost(
+    experts: dict[str, Path], tmp_path: Path, before: str
+) -> None:
+    """What differs is in the one tensor, or the one matrix; one expert too few is told."""
+    after = "apart" if before == "one" else "one"
+    part = "model.layers.1.mlp.experts"
+    apart = after == "apart"
+
+    def doubled(tensors: Tensors) -> None:
+        if apart:
+            tensors[f"{part}.2.up_proj.weight"] *= 2
+        else:
+            tensors[f"{part}.gate_up_proj"][2, 32:] *= 2
+
+    def lost(tensors: Tensors) -> None:
+        if apart:
+            tensors.pop(f"{part}.3.up_proj.weight")
+        else:
+            tensors[f"{part}.gate_up_proj"] = tensors[f"{part}.gate_up_proj"][:3]
+
+    base = Checkpoint.open(experts[before])
+    other = changed(experts[after], tmp_path / "doubled", doubled)
+    view = align(base, Checkpoint.open(other)).subject
+    differ = [name for name in base.tensors if not torch.equal(view.load(name), base.load(name))]
+    wanted = f"{part}.gate_up_proj" if apart else f"{part}.2.up_proj.weight"
+    assert differ == [wanted]
+    fewer = changed(experts[after], tmp_path / "lost", lost)
+    assert severities(experts[before], fewer)["missing_tensors"] == "fatal"
 
 
 def test_an_untied_model_without_its_head_misses_a_tensor(untied: Path, tmp_path: Path) -> None:

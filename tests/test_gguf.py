@@ -201,7 +201,7 @@ FUSED = "model.language_model.layers.1.mlp.experts.gate_up_proj"
 @pytest.fixture(scope="session")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Qwen3.5 mixture whose folder has the matrices of all experts as one tensor, as the
-    published ones; the library loads both forms and writes the other."""
+    published ones; the library loads both forms."""
     import torch
     from safetensors.torch import load_file, save_file
 
